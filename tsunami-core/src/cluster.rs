@@ -1,0 +1,510 @@
+//! The running machines, as experiments see them.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::event::{EventKind, Events, Origin, rounded};
+use crate::machine::{Machine, RunId};
+use crate::session::{Command, Download, Exit, OutputSink, Session, SessionErrorKind, Stdin, Stream};
+
+/// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
+/// Observers get all of it.
+pub const OUTPUT_LIMIT: usize = 8 << 20;
+
+/// How much of the end of standard error an error shows.
+const STDERR_TAIL: usize = 4 << 10;
+
+/// All machines of a run. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    inner: Arc<ClusterInner>,
+}
+
+#[derive(Debug)]
+struct ClusterInner {
+    run: RunId,
+    hosts: Vec<Host>,
+    events: Events,
+}
+
+impl Cluster {
+    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events) -> Self {
+        Self { inner: Arc::new(ClusterInner { run, hosts, events }) }
+    }
+
+    /// The run.
+    pub fn run_id(&self) -> &RunId {
+        &self.inner.run
+    }
+
+    /// All machines, by group in the plan's order, then by index.
+    pub fn hosts(&self) -> &[Host] {
+        &self.inner.hosts
+    }
+
+    /// The machines of a group, by index; none if there is no such group.
+    pub fn group(&self, name: &str) -> Vec<Host> {
+        self.inner.hosts.iter().filter(|host| host.group() == name).cloned().collect()
+    }
+
+    /// A machine by its name, such as `client-0`.
+    pub fn host(&self, name: &str) -> Option<&Host> {
+        self.inner.hosts.iter().find(|host| host.name() == name)
+    }
+
+    /// Adds to the run's story. For layers above the engine that tell more of it, such as steps.
+    pub fn emit(&self, event: EventKind) {
+        self.inner.events.emit(event);
+    }
+}
+
+/// One running machine. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<HostInner>,
+    stage: Arc<str>,
+}
+
+struct HostInner {
+    name: String,
+    machine: Machine,
+    session: Arc<dyn Session>,
+    events: Events,
+    /// The run is ending.
+    cancel: CancellationToken,
+    /// The provider says that the machine is gone.
+    gone: CancellationToken,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("name", &self.inner.name)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    pub(crate) fn new(
+        machine: Machine,
+        session: Arc<dyn Session>,
+        events: Events,
+        cancel: CancellationToken,
+        gone: CancellationToken,
+    ) -> Self {
+        let inner = HostInner { name: machine.name(), machine, session, events, cancel, gone };
+        Self { inner: Arc::new(inner), stage: "run".into() }
+    }
+
+    /// The same machine in another stage. The stage names what is going on, in events, errors and logs:
+    /// `setup` during set-up, `run` afterwards, unless this says otherwise.
+    pub fn stage(&self, stage: &str) -> Self {
+        Self { inner: self.inner.clone(), stage: stage.into() }
+    }
+
+    /// `<group>-<index>`.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The group's name.
+    pub fn group(&self) -> &str {
+        &self.inner.machine.group
+    }
+
+    /// The place in the group, from 0.
+    pub fn index(&self) -> u32 {
+        self.inner.machine.index
+    }
+
+    /// All that the provider said of the machine.
+    pub fn machine(&self) -> &Machine {
+        &self.inner.machine
+    }
+
+    /// The address by which the machine reaches itself: private if it has one.
+    pub fn ip(&self) -> &str {
+        self.inner.machine.addresses.own().unwrap_or_default()
+    }
+
+    /// The address by which this machine reaches `other`: private within a network, public across.
+    pub fn ip_of<'a>(&self, other: &'a Host) -> &'a str {
+        let other = &other.inner.machine.addresses;
+        other.seen_from(&self.inner.machine.addresses).unwrap_or_default()
+    }
+
+    /// Runs a shell line, which must succeed, and returns what it wrote.
+    ///
+    /// ```
+    /// # use tsunami_core::{Error, Host};
+    /// # async fn example(host: &Host) -> Result<(), Error> {
+    /// let kernel = host.run("uname -r").await?;
+    /// println!("{} runs Linux {}", host.name(), kernel.stdout().trim());
+    /// # Ok(()) }
+    /// ```
+    pub async fn run(&self, line: impl Into<String>) -> Result<Output, Error> {
+        self.command(Command::shell(line)).run().await
+    }
+
+    /// Prepares a command to run on the machine.
+    pub fn command(&self, command: Command) -> HostCommand {
+        HostCommand { host: self.clone(), command, timeout: None, cancel: None }
+    }
+
+    /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives.
+    pub async fn upload(&self, from: impl AsRef<Path>, to: &str) -> Result<(), Error> {
+        let from = from.as_ref();
+        let begun = Instant::now();
+        let action = format!("upload of {} to {to}", from.display());
+        self.attempt(&action, self.inner.session.upload(from, to)).await?;
+        self.inner.events.emit(EventKind::Uploaded {
+            machine: self.name().to_owned(),
+            stage: self.stage.to_string(),
+            from: from.display().to_string(),
+            to: to.to_owned(),
+            seconds: rounded(begun.elapsed()),
+        });
+        Ok(())
+    }
+
+    /// Brings files home and says how many matches each pattern had, in order.
+    pub async fn download(&self, download: &Download) -> Result<Vec<usize>, Error> {
+        let action = format!("download of {}", download.patterns.join(" "));
+        let matches = self.attempt(&action, self.inner.session.download(download)).await?;
+        self.inner.events.emit(EventKind::Collected {
+            machine: self.name().to_owned(),
+            stage: self.stage.to_string(),
+            into: download.into.display().to_string(),
+            files: matches.iter().sum(),
+        });
+        Ok(matches)
+    }
+
+    /// Waits for something that the session does, unless the run is cancelled first.
+    async fn attempt<T>(
+        &self,
+        action: &str,
+        doing: impl Future<Output = Result<T, crate::SessionError>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
+            () = self.inner.gone.cancelled() => Err(self.lost(action)),
+            done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
+        }
+    }
+
+    /// Ends what runs on the machine, which is gone.
+    pub(crate) fn mark_gone(&self) {
+        self.inner.gone.cancel();
+    }
+
+    fn lost(&self, action: &str) -> Error {
+        Error::Lost {
+            machine: self.name().to_owned(),
+            stage: self.stage.to_string(),
+            command: Some(action.to_owned()),
+            source: format!("machine {} is gone", self.inner.machine.id).into(),
+        }
+    }
+}
+
+/// A command that is about to run on a machine.
+#[derive(Clone, Debug)]
+#[must_use = "a command does nothing until `run`, `output` or `start` is called"]
+pub struct HostCommand {
+    host: Host,
+    command: Command,
+    timeout: Option<Duration>,
+    cancel: Option<CancellationToken>,
+}
+
+impl HostCommand {
+    /// Adds a variable to its environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.command = self.command.env(name, value);
+        self
+    }
+
+    /// Sets the directory it runs in.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.command = self.command.cwd(directory);
+        self
+    }
+
+    /// Sets what it reads.
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.command = self.command.stdin(stdin);
+        self
+    }
+
+    /// Sets how long it may take. On time-out the command and its process group get TERM, five seconds, then
+    /// KILL.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Lets `token` end it, beside the end of the run itself.
+    pub fn cancel_on(mut self, token: CancellationToken) -> Self {
+        self.cancel = Some(token);
+        self
+    }
+
+    /// Runs it to its end, which must be status 0, and returns what it wrote.
+    pub async fn run(self) -> Result<Output, Error> {
+        let (host, command) = (self.host.clone(), self.command.to_string());
+        let output = self.output().await?;
+        if output.exit.success() {
+            return Ok(output);
+        }
+        Err(Error::Command {
+            machine: host.name().to_owned(),
+            stage: host.stage.to_string(),
+            command,
+            exit: output.exit,
+            stderr: output.stderr_tail.text(),
+        })
+    }
+
+    /// Runs it to its end, whatever that is, and returns what it wrote.
+    pub async fn output(self) -> Result<Output, Error> {
+        let (name, stage) = (self.host.name().to_owned(), self.host.stage.to_string());
+        let inner = &self.host.inner;
+        let line = self.command.to_string();
+        let started =
+            EventKind::CommandStarted { machine: name.clone(), stage: stage.clone(), command: line.clone() };
+        inner.events.emit(started);
+        let begun = Instant::now();
+        let capture = Arc::new(Capture { host: self.host.clone(), kept: Mutex::default() });
+        let result = self.execute(capture.clone()).await;
+        let (exit, error) = match &result {
+            Ok(exit) => (Some(*exit), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        inner.events.emit(EventKind::CommandFinished {
+            machine: name,
+            stage,
+            command: line,
+            exit,
+            error,
+            seconds: rounded(begun.elapsed()),
+        });
+        let Kept { stdout, stderr, truncated, stderr_tail } = std::mem::take(&mut *capture.kept());
+        match result {
+            Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, stderr_tail }),
+            Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
+                let stderr = stderr_tail.text();
+                Err(Error::Timeout { machine, stage, command, after, gone, stderr })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets the session run it, and ends it at its time-out or when the run is cancelled.
+    async fn execute(&self, sink: Arc<dyn OutputSink>) -> Result<Exit, Error> {
+        let inner = &self.host.inner;
+        let stop = inner.cancel.child_token();
+        let mut running = inner.session.exec(&self.command, sink, &stop);
+        let forever = Duration::from_secs(u32::MAX.into());
+        let mut timed_out = false;
+        let result = tokio::select! {
+            biased;
+            result = &mut running => result,
+            () = inner.gone.cancelled() => return Err(self.host.lost(&self.command.to_string())),
+            () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
+                timed_out = true;
+                stop.cancel();
+                running.await
+            }
+            () = cancelled(self.cancel.as_ref()) => {
+                stop.cancel();
+                running.await
+            }
+        };
+        result.map_err(|error| match (timed_out, error.kind) {
+            (true, SessionErrorKind::Cancelled | SessionErrorKind::CancelledUnconfirmed) => Error::Timeout {
+                machine: self.host.name().to_owned(),
+                stage: self.host.stage.to_string(),
+                command: self.command.to_string(),
+                after: self.timeout.unwrap_or_default(),
+                gone: error.kind == SessionErrorKind::Cancelled,
+                stderr: String::new(),
+            },
+            _ => Error::session(self.host.name(), &self.host.stage, &self.command.to_string(), error),
+        })
+    }
+
+    /// Starts it in the background, where it runs until [`Process::stop`], or until the process is dropped.
+    ///
+    /// ```
+    /// # use tsunami_core::{Command, Error, Host};
+    /// # async fn example(server: &Host, client: &Host) -> Result<(), Error> {
+    /// let redis = server.command(Command::shell("redis-server --protected-mode no")).start();
+    /// client.run(format!("redis-benchmark -h {}", client.ip_of(server))).await?;
+    /// redis.stop().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn start(mut self) -> Process {
+        let stop = self.cancel.take().unwrap_or_default().child_token();
+        let task = tokio::spawn(self.cancel_on(stop.clone()).output());
+        Process { stop, task: Some(task) }
+    }
+}
+
+/// Resolves when the token fires; never without one.
+async fn cancelled(token: Option<&CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A command that runs in the background.
+///
+/// Dropping it begins to stop the command and returns at once; [`stop`](Self::stop) waits until it is gone.
+#[derive(Debug)]
+pub struct Process {
+    stop: CancellationToken,
+    task: Option<JoinHandle<Result<Output, Error>>>,
+}
+
+impl Process {
+    /// Waits until the command ends by itself. May be dropped and called again.
+    pub async fn wait(&mut self) -> Result<Output, Error> {
+        let Some(task) = &mut self.task else {
+            return Err(Error::other("the process was waited for already"));
+        };
+        let ended = task.await;
+        self.task = None;
+        ended.map_err(Error::other)?
+    }
+
+    /// Ends the command: TERM, five seconds, then KILL. Returns once it is confirmed gone, with how it ended if
+    /// that happened before.
+    pub async fn stop(mut self) -> Result<Option<Output>, Error> {
+        self.stop.cancel();
+        match self.wait().await {
+            Ok(output) => Ok(Some(output)),
+            Err(Error::Cancelled) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What a command wrote, and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// How it ended.
+    pub exit: Exit,
+    /// The first [`OUTPUT_LIMIT`] bytes of its standard output.
+    pub stdout: Vec<u8>,
+    /// The first [`OUTPUT_LIMIT`] bytes of its standard error.
+    pub stderr: Vec<u8>,
+    /// Whether there was more than that of either.
+    pub truncated: bool,
+    stderr_tail: Tail,
+}
+
+impl Output {
+    /// Standard output as text; what isn't UTF-8 is replaced.
+    pub fn stdout(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.stdout)
+    }
+
+    /// Standard error as text; what isn't UTF-8 is replaced.
+    pub fn stderr(&self) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(&self.stderr)
+    }
+}
+
+/// Hands output on to the observers and keeps as much of it as [`Output`] promises.
+struct Capture {
+    host: Host,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    truncated: bool,
+    stderr_tail: Tail,
+}
+
+impl Capture {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OutputSink for Capture {
+    fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+        let mut kept = self.kept();
+        if stream == Stream::Stderr {
+            kept.stderr_tail.push(bytes);
+        }
+        let all = match stream {
+            Stream::Stdout => &mut kept.stdout,
+            Stream::Stderr => &mut kept.stderr,
+        };
+        let room = bytes.len().min(OUTPUT_LIMIT - all.len());
+        all.extend_from_slice(&bytes[..room]);
+        kept.truncated |= room < bytes.len();
+        drop(kept);
+        let origin = Origin { machine: self.host.name(), stage: &self.host.stage };
+        self.host.inner.events.output(&origin, stream, bytes)
+    }
+}
+
+/// The last few kilobytes of a stream.
+#[derive(Clone, Debug, Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
+        self.0.drain(..self.0.len().saturating_sub(STDERR_TAIL));
+    }
+
+    /// The last ten lines.
+    fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.0);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_keeps_the_last_lines_whatever_the_cuts() {
+        let mut tail = Tail::default();
+        for i in 0..10_000 {
+            tail.push(format!("line {i}\n").as_bytes());
+        }
+        tail.push(&[b'x'; 10]);
+        let text = tail.text();
+        assert_eq!(text.lines().count(), 10);
+        assert!(text.ends_with("line 9999\nxxxxxxxxxx"));
+        assert!(tail.0.len() <= STDERR_TAIL);
+        tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
+        assert_eq!(tail.text().len(), STDERR_TAIL);
+    }
+}

@@ -1,0 +1,448 @@
+//! The engine: launch, watch, connect, set up, hand over, tear down.
+
+mod launch;
+mod teardown;
+mod watch;
+
+use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::Cluster;
+use crate::error::{Error, QuoteFailure};
+use crate::event::{EventKind, Events, GroupSize, Observer, seconds_since_epoch};
+use crate::machine::{Deadline, Machine, RunId};
+use crate::plan::Plan;
+use crate::provider::{Leftover, Provider, Quote, RunFilter};
+use crate::record::{RunDirectory, RunLock, RunRecord, State};
+use crate::session::{Connector, Session};
+
+/// Runs experiments: the place where a provider and a connector meet.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tsunami_core::testing::FakeCloud;
+/// # use tsunami_core::{Error, Group, MachineSpec, Plan, State, Tsunami};
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Error> {
+/// # let cloud = FakeCloud::new(1);
+/// # let (provider, connector) = (cloud.clone(), cloud.clone());
+/// # let state = State::at(tempfile::tempdir()?.path().join("runs"));
+/// let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector)).state(state);
+/// let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()).count(3));
+/// let hosts = tsunami
+///     .run(plan, |cluster| async move {
+///         for host in cluster.hosts() {
+///             host.run("hostname").await?;
+///         }
+///         Ok(cluster.hosts().len())
+///     })
+///     .await?;
+/// assert_eq!(hosts, 3);
+/// # assert!(cloud.is_empty());
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tsunami {
+    provider: Arc<dyn Provider>,
+    connector: Arc<dyn Connector>,
+    observers: Vec<Arc<dyn Observer>>,
+    state: Option<State>,
+    results: Option<std::path::PathBuf>,
+    cancel: CancellationToken,
+    started_at: Option<SystemTime>,
+    seed: Option<u64>,
+    tasks: TaskTracker,
+}
+
+impl Tsunami {
+    /// Machines from `provider`, reached through `connector`.
+    pub fn new(provider: Arc<dyn Provider>, connector: Arc<dyn Connector>) -> Self {
+        Self {
+            provider,
+            connector,
+            observers: Vec::new(),
+            state: None,
+            results: None,
+            cancel: CancellationToken::new(),
+            started_at: None,
+            seed: None,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Adds an observer of the runs' events and output.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Sets where runs are recorded. Default: [`State::standard`].
+    pub fn state(mut self, state: State) -> Self {
+        self.state = Some(state);
+        self
+    }
+
+    /// Notes in the record where the results go. The engine itself writes none.
+    pub fn results(mut self, directory: impl Into<std::path::PathBuf>) -> Self {
+        self.results = Some(directory.into());
+        self
+    }
+
+    /// Ends runs when `token` fires: what is under way stops and everything is torn down.
+    pub fn cancel_on(mut self, token: CancellationToken) -> Self {
+        self.cancel = token;
+        self
+    }
+
+    /// Sets the time at which the runs begin, in place of the system's clock. For tests.
+    pub fn started_at(mut self, time: SystemTime) -> Self {
+        self.started_at = Some(time);
+        self
+    }
+
+    /// Sets what run ids and delays draw their randomness from. For tests.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Asks for a run id, as the next run would get it.
+    pub fn next_run_id(&self) -> RunId {
+        let seed = self.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
+        RunId::generate(self.started_at.unwrap_or_else(SystemTime::now), seed)
+    }
+
+    /// Validates a plan and asks the provider about every group. Creates nothing.
+    pub async fn quote(&self, plan: &Plan) -> Result<Vec<Quote>, Error> {
+        plan.validate()?;
+        let quotes = plan.groups.iter().map(|group| self.provider.quote(&group.spec, group.size()));
+        let (mut quoted, mut failures) = (Vec::new(), Vec::new());
+        for (group, quote) in plan.groups.iter().zip(join_all(quotes).await) {
+            match quote {
+                Ok(quote) => quoted.push(quote),
+                Err(error) => failures.push(QuoteFailure { group: group.name.clone(), error }),
+            }
+        }
+        if failures.is_empty() { Ok(quoted) } else { Err(Error::Quote { failures }) }
+    }
+
+    /// Runs an experiment: launches the plan's machines, sets them all up, hands them to `body`, and tears
+    /// everything down, whatever happens. Returns what `body` returns.
+    ///
+    /// If `body` or a set-up closure panics, the panic goes on after the teardown. If the future is dropped,
+    /// the run is cancelled and torn down in the background; [`idle`](Self::idle) waits for that. `body` is
+    /// dropped where it stands when the run is cancelled or its lifetime is over.
+    pub async fn run<T, F, Fut>(&self, plan: Plan, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(Cluster) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.run_as(self.next_run_id(), plan, body).await
+    }
+
+    /// [`run`](Self::run) under an id that the caller knows beforehand.
+    pub async fn run_as<T, F, Fut>(&self, run: RunId, plan: Plan, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(Cluster) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let cancel = self.cancel.child_token();
+        let _guard = cancel.clone().drop_guard();
+        let engine = self.clone();
+        let task = self.tasks.spawn(async move {
+            let running = engine.launch(run, plan, cancel).await?;
+            let ended = running.experiment(body).await;
+            running.tear_down(ended).await
+        });
+        joined(task.await)
+    }
+
+    /// Launches and sets up the plan's machines and leaves them to the caller.
+    ///
+    /// If anything fails, or the future is dropped, everything is torn down.
+    pub async fn up(&self, plan: Plan) -> Result<Running, Error> {
+        self.up_as(self.next_run_id(), plan).await
+    }
+
+    /// [`up`](Self::up) under an id that the caller knows beforehand.
+    pub async fn up_as(&self, run: RunId, plan: Plan) -> Result<Running, Error> {
+        let cancel = self.cancel.child_token();
+        let guard = cancel.clone().drop_guard();
+        let engine = self.clone();
+        let task = self.tasks.spawn(async move { engine.launch(run, plan, cancel).await });
+        let running = joined(task.await)?;
+        guard.disarm();
+        Ok(running)
+    }
+
+    /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards.
+    pub async fn attach(
+        &self,
+        directory: &RunDirectory,
+        wanted: impl Fn(&Machine) -> bool,
+    ) -> Result<Running, Error> {
+        let record = directory.record()?;
+        let run = self.open(record, directory.clone(), None, self.cancel.child_token()).await?;
+        let mut running = Running { run: Arc::new(run), cluster: None, teardown_on_drop: false };
+        let hosts = running.run.reconnect(wanted).await?;
+        running.cluster = Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone()));
+        Ok(running)
+    }
+
+    /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it.
+    pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
+        let record = directory.record()?;
+        let run = self.open(record, directory.clone(), None, CancellationToken::new()).await?;
+        let leftovers = Arc::new(run).tear_down("asked to").await;
+        ended(directory.id(), Ok(()), leftovers)
+    }
+
+    /// Lists the machines of all runs that the provider knows of, by tag.
+    pub async fn list(&self) -> Result<Vec<Machine>, Error> {
+        self.provider.list(&RunFilter::All).await.map_err(Error::other)
+    }
+
+    /// Waits until every run and teardown that was begun here is over, also those whose future was dropped.
+    pub async fn idle(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tasks.reopen();
+    }
+
+    /// Records a run and brings its machines up; tears them down if that fails.
+    async fn launch(self, run: RunId, plan: Plan, cancel: CancellationToken) -> Result<Running, Error> {
+        self.quote(&plan).await?;
+        let created = self.started_at.unwrap_or_else(SystemTime::now);
+        let record = RunRecord {
+            run,
+            experiment: plan.name.clone(),
+            provider: self.provider.name(),
+            created,
+            deadline: Deadline { at: created + plan.lifetime, lifetime: plan.lifetime },
+            groups: plan
+                .groups
+                .iter()
+                .map(|group| GroupSize { name: group.name.clone(), count: group.count })
+                .collect(),
+            results: self.results.clone(),
+            kept: false,
+        };
+        let state = self.state.clone().map_or_else(State::standard, Ok)?;
+        let (directory, lock) = state.create(&record)?;
+        let run = match self.open(record, directory.clone(), Some(lock), cancel).await {
+            Ok(run) => Arc::new(run),
+            Err(error) => {
+                directory.remove()?;
+                return Err(error);
+            }
+        };
+        run.events.emit(EventKind::RunStarted {
+            run: run.id.clone(),
+            experiment: plan.name.clone(),
+            deadline: seconds_since_epoch(run.record.deadline.at),
+            groups: run.record.groups.clone(),
+        });
+        let mut running = Running { run, cluster: None, teardown_on_drop: true };
+        match running.run.bring_up(&plan).await {
+            Ok(cluster) => {
+                running.cluster = Some(cluster);
+                Ok(running)
+            }
+            Err(ended) => running.tear_down(ended).await,
+        }
+    }
+
+    async fn open(
+        &self,
+        record: RunRecord,
+        directory: RunDirectory,
+        lock: Option<RunLock>,
+        cancel: CancellationToken,
+    ) -> Result<Run, Error> {
+        let started_at = self.started_at.unwrap_or_else(SystemTime::now);
+        let authorized_key =
+            self.connector.prepare(&record.run, directory.path()).await.map_err(Error::Prepare)?;
+        Ok(Run {
+            id: record.run.clone(),
+            events: Events::new(&self.observers, started_at),
+            provider: self.provider.clone(),
+            connector: self.connector.clone(),
+            creates: TaskTracker::new(),
+            tasks: self.tasks.clone(),
+            sessions: Mutex::default(),
+            seed: self.seed.unwrap_or_default(),
+            authorized_key,
+            record,
+            directory,
+            cancel,
+            lock: Mutex::new(lock),
+        })
+    }
+}
+
+/// A run in this process: all that its tasks share.
+#[derive(Debug)]
+struct Run {
+    id: RunId,
+    record: RunRecord,
+    directory: RunDirectory,
+    authorized_key: String,
+    provider: Arc<dyn Provider>,
+    connector: Arc<dyn Connector>,
+    events: Events,
+    cancel: CancellationToken,
+    /// Requests that create something. Never aborted: awaited in teardown.
+    creates: TaskTracker,
+    /// Where work goes that outlives a dropped handle.
+    tasks: TaskTracker,
+    sessions: Mutex<Vec<Arc<dyn Session>>>,
+    seed: u64,
+    /// Says to other processes that somebody is in charge.
+    lock: Mutex<Option<RunLock>>,
+}
+
+impl Run {
+    fn sessions(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How user code came to its end: with a result, or with a panic that goes on after the teardown.
+enum Ended<T> {
+    Result(Result<T, Error>),
+    Panic(Box<dyn std::any::Any + Send>),
+}
+
+impl<T> From<Error> for Ended<T> {
+    fn from(error: Error) -> Self {
+        Self::Result(Err(error))
+    }
+}
+
+/// Machines that are up.
+///
+/// Dropping it tears them down in the background, unless it came from [`Tsunami::attach`];
+/// [`Tsunami::idle`] waits for that.
+#[derive(Debug)]
+pub struct Running {
+    run: Arc<Run>,
+    cluster: Option<Cluster>,
+    teardown_on_drop: bool,
+}
+
+impl Running {
+    /// The machines.
+    pub fn cluster(&self) -> &Cluster {
+        self.cluster.as_ref().expect("a handle is given out only when its machines are up")
+    }
+
+    /// Tears everything down.
+    pub async fn down(self) -> Result<(), Error> {
+        self.tear_down(Ended::Result(Ok(()))).await
+    }
+
+    /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
+    pub async fn keep(mut self) -> Result<(), Error> {
+        self.teardown_on_drop = false;
+        let mut record = self.run.directory.record()?;
+        record.kept = true;
+        self.run.directory.write_record(&record)?;
+        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
+        self.disconnect().await;
+        Ok(())
+    }
+
+    /// Disconnects from machines that were attached to, and leaves them as they are.
+    pub async fn detach(mut self) {
+        self.teardown_on_drop = false;
+        self.disconnect().await;
+    }
+
+    async fn disconnect(&self) {
+        self.run.cancel.cancel();
+        self.run.close_sessions().await;
+        self.run.connector.finish(&self.run.id).await;
+        self.run.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Runs user code on the machines until it ends, is cancelled, or the lifetime is over.
+    async fn experiment<T, F, Fut>(&self, body: F) -> Ended<T>
+    where
+        F: FnOnce(Cluster) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let cluster = self.cluster().clone();
+        let lifetime = self.run.record.deadline.lifetime;
+        let left = self.run.record.deadline.at.duration_since(self.run.events.now()).unwrap_or_default();
+        // The closure itself may panic before it has made a future.
+        let body = AssertUnwindSafe(async move { body(cluster).await }).catch_unwind();
+        tokio::select! {
+            biased;
+            () = self.run.cancel.cancelled() => Error::Cancelled.into(),
+            ended = body => match ended {
+                Ok(result) => Ended::Result(result),
+                Err(panic) => Ended::Panic(panic),
+            },
+            () = tokio::time::sleep(left) => Error::LifetimeOver(lifetime).into(),
+        }
+    }
+
+    /// Tears down after user code has ended, and passes on what it ended with.
+    async fn tear_down<T>(mut self, how: Ended<T>) -> Result<T, Error> {
+        let reason = match &how {
+            Ended::Result(Ok(_)) => "done".to_owned(),
+            Ended::Result(Err(error)) => error.to_string(),
+            Ended::Panic(_) => "the program panicked".to_owned(),
+        };
+        self.teardown_on_drop = false;
+        let leftovers = self.run.tear_down(&reason).await;
+        let result = match how {
+            Ended::Result(result) => ended(self.run.id.clone(), result, leftovers),
+            Ended::Panic(panic) => resume_unwind(panic),
+        };
+        let error = result.as_ref().err().map(Error::to_string);
+        self.run.events.emit(EventKind::RunFinished { ok: error.is_none(), error });
+        result
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !std::mem::take(&mut self.teardown_on_drop) {
+            return;
+        }
+        // Without a runtime nothing can be awaited: the record and the machines' own deadline remain.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let run = self.run.clone();
+            self.run.tasks.spawn_on(async move { run.tear_down("dropped").await }, &runtime);
+        }
+    }
+}
+
+/// What a run ends with, given what it left behind.
+fn ended<T>(run: RunId, result: Result<T, Error>, leftovers: Vec<Leftover>) -> Result<T, Error> {
+    if leftovers.is_empty() {
+        return result;
+    }
+    Err(Error::Remains { run, leftovers, cause: result.err().map(Box::new) })
+}
+
+/// The result of an engine task; its panic goes on here.
+fn joined<T>(joined: Result<Result<T, Error>, JoinError>) -> Result<T, Error> {
+    match joined.map_err(JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is shutting down.
+        Err(Err(_)) => Err(Error::Cancelled),
+    }
+}

@@ -1,0 +1,115 @@
+//! The end of a run: nothing is left behind, or what may be left is named.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Run;
+use crate::ErrorChain;
+use crate::event::{EventKind, rounded};
+use crate::machine::MachineState;
+use crate::provider::{Leftover, RunFilter};
+
+/// How long sessions may take to end, killed commands included: five seconds of grace and some more.
+const CLOSING: Duration = Duration::from_secs(10);
+
+/// How long requests that create something may go unanswered before the run says so.
+const SETTLING: Duration = Duration::from_secs(60);
+
+/// How long the provider is asked again and again, counted from when creates have settled.
+const TERMINATING: Duration = Duration::from_secs(300);
+
+/// The first pause between two attempts; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+impl Run {
+    /// Ends everything the run created and returns what may remain. Ignores the run's own cancellation; has
+    /// its own deadlines. Forgets the run once it is clear.
+    pub(super) async fn tear_down(self: &Arc<Self>, reason: &str) -> Vec<Leftover> {
+        let begun = Instant::now();
+        self.events.emit(EventKind::TearingDown { reason: reason.to_owned() });
+        // Ends the watcher, and commands that user code has left running in tasks of its own.
+        self.cancel.cancel();
+        self.close_sessions().await;
+        self.creates.close();
+        let settled = timeout(SETTLING, self.creates.wait()).await.is_ok();
+        let mut leftovers = self.terminate().await;
+        if !settled {
+            // Without its answer an empty listing proves nothing.
+            let why = format!("unanswered after {}", humantime::format_duration(SETTLING));
+            leftovers.push(Leftover { what: "what a launch request may yet create".to_owned(), why });
+        }
+        self.connector.finish(&self.id).await;
+        if leftovers.is_empty()
+            && let Err(error) = self.directory.remove()
+        {
+            let what = format!("the record at {}", self.directory.path().display());
+            leftovers.push(Leftover { what, why: ErrorChain(&error).to_string() });
+        }
+        let seconds = rounded(begun.elapsed());
+        self.events.emit(EventKind::TornDown { leftovers: leftovers.clone(), seconds });
+        leftovers
+    }
+
+    /// Closes all sessions at once, which waits for commands that were being killed.
+    pub(super) async fn close_sessions(&self) {
+        let sessions = std::mem::take(&mut *self.sessions());
+        let closing = sessions.iter().map(|session| timeout(CLOSING, session.close()));
+        for closed in join_all(closing).await {
+            // The machine is about to end, and what it ran with it: this decides nothing.
+            tracing::debug!(?closed, "session closed");
+        }
+    }
+
+    /// Asks the provider to end everything until it says, and two listings show, that nothing is left.
+    async fn terminate(&self) -> Vec<Leftover> {
+        let deadline = Instant::now() + TERMINATING;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let leftovers = self.terminate_once().await;
+            if leftovers.is_empty() || Instant::now() + pause > deadline {
+                return leftovers;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn terminate_once(&self) -> Vec<Leftover> {
+        match self.provider.terminate(&self.id).await {
+            Ok(leftovers) if leftovers.is_empty() => {}
+            Ok(leftovers) => return leftovers,
+            Err(error) => return vec![unknown(&error)],
+        }
+        let first = self.still_listed().await;
+        let consistency = self.provider.consistency();
+        if !first.is_empty() || consistency.is_zero() {
+            return first;
+        }
+        sleep(consistency).await;
+        self.still_listed().await
+    }
+
+    /// The run's machines that a listing shows and that are not gone.
+    async fn still_listed(&self) -> Vec<Leftover> {
+        match self.provider.list(&RunFilter::Run(self.id.clone())).await {
+            Ok(machines) => machines
+                .iter()
+                .filter(|machine| machine.state != MachineState::Gone)
+                .map(|machine| Leftover {
+                    what: format!("machine {} ({})", machine.id, machine.name()),
+                    why: "still listed".to_owned(),
+                })
+                .collect(),
+            Err(error) => vec![unknown(&error)],
+        }
+    }
+}
+
+/// What is left is not known, since the provider did not say.
+fn unknown(error: &crate::ProviderError) -> Leftover {
+    Leftover { what: "anything the run created".to_owned(), why: ErrorChain(error).to_string() }
+}

@@ -1,0 +1,142 @@
+//! One watcher a run: it polls the state of all machines in one listing and tells every machine's task.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::Run;
+use crate::event::EventKind;
+use crate::machine::{Machine, MachineId, MachineState};
+use crate::provider::RunFilter;
+
+/// The pause between two listings while machines are awaited.
+const EAGER: Duration = Duration::from_secs(1);
+
+/// The pause between two listings once all are up.
+const CALM: Duration = Duration::from_secs(5);
+
+/// The longest pause after listings that failed.
+const SLOWEST: Duration = Duration::from_secs(15);
+
+/// A machine that was seen counts as gone after this many listings without it.
+const MISSES: u32 = 3;
+
+/// What is known of each machine, and who wants to hear of it. One channel a machine wakes only that machine's
+/// task, and in the same order every time.
+type Known = Arc<Mutex<BTreeMap<MachineId, watch::Sender<Option<Machine>>>>>;
+
+/// Steers the watcher, and hears from it.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    known: Known,
+    calm: Arc<AtomicBool>,
+    now: Arc<Notify>,
+}
+
+impl Watch {
+    /// Makes the watcher of a run and the handle to it.
+    pub(super) fn new(run: Arc<Run>) -> (impl Future<Output = ()> + Send + 'static, Self) {
+        let watch = Self { known: Known::default(), calm: Arc::default(), now: Arc::default() };
+        (watch.clone().poll(run), watch)
+    }
+
+    /// Asks for a listing without delay: something has changed.
+    pub(super) fn look_now(&self) {
+        self.now.notify_one();
+    }
+
+    /// All machines are up: look less often.
+    pub(super) fn calm_down(&self) {
+        self.calm.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until a machine runs and has an address, or is on its way out.
+    pub(super) async fn running(&self, id: &MachineId) -> Machine {
+        self.until(id, |machine| match machine.state {
+            MachineState::Pending => false,
+            MachineState::Running => machine.addresses.own().is_some() || machine.login.host.is_some(),
+            MachineState::Stopping | MachineState::Gone => true,
+        })
+        .await
+    }
+
+    /// Waits until a machine is on its way out.
+    pub(super) async fn gone(&self, id: &MachineId) {
+        self.until(id, |machine| matches!(machine.state, MachineState::Stopping | MachineState::Gone)).await;
+    }
+
+    async fn until(&self, id: &MachineId, reached: impl Fn(&Machine) -> bool) -> Machine {
+        let mut machine = self.sender(id, watch::Sender::subscribe);
+        let reached = machine.wait_for(|machine| machine.as_ref().is_some_and(&reached)).await;
+        let machine = reached.ok().and_then(|machine| machine.clone());
+        match machine {
+            Some(machine) => machine,
+            // `self` keeps the sender alive, and nothing but a machine satisfies the condition.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn sender<T>(&self, id: &MachineId, with: impl FnOnce(&watch::Sender<Option<Machine>>) -> T) -> T {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        with(known.entry(id.clone()).or_insert_with(|| watch::Sender::new(None)))
+    }
+
+    async fn poll(self, run: Arc<Run>) {
+        let mut pause = EAGER;
+        let mut missed: BTreeMap<MachineId, (Machine, u32)> = BTreeMap::new();
+        self.now.notified().await;
+        loop {
+            let begun = Instant::now();
+            match run.provider.list(&RunFilter::Run(run.id.clone())).await {
+                Ok(machines) => {
+                    pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
+                    self.take_in(machines, &mut missed);
+                }
+                Err(error) => {
+                    pause = (pause * 2).min(SLOWEST);
+                    run.events.emit(EventKind::ListingFailed { error: error.to_string() });
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.now.notified() => {}
+                () = tokio::time::sleep_until(begun + pause) => {}
+            }
+        }
+    }
+
+    /// Tells the machines' tasks what a listing says. Listings are eventually consistent: one that lacks a
+    /// machine proves little, several in a row do.
+    fn take_in(&self, machines: Vec<Machine>, missed: &mut BTreeMap<MachineId, (Machine, u32)>) {
+        let mut seen = BTreeMap::new();
+        for machine in machines {
+            seen.insert(machine.id.clone(), (machine.clone(), 0));
+            self.publish(machine);
+        }
+        for (id, (machine, misses)) in std::mem::take(missed) {
+            if seen.contains_key(&id) {
+                continue;
+            }
+            if misses + 1 >= MISSES {
+                self.publish(Machine { state: MachineState::Gone, ..machine });
+            } else {
+                seen.insert(id, (machine, misses + 1));
+            }
+        }
+        *missed = seen;
+    }
+
+    fn publish(&self, machine: Machine) {
+        self.sender(&machine.id.clone(), |sender| {
+            sender.send_if_modified(|known| {
+                let changed = known.as_ref() != Some(&machine);
+                *known = Some(machine);
+                changed
+            });
+        });
+    }
+}

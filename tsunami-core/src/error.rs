@@ -1,0 +1,281 @@
+//! Errors that say what happened where, and what may remain.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::machine::{MachineId, RunId};
+use crate::plan::Problem;
+use crate::provider::{Leftover, ProviderError};
+use crate::session::{Exit, SessionError, SessionErrorKind};
+
+/// Any error at all, as programs hand it to tsunami.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a run, or a part of it, failed.
+///
+/// Display says this level only; [`source`](std::error::Error::source) has the rest. What closures return is an
+/// `Error` too, so that `?` works on tsunami's own calls; anything else becomes one through
+/// [`Error::other`] or the `From` implementations.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The plan cannot be run. Nothing was started.
+    #[error("the plan has {}", count(problems.len(), "problem"))]
+    Plan {
+        /// All that is wrong with it.
+        problems: Vec<Problem>,
+    },
+    /// Groups cannot be had as they are described. Nothing was started.
+    #[error("the plan cannot be launched{}", failures.iter().map(|f| format!("\n  group {}: {}", f.group, f.error)).collect::<String>())]
+    Quote {
+        /// All groups that cannot be had.
+        failures: Vec<QuoteFailure>,
+    },
+    /// A group could not be launched.
+    #[error("could not launch group {group}")]
+    Launch {
+        /// The group.
+        group: String,
+        /// What the provider said.
+        source: ProviderError,
+    },
+    /// No session to a machine could be had in time.
+    #[error("{machine} ({id}): no session within {}", humantime::format_duration(*after))]
+    Connect {
+        /// The machine.
+        machine: String,
+        /// Its id.
+        id: MachineId,
+        /// The time it was given.
+        after: Duration,
+        /// What was seen last.
+        source: SessionError,
+    },
+    /// A machine ended, or the connection to it did.
+    #[error("{machine}: lost in stage {stage}{}", running(command.as_deref()))]
+    Lost {
+        /// The machine.
+        machine: String,
+        /// What it was doing.
+        stage: String,
+        /// The command that ran at that time.
+        command: Option<String>,
+        /// What was seen.
+        source: BoxError,
+    },
+    /// A command ended with a status other than 0, or by a signal.
+    #[error("{machine}: stage {stage}: `{command}` ended with {exit}")]
+    Command {
+        /// The machine.
+        machine: String,
+        /// The stage.
+        stage: String,
+        /// The command.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// The last lines it wrote to standard error.
+        stderr: String,
+    },
+    /// A command took longer than it may.
+    #[error("{machine}: stage {stage}: `{command}` timed out after {}{}", humantime::format_duration(*after),
+        if *gone { "" } else { "; it may still be running" })]
+    Timeout {
+        /// The machine.
+        machine: String,
+        /// The stage.
+        stage: String,
+        /// The command.
+        command: String,
+        /// The time it was given.
+        after: Duration,
+        /// Whether all of it is confirmed gone.
+        gone: bool,
+        /// The last lines it wrote to standard error.
+        stderr: String,
+    },
+    /// A command could not be run, or a file not be copied, for a reason that isn't the machine's loss.
+    #[error("{machine}: stage {stage}: {action} failed")]
+    Session {
+        /// The machine.
+        machine: String,
+        /// The stage.
+        stage: String,
+        /// What was being done.
+        action: String,
+        /// What went wrong.
+        source: SessionError,
+    },
+    /// The run's login key or other means of connecting could not be made. Nothing was started.
+    #[error("could not prepare the connections")]
+    Prepare(#[source] SessionError),
+    /// The run's record could not be read or written. A run that cannot be recorded is not started.
+    #[error("cannot {action} the record of runs at {}", path.display())]
+    Record {
+        /// What was being done: `read`, `write`.
+        action: &'static str,
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// No run of that name is known on this computer.
+    #[error("no run `{name}` is known here")]
+    UnknownRun {
+        /// What was asked for.
+        name: String,
+    },
+    /// More than one run fits.
+    #[error("`{name}` fits {} runs: {}", runs.len(), runs.iter().map(RunId::as_str).collect::<Vec<_>>().join(", "))]
+    AmbiguousRun {
+        /// What was asked for.
+        name: String,
+        /// What fits.
+        runs: Vec<RunId>,
+    },
+    /// The run was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The run's lifetime is over.
+    #[error("the lifetime of {} is over", humantime::format_duration(*.0))]
+    LifetimeOver(Duration),
+    /// After the run ended, something may still exist.
+    #[error("run {run}: {} may remain; `tsunami down {run}` removes it", count(leftovers.len(), "thing"))]
+    Remains {
+        /// The run.
+        run: RunId,
+        /// What may remain, and why.
+        leftovers: Vec<Leftover>,
+        /// What ended the run, if that was an error too.
+        #[source]
+        cause: Option<Box<Error>>,
+    },
+    /// An error of the program that uses tsunami.
+    #[error(transparent)]
+    Other(BoxError),
+}
+
+/// A group that cannot be had, and why.
+#[derive(Debug)]
+pub struct QuoteFailure {
+    /// The group.
+    pub group: String,
+    /// What the provider said.
+    pub error: ProviderError,
+}
+
+impl Error {
+    /// Wraps any error, or a text.
+    ///
+    /// ```
+    /// # use tsunami_core::Error;
+    /// fn count(text: &str) -> Result<u32, Error> {
+    ///     text.trim().parse().map_err(Error::other)
+    /// }
+    /// assert!(count("seven").is_err());
+    /// ```
+    pub fn other(error: impl Into<BoxError>) -> Self {
+        Self::Other(error.into())
+    }
+
+    /// What the user can do about it, where that is known.
+    pub fn help(&self) -> Option<&str> {
+        match self {
+            Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.help.as_deref()),
+            Self::Launch { source, .. } => source.help.as_deref(),
+            Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
+            Self::Prepare(source) => source.help.as_deref(),
+            Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
+            _ => None,
+        }
+    }
+
+    /// The machine and the stage that failed, where one did.
+    pub fn place(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Lost { machine, stage, .. }
+            | Self::Command { machine, stage, .. }
+            | Self::Timeout { machine, stage, .. }
+            | Self::Session { machine, stage, .. } => Some((machine, stage)),
+            Self::Connect { machine, .. } => Some((machine, "connect")),
+            Self::Remains { cause: Some(cause), .. } => cause.place(),
+            _ => None,
+        }
+    }
+
+    /// The last lines that the failing command wrote to standard error, where it wrote any.
+    pub fn stderr(&self) -> Option<&str> {
+        match self {
+            Self::Command { stderr, .. } | Self::Timeout { stderr, .. } => Some(stderr.as_str()),
+            Self::Remains { cause: Some(cause), .. } => cause.stderr(),
+            _ => None,
+        }
+        .filter(|stderr| !stderr.is_empty())
+    }
+
+    /// Turns a session's error into one that names the machine, the stage and what was being done there.
+    pub(crate) fn session(machine: &str, stage: &str, action: &str, source: SessionError) -> Self {
+        let (machine, stage) = (machine.to_owned(), stage.to_owned());
+        match source.kind {
+            SessionErrorKind::Cancelled => Self::Cancelled,
+            SessionErrorKind::Lost => {
+                Self::Lost { machine, stage, command: Some(action.to_owned()), source: source.into() }
+            }
+            _ => Self::Session { machine, stage, action: action.to_owned(), source },
+        }
+    }
+}
+
+macro_rules! other {
+    ($($type:ty),*) => {$(
+        impl From<$type> for Error {
+            fn from(error: $type) -> Self {
+                Self::Other(error.into())
+            }
+        }
+    )*};
+}
+other!(
+    BoxError,
+    String,
+    &str,
+    std::io::Error,
+    std::fmt::Error,
+    std::num::ParseIntError,
+    std::num::ParseFloatError,
+    std::str::Utf8Error,
+    std::string::FromUtf8Error,
+    std::time::SystemTimeError,
+    serde_json::Error
+);
+
+/// Shows an error with all that it stems from, one level a line.
+///
+/// ```
+/// # use tsunami_core::{Error, ErrorChain};
+/// let error = std::io::Error::other("disk on fire");
+/// assert_eq!(ErrorChain(&error).to_string(), "disk on fire");
+/// ```
+#[derive(Debug)]
+pub struct ErrorChain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(error) = next {
+            write!(f, "\n  because: {error}")?;
+            next = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// `1 problem`, `2 problems`.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn running(command: Option<&str>) -> String {
+    command.map(|command| format!(" while running `{command}`")).unwrap_or_default()
+}

@@ -1,0 +1,49 @@
+//! Launch short-lived machines, set them all up at once, run an experiment, tear everything down.
+//!
+//! This crate knows neither a cloud nor SSH. A [`Provider`] launches and ends machines, a [`Connector`] makes
+//! [`Session`]s to them, and [`Tsunami`] does the rest:
+//!
+//! 1. You describe groups of machines in a [`Plan`], each [`Group`] with an async set-up closure.
+//! 2. [`Tsunami::run`] checks the plan, records the run, launches all groups at once, and connects and sets up
+//!    each machine the moment it answers.
+//! 3. Your closure gets the [`Cluster`]: [`Host`]s that run commands, and know each other's addresses.
+//! 4. When it returns, fails, panics, is cancelled or dropped, everything is torn down. What could not be is
+//!    named: [`Error::Remains`].
+//!
+//! [`Observer`]s hear of everything as it happens. The feature `testing` has a fake cloud that runs on virtual
+//! time, mocks of the traits, and the conformance suites that every provider and session passes.
+
+mod cluster;
+mod engine;
+mod error;
+mod event;
+mod machine;
+mod plan;
+mod provider;
+mod record;
+mod report;
+mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
+pub use engine::{Running, Tsunami};
+pub use error::{BoxError, Error, ErrorChain, QuoteFailure};
+pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
+pub use machine::{Addresses, Deadline, InvalidRunId, Login, Machine, MachineId, MachineState, RunId};
+pub use plan::{
+    DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem, is_experiment_name, is_group_name,
+};
+#[cfg(feature = "testing")]
+pub use provider::MockProvider;
+pub use provider::{
+    LaunchRequest, Leftover, MachineSpec, Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter,
+};
+pub use record::{RunDirectory, RunRecord, State};
+pub use report::{CommandReport, MachineReport, Report};
+pub use session::{
+    Command, Connector, Download, Exit, OutputSink, Program, Session, SessionError, SessionErrorKind, Stdin,
+    Stream,
+};
+#[cfg(feature = "testing")]
+pub use session::{MockConnector, MockSession};

@@ -1,0 +1,239 @@
+//! Machines: how they are named, where they are, and what is known of them.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// The identity of a run, carried as a tag by everything the run creates.
+///
+/// It begins with the time of its creation (UTC), so that listings sort by age, and ends with four random
+/// characters. It consists of ASCII letters, digits and `-` only: safe in a path, a tag and a host name.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use tsunami_core::RunId;
+///
+/// let id = RunId::generate(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000), 7);
+/// assert!(id.as_str().starts_with("20231114-221320-"));
+/// assert_eq!(id.as_str().parse::<RunId>(), Ok(id));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+/// A text that cannot be the id of a run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a run id: up to 64 ASCII letters, digits and `-`, not beginning with `-`")]
+pub struct InvalidRunId(String);
+
+impl RunId {
+    /// Makes the id of a run created at `now`; `seed` supplies the random part.
+    pub fn generate(now: SystemTime, seed: u64) -> Self {
+        const ALPHABET: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz023456789";
+        let mut id: String = humantime::format_rfc3339_seconds(now)
+            .to_string()
+            .chars()
+            .filter_map(|c| match c {
+                'T' => Some('-'),
+                c => c.is_ascii_digit().then_some(c),
+            })
+            .collect();
+        id.push('-');
+        for i in 0..4 {
+            id.push(char::from(ALPHABET[(seed >> (i * 5)) as usize % ALPHABET.len()]));
+        }
+        Self(id)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for RunId {
+    type Err = InvalidRunId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRunId> {
+        let usable = text.len() <= 64
+            && !text.starts_with('-')
+            && !text.is_empty()
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if usable { Ok(Self(text.to_owned())) } else { Err(InvalidRunId(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = InvalidRunId;
+
+    fn try_from(text: String) -> Result<Self, InvalidRunId> {
+        text.parse()
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A machine's id in its provider's own words (`i-0abc…` on EC2).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MachineId(String);
+
+impl MachineId {
+    /// Wraps a provider's id.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a provider says of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The provider's id.
+    pub id: MachineId,
+    /// The run it belongs to.
+    pub run: RunId,
+    /// The group it belongs to.
+    pub group: String,
+    /// Its place in the group, from 0. The engine sets it from the order of [`Provider::launch`]'s answer;
+    /// what a listing says is used only where that answer was lost.
+    ///
+    /// [`Provider::launch`]: crate::Provider::launch
+    pub index: u32,
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// Where it can be reached.
+    pub addresses: Addresses,
+    /// How to log in.
+    pub login: Login,
+    /// When it ends itself, if it has a deadline of its own.
+    pub expires: Option<SystemTime>,
+}
+
+impl Machine {
+    /// The name users know it by: `<group>-<index>`.
+    pub fn name(&self) -> String {
+        machine_name(&self.group, self.index)
+    }
+}
+
+/// The name of the machine at place `index` of `group`: `client-0`.
+pub(crate) fn machine_name(group: &str, index: u32) -> String {
+    format!("{group}-{index}")
+}
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// Asked for, not running yet.
+    Pending,
+    /// Running; its addresses are known. Whether it answers is another question.
+    Running,
+    /// On its way out.
+    Stopping,
+    /// Gone for good. Providers may go on listing such machines for a while.
+    Gone,
+}
+
+/// Where a machine can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The address seen from anywhere.
+    pub public: Option<String>,
+    /// The address seen from machines of the same [`network`](Self::network).
+    pub private: Option<String>,
+    /// Names the private network; two machines reach each other's private address if they agree on it.
+    pub network: Option<String>,
+}
+
+impl Addresses {
+    /// The address by which a machine reaches itself: private if there is one.
+    pub fn own(&self) -> Option<&str> {
+        self.private.as_deref().or(self.public.as_deref())
+    }
+
+    /// The address by which the controller reaches the machine: public if there is one.
+    pub fn from_outside(&self) -> Option<&str> {
+        self.public.as_deref().or(self.private.as_deref())
+    }
+
+    /// The address by which a machine at `viewer` reaches this one: private within a network, public across.
+    ///
+    /// ```
+    /// use tsunami_core::Addresses;
+    ///
+    /// let at = |public: &str, private: &str, network: &str| Addresses {
+    ///     public: Some(public.into()),
+    ///     private: Some(private.into()),
+    ///     network: Some(network.into()),
+    /// };
+    /// let (a, b, c) = (at("1.0.0.1", "10.0.0.1", "eu"), at("1.0.0.2", "10.0.0.2", "eu"), at("1.0.0.3", "10.0.0.1", "us"));
+    /// assert_eq!(b.seen_from(&a), Some("10.0.0.2"));
+    /// assert_eq!(c.seen_from(&a), Some("1.0.0.3"));
+    /// ```
+    pub fn seen_from(&self, viewer: &Addresses) -> Option<&str> {
+        let together = self.network.is_some() && self.network == viewer.network;
+        if together { self.own() } else { self.from_outside() }
+    }
+}
+
+/// How to log in to a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user to log in as; `None` leaves it to the connector's configuration.
+    pub user: Option<String>,
+    /// The name or address to connect to, where that is not [`Addresses::from_outside`].
+    pub host: Option<String>,
+    /// The port to connect to; `None` leaves it to the connector's configuration.
+    pub port: Option<u16>,
+    /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it there;
+    /// `None` where the connector must know it from elsewhere.
+    pub host_key: Option<String>,
+}
+
+/// When the machines of a run end, whatever happens.
+///
+/// Both readings are armed on the machine and the earlier one fires: the relative one holds when a clock is
+/// wrong, the absolute one when a machine was suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadline {
+    /// The absolute end.
+    pub at: SystemTime,
+    /// The longest a machine may live, counted from its own birth.
+    pub lifetime: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_ids_that_could_harm_a_path_or_a_command_are_refused() {
+        for bad in ["", "-rf", "a/b", "..", "a b", "a\n", &"x".repeat(65)] {
+            assert!(bad.parse::<RunId>().is_err(), "{bad:?} was accepted");
+        }
+        assert!(serde_json::from_str::<RunId>("\"../x\"").is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! What to launch and how to set it up.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Debug};
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::Host;
+use crate::error::Error;
+use crate::provider::MachineSpec;
+
+/// The lifetime of machines whose plan says nothing else.
+pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// The time from launch to a session for machines whose plan says nothing else.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Which machines an experiment needs, and what makes them ready.
+///
+/// ```
+/// use std::time::Duration;
+/// use tsunami_core::{Group, MachineSpec, Plan};
+///
+/// let plan = Plan::new("redis")
+///     .group(Group::new("server", MachineSpec::default()).setup(|m| async move {
+///         m.run("sudo apt-get install -yq redis-server").await
+///     }))
+///     .group(Group::new("client", MachineSpec::default()).count(3).setup(async |m| {
+///         m.upload("load", "bin/load").await?;
+///         m.run("bin/load --version").await
+///     }))
+///     .lifetime(Duration::from_secs(45 * 60));
+/// assert!(plan.validate().is_ok());
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a plan does nothing until it is run"]
+pub struct Plan {
+    /// The experiment's name.
+    pub name: String,
+    /// The groups of machines.
+    pub groups: Vec<Group>,
+    /// How long the machines may live, from their birth.
+    pub lifetime: Duration,
+    /// How long a machine may take from its launch to a session.
+    pub connect_timeout: Duration,
+}
+
+/// Something that is wrong with a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What it is about: `plan`, or the group's name.
+    pub about: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.about, self.message)
+    }
+}
+
+impl Plan {
+    /// A plan without machines.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            groups: Vec::new(),
+            lifetime: DEFAULT_LIFETIME,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        }
+    }
+
+    /// Adds a group.
+    pub fn group(mut self, group: Group) -> Self {
+        self.groups.push(group);
+        self
+    }
+
+    /// Sets how long the machines may live, from their birth. Default: one hour.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// Sets how long a machine may take from its launch to a session. Default: two minutes.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Checks the plan by itself. The error lists all problems.
+    pub fn validate(&self) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let mut problem = |about: &str, message: String| {
+            problems.push(Problem { about: about.to_owned(), message });
+        };
+        if !is_experiment_name(&self.name) {
+            problem("plan", format!("`{}` is not a name: write it as [A-Za-z0-9][A-Za-z0-9._-]*", self.name));
+        }
+        if self.groups.is_empty() {
+            problem("plan", "it has no group of machines".to_owned());
+        }
+        if self.lifetime.is_zero() {
+            problem("plan", "the lifetime is zero".to_owned());
+        }
+        if self.connect_timeout.is_zero() {
+            problem("plan", "the connect timeout is zero".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for group in &self.groups {
+            if !is_group_name(&group.name) {
+                problem(
+                    &group.name,
+                    format!("`{}` is not a group's name: write it as [a-z][a-z0-9_]*", group.name),
+                );
+            }
+            if group.count == 0 {
+                problem(&group.name, "a group needs at least one machine".to_owned());
+            }
+            if !seen.insert(&group.name) {
+                problem(&group.name, "another group has the same name".to_owned());
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Error::Plan { problems }) }
+    }
+}
+
+/// Whether an experiment, step or trial may be called that: `[A-Za-z0-9][A-Za-z0-9._-]*`.
+pub fn is_experiment_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// Whether a group may be called that: `[a-z][a-z0-9_]*`.
+pub fn is_group_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// Machines of one kind with one set-up.
+#[derive(Clone)]
+#[must_use = "a group does nothing until it is part of a plan"]
+pub struct Group {
+    /// The name, `[a-z][a-z0-9_]*`; its machines are called `<name>-<index>`.
+    pub name: String,
+    /// What kind of machine.
+    pub spec: MachineSpec,
+    /// How many.
+    pub count: u32,
+    pub(crate) setup: Option<Setup>,
+}
+
+pub(crate) type Setup = Arc<dyn Fn(Host) -> SetupFuture + Send + Sync>;
+pub(crate) type SetupFuture = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+impl Group {
+    /// A group of one machine without set-up.
+    pub fn new(name: impl Into<String>, spec: MachineSpec) -> Self {
+        Self { name: name.into(), spec, count: 1, setup: None }
+    }
+
+    /// Sets how many machines the group has.
+    pub fn count(mut self, count: u32) -> Self {
+        self.count = count;
+        self
+    }
+
+    /// Sets what makes a machine of the group ready. It runs on each as soon as that one answers.
+    ///
+    /// The closure may be dropped at any await, when the run is cancelled or another machine failed.
+    pub fn setup<F, Fut, T>(mut self, setup: F) -> Self
+    where
+        F: Fn(Host) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.setup = Some(Arc::new(move |host| {
+            let setup = setup(host);
+            Box::pin(async move { setup.await.map(drop) })
+        }));
+        self
+    }
+
+    /// The number of machines, once the plan is validated.
+    pub(crate) fn size(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.count).unwrap_or(NonZeroU32::MIN)
+    }
+}
+
+impl Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("name", &self.name)
+            .field("spec", &self.spec)
+            .field("count", &self.count)
+            .field("setup", &self.setup.is_some())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_problems_are_found_at_once() {
+        let plan = Plan::new("a b")
+            .lifetime(Duration::ZERO)
+            .group(Group::new("Server", MachineSpec::default()))
+            .group(Group::new("client", MachineSpec::default()).count(0))
+            .group(Group::new("client", MachineSpec::default()));
+        let Err(Error::Plan { problems }) = plan.validate() else { panic!("accepted") };
+        let about: Vec<&str> = problems.iter().map(|problem| problem.about.as_str()).collect();
+        assert_eq!(about, ["plan", "plan", "Server", "client", "client"]);
+    }
+
+    #[test]
+    fn a_plan_without_machines_is_refused() {
+        assert!(matches!(Plan::new("x").validate(), Err(Error::Plan { .. })));
+    }
+}

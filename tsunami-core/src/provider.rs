@@ -1,0 +1,228 @@
+//! What launches and ends machines.
+
+use std::any::Any;
+use std::fmt::{self, Debug};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::BoxError;
+use crate::machine::{Deadline, Machine, MachineId, RunId};
+
+/// A source of machines: one account in one region, or whatever stands for that.
+///
+/// Everything it creates carries the run's id from the same request that creates it, so that
+/// [`list`](Self::list) and [`terminate`](Self::terminate) need nothing but that id: not a remembered machine
+/// id, not the process that launched it.
+///
+/// The engine never drops a call to `launch`, `extend` or `terminate` that it has begun; it does drop calls to
+/// `quote` and `list`. Retries and timing are the engine's: an implementation makes its requests and reports
+/// the [kind](ProviderErrorKind) of what went wrong.
+#[cfg_attr(feature = "testing", mockall::automock)]
+#[async_trait]
+pub trait Provider: Debug + Send + Sync + 'static {
+    /// The provider's name as it stands in a run's record, enough to build it again: `local`.
+    fn name(&self) -> String;
+
+    /// Checks whether `count` machines of `spec` could be launched and what they cost. Creates nothing.
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError>;
+
+    /// Launches one group and returns the ids in the order of the machines' indices.
+    ///
+    /// Idempotent for a run and group: called again it returns the machines that it launched before, and
+    /// launches those that are missing. On an error some machines may exist.
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError>;
+
+    /// Lists machines by tag, gone ones included for as long as the provider knows them.
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError>;
+
+    /// Moves the end of a run's machines, on the machines themselves as well as in their tags.
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError>;
+
+    /// Ends all that the run created and says what is still there. Idempotent; a run that is not known has
+    /// nothing left. Returns when nothing remains, or when asking again later is the only way on.
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError>;
+
+    /// How long after a request its effect may be missing from a listing. Zero where listings are exact.
+    fn consistency(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// What kind of machine a group wants, in its provider's own terms.
+///
+/// The engine only hands it on: each provider has a type of its own and finds it again with
+/// [`get`](Self::get). The default asks for nothing in particular.
+///
+/// ```
+/// use tsunami_core::MachineSpec;
+///
+/// #[derive(Debug)]
+/// struct Size(u32);
+///
+/// let spec = MachineSpec::new(Size(3));
+/// assert_eq!(spec.get::<Size>().map(|size| size.0), Some(3));
+/// assert!(MachineSpec::default().get::<Size>().is_none());
+/// ```
+#[derive(Clone, Default)]
+pub struct MachineSpec(Option<Arc<dyn Spec>>);
+
+trait Spec: Any + Debug + Send + Sync {}
+impl<T: Any + Debug + Send + Sync> Spec for T {}
+
+impl MachineSpec {
+    /// Wraps a provider's own description of a machine.
+    pub fn new<T: Any + Debug + Send + Sync>(spec: T) -> Self {
+        Self(Some(Arc::new(spec)))
+    }
+
+    /// The description, if it is of the type `T`.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        let spec: &dyn Any = self.0.as_deref()?;
+        spec.downcast_ref()
+    }
+
+    /// Whether nothing in particular is asked for.
+    pub fn is_default(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Debug for MachineSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(spec) => spec.fmt(f),
+            None => f.write_str("MachineSpec"),
+        }
+    }
+}
+
+/// The answer to "could I have these, and for how much?".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quote {
+    /// What one machine is, for people: `sshd on loopback`, `c7g.large in eu-west-1b`.
+    pub description: String,
+    /// What one machine costs.
+    pub price: Price,
+}
+
+/// What a machine costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Price {
+    /// Nothing.
+    Free,
+    /// US dollars an hour.
+    PerHour(f64),
+    /// It could not be found out. Never a guess.
+    Unknown,
+}
+
+/// A request for one group of machines.
+#[derive(Clone, Debug)]
+pub struct LaunchRequest {
+    /// The run they belong to.
+    pub run: RunId,
+    /// The experiment's name, for tags.
+    pub experiment: String,
+    /// The group's name.
+    pub group: String,
+    /// How many machines.
+    pub count: NonZeroU32,
+    /// What kind of machine.
+    pub spec: MachineSpec,
+    /// When they must end themselves. Armed before anyone can log in.
+    pub deadline: Deadline,
+    /// The public key that may log in, as OpenSSH writes it.
+    pub authorized_key: String,
+}
+
+/// Which machines to list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunFilter {
+    /// Those of one run.
+    Run(RunId),
+    /// Those of every run of tsunami.
+    All,
+}
+
+/// Something that a run created and that may still exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// What it is, with its id: `machine i-0abc (client-0)`.
+    pub what: String,
+    /// Why it is still there, or why that is not known.
+    pub why: String,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+/// What a provider could not do.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {message}")]
+pub struct ProviderError {
+    /// What the engine's policy goes by.
+    pub kind: ProviderErrorKind,
+    /// What was being asked for.
+    pub operation: String,
+    /// What the other side said.
+    pub message: String,
+    /// What the user can do about it.
+    pub help: Option<String>,
+    /// The error underneath.
+    #[source]
+    pub source: Option<BoxError>,
+}
+
+impl ProviderError {
+    /// An error of `kind` in `operation`.
+    pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, operation: operation.into(), message: message.into(), help: None, source: None }
+    }
+
+    /// Adds what the user can do about it.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds the error underneath. It is not repeated in the message.
+    pub fn source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+/// The classes of provider errors that call for different answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProviderErrorKind {
+    /// The request can never succeed as it stands: give up and tell the user.
+    InvalidSpec,
+    /// The provider has no such thing: give up.
+    Unsupported,
+    /// Nothing of that kind is free there now: try another pool.
+    Capacity,
+    /// The account may not have that many: another market may help, a retry does not.
+    Quota,
+    /// The credentials do not allow it: give up and name the permission.
+    Unauthorized,
+    /// Too many requests: back off and retry.
+    Throttled,
+    /// The service did not answer properly: retry.
+    Unavailable,
+    /// Anything else: give up.
+    Other,
+}
+
+impl ProviderErrorKind {
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Throttled | Self::Unavailable)
+    }
+}

@@ -1,0 +1,286 @@
+//! The durable record of runs: enough to tear a run down from another process, on another day.
+//!
+//! ```text
+//! <root>/                     0700
+//!   <run-id>/                 0700, owned by the run
+//!     record.json             written and synced before the run's first request
+//!     machines.json           what is known of its machines; a hint, never the truth
+//!     lock                    locked for as long as a controller lives
+//!     …                       what the provider and the connector keep there
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::machine::{Deadline, Machine, RunId};
+
+/// Where runs are recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    root: PathBuf,
+}
+
+/// What is recorded of a run before its first request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The run.
+    pub run: RunId,
+    /// The experiment's name.
+    pub experiment: String,
+    /// The provider's name.
+    pub provider: String,
+    /// When the run began.
+    pub created: SystemTime,
+    /// When its machines end themselves.
+    pub deadline: Deadline,
+    /// The groups, in order, and their sizes.
+    pub groups: Vec<crate::event::GroupSize>,
+    /// Where its results go, if anywhere.
+    pub results: Option<PathBuf>,
+    /// Whether the machines are meant to outlive the controller.
+    pub kept: bool,
+}
+
+impl State {
+    /// Keeps records in `root`, which is made when the first run is recorded.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The user's own place: `$XDG_STATE_HOME/tsunami/runs`, or `~/.local/state/tsunami/runs`.
+    pub fn standard() -> Result<Self, Error> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let state = absolute("XDG_STATE_HOME")
+            .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
+            .ok_or_else(|| {
+                let none = io::Error::new(io::ErrorKind::NotFound, "neither HOME nor XDG_STATE_HOME is set");
+                Error::Record { action: "find", path: PathBuf::new(), source: none }
+            })?;
+        Ok(Self::at(state.join("tsunami/runs")))
+    }
+
+    /// The directory of all records.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Records a run, durably, and takes its lock.
+    pub(crate) fn create(&self, record: &RunRecord) -> Result<(RunDirectory, RunLock), Error> {
+        let directory = RunDirectory { path: self.root.join(record.run.as_str()) };
+        let failed = |source| Error::Record { action: "write", path: directory.path.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(failed)?;
+        DirBuilder::new().mode(0o700).create(&directory.path).map_err(failed)?;
+        let lock = directory.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
+        directory.write_record(record)?;
+        sync_directory(&self.root).map_err(failed)?;
+        Ok((directory, lock))
+    }
+
+    /// All runs known here, oldest first.
+    pub fn runs(&self) -> Result<Vec<RunDirectory>, Error> {
+        let failed = |source| Error::Record { action: "read", path: self.root.clone(), source };
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut runs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_str().is_some_and(|name| name.parse::<RunId>().is_ok()) {
+                runs.push(RunDirectory { path: entry.path() });
+            }
+        }
+        runs.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(runs)
+    }
+
+    /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment with
+    /// one recorded run.
+    pub fn find(&self, name: &str) -> Result<RunDirectory, Error> {
+        let runs = self.runs()?;
+        if let Some(exact) = runs.iter().find(|run| run.id().as_str() == name) {
+            return Ok(exact.clone());
+        }
+        let experiment = |run: &RunDirectory| run.record().is_ok_and(|record| record.experiment == name);
+        let mut fitting: Vec<_> = runs.iter().filter(|run| run.id().as_str().starts_with(name)).collect();
+        if fitting.is_empty() {
+            fitting = runs.iter().filter(|run| experiment(run)).collect();
+        }
+        match fitting[..] {
+            [] => Err(Error::UnknownRun { name: name.to_owned() }),
+            [run] => Ok(run.clone()),
+            _ => {
+                let runs = fitting.into_iter().map(RunDirectory::id).collect();
+                Err(Error::AmbiguousRun { name: name.to_owned(), runs })
+            }
+        }
+    }
+}
+
+/// The directory in which a run keeps its record and its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDirectory {
+    path: PathBuf,
+}
+
+/// Held by the process that controls a run, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct RunLock {
+    _file: File,
+}
+
+impl RunDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's id, which is the directory's name.
+    pub fn id(&self) -> RunId {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.parse().expect("directories are listed only when their name is a run id")
+    }
+
+    /// What was recorded.
+    pub fn record(&self) -> Result<RunRecord, Error> {
+        self.read("record.json")
+    }
+
+    /// The run's machines as last seen; empty before the first was launched.
+    pub fn machines(&self) -> Result<Vec<Machine>, Error> {
+        match self.read("machines.json") {
+            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Whether a process that controls the run is alive.
+    pub fn is_controlled(&self) -> Result<bool, Error> {
+        Ok(self.lock()?.is_none())
+    }
+
+    /// Replaces the record.
+    pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), Error> {
+        self.write("record.json", record)
+    }
+
+    pub(crate) fn write_machines(&self, machines: &[Machine]) -> Result<(), Error> {
+        self.write("machines.json", machines)
+    }
+
+    /// Takes the lock, or `None` if another process has it.
+    pub(crate) fn lock(&self) -> Result<Option<RunLock>, Error> {
+        let path = self.path.join("lock");
+        let failed = |source| Error::Record { action: "lock", path: path.clone(), source };
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(RunLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    /// Forgets the run. Only for when everything it created is confirmed gone.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Record { action: "remove", path: self.path.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
+        let path = self.path.join(name);
+        fs::read(&path)
+            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+            .map_err(|source| Error::Record { action: "read", path, source })
+    }
+
+    /// Replaces a file as a whole: after a crash it holds the old value or the new one, and the new one once
+    /// this has returned.
+    fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), Error> {
+        let path = self.path.join(name);
+        let temporary = self.path.join(format!(".{name}.new"));
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&serde_json::to_vec_pretty(value)?)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            sync_directory(&self.path)
+        };
+        write().map_err(|source| Error::Record { action: "write", path: path.clone(), source })
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn record(id: &str, experiment: &str) -> RunRecord {
+        RunRecord {
+            run: id.parse().unwrap(),
+            experiment: experiment.into(),
+            provider: "fake".into(),
+            created: SystemTime::UNIX_EPOCH,
+            deadline: Deadline { at: SystemTime::UNIX_EPOCH, lifetime: Duration::from_secs(60) },
+            groups: Vec::new(),
+            results: None,
+            kept: false,
+        }
+    }
+
+    #[test]
+    fn runs_are_found_by_id_by_prefix_and_by_experiment() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path().join("runs"));
+        for (id, experiment) in
+            [("20260101-aaaa", "redis"), ("20260102-bbbb", "kafka"), ("20260102-cccc", "kafka")]
+        {
+            state.create(&record(id, experiment)).unwrap();
+        }
+        let find = |name: &str| state.find(name).map(|run| run.id().to_string());
+        assert_eq!(find("20260102-bbbb").unwrap(), "20260102-bbbb");
+        assert_eq!(find("20260101").unwrap(), "20260101-aaaa");
+        assert_eq!(find("redis").unwrap(), "20260101-aaaa");
+        assert!(matches!(find("20260102"), Err(Error::AmbiguousRun { runs, .. }) if runs.len() == 2));
+        assert!(matches!(find("kafka"), Err(Error::AmbiguousRun { .. })));
+        assert!(matches!(find("nats"), Err(Error::UnknownRun { .. })));
+    }
+
+    #[test]
+    fn a_record_is_private_and_locked_while_its_controller_lives() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path().join("runs"));
+        let (directory, lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(directory.path()), 0o700);
+        assert_eq!(mode(&directory.path().join("record.json")), 0o600);
+        assert!(directory.is_controlled().unwrap());
+        drop(lock);
+        assert!(!directory.is_controlled().unwrap());
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_recorded_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        let state = State::at(root.path().join("file/runs"));
+        assert!(matches!(state.create(&record("x", "y")), Err(Error::Record { action: "write", .. })));
+    }
+}

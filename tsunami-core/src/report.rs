@@ -1,0 +1,142 @@
+//! What a run came to: a fold over its events.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, EventKind, GroupSize};
+use crate::machine::{MachineId, RunId};
+use crate::provider::Leftover;
+use crate::session::Exit;
+
+/// The summary of a run, built from its events alone: now, or from a saved stream later.
+///
+/// Times are in seconds since the run began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The run.
+    pub run: Option<RunId>,
+    /// The experiment's name.
+    pub experiment: String,
+    /// When the run began, in seconds since 1970.
+    pub started: f64,
+    /// The groups.
+    pub groups: Vec<GroupSize>,
+    /// The machines by name.
+    pub machines: BTreeMap<String, MachineReport>,
+    /// The commands that ended, in the order in which they did.
+    pub commands: Vec<CommandReport>,
+    /// When the last machine was ready, if all were.
+    pub ready: Option<f64>,
+    /// When the teardown began.
+    pub teardown: Option<f64>,
+    /// When the run was over.
+    pub finished: Option<f64>,
+    /// What may remain.
+    pub leftovers: Vec<Leftover>,
+    /// Whether the run succeeded; `None` while it is not over, or if its end was not recorded.
+    pub ok: Option<bool>,
+    /// Why it did not.
+    pub error: Option<String>,
+}
+
+/// The summary of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MachineReport {
+    /// The provider's id.
+    pub id: Option<MachineId>,
+    /// Its address as seen by the controller.
+    pub address: String,
+    /// When it ran with an address.
+    pub running: Option<f64>,
+    /// When the session stood.
+    pub connected: Option<f64>,
+    /// When it was set up.
+    pub ready: Option<f64>,
+    /// When it was seen to be gone before the teardown.
+    pub gone: Option<f64>,
+    /// Why it could not be connected or set up.
+    pub error: Option<String>,
+}
+
+/// The summary of one command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommandReport {
+    /// The machine.
+    pub machine: String,
+    /// The stage.
+    pub stage: String,
+    /// The command.
+    pub command: String,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Why that is not known.
+    pub error: Option<String>,
+    /// When it ended.
+    pub finished: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Takes in the next event.
+    pub fn add(&mut self, event: &Event) {
+        let now = event.elapsed;
+        match &event.kind {
+            EventKind::RunStarted { run, experiment, groups, .. } => {
+                self.run = Some(run.clone());
+                self.experiment.clone_from(experiment);
+                self.groups.clone_from(groups);
+                self.started = event.at;
+            }
+            EventKind::Running { machine, id, address } => {
+                let machine = self.machine(machine);
+                machine.id = Some(id.clone());
+                machine.address.clone_from(address);
+                machine.running = Some(now);
+            }
+            EventKind::Connected { machine } => self.machine(machine).connected = Some(now),
+            EventKind::Ready { machine } => {
+                self.machine(machine).ready = Some(now);
+                let wanted: u32 = self.groups.iter().map(|group| group.count).sum();
+                let ready = self.machines.values().filter(|machine| machine.ready.is_some()).count();
+                if u32::try_from(ready) == Ok(wanted) {
+                    self.ready = Some(now);
+                }
+            }
+            EventKind::Failed { machine, error, .. } => self.machine(machine).error = Some(error.clone()),
+            EventKind::MachineGone { machine, .. } => self.machine(machine).gone = Some(now),
+            EventKind::CommandFinished { machine, stage, command, exit, error, seconds } => {
+                self.commands.push(CommandReport {
+                    machine: machine.clone(),
+                    stage: stage.clone(),
+                    command: command.clone(),
+                    exit: *exit,
+                    error: error.clone(),
+                    finished: now,
+                    seconds: *seconds,
+                });
+            }
+            EventKind::TearingDown { .. } => self.teardown = Some(now),
+            EventKind::TornDown { leftovers, .. } => self.leftovers.clone_from(leftovers),
+            EventKind::RunFinished { ok, error } => {
+                self.finished = Some(now);
+                self.ok = Some(*ok);
+                self.error.clone_from(error);
+            }
+            _ => {}
+        }
+    }
+
+    fn machine(&mut self, name: &str) -> &mut MachineReport {
+        self.machines.entry(name.to_owned()).or_default()
+    }
+}
+
+impl<'a> FromIterator<&'a Event> for Report {
+    fn from_iter<I: IntoIterator<Item = &'a Event>>(events: I) -> Self {
+        let mut report = Self::default();
+        events.into_iter().for_each(|event| report.add(event));
+        report
+    }
+}

@@ -1,0 +1,364 @@
+//! What connects to machines and runs commands on them.
+
+use std::ffi::OsString;
+use std::fmt::{self, Debug};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::BoxError;
+use crate::machine::{Machine, RunId};
+
+/// What makes [`Session`]s.
+#[cfg_attr(feature = "testing", mockall::automock)]
+#[async_trait]
+pub trait Connector: Debug + Send + Sync + 'static {
+    /// Makes ready for a run, in the run's own private directory: above all a login key, whose public half it
+    /// returns as OpenSSH writes it. Idempotent, so that a later process can take up a run.
+    async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError>;
+
+    /// Connects to a machine of a prepared run, as soon as it answers and until `deadline`.
+    ///
+    /// The machine may still be booting: a closed port or a silent one is waited out. A host key that does not
+    /// fit is not. May be dropped at any await; nothing stays behind.
+    async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError>;
+
+    /// Lets go of what [`prepare`](Self::prepare) and `connect` left in this process and on this computer,
+    /// except for the files in the run's directory. Idempotent.
+    async fn finish(&self, run: &RunId);
+}
+
+/// A connection to one machine, on which any number of commands may run at once.
+///
+/// A session goes on working however many commands it is given: what the other side cannot take at once waits.
+#[cfg_attr(feature = "testing", mockall::automock)]
+#[async_trait]
+pub trait Session: Debug + Send + Sync + 'static {
+    /// Runs a command to its end, handing its output to `output` as it arrives.
+    ///
+    /// A status other than 0 is not an error here. When `cancel` fires, the command and all of its process
+    /// group get TERM, five seconds, then KILL, and the answer is [`SessionErrorKind::Cancelled`] once they are
+    /// confirmed gone. Dropping the future does the same in the background; [`close`](Self::close) waits for it.
+    async fn exec(
+        &self,
+        command: &Command,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError>;
+
+    /// Copies a local file or directory to the machine, modes and links kept.
+    ///
+    /// A directory's contents arrive in the directory `to`, a file as the file `to`, or under its own name in
+    /// `to` if that ends in `/`. Missing parents are made. Relative to the session's directory.
+    async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError>;
+
+    /// Brings files home. Returns how many matches each pattern had, in order.
+    ///
+    /// The machine isn't trusted with the names: one that would land outside of `into` is an error.
+    async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError>;
+
+    /// Asks whether the connection still works.
+    async fn check(&self) -> Result<(), SessionError>;
+
+    /// Ends the connection, after what was dropped is confirmed gone. Idempotent.
+    async fn close(&self) -> Result<(), SessionError>;
+}
+
+/// A command for a machine.
+///
+/// ```
+/// use tsunami_core::Command;
+///
+/// let count = Command::shell("wc -l < \"$INPUT\"").env("INPUT", "data with spaces.txt").cwd("work");
+/// let literal = Command::program("printf").arg("%s\n").arg("$HOME is not expanded");
+/// assert_eq!(count.to_string(), "wc -l < \"$INPUT\"");
+/// assert_eq!(literal.to_string(), "printf %s\n $HOME is not expanded");
+/// ```
+#[derive(Clone)]
+#[must_use = "a command does nothing until a session runs it"]
+pub struct Command {
+    /// What runs.
+    pub program: Program,
+    /// The directory it runs in, relative to the session's own; `None` is that one.
+    pub cwd: Option<String>,
+    /// Variables added to its environment.
+    pub env: Vec<(String, String)>,
+    /// What it reads.
+    pub stdin: Stdin,
+}
+
+impl Command {
+    /// A command line for the machine's shell: `bash -eo pipefail -c`, or `sh -e -c` where there is no bash.
+    pub fn shell(line: impl Into<String>) -> Self {
+        Self::new(Program::Shell(line.into()))
+    }
+
+    /// A program, found through `PATH`, whose arguments reach it byte for byte.
+    pub fn program(name: impl Into<OsString>) -> Self {
+        Self::new(Program::Args(vec![name.into()]))
+    }
+
+    fn new(program: Program) -> Self {
+        Self { program, cwd: None, env: Vec::new(), stdin: Stdin::Null }
+    }
+
+    /// Adds an argument. To a shell line it is a positional parameter: `$1`, `$2`, …
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        match &mut self.program {
+            Program::Args(args) => args.push(arg.into()),
+            Program::Shell(line) => {
+                let line = std::mem::take(line);
+                self.program = Program::ShellArgs(line, vec![arg.into()]);
+            }
+            Program::ShellArgs(_, args) => args.push(arg.into()),
+        }
+        self
+    }
+
+    /// Sets the directory.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+
+    /// Adds a variable to the environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets what it reads.
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+}
+
+/// The values of variables may be secret, and are left out.
+impl Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&String> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Command")
+            .field("program", &self.program)
+            .field("cwd", &self.cwd)
+            .field("env", &names)
+            .field("stdin", &self.stdin)
+            .finish()
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.program {
+            Program::Shell(line) | Program::ShellArgs(line, _) => f.write_str(line),
+            Program::Args(args) => {
+                for (i, arg) in args.iter().enumerate() {
+                    let space = if i == 0 { "" } else { " " };
+                    write!(f, "{space}{}", arg.to_string_lossy())?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a command runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A line for the shell.
+    Shell(String),
+    /// A line for the shell, and its positional parameters.
+    ShellArgs(String, Vec<OsString>),
+    /// A program and its arguments.
+    Args(Vec<OsString>),
+}
+
+/// What a command reads.
+#[derive(Clone, Default)]
+pub enum Stdin {
+    /// Nothing.
+    #[default]
+    Null,
+    /// These bytes.
+    Bytes(Arc<[u8]>),
+    /// A local file, read as it is needed.
+    File(PathBuf),
+}
+
+impl Debug for Stdin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("Null"),
+            Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Self::File(path) => write!(f, "File({path:?})"),
+        }
+    }
+}
+
+/// Which files to bring home, and where to.
+#[derive(Clone, Debug)]
+pub struct Download {
+    /// Shell globs (`*`, `?`, `[…]`), relative to `cwd`. A directory comes whole.
+    pub patterns: Vec<String>,
+    /// The directory on the machine; `None` is the session's own.
+    pub cwd: Option<String>,
+    /// The local directory below which they arrive, under their names relative to `cwd`; an absolute name
+    /// loses its leading `/`.
+    pub into: PathBuf,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// It returned this status.
+    Status(u8),
+    /// This signal killed it.
+    Signal(u8),
+}
+
+impl Exit {
+    /// Whether it returned status 0.
+    pub fn success(self) -> bool {
+        self == Self::Status(0)
+    }
+
+    /// The status a shell would show: 128+n for signal n.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Status(status) => status,
+            Self::Signal(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "status {status}"),
+            Self::Signal(signal) => match signal_name(*signal) {
+                Some(name) => write!(f, "signal {signal} ({name})"),
+                None => write!(f, "signal {signal}"),
+            },
+        }
+    }
+}
+
+/// The names that x86 and Arm Linux give to the signals that commonly end a process.
+fn signal_name(signal: u8) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}
+
+/// One of a command's two outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Takes a command's output as it arrives.
+pub trait OutputSink: Send + Sync {
+    /// Takes some bytes, cut anywhere. While it runs, no more is read: it should be quick, and it may slow the
+    /// command down. An error ends the command as a cancellation would.
+    fn write(&self, stream: Stream, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Forgets all output.
+impl OutputSink for () {
+    fn write(&self, _: Stream, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a connector or session could not do.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SessionError {
+    /// What the engine goes by.
+    pub kind: SessionErrorKind,
+    /// What happened, and what the other side said.
+    pub message: String,
+    /// What the user can do about it.
+    pub help: Option<String>,
+    /// The error underneath.
+    #[source]
+    pub source: Option<BoxError>,
+}
+
+impl SessionError {
+    /// An error of `kind`.
+    pub fn new(kind: SessionErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), help: None, source: None }
+    }
+
+    /// Adds what the user can do about it.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds the error underneath. It is not repeated in the message.
+    pub fn source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+/// The classes of session errors that call for different answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionErrorKind {
+    /// No session could be had: closed port, silence, refused login.
+    Connect,
+    /// The machine showed another host key than it should.
+    HostKey,
+    /// The connection failed a check: the machine, or the way to it, is gone.
+    Lost,
+    /// The command was cancelled and is gone.
+    Cancelled,
+    /// The command was cancelled, and some of it may still be running.
+    CancelledUnconfirmed,
+    /// The machine could not start the command: no such directory, no shell.
+    Start,
+    /// A file could not be sent or fetched.
+    Transfer,
+    /// This computer failed: a full disk, a missing program.
+    Local,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_read_as_people_say_them() {
+        assert_eq!(Exit::Status(3).to_string(), "status 3");
+        assert_eq!(Exit::Signal(9).to_string(), "signal 9 (SIGKILL)");
+        assert_eq!(Exit::Signal(9).code(), 137);
+        assert!(!Exit::Signal(0).success());
+    }
+}

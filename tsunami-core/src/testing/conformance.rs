@@ -1,0 +1,676 @@
+//! The promises of [`Provider`] and [`Session`], one function each, and macros that make a test of each.
+//!
+//! A promise is an async function that panics when it is broken. Write a harness, and hand it to the macro:
+//!
+//! ```
+//! # use std::num::NonZeroU32;
+//! # use tsunami_core::testing::{FakeCloud, conformance};
+//! # use tsunami_core::{MachineSpec, Provider};
+//! #[derive(Debug)]
+//! struct Fake(FakeCloud);
+//!
+//! impl conformance::ProviderHarness for Fake {
+//!     fn provider(&self) -> &dyn Provider {
+//!         &self.0
+//!     }
+//!     fn spec(&self, _count: NonZeroU32) -> MachineSpec {
+//!         MachineSpec::default()
+//!     }
+//! }
+//!
+//! mod conforms {
+//!     use super::*;
+//!     tsunami_core::provider_conformance!(
+//!         #[tokio::test(start_paused = true)],
+//!         async { Fake(FakeCloud::new(1)) }
+//!     );
+//! }
+//! # fn main() {}
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::num::NonZeroU32;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Command, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState, OutputSink,
+    Provider, ProviderError, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
+
+/// What a provider's suite needs.
+pub trait ProviderHarness: Sync {
+    /// The provider under test, with nothing running.
+    fn provider(&self) -> &dyn Provider;
+
+    /// What to ask for to get `count` machines.
+    fn spec(&self, count: NonZeroU32) -> MachineSpec;
+
+    /// The number of machines to launch.
+    fn count(&self) -> NonZeroU32 {
+        NonZeroU32::new(3).unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// A run id for the `nth` run of a test, where the provider needs something prepared for it.
+    fn run_id(&self, nth: u32) -> RunId {
+        RunId::generate(SystemTime::UNIX_EPOCH, nth.into())
+    }
+
+    /// Whether machines of several runs can exist side by side.
+    fn isolates_runs(&self) -> bool {
+        true
+    }
+}
+
+/// Makes a test of every promise of a provider, given a test attribute and an async block that makes a harness.
+#[macro_export]
+macro_rules! provider_conformance {
+    ($(#[$attribute:meta])+, $harness:expr) => {
+        $crate::conformance_tests!(
+            provider, [$(#[$attribute])+], $harness,
+            launch_returns_as_many_machines_as_asked_for,
+            launched_machines_run_with_addresses_of_their_own,
+            launching_a_group_again_gives_the_same_machines,
+            machines_carry_the_run_the_group_and_the_deadline,
+            an_unknown_run_has_nothing_and_is_terminated_at_once,
+            terminate_leaves_nothing_and_may_be_repeated,
+            terminating_one_run_leaves_the_other_alone,
+            extend_moves_the_deadline,
+            a_spec_of_another_provider_is_refused
+        );
+    };
+}
+
+/// Makes a test of every promise of a session, given a test attribute and an async block that makes a harness.
+#[macro_export]
+macro_rules! session_conformance {
+    ($(#[$attribute:meta])+, $harness:expr) => {
+        $crate::conformance_tests!(
+            session, [$(#[$attribute])+], $harness,
+            output_and_status_come_back,
+            a_status_is_not_a_signal,
+            a_command_reads_its_stdin,
+            a_cancelled_command_ends_and_says_so,
+            a_dropped_command_does_not_break_the_session,
+            more_commands_than_channels_all_run,
+            a_sink_that_fails_ends_the_command,
+            files_go_out_and_come_home,
+            a_pattern_that_matches_nothing_counts_nothing,
+            closing_twice_is_fine
+        );
+    };
+}
+
+/// Makes a test of every promise that only a session to a real shell can keep.
+#[macro_export]
+macro_rules! shell_conformance {
+    ($(#[$attribute:meta])+, $harness:expr) => {
+        $crate::conformance_tests!(
+            shell, [$(#[$attribute])+], $harness,
+            arguments_pass_through_byte_for_byte,
+            positional_parameters_reach_a_shell_line,
+            environment_and_directory_are_set,
+            a_missing_directory_is_named,
+            a_failing_part_of_a_pipe_fails_the_command,
+            statuses_and_signals_are_told_apart,
+            binary_output_arrives_unchanged,
+            a_flood_of_output_arrives_whole,
+            output_arrives_while_the_command_runs,
+            cancelling_ends_the_whole_process_group,
+            a_stubborn_command_is_killed,
+            dropping_ends_the_command,
+            what_a_command_leaves_in_the_background_does_not_hold_it,
+            a_background_process_can_be_interrupted,
+            directories_keep_modes_and_links,
+            a_download_brings_directories_whole,
+            awkward_file_names_survive,
+            an_upload_of_nothing_is_an_error
+        );
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_tests {
+    ($suite:ident, $attributes:tt, $harness:expr, $($promise:ident),+) => {
+        $($crate::conformance_tests!(@one $suite, $attributes, $harness, $promise);)+
+    };
+    (@one $suite:ident, [$(#[$attribute:meta])+], $harness:expr, $promise:ident) => {
+        $(#[$attribute])+
+        async fn $promise() {
+            let harness = $harness.await;
+            $crate::testing::conformance::$suite::$promise(&harness).await;
+        }
+    };
+}
+
+/// What a provider must keep.
+pub mod provider {
+    use super::*;
+
+    fn request(harness: &dyn ProviderHarness, nth: u32, group: &str) -> LaunchRequest {
+        let lifetime = Duration::from_secs(600);
+        LaunchRequest {
+            run: harness.run_id(nth),
+            experiment: "conformance".to_owned(),
+            group: group.to_owned(),
+            count: harness.count(),
+            spec: harness.spec(harness.count()),
+            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
+            authorized_key:
+                "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g".to_owned(),
+        }
+    }
+
+    async fn listed(harness: &dyn ProviderHarness, run: &RunId) -> Vec<Machine> {
+        let listed = harness.provider().list(&RunFilter::Run(run.clone())).await.expect("list");
+        listed.into_iter().filter(|machine| machine.state != MachineState::Gone).collect()
+    }
+
+    async fn running(harness: &dyn ProviderHarness, run: &RunId) -> Vec<Machine> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let machines = listed(harness, run).await;
+            if machines.iter().all(|machine| machine.state == MachineState::Running) {
+                return machines;
+            }
+            assert!(Instant::now() < deadline, "not running: {machines:?}");
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Terminates until nothing is left, as the engine does.
+    async fn terminate(harness: &dyn ProviderHarness, run: &RunId) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let leftovers = harness.provider().terminate(run).await.expect("terminate");
+            if leftovers.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "still there: {leftovers:?}");
+            sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(listed(harness, run).await, []);
+    }
+
+    /// The answer has one id for each machine, all different.
+    pub async fn launch_returns_as_many_machines_as_asked_for(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        let ids: BTreeSet<_> =
+            harness.provider().launch(&request).await.expect("launch").into_iter().collect();
+        assert_eq!(ids.len(), request.count.get() as usize);
+        terminate(harness, &request.run).await;
+    }
+
+    /// Every launched machine comes to run, with an address that no other machine has.
+    pub async fn launched_machines_run_with_addresses_of_their_own(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        harness.provider().launch(&request).await.expect("launch");
+        let machines = running(harness, &request.run).await;
+        let address = |machine: &Machine| machine.addresses.from_outside().map(str::to_owned);
+        let addresses: BTreeSet<_> = machines.iter().filter_map(address).collect();
+        assert_eq!(addresses.len(), request.count.get() as usize, "{machines:?}");
+        terminate(harness, &request.run).await;
+    }
+
+    /// `launch` is idempotent for a run and group.
+    pub async fn launching_a_group_again_gives_the_same_machines(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        let first = harness.provider().launch(&request).await.expect("launch");
+        let second = harness.provider().launch(&request).await.expect("launch again");
+        assert_eq!(first, second);
+        assert_eq!(listed(harness, &request.run).await.len(), first.len());
+        terminate(harness, &request.run).await;
+    }
+
+    /// What a listing says of a machine is what was asked for.
+    pub async fn machines_carry_the_run_the_group_and_the_deadline(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        harness.provider().launch(&request).await.expect("launch");
+        for machine in running(harness, &request.run).await {
+            assert_eq!((&machine.run, machine.group.as_str()), (&request.run, "node"));
+            assert!(machine.index < request.count.get());
+            if let Some(expires) = machine.expires {
+                let error =
+                    expires.duration_since(request.deadline.at).unwrap_or_else(|error| error.duration());
+                assert!(error < Duration::from_secs(5), "{expires:?} is not {:?}", request.deadline.at);
+            }
+        }
+        terminate(harness, &request.run).await;
+    }
+
+    /// Nothing is known of a run that never was.
+    pub async fn an_unknown_run_has_nothing_and_is_terminated_at_once(harness: &dyn ProviderHarness) {
+        let run = harness.run_id(9);
+        assert_eq!(listed(harness, &run).await, []);
+        assert_eq!(harness.provider().terminate(&run).await.expect("terminate"), []);
+    }
+
+    /// `terminate` is idempotent.
+    pub async fn terminate_leaves_nothing_and_may_be_repeated(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        harness.provider().launch(&request).await.expect("launch");
+        terminate(harness, &request.run).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Runs do not know each other.
+    pub async fn terminating_one_run_leaves_the_other_alone(harness: &dyn ProviderHarness) {
+        if !harness.isolates_runs() {
+            return;
+        }
+        let (mine, other) = (request(harness, 1, "node"), request(harness, 2, "node"));
+        harness.provider().launch(&mine).await.expect("launch");
+        harness.provider().launch(&other).await.expect("launch the other");
+        terminate(harness, &mine.run).await;
+        assert_eq!(running(harness, &other.run).await.len(), other.count.get() as usize);
+        terminate(harness, &other.run).await;
+    }
+
+    /// `extend` shows in listings, where deadlines do.
+    pub async fn extend_moves_the_deadline(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        harness.provider().launch(&request).await.expect("launch");
+        running(harness, &request.run).await;
+        let until = request.deadline.at + Duration::from_secs(300);
+        harness.provider().extend(&request.run, until).await.expect("extend");
+        for expires in listed(harness, &request.run).await.into_iter().filter_map(|machine| machine.expires) {
+            let error = expires.duration_since(until).unwrap_or_else(|error| error.duration());
+            assert!(error < Duration::from_secs(5), "{expires:?} is not {until:?}");
+        }
+        terminate(harness, &request.run).await;
+    }
+
+    /// A provider says so when it is given what it does not understand.
+    pub async fn a_spec_of_another_provider_is_refused(harness: &dyn ProviderHarness) {
+        #[derive(Debug)]
+        struct Foreign;
+        if harness.spec(harness.count()).is_default() && harness.provider().name() == "fake" {
+            return; // The fake takes everything.
+        }
+        let quote: Result<_, ProviderError> =
+            harness.provider().quote(&MachineSpec::new(Foreign), harness.count()).await;
+        assert!(quote.is_err(), "{quote:?}");
+    }
+}
+
+/// Keeps all output.
+#[derive(Debug, Default)]
+struct Collect(Mutex<(Vec<u8>, Vec<u8>)>);
+
+impl Collect {
+    fn stdout(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner).1).into_owned()
+    }
+}
+
+impl OutputSink for Collect {
+    fn write(&self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match stream {
+            Stream::Stdout => kept.0.extend_from_slice(bytes),
+            Stream::Stderr => kept.1.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
+}
+
+async fn exec(session: &dyn Session, command: Command) -> (Exit, Vec<u8>, String) {
+    let output = Arc::new(Collect::default());
+    let exit = session.exec(&command, output.clone(), &CancellationToken::new()).await;
+    let exit = exit.unwrap_or_else(|error| panic!("{command}: {}", crate::ErrorChain(&error)));
+    (exit, output.stdout(), output.stderr())
+}
+
+async fn text(session: &dyn Session, command: Command) -> String {
+    let (exit, stdout, stderr) = exec(session, command).await;
+    assert!(exit.success(), "{exit}: {stderr}");
+    String::from_utf8_lossy(&stdout).into_owned()
+}
+
+fn download(patterns: &[&str], into: &std::path::Path) -> Download {
+    let patterns = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+    Download { patterns, cwd: None, into: into.to_owned() }
+}
+
+/// Waits until a shell line succeeds on the other side.
+async fn eventually(session: &dyn Session, line: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (exit, _, _) = exec(session, Command::shell(line)).await;
+        if exit.success() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "never true: {line}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What every session must keep. The harness is anything that dereferences to a session.
+pub mod session {
+    use super::*;
+
+    /// Output comes back, and the status with it.
+    pub async fn output_and_status_come_back(session: &impl AsRef<dyn Session>) {
+        let (exit, stdout, _) = exec(session.as_ref(), Command::shell("echo hello world")).await;
+        assert_eq!((exit, stdout.as_slice()), (Exit::Status(0), b"hello world\n".as_slice()));
+        for status in [1, 3, 125, 126, 127, 255] {
+            let (exit, _, _) = exec(session.as_ref(), Command::shell(format!("exit {status}"))).await;
+            assert_eq!(exit, Exit::Status(status));
+        }
+    }
+
+    /// A command that a signal ended is not one that returned 128 and more.
+    pub async fn a_status_is_not_a_signal(session: &impl AsRef<dyn Session>) {
+        let (exit, _, _) = exec(session.as_ref(), Command::shell("exit 137")).await;
+        assert_eq!(exit, Exit::Status(137));
+        let (exit, _, _) = exec(session.as_ref(), Command::shell("kill -9 $$")).await;
+        assert_eq!(exit, Exit::Signal(9));
+    }
+
+    /// Standard input arrives, and ends.
+    pub async fn a_command_reads_its_stdin(session: &impl AsRef<dyn Session>) {
+        let stdin = Stdin::Bytes(b"from here\n".as_slice().into());
+        assert_eq!(text(session.as_ref(), Command::shell("cat").stdin(stdin)).await, "from here\n");
+        assert_eq!(text(session.as_ref(), Command::shell("cat")).await, "");
+    }
+
+    /// Cancelling ends a command long before its time.
+    pub async fn a_cancelled_command_ends_and_says_so(session: &impl AsRef<dyn Session>) {
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(500)).await;
+            token.cancel();
+        });
+        let begun = Instant::now();
+        let ended = session.as_ref().exec(&Command::shell("sleep 600"), Arc::new(()), &cancel).await;
+        assert_eq!(ended.map_err(|error: SessionError| error.kind), Err(SessionErrorKind::Cancelled));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    /// The session is as good as before.
+    pub async fn a_dropped_command_does_not_break_the_session(session: &impl AsRef<dyn Session>) {
+        let (command, cancel) = (Command::shell("sleep 600"), CancellationToken::new());
+        let running = session.as_ref().exec(&command, Arc::new(()), &cancel);
+        assert!(tokio::time::timeout(Duration::from_millis(500), running).await.is_err());
+        assert_eq!(text(session.as_ref(), Command::shell("echo still here")).await, "still here\n");
+    }
+
+    /// sshd allows ten channels a connection; a session has no such limit.
+    pub async fn more_commands_than_channels_all_run(session: &impl AsRef<dyn Session>) {
+        let commands = (0..25).map(|_| exec(session.as_ref(), Command::shell("sleep 1")));
+        for (exit, _, _) in futures_util::future::join_all(commands).await {
+            assert!(exit.success());
+        }
+    }
+
+    /// A full disk under the log is an error, not a loss.
+    pub async fn a_sink_that_fails_ends_the_command(session: &impl AsRef<dyn Session>) {
+        struct Full;
+        impl OutputSink for Full {
+            fn write(&self, _: Stream, _: &[u8]) -> io::Result<()> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let (command, cancel) = (Command::shell("echo lost"), CancellationToken::new());
+        let ended = session.as_ref().exec(&command, Arc::new(Full), &cancel).await;
+        assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Local));
+    }
+
+    /// What was uploaded can be read there and downloaded again.
+    pub async fn files_go_out_and_come_home(session: &impl AsRef<dyn Session>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (here, home) = (directory.path().join("here.txt"), directory.path().join("home"));
+        fs::write(&here, "content\n").expect("write");
+        session.as_ref().upload(&here, "there.txt").await.expect("upload");
+        assert_eq!(text(session.as_ref(), Command::shell("cat there.txt")).await, "content\n");
+        let matches = session.as_ref().download(&download(&["there.*"], &home)).await.expect("download");
+        assert_eq!(matches, [1]);
+        assert_eq!(fs::read(home.join("there.txt")).expect("read"), b"content\n");
+    }
+
+    /// Whether that is an error is not the session's to decide.
+    pub async fn a_pattern_that_matches_nothing_counts_nothing(session: &impl AsRef<dyn Session>) {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let none = download(&["no-such-*", "neither.txt"], home.path());
+        assert_eq!(session.as_ref().download(&none).await.expect("download"), [0, 0]);
+    }
+
+    /// `close` is idempotent.
+    pub async fn closing_twice_is_fine(session: &impl AsRef<dyn Session>) {
+        session.as_ref().close().await.expect("close");
+        session.as_ref().close().await.expect("close again");
+    }
+}
+
+/// What only a session to a real shell can keep.
+pub mod shell {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    /// No shell sees a program's arguments.
+    pub async fn arguments_pass_through_byte_for_byte(session: &impl AsRef<dyn Session>) {
+        let every_byte: Vec<u8> = (1..=255).collect();
+        let awkward: [&[u8]; 9] = [
+            b"",
+            b" ",
+            b"a b",
+            b"'",
+            b"\"",
+            b"\\",
+            b"$HOME `id` $(id) !! ~ *",
+            b"line\nbreak\n",
+            &every_byte,
+        ];
+        for argument in awkward {
+            let command = Command::program("printf").arg("%s").arg(OsString::from_vec(argument.to_vec()));
+            let (exit, stdout, _) = exec(session.as_ref(), command).await;
+            assert!(exit.success());
+            assert_eq!(stdout, argument);
+        }
+    }
+
+    /// A shell line gets values as `$1`, not by pasting.
+    pub async fn positional_parameters_reach_a_shell_line(session: &impl AsRef<dyn Session>) {
+        let command = Command::shell("printf '<%s>' \"$@\"").arg("a b").arg("$(id)");
+        assert_eq!(text(session.as_ref(), command).await, "<a b><$(id)>");
+    }
+
+    /// Variables and directory reach the command, whatever characters they hold.
+    pub async fn environment_and_directory_are_set(session: &impl AsRef<dyn Session>) {
+        text(session.as_ref(), Command::shell("mkdir -p 'some dir'")).await;
+        let command = Command::shell("basename \"$PWD\"; printf '%s' \"$VALUE\"");
+        let command = command.cwd("some dir").env("VALUE", "it's\n$odd\\");
+        assert_eq!(text(session.as_ref(), command).await, "some dir\nit's\n$odd\\");
+    }
+
+    /// A command without its directory is not started, and the directory is named.
+    pub async fn a_missing_directory_is_named(session: &impl AsRef<dyn Session>) {
+        let (command, cancel) = (Command::shell("true").cwd("no/such/dir"), CancellationToken::new());
+        let error =
+            session.as_ref().exec(&command, Arc::new(()), &cancel).await.expect_err("it has no directory");
+        assert_eq!(error.kind, SessionErrorKind::Start);
+        assert!(crate::ErrorChain(&error).to_string().contains("no/such/dir"), "{error}");
+    }
+
+    /// `bash -eo pipefail`.
+    pub async fn a_failing_part_of_a_pipe_fails_the_command(session: &impl AsRef<dyn Session>) {
+        let (exit, _, _) = exec(session.as_ref(), Command::shell("false | cat")).await;
+        assert_eq!(exit, Exit::Status(1));
+        let (exit, stdout, _) = exec(session.as_ref(), Command::shell("false; echo unreached")).await;
+        assert_eq!((exit, stdout.as_slice()), (Exit::Status(1), b"".as_slice()));
+    }
+
+    /// Every status is itself, and so is every signal.
+    pub async fn statuses_and_signals_are_told_apart(session: &impl AsRef<dyn Session>) {
+        for status in [0, 1, 127, 129, 137, 143, 145, 254, 255] {
+            let (exit, _, _) = exec(session.as_ref(), Command::shell(format!("exit {status}"))).await;
+            assert_eq!(exit, Exit::Status(status));
+        }
+        for signal in [1, 2, 9, 11, 13, 15] {
+            let (exit, _, _) = exec(session.as_ref(), Command::shell(format!("kill -{signal} $$"))).await;
+            assert_eq!(exit, Exit::Signal(signal));
+        }
+    }
+
+    /// Bytes are bytes.
+    pub async fn binary_output_arrives_unchanged(session: &impl AsRef<dyn Session>) {
+        let octal: String = (0..=255).map(|byte| format!("\\{byte:03o}")).collect();
+        let command = Command::shell(format!("printf '{octal}'; printf '{octal}' >&2"));
+        let output = Arc::new(Collect::default());
+        session.as_ref().exec(&command, output.clone(), &CancellationToken::new()).await.expect("exec");
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(output.stdout(), all);
+        assert_eq!(output.0.lock().expect("not poisoned").1, all);
+    }
+
+    /// A line of ten megabytes, and as much on the other stream.
+    pub async fn a_flood_of_output_arrives_whole(session: &impl AsRef<dyn Session>) {
+        let line = "head -c 10000000 /dev/zero | tr '\\0' x; head -c 10000000 /dev/zero | tr '\\0' y >&2";
+        let (exit, stdout, stderr) = exec(session.as_ref(), Command::shell(line)).await;
+        assert!(exit.success());
+        assert_eq!(stdout.iter().filter(|&&byte| byte == b'x').count(), 10_000_000);
+        assert_eq!(stderr.bytes().filter(|&byte| byte == b'y').count(), 10_000_000);
+    }
+
+    /// Nobody has to wait for a command's end to see what it says.
+    pub async fn output_arrives_while_the_command_runs(session: &impl AsRef<dyn Session>) {
+        let output = Arc::new(Collect::default());
+        let (command, cancel) = (Command::shell("echo first; sleep 600"), CancellationToken::new());
+        let running = session.as_ref().exec(&command, output.clone(), &cancel);
+        let seen = async {
+            while output.stdout() != b"first\n" {
+                sleep(Duration::from_millis(20)).await;
+            }
+            cancel.cancel();
+        };
+        let (ended, ()) =
+            tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(running, seen) })
+                .await
+                .expect("the output arrives");
+        assert!(ended.is_err());
+    }
+
+    /// Children and grandchildren end with the command.
+    pub async fn cancelling_ends_the_whole_process_group(session: &impl AsRef<dyn Session>) {
+        let cancel = CancellationToken::new();
+        let command = Command::shell("sleep 611 & (sleep 612 & sleep 613); wait");
+        let token = cancel.clone();
+        let ended = async {
+            eventually(session.as_ref(), "pgrep -f '^sleep 613'").await;
+            token.cancel();
+        };
+        let (result, ()) = tokio::join!(session.as_ref().exec(&command, Arc::new(()), &cancel), ended);
+        assert_eq!(result.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+        text(session.as_ref(), Command::shell("! pgrep -f '^sleep 61[123]'")).await;
+    }
+
+    /// TERM is a request; KILL follows.
+    pub async fn a_stubborn_command_is_killed(session: &impl AsRef<dyn Session>) {
+        let cancel = CancellationToken::new();
+        let command = Command::shell("trap '' TERM; touch deaf; while :; do sleep 0.2; done");
+        let token = cancel.clone();
+        let ended = async {
+            eventually(session.as_ref(), "test -e deaf").await;
+            token.cancel();
+        };
+        let (result, ()) = tokio::join!(session.as_ref().exec(&command, Arc::new(()), &cancel), ended);
+        assert_eq!(result.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+        text(session.as_ref(), Command::shell("! pgrep -f '[t]ouch deaf'")).await;
+    }
+
+    /// Dropping the future ends the command as well, and `close` waits for that.
+    pub async fn dropping_ends_the_command(session: &impl AsRef<dyn Session>) {
+        let (command, cancel) = (Command::shell("sleep 621"), CancellationToken::new());
+        let running = session.as_ref().exec(&command, Arc::new(()), &cancel);
+        let begun = async { eventually(session.as_ref(), "pgrep -f '^sleep 621'").await };
+        tokio::select! {
+            _ = running => panic!("it ended by itself"),
+            () = begun => {}
+        }
+        eventually(session.as_ref(), "! pgrep -f '^sleep 621'").await;
+    }
+
+    /// A daemon that holds the outputs open does not hold the command.
+    pub async fn what_a_command_leaves_in_the_background_does_not_hold_it(session: &impl AsRef<dyn Session>) {
+        let begun = Instant::now();
+        let (exit, stdout, _) = exec(session.as_ref(), Command::shell("sleep 30 & echo begun")).await;
+        assert_eq!((exit, stdout.as_slice()), (Exit::Status(0), b"begun\n".as_slice()));
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        exec(session.as_ref(), Command::shell("pkill -f '^sleep 30$'")).await;
+    }
+
+    /// Commands do not inherit an ignored interrupt.
+    pub async fn a_background_process_can_be_interrupted(session: &impl AsRef<dyn Session>) {
+        let (exit, _, _) = exec(session.as_ref(), Command::shell("kill -INT $$; echo survived")).await;
+        assert_eq!(exit, Exit::Signal(2));
+    }
+
+    /// A tree arrives as it was.
+    pub async fn directories_keep_modes_and_links(session: &impl AsRef<dyn Session>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let tree = directory.path().join("tree");
+        fs::create_dir_all(tree.join("sub")).expect("mkdir");
+        fs::write(tree.join("sub/run.sh"), "#!/bin/sh\necho ran\n").expect("write");
+        fs::set_permissions(tree.join("sub/run.sh"), PermissionsExt::from_mode(0o750)).expect("chmod");
+        std::os::unix::fs::symlink("sub/run.sh", tree.join("link")).expect("symlink");
+        session.as_ref().upload(&tree, "deep/er/tree").await.expect("upload");
+        let seen =
+            text(session.as_ref(), Command::shell("cd deep/er/tree; ./link; stat -c %a sub/run.sh")).await;
+        assert_eq!(seen, "ran\n750\n");
+        let into = Command::shell("mkdir -p bin");
+        text(session.as_ref(), into).await;
+        session.as_ref().upload(&tree.join("sub/run.sh"), "bin/").await.expect("upload into a directory");
+        assert_eq!(text(session.as_ref(), Command::program("bin/run.sh")).await, "ran\n");
+    }
+
+    /// A pattern that matches a directory brings all of it.
+    pub async fn a_download_brings_directories_whole(session: &impl AsRef<dyn Session>) {
+        let line = "mkdir -p out/a/b; echo 1 > out/a/one; echo 2 > out/a/b/two; chmod 640 out/a/one; echo 3 > out.csv";
+        text(session.as_ref(), Command::shell(line)).await;
+        let home = tempfile::tempdir().expect("temporary directory");
+        let matches =
+            session.as_ref().download(&download(&["out", "*.csv"], home.path())).await.expect("download");
+        assert_eq!(matches, [1, 1]);
+        assert_eq!(fs::read_to_string(home.path().join("out/a/b/two")).expect("read"), "2\n");
+        assert_eq!(fs::read_to_string(home.path().join("out.csv")).expect("read"), "3\n");
+        let mode = fs::metadata(home.path().join("out/a/one")).expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+    }
+
+    /// Names are data.
+    pub async fn awkward_file_names_survive(session: &impl AsRef<dyn Session>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let name = "-it's a $(name) *?.txt";
+        fs::write(directory.path().join(name), "x").expect("write");
+        session
+            .as_ref()
+            .upload(&directory.path().join(name), &format!("some place/{name}"))
+            .await
+            .expect("upload");
+        let home = tempfile::tempdir().expect("temporary directory");
+        let back = download(&["some place/-it*.txt"], home.path());
+        assert_eq!(session.as_ref().download(&back).await.expect("download"), [1]);
+        assert!(home.path().join("some place").join(name).exists());
+    }
+
+    /// A source that is not there is named.
+    pub async fn an_upload_of_nothing_is_an_error(session: &impl AsRef<dyn Session>) {
+        let missing = std::path::Path::new("/no/such/file");
+        let error = session.as_ref().upload(missing, "x").await.expect_err("there is nothing to upload");
+        assert!(crate::ErrorChain(&error).to_string().contains("/no/such/file"), "{error}");
+    }
+}

@@ -1,0 +1,633 @@
+//! The fake cloud.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Debug};
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::machine::machine_name;
+use crate::{
+    Addresses, Command, Connector, Download, Exit, LaunchRequest, Leftover, Login, Machine, MachineId,
+    MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError, ProviderErrorKind, Quote,
+    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
+
+/// A cloud in memory: deterministic, on virtual time, with faults at will.
+///
+/// Machines boot after some seconds and end at their deadline. Commands are answered by
+/// [`on_command`](Self::on_command); those it leaves alone by a very small shell of the fake's own, which knows
+/// `echo`, `cat`, `sleep`, `exit`, `true`, `false` and `kill -N $$` and takes anything else for a success.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tsunami_core::{Command, Error, Group, MachineSpec, Plan, State, Tsunami};
+/// use tsunami_core::testing::{FakeCloud, Reply};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Error> {
+/// let cloud = FakeCloud::new(42);
+/// cloud.on_command(|machine, command| {
+///     (command.to_string() == "nproc").then(|| Reply::stdout(if machine == "server-0" { "8\n" } else { "2\n" }))
+/// });
+/// # let directory = tempfile::tempdir()?;
+/// let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
+///     .state(State::at(directory.path()));
+/// let plan = Plan::new("cores").group(Group::new("server", MachineSpec::default()));
+/// let cores = tsunami
+///     .run(plan, |cluster| async move { Ok(cluster.hosts()[0].run("nproc").await?.stdout().trim().to_owned()) })
+///     .await?;
+/// assert_eq!(cores, "8");
+/// assert!(cloud.is_empty());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct FakeCloud {
+    inner: Arc<Mutex<Inner>>,
+}
+
+/// A call that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "each is named after the method of Provider, Connector or Session")]
+pub enum Call {
+    Quote,
+    Launch,
+    List,
+    Extend,
+    Terminate,
+    Prepare,
+    Connect,
+    Exec,
+    Upload,
+    Download,
+    Close,
+}
+
+/// What goes wrong with a call to the provider.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// It is refused, and has no effect.
+    Error(ProviderErrorKind),
+    /// It takes effect, and its answer is lost.
+    LostReply(ProviderErrorKind),
+    /// A launch makes only so many machines, then there is no capacity.
+    Partial(u32),
+    /// It takes this much longer.
+    Slow(Duration),
+    /// It takes effect, and is never answered.
+    Hang,
+}
+
+/// What goes wrong with a machine.
+#[derive(Clone, Copy, Debug)]
+pub enum MachineFault {
+    /// It boots only after this long.
+    SlowBoot(Duration),
+    /// It stays pending.
+    NeverBoots,
+    /// It runs, and nobody can connect.
+    RefusesSsh,
+    /// A session breaks this long after it was made.
+    DropsSession(Duration),
+    /// It ends by itself this long after its launch.
+    Dies(Duration),
+    /// It takes this long to end.
+    SlowTerminate(Duration),
+}
+
+/// How a fake command ends.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// What it writes.
+    pub output: Vec<(Stream, Vec<u8>)>,
+    /// How long it takes.
+    pub after: Duration,
+    /// How it ends.
+    pub exit: Exit,
+    /// Files that it leaves behind, for a later download.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl Reply {
+    /// Ends at once with this status.
+    pub fn status(status: u8) -> Self {
+        Self { output: Vec::new(), after: Duration::ZERO, exit: Exit::Status(status), files: Vec::new() }
+    }
+
+    /// Writes `text` to standard output and succeeds.
+    pub fn stdout(text: impl Into<String>) -> Self {
+        Self { output: vec![(Stream::Stdout, text.into().into_bytes())], ..Self::status(0) }
+    }
+
+    /// Writes `text` to standard error as well.
+    pub fn stderr(mut self, text: impl Into<String>) -> Self {
+        self.output.push((Stream::Stderr, text.into().into_bytes()));
+        self
+    }
+
+    /// Takes this long.
+    pub fn after(mut self, time: Duration) -> Self {
+        self.after = time;
+        self
+    }
+
+    /// Leaves a file behind.
+    pub fn file(mut self, name: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.into(), content.into()));
+        self
+    }
+}
+
+type CommandHandler = Arc<dyn Fn(&str, &Command) -> Option<Reply> + Send + Sync>;
+type Hook = Box<dyn FnOnce() + Send>;
+
+struct Inner {
+    rng: fastrand::Rng,
+    latency: std::ops::Range<Duration>,
+    machines: BTreeMap<MachineId, FakeMachine>,
+    next: u32,
+    calls: BTreeMap<Call, u32>,
+    total: u32,
+    faults: BTreeMap<(Call, u32), Fault>,
+    machine_faults: Vec<(String, MachineFault)>,
+    hooks: BTreeMap<u32, Hook>,
+    on_command: Option<CommandHandler>,
+    files: BTreeMap<(MachineId, String), Vec<u8>>,
+    log: Vec<(String, String)>,
+    prepared: BTreeSet<RunId>,
+}
+
+struct FakeMachine {
+    run: RunId,
+    group: String,
+    index: u32,
+    number: u32,
+    runs_at: Option<Instant>,
+    ends_at: Instant,
+    expires: SystemTime,
+}
+
+impl FakeMachine {
+    fn name(&self) -> String {
+        machine_name(&self.group, self.index)
+    }
+
+    fn state(&self) -> MachineState {
+        let now = Instant::now();
+        if now >= self.ends_at {
+            MachineState::Gone
+        } else if self.runs_at.is_some_and(|at| now >= at) {
+            MachineState::Running
+        } else {
+            MachineState::Pending
+        }
+    }
+}
+
+impl Debug for FakeCloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeCloud").field("machines", &self.machines()).finish_non_exhaustive()
+    }
+}
+
+impl FakeCloud {
+    /// An empty cloud. The seed decides about all latencies.
+    pub fn new(seed: u64) -> Self {
+        let inner = Inner {
+            rng: fastrand::Rng::with_seed(seed),
+            latency: Duration::from_millis(10)..Duration::from_millis(200),
+            machines: BTreeMap::new(),
+            next: 0,
+            calls: BTreeMap::new(),
+            total: 0,
+            faults: BTreeMap::new(),
+            machine_faults: Vec::new(),
+            hooks: BTreeMap::new(),
+            on_command: None,
+            files: BTreeMap::new(),
+            log: Vec::new(),
+            prepared: BTreeSet::new(),
+        };
+        Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// Sets the range of every call's latency.
+    pub fn latency(&self, range: std::ops::Range<Duration>) {
+        self.lock().latency = range;
+    }
+
+    /// Makes the `nth` call of that kind (from 1) go wrong.
+    pub fn fault(&self, call: Call, nth: u32, fault: Fault) {
+        self.lock().faults.insert((call, nth), fault);
+    }
+
+    /// Makes something be wrong with the machine of that name.
+    pub fn machine_fault(&self, machine: impl Into<String>, fault: MachineFault) {
+        self.lock().machine_faults.push((machine.into(), fault));
+    }
+
+    /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
+    pub fn on_command(&self, handler: impl Fn(&str, &Command) -> Option<Reply> + Send + Sync + 'static) {
+        self.lock().on_command = Some(Arc::new(handler));
+    }
+
+    /// Does something when the `nth` call of any kind (from 1) begins.
+    pub fn at_call(&self, nth: u32, hook: impl FnOnce() + Send + 'static) {
+        self.lock().hooks.insert(nth, Box::new(hook));
+    }
+
+    /// How many calls of that kind there were.
+    pub fn calls(&self, call: Call) -> u32 {
+        self.lock().calls.get(&call).copied().unwrap_or_default()
+    }
+
+    /// How many calls there were in all.
+    pub fn total_calls(&self) -> u32 {
+        self.lock().total
+    }
+
+    /// The machines that are not gone.
+    pub fn machines(&self) -> Vec<String> {
+        let inner = self.lock();
+        let alive = inner.machines.values().filter(|machine| machine.state() != MachineState::Gone);
+        alive.map(FakeMachine::name).collect()
+    }
+
+    /// Whether no machine is left, and no run is connected to.
+    pub fn is_empty(&self) -> bool {
+        self.machines().is_empty() && self.lock().prepared.is_empty()
+    }
+
+    /// The commands that were run, each with its machine's name.
+    pub fn commands(&self) -> Vec<(String, String)> {
+        self.lock().log.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call, runs its hook, lets its latency pass, and says what is to go wrong with it.
+    async fn enter(&self, call: Call) -> Option<Fault> {
+        let (delay, fault, hook) = {
+            let mut inner = self.lock();
+            inner.total += 1;
+            let total = inner.total;
+            let count = inner.calls.entry(call).or_default();
+            *count += 1;
+            let nth = *count;
+            let range = inner.latency.start.as_millis() as u64..=inner.latency.end.as_millis() as u64;
+            let delay = Duration::from_millis(inner.rng.u64(range));
+            (delay, inner.faults.remove(&(call, nth)), inner.hooks.remove(&total))
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
+        sleep(delay).await;
+        if let Some(Fault::Slow(time)) = fault {
+            sleep(time).await;
+        }
+        fault
+    }
+
+    /// Makes one call to the provider, with whatever goes wrong with it.
+    async fn call<T>(&self, call: Call, effect: impl FnOnce() -> T) -> Result<T, ProviderError> {
+        let error = |kind| ProviderError::new(kind, format!("{call:?}"), "injected fault");
+        match self.enter(call).await {
+            Some(Fault::Error(kind)) => Err(error(kind)),
+            Some(Fault::LostReply(kind)) => {
+                effect();
+                Err(error(kind))
+            }
+            Some(Fault::Hang) => {
+                effect();
+                std::future::pending().await
+            }
+            _ => Ok(effect()),
+        }
+    }
+}
+
+impl Inner {
+    fn launch(&mut self, request: &LaunchRequest, at_most: u32) -> Vec<MachineId> {
+        let mut ids = Vec::new();
+        for index in 0..request.count.get() {
+            let of_request = |machine: &FakeMachine| {
+                machine.run == request.run && machine.group == request.group && machine.index == index
+            };
+            let existing = self.machines.iter().find(|(_, machine)| of_request(machine));
+            if let Some((id, _)) = existing {
+                ids.push(id.clone());
+            } else if ids.len() < at_most as usize {
+                ids.push(self.boot(request, index));
+            }
+        }
+        ids
+    }
+
+    fn boot(&mut self, request: &LaunchRequest, index: u32) -> MachineId {
+        self.next += 1;
+        let id = MachineId::new(format!("fake-{:04}", self.next));
+        let now = Instant::now();
+        let mut machine = FakeMachine {
+            run: request.run.clone(),
+            group: request.group.clone(),
+            index,
+            number: self.next,
+            runs_at: Some(now + Duration::from_millis(self.rng.u64(5_000..20_000))),
+            ends_at: now + request.deadline.lifetime,
+            expires: request.deadline.at,
+        };
+        for (name, fault) in &self.machine_faults {
+            match fault {
+                _ if *name != machine.name() => {}
+                MachineFault::SlowBoot(time) => machine.runs_at = Some(now + *time),
+                MachineFault::NeverBoots => machine.runs_at = None,
+                MachineFault::Dies(time) => machine.ends_at = machine.ends_at.min(now + *time),
+                _ => {}
+            }
+        }
+        self.machines.insert(id.clone(), machine);
+        id
+    }
+
+    fn fault_of<T>(&self, machine: &str, wanted: impl Fn(&MachineFault) -> Option<T>) -> Option<T> {
+        self.machine_faults.iter().filter(|(name, _)| name == machine).find_map(|(_, fault)| wanted(fault))
+    }
+}
+
+#[async_trait]
+impl Provider for FakeCloud {
+    fn name(&self) -> String {
+        "fake".to_owned()
+    }
+
+    async fn quote(&self, _: &MachineSpec, _: NonZeroU32) -> Result<Quote, ProviderError> {
+        let quote = Quote { description: "a fake machine".to_owned(), price: Price::Free };
+        self.call(Call::Quote, || quote).await
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        let this_call = self.calls(Call::Launch) + 1;
+        let at_most = match self.lock().faults.get(&(Call::Launch, this_call)) {
+            Some(Fault::Partial(count)) => *count,
+            _ => u32::MAX,
+        };
+        let ids = self.call(Call::Launch, || self.lock().launch(request, at_most)).await?;
+        if ids.len() < request.count.get() as usize {
+            let (kind, message) =
+                (ProviderErrorKind::Capacity, format!("got {} of {}", ids.len(), request.count));
+            return Err(ProviderError::new(kind, "Launch", message));
+        }
+        Ok(ids)
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let listing = || {
+            let inner = self.lock();
+            let wanted = |machine: &FakeMachine| match filter {
+                RunFilter::Run(run) => machine.run == *run,
+                RunFilter::All => true,
+            };
+            let machines = inner.machines.iter().filter(|(_, machine)| wanted(machine));
+            machines.map(|(id, machine)| describe(id, machine)).collect()
+        };
+        self.call(Call::List, listing).await
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        let extend = || {
+            for machine in self.lock().machines.values_mut().filter(|machine| machine.run == *run) {
+                match until.duration_since(machine.expires) {
+                    Ok(longer) => machine.ends_at += longer,
+                    Err(shorter) => machine.ends_at -= shorter.duration(),
+                }
+                machine.expires = until;
+            }
+        };
+        self.call(Call::Extend, extend).await
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        let terminate = || {
+            let mut inner = self.lock();
+            let now = Instant::now();
+            let slow: BTreeMap<String, Duration> = inner
+                .machine_faults
+                .iter()
+                .filter_map(|(name, fault)| match fault {
+                    MachineFault::SlowTerminate(time) => Some((name.clone(), *time)),
+                    _ => None,
+                })
+                .collect();
+            for machine in inner.machines.values_mut().filter(|machine| machine.run == *run) {
+                let ends_at = now + slow.get(&machine.name()).copied().unwrap_or_default();
+                machine.ends_at = machine.ends_at.min(ends_at);
+            }
+            let left =
+                inner.machines.iter().filter(|(_, m)| m.run == *run && m.state() != MachineState::Gone);
+            left.map(|(id, machine)| Leftover {
+                what: format!("machine {id} ({})", machine.name()),
+                why: "still ending".to_owned(),
+            })
+            .collect()
+        };
+        self.call(Call::Terminate, terminate).await
+    }
+}
+
+fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
+    let state = machine.state();
+    let address = |net: u8| format!("{net}.0.{}.{}", machine.number / 256, machine.number % 256);
+    let running = state == MachineState::Running;
+    Machine {
+        id: id.clone(),
+        run: machine.run.clone(),
+        group: machine.group.clone(),
+        index: machine.index,
+        state,
+        addresses: Addresses {
+            public: running.then(|| address(192)),
+            private: running.then(|| address(10)),
+            network: Some("fake".to_owned()),
+        },
+        login: Login { user: Some("fake".to_owned()), host: None, port: None, host_key: None },
+        expires: Some(machine.expires),
+    }
+}
+
+#[async_trait]
+impl Connector for FakeCloud {
+    async fn prepare(&self, run: &RunId, _: &Path) -> Result<String, SessionError> {
+        self.enter(Call::Prepare).await;
+        self.lock().prepared.insert(run.clone());
+        Ok("ssh-ed25519 FAKE".to_owned())
+    }
+
+    async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
+        self.enter(Call::Connect).await;
+        let name = machine.name();
+        let refuses =
+            self.lock().fault_of(&name, |fault| matches!(fault, MachineFault::RefusesSsh).then_some(()));
+        if refuses.is_some() {
+            sleep_until(deadline).await;
+            return Err(SessionError::new(SessionErrorKind::Connect, "connection refused"));
+        }
+        let drops = self.lock().fault_of(&name, |fault| match fault {
+            MachineFault::DropsSession(time) => Some(*time),
+            _ => None,
+        });
+        let drops_at = drops.map(|time| Instant::now() + time);
+        Ok(Box::new(FakeSession { cloud: self.clone(), id: machine.id.clone(), name, drops_at }))
+    }
+
+    async fn finish(&self, run: &RunId) {
+        self.lock().prepared.remove(run);
+    }
+}
+
+#[derive(Debug)]
+struct FakeSession {
+    cloud: FakeCloud,
+    id: MachineId,
+    name: String,
+    drops_at: Option<Instant>,
+}
+
+impl FakeSession {
+    /// Resolves when the connection breaks: it drops, or its machine ends.
+    async fn broken(&self) -> SessionError {
+        loop {
+            let ends_at = self.cloud.lock().machines.get(&self.id).map(|machine| machine.ends_at);
+            let at = [ends_at, self.drops_at].into_iter().flatten().min();
+            match at {
+                Some(at) if at > Instant::now() => {
+                    sleep_until(at.min(Instant::now() + Duration::from_secs(1))).await
+                }
+                _ => return SessionError::new(SessionErrorKind::Lost, "the connection broke"),
+            }
+        }
+    }
+
+    /// Does something that a broken connection interrupts.
+    async fn unless_broken<T>(&self, doing: impl Future<Output = T>) -> Result<T, SessionError> {
+        tokio::select! {
+            biased;
+            error = self.broken() => Err(error),
+            done = doing => Ok(done),
+        }
+    }
+
+    /// What the fake's own shell makes of a command.
+    fn shell(&self, command: &Command) -> Reply {
+        let line = match &command.program {
+            Program::Shell(line) | Program::ShellArgs(line, _) => line.clone(),
+            Program::Args(_) => command.to_string(),
+        };
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "echo" => Reply::stdout(format!("{rest}\n")),
+            "cat" if rest.is_empty() => match &command.stdin {
+                Stdin::Bytes(bytes) => Reply::stdout(String::from_utf8_lossy(bytes)),
+                _ => Reply::status(0),
+            },
+            "cat" => match self.cloud.lock().files.get(&(self.id.clone(), rest.to_owned())) {
+                Some(bytes) => Reply::stdout(String::from_utf8_lossy(bytes)),
+                None => Reply::status(1).stderr(format!("cat: {rest}: No such file or directory\n")),
+            },
+            "sleep" => Reply::status(0).after(Duration::from_secs_f64(rest.parse().unwrap_or(0.0))),
+            "exit" => Reply::status(rest.parse().unwrap_or(0)),
+            "false" => Reply::status(1),
+            "kill" => {
+                let signal = rest.trim_start_matches('-').split(' ').next().and_then(|n| n.parse().ok());
+                Reply { exit: Exit::Signal(signal.unwrap_or(15)), ..Reply::status(0) }
+            }
+            _ => Reply::status(0),
+        }
+    }
+}
+
+#[async_trait]
+impl Session for FakeSession {
+    async fn exec(
+        &self,
+        command: &Command,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        self.cloud.lock().log.push((self.name.clone(), command.to_string()));
+        let handler = self.cloud.lock().on_command.clone();
+        let reply =
+            handler.and_then(|handler| handler(&self.name, command)).unwrap_or_else(|| self.shell(command));
+        let running = async {
+            self.cloud.enter(Call::Exec).await;
+            for (stream, bytes) in &reply.output {
+                output.write(*stream, bytes)?;
+            }
+            sleep(reply.after).await;
+            std::io::Result::Ok(())
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {
+                return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled"));
+            }
+            done = self.unless_broken(running) => {
+                done?.map_err(|error| SessionError::new(SessionErrorKind::Local, "output").source(error))?;
+            }
+        }
+        let mut inner = self.cloud.lock();
+        for (name, content) in reply.files {
+            inner.files.insert((self.id.clone(), name), content);
+        }
+        Ok(reply.exit)
+    }
+
+    async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+        self.unless_broken(self.cloud.enter(Call::Upload)).await?;
+        let content = std::fs::read(from).map_err(|error| {
+            let message = format!("cannot read {}", from.display());
+            SessionError::new(SessionErrorKind::Local, message).source(error)
+        })?;
+        self.cloud.lock().files.insert((self.id.clone(), to.to_owned()), content);
+        Ok(())
+    }
+
+    async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
+        self.unless_broken(self.cloud.enter(Call::Download)).await?;
+        let failed = |error| SessionError::new(SessionErrorKind::Local, "cannot write").source(error);
+        std::fs::create_dir_all(&download.into).map_err(failed)?;
+        let mut matches = Vec::new();
+        for pattern in &download.patterns {
+            let (before, after) = pattern.split_once('*').unwrap_or((pattern, ""));
+            let fits = |name: &str| match pattern.contains('*') {
+                true => name.strip_prefix(before).is_some_and(|rest| rest.ends_with(after)),
+                false => name == pattern,
+            };
+            let inner = self.cloud.lock();
+            let mut count = 0;
+            for ((_, name), content) in
+                inner.files.iter().filter(|((id, name), _)| *id == self.id && fits(name))
+            {
+                std::fs::write(download.into.join(name), content).map_err(failed)?;
+                count += 1;
+            }
+            matches.push(count);
+        }
+        Ok(matches)
+    }
+
+    async fn check(&self) -> Result<(), SessionError> {
+        self.unless_broken(sleep(Duration::from_millis(1))).await
+    }
+
+    async fn close(&self) -> Result<(), SessionError> {
+        self.cloud.enter(Call::Close).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,57 @@
+//! The fake cloud keeps the promises that it stands in for.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tsunami_core::testing::FakeCloud;
+use tsunami_core::testing::conformance::ProviderHarness;
+use tsunami_core::{Connector, Deadline, LaunchRequest, MachineSpec, Provider, RunFilter, RunId, Session};
+
+#[derive(Debug)]
+struct Fake(FakeCloud);
+
+impl ProviderHarness for Fake {
+    fn provider(&self) -> &dyn Provider {
+        &self.0
+    }
+
+    fn spec(&self, _: NonZeroU32) -> MachineSpec {
+        MachineSpec::default()
+    }
+}
+
+mod provider {
+    use super::*;
+    tsunami_core::provider_conformance!(
+        #[tokio::test(start_paused = true)],
+        async { Fake(FakeCloud::new(1)) }
+    );
+}
+
+mod session {
+    use super::*;
+    tsunami_core::session_conformance!(
+        #[tokio::test(start_paused = true)],
+        connected()
+    );
+}
+
+async fn connected() -> Box<dyn Session> {
+    let cloud = FakeCloud::new(1);
+    let run = RunId::generate(std::time::UNIX_EPOCH, 1);
+    let lifetime = Duration::from_secs(3600);
+    let request = LaunchRequest {
+        run: run.clone(),
+        experiment: "test".to_owned(),
+        group: "node".to_owned(),
+        count: NonZeroU32::MIN,
+        spec: MachineSpec::default(),
+        deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
+        authorized_key: String::new(),
+    };
+    cloud.launch(&request).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let machine = cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0);
+    cloud.connect(&machine, Instant::now() + Duration::from_secs(10)).await.unwrap()
+}

@@ -1,0 +1,528 @@
+//! The engine on the fake cloud and paused time. Every test ends with an empty cloud.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
+use tsunami_core::{
+    Cluster, Command, Download, Error, EventKind, Exit, Group, MachineSpec, Plan, ProviderErrorKind,
+    Recorder, Report, State, Tsunami,
+};
+
+/// A fake cloud, an engine on it, and a place for records.
+struct World {
+    cloud: FakeCloud,
+    events: Arc<Recorder>,
+    cancel: CancellationToken,
+    state: State,
+    _directory: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::seeded(1)
+    }
+
+    fn seeded(seed: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            cloud: FakeCloud::new(seed),
+            events: Arc::default(),
+            cancel: CancellationToken::new(),
+            state: State::at(directory.path().join("runs")),
+            _directory: directory,
+        }
+    }
+
+    fn tsunami(&self) -> Tsunami {
+        Tsunami::new(Arc::new(self.cloud.clone()), Arc::new(self.cloud.clone()))
+            .observer(self.events.clone())
+            .state(self.state.clone())
+            .cancel_on(self.cancel.clone())
+            .started_at(std::time::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
+            .seed(7)
+    }
+
+    async fn run<T, F, Fut>(&self, plan: Plan, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(Cluster) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.tsunami().run(plan, body).await
+    }
+
+    fn position(&self, what: impl Fn(&EventKind) -> bool) -> Option<usize> {
+        self.events.events().iter().position(|event| what(&event.kind))
+    }
+
+    /// Nothing is left in the cloud, and nothing is remembered.
+    fn assert_clear(&self) {
+        assert!(self.cloud.is_empty(), "left: {:?}", self.cloud);
+        assert_eq!(self.state.runs().unwrap(), []);
+    }
+}
+
+fn server_and_clients() -> Plan {
+    Plan::new("test")
+        .group(
+            Group::new("server", MachineSpec::default())
+                .setup(|m| async move { m.run("install server").await }),
+        )
+        .group(
+            Group::new("client", MachineSpec::default())
+                .count(3)
+                .setup(async |m| m.run("install client").await),
+        )
+}
+
+async fn nothing(_: Cluster) -> Result<(), Error> {
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_experiment_gets_its_machines_and_returns_its_result() {
+    let world = World::new();
+    world.cloud.on_command(|machine, command| {
+        let line = command.to_string();
+        line.starts_with("bench").then(|| Reply::stdout(format!("{machine} did {line}")))
+    });
+    let results = world
+        .tsunami()
+        .run(server_and_clients(), |cluster| async move {
+            let server = cluster.host("server-0").ok_or("no server")?.clone();
+            let mut results = Vec::new();
+            for client in cluster.group("client") {
+                let output = client.run(format!("bench {}", client.ip_of(&server))).await?;
+                results.push(output.stdout().into_owned());
+            }
+            Ok(results)
+        })
+        .await
+        .unwrap();
+    assert_eq!(results.len(), 3);
+    assert!(results[2].starts_with("client-2 did bench 10.0."), "{results:?}");
+    world.assert_clear();
+    let report: Report = world.events.events().iter().collect();
+    assert_eq!((report.ok, report.machines.len(), report.commands.len()), (Some(true), 4, 7));
+    assert!(report.ready.is_some() && report.leftovers.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_story() {
+    let mut stories = Vec::new();
+    for _ in 0..2 {
+        let world = World::seeded(99);
+        world.run(server_and_clients(), nothing).await.unwrap();
+        stories.push(serde_json::to_string(&world.events.events()).unwrap());
+        world.assert_clear();
+    }
+    assert_eq!(stories[0], stories[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_plan_asks_for_nothing() {
+    let world = World::new();
+    let error = world.run(Plan::new("no machines"), nothing).await.unwrap_err();
+    assert!(matches!(error, Error::Plan { .. }));
+    assert_eq!(world.cloud.total_calls(), 0);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_quote_asks_for_nothing_more() {
+    let world = World::new();
+    world.cloud.fault(Call::Quote, 1, Fault::Error(ProviderErrorKind::InvalidSpec));
+    world.cloud.fault(Call::Quote, 2, Fault::Error(ProviderErrorKind::Unauthorized));
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(matches!(error, Error::Quote { failures } if failures.len() == 2));
+    assert_eq!(world.cloud.calls(Call::Launch), 0);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_cannot_be_recorded_asks_for_nothing() {
+    let world = World::new();
+    let tsunami = world.tsunami().state(State::at("/dev/null/runs"));
+    let error = tsunami.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(matches!(error, Error::Record { action: "write", .. }), "{error:?}");
+    assert_eq!((world.cloud.calls(Call::Launch), world.cloud.calls(Call::Prepare)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_machine_does_not_delay_the_others() {
+    let world = World::new();
+    world.cloud.machine_fault("client-1", MachineFault::SlowBoot(Duration::from_secs(90)));
+    world.run(server_and_clients(), nothing).await.unwrap();
+    let ready = |name: &'static str| {
+        world.position(move |event| matches!(event, EventKind::Ready { machine } if machine == name)).unwrap()
+    };
+    let slow = world
+        .position(|event| matches!(event, EventKind::Running { machine, .. } if machine == "client-1"))
+        .unwrap();
+    assert!(ready("server-0") < slow && ready("client-0") < slow && ready("client-2") < slow);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_set_up_names_the_machine_and_the_command() {
+    let world = World::new();
+    world.cloud.on_command(|machine, _| {
+        (machine == "client-1").then(|| Reply::status(100).stderr("E: no package\n"))
+    });
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    let Error::Command { machine, stage, command, exit, stderr } = error else { panic!("{error:?}") };
+    assert_eq!((machine.as_str(), stage.as_str(), command.as_str()), ("client-1", "setup", "install client"));
+    assert_eq!((exit, stderr.as_str()), (Exit::Status(100), "E: no package"));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_experiment_goes_on_after_the_teardown() {
+    let world = World::new();
+    let tsunami = world.tsunami();
+    let run = tokio::spawn(async move {
+        tsunami
+            .run(server_and_clients(), |_| async {
+                if true {
+                    panic!("oh no")
+                }
+                Ok(())
+            })
+            .await
+    });
+    assert_eq!(run.await.unwrap_err().into_panic().downcast_ref::<&str>(), Some(&"oh no"));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_set_up_goes_on_after_the_teardown() {
+    let world = World::new();
+    let tsunami = world.tsunami();
+    let plan = server_and_clients().group(Group::new("bad", MachineSpec::default()).setup(|_| async {
+        if true {
+            panic!("oh dear")
+        }
+        Ok(())
+    }));
+    let run = tokio::spawn(async move { tsunami.run(plan, nothing).await });
+    assert_eq!(run.await.unwrap_err().into_panic().downcast_ref::<&str>(), Some(&"oh dear"));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_experiment_comes_back() {
+    let world = World::new();
+    let run = world.run(server_and_clients(), |_| async { Err::<(), _>("not today".into()) });
+    assert_eq!(run.await.unwrap_err().to_string(), "not today");
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancellation_at_any_call_leaves_nothing() {
+    let work = |cluster: Cluster| async move {
+        let mut background = cluster.hosts()[0].command(Command::shell("sleep 100")).start();
+        cluster.hosts()[1].run("sleep 10").await?;
+        background.wait().await.map(drop)
+    };
+    let calls = {
+        let world = World::new();
+        world.run(server_and_clients(), work).await.unwrap();
+        world.cloud.total_calls()
+    };
+    assert!(calls > 30, "{calls} calls");
+    let mut cancelled = 0;
+    for nth in 1..=calls {
+        let world = World::new();
+        let cancel = world.cancel.clone();
+        world.cloud.at_call(nth, move || cancel.cancel());
+        match world.run(server_and_clients(), work).await {
+            Err(Error::Cancelled) => cancelled += 1,
+            Ok(()) => {}
+            Err(error) => panic!("cancelled at call {nth}: {error:?}"),
+        }
+        world.assert_clear();
+    }
+    assert!(cancelled > 20, "{cancelled} of {calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_run_is_torn_down_in_the_background() {
+    for seconds in [0.05, 0.3, 1.0, 6.0, 12.0, 25.0] {
+        let world = World::new();
+        let tsunami = world.tsunami();
+        let run = tsunami.run(server_and_clients(), |_| async {
+            sleep(Duration::from_secs(100)).await;
+            Ok(())
+        });
+        assert!(timeout(Duration::from_secs_f64(seconds), run).await.is_err());
+        tsunami.idle().await;
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_capacity_is_an_error_and_what_was_launched_is_released() {
+    let world = World::new();
+    world.cloud.fault(Call::Launch, 2, Fault::Partial(2));
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Launch { source, .. } if source.kind == ProviderErrorKind::Capacity),
+        "{error:?}"
+    );
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_and_lost_answers_are_retried_without_a_second_machine() {
+    let world = World::new();
+    world.cloud.fault(Call::Launch, 1, Fault::Error(ProviderErrorKind::Throttled));
+    world.cloud.fault(Call::Launch, 2, Fault::LostReply(ProviderErrorKind::Unavailable));
+    world.cloud.fault(Call::List, 1, Fault::Error(ProviderErrorKind::Throttled));
+    let machines = world.run(server_and_clients(), {
+        let cloud = world.cloud.clone();
+        |_| async move { Ok(cloud.machines()) }
+    });
+    assert_eq!(machines.await.unwrap().len(), 4);
+    assert!(world.position(|event| matches!(event, EventKind::Retrying { .. })).is_some());
+    assert!(world.position(|event| matches!(event, EventKind::ListingFailed { .. })).is_some());
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launch_without_answer_is_named_as_what_may_remain() {
+    let world = World::new();
+    world.cloud.fault(Call::Launch, 1, Fault::Hang);
+    let cancel = world.cancel.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(30)).await;
+        cancel.cancel();
+    });
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    let Error::Remains { leftovers, cause, .. } = error else { panic!("{error:?}") };
+    assert!(leftovers[0].what.contains("launch request"), "{leftovers:?}");
+    assert!(matches!(cause.as_deref(), Some(Error::Cancelled)));
+    // The record is still there, and enough to finish the job.
+    let runs = world.state.runs().unwrap();
+    world.tsunami().cancel_on(CancellationToken::new()).down(&runs[0]).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_never_boots_fails_within_its_time_and_the_others_work() {
+    let world = World::new();
+    world.cloud.machine_fault("client-2", MachineFault::NeverBoots);
+    let begun = Instant::now();
+    let plan = server_and_clients().connect_timeout(Duration::from_secs(40));
+    let error = world.run(plan, nothing).await.unwrap_err();
+    assert!(matches!(&error, Error::Connect { machine, .. } if machine == "client-2"), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(50));
+    let report: Report = world.events.events().iter().collect();
+    assert_eq!(report.machines.values().filter(|machine| machine.ready.is_some()).count(), 3);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_refuses_ssh_says_what_was_seen() {
+    let world = World::new();
+    world.cloud.machine_fault("server-0", MachineFault::RefusesSsh);
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(tsunami_core::ErrorChain(&error).to_string().contains("connection refused"));
+    assert_eq!(error.place(), Some(("server-0", "connect")));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_dies_is_lost_whatever_it_was_doing() {
+    for seconds in [2, 8, 21, 60, 200] {
+        let world = World::new();
+        world.cloud.machine_fault("client-0", MachineFault::Dies(Duration::from_secs(seconds)));
+        let run = world.run(server_and_clients(), |cluster| async move {
+            cluster.group("client")[0].run("sleep 300").await.map(drop)
+        });
+        let error = run.await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Lost { machine, .. } if machine == "client-0"),
+            "{seconds} s: {error:?}"
+        );
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_session_is_lost_contact() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::DropsSession(Duration::from_secs(5)));
+    let run = world.run(server_and_clients(), |cluster| async move {
+        cluster.group("client")[0].run("sleep 300").await.map(drop)
+    });
+    let error = run.await.unwrap_err();
+    let Error::Lost { stage, command, .. } = &error else { panic!("{error:?}") };
+    assert_eq!((stage.as_str(), command.as_deref()), ("run", Some("sleep 300")));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn teardown_waits_for_slow_machines() {
+    let world = World::new();
+    world.cloud.machine_fault("client-1", MachineFault::SlowTerminate(Duration::from_secs(120)));
+    world.run(server_and_clients(), nothing).await.unwrap();
+    assert!(world.cloud.calls(Call::Terminate) > 2);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_teardown_that_fails_names_what_remains_and_down_removes_it() {
+    let world = World::new();
+    for nth in 1..200 {
+        world.cloud.fault(Call::Terminate, nth, Fault::Error(ProviderErrorKind::Unavailable));
+    }
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(matches!(&error, Error::Remains { cause: None, .. }), "{error:?}");
+    assert!(error.to_string().contains("tsunami down"), "{error}");
+    assert_eq!(world.cloud.machines().len(), 4);
+    let runs = world.state.runs().unwrap();
+    assert_eq!(runs.len(), 1);
+    for nth in 1..400 {
+        // Whatever was not used up by the first teardown.
+        world.cloud.fault(Call::Terminate, nth, Fault::Slow(Duration::ZERO));
+    }
+    world.tsunami().down(&runs[0]).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_lifetime_ends_the_run() {
+    let world = World::new();
+    let plan = server_and_clients().lifetime(Duration::from_secs(60));
+    let run = world.run(plan, |_| async {
+        sleep(Duration::from_secs(1000)).await;
+        Ok(())
+    });
+    assert!(matches!(run.await.unwrap_err(), Error::LifetimeOver(_)));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_times_out_says_after_how_long() {
+    let world = World::new();
+    let run = world.run(server_and_clients(), |cluster| async move {
+        let slow = cluster.hosts()[0].command(Command::shell("sleep 300")).timeout(Duration::from_secs(5));
+        slow.run().await.map(drop)
+    });
+    let error = run.await.unwrap_err();
+    assert_eq!(error.to_string(), "server-0: stage run: `sleep 300` timed out after 5s");
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_background_process_runs_until_it_is_stopped() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        (command.to_string() == "serve")
+            .then(|| Reply::stdout("ready\n").after(Duration::from_secs(1_000_000)))
+    });
+    let run = world.run(server_and_clients(), |cluster| async move {
+        let server = cluster.hosts()[0].command(Command::shell("serve")).start();
+        let mut short = cluster.hosts()[1].command(Command::shell("exit 3")).start();
+        assert_eq!(short.wait().await?.exit, Exit::Status(3));
+        assert!(server.stop().await?.is_none());
+        Ok(())
+    });
+    run.await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_come_home() {
+    let world = World::new();
+    world.cloud.on_command(|machine, command| {
+        (command.to_string() == "bench").then(|| Reply::status(0).file("out.csv", machine.to_owned()))
+    });
+    let home = tempfile::tempdir().unwrap();
+    let into = home.path().to_owned();
+    let run = world.run(server_and_clients(), |cluster| async move {
+        for host in cluster.group("client") {
+            host.run("bench").await?;
+            let download =
+                Download { patterns: vec!["*.csv".into()], cwd: None, into: into.join(host.name()) };
+            assert_eq!(host.download(&download).await?, [1]);
+        }
+        Ok(())
+    });
+    run.await.unwrap();
+    assert_eq!(std::fs::read_to_string(home.path().join("client-2/out.csv")).unwrap(), "client-2");
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_are_kept_can_be_attached_to_and_taken_down_later() {
+    let world = World::new();
+    world.tsunami().up(server_and_clients()).await.unwrap().keep().await.unwrap();
+    assert_eq!(world.cloud.machines().len(), 4);
+    let directory = world.state.find("test").unwrap();
+    assert!(directory.record().unwrap().kept && !directory.is_controlled().unwrap());
+
+    let attached = world.tsunami().attach(&directory, |machine| machine.group == "client").await.unwrap();
+    let names: Vec<_> = attached.cluster().hosts().iter().map(|host| host.name().to_owned()).collect();
+    assert_eq!(names, ["client-0", "client-1", "client-2"]);
+    attached.detach().await;
+    assert_eq!(world.cloud.machines().len(), 4);
+
+    world.tsunami().down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
+    let world = World::new();
+    let tsunami = world.tsunami();
+    drop(tsunami.up(server_and_clients()).await.unwrap());
+    tsunami.idle().await;
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn taking_down_a_run_that_is_still_going_ends_it() {
+    let world = World::new();
+    let tsunami = world.tsunami();
+    let (state, other) = (world.state.clone(), world.tsunami().cancel_on(CancellationToken::new()));
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(60)).await;
+        let directory = state.find("test").unwrap();
+        other.down(&directory).await.unwrap();
+    });
+    let run = tsunami.run(server_and_clients(), |cluster| async move {
+        cluster.hosts()[0].run("sleep 3000").await.map(drop)
+    });
+    assert!(matches!(run.await.unwrap_err(), Error::Lost { .. }));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_machines_take_no_more_calls_than_ten() {
+    let listings = async |count| {
+        let world = World::new();
+        world.cloud.latency(Duration::from_millis(1)..Duration::from_millis(2));
+        let plan = Plan::new("many").group(Group::new("node", MachineSpec::default()).count(count));
+        world.run(plan, nothing).await.unwrap();
+        world.assert_clear();
+        assert_eq!(world.cloud.calls(Call::Launch), 1);
+        world.cloud.calls(Call::List)
+    };
+    assert!(listings(1000).await <= listings(10).await + 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spawned_run_is_send() {
+    let world = World::new();
+    let tsunami = world.tsunami();
+    let run = tokio::spawn(async move {
+        tsunami.run(server_and_clients(), async |cluster: Cluster| cluster.hosts()[0].run("true").await).await
+    });
+    assert!(run.await.unwrap().unwrap().exit.success());
+    world.assert_clear();
+}
