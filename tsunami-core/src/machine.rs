@@ -211,6 +211,10 @@ pub struct Login {
     /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it there;
     /// `None` where the connector must know it from elsewhere.
     pub host_key: Option<String>,
+    /// The directory, relative to the user's home, that belongs to the run on a machine that doesn't: commands
+    /// run there, and the connector makes it, with a watchdog that ends the run's processes at the deadline.
+    /// `None` where the whole machine belongs to the run.
+    pub directory: Option<String>,
 }
 
 /// When the machines of a run end, whatever happens.

@@ -342,8 +342,8 @@ pub enum SessionErrorKind {
     Cancelled,
     /// The command was cancelled, and some of it may still be running.
     CancelledUnconfirmed,
-    /// The machine could not start the command: no such directory, no shell.
-    Start,
+    /// The machine could not start the command, or lost track of it: no such directory, no shell, no memory.
+    Remote,
     /// A file could not be sent or fetched.
     Transfer,
     /// This computer failed: a full disk, a missing program.

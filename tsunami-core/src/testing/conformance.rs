@@ -502,7 +502,7 @@ pub mod shell {
         let (command, cancel) = (Command::shell("true").cwd("no/such/dir"), CancellationToken::new());
         let error =
             session.as_ref().exec(&command, Arc::new(()), &cancel).await.expect_err("it has no directory");
-        assert_eq!(error.kind, SessionErrorKind::Start);
+        assert_eq!(error.kind, SessionErrorKind::Remote);
         assert!(crate::ErrorChain(&error).to_string().contains("no/such/dir"), "{error}");
     }
 

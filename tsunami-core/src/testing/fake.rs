@@ -456,7 +456,13 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
             private: running.then(|| address(10)),
             network: Some("fake".to_owned()),
         },
-        login: Login { user: Some("fake".to_owned()), host: None, port: None, host_key: None },
+        login: Login {
+            user: Some("fake".to_owned()),
+            host: None,
+            port: None,
+            host_key: None,
+            directory: None,
+        },
         expires: Some(machine.expires),
     }
 }

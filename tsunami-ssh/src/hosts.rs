@@ -1,0 +1,328 @@
+//! Machines that exist already.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::net::lookup_host;
+use tokio::time::Instant;
+use tsunami_core::{
+    Addresses, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId,
+};
+
+use crate::SshConnector;
+use crate::session::SshSession;
+
+/// How long a host may take to answer when the run leaves it.
+const LEAVING: Duration = Duration::from_secs(30);
+
+/// Takes machines that exist already, in place of launching them.
+///
+/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's
+/// processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands
+/// changed elsewhere stays. Host keys are checked against the user's known hosts.
+#[derive(Debug)]
+pub struct HostsProvider {
+    root: PathBuf,
+    connector: Arc<SshConnector>,
+}
+
+/// The hosts of a group: the [`MachineSpec`] of a [`HostsProvider`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostsSpec {
+    /// One for each machine of the group.
+    pub hosts: Vec<HostAddress>,
+}
+
+/// Where a host is: `[user@]host[:port]`, where the host is an address, a name, or a name in an ssh_config.
+///
+/// ```
+/// use tsunami_ssh::HostAddress;
+///
+/// let host: HostAddress = "admin@10.0.0.5:2222".parse()?;
+/// assert_eq!((host.user.as_deref(), host.host.as_str(), host.port), (Some("admin"), "10.0.0.5", Some(2222)));
+/// assert!("-oProxyCommand=evil".parse::<HostAddress>().is_err());
+/// # Ok::<(), tsunami_ssh::InvalidHost>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostAddress {
+    /// The user to log in as, if it is given.
+    pub user: Option<String>,
+    /// The address or name.
+    pub host: String,
+    /// The port, if it is given.
+    pub port: Option<u16>,
+}
+
+/// A text that names no host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidHost(String);
+
+impl fmt::Display for InvalidHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` names no host: write it as [user@]host[:port]", self.0.escape_debug())
+    }
+}
+
+impl std::error::Error for InvalidHost {}
+
+impl FromStr for HostAddress {
+    type Err = InvalidHost;
+
+    fn from_str(text: &str) -> Result<Self, InvalidHost> {
+        let invalid = || InvalidHost(text.to_owned());
+        let (user, rest) = text.rsplit_once('@').map_or((None, text), |(user, rest)| (Some(user), rest));
+        let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(invalid)?)),
+            None if rest.matches(':').count() > 1 => (rest, None),
+            None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
+        };
+        let usable = |word: &str| {
+            !word.is_empty()
+                && !word.starts_with('-')
+                && word.chars().all(|c| c.is_ascii_graphic() && c != '"')
+        };
+        if !usable(host) || !user.is_none_or(usable) {
+            return Err(invalid());
+        }
+        let port = port.map(|port| port.parse().map_err(|_| invalid())).transpose()?;
+        Ok(Self { user: user.map(str::to_owned), host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.user {
+            write!(f, "{user}@")?;
+        }
+        f.write_str(&self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl HostsProvider {
+    /// Keeps track of runs in `<root>/<run-id>/hosts`, and reaches hosts through `connector`, which should be
+    /// the engine's own.
+    pub fn new(root: impl Into<PathBuf>, connector: Arc<SshConnector>) -> Self {
+        Self { root: root.into(), connector }
+    }
+
+    fn directory(&self, run: &RunId) -> PathBuf {
+        self.root.join(run.as_str()).join("hosts")
+    }
+
+    /// The machines that the run took.
+    fn taken(&self, run: &RunId) -> Vec<Machine> {
+        let files = fs::read_dir(self.directory(run)).into_iter().flatten().flatten();
+        let read = |path: PathBuf| serde_json::from_slice::<Vec<Machine>>(&fs::read(path).ok()?).ok();
+        files.filter_map(|file| read(file.path())).flatten().collect()
+    }
+
+    fn write(&self, run: &RunId, group: &str, machines: &[Machine]) -> io::Result<()> {
+        let path = self.directory(run).join(group);
+        fs::create_dir_all(self.directory(run))?;
+        let new = self.directory(run).join(format!(".{group}"));
+        fs::write(&new, serde_json::to_vec_pretty(machines)?)?;
+        fs::File::open(&new)?.sync_all()?;
+        fs::rename(new, path)
+    }
+
+    /// Connects as the run would.
+    async fn session(&self, machine: &Machine) -> Result<Arc<SshSession>, ProviderError> {
+        let directory = self.root.join(machine.run.as_str());
+        let failed =
+            |error| ProviderError::new(ProviderErrorKind::Unavailable, "connect", "no session").source(error);
+        self.connector.prepare(&machine.run, &directory).await.map_err(failed)?;
+        self.connector.open(machine, Instant::now() + LEAVING).await.map_err(failed).map(Arc::new)
+    }
+
+    /// Ends what the run left on one host.
+    async fn leave(&self, machine: &Machine) -> Vec<Leftover> {
+        let host = machine.login.host.as_deref().unwrap_or_default();
+        let directory = machine.login.directory.as_deref().unwrap_or_default();
+        let on = |what: &str| format!("{what} on {host}");
+        let left = async {
+            let session = self.session(machine).await?;
+            let left = session.reap(directory).await;
+            let _ = tsunami_core::Session::close(&*session).await;
+            left.map_err(|error| ProviderError::new(ProviderErrorKind::Other, "reap", error.to_string()))
+        };
+        match left.await {
+            Ok(left) => left
+                .iter()
+                .map(|line| Leftover { what: on(line), why: "it does not end".to_owned() })
+                .collect(),
+            Err(error) => {
+                let why = tsunami_core::ErrorChain(&error).to_string();
+                vec![Leftover { what: on(&format!("processes of the run and ~/{directory}")), why }]
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for HostsProvider {
+    fn name(&self) -> String {
+        "hosts".to_owned()
+    }
+
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        let hosts = hosts(spec)?;
+        let invalid = |message| ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", message);
+        if hosts.len() != count.get() as usize {
+            return Err(invalid(format!("{} hosts are given for {count} machines", hosts.len())));
+        }
+        let distinct: BTreeSet<_> = hosts.iter().collect();
+        if distinct.len() < hosts.len() {
+            return Err(invalid("a host is given twice".to_owned()));
+        }
+        let names: Vec<_> = hosts.iter().map(HostAddress::to_string).collect();
+        Ok(Quote { description: names.join(", "), price: Price::Free })
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        let hosts = hosts(&request.spec)?;
+        let mut machines = Vec::new();
+        for (index, host) in (0..).zip(hosts) {
+            let address = self.resolve(host).await?;
+            machines.push(Machine {
+                id: MachineId::new(host.to_string()),
+                run: request.run.clone(),
+                group: request.group.clone(),
+                index,
+                state: MachineState::Running,
+                addresses: Addresses {
+                    public: Some(address.clone()),
+                    private: Some(address),
+                    network: Some("hosts".to_owned()),
+                },
+                login: Login {
+                    user: host.user.clone(),
+                    host: Some(host.host.clone()),
+                    port: host.port,
+                    host_key: None,
+                    directory: Some(format!(".tsunami/{}", request.run)),
+                },
+                expires: Some(request.deadline.at),
+            });
+        }
+        // Written before anybody connects: from now on, teardown knows where to look.
+        self.write(&request.run, &request.group, &machines).map_err(|error| {
+            ProviderError::new(ProviderErrorKind::Other, "launch", "cannot write the run's hosts")
+                .source(error)
+        })?;
+        Ok(machines.into_iter().map(|machine| machine.id).collect())
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let runs = match filter {
+            RunFilter::Run(run) => vec![run.clone()],
+            RunFilter::All => {
+                let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+                entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+            }
+        };
+        Ok(runs.iter().flat_map(|run| self.taken(run)).collect())
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        let mut machines = self.taken(run);
+        for machine in &mut machines {
+            machine.expires = Some(until);
+        }
+        let extend = machines.iter().map(async |machine| {
+            let session = self.session(machine).await?;
+            let directory = machine.login.directory.as_deref().unwrap_or_default();
+            let extended = session.keep_until(directory, until).await;
+            let _ = tsunami_core::Session::close(&*session).await;
+            let message = format!("the watchdog of {} could not be reached", machine.id);
+            extended.map_err(|error| {
+                ProviderError::new(ProviderErrorKind::Unavailable, "extend", message).source(error)
+            })
+        });
+        let extended: Result<Vec<()>, _> = join_all(extend).await.into_iter().collect();
+        extended?;
+        let groups: BTreeSet<_> = machines.iter().map(|machine| machine.group.clone()).collect();
+        for group in groups {
+            let of_group: Vec<_> =
+                machines.iter().filter(|machine| machine.group == group).cloned().collect();
+            self.write(run, &group, &of_group).map_err(|error| {
+                ProviderError::new(ProviderErrorKind::Other, "extend", "cannot write the run's hosts")
+                    .source(error)
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        let machines = self.taken(run);
+        let touched = machines.iter().filter(|machine| self.connector.was_connected(&self.root, machine));
+        let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
+        if left.is_empty() {
+            remove(&self.directory(run)).map_err(|error| {
+                ProviderError::new(ProviderErrorKind::Other, "terminate", "cannot forget the run's hosts")
+                    .source(error)
+            })?;
+        }
+        Ok(left)
+    }
+}
+
+impl HostsProvider {
+    /// The address that other machines reach a host by.
+    async fn resolve(&self, host: &HostAddress) -> Result<String, ProviderError> {
+        let name = self.connector.host_name(host).await.map_err(|error| {
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", format!("cannot resolve {host}"))
+                .source(error)
+        })?;
+        // A name that only a jump host knows stays a name.
+        let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();
+        Ok(address.map_or(name, |address| address.ip().to_string()))
+    }
+}
+
+fn hosts(spec: &MachineSpec) -> Result<&[HostAddress], ProviderError> {
+    spec.get::<HostsSpec>().map(|spec| spec.hosts.as_slice()).ok_or_else(|| {
+        let message = format!("it needs hosts, but was given {spec:?}");
+        ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", message)
+    })
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_read_in_every_form() {
+        for (text, user, host, port) in [
+            ("10.0.0.5", None, "10.0.0.5", None),
+            ("u@box", Some("u"), "box", None),
+            ("u@10.0.0.5:22", Some("u"), "10.0.0.5", Some(22)),
+            ("[fe80::1]:2222", None, "fe80::1", Some(2222)),
+            ("fe80::1", None, "fe80::1", None),
+        ] {
+            let read: HostAddress = text.parse().unwrap();
+            assert_eq!((read.user.as_deref(), read.host.as_str(), read.port), (user, host, port), "{text}");
+        }
+        for bad in ["", "-x", "u@-x", "a b", "a\nb", "-u@h", "h:0x", "h:99999", "@h", "h\"x"] {
+            assert!(bad.parse::<HostAddress>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}

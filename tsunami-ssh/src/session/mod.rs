@@ -1,0 +1,704 @@
+//! A session: one machine, one or more masters, any number of supervised commands.
+
+mod supervisor;
+mod transfer;
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use openssh::{Child, ChildStderr, ChildStdout, Stdio};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tsunami_core::{
+    Command, Download, Exit, Machine, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
+
+use crate::connector::RunSsh;
+use crate::keeper;
+use crate::master::Master;
+use supervisor::{Note, Notes};
+use transfer::Parcel;
+
+/// Commands at a time on one connection: sshd allows 10 channels (`MaxSessions`), of which one is kept for
+/// ending commands and for checks.
+const CHANNELS: usize = 9;
+
+/// Connections at a time to one machine; further commands wait.
+const CONNECTIONS: usize = 8;
+
+/// How long a connection that ought to work may take to answer.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// How long the supervisor may take to say that it has begun.
+const BEGINNING: Duration = Duration::from_secs(5);
+
+/// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
+const KILLING: Duration = Duration::from_secs(20);
+
+/// After a command has ended, others may hold its outputs open. What comes within this time is still read.
+const STRAGGLERS: Duration = Duration::from_millis(200);
+
+/// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
+const FITS_A_PIPE: usize = 60 << 10;
+
+/// How much is read at a time.
+const CHUNK: usize = 16 << 10;
+
+/// A session over OpenSSH.
+#[derive(Debug)]
+pub(crate) struct SshSession {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ssh: Arc<RunSsh>,
+    alias: String,
+    /// Where commands run, on a machine that doesn't belong to the run.
+    base: Option<String>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// One permit for every channel of every connection.
+    channels: Semaphore,
+    growing: AsyncMutex<()>,
+    /// What goes on on the machine, commands that are being ended included.
+    tasks: TaskTracker,
+    nonce: AtomicU32,
+}
+
+#[derive(Debug)]
+struct Connection {
+    master: Master,
+    session: Arc<openssh::Session>,
+    busy: AtomicUsize,
+    /// What this sshd allows; learned when it refuses.
+    limit: AtomicUsize,
+}
+
+/// A place for one command. Given back on drop.
+#[derive(Debug)]
+struct Channel<'a> {
+    connection: Arc<Connection>,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Drop for Channel<'_> {
+    fn drop(&mut self) {
+        self.connection.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    fn new(master: Master) -> Arc<Self> {
+        let session = openssh::Session::resume_mux(master.socket().into(), None);
+        Arc::new(Self {
+            master,
+            session: Arc::new(session),
+            busy: AtomicUsize::new(0),
+            limit: AtomicUsize::new(CHANNELS),
+        })
+    }
+
+    /// Opens a channel for a command line.
+    async fn open(
+        &self,
+        line: &str,
+        stdin: Stdio,
+        stdout: Stdio,
+    ) -> Result<Child<Arc<openssh::Session>>, SessionError> {
+        let mut command = self.session.clone().arc_raw_command(line);
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        tokio::select! {
+            biased;
+            () = self.master.died() => Err(self.master.lost()),
+            child = command.spawn() => match child {
+                Ok(child) => Ok(child),
+                // A master that is ending refuses before it is gone.
+                Err(_) if timeout(Duration::from_millis(100), self.master.died()).await.is_ok() => {
+                    Err(self.master.lost())
+                }
+                Err(error) => {
+                    Err(SessionError::new(SessionErrorKind::Remote, "the machine opened no channel").source(error))
+                }
+            },
+        }
+    }
+
+    /// Asks the machine for a sign of life.
+    async fn check(&self) -> Result<(), SessionError> {
+        let echo = async {
+            let child = self.open("exec true", Stdio::null(), Stdio::null()).await?;
+            child.wait().await.map_err(|_| self.master.lost())
+        };
+        match timeout(ANSWER, echo).await {
+            // The channel's end says nothing if the connection broke.
+            Ok(Ok(_)) if !self.master.is_dead() => Ok(()),
+            Ok(Err(error)) if error.kind == SessionErrorKind::Remote => Ok(()),
+            Ok(_) => Err(self.master.lost()),
+            Err(_) => Err(silent()),
+        }
+    }
+
+    /// Ends a process group on the machine, and says whether it is gone.
+    async fn kill(&self, group: u32) -> bool {
+        let kill = async {
+            let line = supervisor::kill_line(group);
+            let mut child = self.open(&line, Stdio::null(), Stdio::piped()).await.ok()?;
+            let mut said = String::new();
+            child.stdout().take()?.read_to_string(&mut said).await.ok()?;
+            Some(said.trim() == "gone")
+        };
+        timeout(KILLING, kill).await.ok().flatten().unwrap_or(false)
+    }
+}
+
+impl SshSession {
+    pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, master: Master) -> Self {
+        let shared = Shared {
+            ssh,
+            alias: machine.name(),
+            base: machine.login.directory.clone(),
+            connections: Mutex::new(vec![Connection::new(master)]),
+            channels: Semaphore::new(CHANNELS),
+            growing: AsyncMutex::default(),
+            tasks: TaskTracker::new(),
+            nonce: AtomicU32::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Runs a script of tsunami's own, outside of the run's directory and unmarked as the run's. Returns what
+    /// it printed.
+    pub(crate) async fn script(&self, script: &str, args: &[&str]) -> Result<String, SessionError> {
+        let mut words = vec!["exec", "sh", "-c", script, "sh"];
+        words.extend(args);
+        let line = shlex::try_join(words).map_err(|error| {
+            SessionError::new(SessionErrorKind::Local, "the script can't be quoted").source(error)
+        })?;
+        let channel = self.shared.channel().await?;
+        let mut child = channel.connection.open(&line, Stdio::null(), Stdio::piped()).await?;
+        let (stdout, stderr) = (child.stdout().take(), child.stderr().take());
+        let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
+        let status = child.wait().await.map_err(|_| channel.connection.master.lost())?;
+        if status.success() {
+            return Ok(stdout);
+        }
+        channel.connection.check().await?;
+        Err(SessionError::new(SessionErrorKind::Remote, stderr.trim().to_owned()))
+    }
+
+    /// Makes the run's directory on a machine that doesn't belong to the run, and starts the watchdog that ends
+    /// the run's processes there at `until`. Once it runs, only its deadline is set.
+    pub(crate) async fn keep_until(&self, directory: &str, until: SystemTime) -> Result<(), SessionError> {
+        const ARM: &str = r#"
+            umask 077 && mkdir -p -- "$1" && cd -- "$1" && directory=$PWD
+            read -r now _ </proc/uptime && echo "$2 $((${now%%.*} + $3))" >.deadline.new && mv .deadline.new deadline
+            [ -e keeper.pid ] && read -r pid <keeper.pid && grep -qF -- "$directory" "/proc/$pid/cmdline" && exit
+            printf '%s' "$5" >keeper.sh
+            setsid sh keeper.sh keep "$directory" "$4" </dev/null >/dev/null 2>&1 &
+            echo $! >keeper.pid"#;
+        let clock = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default().as_secs().to_string();
+        let run = self.shared.ssh.run().to_string();
+        let script = format!("set -e; {ARM}");
+        self.script(&script, &[directory, &clock, &left, &run, keeper::SCRIPT]).await.map(drop)
+    }
+
+    /// Ends the run's processes on a machine that doesn't belong to the run, and removes its directory there.
+    /// Returns what is left.
+    pub(crate) async fn reap(&self, directory: &str) -> Result<Vec<String>, SessionError> {
+        let run = self.shared.ssh.run().to_string();
+        let text = self.script(REAP, &[directory, &run, keeper::SCRIPT]).await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+}
+
+/// Runs the keeper's script, `$3`, in its `reap` mode.
+const REAP: &str = r#"cd -- "$1" 2>/dev/null || exit 0
+directory=$PWD run=$2 script=$3
+cd /
+set -- reap "$directory" "$run"
+eval "$script""#;
+
+async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        // What came before an error is all there is.
+        let _ = stream.read_to_end(&mut bytes).await;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Shared {
+    /// Waits for a place to run a command: on a connection that has one, or else on a new connection.
+    async fn channel(&self) -> Result<Channel<'_>, SessionError> {
+        if let Some(channel) = self.free_channel() {
+            return Ok(channel);
+        }
+        {
+            let _one_at_a_time = self.growing.lock().await;
+            if let Some(channel) = self.free_channel() {
+                return Ok(channel);
+            }
+            if self.lock().len() < CONNECTIONS {
+                let master = self.ssh.master(&self.alias, Instant::now() + ANSWER).await;
+                match master {
+                    Ok(master) => {
+                        self.lock().push(Connection::new(master));
+                        self.channels.add_permits(CHANNELS);
+                    }
+                    // The others still work: wait for them.
+                    Err(error) => tracing::debug!(machine = self.alias, %error, "no further connection"),
+                }
+            }
+        }
+        let permit = self.channels.acquire().await;
+        let permit = permit.map_err(|_| closed())?;
+        self.on(permit)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn free_channel(&self) -> Option<Channel<'_>> {
+        self.channels.try_acquire().ok().and_then(|permit| self.on(permit).ok())
+    }
+
+    /// Picks the least busy connection.
+    fn on<'a>(&self, permit: SemaphorePermit<'a>) -> Result<Channel<'a>, SessionError> {
+        let connections = self.lock();
+        let room = |connection: &&Arc<Connection>| {
+            connection.busy.load(Ordering::Relaxed) < connection.limit.load(Ordering::Relaxed)
+                && !connection.master.is_dead()
+        };
+        let connection = connections.iter().filter(room).min_by_key(|c| c.busy.load(Ordering::Relaxed));
+        let Some(connection) = connection.or(connections.first()) else {
+            return Err(closed());
+        };
+        connection.busy.fetch_add(1, Ordering::Relaxed);
+        Ok(Channel { connection: connection.clone(), permit: Some(permit) })
+    }
+
+    /// Opens a channel for the supervisor. If sshd takes fewer than we thought, waits for another to end.
+    ///
+    /// Not to be dropped: the command might have begun.
+    async fn open<'a>(
+        &'a self,
+        mut channel: Channel<'a>,
+        stdin: &PipeReader,
+        stdout: Option<&PipeWriter>,
+    ) -> Opening<'a> {
+        let line = supervisor::command_line();
+        loop {
+            let connection = channel.connection.clone();
+            let ends = || {
+                let stdin = stdin.try_clone().map(|pipe| stdio(pipe.into()))?;
+                let stdout =
+                    stdout.map(|pipe| pipe.try_clone().map(|pipe| stdio(pipe.into()))).transpose()?;
+                io::Result::Ok((stdin, stdout.unwrap_or_else(Stdio::piped)))
+            };
+            let (stdin, stdout) = ends().map_err(|error| local("no more pipes", error))?;
+            let opening = timeout(ANSWER, connection.open(&line, stdin, stdout));
+            let error = match opening.await {
+                Ok(Ok(child)) => return Ok((channel, child)),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(silent()),
+            };
+            let busy = connection.busy.load(Ordering::Relaxed);
+            if error.kind != SessionErrorKind::Remote || busy <= 1 {
+                return Err(error);
+            }
+            tracing::debug!(machine = self.alias, busy, %error, "sshd takes fewer channels");
+            connection.limit.store(busy - 1, Ordering::Relaxed);
+            if let Some(permit) = channel.permit.take() {
+                permit.forget();
+            }
+            drop(channel);
+            channel = self.channel().await?;
+        }
+    }
+
+    /// Runs a command in a task of its own, which nobody drops, so that the command is ended in good order when
+    /// the caller goes away.
+    async fn run(
+        self: &Arc<Self>,
+        command: &Command,
+        input: Input,
+        stdout: Option<PipeWriter>,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        let stop = cancel.child_token();
+        let _when_dropped = stop.clone().drop_guard();
+        let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
+        let mark = supervisor::mark(nonce);
+        let header = supervisor::header(command, &mark, self.base.as_deref(), self.ssh.run().as_str())?;
+        let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
+        match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
+            Ok(result) => result,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => {
+                Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, "the program is ending"))
+            }
+        }
+    }
+}
+
+type Opening<'a> = Result<(Channel<'a>, Child<Arc<openssh::Session>>), SessionError>;
+
+/// What a command reads.
+#[derive(Debug)]
+enum Input {
+    Given(Stdin),
+    Parcel(Parcel),
+}
+
+impl Input {
+    /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all.
+    fn feed(self, header: Vec<u8>, mut pipe: PipeWriter) -> Option<tokio::task::JoinHandle<io::Result<()>>> {
+        let small = match &self {
+            Self::Given(Stdin::Null) => header.len(),
+            Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
+            Self::Given(Stdin::File(_)) | Self::Parcel(_) => usize::MAX,
+        };
+        let write = move || {
+            pipe.write_all(&header)?;
+            match self {
+                Self::Given(Stdin::Null) => Ok(()),
+                Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
+                Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
+                Self::Parcel(parcel) => parcel.pack(io::BufWriter::with_capacity(FITS_A_PIPE, pipe)),
+            }
+        };
+        if small > FITS_A_PIPE {
+            return Some(spawn_blocking(write));
+        }
+        // Nothing has been read yet, and it fits.
+        let _ = write();
+        None
+    }
+}
+
+/// One supervised command.
+struct Supervised {
+    shared: Arc<Shared>,
+    mark: String,
+    header: Vec<u8>,
+    input: Input,
+    stdout: Option<PipeWriter>,
+    output: Arc<dyn OutputSink>,
+    stop: CancellationToken,
+}
+
+impl Supervised {
+    async fn run(self) -> Result<Exit, SessionError> {
+        let Self { shared, mark, header, input, stdout, output, stop } = self;
+        let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
+        let channel = stop.run_until_cancelled(shared.channel()).await.ok_or_else(cancelled)??;
+        let (stdin, feed) = io::pipe().map_err(|error| local("no more pipes", error))?;
+        let feeding = input.feed(header, feed);
+        let (channel, mut child) = shared.open(channel, &stdin, stdout.as_ref()).await?;
+        drop((stdin, stdout));
+        let mut pump = Pump {
+            connection: channel.connection.clone(),
+            stdout: child.stdout().take(),
+            stderr: child.stderr().take(),
+            notes: Notes::new(&mark),
+            output,
+            group: None,
+            exit: None,
+            no_directory: None,
+            sink_failed: None,
+            killed: None,
+        };
+        let stopped = pump.run(&stop).await;
+        // With the channel closed, whoever still feeds it finds out.
+        drop(child);
+        let fed = match feeding {
+            Some(feeding) => feeding.await.unwrap_or(Ok(())),
+            None => Ok(()),
+        };
+        match fed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(local("cannot read what to send", error))
+            }
+            _ => pump.outcome(stopped).await,
+        }
+    }
+}
+
+/// Moves a command's output, and ends the command when asked to.
+struct Pump {
+    connection: Arc<Connection>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    notes: Notes,
+    output: Arc<dyn OutputSink>,
+    group: Option<u32>,
+    exit: Option<Exit>,
+    no_directory: Option<String>,
+    sink_failed: Option<io::Error>,
+    killed: Option<bool>,
+}
+
+impl Pump {
+    /// Returns whether the command was asked to end.
+    async fn run(&mut self, stop: &CancellationToken) -> bool {
+        let mut buffers = vec![0; 2 * CHUNK];
+        let (out, err) = buffers.split_at_mut(CHUNK);
+        let mut stopping = false;
+        let mut killing = None;
+        let mut alarm: Option<Instant> = None;
+        while self.stdout.is_some() || self.stderr.is_some() {
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !stopping => stopping = true,
+                gone = async { killing.as_mut().expect("checked").await }, if killing.is_some() => {
+                    killing = None;
+                    self.killed = Some(gone);
+                    alarm = Some(Instant::now() + STRAGGLERS);
+                }
+                () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
+                count = read_some(&mut self.stderr, err) => self.take_stderr(&err[..count]),
+                count = read_some(&mut self.stdout, out) => self.take_stdout(&out[..count]),
+            }
+            stopping |= self.sink_failed.is_some();
+            if self.exit.is_some() && killing.is_none() {
+                // Others may hold the outputs open; what flows, flows on for a little.
+                alarm = alarm.or_else(|| Some(Instant::now() + STRAGGLERS));
+            } else if stopping && killing.is_none() && self.killed.is_none() {
+                match self.group {
+                    Some(group) => {
+                        let connection = self.connection.clone();
+                        alarm = None;
+                        killing = Some(Box::pin(async move { connection.kill(group).await }));
+                    }
+                    None => alarm = alarm.or_else(|| Some(Instant::now() + BEGINNING)),
+                }
+            }
+        }
+        if let Some(killing) = killing {
+            self.killed = Some(killing.await);
+        }
+        stopping
+    }
+
+    fn take_stdout(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.stdout = None;
+        } else {
+            self.hand_on(Stream::Stdout, bytes);
+        }
+    }
+
+    fn take_stderr(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.stderr = None;
+        }
+        let mut notes = std::mem::take(&mut self.notes);
+        let found = notes.take(bytes, |bytes| {
+            self.hand_on(Stream::Stderr, bytes);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        if self.stderr.is_none() {
+            let rest = notes.rest();
+            if !rest.is_empty() {
+                self.hand_on(Stream::Stderr, &rest);
+            }
+        } else {
+            self.notes = notes;
+        }
+        let Ok(found) = found;
+        for note in found {
+            match note {
+                Note::Started(group) => self.group = Some(group),
+                Note::NoDirectory(directory) => self.no_directory = Some(directory),
+                Note::Ended(exit) => self.exit = Some(exit),
+            }
+        }
+    }
+
+    fn hand_on(&mut self, stream: Stream, bytes: &[u8]) {
+        if self.sink_failed.is_none() {
+            self.sink_failed = self.output.write(stream, bytes).err();
+        }
+    }
+
+    /// What all that was seen comes to.
+    async fn outcome(self, stopped: bool) -> Result<Exit, SessionError> {
+        if let Some(error) = self.sink_failed {
+            return Err(local("the command's output could not be taken", error));
+        }
+        match (self.exit, self.killed) {
+            (_, Some(true)) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
+            (_, Some(false)) => {
+                self.connection.check().await?;
+                let message = "cancelled, and the command may still be running";
+                return Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message));
+            }
+            (Some(exit), None) => return Ok(exit),
+            (None, None) => {}
+        }
+        if let Some(directory) = self.no_directory {
+            return Err(SessionError::new(
+                SessionErrorKind::Remote,
+                format!("cannot enter the directory {directory}"),
+            ));
+        }
+        self.connection.check().await?;
+        let Some(group) = self.group else {
+            let kind =
+                if stopped { SessionErrorKind::CancelledUnconfirmed } else { SessionErrorKind::Remote };
+            return Err(SessionError::new(
+                kind,
+                "the machine did not start the command: has it `sh` and `setsid`?",
+            ));
+        };
+        // Somebody ended the supervisor, so nobody saw how the command ended, or whether.
+        let gone = self.connection.kill(group).await;
+        let left = if gone { "is gone" } else { "may still be running" };
+        let message = format!("the command's supervisor was ended from outside; the command {left}");
+        Err(SessionError::new(SessionErrorKind::Remote, message))
+    }
+}
+
+async fn read_some(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> usize {
+    match stream {
+        // An error is the end as well: why it came is asked afterwards.
+        Some(stream) => stream.read(buffer).await.unwrap_or(0),
+        None => std::future::pending().await,
+    }
+}
+
+#[async_trait]
+impl Session for SshSession {
+    async fn exec(
+        &self,
+        command: &Command,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        self.shared.run(command, Input::Given(command.stdin.clone()), None, output, cancel).await
+    }
+
+    async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+        let parcel = Parcel::new(from, to)?;
+        let unpack = own_script(transfer::UNPACK, [&parcel.directory]);
+        let said = Arc::new(Said::default());
+        let never = CancellationToken::new();
+        let exit = self.shared.run(&unpack, Input::Parcel(parcel), None, said.clone(), &never).await?;
+        if exit.success() {
+            return Ok(());
+        }
+        let message = format!("unpacking ended with {exit}: {}", said.text().trim());
+        Err(SessionError::new(SessionErrorKind::Transfer, message))
+    }
+
+    async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
+        let mut pack = own_script(transfer::PACK, &download.patterns);
+        pack.cwd.clone_from(&download.cwd);
+        let (from, to) = io::pipe().map_err(|error| local("no more pipes", error))?;
+        let into = download.into.clone();
+        let unpacking = spawn_blocking(move || transfer::unpack(from, &into));
+        let said = Arc::new(Said::default());
+        let never = CancellationToken::new();
+        let exit = self.shared.run(&pack, Input::Given(Stdin::Null), Some(to), said.clone(), &never).await?;
+        let unpacked = unpacking.await.map_err(io::Error::other).flatten();
+        let (matches, rest) = said.matches();
+        let failed = |message: String| SessionError::new(SessionErrorKind::Transfer, message);
+        match unpacked {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && matches.iter().all(|&n| n == 0) => {
+            }
+            Err(error) => return Err(failed(format!("unpacking failed; {rest}")).source(error)),
+            Ok(()) => {}
+        }
+        // tar's status 1: a file changed while it was read, which a server's log may do.
+        if matches.len() == download.patterns.len() && matches!(exit, Exit::Status(0 | 1)) {
+            return Ok(matches);
+        }
+        Err(failed(format!("packing ended with {exit}: {rest}")))
+    }
+
+    async fn check(&self) -> Result<(), SessionError> {
+        let first = self.shared.lock().first().cloned();
+        match first {
+            Some(connection) => connection.check().await,
+            None => Err(closed()),
+        }
+    }
+
+    async fn close(&self) -> Result<(), SessionError> {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.channels.close();
+        self.shared.lock().clear();
+        Ok(())
+    }
+}
+
+/// A command made of a script of tsunami's own.
+fn own_script<'a>(script: &str, args: impl IntoIterator<Item = &'a String>) -> Command {
+    let command = Command::program("sh").arg("-c").arg(script).arg("sh");
+    args.into_iter().fold(command, |command, arg| command.arg(arg))
+}
+
+/// What a script of tsunami's own said on standard error, a few kilobytes of it.
+#[derive(Debug, Default)]
+struct Said(Mutex<Vec<u8>>);
+
+impl Said {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// The numbers of matches, and what else was said.
+    fn matches(&self) -> (Vec<usize>, String) {
+        let (mut matches, mut rest) = (Vec::new(), Vec::new());
+        for line in self.text().lines() {
+            match line.strip_prefix("matches: ").and_then(|count| count.parse().ok()) {
+                Some(count) => matches.push(count),
+                None => rest.push(line.to_owned()),
+            }
+        }
+        (matches, rest.join("; "))
+    }
+}
+
+impl OutputSink for Said {
+    fn write(&self, _: Stream, bytes: &[u8]) -> io::Result<()> {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = (64usize << 10).saturating_sub(said.len());
+        said.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(())
+    }
+}
+
+/// A pipe's end, for a channel.
+fn stdio(pipe: OwnedFd) -> Stdio {
+    Stdio::from(File::from(pipe))
+}
+
+fn local(message: impl Into<String>, error: io::Error) -> SessionError {
+    SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+fn closed() -> SessionError {
+    SessionError::new(SessionErrorKind::Lost, "the session is closed")
+}
+
+fn silent() -> SessionError {
+    let message = format!("the machine did not answer within {} s", ANSWER.as_secs());
+    SessionError::new(SessionErrorKind::Lost, message)
+}

@@ -1,0 +1,322 @@
+//! The small script that every command runs under, and what it says.
+//!
+//! The multiplexing protocol can't tell a killed command, `exit 255` and a lost connection apart, and closing
+//! a channel doesn't end what it started. So a script on the machine puts the command into a process group of
+//! its own, says which, and says in the end how it ended.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
+
+const SUPERVISOR: &str = include_str!("supervisor.sh");
+const KILL: &str = include_str!("kill.sh");
+
+/// What every mark begins with, so that it is found fast: a byte that texts don't have.
+const SEPARATOR: u8 = 0x1e;
+
+/// The command line that starts the supervisor, for whatever login shell there is.
+pub(super) fn command_line() -> String {
+    let choose =
+        "if command -v bash >/dev/null 2>&1; then exec bash --posix -c \"$1\"; else exec sh -c \"$1\"; fi";
+    let [choose, supervisor] = [choose, SUPERVISOR].map(|script| quote(script.as_bytes()));
+    let both = [b"exec sh -c ".as_slice(), &choose, b" sh ", &supervisor].concat();
+    String::from_utf8_lossy(&both).into_owned()
+}
+
+/// The command line that ends a process group and says whether it is gone.
+pub(super) fn kill_line(group: u32) -> String {
+    format!("exec sh -c {} sh {group}", String::from_utf8_lossy(&quote(KILL.as_bytes())))
+}
+
+/// The line that tells the supervisor what to run.
+pub(super) fn header(
+    command: &Command,
+    mark: &str,
+    base: Option<&str>,
+    run: &str,
+) -> Result<Vec<u8>, SessionError> {
+    let mut line = Vec::new();
+    let directory = match (base, command.cwd.as_deref()) {
+        (Some(base), Some(cwd)) if !cwd.starts_with('/') => Cow::Owned(format!("{base}/{cwd}")),
+        (base, cwd) => Cow::Borrowed(cwd.or(base).unwrap_or_default()),
+    };
+    push(&mut line, &["_mark=".as_bytes(), &one_line(mark.as_bytes())?]);
+    push(&mut line, &[b"; _directory=", &one_line(directory.as_bytes())?]);
+    push(&mut line, &[b"; export TSUNAMI_RUN_ID=", &one_line(run.as_bytes())?]);
+    for (name, value) in &command.env {
+        if !is_variable(name) {
+            return Err(SessionError::new(
+                SessionErrorKind::Local,
+                format!("`{name}` is no name for a variable"),
+            ));
+        }
+        push(&mut line, &[b" ", name.as_bytes(), b"=", &one_line(value.as_bytes())?]);
+    }
+    let shell = |line: &mut Vec<u8>, script: &str, args: &[std::ffi::OsString]| {
+        let script = one_line(script.as_bytes())?;
+        line.extend_from_slice(b"; if [ -n \"$BASH_VERSION\" ]; then set -- bash -eo pipefail -c ");
+        push(line, &[&script, b" bash; else set -- sh -e -c ", &script, b" sh; fi; set -- \"$@\""]);
+        arguments(line, args.iter().map(|arg| arg.as_os_str()))
+    };
+    match &command.program {
+        Program::Shell(script) => shell(&mut line, script, &[])?,
+        Program::ShellArgs(script, args) => shell(&mut line, script, args)?,
+        Program::Args(args) => {
+            line.extend_from_slice(b"; set --");
+            arguments(&mut line, args.iter().map(|arg| arg.as_os_str()))?;
+        }
+    }
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn push(line: &mut Vec<u8>, parts: &[&[u8]]) {
+    line.extend(parts.iter().flat_map(|part| part.iter()));
+}
+
+fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> Result<(), SessionError> {
+    for arg in args {
+        push(line, &[b" ", &one_line(arg.as_bytes())?]);
+    }
+    Ok(())
+}
+
+fn is_variable(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty() && name.bytes().all(word)
+}
+
+/// Quotes bytes for a shell; there are no zero bytes in tsunami's own texts.
+fn quote(text: &[u8]) -> Vec<u8> {
+    shlex::bytes::try_quote(text).map(Cow::into_owned).unwrap_or_default()
+}
+
+/// Quotes bytes for a shell so that they stay on one line: the supervisor's `$_n` is a line break.
+fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
+    if text.contains(&0) {
+        return Err(SessionError::new(SessionErrorKind::Local, "no command can be given a zero byte"));
+    }
+    let parts: Vec<_> = text.split(|&byte| byte == b'\n').map(quote).collect();
+    Ok(parts.join(b"\"$_n\"".as_slice()))
+}
+
+/// A mark that the command can't guess.
+pub(super) fn mark(nonce: u64) -> String {
+    format!("{}tsunami-{nonce:016x} ", char::from(SEPARATOR))
+}
+
+/// What the supervisor says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Note {
+    /// The command runs in this process group.
+    Started(u32),
+    /// The command's directory can't be entered.
+    NoDirectory(String),
+    /// The command ended.
+    Ended(Exit),
+}
+
+/// Takes the supervisor's notes out of a command's standard error.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    mark: Vec<u8>,
+    /// What may be the beginning of a mark, or a note that isn't complete.
+    held: Vec<u8>,
+}
+
+impl Notes {
+    pub(super) fn new(mark: &str) -> Self {
+        Self { mark: mark.as_bytes().to_vec(), held: Vec::new() }
+    }
+
+    /// Takes some bytes; gives what the command itself wrote to `output`, and returns the notes.
+    pub(super) fn take<E>(
+        &mut self,
+        bytes: &[u8],
+        mut output: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Vec<Note>, E> {
+        let mut data = std::mem::take(&mut self.held);
+        data.extend_from_slice(bytes);
+        let mut rest = data.as_slice();
+        let mut notes = Vec::new();
+        while let Some(at) = rest.iter().position(|&byte| byte == SEPARATOR) {
+            let from = &rest[at..];
+            if from.len() < self.mark.len() && self.mark.starts_with(from) {
+                output_some(&rest[..at], &mut output)?;
+                self.held = from.to_vec();
+                return Ok(notes);
+            }
+            let Some(note) = from.strip_prefix(self.mark.as_slice()) else {
+                // Some other use of the byte.
+                output_some(&rest[..=at], &mut output)?;
+                rest = &rest[at + 1..];
+                continue;
+            };
+            output_some(&rest[..at], &mut output)?;
+            let Some((parsed, after)) = self.parse(note) else {
+                self.held = from.to_vec();
+                return Ok(notes);
+            };
+            notes.extend(parsed);
+            rest = after;
+        }
+        output_some(rest, &mut output)?;
+        Ok(notes)
+    }
+
+    /// What is left when the stream ends: a note cut short is no output either.
+    pub(super) fn rest(self) -> Vec<u8> {
+        if self.held.starts_with(&self.mark) { Vec::new() } else { self.held }
+    }
+
+    /// Parses what follows a mark; `None` if it isn't complete.
+    fn parse<'a>(&self, note: &'a [u8]) -> Option<(Option<Note>, &'a [u8])> {
+        if let Some(jobs) = note.strip_prefix(b"jobs ") {
+            let end = [self.mark.as_slice(), b"end "].concat();
+            let at = jobs.windows(end.len()).position(|window| window == end)?;
+            let (numbers, after) = line(&jobs[at + end.len()..])?;
+            return Some((ended(&String::from_utf8_lossy(&jobs[..at]), &numbers).map(Note::Ended), after));
+        }
+        let (text, after) = line(note)?;
+        let parsed = match text.split_once(' ') {
+            Some(("pid", pid)) => pid.parse().ok().map(Note::Started),
+            Some(("no", directory)) => Some(Note::NoDirectory(directory.to_owned())),
+            _ => None,
+        };
+        Some((parsed, after))
+    }
+}
+
+fn output_some<E>(bytes: &[u8], output: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    if bytes.is_empty() { Ok(()) } else { output(bytes) }
+}
+
+fn line(bytes: &[u8]) -> Option<(String, &[u8])> {
+    let at = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((String::from_utf8_lossy(&bytes[..at]).into_owned(), &bytes[at + 1..]))
+}
+
+/// How a command ended, given what `jobs` said (`Done`, `Done(3)`; for a signal its name, or nothing) and what
+/// two calls of `wait` returned. The first call is right unless it was interrupted, which only bash does; then
+/// the second is right. Where the second knows nothing, it says 127.
+fn ended(jobs: &str, statuses: &str) -> Option<Exit> {
+    let (first, second) = statuses.split_once(' ')?;
+    let (first, second): (u8, u8) = (first.parse().ok()?, second.trim().parse().ok()?);
+    if let Some((_, status)) = jobs.split_once("Done(") {
+        return status.split_once(')')?.0.parse().ok().map(Exit::Status);
+    }
+    if jobs.contains("Done") {
+        return Some(Exit::Status(0));
+    }
+    let status = if second == 127 { first } else { second };
+    Some(if status > 128 { Exit::Signal(status - 128) } else { Exit::Status(status) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::Stdio;
+
+    fn take_all(chunks: &[&[u8]]) -> (Vec<Note>, Vec<u8>) {
+        let mut notes = Notes::new(&mark(7));
+        let (mut found, mut output) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            found.extend(
+                notes
+                    .take(chunk, |bytes| {
+                        output.extend_from_slice(bytes);
+                        Ok::<_, ()>(())
+                    })
+                    .unwrap(),
+            );
+        }
+        output.extend(notes.rest());
+        (found, output)
+    }
+
+    #[test]
+    fn notes_are_found_however_the_stream_is_cut() {
+        let mark = mark(7);
+        let stream = format!(
+            "{mark}pid 12\nwarning \x1e: no newline{mark}jobs [1]+  Done(137)  x\n{mark}end 145 137\n"
+        );
+        let expected =
+            (vec![Note::Started(12), Note::Ended(Exit::Status(137))], b"warning \x1e: no newline".to_vec());
+        for size in 1..stream.len() {
+            let chunks: Vec<&[u8]> = stream.as_bytes().chunks(size).collect();
+            assert_eq!(take_all(&chunks), expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn somebody_elses_mark_is_output() {
+        let other = format!("{}pid 1\n", mark(8));
+        assert_eq!(take_all(&[other.as_bytes()]), (vec![], other.clone().into_bytes()));
+    }
+
+    /// Every shell that may be `sh` somewhere, on this computer.
+    fn shells() -> Vec<Vec<&'static str>> {
+        let known = [vec!["bash", "--posix"], vec!["dash"], vec!["busybox", "sh"]];
+        let runs = |shell: &Vec<&str>| std::process::Command::new(shell[0]).arg("--help").output().is_ok();
+        known.into_iter().filter(runs).collect()
+    }
+
+    fn supervise(shell: &[&str], command: &Command) -> (Vec<Note>, Vec<u8>) {
+        let header = header(command, &mark(7), None, "run").unwrap();
+        let mut child = std::process::Command::new(shell[0])
+            .args(&shell[1..])
+            .args(["-c", SUPERVISOR])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&header).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let (notes, _) = take_all(&[&output.stderr]);
+        (notes, output.stdout)
+    }
+
+    #[test]
+    fn every_shell_tells_a_status_from_a_signal() {
+        for shell in shells() {
+            for (line, exit) in [
+                ("exit 0", Exit::Status(0)),
+                ("exit 3", Exit::Status(3)),
+                ("exit 127", Exit::Status(127)),
+                ("exit 137", Exit::Status(137)),
+                ("exit 145", Exit::Status(145)),
+                ("sleep 0.1; exit 255", Exit::Status(255)),
+                ("kill -9 $$", Exit::Signal(9)),
+                ("sleep 0.1; kill -TERM $$", Exit::Signal(15)),
+                ("kill -CHLD $PPID; sleep 0.3; exit 200", Exit::Status(200)),
+                ("kill -CHLD $PPID; sleep 0.3; kill -9 $$", Exit::Signal(9)),
+            ] {
+                let (notes, _) = supervise(&shell, &Command::shell(line));
+                assert!(matches!(notes[0], Note::Started(_)), "{shell:?}: {line}: {notes:?}");
+                assert_eq!(notes[1], Note::Ended(exit), "{shell:?}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_shell_passes_arguments_and_variables_unharmed() {
+        let odd = "it's\n\"odd\" $HOME \\n `x` \\";
+        for shell in shells() {
+            let command =
+                Command::program("sh").arg("-c").arg("printf '%s|%s' \"$1\" \"$ODD\"").arg("sh").arg(odd);
+            let (_, stdout) = supervise(&shell, &command.env("ODD", odd));
+            assert_eq!(String::from_utf8_lossy(&stdout), format!("{odd}|{odd}"), "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_shell_can_take_is_refused() {
+        assert!(header(&Command::program("a\0b"), "m", None, "r").is_err());
+        assert!(header(&Command::program("a").env("A B", "x"), "m", None, "r").is_err());
+        assert!(header(&Command::program("a").env("", "x"), "m", None, "r").is_err());
+    }
+}

@@ -1,0 +1,33 @@
+# Runs one command under supervision. Expects on standard input one line of shell: the environment, the
+# directory and the arguments, prepared by the controller; what follows is the command's own input. Speaks to
+# the controller in notes on standard error, which begin with a mark that nobody else knows:
+#
+#   pid N                        the command runs in the process group N
+#   no DIRECTORY                 the command's directory can't be entered
+#   jobs TEXT <mark> end N M     it ended: what `jobs` said of it, and what two calls of `wait` returned
+#
+# `wait` alone can't tell a status of 137 from a signal 9, but `jobs` can, in every shell that this runs in.
+# Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
+_n='
+'
+IFS= read -r _header || exit 125
+exec 3>&2 2>/dev/null
+eval "$_header"
+if [ -n "$_directory" ] && ! cd -- "$_directory"; then
+    printf '%sno %s\n' "$_mark" "$_directory" >&3
+    exit 125
+fi
+if [ -n "$BASH_VERSION" ]; then
+    set -m
+    trap : CHLD
+    "$@" <&0 2>&3 3>&- &
+else
+    setsid "$@" <&0 2>&3 3>&- &
+fi
+_pid=$!
+printf '%spid %s\n' "$_mark" "$_pid" >&3
+while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
+printf '%sjobs ' "$_mark" >&3
+jobs >&3
+wait "$_pid"
+printf '%send %s %s\n' "$_mark" "$_first" "$?" >&3

@@ -1,0 +1,86 @@
+//! Real machines for tests: sshd on loopback.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tsunami_core::{
+    Connector, Deadline, LaunchRequest, Machine, MachineSpec, Provider, RunFilter, RunId, Session,
+};
+use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A run id that no other test uses.
+pub(crate) fn unique_run() -> RunId {
+    let seed = NEXT.fetch_add(1, Ordering::Relaxed) + (u64::from(std::process::id()) << 8);
+    RunId::generate(SystemTime::now(), seed)
+}
+
+/// Some machines of one run, ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Machines {
+    pub(crate) root: TempDir,
+    pub(crate) run: RunId,
+    pub(crate) provider: LocalProvider,
+    pub(crate) connector: Arc<SshConnector>,
+    pub(crate) machines: Vec<Machine>,
+}
+
+impl Machines {
+    pub(crate) async fn launch(count: u32) -> Self {
+        Self::launch_with(count, SshOptions::default()).await
+    }
+
+    pub(crate) async fn launch_with(count: u32, options: SshOptions) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let provider = LocalProvider::new(root.path());
+        let connector = Arc::new(SshConnector::new(options));
+        let run = unique_run();
+        let authorized_key = connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap();
+        let lifetime = Duration::from_secs(300);
+        let request = LaunchRequest {
+            run: run.clone(),
+            experiment: "test".to_owned(),
+            group: "node".to_owned(),
+            count: NonZeroU32::new(count).unwrap(),
+            spec: MachineSpec::default(),
+            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
+            authorized_key,
+        };
+        provider.launch(&request).await.unwrap();
+        let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
+        Self { root, run, provider, connector, machines }
+    }
+
+    /// The run's own directory.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.root.path().join(self.run.as_str())
+    }
+
+    pub(crate) async fn connect(&self, index: usize) -> Box<dyn Session> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        self.connector
+            .connect(&self.machines[index], deadline)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        // As the engine does, but a drop can't wait: the keeper's script is the same.
+        let (root, run) = (self.root.path().to_owned(), self.run.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let left = runtime.block_on(LocalProvider::new(root).terminate(&run)).unwrap();
+            assert_eq!(left, []);
+        })
+        .join()
+        .unwrap();
+    }
+}

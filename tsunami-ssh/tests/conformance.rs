@@ -1,0 +1,138 @@
+//! The shared suites on real machines.
+
+mod common;
+
+use std::fs;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use common::{Machines, unique_run};
+use tempfile::TempDir;
+use tsunami_core::testing::conformance::ProviderHarness;
+use tsunami_core::{MachineSpec, Provider, RunId, Session};
+use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
+
+#[derive(Debug)]
+struct Local {
+    provider: LocalProvider,
+    runs: Vec<RunId>,
+    _root: TempDir,
+}
+
+impl Local {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let runs = (0..10).map(|_| unique_run()).collect();
+        Self { provider: LocalProvider::new(root.path()), runs, _root: root }
+    }
+}
+
+impl ProviderHarness for Local {
+    fn provider(&self) -> &dyn Provider {
+        &self.provider
+    }
+
+    fn spec(&self, _: NonZeroU32) -> MachineSpec {
+        MachineSpec::default()
+    }
+
+    fn run_id(&self, nth: u32) -> RunId {
+        self.runs[nth as usize].clone()
+    }
+}
+
+mod local_provider {
+    use super::*;
+    tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], async { Local::new() });
+}
+
+/// Hosts that exist already: they are another run's local machines, so that there is something to reach.
+#[derive(Debug)]
+struct Hosts {
+    provider: HostsProvider,
+    runs: Vec<RunId>,
+    existing: Machines,
+    _root: TempDir,
+}
+
+impl Hosts {
+    async fn new() -> Self {
+        let existing = Machines::launch(3).await;
+        let root = tempfile::tempdir().unwrap();
+        let connector = Arc::new(SshConnector::new(options(&existing)));
+        let runs = (0..10).map(|_| unique_run()).collect();
+        Self { provider: HostsProvider::new(root.path(), connector), runs, existing, _root: root }
+    }
+}
+
+/// What a user needs to reach machines that exist: a key and the hosts' keys.
+fn options(existing: &Machines) -> SshOptions {
+    let lines = existing.machines.iter().map(|machine| {
+        let (address, port) = (machine.addresses.own().unwrap(), machine.login.port.unwrap());
+        format!("[{address}]:{port} {}\n", machine.login.host_key.as_deref().unwrap())
+    });
+    let known_hosts = existing.root.path().join("known");
+    fs::write(&known_hosts, lines.collect::<String>()).unwrap();
+    SshOptions {
+        key: Some(existing.directory().join("ssh/id_ed25519")),
+        known_hosts: Some(known_hosts),
+        ..SshOptions::default()
+    }
+}
+
+fn addresses(existing: &Machines) -> Vec<HostAddress> {
+    let machines = existing.machines.iter();
+    machines
+        .map(|machine| HostAddress {
+            user: machine.login.user.clone(),
+            host: machine.addresses.own().unwrap().to_owned(),
+            port: machine.login.port,
+        })
+        .collect()
+}
+
+impl ProviderHarness for Hosts {
+    fn provider(&self) -> &dyn Provider {
+        &self.provider
+    }
+
+    fn spec(&self, _: NonZeroU32) -> MachineSpec {
+        MachineSpec::new(HostsSpec { hosts: addresses(&self.existing) })
+    }
+
+    fn run_id(&self, nth: u32) -> RunId {
+        self.runs[nth as usize].clone()
+    }
+}
+
+mod hosts_provider {
+    use super::*;
+    tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], Hosts::new());
+}
+
+/// A session to a machine that lives as long.
+struct Connected {
+    session: Box<dyn Session>,
+    _machines: Machines,
+}
+
+impl AsRef<dyn Session> for Connected {
+    fn as_ref(&self) -> &dyn Session {
+        &*self.session
+    }
+}
+
+async fn connected() -> Connected {
+    let machines = Machines::launch(1).await;
+    Connected { session: machines.connect(0).await, _machines: machines }
+}
+
+mod session {
+    use super::*;
+    tsunami_core::session_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
+}
+
+mod shell {
+    use super::*;
+    tsunami_core::shell_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
+}
