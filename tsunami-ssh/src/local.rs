@@ -212,7 +212,7 @@ async fn start_keeper(place: &Place, request: &LaunchRequest) -> io::Result<()> 
     keeper.arg(request.run.as_str()).env_remove("TSUNAMI_RUN_ID").current_dir("/");
     keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let keeper = Command::from(keeper).spawn()?;
-    write_private(&pid_file, keeper.id().unwrap_or_default().to_string().as_bytes(), 0o600)
+    write_pid(&pid_file, keeper.id())
 }
 
 fn write_deadline(path: &Path, at: SystemTime, left: Duration) -> io::Result<()> {
@@ -273,7 +273,7 @@ impl Sshd<'_> {
         // A group of its own keeps the terminal's Ctrl-C away from it.
         sshd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let sshd = Command::from(sshd).spawn()?;
-        write_private(&at("sshd.pid"), sshd.id().unwrap_or_default().to_string().as_bytes(), 0o600)?;
+        write_pid(&at("sshd.pid"), sshd.id())?;
         Ok(entry.machine)
     }
 
@@ -418,6 +418,11 @@ fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(content)
 }
 
+/// Writes a pid as the keeper's script reads it: a whole line.
+fn write_pid(path: &Path, pid: Option<u32>) -> io::Result<()> {
+    write_private(path, format!("{}\n", pid.unwrap_or_default()).as_bytes(), 0o600)
+}
+
 fn shell_quoted(path: &Path) -> String {
     let quoted = shlex::bytes::try_quote(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
     String::from_utf8_lossy(&quoted).into_owned()
@@ -460,12 +465,13 @@ mod tests {
         };
         provider.launch(&request).await.unwrap();
         let directory = provider.place(&run).directory;
-        assert!(listener(&directory.join("node-0")).is_some());
+        let sshd = listener(&directory.join("node-0")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
         while directory.exists() {
             assert!(Instant::now() < deadline, "the keeper did nothing");
             sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(provider.list(&RunFilter::Run(run)).await.unwrap(), []);
+        assert!(!fs::read(format!("/proc/{sshd}/cmdline")).is_ok_and(|command| !command.is_empty()));
     }
 }

@@ -4,9 +4,11 @@
 #
 #   pid N                        the command runs in the process group N
 #   no DIRECTORY                 the command's directory can't be entered
-#   jobs TEXT <mark> end N M     it ended: what `jobs` said of it, and what two calls of `wait` returned
+#   jobs TEXT <mark> said        what `jobs` says of it, perhaps more than once
+#   end N M                      it ended: what two calls of `wait` returned
 #
-# `wait` alone can't tell a status of 137 from a signal 9, but `jobs` can, in every shell that this runs in.
+# `wait` alone can't tell a status of 137 from a signal 9, but `jobs` can, in every shell that this runs in, as
+# long as it is asked before `wait` has answered: bash does so when the command's end interrupts it.
 # Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
 _n='
 '
@@ -17,9 +19,14 @@ if [ -n "$_directory" ] && ! cd -- "$_directory"; then
     printf '%sno %s\n' "$_mark" "$_directory" >&3
     exit 125
 fi
+_jobs() {
+    printf '%sjobs ' "$_mark"
+    jobs
+    printf '%ssaid\n' "$_mark"
+} >&3
 if [ -n "$BASH_VERSION" ]; then
     set -m
-    trap : CHLD
+    trap _jobs CHLD
     "$@" <&0 2>&3 3>&- &
 else
     setsid "$@" <&0 2>&3 3>&- &
@@ -27,7 +34,6 @@ fi
 _pid=$!
 printf '%spid %s\n' "$_mark" "$_pid" >&3
 while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
-printf '%sjobs ' "$_mark" >&3
-jobs >&3
+_jobs
 wait "$_pid"
 printf '%send %s %s\n' "$_mark" "$_first" "$?" >&3

@@ -26,7 +26,6 @@ pub(crate) fn unique_run() -> RunId {
 pub(crate) struct Machines {
     pub(crate) root: TempDir,
     pub(crate) run: RunId,
-    pub(crate) provider: LocalProvider,
     pub(crate) connector: Arc<SshConnector>,
     pub(crate) machines: Vec<Machine>,
 }
@@ -54,7 +53,7 @@ impl Machines {
         };
         provider.launch(&request).await.unwrap();
         let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
-        Self { root, run, provider, connector, machines }
+        Self { root, run, connector, machines }
     }
 
     /// The run's own directory.
@@ -74,11 +73,14 @@ impl Machines {
 impl Drop for Machines {
     fn drop(&mut self) {
         // As the engine does, but a drop can't wait: the keeper's script is the same.
-        let (root, run) = (self.root.path().to_owned(), self.run.clone());
+        let (root, run, connector) = (self.root.path().to_owned(), self.run.clone(), self.connector.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let left = runtime.block_on(LocalProvider::new(root).terminate(&run)).unwrap();
+            let left = runtime.block_on(LocalProvider::new(&root).terminate(&run)).unwrap();
             assert_eq!(left, []);
+            runtime.block_on(connector.finish(&run));
+            let still = std::process::Command::new("pgrep").arg("-fa").arg(&root).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&still.stdout), "");
         })
         .join()
         .unwrap();
