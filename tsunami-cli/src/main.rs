@@ -1,1 +1,41 @@
-fn main() {}
+//! `tsunami`: short experiments on short-lived machines.
+
+mod args;
+mod commands;
+mod compose;
+mod error;
+mod experiment;
+mod reporter;
+mod results;
+mod secrets;
+mod signals;
+mod steps;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let filter = tracing_subscriber::EnvFilter::from_env("TSUNAMI_LOG");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            terminal::say(&format!("error: cannot start: {error}"));
+            return ExitCode::from(error::USAGE);
+        }
+    };
+    let colour = args.colour();
+    let status = match runtime.block_on(commands::run(args)) {
+        Ok(status) => status,
+        Err(error) => {
+            terminal::say(&error.render(colour));
+            error.status()
+        }
+    };
+    // Nothing that matters runs any more; a blocking read must not hold the process.
+    runtime.shutdown_background();
+    ExitCode::from(status)
+}

@@ -1,5 +1,6 @@
 //! The running machines, as experiments see them.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, rounded};
 use crate::machine::{Machine, RunId};
 use crate::session::{Command, Download, Exit, OutputSink, Session, SessionErrorKind, Stdin, Stream};
@@ -188,6 +189,11 @@ impl Host {
         Ok(matches)
     }
 
+    /// An error of the program's own, about this machine in its present stage.
+    pub fn error(&self, error: impl Into<BoxError>) -> Error {
+        Error::At { machine: self.name().to_owned(), stage: self.stage.to_string(), source: error.into() }
+    }
+
     /// Waits for something that the session does, unless the run is cancelled first.
     async fn attempt<T>(
         &self,
@@ -229,7 +235,7 @@ pub struct HostCommand {
 
 impl HostCommand {
     /// Adds a variable to its environment.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
         self.command = self.command.env(name, value);
         self
     }

@@ -106,6 +106,16 @@ pub enum Error {
         /// What went wrong.
         source: SessionError,
     },
+    /// Something else went wrong with a machine, as the program that uses tsunami sees it.
+    #[error("{machine}: stage {stage} failed")]
+    At {
+        /// The machine.
+        machine: String,
+        /// The stage.
+        stage: String,
+        /// What went wrong.
+        source: BoxError,
+    },
     /// The run's login key or other means of connecting could not be made. Nothing was started.
     #[error("could not prepare the connections")]
     Prepare(#[source] SessionError),
@@ -196,7 +206,8 @@ impl Error {
             Self::Lost { machine, stage, .. }
             | Self::Command { machine, stage, .. }
             | Self::Timeout { machine, stage, .. }
-            | Self::Session { machine, stage, .. } => Some((machine, stage)),
+            | Self::Session { machine, stage, .. }
+            | Self::At { machine, stage, .. } => Some((machine, stage)),
             Self::Connect { machine, .. } => Some((machine, "connect")),
             Self::Remains { cause: Some(cause), .. } => cause.place(),
             _ => None,

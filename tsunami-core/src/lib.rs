@@ -27,7 +27,7 @@ mod session;
 pub mod testing;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
-pub use engine::{Running, Tsunami};
+pub use engine::{Keep, Running, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{Addresses, Deadline, InvalidRunId, Login, Machine, MachineId, MachineState, RunId};

@@ -87,7 +87,7 @@ pub struct Command {
     /// The directory it runs in, relative to the session's own; `None` is that one.
     pub cwd: Option<String>,
     /// Variables added to its environment.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(String, OsString)>,
     /// What it reads.
     pub stdin: Stdin,
 }
@@ -127,7 +127,7 @@ impl Command {
     }
 
     /// Adds a variable to the environment.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }

@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tsunami_core::Machine;
 
 /// What can be set about SSH. The default needs nothing.
-#[derive(Clone, Debug)]
+///
+/// A run remembers the options it began with: whoever takes it up later uses those, not its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SshOptions {
     /// An extra ssh_config. What tsunami sets itself stands before it. Without one, `~/.ssh/config` is read
     /// for machines that existed before the run.
@@ -35,7 +38,7 @@ pub struct SshOptions {
 }
 
 /// How sessions are made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Transport {
     /// One `ssh` master process a machine, all commands multiplexed over it.
@@ -69,6 +72,7 @@ pub(crate) struct Files {
     pub(crate) hosts: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) known_hosts: PathBuf,
+    pub(crate) options: PathBuf,
 }
 
 impl Files {
@@ -78,6 +82,7 @@ impl Files {
             hosts: directory.join("hosts"),
             key: directory.join("id_ed25519"),
             known_hosts: directory.join("known_hosts"),
+            options: directory.join("options.json"),
         }
     }
 

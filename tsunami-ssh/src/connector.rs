@@ -72,9 +72,9 @@ impl SshConnector {
     }
 
     /// The key exchanges to offer, given what this computer's ssh knows.
-    async fn kex(&self) -> Result<&str, SessionError> {
-        if let Some(kex) = &self.options.kex {
-            return Ok(kex);
+    async fn kex(&self, options: &SshOptions) -> Result<String, SessionError> {
+        if let Some(kex) = &options.kex {
+            return Ok(kex.clone());
         }
         let ask = async || {
             let output = Command::new("ssh").args(["-Q", "kex"]).output().await;
@@ -85,7 +85,7 @@ impl SshConnector {
                 wanted.into_iter().filter(|kex| known.lines().any(|line| line == *kex)).collect();
             Ok(format!("^{}", wanted.join(",")))
         };
-        self.kex.get_or_try_init(ask).await.map(String::as_str)
+        self.kex.get_or_try_init(ask).await.cloned()
     }
 }
 
@@ -100,9 +100,10 @@ impl Connector for SshConnector {
         if self.prepared(run).is_some() {
             return Ok(key);
         }
-        let mut main = config::main_config(&self.options, &files, self.kex().await?);
-        if let Some(jump) = &self.options.jump {
-            main.push_str(&config::jump_host(jump, &self.options, &files));
+        let options = remembered(&files, &self.options).map_err(failed)?;
+        let mut main = config::main_config(&options, &files, &self.kex(&options).await?);
+        if let Some(jump) = &options.jump {
+            main.push_str(&config::jump_host(jump, &options, &files));
         }
         write_private(&files.config, &main).map_err(failed)?;
         append(&files.hosts, "").and_then(|()| append(&files.known_hosts, "")).map_err(failed)?;
@@ -112,7 +113,7 @@ impl Connector for SshConnector {
         let ssh = RunSsh {
             run: run.clone(),
             files,
-            options: self.options.clone(),
+            options,
             jump: OnceCell::new(),
             next_socket: AtomicU32::new(0),
             writing: Mutex::default(),
@@ -273,6 +274,18 @@ impl RunSsh {
                              `ssh-keygen -R`, else do not connect",
             ),
         }
+    }
+}
+
+/// The options that the run began with; these, if it begins now.
+fn remembered(files: &Files, options: &SshOptions) -> io::Result<SshOptions> {
+    match fs::read(&files.options) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_private(&files.options, &serde_json::to_string_pretty(options)?)?;
+            Ok(options.clone())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -25,8 +25,7 @@ use tsunami_core::{
 
 use crate::{keeper, keys};
 
-/// The port that every machine's sshd listens on, if it is free on the machine's address; else one of the
-/// next few.
+/// The port that every machine's sshd listens on, or one of the next few if somebody has that on all addresses.
 const PORT: u16 = 2222;
 
 /// How long an sshd may take to listen.
@@ -359,19 +358,21 @@ fn read_entry(directory: &Path) -> Option<Entry> {
     serde_json::from_slice(&fs::read(directory.join("machine.json")).ok()?).ok()
 }
 
-/// Loopback addresses with a free port, beginning at a place of the run's own, so that runs don't meet.
+/// Loopback addresses of nobody's, with a port that is free there: beginning at a place of the run's own, so that
+/// runs don't meet.
 fn candidates(run: &RunId) -> impl Iterator<Item = (Ipv4Addr, u16)> {
     const RANGE: u32 = 1 << 22;
     let mut hasher = DefaultHasher::new();
     run.hash(&mut hasher);
     let start = (hasher.finish() % u64::from(RANGE)) as u32;
-    (0..RANGE).filter_map(move |step| {
-        // 127.64.0.0 to 127.127.255.255, without those that look like a network's own.
-        let address = Ipv4Addr::from_bits(0x7f40_0000 + (start + step) % RANGE);
-        let usable = !matches!(address.octets()[3], 0 | 255);
-        let free = |port: &u16| TcpListener::bind((address, *port)).is_ok();
-        usable.then(|| (PORT..PORT + 10).find(free))?.map(|port| (address, port))
-    })
+    // 127.64.0.0 to 127.127.255.255, without those that look like a network's own.
+    let addresses = (0..RANGE).map(move |step| Ipv4Addr::from_bits(0x7f40_0000 + (start + step) % RANGE));
+    let addresses = addresses.filter(|address| !matches!(address.octets()[3], 0 | 255));
+    let free = |address: Ipv4Addr, port| TcpListener::bind((address, port)).is_ok();
+    // A port that is taken on many addresses is taken on all of them, by a server that listens everywhere.
+    let usable = |port: &u16| addresses.clone().take(64).any(|address| free(address, *port));
+    let port = (PORT..PORT + 10).find(usable);
+    addresses.filter_map(move |address| port.filter(|port| free(address, *port)).map(|port| (address, port)))
 }
 
 fn find_sshd() -> Result<PathBuf, ProviderError> {
@@ -442,7 +443,7 @@ mod tests {
         let first = candidates(&run).next().unwrap();
         let taken = TcpListener::bind(first).unwrap();
         let second = candidates(&run).next().unwrap();
-        assert_ne!(first, second);
+        assert_ne!(first.0, second.0, "two machines must not share an address");
         drop(taken);
         let other: RunId = "20260101-000000-bbbb".parse().unwrap();
         assert_ne!(candidates(&other).next().unwrap().0, first.0);

@@ -1,1 +1,139 @@
-fn main() {}
+//! What people do in this repository: `cargo xtask --help`.
+
+#![expect(clippy::print_stderr, reason = "it talks to whoever runs it")]
+
+mod setup;
+mod test;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::Parser;
+
+const DEMO: &str = "examples/experiments/demo/experiment.toml";
+
+/// What people do in this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Install the programs that are missing, having said which.
+    Setup {
+        /// Also those that only the tests need.
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Set up, then run a real experiment on local machines.
+    Demo {
+        /// Passed on to `tsunami run`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Set up, check format, lints and docs, and run all tests, as root and as an ordinary user.
+    #[command(visible_alias = "ci")]
+    Test {
+        /// Only the tests, and only as who you are.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// What cargo calls in place of a test's program, to run it as an ordinary user.
+    #[command(hide = true)]
+    RunAsUser {
+        directory: PathBuf,
+        program: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Why a task failed, and the exit status that says so.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    status: u8,
+}
+
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+impl Failure {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), status: 1 }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup { tests } => setup::setup(tests),
+        Task::Demo { arguments } => demo(&arguments),
+        Task::Test { quick } => test::test(quick),
+        Task::RunAsUser { directory, program, arguments } => {
+            test::run_as_user(&directory, &program, &arguments)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { message, status }) => {
+            if !message.is_empty() {
+                eprintln!("xtask: {message}");
+            }
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn demo(arguments: &[OsString]) -> Result {
+    setup::setup(false)?;
+    let mut run = cargo(["run", "--package", "tsunami-cli", "--no-default-features", "--bin", "tsunami"]);
+    run.args(["--", "run", DEMO]).args(arguments);
+    // In this process's place, so that Ctrl-C and the exit status are between the user and tsunami.
+    say(&run);
+    Err(Failure::new(format!("cannot run cargo: {}", run.exec())))
+}
+
+/// The cargo that runs this, in the root of the repository.
+fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(arguments).current_dir(root());
+    cargo
+}
+
+fn root() -> PathBuf {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(xtask).parent().map(PathBuf::from).unwrap_or_default()
+}
+
+/// Says what is going to run.
+fn say(command: &Command) {
+    let program = command.get_program().to_string_lossy();
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let arguments = command.get_args().map(|argument| format!(" {}", argument.to_string_lossy()));
+    eprintln!("xtask: {name}{}", arguments.collect::<String>());
+}
+
+/// Runs a command where its output can be seen; whether it succeeded.
+fn succeeds(command: &mut Command) -> Result<bool> {
+    say(command);
+    let status = command.status().map_err(|error| {
+        Failure::new(format!("cannot run {}: {error}", command.get_program().to_string_lossy()))
+    })?;
+    Ok(status.success())
+}
+
+/// Whether a command succeeds, of which nobody wants to hear.
+fn silently(command: &mut Command) -> bool {
+    let null = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    null.status().is_ok_and(|status| status.success())
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}

@@ -57,9 +57,22 @@ pub struct Tsunami {
     state: Option<State>,
     results: Option<std::path::PathBuf>,
     cancel: CancellationToken,
+    keep: Keep,
     started_at: Option<SystemTime>,
     seed: Option<u64>,
     tasks: TaskTracker,
+}
+
+/// When machines outlive their run, until their lifetime is over or somebody tears them down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Never.
+    #[default]
+    Never,
+    /// When set-up or the experiment failed, so that somebody can look. Not when the run was cancelled.
+    OnFailure,
+    /// Always, except when the run was cancelled.
+    Always,
 }
 
 impl Tsunami {
@@ -72,6 +85,7 @@ impl Tsunami {
             state: None,
             results: None,
             cancel: CancellationToken::new(),
+            keep: Keep::Never,
             started_at: None,
             seed: None,
             tasks: TaskTracker::new(),
@@ -99,6 +113,12 @@ impl Tsunami {
     /// Ends runs when `token` fires: what is under way stops and everything is torn down.
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
         self.cancel = token;
+        self
+    }
+
+    /// Sets whether machines outlive their run. Default: never.
+    pub fn keep(mut self, keep: Keep) -> Self {
+        self.keep = keep;
         self
     }
 
@@ -159,11 +179,7 @@ impl Tsunami {
         let cancel = self.cancel.child_token();
         let _guard = cancel.clone().drop_guard();
         let engine = self.clone();
-        let task = self.tasks.spawn(async move {
-            let running = engine.launch(run, plan, cancel).await?;
-            let ended = running.experiment(body).await;
-            running.tear_down(ended).await
-        });
+        let task = self.tasks.spawn(async move { engine.launch(run, plan, cancel).await?.run(body).await });
         joined(task.await)
     }
 
@@ -193,10 +209,20 @@ impl Tsunami {
     ) -> Result<Running, Error> {
         let record = directory.record()?;
         let run = self.open(record, directory.clone(), None, self.cancel.child_token()).await?;
-        let mut running = Running { run: Arc::new(run), cluster: None, teardown_on_drop: false };
-        let hosts = running.run.reconnect(wanted).await?;
-        running.cluster = Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone()));
-        Ok(running)
+        let run = Arc::new(run);
+        let connected = run.reconnect(wanted).await;
+        let mut running = Running { run, cluster: None, keep: self.keep, attached: true };
+        match connected {
+            Ok(hosts) => {
+                running.cluster =
+                    Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone()));
+                Ok(running)
+            }
+            Err(error) => {
+                running.disconnect().await;
+                Err(error)
+            }
+        }
     }
 
     /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it.
@@ -207,9 +233,9 @@ impl Tsunami {
         ended(directory.id(), Ok(()), leftovers)
     }
 
-    /// Lists the machines of all runs that the provider knows of, by tag.
-    pub async fn list(&self) -> Result<Vec<Machine>, Error> {
-        self.provider.list(&RunFilter::All).await.map_err(Error::other)
+    /// Lists machines that the provider knows of, by tag.
+    pub async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, Error> {
+        self.provider.list(filter).await.map_err(Error::other)
     }
 
     /// Waits until every run and teardown that was begun here is over, also those whose future was dropped.
@@ -252,13 +278,13 @@ impl Tsunami {
             deadline: seconds_since_epoch(run.record.deadline.at),
             groups: run.record.groups.clone(),
         });
-        let mut running = Running { run, cluster: None, teardown_on_drop: true };
+        let mut running = Running { run, cluster: None, keep: self.keep, attached: false };
         match running.run.bring_up(&plan).await {
             Ok(cluster) => {
                 running.cluster = Some(cluster);
                 Ok(running)
             }
-            Err(ended) => running.tear_down(ended).await,
+            Err(ended) => running.end(ended).await,
         }
     }
 
@@ -337,13 +363,26 @@ impl<T> From<Error> for Ended<T> {
 pub struct Running {
     run: Arc<Run>,
     cluster: Option<Cluster>,
-    teardown_on_drop: bool,
+    keep: Keep,
+    /// Somebody else's to tear down, or left to itself.
+    attached: bool,
 }
 
 impl Running {
     /// The machines.
     pub fn cluster(&self) -> &Cluster {
         self.cluster.as_ref().expect("a handle is given out only when its machines are up")
+    }
+
+    /// Runs `body` on the machines, then tears them down or keeps them, as [`Tsunami::keep`] says; machines
+    /// that were attached to are left as they are. For the rest it is like [`Tsunami::run`].
+    pub async fn run<T, F, Fut>(self, body: F) -> Result<T, Error>
+    where
+        F: FnOnce(Cluster) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let ended = self.experiment(body).await;
+        self.end(ended).await
     }
 
     /// Tears everything down.
@@ -353,7 +392,7 @@ impl Running {
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
     pub async fn keep(mut self) -> Result<(), Error> {
-        self.teardown_on_drop = false;
+        self.attached = true;
         let mut record = self.run.directory.record()?;
         record.kept = true;
         self.run.directory.write_record(&record)?;
@@ -364,7 +403,7 @@ impl Running {
 
     /// Disconnects from machines that were attached to, and leaves them as they are.
     pub async fn detach(mut self) {
-        self.teardown_on_drop = false;
+        self.attached = true;
         self.disconnect().await;
     }
 
@@ -397,6 +436,29 @@ impl Running {
         }
     }
 
+    /// Tears down, keeps, or disconnects, now that user code has ended.
+    async fn end<T>(self, how: Ended<T>) -> Result<T, Error> {
+        let over = matches!(how, Ended::Result(Err(Error::Cancelled | Error::LifetimeOver(_))));
+        let keep = match &how {
+            Ended::Result(result) => {
+                !over && (self.keep == Keep::Always || self.keep == Keep::OnFailure && result.is_err())
+            }
+            Ended::Panic(_) => false,
+        };
+        match how {
+            how if !keep && !self.attached => self.tear_down(how).await,
+            Ended::Panic(panic) => resume_unwind(panic),
+            Ended::Result(result) => {
+                self.finished(&result);
+                match self.attached {
+                    true => self.detach().await,
+                    false => self.keep().await?,
+                }
+                result
+            }
+        }
+    }
+
     /// Tears down after user code has ended, and passes on what it ended with.
     async fn tear_down<T>(mut self, how: Ended<T>) -> Result<T, Error> {
         let reason = match &how {
@@ -404,21 +466,25 @@ impl Running {
             Ended::Result(Err(error)) => error.to_string(),
             Ended::Panic(_) => "the program panicked".to_owned(),
         };
-        self.teardown_on_drop = false;
+        self.attached = true;
         let leftovers = self.run.tear_down(&reason).await;
         let result = match how {
             Ended::Result(result) => ended(self.run.id.clone(), result, leftovers),
             Ended::Panic(panic) => resume_unwind(panic),
         };
-        let error = result.as_ref().err().map(Error::to_string);
-        self.run.events.emit(EventKind::RunFinished { ok: error.is_none(), error });
+        self.finished(&result);
         result
+    }
+
+    fn finished<T>(&self, result: &Result<T, Error>) {
+        let error = result.as_ref().err().map(|error| crate::ErrorChain(error).to_string());
+        self.run.events.emit(EventKind::RunFinished { ok: error.is_none(), error });
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !std::mem::take(&mut self.teardown_on_drop) {
+        if self.attached {
             return;
         }
         // Without a runtime nothing can be awaited: the record and the machines' own deadline remain.

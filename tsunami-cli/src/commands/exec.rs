@@ -1,0 +1,147 @@
+//! `tsunami exec`: one command on many machines at once.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, State, Stream};
+
+use super::recorded;
+use crate::error::{EXEC_FAILED, Error};
+use crate::reporter::sanitize;
+use crate::signals;
+use crate::terminal::say;
+
+pub(crate) async fn exec(
+    name: &str,
+    groups: &[String],
+    machines: &[String],
+    words: Vec<OsString>,
+) -> Result<u8, Error> {
+    let state = State::standard()?;
+    let directory = state.find(name).map_err(Error::Exec)?;
+    let printer = Arc::new(Printer::default());
+    let cancel = CancellationToken::new();
+    let engine = recorded(&directory, &state)?.observer(printer.clone()).cancel_on(cancel.clone());
+    signals::watch(cancel, "stopping the command", Arc::new(|| EXEC_FAILED))?;
+    let all = groups.is_empty() && machines.is_empty();
+    let wanted =
+        |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());
+    let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
+    let hosts = running.cluster().hosts();
+    if hosts.is_empty() {
+        running.detach().await;
+        return Err(Error::Exec(CoreError::other("no such machine is running")));
+    }
+    printer.lock().prefix = hosts.len() > 1;
+    let command = command(words);
+    let run = hosts.iter().map(|host| host.command(command.clone()).output());
+    let outputs = join_all(run).await;
+    printer.flush();
+    let mut status = 0;
+    for output in outputs {
+        match output {
+            Ok(output) => status = status.max(output.exit.code()),
+            Err(error) => {
+                let error = Error::Exec(error);
+                say(&error.render(false));
+                status = status.max(error.status());
+            }
+        }
+    }
+    running.detach().await;
+    Ok(status)
+}
+
+/// One word is a line for the shell; several are a program and its arguments, byte for byte.
+fn command(words: Vec<OsString>) -> Command {
+    let mut words = words.into_iter();
+    let first = words.next().unwrap_or_default();
+    match (words.len(), first.to_str()) {
+        (0, Some(line)) => Command::shell(line),
+        _ => words.fold(Command::program(first), Command::arg),
+    }
+}
+
+/// Prints output as it comes; line by line with its machine's name, if there are several.
+#[derive(Debug, Default)]
+struct Printer(Mutex<Printing>);
+
+#[derive(Debug, Default)]
+struct Printing {
+    prefix: bool,
+    /// Lines that have no end yet.
+    begun: BTreeMap<(String, bool), Vec<u8>>,
+}
+
+/// A line longer than this is printed in pieces.
+const LONGEST: usize = 64 << 10;
+
+impl Printer {
+    fn lock(&self) -> MutexGuard<'_, Printing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints the lines that have no end.
+    fn flush(&self) {
+        for ((machine, stderr), line) in std::mem::take(&mut self.lock().begun) {
+            if !line.is_empty() {
+                // Nobody reads it any more: that is no failure of the command.
+                let _ = put(Some(&machine), stderr, &line);
+            }
+        }
+    }
+}
+
+impl Observer for Printer {
+    fn event(&self, _: &Event) {}
+
+    fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        let stderr = stream == Stream::Stderr;
+        let mut printing = self.lock();
+        if !printing.prefix {
+            return put(None, stderr, bytes);
+        }
+        let begun = printing.begun.entry((origin.machine.to_owned(), stderr)).or_default();
+        begun.extend_from_slice(bytes);
+        let whole = match begun.iter().rposition(|&byte| byte == b'\n') {
+            Some(end) => end + 1,
+            None if begun.len() > LONGEST => begun.len(),
+            None => 0,
+        };
+        let lines: Vec<u8> = begun.drain(..whole).collect();
+        lines
+            .split_inclusive(|&byte| byte == b'\n')
+            .try_for_each(|line| put(Some(origin.machine), stderr, line))
+    }
+}
+
+/// Writes to the stream that the bytes came from. Terminals get no control sequences.
+fn put(machine: Option<&str>, stderr: bool, bytes: &[u8]) -> io::Result<()> {
+    let terminal = if stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
+    let mut text = Vec::new();
+    if let Some(machine) = machine {
+        text.extend_from_slice(format!("{machine} | ").as_bytes());
+    }
+    let shown: Cow<'_, [u8]> = match terminal {
+        true => Cow::Owned(
+            String::from_utf8_lossy(bytes)
+                .split('\n')
+                .map(sanitize)
+                .collect::<Vec<_>>()
+                .join("\n")
+                .into_bytes(),
+        ),
+        false => Cow::Borrowed(bytes),
+    };
+    text.extend_from_slice(&shown);
+    if machine.is_some() && !text.ends_with(b"\n") {
+        text.push(b'\n');
+    }
+    let write = |mut stream: Box<dyn Write>| stream.write_all(&text).and_then(|()| stream.flush());
+    write(if stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) })
+}

@@ -1,0 +1,109 @@
+//! `tsunami logs`: what set-up and steps printed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tsunami_core::{Error as CoreError, State};
+
+use crate::error::{Error, USAGE};
+use crate::reporter::sanitize;
+use crate::terminal::say;
+
+/// How often the files are looked at while following.
+const POLL: Duration = Duration::from_millis(200);
+
+pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
+    let state = State::standard()?;
+    let recorded = state.find(name);
+    let results = match &recorded {
+        Ok(directory) => directory.record()?.results,
+        // The record of a run that is over is gone; its results may be here.
+        Err(CoreError::UnknownRun { .. }) => find_results(name),
+        Err(_) => None,
+    };
+    let Some(results) = results else {
+        recorded?;
+        return Err(Error::Usage(format!("run {name} has no results directory")));
+    };
+    let logs = results.join("logs");
+    let mut shown: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    let mut last = None;
+    loop {
+        // Asked before reading, so that what was written last is seen.
+        let going =
+            follow && recorded.as_ref().is_ok_and(|directory| directory.is_controlled().unwrap_or(false));
+        for file in files(&logs, machine).map_err(Error::file("read", &logs))? {
+            let from = shown.entry(file.clone()).or_default();
+            let heading = (last.as_ref() != Some(&file)).then(|| file.strip_prefix(&logs).unwrap_or(&file));
+            let read = show(&file, *from, heading).map_err(Error::file("read", &file))?;
+            if read > 0 {
+                *from += read;
+                last = Some(file);
+            }
+        }
+        if !going {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    if shown.is_empty() {
+        say(&machine.map_or_else(|| "no logs".to_owned(), |machine| format!("no logs of {machine}")));
+        return Ok(USAGE);
+    }
+    Ok(0)
+}
+
+/// The results of a run that is over, below this directory.
+fn find_results(name: &str) -> Option<PathBuf> {
+    let runs =
+        fs::read_dir("results").ok()?.flatten().flat_map(|experiment| fs::read_dir(experiment.path()).ok());
+    let mut fitting =
+        runs.flatten().flatten().map(|run| run.path()).filter(|run| {
+            run.file_name().and_then(|run| run.to_str()).is_some_and(|run| run.starts_with(name))
+        });
+    let first = fitting.next()?;
+    fitting.next().is_none().then_some(first)
+}
+
+/// The logs there are, by machine, oldest first.
+fn files(logs: &Path, machine: Option<&str>) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(logs).into_iter().flatten().flatten() {
+        if machine.is_none_or(|machine| entry.file_name() == machine) {
+            for file in fs::read_dir(entry.path())?.flatten() {
+                let created = file.metadata().and_then(|metadata| metadata.created());
+                files.push((entry.file_name(), created.ok(), file.path()));
+            }
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().map(|(.., path)| path).collect())
+}
+
+/// Prints what a file has from an offset on. Returns how much that was.
+fn show(path: &Path, from: u64, heading: Option<&Path>) -> std::io::Result<u64> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(from))?;
+    let (mut buffer, mut total) = (vec![0; 64 << 10], 0);
+    let stdout = std::io::stdout();
+    let terminal = stdout.is_terminal();
+    while let count @ 1.. = file.read(&mut buffer)? {
+        let mut stdout = stdout.lock();
+        if let Some(heading) = heading.filter(|_| total == 0) {
+            writeln!(stdout, "==> {} <==", heading.display())?;
+        }
+        total += count as u64;
+        if terminal {
+            let text = String::from_utf8_lossy(&buffer[..count]);
+            let lines: Vec<_> = text.split('\n').map(sanitize).collect();
+            stdout.write_all(lines.join("\n").as_bytes())?;
+        } else {
+            stdout.write_all(&buffer[..count])?;
+        }
+        stdout.flush()?;
+    }
+    Ok(total)
+}

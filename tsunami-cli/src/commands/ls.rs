@@ -1,0 +1,98 @@
+//! `tsunami ls`: the runs that are known here.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tsunami_core::{MachineState, RunDirectory, RunFilter, RunId, State};
+
+use super::recorded;
+use crate::error::Error;
+use crate::terminal::{print, say};
+
+/// One run, as `--json` shows it. Times in seconds.
+#[derive(Serialize)]
+struct Row {
+    run: RunId,
+    experiment: String,
+    provider: String,
+    /// `running`, `kept`, `controller gone` or `gone`.
+    state: &'static str,
+    machines_running: usize,
+    machines: u32,
+    age: u64,
+    left: u64,
+}
+
+pub(crate) async fn ls(json: bool) -> Result<u8, Error> {
+    let state = State::standard()?;
+    let mut rows = Vec::new();
+    for directory in state.runs()? {
+        match row(&directory, &state).await {
+            Ok(row) => rows.push(row),
+            // One broken record must not hide the others.
+            Err(error) => say(&format!("{}: {}", directory.id(), error.render(false))),
+        }
+    }
+    let mut text = String::new();
+    if json {
+        for row in &rows {
+            let line = serde_json::to_string(row).map_err(tsunami_core::Error::from)?;
+            let _ = writeln!(text, "{line}");
+        }
+    } else if rows.is_empty() {
+        say("no runs");
+    } else {
+        let _ = writeln!(
+            text,
+            "{:<22} {:<16} {:<8} {:>9} {:<16} {:>8} {:>8}",
+            "RUN", "EXPERIMENT", "PROVIDER", "MACHINES", "STATE", "AGE", "LEFT"
+        );
+        for row in &rows {
+            let Row { run, experiment, provider, state, machines_running, machines, age, left } = row;
+            let count = format!("{machines_running}/{machines}");
+            let [age, left] = [*age, *left].map(short);
+            let run = run.as_str();
+            let _ = writeln!(
+                text,
+                "{run:<22} {experiment:<16} {provider:<8} {count:>9} {state:<16} {age:>8} {left:>8}"
+            );
+        }
+    }
+    print(&text);
+    for row in rows.iter().filter(|row| row.state == "controller gone") {
+        say(&format!("{}: its controller is gone; `tsunami down {}` removes it", row.run, row.run));
+    }
+    Ok(0)
+}
+
+async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
+    let record = directory.record()?;
+    let listed = recorded(directory, state)?.list(&RunFilter::Run(record.run.clone())).await?;
+    let machines_running = listed.iter().filter(|machine| machine.state == MachineState::Running).count();
+    let deadline = listed.iter().filter_map(|machine| machine.expires).max().unwrap_or(record.deadline.at);
+    let now = SystemTime::now();
+    let controlled = directory.is_controlled()?;
+    let state = match (controlled, record.kept) {
+        (true, _) => "running",
+        _ if machines_running == 0 || deadline <= now => "gone",
+        (false, true) => "kept",
+        (false, false) => "controller gone",
+    };
+    Ok(Row {
+        run: record.run,
+        experiment: record.experiment,
+        provider: record.provider,
+        state,
+        machines_running,
+        machines: record.groups.iter().map(|group| group.count).sum(),
+        age: now.duration_since(record.created).unwrap_or_default().as_secs(),
+        left: deadline.duration_since(now).unwrap_or_default().as_secs(),
+    })
+}
+
+/// A duration to two units: `1h 5m`.
+fn short(seconds: u64) -> String {
+    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,48 @@
+//! The commands, one file each.
+
+mod cp;
+mod down;
+mod exec;
+mod logs;
+mod ls;
+mod plan;
+mod run;
+mod ssh;
+mod up;
+
+use std::sync::Arc;
+
+use tsunami_core::{RunDirectory, State, Tsunami};
+
+use crate::args::{Args, Command, FileArgs};
+use crate::compose::Backend;
+use crate::error::Error;
+use crate::experiment::Experiment;
+
+/// Carries out a command and returns the exit status.
+pub(crate) async fn run(args: Args) -> Result<u8, Error> {
+    let (colour, verbosity) = (args.colour(), args.verbosity());
+    match args.command {
+        Command::Run(args) => run::run(args, colour, verbosity).await,
+        Command::Plan(args) => plan::plan(&args).await,
+        Command::Up(args) => up::up(args, colour, verbosity).await,
+        Command::Ls { json } => ls::ls(json).await,
+        Command::Exec { run, group, machine, command } => exec::exec(&run, &group, &machine, command).await,
+        Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
+        Command::Cp { run, paths } => cp::cp(&run, &paths).await,
+        Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
+        Command::Down { runs, all } => down::down(&runs, all).await,
+    }
+}
+
+/// Reads and checks an experiment file.
+fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
+    let experiment = Experiment::load(&args.file, &args.set, &|name| std::env::var_os(name))?;
+    Ok(Arc::new(experiment))
+}
+
+/// The engine for a recorded run.
+fn recorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
+    let backend = Backend::recorded(&directory.record()?.provider, state)?;
+    Ok(Tsunami::new(backend.provider, backend.connector).state(state.clone()))
+}

@@ -1,0 +1,190 @@
+//! `tsunami run`: the whole thing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
+
+use tokio_util::sync::CancellationToken;
+use tsunami_core::{
+    Cluster, Error as CoreError, Event, EventKind, Keep, Observer, RunDirectory, RunId, State, Tsunami,
+};
+
+use super::load;
+use crate::args::{RunArgs, UpArgs};
+use crate::compose::{self, Backend};
+use crate::error::{Error, REMAINS};
+use crate::experiment::Experiment;
+use crate::reporter::{Json, Live, Plain, Verbosity};
+use crate::results::Results;
+use crate::secrets::{Redacted, Secrets};
+use crate::steps::{Signs, Trial, check_machines};
+use crate::terminal::{is_interactive, say};
+use crate::{reporter, signals};
+
+pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
+    let state = State::standard()?;
+    let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
+    let stage = Stage::set(&args.up, on.as_ref(), state, colour, verbosity)?;
+    let outcome = match (on, args.keep, args.keep_on_failure) {
+        (Some(directory), ..) => stage.on(&directory).await,
+        (None, true, _) => stage.run(Keep::Always).await,
+        (None, false, true) => stage.run(Keep::OnFailure).await,
+        (None, false, false) => stage.run(Keep::Never).await,
+    };
+    stage.finish(outcome)
+}
+
+/// Everything that a run of an experiment file needs, ready before anything is launched.
+pub(super) struct Stage {
+    pub(super) experiment: Arc<Experiment>,
+    pub(super) tsunami: Tsunami,
+    pub(super) run: RunId,
+    results: Arc<Results>,
+    signs: Arc<Signs>,
+    secrets: Secrets,
+    live: Option<Arc<Live>>,
+    quiet: bool,
+}
+
+impl Stage {
+    /// Checks the file, makes the results directory and the observers, and listens for signals. `on` is the
+    /// run whose machines are used in place of new ones.
+    pub(super) fn set(
+        args: &UpArgs,
+        on: Option<&RunDirectory>,
+        state: State,
+        colour: bool,
+        verbosity: Verbosity,
+    ) -> Result<Self, Error> {
+        let UpArgs { file, output, json } = args;
+        let experiment = load(file)?;
+        let Backend { provider, connector } = match on {
+            Some(directory) => Backend::recorded(&directory.record()?.provider, &state)?,
+            None => Backend::of(&experiment, file.accept_new_hosts, &state),
+        };
+        let mut tsunami = Tsunami::new(provider, connector).state(state);
+        let run = tsunami.next_run_id();
+        let results = Arc::new(Results::create(&experiment, &run, output.as_deref())?);
+        let (signs, cancel, progress) =
+            (Arc::new(Signs::default()), CancellationToken::new(), Arc::new(Progress::default()));
+        let mut observers = results.observers();
+        let live = (is_interactive() && verbosity != Verbosity::Quiet)
+            .then(|| Arc::new(Live::new(colour, verbosity)));
+        match &live {
+            Some(live) => observers.push(live.clone()),
+            None => observers.push(Arc::new(Plain::new(Box::new(std::io::stderr()), verbosity, colour))),
+        }
+        if *json {
+            observers.push(Arc::new(Json::new(Box::new(std::io::stdout()))));
+        }
+        let secrets = Secrets::of(&experiment);
+        tsunami = tsunami
+            .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
+            .observer(signs.clone())
+            .observer(progress.clone())
+            .results(results.directory())
+            .cancel_on(cancel.clone());
+        let (bars, run_id) = (live.clone(), run.clone());
+        let give_up = Arc::new(move || {
+            if let Some(live) = &bars {
+                live.finish();
+            }
+            progress.give_up(&run_id)
+        });
+        let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
+        signals::watch(cancel, doing, give_up)?;
+        let quiet = verbosity == Verbosity::Quiet;
+        Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet })
+    }
+
+    /// Launches, runs the steps, and tears down or keeps.
+    async fn run(&self, keep: Keep) -> Result<(), CoreError> {
+        let plan = compose::plan(&self.experiment).map_err(CoreError::other)?;
+        self.tsunami.clone().keep(keep).run_as(self.run.clone(), plan, self.steps()).await
+    }
+
+    /// Runs the steps on machines that are up already.
+    async fn on(&self, directory: &RunDirectory) -> Result<(), CoreError> {
+        let running = self.tsunami.attach(directory, |_| true).await?;
+        let (cluster, record) = (running.cluster(), directory.record()?);
+        cluster.emit(EventKind::RunStarted {
+            run: record.run,
+            experiment: self.experiment.name.clone(),
+            deadline: record.deadline.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            groups: record.groups,
+        });
+        let usable = check_machines(&self.experiment, cluster.hosts());
+        let steps = self.steps();
+        running.run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await).await
+    }
+
+    /// The experiment's steps, as a closure for the engine.
+    fn steps(&self) -> impl FnOnce(Cluster) -> SendFuture + Send + 'static {
+        let (experiment, results, signs) =
+            (self.experiment.clone(), self.results.clone(), self.signs.clone());
+        move |cluster| {
+            Box::pin(async move { Trial::new(&cluster, &experiment, &results, &signs).run().await })
+        }
+    }
+
+    /// Writes down what came of it, and says where.
+    pub(super) fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
+        if let Some(live) = &self.live {
+            live.finish();
+        }
+        let logs = self.results.logs();
+        let error = outcome.err().map(|error| Error::Run { error, logs, secrets: self.secrets.clone() });
+        let status = error.as_ref().map_or(0, Error::status);
+        let written = self.results.finish(&self.experiment, status);
+        if !self.quiet {
+            say(&format!("results: {}", self.results.directory().display()));
+        }
+        match (error, written) {
+            (Some(error), Ok(())) => Err(error),
+            (Some(error), Err(second)) => {
+                say(&second.render(false));
+                Err(error)
+            }
+            (None, written) => written.map(|()| 0),
+        }
+    }
+}
+
+type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), CoreError>> + Send>>;
+
+/// What is known to exist, for the moment when the user stops waiting.
+#[derive(Debug, Default)]
+struct Progress(Mutex<(Vec<String>, bool)>);
+
+impl Progress {
+    /// Says what may remain and how to remove it; returns the exit status for that.
+    fn give_up(&self, run: &RunId) -> u8 {
+        let (machines, clear) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *clear {
+            return crate::error::INTERRUPTED;
+        }
+        if machines.is_empty() {
+            say("may remain: machines whose launch was not answered");
+        }
+        for machine in machines {
+            say(&format!("may remain: {}", reporter::sanitize(machine)));
+        }
+        say(&format!("`tsunami down {run}` removes what is left"));
+        REMAINS
+    }
+}
+
+impl Observer for Progress {
+    fn event(&self, event: &Event) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &event.kind {
+            EventKind::Launched { machines, .. } => {
+                state.0.extend(machines.iter().map(|id| format!("machine {id}")));
+            }
+            EventKind::TornDown { leftovers, .. } => {
+                state.0 = leftovers.iter().map(ToString::to_string).collect();
+                state.1 = leftovers.is_empty();
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `tsunami ssh`: a shell on a machine, through the run's own keys.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+
+use tsunami_core::{Error as CoreError, State};
+
+use crate::error::Error;
+
+/// Becomes `ssh`. Returns only if that can't be done.
+pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Result<u8, Error> {
+    let directory = State::standard()?.find(name).map_err(Error::Exec)?;
+    let machines: Vec<String> =
+        directory.machines().map_err(Error::Exec)?.iter().map(tsunami_core::Machine::name).collect();
+    let machine = match (machine, machines.as_slice()) {
+        (Some(machine), machines) if machines.iter().any(|known| known == machine) => machine,
+        (None, [only]) => only,
+        (Some(other), _) => return Err(unknown(format!("there is no machine {other}"), &machines)),
+        (None, _) => return Err(unknown("say which machine".to_owned(), &machines)),
+    };
+    let mut ssh = std::process::Command::new("ssh");
+    ssh.arg("-F").arg(tsunami_ssh::run_config(directory.path())).arg(machine);
+    if !words.is_empty() {
+        let quoted = words.iter().map(|word| shlex::bytes::try_quote(word.as_bytes()));
+        let quoted: Vec<_> =
+            quoted.collect::<Result<_, _>>().map_err(|error| Error::Exec(CoreError::other(error)))?;
+        ssh.arg("--").arg(OsString::from_vec(quoted.join(b" ".as_slice())));
+    }
+    Err(Error::Exec(CoreError::other(format!("cannot run `ssh`: {}", ssh.exec()))))
+}
+
+fn unknown(message: String, machines: &[String]) -> Error {
+    Error::Exec(CoreError::other(format!("{message}; the run has {}", machines.join(", "))))
+}

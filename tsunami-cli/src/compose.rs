@@ -1,0 +1,167 @@
+//! Where the layers meet: from an experiment file to a plan, a provider and a connector.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tsunami_core::{
+    Command, Connector, Error as CoreError, Group as CoreGroup, Host, HostCommand, MachineSpec, Plan,
+    Provider, State,
+};
+use tsunami_ssh::{
+    HostAddress, HostsProvider, HostsSpec, InvalidHost, LocalProvider, SshConnector, SshOptions,
+};
+
+use crate::error::Error;
+use crate::experiment::{
+    EnvValue, Experiment, Facts, Fleet, Group, ProviderKind, Scope, Setup, Size, Ssh, Template,
+    TemplateError, Transport, variables,
+};
+
+/// A provider and a connector that fit each other.
+pub(crate) struct Backend {
+    pub(crate) provider: Arc<dyn Provider>,
+    pub(crate) connector: Arc<dyn Connector>,
+}
+
+impl Backend {
+    /// What an experiment asks for.
+    pub(crate) fn of(experiment: &Experiment, accept_new_hosts: bool, state: &State) -> Self {
+        let options = ssh_options(&experiment.ssh, accept_new_hosts);
+        match experiment.provider {
+            ProviderKind::Local => Self::local(state, options),
+            ProviderKind::Hosts => Self::hosts(state, options),
+        }
+    }
+
+    /// What a recorded run was made with. Its options for SSH are remembered in its directory.
+    pub(crate) fn recorded(provider: &str, state: &State) -> Result<Self, Error> {
+        match provider {
+            "local" => Ok(Self::local(state, SshOptions::default())),
+            "hosts" => Ok(Self::hosts(state, SshOptions::default())),
+            _ => Err(Error::Usage(format!("this tsunami knows no provider `{provider}`"))),
+        }
+    }
+
+    fn local(state: &State, options: SshOptions) -> Self {
+        let provider = Arc::new(LocalProvider::new(state.root()));
+        Self { provider, connector: Arc::new(SshConnector::new(options)) }
+    }
+
+    fn hosts(state: &State, options: SshOptions) -> Self {
+        let connector = Arc::new(SshConnector::new(options));
+        Self { provider: Arc::new(HostsProvider::new(state.root(), connector.clone())), connector }
+    }
+}
+
+fn ssh_options(ssh: &Ssh, accept_new_hosts: bool) -> SshOptions {
+    let Transport::Openssh = ssh.transport;
+    let defaults = SshOptions::default();
+    SshOptions {
+        config: absolute(ssh.config.as_deref()),
+        jump: ssh.jump.clone(),
+        user: ssh.user.clone(),
+        key: absolute(ssh.key.as_deref()),
+        known_hosts: absolute(ssh.known_hosts.as_deref()),
+        accept_new_hosts,
+        keepalive: ssh.keepalive.unwrap_or(defaults.keepalive),
+        kex: ssh.kex.clone(),
+        ..defaults
+    }
+}
+
+/// Paths are remembered with the run, for commands given elsewhere.
+fn absolute(path: Option<&Path>) -> Option<PathBuf> {
+    path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// The plan of an experiment: its groups, each set up as the file says.
+pub(crate) fn plan(experiment: &Arc<Experiment>) -> Result<Plan, Error> {
+    let mut plan = Plan::new(&experiment.name).lifetime(experiment.lifetime);
+    if let Some(timeout) = experiment.ssh.connect_timeout {
+        plan = plan.connect_timeout(timeout);
+    }
+    for (index, group) in experiment.groups.iter().enumerate() {
+        let experiment = experiment.clone();
+        let setup = move |host: Host| {
+            let experiment = experiment.clone();
+            async move { set_up(&host, &experiment.groups[index], &experiment.set).await }
+        };
+        plan = plan.group(CoreGroup::new(&group.name, spec(group)?).count(group.size.count()).setup(setup));
+    }
+    Ok(plan)
+}
+
+fn spec(group: &Group) -> Result<MachineSpec, Error> {
+    match &group.size {
+        Size::Count(_) => Ok(MachineSpec::default()),
+        Size::Hosts(hosts) => {
+            let hosts: Result<Vec<HostAddress>, InvalidHost> =
+                hosts.iter().map(|host| host.parse()).collect();
+            let hosts = hosts.map_err(|error| Error::Usage(format!("group {}: {error}", group.name)))?;
+            Ok(MachineSpec::new(HostsSpec { hosts }))
+        }
+    }
+}
+
+/// Brings a machine's files and runs its set-up, in the file's order.
+async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<(), CoreError> {
+    let me = facts(host);
+    let scope = Scope::setup(&me, set);
+    for upload in &group.upload {
+        host.upload(&upload.from, &render(&upload.to, &scope)?).await?;
+    }
+    let env = variables(&me, &Fleet::from(vec![me.clone()]), None);
+    for (number, setup) in group.setup.iter().enumerate() {
+        let command = match setup {
+            Setup::Command(line) => Command::shell(render(line, &scope)?),
+            Setup::Script(path) => {
+                let remote = format!(".tsunami-setup-{number}");
+                host.upload(path, &remote).await?;
+                // `exec` leaves the choice of the interpreter to the script's `#!` line.
+                Command::shell(format!("chmod u+x {remote} && exec ./{remote}"))
+            }
+        };
+        let command = with_env(host.command(command), &env, &group.env, &scope)?;
+        command.run().await?;
+    }
+    Ok(())
+}
+
+/// Adds to a command's environment the facts and what the file says.
+pub(crate) fn with_env(
+    mut command: HostCommand,
+    facts: &[(String, String)],
+    env: &[(String, EnvValue)],
+    scope: &Scope,
+) -> Result<HostCommand, CoreError> {
+    for (name, value) in facts {
+        command = command.env(name, value);
+    }
+    for (name, value) in env {
+        command = match value {
+            EnvValue::Text(text) => command.env(name, render(text, scope)?),
+            EnvValue::FromEnv { value, .. } => command.env(name, value.reveal()),
+        };
+    }
+    Ok(command)
+}
+
+/// Renders a template, which was checked before the launch; what is left to fail is an address it can't have.
+pub(crate) fn render(template: &Template, scope: &Scope) -> Result<String, CoreError> {
+    template.render(scope).map_err(|error: TemplateError| CoreError::Other(error.into()))
+}
+
+/// What templates know of a machine.
+pub(crate) fn facts(host: &Host) -> Facts {
+    let machine = host.machine();
+    Facts {
+        name: host.name().to_owned(),
+        group: host.group().to_owned(),
+        index: host.index(),
+        ip: host.ip().to_owned(),
+        public_ip: machine.addresses.public.clone(),
+        private_ip: machine.addresses.private.clone(),
+        network: machine.addresses.network.clone(),
+        run_id: machine.run.to_string(),
+    }
+}

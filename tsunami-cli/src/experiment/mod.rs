@@ -1,0 +1,314 @@
+//! The experiment file: what a user asks for, read, checked as a whole and ready to be carried out.
+//!
+//! Nothing is started here, and nothing is looked at but the file and the files it names. What
+//! [`Experiment::load`] hands out is whole: names resolved, files present, templates rendered for every
+//! machine with placeholder addresses. What it refuses, it refuses with all [`Problems`] at once.
+
+mod check;
+mod file;
+mod problem;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs};
+
+pub(crate) use self::problem::{Problem, Problems};
+pub(crate) use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
+
+use self::file::Reader;
+
+/// An experiment file, read and checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Experiment {
+    /// What the experiment is called.
+    pub(crate) name: String,
+    /// Where its machines come from.
+    pub(crate) provider: ProviderKind,
+    /// When every machine ends, whatever happens.
+    pub(crate) lifetime: Duration,
+    /// How machines are connected to.
+    pub(crate) ssh: Ssh,
+    /// The groups of machines, in the order of the file; at least one.
+    pub(crate) groups: Vec<Group>,
+    /// What is done on them, in order.
+    pub(crate) steps: Vec<Step>,
+    /// The file's text as it was read.
+    pub(crate) source: String,
+    /// The values given with `--set`.
+    pub(crate) set: Vec<(String, String)>,
+}
+
+/// Where machines come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ProviderKind {
+    /// This computer.
+    #[default]
+    Local,
+    /// Computers that are already there.
+    Hosts,
+}
+
+/// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Ssh {
+    /// An extra `ssh_config`.
+    pub(crate) config: Option<PathBuf>,
+    /// A host to jump through, as `user@bastion`.
+    pub(crate) jump: Option<String>,
+    /// Who to log in as.
+    pub(crate) user: Option<String>,
+    /// The private key to log in with.
+    pub(crate) key: Option<PathBuf>,
+    /// Where host keys are looked up.
+    pub(crate) known_hosts: Option<PathBuf>,
+    /// How long a machine may take from its launch to a session.
+    pub(crate) connect_timeout: Option<Duration>,
+    /// How often a quiet connection is checked.
+    pub(crate) keepalive: Option<Duration>,
+    /// The key exchange algorithms, as in `KexAlgorithms`.
+    pub(crate) kex: Option<String>,
+    /// What carries the sessions.
+    pub(crate) transport: Transport,
+}
+
+/// What carries the sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Transport {
+    /// The `ssh` program.
+    #[default]
+    Openssh,
+}
+
+/// Machines that are alike.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its machines.
+    pub(crate) size: Size,
+    /// What prepares each of them, in order.
+    pub(crate) setup: Vec<Setup>,
+    /// What is brought to each of them, before set-up.
+    pub(crate) upload: Vec<Upload>,
+    /// The environment of everything that runs on them.
+    pub(crate) env: Vec<(String, EnvValue)>,
+}
+
+/// How many machines, or which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// So many new ones.
+    Count(NonZeroU32),
+    /// These, as `user@host:port` or by their names in an `ssh_config`; at least one, no two the same.
+    Hosts(Vec<String>),
+}
+
+/// One thing that prepares a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Setup {
+    /// A shell command.
+    Command(Template),
+    /// A file on this computer to be run under its `#!` line; never a template.
+    Script(PathBuf),
+}
+
+/// A file or directory brought to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Upload {
+    /// Where it is on this computer.
+    pub(crate) from: PathBuf,
+    /// Where it goes, relative to the machine's working directory.
+    pub(crate) to: Template,
+}
+
+/// The value of an environment variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EnvValue {
+    /// Written in the file.
+    Text(Template),
+    /// Taken from the environment of this process, and not to be shown.
+    FromEnv {
+        /// The variable it was taken from, which may be shown.
+        variable: String,
+        /// What it held.
+        value: Secret,
+    },
+}
+
+/// Something that must not be shown. Its `Debug` doesn't.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(OsString);
+
+impl Secret {
+    /// The value itself, for the one place that needs it. It may be empty.
+    pub(crate) fn reveal(&self) -> &OsStr {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Something done on some machines at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    /// Its name, by default its number from 1; unique.
+    pub(crate) name: String,
+    /// The names of the machines it is done on, in the order of the file; at least one.
+    pub(crate) on: Vec<String>,
+    /// What is done.
+    pub(crate) action: Action,
+    /// What is brought home afterwards.
+    pub(crate) collect: Vec<Pattern>,
+    /// What happens when it fails.
+    pub(crate) on_error: OnError,
+    /// Its environment, on top of the group's.
+    pub(crate) env: Vec<(String, EnvValue)>,
+    /// The directory it is done in, if not the machine's working directory.
+    pub(crate) cwd: Option<Template>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Runs a command to its end.
+    Run {
+        /// The command.
+        command: Template,
+        /// How long it may take.
+        timeout: Option<Duration>,
+    },
+    /// Starts a command that goes on until the trial ends.
+    Start {
+        /// The command.
+        command: Template,
+        /// How to tell that it has come up; without it, starting it is enough.
+        ready: Option<Ready>,
+    },
+}
+
+/// How to tell that something started has come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// The sign to look for.
+    pub(crate) when: ReadyWhen,
+    /// How long it may take.
+    pub(crate) timeout: Duration,
+}
+
+/// A sign that something started has come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReadyWhen {
+    /// Something listens on this port.
+    Port(u16),
+    /// This command succeeds.
+    Command(Template),
+    /// This text appears in what it prints.
+    Log(Template),
+}
+
+/// Files to be brought home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    /// A glob, relative to the step's directory.
+    pub(crate) template: Template,
+    /// Whether it may match nothing.
+    pub(crate) optional: bool,
+}
+
+/// What happens when a step fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum OnError {
+    /// The trial fails.
+    #[default]
+    Fail,
+    /// The next step is done all the same.
+    Continue,
+}
+
+impl Experiment {
+    /// Reads and checks the file at `path`, with the values given with `--set`.
+    ///
+    /// `lookup_env` is asked for the variables that `from_env` names, and for `HOME` where a path begins
+    /// with `~/`.
+    pub(crate) fn load(
+        path: &Path,
+        set: &[(String, String)],
+        lookup_env: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Problems> {
+        let source = read(path)?;
+        let dir = match path.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        let mut reader = Reader::new(&source, dir, lookup_env);
+        let contents = reader.read();
+        let (mut problems, templates) = reader.finish();
+        if let Some(contents) = &contents {
+            problems.extend(check::templates(&source, contents, &templates, set));
+        }
+        match contents {
+            Some(contents) if problems.is_empty() => Ok(Self {
+                name: contents.name,
+                provider: contents.provider,
+                lifetime: contents.lifetime,
+                ssh: contents.ssh,
+                groups: contents.groups,
+                steps: contents.steps,
+                set: set.to_vec(),
+                source,
+            }),
+            _ => Err(Problems::new(path, &source, problems)),
+        }
+    }
+
+    /// All machines, in the order of the file: each one's name, group, and number within the group.
+    pub(crate) fn machines(&self) -> impl Iterator<Item = (String, &Group, u32)> {
+        self.groups.iter().flat_map(|group| {
+            (0..group.size.count()).map(move |index| (machine_name(&group.name, index), group, index))
+        })
+    }
+
+    /// The group of this name.
+    pub(crate) fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.name == name)
+    }
+}
+
+impl Size {
+    /// How many machines that is.
+    pub(crate) fn count(&self) -> u32 {
+        match self {
+            Self::Count(count) => count.get(),
+            Self::Hosts(hosts) => u32::try_from(hosts.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+fn machine_name(group: &str, index: u32) -> String {
+    format!("{group}-{index}")
+}
+
+/// The file's text; anything but readable UTF-8 is a problem of its own.
+fn read(path: &Path) -> Result<String, Problems> {
+    let bytes = fs::read(path).map_err(|error| {
+        let problem = Problem::general(format!("the experiment file can't be read: {error}"));
+        Problems::new(path, "", vec![problem])
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let start = error.utf8_error().valid_up_to();
+        let problem = Problem::at(
+            start..start + char::REPLACEMENT_CHARACTER.len_utf8(),
+            "the experiment file isn't UTF-8 from here on",
+        );
+        Problems::new(path, &String::from_utf8_lossy(error.as_bytes()), vec![problem])
+    })
+}

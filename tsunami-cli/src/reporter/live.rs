@@ -1,0 +1,501 @@
+//! A run on a terminal: lines that change.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
+
+use super::sanitize::{Lines, sanitize, sanitize_bytes};
+use super::text::{Style, Text, first_line, paint, span};
+use super::{Verbosity, lock};
+
+/// How often the lines are brought up to date.
+const REFRESH: Duration = Duration::from_millis(100);
+/// The most machines that are shown.
+const SHOWN: usize = 30;
+/// How much text may wait to be printed before whoever brings more must wait, too.
+const QUEUE: usize = 64 * 1024;
+
+/// Shows one line a machine and one for the whole on standard error, and prints above them what
+/// [`Plain`](super::Plain) would. For terminals only: elsewhere it shows nothing at all.
+///
+/// Events and output only change what is to be shown; a thread of its own shows it, ten times a second.
+pub(crate) struct Live {
+    shared: Arc<Shared>,
+    ticker: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Told when `state.stopped` is set.
+    stop: Condvar,
+    /// Locked while drawing, and before `state`.
+    bars: Mutex<Vec<(ProgressBar, String)>>,
+    multi: MultiProgress,
+    /// How many rows the terminal has.
+    height: fn() -> Option<usize>,
+}
+
+struct State {
+    text: Text,
+    verbosity: Verbosity,
+    colour: bool,
+    /// Lines to be printed above.
+    queue: String,
+    stopped: bool,
+    machines: Vec<Machine>,
+    places: HashMap<String, usize>,
+    experiment: String,
+    phase: String,
+    deadline: Option<Instant>,
+}
+
+struct Machine {
+    name: String,
+    state: &'static str,
+    style: Style,
+    /// Ready or failed: of interest only while it runs something.
+    settled: bool,
+    since: Instant,
+    commands: Vec<Running>,
+    lines: Lines,
+    /// The last line of output that isn't blank, since the last command began.
+    last: Vec<u8>,
+}
+
+struct Running {
+    stage: String,
+    command: String,
+    since: Instant,
+}
+
+impl Live {
+    /// Begins to show lines, unless `verbosity` is quiet: then only failures are printed.
+    pub(crate) fn new(colour: bool, verbosity: Verbosity) -> Self {
+        let height = || rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_row));
+        Self::on(ProgressDrawTarget::stderr_with_hz(20), height, colour, verbosity)
+    }
+
+    fn on(
+        target: ProgressDrawTarget,
+        height: fn() -> Option<usize>,
+        colour: bool,
+        verbosity: Verbosity,
+    ) -> Self {
+        let state = State {
+            text: Text::new(verbosity, colour),
+            verbosity,
+            colour,
+            queue: String::new(),
+            stopped: false,
+            machines: Vec::new(),
+            places: HashMap::new(),
+            experiment: String::new(),
+            phase: String::new(),
+            deadline: None,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            stop: Condvar::new(),
+            bars: Mutex::default(),
+            multi: MultiProgress::with_draw_target(target),
+            height,
+        });
+        let ticking = shared.clone();
+        let ticker = thread::Builder::new().name("live".into()).spawn(move || ticking.tick()).ok();
+        Self { shared, ticker: Mutex::new(ticker) }
+    }
+
+    /// Clears the changing lines and prints what is still to be printed. What happens later is printed at once.
+    ///
+    /// Happens by itself when the run is over and on drop; needed before the process exits otherwise. Idempotent.
+    pub(crate) fn finish(&self) {
+        lock(&self.shared.state).stopped = true;
+        self.shared.stop.notify_all();
+        let ticker = lock(&self.ticker).take();
+        // The thread clears the lines: indicatif doesn't draw on one that panics.
+        if ticker.map(JoinHandle::join).is_none() {
+            self.shared.draw();
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").finish_non_exhaustive()
+    }
+}
+
+impl Observer for Live {
+    fn event(&self, event: &Event) {
+        let stopped = {
+            let mut state = lock(&self.shared.state);
+            state.event(event, Instant::now());
+            state.stopped
+        };
+        if matches!(event.kind, EventKind::RunFinished { .. }) {
+            self.finish();
+        } else if stopped {
+            self.shared.draw();
+        }
+    }
+
+    fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        let full = {
+            let mut state = lock(&self.shared.state);
+            state.output(origin, stream, bytes);
+            state.queue.len() > QUEUE
+        };
+        if full {
+            self.shared.draw();
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn tick(&self) {
+        loop {
+            let state = lock(&self.state);
+            let waited = self.stop.wait_timeout_while(state, REFRESH, |state| !state.stopped);
+            let stopped = waited.unwrap_or_else(PoisonError::into_inner).0.stopped;
+            self.draw();
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    /// Prints what waits to be printed and brings the lines below up to date. What can't be drawn isn't.
+    fn draw(&self) {
+        let mut bars = lock(&self.bars);
+        let (queue, rows) = {
+            let mut state = lock(&self.state);
+            let shown = (self.height)().map_or(SHOWN, |height| height.saturating_sub(4).clamp(1, SHOWN));
+            let rows = if state.stopped { Vec::new() } else { state.rows(Instant::now(), shown) };
+            (std::mem::take(&mut state.queue), rows)
+        };
+        if !queue.is_empty() {
+            let _ = self.multi.println(queue.trim_end_matches('\n'));
+        }
+        let mut changed = false;
+        while bars.len() > rows.len() {
+            bars.pop().iter().for_each(|(bar, _)| self.multi.remove(bar));
+            changed = true;
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            if bars.len() == i {
+                let bar = self.multi.add(ProgressBar::no_length());
+                if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
+                    bar.set_style(style);
+                }
+                bars.push((bar, String::new()));
+            }
+            if bars[i].1 != row {
+                bars[i].0.set_message(row.clone());
+                bars[i].1 = row;
+                changed = true;
+            }
+        }
+        match bars.last() {
+            Some((bar, _)) if changed => bar.force_draw(),
+            None if changed => drop(self.multi.clear()),
+            _ => {}
+        }
+    }
+}
+
+impl State {
+    fn event(&mut self, event: &Event, now: Instant) {
+        self.text.event(event, &mut self.queue);
+        match &event.kind {
+            EventKind::RunStarted { experiment, deadline, groups, .. } => {
+                self.experiment = sanitize(experiment).into_owned();
+                "launching".clone_into(&mut self.phase);
+                let left = Duration::try_from_secs_f64(deadline - event.at).unwrap_or_default();
+                self.deadline = now.checked_add(left);
+                for group in groups {
+                    for index in 0..group.count {
+                        self.machine(&format!("{}-{index}", group.name), now);
+                    }
+                }
+            }
+            EventKind::Running { machine, .. } => {
+                "setting up".clone_into(&mut self.phase);
+                self.machine(machine, now).becomes("connecting", Style::Plain, false, now);
+            }
+            EventKind::Connected { machine } => {
+                self.machine(machine, now).becomes("connected", Style::Plain, false, now);
+            }
+            EventKind::Ready { machine } => {
+                self.machine(machine, now).becomes("ready", Style::Good, true, now);
+                if self.count("ready") == self.machines.len() {
+                    "ready".clone_into(&mut self.phase);
+                }
+            }
+            EventKind::Failed { machine, .. } => {
+                self.machine(machine, now).becomes("failed", Style::Bad, true, now);
+            }
+            EventKind::MachineGone { machine, .. } => {
+                self.machine(machine, now).becomes("gone", Style::Bad, true, now);
+            }
+            EventKind::CommandStarted { machine, stage, command } => {
+                let machine = self.machine(machine, now);
+                machine.lines = Lines::default();
+                machine.last.clear();
+                let (stage, command) = (stage.clone(), format!("$ {}", first_line(command)));
+                machine.commands.push(Running { stage, command, since: now });
+            }
+            EventKind::CommandFinished { machine, stage, command, .. } => {
+                let machine = self.machine(machine, now);
+                let command = format!("$ {}", first_line(command));
+                let same = |running: &Running| running.stage == *stage && running.command == command;
+                if let Some(place) = machine.commands.iter().position(same) {
+                    machine.commands.remove(place);
+                }
+                machine.last.clear();
+            }
+            EventKind::TrialStarted { trial } => self.phase = format!("trial {}", sanitize(trial)),
+            EventKind::StepStarted { trial, step, .. } => {
+                self.phase = format!("trial {}: {}", sanitize(trial), sanitize(step));
+            }
+            EventKind::TearingDown { .. } => "tearing down".clone_into(&mut self.phase),
+            EventKind::Kept { .. } => "kept".clone_into(&mut self.phase),
+            _ => {}
+        }
+    }
+
+    fn output(&mut self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) {
+        self.text.output(origin, stream, bytes, &mut self.queue);
+        if let Some(&place) = self.places.get(origin.machine) {
+            let Machine { lines, last, .. } = &mut self.machines[place];
+            lines.push(bytes, |line| {
+                if !line.trim_ascii().is_empty() {
+                    last.clear();
+                    last.extend_from_slice(line);
+                }
+            });
+        }
+    }
+
+    fn machine(&mut self, name: &str, now: Instant) -> &mut Machine {
+        let place = match self.places.get(name) {
+            Some(&place) => place,
+            None => {
+                self.places.insert(name.to_owned(), self.machines.len());
+                self.machines.push(Machine::new(name, now));
+                self.machines.len() - 1
+            }
+        };
+        &mut self.machines[place]
+    }
+
+    fn count(&self, state: &str) -> usize {
+        self.machines.iter().filter(|machine| machine.state == state).count()
+    }
+
+    /// The lines to be shown, with at most `shown` machines.
+    fn rows(&self, now: Instant, shown: usize) -> Vec<String> {
+        if self.verbosity == Verbosity::Quiet || self.experiment.is_empty() && self.machines.is_empty() {
+            return Vec::new();
+        }
+        let all = self.machines.len() <= shown;
+        let wanted = |machine: &&Machine| all || !machine.settled || !machine.commands.is_empty();
+        let chosen: Vec<&Machine> = self.machines.iter().filter(wanted).take(shown).collect();
+        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
+        let mut rows: Vec<String> =
+            chosen.iter().map(|machine| machine.row(width, now, self.colour)).collect();
+        if chosen.len() < self.machines.len() {
+            rows.push(format!("… and {} more", self.machines.len() - chosen.len()));
+        }
+        let mut whole = format!("{}  {}", self.experiment, self.phase);
+        let ready = format!("{}/{} ready", self.count("ready"), self.machines.len());
+        whole.extend(["  ", &ready]);
+        let lost = self.count("failed") + self.count("gone");
+        if lost > 0 {
+            whole.extend(["  ", &paint(self.colour, Style::Bad, &format!("{lost} failed"))]);
+        }
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(now).as_secs();
+            whole.extend(["  ", &span(left as f64), " left"]);
+        }
+        rows.push(whole);
+        rows
+    }
+}
+
+impl Machine {
+    fn new(name: &str, now: Instant) -> Self {
+        Self {
+            name: sanitize(name).into_owned(),
+            state: "launching",
+            style: Style::Plain,
+            settled: false,
+            since: now,
+            commands: Vec::new(),
+            lines: Lines::default(),
+            last: Vec::new(),
+        }
+    }
+
+    fn becomes(&mut self, state: &'static str, style: Style, settled: bool, now: Instant) {
+        (self.state, self.style, self.settled, self.since) = (state, style, settled, now);
+    }
+
+    fn row(&self, width: usize, now: Instant, colour: bool) -> String {
+        let running = self.commands.last();
+        let state = running.map_or(self.state.into(), |running| sanitize(&running.stage));
+        let style = if running.is_some() { Style::Plain } else { self.style };
+        let state = paint(colour, style, &format!("{state:10}"));
+        let since = running.map_or(self.since, |running| running.since);
+        let idle = running.is_none() && self.settled;
+        let time = if idle { String::new() } else { span(now.duration_since(since).as_secs() as f64) };
+        let what = match running {
+            Some(running) if self.last.is_empty() => sanitize(&running.command).into_owned(),
+            Some(_) => sanitize_bytes(&self.last),
+            None => String::new(),
+        };
+        format!(
+            "{:width$}  {state}  {time:>7}  {}",
+            self.name,
+            paint(colour, Style::Faint, &what.replace('\t', " "))
+        )
+        .trim_end()
+        .to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::InMemoryTerm;
+    use tsunami_core::{Exit, GroupSize};
+
+    use super::*;
+    use crate::reporter::text::tests::{at, finished, little_run, started};
+
+    fn on_terminal(verbosity: Verbosity) -> (InMemoryTerm, Live) {
+        let term = InMemoryTerm::new(24, 80);
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 20);
+        (term, Live::on(target, || Some(24), false, verbosity))
+    }
+
+    /// What the terminal shows, without what depends on how fast the test runs.
+    fn shown(term: &InMemoryTerm) -> String {
+        let contents = term.contents().replace(" 1s", " 0s");
+        contents
+            .lines()
+            .map(|line| line.split("  44m ").next().unwrap_or_default())
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    fn launched(count: u32) -> Event {
+        let mut begin = little_run().remove(0);
+        if let EventKind::RunStarted { groups, .. } = &mut begin.kind {
+            *groups = vec![GroupSize { name: "client".into(), count }];
+        }
+        begin
+    }
+
+    #[test]
+    fn machines_and_the_whole_have_a_line_each_and_nothing_stays() {
+        let (term, live) = on_terminal(Verbosity::Normal);
+        let events = little_run();
+        events[..12].iter().for_each(|event| live.event(event));
+        live.event(&at(3.2, started("client-0", "load", "load\nmore")));
+        live.shared.draw();
+        insta::assert_snapshot!(shown(&term), @"
+        [  0.0s] run 20231114-221320-abcd of redis: 1 × server, 2 × client; ends within
+        45m
+        [  0.0s] client    launching 2 machines
+        [  0.1s] server    trying again in 2s: no capacity
+        [  0.9s] client    launched 2 machines
+        [  1.0s] client-0  running at 192.0.2.7 (i-0c)
+        [  1.3s] client-0  connected
+        [  2.8s] client-0  ready
+        [  3.0s] client-1  setup: `false` ended with status 1 after 1.2s
+        [  3.1s] client-1  setup failed: bad
+                            [  9.9s] forged
+        server-0  launching        0s
+        client-0  load             0s  $ load …
+        client-1  failed
+        redis  setting up  1/3 ready  1 failed
+        ");
+        let origin = Origin { machine: "client-0", stage: "load" };
+        live.output(
+            &origin,
+            Stream::Stdout,
+            "50%\r\x1b[2J99 % of a line that is much wider than the terminal\n\n".as_bytes(),
+        )
+        .unwrap();
+        live.output(&origin, Stream::Stdout, b"not yet").unwrap();
+        live.shared.draw();
+        insta::assert_snapshot!(shown(&term).lines().nth(12).unwrap(), @"client-0  load             0s  99 % of a line that is much wider than the termin");
+        events[18..].iter().for_each(|event| live.event(event));
+        assert!(term.contents().ends_with("timed out\n[ 75.0s] failed"), "{}", term.contents());
+        live.event(&events[5]);
+        live.finish();
+        assert!(term.contents().ends_with("client-0  connected"), "{}", term.contents());
+    }
+
+    #[test]
+    fn of_many_machines_those_that_are_busy_are_shown() {
+        let (_term, live) = on_terminal(Verbosity::Normal);
+        let rows = || lock(&live.shared.state).rows(Instant::now(), 3);
+        live.event(&launched(100));
+        for i in 0..98 {
+            live.event(&at(1.0, EventKind::Ready { machine: format!("client-{i}") }));
+        }
+        live.event(&at(1.0, started("client-7", "load", "load")));
+        let names: Vec<_> =
+            rows().iter().map(|row| row.split("  ").next().unwrap_or_default().to_owned()).collect();
+        assert_eq!(
+            names,
+            ["client-7 ", "client-98", "client-99", "… and 97 more", "redis"].map(str::trim_end)
+        );
+        live.event(&at(1.0, finished("client-7", "load", "load", Ok(Exit::Status(0)))));
+        assert_eq!(rows().len(), 4);
+        assert!(rows()[3].starts_with("redis  launching  98/100 ready  4"), "{}", rows()[3]);
+    }
+
+    #[test]
+    fn a_flood_of_output_is_printed_in_order_when_it_is_asked_for() {
+        let (term, live) = on_terminal(Verbosity::Verbose);
+        live.event(&launched(2));
+        for i in 0..5000 {
+            let line = format!("line {i}\n");
+            live.output(&Origin { machine: "client-1", stage: "s" }, Stream::Stdout, line.as_bytes())
+                .unwrap();
+        }
+        live.finish();
+        let contents = term.contents();
+        let last: Vec<_> = contents.lines().rev().take(3).collect();
+        assert_eq!(last, [4999, 4998, 4997].map(|i| format!("         client-1  s | line {i}")));
+    }
+
+    #[test]
+    fn quiet_shows_failures_only_and_a_dropped_one_leaves_nothing() {
+        let (term, live) = on_terminal(Verbosity::Quiet);
+        live.event(&launched(2));
+        live.shared.draw();
+        assert_eq!(term.contents(), "");
+        drop(live);
+        let (term, live) = on_terminal(Verbosity::Normal);
+        live.event(&launched(2));
+        live.shared.draw();
+        assert!(term.contents().contains("client-1  launching"));
+        drop(live);
+        assert_eq!(term.contents().lines().count(), 1, "{}", term.contents());
+    }
+}

@@ -1,0 +1,74 @@
+//! What tells people and files of a run: observers of the one stream of events.
+
+mod json;
+mod live;
+mod logs;
+mod plain;
+mod sanitize;
+mod text;
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(crate) use json::Json;
+pub(crate) use live::Live;
+pub(crate) use logs::Logs;
+pub(crate) use plain::Plain;
+pub(crate) use sanitize::{sanitize, sanitize_lines};
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verbosity {
+    /// Failures, and what may remain.
+    Quiet,
+    /// What happens to machines, steps and trials, too.
+    #[default]
+    Normal,
+    /// Every command and every line of output, too.
+    Verbose,
+}
+
+/// When colours are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ColourChoice {
+    /// On a terminal, unless `NO_COLOR` is set
+    #[default]
+    Auto,
+    /// Everywhere
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// Whether to use colours, given where the text goes and whether `NO_COLOR` is set to something.
+pub(crate) fn colour(choice: ColourChoice, is_terminal: bool, no_color: bool) -> bool {
+    match choice {
+        ColourChoice::Auto => is_terminal && !no_color,
+        ColourChoice::Always => true,
+        ColourChoice::Never => false,
+    }
+}
+
+/// Locks; a panic elsewhere is no reason to stop telling.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same error once more, as far as that goes.
+fn again(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_color_is_honoured_unless_colours_are_asked_for() {
+        assert!(colour(ColourChoice::Auto, true, false));
+        assert!(!colour(ColourChoice::Auto, true, true));
+        assert!(!colour(ColourChoice::Auto, false, false));
+        assert!(colour(ColourChoice::Always, false, true));
+        assert!(!colour(ColourChoice::Never, true, false));
+    }
+}

@@ -1,0 +1,447 @@
+//! The words for what happens, the same in plain lines and above the live ones.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tsunami_core::{Event, EventKind, Origin, Stream};
+
+use super::Verbosity;
+use super::sanitize::{Lines, sanitize, sanitize_bytes};
+
+/// Makes lines of events and output.
+#[derive(Debug)]
+pub(super) struct Text {
+    verbosity: Verbosity,
+    colour: bool,
+    /// How wide names are.
+    width: usize,
+    /// What has no end of line yet, by machine, stage and stream.
+    partial: HashMap<String, HashMap<String, [Lines; 2]>>,
+}
+
+/// How a line looks, as SGR parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    Plain,
+    Faint,
+    Good,
+    Warning,
+    Bad,
+}
+
+/// Where a line begins, when there is no time to show.
+const NO_TIME: &str = "         ";
+/// How many machines of a step are named.
+const NAMED: usize = 6;
+
+impl Text {
+    pub(super) fn new(verbosity: Verbosity, colour: bool) -> Self {
+        Self { verbosity, colour, width: 0, partial: HashMap::new() }
+    }
+
+    /// Appends what there is to say of an event, as whole lines.
+    pub(super) fn event(&mut self, event: &Event, out: &mut String) {
+        use Verbosity::{Normal, Quiet, Verbose};
+        match &event.kind {
+            EventKind::RunStarted { groups, .. } => {
+                let names = groups.iter().map(|group| {
+                    group.name.len()
+                        + 1
+                        + group.count.saturating_sub(1).checked_ilog10().unwrap_or(0) as usize
+                        + 1
+                });
+                self.width = names.max().unwrap_or(0);
+            }
+            EventKind::CommandFinished { machine, stage, .. } => self.finish(machine, stage, out),
+            _ => {}
+        }
+        let (level, style, who, what) = match &event.kind {
+            EventKind::RunStarted { run, experiment, deadline, groups } => {
+                let groups: Vec<_> = groups.iter().map(|g| format!("{} × {}", g.count, g.name)).collect();
+                let left = span((deadline - event.at).round());
+                let what = format!("run {run} of {experiment}: {}; ends within {left}", groups.join(", "));
+                (Normal, Style::Plain, "", what)
+            }
+            EventKind::Launching { group, count } => (
+                Normal,
+                Style::Plain,
+                group.as_str(),
+                format!("launching {}", number(*count as usize, "machine")),
+            ),
+            EventKind::Retrying { group, error, delay } => {
+                (Normal, Style::Warning, group.as_str(), format!("trying again in {}: {error}", span(*delay)))
+            }
+            EventKind::Launched { group, machines } => {
+                let mut what = format!("launched {}", number(machines.len(), "machine"));
+                if self.verbosity >= Verbose {
+                    machines.iter().for_each(|id| what.extend([" ", id.as_str()]));
+                }
+                (Normal, Style::Plain, group.as_str(), what)
+            }
+            EventKind::Running { machine, id, address } => {
+                (Normal, Style::Plain, machine.as_str(), format!("running at {address} ({id})"))
+            }
+            EventKind::Connected { machine } => {
+                (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
+            }
+            EventKind::Ready { machine } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
+            EventKind::Failed { machine, stage, error } => {
+                (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
+            }
+            EventKind::Uploaded { machine, stage, from, to, seconds } => {
+                let what = format!("{stage}: uploaded {from} to {to} after {}", span(*seconds));
+                (Verbose, Style::Faint, machine.as_str(), what)
+            }
+            EventKind::CommandStarted { machine, stage, command } => {
+                (Verbose, Style::Plain, machine.as_str(), format!("{stage}: $ {command}"))
+            }
+            EventKind::CommandFinished { machine, stage, command, exit, error, seconds } => {
+                let after = span(*seconds);
+                let (level, style, how) = match (exit, error.as_deref()) {
+                    (Some(exit), None) if exit.success() => {
+                        (Verbose, Style::Faint, format!("done after {after}"))
+                    }
+                    (Some(exit), None) => (Quiet, Style::Bad, format!("ended with {exit} after {after}")),
+                    (None, Some(error)) if is_cancellation(error) => {
+                        (Verbose, Style::Faint, format!("cancelled after {after}"))
+                    }
+                    (_, error) => {
+                        let error = error.unwrap_or("no reason is known");
+                        (Quiet, Style::Bad, format!("failed after {after}: {error}"))
+                    }
+                };
+                (level, style, machine.as_str(), format!("{stage}: `{}` {how}", first_line(command)))
+            }
+            EventKind::Collected { machine, stage, into, files } => {
+                let what = format!("{stage}: {} brought to {into}", number(*files, "file"));
+                (Verbose, Style::Faint, machine.as_str(), what)
+            }
+            EventKind::MachineGone { machine, id } => {
+                (Quiet, Style::Bad, machine.as_str(), format!("gone: {id} ended before it should"))
+            }
+            EventKind::ListingFailed { error } => {
+                (Normal, Style::Warning, "", format!("could not list the machines, trying again: {error}"))
+            }
+            EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
+            EventKind::TrialFinished { trial, ok, seconds } => ended(format!("trial {trial}"), *ok, *seconds),
+            EventKind::StepStarted { trial, step, machines } => {
+                let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+                if machines.len() > NAMED {
+                    let _ = write!(on, " and {} more", machines.len() - NAMED);
+                }
+                (Normal, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
+            }
+            EventKind::StepFinished { trial, step, ok, seconds } => {
+                ended(format!("trial {trial}: step {step}"), *ok, *seconds)
+            }
+            EventKind::TearingDown { reason } => {
+                (Normal, Style::Plain, "", format!("tearing down: {reason}"))
+            }
+            EventKind::TornDown { leftovers, seconds } if leftovers.is_empty() => {
+                (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*seconds)))
+            }
+            EventKind::TornDown { leftovers, seconds } => {
+                let count = number(leftovers.len(), "thing");
+                let mut what = format!("torn down after {}, but {count} may remain:", span(*seconds));
+                leftovers.iter().for_each(|leftover| what.extend(["\n", &leftover.to_string()]));
+                (Quiet, Style::Bad, "", what)
+            }
+            EventKind::Kept { until } => {
+                let left = span((until - event.at).round());
+                (Normal, Style::Warning, "", format!("the machines are kept, for {left} at most"))
+            }
+            EventKind::RunFinished { ok: true, .. } => (Normal, Style::Good, "", "finished".to_owned()),
+            // Whoever ran it says why.
+            EventKind::RunFinished { ok: false, .. } => (Normal, Style::Bad, "", "failed".to_owned()),
+            _ => return,
+        };
+        if level <= self.verbosity {
+            self.lines(event.elapsed, who, style, &what, out);
+        }
+    }
+
+    /// Appends the lines of output that these bytes complete, if output is shown at all.
+    pub(super) fn output(&mut self, origin: &Origin<'_>, stream: Stream, bytes: &[u8], out: &mut String) {
+        if self.verbosity < Verbosity::Verbose {
+            return;
+        }
+        let (machine, stage) = (origin.machine, origin.stage);
+        if !self.partial.get(machine).is_some_and(|stages| stages.contains_key(stage)) {
+            self.partial.entry(machine.to_owned()).or_default().insert(stage.to_owned(), Default::default());
+        }
+        let lines = self.partial.get_mut(machine).and_then(|stages| stages.get_mut(stage));
+        if let Some([stdout, stderr]) = lines {
+            let lines = if stream == Stream::Stdout { stdout } else { stderr };
+            lines.push(bytes, |line| output_line(self.width, machine, stage, line, out));
+        }
+    }
+
+    /// Appends what a command wrote without an end of line.
+    fn finish(&mut self, machine: &str, stage: &str, out: &mut String) {
+        let Some(stages) = self.partial.get_mut(machine) else { return };
+        for mut lines in stages.remove(stage).into_iter().flatten() {
+            lines.finish(|line| output_line(self.width, machine, stage, line, out));
+        }
+    }
+
+    /// Appends a line; what `what` has beyond its first line comes below, indented so that it can't be taken for
+    /// a line of ours.
+    fn lines(&self, elapsed: f64, who: &str, style: Style, what: &str, out: &mut String) {
+        let time = paint(self.colour, Style::Faint, &format!("[{elapsed:5.1}s]"));
+        let who = sanitize(who);
+        let indent = if who.is_empty() { 0 } else { self.width.max(who.len()) + 2 };
+        let mut start = format!("{time} {who:indent$}");
+        for (i, line) in what.trim_end().split('\n').enumerate() {
+            if i == 1 {
+                start = format!("{NO_TIME} {:indent$}", "");
+            }
+            let _ = writeln!(out, "{start}{}", paint(self.colour, style, &sanitize(line)));
+        }
+    }
+}
+
+fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut String) {
+    let (machine, stage) = (sanitize(machine), sanitize(stage));
+    let _ = writeln!(out, "{NO_TIME}{machine:width$}  {stage} | {}", sanitize_bytes(line));
+}
+
+fn ended(what: String, ok: bool, seconds: f64) -> (Verbosity, Style, &'static str, String) {
+    let (level, style, how) =
+        if ok { (Verbosity::Normal, Style::Good, "done") } else { (Verbosity::Quiet, Style::Bad, "failed") };
+    (level, style, "", format!("{what} {how} after {}", span(seconds)))
+}
+
+/// Whether a command was ended on purpose, as those in the background are.
+fn is_cancellation(error: &str) -> bool {
+    error == tsunami_core::Error::Cancelled.to_string()
+}
+
+/// The first line of a command that isn't empty, marked if there is more.
+pub(super) fn first_line(command: &str) -> String {
+    let mut lines = command.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    if lines.next().is_some() { format!("{first} …") } else { first.to_owned() }
+}
+
+/// A time as people say it: `1.2s`, `2m 5s`.
+pub(super) fn span(seconds: f64) -> String {
+    if seconds < 60.0 && seconds.fract() != 0.0 {
+        return format!("{seconds:.1}s");
+    }
+    let whole = Duration::try_from_secs_f64(seconds.round()).unwrap_or_default();
+    humantime::format_duration(whole).to_string()
+}
+
+/// Text in a colour, if colours are wanted.
+pub(super) fn paint(colour: bool, style: Style, text: &str) -> String {
+    let code = match style {
+        Style::Faint => "2",
+        Style::Good => "32",
+        Style::Warning => "33",
+        Style::Bad => "31",
+        Style::Plain => "",
+    };
+    if colour && !code.is_empty() && !text.is_empty() {
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+fn number(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tsunami_core::{Exit, GroupSize, Leftover, MachineId, Observer as _};
+
+    use super::*;
+    use crate::reporter::{Plain, lock};
+
+    /// A writer whose text can be read.
+    #[derive(Clone, Default)]
+    pub(in crate::reporter) struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Shared {
+        pub(in crate::reporter) fn text(&self) -> String {
+            String::from_utf8(lock(&self.0).clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    pub(in crate::reporter) fn at(elapsed: f64, kind: EventKind) -> Event {
+        Event { at: 1_700_000_000.0 + elapsed, elapsed, kind }
+    }
+
+    pub(in crate::reporter) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
+        EventKind::CommandStarted { machine: machine.into(), stage: stage.into(), command: command.into() }
+    }
+
+    pub(in crate::reporter) fn finished(
+        machine: &str,
+        stage: &str,
+        command: &str,
+        exit: Result<Exit, &str>,
+    ) -> EventKind {
+        EventKind::CommandFinished {
+            machine: machine.into(),
+            stage: stage.into(),
+            command: command.into(),
+            exit: exit.ok(),
+            error: exit.err().map(Into::into),
+            seconds: 1.25,
+        }
+    }
+
+    /// One server and two clients, of which one fails.
+    pub(in crate::reporter) fn little_run() -> Vec<Event> {
+        use EventKind::*;
+        let groups =
+            [("server", 1), ("client", 2)].map(|(name, count)| GroupSize { name: name.into(), count });
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let machine = || "client-0".to_owned();
+        let (trial, step) = (|| "1".to_owned(), || "load".to_owned());
+        let id = || MachineId::new("i-0c");
+        vec![
+            at(
+                0.0,
+                RunStarted {
+                    run,
+                    experiment: "redis".into(),
+                    deadline: 1_700_002_700.0,
+                    groups: groups.into(),
+                },
+            ),
+            at(0.0, Launching { group: "client".into(), count: 2 }),
+            at(0.1, Retrying { group: "server".into(), error: "no capacity".into(), delay: 2.0 }),
+            at(0.9, Launched { group: "client".into(), machines: vec![id(), MachineId::new("i-1c")] }),
+            at(1.0, Running { machine: machine(), id: id(), address: "192.0.2.7".into() }),
+            at(1.3, Connected { machine: machine() }),
+            at(1.4, started("client-0", "setup", "apt-get update\napt-get install \x1b]0;x\x07redis")),
+            at(
+                2.7,
+                finished("client-0", "setup", "apt-get update\napt-get install redis", Ok(Exit::Status(0))),
+            ),
+            at(2.8, Ready { machine: machine() }),
+            at(3.0, started("client-1", "setup", "false")),
+            at(3.0, finished("client-1", "setup", "false", Ok(Exit::Status(1)))),
+            at(
+                3.1,
+                Failed {
+                    machine: "client-1".into(),
+                    stage: "setup".into(),
+                    error: "bad\n[  9.9s] \x1b[2Jforged".into(),
+                },
+            ),
+            at(3.5, TrialStarted { trial: trial() }),
+            at(3.5, StepStarted { trial: trial(), step: step(), machines: vec![machine()] }),
+            at(3.6, started("client-0", "load", "load")),
+            at(9.0, finished("client-0", "load", "load", Ok(Exit::Signal(9)))),
+            at(9.0, finished("server-0", "server", "redis-server", Err("cancelled"))),
+            at(9.0, finished("server-0", "server", "redis-server", Err("the connection is gone"))),
+            at(9.1, StepFinished { trial: trial(), step: step(), ok: false, seconds: 5.6 }),
+            at(9.2, TrialFinished { trial: trial(), ok: true, seconds: 5.7 }),
+            at(9.3, TearingDown { reason: "a step failed".into() }),
+            at(
+                75.0,
+                TornDown {
+                    leftovers: vec![Leftover {
+                        what: "machine i-0c (client-0)".into(),
+                        why: "timed out".into(),
+                    }],
+                    seconds: 65.7,
+                },
+            ),
+            at(75.0, RunFinished { ok: false, error: Some("…".into()) }),
+        ]
+    }
+
+    fn told(verbosity: Verbosity, colour: bool) -> String {
+        let written = Shared::default();
+        let plain = Plain::new(Box::new(written.clone()), verbosity, colour);
+        for event in little_run() {
+            plain.event(&event);
+            if let EventKind::CommandStarted { machine, stage, .. } = &event.kind {
+                let origin = Origin { machine, stage };
+                plain.output(&origin, Stream::Stdout, b"Hit:1 \x1b[32mhttp").unwrap();
+                plain.output(&origin, Stream::Stderr, b"warning\r\n").unwrap();
+                plain.output(&origin, Stream::Stdout, b"://x\x1b[0m\nno end").unwrap();
+            }
+        }
+        written.text()
+    }
+
+    #[test]
+    fn a_run_in_plain_lines() {
+        insta::assert_snapshot!(told(Verbosity::Normal, false), @"
+        [  0.0s] run 20231114-221320-abcd of redis: 1 × server, 2 × client; ends within 45m
+        [  0.0s] client    launching 2 machines
+        [  0.1s] server    trying again in 2s: no capacity
+        [  0.9s] client    launched 2 machines
+        [  1.0s] client-0  running at 192.0.2.7 (i-0c)
+        [  1.3s] client-0  connected
+        [  2.8s] client-0  ready
+        [  3.0s] client-1  setup: `false` ended with status 1 after 1.2s
+        [  3.1s] client-1  setup failed: bad
+                            [  9.9s] forged
+        [  3.5s] trial 1
+        [  3.5s] trial 1: step load on client-0
+        [  9.0s] client-0  load: `load` ended with signal 9 (SIGKILL) after 1.2s
+        [  9.0s] server-0  server: `redis-server` failed after 1.2s: the connection is gone
+        [  9.1s] trial 1: step load failed after 5.6s
+        [  9.2s] trial 1 done after 5.7s
+        [  9.3s] tearing down: a step failed
+        [ 75.0s] torn down after 1m 6s, but 1 thing may remain:
+                  machine i-0c (client-0): timed out
+        [ 75.0s] failed
+        ");
+    }
+
+    #[test]
+    fn quiet_tells_failures_and_what_may_remain() {
+        let (quiet, normal) = (told(Verbosity::Quiet, false), told(Verbosity::Normal, false));
+        assert!(quiet.lines().all(|line| normal.contains(line)));
+        assert!(
+            quiet.contains("SIGKILL") && quiet.ends_with("machine i-0c (client-0): timed out\n"),
+            "{quiet}"
+        );
+        assert_eq!(quiet.lines().count(), 8, "{quiet}");
+    }
+
+    #[test]
+    fn verbose_tells_commands_and_output() {
+        let told = told(Verbosity::Verbose, false);
+        let setup: Vec<_> = told.lines().skip(6).take(6).collect();
+        insta::assert_snapshot!(setup.join("\n"), @"
+        [  1.4s] client-0  setup: $ apt-get update
+                            apt-get install redis
+                 client-0  setup | warning
+                 client-0  setup | Hit:1 http://x
+                 client-0  setup | no end
+        [  2.7s] client-0  setup: `apt-get update …` done after 1.2s
+        ");
+        assert!(told.contains("server: `redis-server` cancelled after 1.2s"), "{told}");
+    }
+
+    #[test]
+    fn colours_are_the_only_control_characters_and_add_nothing_else() {
+        let coloured = told(Verbosity::Verbose, true);
+        assert!(coloured.contains("\x1b[31m"));
+        assert!(!coloured.contains("\x1b[2J"));
+        let lines: Vec<_> = coloured.lines().map(|line| sanitize(line)).collect();
+        assert_eq!(lines.join("\n"), told(Verbosity::Verbose, false).trim_end());
+    }
+}

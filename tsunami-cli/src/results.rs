@@ -1,0 +1,209 @@
+//! The directory that explains a run: what was asked for, what happened, what came of it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tsunami_core::{Event, Observer, Report, RunId};
+
+use crate::error::Error;
+use crate::experiment::{Experiment, ProviderKind, Setup};
+use crate::reporter::{Json, Logs};
+
+/// A run's results directory.
+#[derive(Debug)]
+pub(crate) struct Results {
+    directory: PathBuf,
+    report: Arc<Summary>,
+    events: Arc<Json>,
+    logs: Arc<Logs>,
+}
+
+/// What was uploaded, for those who want to repeat the run.
+#[derive(Serialize)]
+struct Digested {
+    group: String,
+    from: PathBuf,
+    to: String,
+    files: Vec<DigestedFile>,
+}
+
+#[derive(Serialize)]
+struct DigestedFile {
+    path: PathBuf,
+    size: u64,
+    sha256: String,
+}
+
+/// `run.json`.
+#[derive(Serialize)]
+struct RunJson<'a> {
+    tsunami: &'static str,
+    provider: &'static str,
+    outcome: &'static str,
+    exit_status: u8,
+    controller: Controller,
+    set: &'a [(String, String)],
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+/// The computer that tsunami ran on; with provider `local`, the machines' hardware too.
+#[derive(Serialize)]
+struct Controller {
+    os: &'static str,
+    arch: &'static str,
+    kernel: String,
+    processors: usize,
+}
+
+impl Results {
+    /// Makes the directory, new or empty, and writes what is known beforehand.
+    pub(crate) fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, Error> {
+        let default = || Path::new("results").join(&experiment.name).join(run.as_str());
+        let directory = output.map_or_else(default, Path::to_owned);
+        let directory = std::path::absolute(&directory).map_err(Error::file("use", &directory))?;
+        fs::create_dir_all(&directory).map_err(Error::file("make the results directory", &directory))?;
+        let mut entries = fs::read_dir(&directory).map_err(Error::file("read", &directory))?;
+        if entries.next().is_some() {
+            return Err(Error::Usage(format!(
+                "{} isn't empty: results go to a new directory",
+                directory.display()
+            )));
+        }
+        let failed = |source| Error::File { action: "write to", path: directory.clone(), source };
+        fs::write(directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
+        write_inputs(experiment, &directory.join("inputs"))?;
+        let events = OpenOptions::new().create_new(true).append(true).open(directory.join("events.jsonl"));
+        let events = Arc::new(Json::new(Box::new(events.map_err(failed)?)));
+        let logs = Arc::new(Logs::new(directory.join("logs")));
+        Ok(Self { directory, report: Arc::default(), events, logs })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.directory.join("logs")
+    }
+
+    /// Where a step's files from a machine go.
+    pub(crate) fn collected(&self, trial: &str, step: &str, machine: &str) -> PathBuf {
+        self.directory.join("trials").join(trial).join(step).join(machine)
+    }
+
+    /// What writes to the directory as the run goes on.
+    pub(crate) fn observers(&self) -> Vec<Arc<dyn Observer>> {
+        vec![self.report.clone(), self.events.clone(), self.logs.clone()]
+    }
+
+    /// Writes `run.json`, once the run is over.
+    pub(crate) fn finish(&self, experiment: &Experiment, exit_status: u8) -> Result<(), Error> {
+        let outcome = match exit_status {
+            0 => "success",
+            crate::error::LAUNCH => "not launched",
+            crate::error::LOST => "machine lost",
+            crate::error::INTERRUPTED => "interrupted",
+            crate::error::REMAINS => "something may remain",
+            _ => "failed",
+        };
+        let provider = match experiment.provider {
+            ProviderKind::Local => "local",
+            ProviderKind::Hosts => "hosts",
+        };
+        let report = self.report.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tsunami = env!("CARGO_PKG_VERSION");
+        let controller = Controller::this();
+        let set = &experiment.set;
+        let run = RunJson { tsunami, provider, outcome, exit_status, controller, set, report: &report };
+        let path = self.directory.join("run.json");
+        let write = || fs::write(&path, serde_json::to_string_pretty(&run)? + "\n");
+        write().map_err(Error::file("write", &path))?;
+        let failed = |name, error| Error::file("write", self.directory.join(name))(error);
+        let events = self.events.error().map(|error| failed("events.jsonl", error));
+        let logs = self.logs.error().map(|error| failed("logs", error));
+        events.or(logs).map_or(Ok(()), Err)
+    }
+}
+
+/// Sums up the events as they come.
+#[derive(Debug, Default)]
+struct Summary(Mutex<Report>);
+
+impl Observer for Summary {
+    fn event(&self, event: &Event) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(event);
+    }
+}
+
+impl Controller {
+    fn this() -> Self {
+        let name = rustix::system::uname();
+        Self {
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+            kernel: name.release().to_string_lossy().into_owned(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// Scripts as they are, `--set` values, and the digests of uploads.
+fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> {
+    fs::create_dir_all(directory).map_err(Error::file("make", directory))?;
+    let mut uploads = Vec::new();
+    for group in &experiment.groups {
+        for setup in &group.setup {
+            if let Setup::Script(script) = setup {
+                let name = script.file_name().unwrap_or(script.as_os_str());
+                let to = directory.join(&group.name).join(name);
+                fs::create_dir_all(directory.join(&group.name)).map_err(Error::file("make", directory))?;
+                fs::copy(script, &to).map_err(Error::file("copy", script))?;
+            }
+        }
+        for upload in &group.upload {
+            let mut files = Vec::new();
+            digest(&upload.from, Path::new(""), &mut files).map_err(Error::file("read", &upload.from))?;
+            let to = upload.to.source().to_owned();
+            uploads.push(Digested { group: group.name.clone(), from: upload.from.clone(), to, files });
+        }
+    }
+    let write = |name: &str, value: serde_json::Result<String>| {
+        let path = directory.join(name);
+        fs::write(&path, value.map_err(io::Error::from).map_err(Error::file("write", &path))? + "\n")
+            .map_err(Error::file("write", &path))
+    };
+    if !uploads.is_empty() {
+        write("uploads.json", serde_json::to_string_pretty(&uploads))?;
+    }
+    if !experiment.set.is_empty() {
+        let set: std::collections::BTreeMap<_, _> = experiment.set.iter().cloned().collect();
+        write("set.json", serde_json::to_string_pretty(&set))?;
+    }
+    Ok(())
+}
+
+/// The digests of a file, or of all files in a directory. Links are not followed, as in the upload itself.
+fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
+    let path = if relative == Path::new("") { root.to_owned() } else { root.join(relative) };
+    let metadata =
+        if relative == Path::new("") { fs::metadata(&path)? } else { fs::symlink_metadata(&path)? };
+    if metadata.is_dir() {
+        let mut entries = fs::read_dir(&path)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        return entries.iter().try_for_each(|entry| digest(root, &relative.join(entry.file_name()), files));
+    }
+    if metadata.is_file() {
+        let (mut file, mut hasher, mut buffer) = (File::open(&path)?, Sha256::new(), vec![0; 64 << 10]);
+        while let count @ 1.. = file.read(&mut buffer)? {
+            hasher.update(&buffer[..count]);
+        }
+        let sha256 = format!("{:x}", hasher.finalize());
+        files.push(DigestedFile { path: relative.to_owned(), size: metadata.len(), sha256 });
+    }
+    Ok(())
+}

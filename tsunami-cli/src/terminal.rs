@@ -1,0 +1,19 @@
+//! The two streams that the user sees. That nobody reads them is no reason to fail.
+
+use std::io::{IsTerminal, Write};
+
+/// Writes a line to standard error: progress and messages.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Writes text to standard output: results.
+pub(crate) fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Whether standard error is a screen that can be drawn on.
+pub(crate) fn is_interactive() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}

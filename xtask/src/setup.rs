@@ -1,0 +1,118 @@
+//! Finds the programs that are missing, and has apt-get install them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{Failure, Result, is_root, silently, succeeds};
+
+/// Programs that tsunami calls, and the Debian packages that have them.
+const TOOLS: [(&str, &str); 5] = [
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("ssh-keyscan", "openssh-client"),
+    ("sshd", "openssh-server"),
+    ("setsid", "util-linux"),
+];
+
+/// Those that only the tests call; busybox is one of the shells that machines may have.
+const TEST_TOOLS: [(&str, &str); 5] = [
+    ("busybox", "busybox"),
+    ("pgrep", "procps"),
+    ("pkill", "procps"),
+    ("setpriv", "util-linux"),
+    ("useradd", "passwd"),
+];
+
+const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends"];
+
+/// Where daemons are, which an ordinary user's PATH may leave out.
+const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
+
+pub(crate) fn setup(tests: bool) -> Result {
+    let missing = missing(tests);
+    if missing.is_empty() {
+        eprintln!("xtask: nothing to install");
+        return Ok(());
+    }
+    let packages: BTreeSet<&str> = missing.iter().map(|(_, package)| *package).collect();
+    let packages: Vec<&str> = packages.into_iter().collect();
+    let install = format!("{} {}", INSTALL.join(" "), packages.join(" "));
+    eprintln!("xtask: tsunami needs {}, missing here", programs(&missing));
+
+    if find("apt-get").is_none() {
+        return Err(unusable(format!(
+            "there is no apt-get here: install what has these programs (on Debian: {install}), then try again"
+        )));
+    }
+    let Some(prefix) = become_root() else {
+        return Err(unusable(format!(
+            "this takes root or sudo: run `apt-get update && {install}` as root, then try again"
+        )));
+    };
+    eprintln!("xtask: installing {} with {install}", packages.join(" "));
+    if packages.contains(&"openssh-server") {
+        eprintln!(
+            "xtask: where systemd runs, Debian starts an SSH server on port 22 with it, which tsunami does not \
+             use; `sudo systemctl disable --now ssh` ends it"
+        );
+    }
+
+    let as_root = |command: &[&str]| {
+        let words = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive"], command].concat();
+        succeeds(Command::new(words[0]).args(&words[1..]))
+    };
+    if !as_root(&["apt-get", "update"])? {
+        eprintln!("xtask: going on with the package lists that are here");
+    }
+    let installed = as_root(&[&INSTALL, packages.as_slice()].concat())?;
+    let missing = self::missing(tests);
+    if installed && missing.is_empty() {
+        return Ok(());
+    }
+    Err(unusable(format!("apt-get did not bring {}: see above", programs(&missing))))
+}
+
+fn missing(tests: bool) -> Vec<(&'static str, &'static str)> {
+    let test_tools = if tests { TEST_TOOLS.as_slice() } else { &[] };
+    TOOLS.iter().chain(test_tools).filter(|(program, _)| find(program).is_none()).copied().collect()
+}
+
+fn programs(tools: &[(&str, &str)]) -> String {
+    tools.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut directories = std::env::split_paths(&path).chain(SYSTEM_PATHS.map(PathBuf::from));
+    directories.find_map(|directory| {
+        let file = directory.join(program);
+        let found = fs::metadata(&file).ok()?;
+        (found.is_file() && found.permissions().mode() & 0o111 != 0).then_some(file)
+    })
+}
+
+/// What to put before a command to run it as root, if there is a way.
+fn become_root() -> Option<&'static [&'static str]> {
+    if is_root() {
+        Some(&[])
+    } else if sudo_asks_nothing() {
+        Some(&["sudo", "-n"])
+    } else if find("sudo").is_some() && io::stdin().is_terminal() {
+        Some(&["sudo"])
+    } else {
+        None
+    }
+}
+
+pub(crate) fn sudo_asks_nothing() -> bool {
+    silently(Command::new("sudo").args(["-n", "true"]))
+}
+
+/// The status that tsunami itself has for a missing local tool.
+fn unusable(message: String) -> Failure {
+    Failure { message, status: 2 }
+}

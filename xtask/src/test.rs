@@ -1,0 +1,153 @@
+//! Checks and tests. What `local` does depends on being root, so its tests run as root and as an ordinary user.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::setup::{find, setup, sudo_asks_nothing};
+use crate::{Failure, Result, cargo, is_root, root, silently, succeeds};
+
+const USER: &str = "tsunami-test";
+
+/// The packages with tests on local machines. Tests of the others don't care who runs them.
+const PACKAGES: [&str; 2] = ["tsunami-ssh", "tsunami-cli"];
+
+/// Settings of the one who runs the tests that reach them as another user too.
+const KEPT: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_TEST_THREADS", "TSUNAMI_LOG"];
+
+#[derive(Debug)]
+enum Outcome {
+    Passed,
+    Failed,
+    LeftOut(&'static str),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Failed => f.write_str("FAILED"),
+            Self::LeftOut(reason) => write!(f, "left out ({reason})"),
+        }
+    }
+}
+
+impl From<bool> for Outcome {
+    fn from(success: bool) -> Self {
+        if success { Self::Passed } else { Self::Failed }
+    }
+}
+
+/// All that can be checked is, whatever fails before it.
+pub(crate) fn test(quick: bool) -> Result {
+    setup(true)?;
+    let mut outcomes = Vec::new();
+    if !quick {
+        outcomes.push(("format", check("fmt", &["--all", "--check"])?));
+        let lints = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+        outcomes.push(("lints", check("clippy", &lints)?));
+        outcomes.push(("docs", check("doc", &["--workspace", "--no-deps", "--all-features"])?));
+    }
+    let tests = succeeds(&mut cargo(["test", "--workspace", "--no-fail-fast"]))?;
+    let (here, there) = if is_root() { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
+    let (here, there) = (format!("tests as {here}"), format!("tests as {there}"));
+    outcomes.push((&here, tests.into()));
+    if !quick {
+        outcomes.push((&there, if is_root() { test_as_user()? } else { test_as_root()? }));
+    }
+    let summary = outcomes.iter().map(|(what, outcome)| format!("{what} {outcome}")).collect::<Vec<_>>();
+    eprintln!("xtask: {}", summary.join(", "));
+    match outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed)) {
+        true => Err(Failure::new("")),
+        false => Ok(()),
+    }
+}
+
+/// A cargo command that not every toolchain has.
+fn check(command: &str, arguments: &[&str]) -> Result<Outcome> {
+    if !silently(&mut cargo([command, "--version"])) {
+        eprintln!("xtask: going on without `cargo {command}`, which this toolchain has not");
+        return Ok(Outcome::LeftOut("not in this toolchain"));
+    }
+    Ok(succeeds(cargo([command]).args(arguments).env("RUSTDOCFLAGS", "-D warnings"))?.into())
+}
+
+fn test_as_root() -> Result<Outcome> {
+    if !sudo_asks_nothing() {
+        return Ok(Outcome::LeftOut("takes root, or sudo without a password"));
+    }
+    let mut runner: Vec<OsString> = ["sudo", "-n", "-H", "env"].map(OsString::from).into();
+    runner.extend(environment(&root()));
+    test_through(&runner)
+}
+
+fn test_as_user() -> Result<Outcome> {
+    if !silently(Command::new("id").arg(USER)) {
+        eprintln!("xtask: adding a system user to run tests as; `userdel --remove {USER}` removes it");
+        let mut useradd = Command::new(find("useradd").unwrap_or_else(|| "useradd".into()));
+        let home = ["--system", "--user-group", "--create-home", "--shell", "/bin/bash", USER];
+        if !succeeds(useradd.args(home))? {
+            return Ok(Outcome::Failed);
+        }
+    }
+    // The repository and the target directory may be where only root can read.
+    let directory = tempfile::Builder::new().prefix("tsunami-").tempdir_in("/tmp")?;
+    let mut copy = Command::new("cp");
+    copy.current_dir(root()).arg("-R").args(PACKAGES).args(["Cargo.toml", "examples"]).arg(directory.path());
+    fs::create_dir(directory.path().join("bin"))?;
+    fs::create_dir(directory.path().join("tmp"))?;
+    let mut own = Command::new("chown");
+    own.args(["-R", &format!("{USER}:{USER}")]).arg(directory.path());
+    if !succeeds(&mut copy)? || !succeeds(&mut own)? {
+        return Ok(Outcome::Failed);
+    }
+    let xtask = std::env::current_exe()?;
+    test_through(&[xtask.into(), "run-as-user".into(), directory.path().into()])
+}
+
+/// Has cargo run the tests' programs through another one.
+fn test_through(runner: &[OsString]) -> Result<Outcome> {
+    // Rust writes a string as TOML reads it, unless it has control characters.
+    let runner = format!("target.'cfg(unix)'.runner = {runner:?}");
+    let mut tests = cargo(["test", "--no-fail-fast", "--tests", "--config", &runner]);
+    Ok(succeeds(tests.args(PACKAGES.iter().flat_map(|package| ["--package", package])))?.into())
+}
+
+/// Runs a test's program as `USER`, in and from a copy of what it needs.
+pub(crate) fn run_as_user(directory: &Path, program: &Path, arguments: &[OsString]) -> Result {
+    let copied = |from: &Path| -> Result<_> {
+        let to = directory.join("bin").join(from.file_name().unwrap_or_default());
+        fs::copy(from, &to)?;
+        fs::set_permissions(&to, Permissions::from_mode(0o755))?;
+        Ok(to)
+    };
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let package = directory.join(Path::new(&package).file_name().unwrap_or_default());
+    let test = copied(program)?;
+
+    let mut command = Command::new(find("setpriv").unwrap_or_else(|| "setpriv".into()));
+    command.args(["--reuid", USER, "--regid", USER, "--init-groups", "--reset-env", "env"]);
+    command.args(environment(directory));
+    command.arg(format!("TMPDIR={}", directory.join("tmp").display()));
+    if let Some(tsunami) = std::env::var_os("CARGO_BIN_EXE_tsunami") {
+        command.arg(format!("TSUNAMI_BIN={}", copied(Path::new(&tsunami))?.display()));
+    }
+    let status = command.arg(&test).args(arguments).current_dir(package).status()?;
+    fs::remove_file(test)?;
+    let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+    if code == 0 { Ok(()) } else { Err(Failure { message: String::new(), status: code as u8 }) }
+}
+
+/// What tests have to know where they can't ask cargo.
+fn environment(root: &Path) -> Vec<OsString> {
+    let mut variables = vec![OsString::from("INSTA_UPDATE=no")];
+    variables.push(format!("INSTA_WORKSPACE_ROOT={}", root.display()).into());
+    variables.push(format!("TSUNAMI_EXAMPLES={}", root.join("examples").display()).into());
+    let kept = KEPT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?).into()));
+    variables.extend(kept);
+    variables
+}
