@@ -276,6 +276,8 @@ impl Sshd<'_> {
         Ok(entry.machine)
     }
 
+    /// The sshd's configuration. `SHLVL` keeps bash from reading the `~/.bashrc` of the user's real home, as it
+    /// does for the first shell below sshd.
     fn config(&self) -> String {
         let Self { address, port, user, .. } = self;
         let file = |name: &str| crate::config::quoted(&self.directory.join(name));
@@ -303,6 +305,7 @@ impl Sshd<'_> {
              PrintLastLog no\n\
              X11Forwarding no\n\
              ClientAliveInterval 15\n\
+             SetEnv SHLVL=1\n\
              {sftp}"
         )
     }

@@ -78,12 +78,6 @@ impl Problems {
         self.problems.iter()
     }
 
-    /// The file.
-    #[cfg(test)]
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The line and column at which a problem begins, both counted from one, the column in characters.
     #[cfg(test)]
     pub(crate) fn place(&self, problem: &Problem) -> Option<(usize, usize)> {

@@ -54,7 +54,6 @@ impl Run {
         watch: &Watch,
     ) -> Result<Cluster, Ended<T>> {
         let mut hosts: BTreeMap<(usize, u32), Host> = BTreeMap::new();
-        let mut machines: Vec<Machine> = Vec::new();
         loop {
             let joined = tokio::select! {
                 biased;
@@ -79,13 +78,13 @@ impl Run {
                     watch.look_now();
                 }
                 Ok(Done::Up { group, host }) => {
-                    machines.push(host.machine().clone());
                     hosts.insert((group, host.index()), host);
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         // A hint for other processes; the tags are the truth.
+        let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
         self.directory.write_machines(&machines).map_err(Ended::from)?;
         watch.calm_down();
         Ok(Cluster::new(self.id.clone(), hosts.into_values().collect(), self.events.clone()))

@@ -1,0 +1,106 @@
+//! The commands for machines that are up.
+
+use std::fs;
+
+use crate::world::World;
+
+#[test]
+fn machines_that_are_up_can_be_used_and_taken_down() {
+    let world = World::new();
+    let file =
+        world.write("x.toml", "name = 'x'\n[group.a]\nsetup = 'echo preparing'\n[group.b]\ncount = 2\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+
+    let ls = world.tsunami(["ls", "--json"]);
+    let row: serde_json::Value = serde_json::from_str(&ls.stdout).unwrap();
+    assert_eq!(
+        (&row["run"], &row["state"], &row["machines_running"]),
+        (&run.clone().into(), &"kept".into(), &3.into())
+    );
+
+    let exec = world.tsunami([
+        "exec",
+        &run,
+        "-g",
+        "b",
+        "--",
+        "echo to out; echo to err >&2; exit $((TSUNAMI_RUN_ID))",
+    ]);
+    assert_ne!(exec.status, Some(0));
+    let exec = world.tsunami(["exec", &run, "-g", "b", "--", "echo to out; echo to err >&2"]);
+    let mut lines: Vec<&str> = exec.assert_status(0).stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["b-0 | to out", "b-1 | to out"]);
+    assert!(exec.stderr.contains("b-0 | to err"), "{}", exec.stderr);
+    let one = world.tsunami(["exec", &run[..16], "-m", "a-0", "--", "printf", "%s", "a  $HOME 'b'"]);
+    assert_eq!(one.assert_status(0).stdout, "a  $HOME 'b'");
+    world.tsunami(["exec", &run, "--", "exit $(( $(echo $HOME | grep -c b-1) * 40 ))"]).assert_status(40);
+    world.tsunami(["exec", &run, "--", "kill -9 $$"]).assert_status(137);
+    world
+        .tsunami(["exec", &run, "-m", "c-9", "--", "true"])
+        .assert_status(125)
+        .assert_says(&["no such machine"]);
+    world.tsunami(["exec", "nobody", "--", "true"]).assert_status(125).assert_says(&["no run `nobody`"]);
+
+    let ssh = world.tsunami(["ssh", "x", "b-1", "--", "sh", "-c", "pwd; exit 5"]);
+    assert!(ssh.assert_status(5).stdout.trim().ends_with("b-1/home"), "{}", ssh.stdout);
+    world.tsunami(["ssh", "x"]).assert_status(125).assert_says(&["say which machine", "a-0, b-0, b-1"]);
+
+    fs::create_dir_all(world.path("work/tree/sub")).unwrap();
+    world.write("tree/sub/file", "content");
+    world.tsunami(["cp", &run, "tree", "x.toml", "b:place/"]).assert_status(0);
+    world.tsunami(["cp", &run, "b:place/tree/sub", "back"]).assert_status(0);
+    assert_eq!(fs::read_to_string(world.path("work/back/b-1/sub/file")).unwrap(), "content");
+    world.tsunami(["cp", &run, "b-0:place/x.toml", "copy.toml"]).assert_status(0);
+    assert_eq!(fs::read(world.path("work/copy.toml")).unwrap(), fs::read(&file).unwrap());
+    world.tsunami(["cp", &run, "b-0:missing", "."]).assert_status(1).assert_says(&["there is no missing"]);
+    world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
+
+    let logs = world.tsunami(["logs", &run]);
+    assert!(logs.assert_status(0).stdout.contains("preparing"), "{}", logs.stdout);
+
+    world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
+    world.tsunami(["down", &run]).assert_status(2).assert_says(&["no run"]);
+    // The logs are in the results, which are still there.
+    assert!(world.tsunami(["logs", &run, "a-0"]).assert_status(0).stdout.contains("preparing"));
+    world.assert_clean();
+}
+
+#[test]
+fn a_plan_shows_what_would_be_and_touches_nothing() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        "name = 'x'\nlifetime = '5m'\n[group.a]\n[group.b]\ncount = 20\n[[step]]\non = 'b'\nrun = 'true'\n",
+    );
+    let plan = world.tsunami([&"plan".into(), &file]);
+    for part in ["21 machines", "5m", "20 x", "costs nothing", "step 1"] {
+        assert!(plan.assert_status(0).stdout.contains(part), "{}", plan.stdout);
+    }
+    assert!(!world.path("work/results").exists());
+    world.assert_clean();
+}
+
+#[test]
+fn json_events_are_one_object_a_line() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\nsetup = 'echo \"a\"'\n");
+    let run = world.tsunami([&"run".into(), &"--json".into(), &file]);
+    let events: Vec<serde_json::Value> =
+        run.assert_status(0).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.first().unwrap()["event"], "run_started");
+    assert_eq!(events.last().unwrap()["event"], "run_finished");
+    world.assert_clean();
+}
+
+#[test]
+fn plain_output_has_no_control_characters() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.a]\nsetup = \"printf '\\\\033]0;ow''ned\\\\007\\\\033[31mred\\\\r\\\\n' >&2; false\"\n";
+    let file = world.write("x.toml", text);
+    let run = world.tsunami([&"run".into(), &"-v".into(), &file]);
+    run.assert_status(1).assert_says(&["red"]);
+    assert!(run.stderr.chars().all(|c| c == '\n' || !c.is_control()), "{:?}", run.stderr);
+    assert!(!run.stderr.contains("owned"));
+    world.assert_clean();
+}

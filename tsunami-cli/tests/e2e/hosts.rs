@@ -1,0 +1,198 @@
+//! Provider `hosts`: machines that exist already. Here they are another run's local machines.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::world::{World, eventually};
+
+/// Machines to be used as hosts, and the words that a file needs for them.
+struct Existing {
+    world: World,
+    hosts: Vec<String>,
+    known_hosts: PathBuf,
+    key: PathBuf,
+}
+
+impl Existing {
+    fn new(count: u32) -> Self {
+        let world = World::new();
+        let file = world.write("existing.toml", &format!("name = 'existing'\n[group.e]\ncount = {count}\n"));
+        let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+        let directory = world.path("state/tsunami/runs").join(run);
+        let machines: serde_json::Value =
+            serde_json::from_slice(&fs::read(directory.join("machines.json")).unwrap()).unwrap();
+        let (mut hosts, mut known) = (Vec::new(), String::new());
+        for machine in machines.as_array().unwrap() {
+            let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            let (login, address) = (&machine["login"], text(&machine["addresses"]["private"]));
+            hosts.push(format!("{}@{address}:{}", text(&login["user"]), login["port"]));
+            known.push_str(&format!("[{address}]:{} {}\n", login["port"], text(&login["host_key"])));
+        }
+        let known_hosts = world.write("known", &known);
+        Self { hosts, known_hosts, key: directory.join("ssh/id_ed25519"), world }
+    }
+
+    fn file(&self, known_hosts: &str, rest: &str) -> PathBuf {
+        let text = format!(
+            "name = \"x\"\nprovider = \"hosts\"\nlifetime = \"5m\"\n[ssh]\nkey = {:?}\nknown_hosts = {known_hosts:?}\n\
+             connect_timeout = \"20s\"\n[group.node]\nhosts = {:?}\n{rest}",
+            self.key, self.hosts
+        );
+        self.world.write("x.toml", &text)
+    }
+
+    fn known(&self) -> &str {
+        self.known_hosts.to_str().unwrap()
+    }
+
+    /// Nothing of a run is on the hosts: no directory, and no process but their own.
+    fn assert_left_as_found(&self) {
+        let ls = self.world.tsunami([
+            "exec",
+            "existing",
+            "--",
+            "ls -A . .tsunami 2>/dev/null | grep -v '^$' || true",
+        ]);
+        for line in ls.assert_status(0).stdout.lines() {
+            assert!(
+                ["e-0 | .:", "e-1 | .:", ".tsunami", ".tsunami:", ".:"].iter().any(|own| line.ends_with(own)),
+                "{line}"
+            );
+        }
+        let keepers = self.world.processes().into_iter().filter(|process| process.contains("keeper.sh"));
+        assert_eq!(keepers.collect::<Vec<_>>(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn an_experiment_on_existing_hosts_leaves_them_as_it_found_them() {
+    let existing = Existing::new(2);
+    let file = existing.file(
+        existing.known(),
+        "setup = \"pwd; touch here\"\n[[step]]\nname = \"s\"\non = \"node-0\"\nstart = \"sleep 1005\"\n\
+         [[step]]\nname = \"w\"\non = \"node\"\nrun = \"ls; echo {{ node[0].ip }} > out.txt\"\ncollect = [\"out.txt\"]\n",
+    );
+    existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out".into()]).assert_status(0);
+    let setup = fs::read_to_string(existing.world.path("work/out/logs/node-1/setup.log")).unwrap();
+    assert!(setup.contains("/.tsunami/"), "{setup}");
+    assert!(
+        fs::read_to_string(existing.world.path("work/out/trials/1/w/node-1/out.txt"))
+            .unwrap()
+            .starts_with("127.")
+    );
+    existing.assert_left_as_found();
+}
+
+#[test]
+fn an_unknown_host_is_refused_with_its_fingerprint_or_accepted_on_request() {
+    let existing = Existing::new(1);
+    let nobody = existing.world.write("nobody", "");
+    let file = existing.file(nobody.to_str().unwrap(), "setup = \"true\"\n");
+    let run = existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out1".into()]);
+    run.assert_status(4).assert_says(&["SHA256:", "ssh-ed25519 AAAA", "--accept-new-hosts"]);
+    let accepted = [&"run".into(), &file, &"-o".into(), &"out2".into(), &"--accept-new-hosts".into()];
+    existing.world.tsunami(accepted).assert_status(0);
+    assert_eq!(fs::read_to_string(nobody).unwrap(), "", "the user's file is read, never written");
+    existing.assert_left_as_found();
+}
+
+#[test]
+fn a_host_with_another_key_is_never_connected_to() {
+    let existing = Existing::new(1);
+    let known = fs::read_to_string(&existing.known_hosts).unwrap();
+    let address = known.split(' ').next().unwrap();
+    let wrong = format!(
+        "{address} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g\n"
+    );
+    let wrong = existing.world.write("wrong", &wrong);
+    let file = existing.file(wrong.to_str().unwrap(), "setup = \"true\"\n");
+    for accept in [None, Some("--accept-new-hosts")] {
+        let out = accept.map_or("out1", |_| "out2");
+        let mut command = existing.world.command([&"run".into(), &file, &"-o".into(), &out.into()]);
+        let output = command.args(accept).output().unwrap();
+        assert_eq!(output.status.code(), Some(4));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("IDENTIFICATION HAS CHANGED"));
+    }
+    existing.assert_left_as_found();
+}
+
+#[test]
+fn a_machine_that_never_answers_is_given_up_in_time() {
+    let world = World::new();
+    // It accepts connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!(
+        "name = 'x'\nprovider = 'hosts'\n[ssh]\nconnect_timeout = '3s'\n[group.n]\nhosts = ['{}']\n",
+        silent.local_addr().unwrap()
+    );
+    let file = world.write("x.toml", &text);
+    let begun = Instant::now();
+    world.tsunami([&"run".into(), &file]).assert_status(4).assert_says(&[
+        "n-0",
+        "no session within 3s",
+        "no answer",
+    ]);
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    world.assert_clean();
+}
+
+#[test]
+fn after_kill_9_hosts_are_freed_by_down_from_elsewhere() {
+    let existing = Existing::new(1);
+    let file =
+        existing.file(existing.known(), "[[step]]\nname = \"w\"\non = \"node\"\nrun = \"sleep 1006\"\n");
+    let mut run = existing.world.start(&file);
+    run.wait_for(&["\"command_started\"", "\"w\""]);
+    eventually("the step's process runs", || {
+        let all = existing.world.processes();
+        if all.iter().any(|process| process.contains("sleep 1006")) { Ok(()) } else { Err(all.join("\n")) }
+    });
+    run.signal(Signal::KILL);
+    run.end();
+    let mut down = existing.world.command(["down", "x"]);
+    assert!(down.current_dir("/").status().unwrap().success());
+    let left = existing.world.processes();
+    assert!(!left.iter().any(|process| process.contains("sleep 1006")), "{left:?}");
+    existing.assert_left_as_found();
+}
+
+#[test]
+fn after_kill_9_the_deadline_ends_what_runs_on_hosts() {
+    let existing = Existing::new(1);
+    let file =
+        existing.file(existing.known(), "[[step]]\nname = \"w\"\non = \"node\"\nrun = \"sleep 1007\"\n");
+    let text = fs::read_to_string(&file).unwrap().replace("\"5m\"", "\"6s\"");
+    fs::write(&file, text).unwrap();
+    let mut run = existing.world.start(&file);
+    run.wait_for(&["\"command_started\"", "\"w\""]);
+    run.signal(Signal::KILL);
+    run.end();
+    eventually("the step's process is gone", || {
+        let left = existing.world.processes();
+        let still =
+            left.iter().any(|process| process.contains("sleep 1007") || process.contains("keeper.sh"));
+        if still { Err(left.join("\n")) } else { Ok(()) }
+    });
+    existing.assert_left_as_found();
+    existing.world.tsunami(["down", "x"]).assert_status(0);
+}
+
+#[test]
+fn a_jump_host_reaches_machines() {
+    let existing = Existing::new(2);
+    // The first machine is the bastion for the second.
+    let (bastion, target) = (&existing.hosts[0], &existing.hosts[1]);
+    let text = format!(
+        "name = \"x\"\nprovider = \"hosts\"\n[ssh]\nkey = {:?}\nknown_hosts = {:?}\njump = {bastion:?}\n\
+         [group.node]\nhosts = [{target:?}]\nsetup = \"echo through\"\n",
+        existing.key, existing.known_hosts
+    );
+    let file = existing.world.write("x.toml", &text);
+    existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out".into()]).assert_status(0);
+    let setup = fs::read_to_string(existing.world.path("work/out/logs/node-0/setup.log")).unwrap();
+    assert!(setup.contains("through"), "{setup}");
+}

@@ -1,0 +1,126 @@
+//! Bad input: a clear error with its place, exit status 2, and nothing started.
+
+use std::fs;
+
+use crate::world::World;
+
+#[track_caller]
+fn refused(text: &str, says: &[&str]) {
+    let world = World::new();
+    let file = world.write("x.toml", text);
+    for command in ["run", "plan", "up"] {
+        world.tsunami([&command.into(), &file]).assert_status(2).assert_says(says);
+    }
+    assert!(!world.path("work/results").exists());
+    world.assert_clean();
+}
+
+#[test]
+fn all_problems_of_a_file_come_at_once_with_their_places() {
+    refused(
+        r#"name = "x"
+lifetme = "1h"
+[group.Server]
+[group.client]
+count = 2
+upload = [{ from = "missing", to = "x" }]
+setup = "echo {{ nmae }}"
+[[step]]
+on = "clients"
+run = "docker ps --format '{{.Names}}'"
+[[step]]
+on = "client"
+[[step]]
+on = "client"
+run = "true"
+start = "true"
+timeout = "soon"
+"#,
+        &[
+            "x.toml:2:1",
+            "lifetime",
+            "x.toml:3:",
+            "x.toml:6:20",
+            "missing",
+            "nmae",
+            "x.toml:9:",
+            "client",
+            "{{ '{{' }}",
+            "soon",
+        ],
+    );
+}
+
+#[test]
+fn a_group_without_machines_is_no_group() {
+    refused("name = 'x'\n[group.a]\ncount = 0\n", &["x.toml:3:9", "from 1 to"]);
+}
+
+#[test]
+fn what_is_not_built_yet_says_so() {
+    refused(
+        "name = 'x'\nrepeat = 3\n[group.a]\n[matrix]\nn = [1]\n",
+        &["repeat", "matrix", "not supported yet"],
+    );
+    refused("name = 'x'\nprovider = 'aws'\n[group.a]\n", &["aws", "not supported yet"]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_or_is_not_there_says_so() {
+    refused("name = \n", &["x.toml:1:"]);
+    let world = World::new();
+    world.tsunami(["run", "nowhere.toml"]).assert_status(2).assert_says(&["nowhere.toml", "No such file"]);
+    world.assert_clean();
+}
+
+#[test]
+fn results_go_to_a_new_directory_that_can_be_written() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    world
+        .tsunami([&"run".into(), &file, &"-o".into(), &"/dev/null/x".into()])
+        .assert_status(2)
+        .assert_says(&["/dev/null/x"]);
+    fs::create_dir(world.path("work/full")).unwrap();
+    world.write("full/file", "");
+    world
+        .tsunami([&"run".into(), &file, &"-o".into(), &"full".into()])
+        .assert_status(2)
+        .assert_says(&["isn't empty"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_missing_tool_is_named_with_what_installs_it() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let output = world.command([&"run".into(), &file]).env("PATH", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("not installed") && stderr.contains("apt-get install"), "{stderr}");
+    world.assert_clean();
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_starts_nothing() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    fs::write(world.path("state/tsunami"), "in the way").unwrap();
+    world.tsunami([&"run".into(), &file]).assert_status(2).assert_says(&["record", "tsunami"]);
+    world.assert_no_processes();
+}
+
+#[test]
+fn an_unused_or_unusable_value_is_refused() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    world
+        .tsunami([&"run".into(), &file, &"--set".into(), &"n=1".into()])
+        .assert_status(2)
+        .assert_says(&["n"]);
+    world
+        .tsunami([&"run".into(), &file, &"--set".into(), &"n".into()])
+        .assert_status(2)
+        .assert_says(&["NAME=VALUE"]);
+    world.assert_clean();
+}

@@ -1,0 +1,166 @@
+//! Whatever ends a run, nothing is left behind.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::world::{World, eventually};
+
+/// A run with something going on in every stage: set-up takes a moment, a server runs, a step takes forever.
+const FILE: &str = r#"name = "x"
+[group.server]
+setup = "sleep 1"
+[group.client]
+count = 2
+setup = ["sleep 0.5", "sleep 0.5"]
+[[step]]
+name = "serve"
+on = "server"
+start = "sleep 1001 & sleep 1002"
+[[step]]
+name = "work"
+on = "client"
+run = "sleep 1003 | sleep 1004"
+"#;
+
+fn interrupted(signal: Signal, at: &[&str]) {
+    let world = World::new();
+    let file = world.write("x.toml", FILE);
+    let mut run = world.start(&file);
+    run.wait_for(at);
+    run.signal(signal);
+    run.end().assert_status(5).assert_says(&["stopping and tearing down", "everything is gone"]);
+    world.assert_clean();
+}
+
+#[test]
+fn an_interrupt_during_launch_leaves_nothing() {
+    interrupted(Signal::INT, &["\"launching\""]);
+}
+
+#[test]
+fn an_interrupt_while_connecting_leaves_nothing() {
+    interrupted(Signal::INT, &["\"running\"", "client-1"]);
+}
+
+#[test]
+fn an_interrupt_during_set_up_leaves_nothing() {
+    interrupted(Signal::INT, &["\"command_started\"", "setup"]);
+}
+
+#[test]
+fn an_interrupt_during_a_step_leaves_nothing() {
+    interrupted(Signal::INT, &["\"command_started\"", "\"work\""]);
+}
+
+#[test]
+fn a_termination_during_set_up_leaves_nothing() {
+    interrupted(Signal::TERM, &["\"command_started\"", "setup"]);
+}
+
+#[test]
+fn a_termination_during_a_step_leaves_nothing() {
+    interrupted(Signal::TERM, &["\"command_started\"", "\"work\""]);
+}
+
+#[test]
+fn a_hang_up_during_set_up_leaves_nothing() {
+    interrupted(Signal::HUP, &["\"command_started\"", "setup"]);
+}
+
+#[test]
+fn a_hang_up_during_a_step_leaves_nothing() {
+    interrupted(Signal::HUP, &["\"command_started\"", "\"work\""]);
+}
+
+#[test]
+fn an_interrupt_during_teardown_changes_nothing() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 3\n");
+    let mut run = world.start(&file);
+    run.wait_for(&["\"tearing_down\""]);
+    run.signal(Signal::INT);
+    let ended = run.end();
+    assert!(matches!(ended.status, Some(0 | 5)), "{ended:?}");
+    world.assert_clean();
+}
+
+#[test]
+fn a_second_interrupt_gives_the_terminal_back_and_names_what_remains() {
+    let world = World::new();
+    // Deaf to TERM, so that the teardown takes its five seconds.
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 'deaf'\non = 'n'\nrun = \"trap '' TERM; while :; do sleep 0.1; done\"\n";
+    let file = world.write("x.toml", text);
+    let mut run = world.start(&file);
+    run.wait_for(&["\"command_started\"", "deaf"]);
+    std::thread::sleep(Duration::from_millis(500));
+    run.signal(Signal::INT);
+    run.wait_for(&["\"tearing_down\""]);
+    let second = Instant::now();
+    run.signal(Signal::INT);
+    let ended = run.end();
+    ended.assert_status(6).assert_says(&["may remain", "n-0", "`tsunami down"]);
+    assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
+    let run = world.runs().pop().unwrap();
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn after_kill_9_the_next_command_names_the_run_and_down_removes_it() {
+    for at in
+        [["\"launched\"", "client"], ["\"command_started\"", "setup"], ["\"command_started\"", "\"work\""]]
+    {
+        let world = World::new();
+        let file = world.write("x.toml", FILE);
+        let mut run = world.start(&file);
+        run.wait_for(&at);
+        run.signal(Signal::KILL);
+        assert_eq!(run.end().status, None);
+        // What runs on this computer for the controller goes with it.
+        eventually("ssh masters and control sockets are gone", || {
+            let masters: Vec<_> =
+                world.processes().into_iter().filter(|process| process.contains("ssh -F")).collect();
+            if masters.is_empty() { Ok(()) } else { Err(masters.join("\n")) }
+        });
+        let ls = world.tsunami(["ls"]);
+        ls.assert_status(0).assert_says(&["its controller is gone", "tsunami down"]);
+        world.tsunami(["down", &world.runs()[0]]).assert_status(0);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn after_kill_9_the_machines_end_at_their_deadline_by_themselves() {
+    let world = World::new();
+    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"5s\""));
+    let mut run = world.start(&file);
+    run.wait_for(&["\"command_started\"", "\"work\""]);
+    run.signal(Signal::KILL);
+    run.end();
+    assert!(!world.processes().is_empty());
+    world.assert_no_processes();
+    let run = world.runs().pop().unwrap();
+    assert!(!world.path("state/tsunami/runs").join(&run).join("local").exists());
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn down_ends_a_run_that_is_still_going() {
+    let world = World::new();
+    let file = world.write("x.toml", FILE);
+    let mut run = world.start(&file);
+    run.wait_for(&["\"command_started\"", "\"work\""]);
+    let (one, two) = (world.runs()[0].clone(), world.runs()[0].clone());
+    std::thread::scope(|scope| {
+        let both = [one, two].map(|run| scope.spawn(|| world.tsunami(["down".to_owned(), run])));
+        for down in both {
+            // Whoever comes second may find the record gone already.
+            let ended = down.join().unwrap();
+            assert!(ended.status == Some(0) || ended.stderr.contains("no run"), "{ended:?}");
+        }
+    });
+    run.end().assert_status(4);
+    world.assert_clean();
+}

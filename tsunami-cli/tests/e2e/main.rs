@@ -1,0 +1,9 @@
+//! The real binary, real sshd, real signals. Every test ends with a look at the whole system: no process, socket
+//! or directory of the run may be left.
+
+mod commands;
+mod hosts;
+mod input;
+mod interrupt;
+mod run;
+mod world;

@@ -1,0 +1,295 @@
+//! `tsunami run`, from end to end.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::world::World;
+
+fn demo() -> PathBuf {
+    let examples = std::env::var_os("TSUNAMI_EXAMPLES").map(PathBuf::from);
+    let examples =
+        examples.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")));
+    examples.join("experiments/demo/experiment.toml")
+}
+
+#[test]
+fn the_demo_brings_its_results_home_and_leaves_nothing() {
+    let world = World::new();
+    let demo = demo();
+    world
+        .tsunami(["run", demo.to_str().unwrap()])
+        .assert_status(0)
+        .assert_says(&["results: ", "everything is gone"]);
+    let results = world.results();
+    for client in ["client-0", "client-1", "client-2"] {
+        let csv = fs::read_to_string(results.join(format!("trials/1/small/{client}/small.csv"))).unwrap();
+        assert!(csv.contains(&format!("{client},64,2000,")), "{csv}");
+    }
+    let run: serde_json::Value =
+        serde_json::from_slice(&fs::read(results.join("run.json")).unwrap()).unwrap();
+    assert_eq!(run["outcome"], "success");
+    assert_eq!(run["machines"].as_object().unwrap().len(), 4);
+    let events = fs::read_to_string(results.join("events.jsonl")).unwrap();
+    let events: Vec<tsunami_core::Event> =
+        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let report: tsunami_core::Report = events.iter().collect();
+    assert_eq!((report.ok, report.leftovers.len()), (Some(true), 0));
+    assert!(fs::read_to_string(results.join("logs/server-0/serve.log")).unwrap().contains("listening on"));
+    assert!(
+        fs::read_to_string(results.join("logs/client-1/setup.log")).unwrap().contains("client-1 at 127.")
+    );
+    assert!(results.join("inputs/client/describe-machine.sh").exists());
+    assert_eq!(fs::read(results.join("experiment.toml")).unwrap(), fs::read(demo).unwrap());
+    world.assert_clean();
+}
+
+#[test]
+fn a_failing_set_up_says_where_and_why() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.good]
+        [group.bad]
+        count = 2
+        setup = ["true", "if [ $TSUNAMI_INDEX = 1 ]; then echo 'no such package' >&2; exit 100; fi"]
+        "#,
+    );
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["bad-1", "setup", "status 100", "no such package", "setup.log"]);
+    let log = fs::read_to_string(world.results().join("logs/bad-1/setup.log")).unwrap();
+    assert!(log.contains("no such package"), "{log}");
+    let run = fs::read_to_string(world.results().join("run.json")).unwrap();
+    assert!(run.contains(r#""outcome": "failed""#), "{run}");
+    world.assert_clean();
+}
+
+#[test]
+fn a_failing_step_still_brings_its_files_home() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.node]
+        count = 2
+        [[step]]
+        name = "lenient"
+        on = "node-1"
+        run = "exit 9"
+        on_error = "continue"
+        [[step]]
+        name = "work"
+        on = "node"
+        run = "echo $TSUNAMI_NAME > out.txt; echo {{ node[1].ip }} {{ trial }}; kill -9 $$"
+        collect = ["out.txt", "no-such-file?"]
+        [[step]]
+        name = "never"
+        on = "all"
+        run = "touch never"
+        "#,
+    );
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["node-", "stage work", "signal 9 (SIGKILL)", "work.log"]);
+    let results = world.results();
+    assert_eq!(fs::read_to_string(results.join("trials/1/work/node-0/out.txt")).unwrap(), "node-0\n");
+    assert!(!results.join("logs/node-0/never.log").exists());
+    world.assert_clean();
+}
+
+#[test]
+fn steps_know_addresses_variables_and_time() {
+    let world = World::new();
+    world.write("hello.sh", "#!/bin/sh\necho \"hello from $0 on $TSUNAMI_GROUP\"\n");
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.server]
+        env = { COLOUR = "{{ name }}-blue" }
+        setup = { script = "hello.sh" }
+        [group.client]
+        count = 2
+        upload = [{ from = "hello.sh", to = "bin/" }]
+        [[step]]
+        on = "server"
+        start = "echo up > state; exec sleep 1000"
+        ready = { command = "grep -q up state", timeout = "10s" }
+        [[step]]
+        name = "see"
+        on = "client"
+        cwd = "bin"
+        env = { EXTRA = "x {{ index }}" }
+        run = "echo {{ server.ip }} $TSUNAMI_SERVER_IPS $TSUNAMI_CLIENT_IPS $EXTRA {{ greeting | q }}; ls; test $(basename $PWD) = bin"
+        [[step]]
+        name = "late"
+        on = "client-1"
+        run = "sleep 1000"
+        timeout = "1s"
+        "#,
+    );
+    let ended = world.tsunami([&"run".into(), &file, &"--set".into(), &"greeting=it's me".into()]);
+    ended.assert_status(1).assert_says(&["client-1", "stage late", "timed out after 1s"]);
+    let results = world.results();
+    let seen = fs::read_to_string(results.join("logs/client-1/see.log")).unwrap();
+    let output = seen.lines().find(|line| line.starts_with("127.")).unwrap();
+    let words: Vec<&str> = output.split(' ').collect();
+    assert_eq!(words[0], words[1], "the server's address by template and by variable");
+    assert!(output.ends_with("x 1 it's me"), "{output}");
+    assert!(seen.contains("hello.sh"), "{seen}");
+    let setup = fs::read_to_string(results.join("logs/server-0/setup.log")).unwrap();
+    assert!(setup.contains("on server"), "{setup}");
+    world.assert_clean();
+}
+
+#[test]
+fn a_server_that_dies_or_never_listens_fails_its_step() {
+    let world = World::new();
+    for (start, ready, says) in [
+        ("echo cannot bind >&2; exit 3", "{ port = 7000 }", ["status 3", "cannot bind"]),
+        ("exec sleep 1000", r#"{ port = 7000, timeout = "1s" }"#, ["not ready within 1s", "port 7000"]),
+        (
+            "exec sleep 1000",
+            r#"{ log = "ready", timeout = "1s" }"#,
+            ["not ready within 1s", "does not have `ready`"],
+        ),
+    ] {
+        let text = format!("name = 'x'\n[group.s]\n[[step]]\non = 's'\nstart = '{start}'\nready = {ready}\n");
+        let file = world.write("x.toml", &text);
+        world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&says);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_port_is_seen_when_something_listens_on_it() {
+    let world = World::new();
+    let listen = r#"exec perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(LocalAddr => "{{ ip }}", LocalPort => 7001, Listen => 1) or die; sleep 1000'"#;
+    let text = format!(
+        "name = \"x\"\n[group.s]\n[[step]]\non = \"s\"\nstart = '''sleep 0.5; {listen}'''\nready = {{ port = 7001, timeout = \"20s\" }}\n"
+    );
+    let file = world.write("x.toml", &text);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn no_trial_brings_home_what_was_there_before() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.node]
+        setup = "echo stale > out.csv"
+        [[step]]
+        name = "work"
+        on = "node"
+        run = "true"
+        collect = ["*.csv"]
+        "#,
+    );
+    world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&["nothing matches `*.csv`"]);
+    world.assert_clean();
+}
+
+#[test]
+fn secrets_are_nowhere_to_be_read() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.node]
+        env = { TOKEN = { from_env = "E2E_TOKEN" } }
+        setup = "test ${#TOKEN} = 11; echo $TOKEN"
+        [[step]]
+        on = "node"
+        run = "echo $TOKEN >&2; exit 1"
+        "#,
+    );
+    let mut command = world.command([&"run".into(), &file, &"-v".into()]);
+    let output = command.env("E2E_TOKEN", "hunter2-abc").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let log = fs::read_to_string(world.results().join("logs/node-0/setup.log")).unwrap();
+    assert!(log.contains("[secret]"), "{log}");
+    let found =
+        std::process::Command::new("grep").args(["-r", "hunter2"]).arg(world.path("work")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("hunter2"));
+    world.assert_clean();
+}
+
+#[test]
+fn a_flood_of_output_is_logged_whole_in_bounded_memory() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.node]
+        [[step]]
+        name = "flood"
+        on = "node"
+        run = "head -c 300000000 /dev/zero; head -c 10000000 /dev/zero | tr '\\0' x >&2"
+        "#,
+    );
+    let mut child = world.command([&"run".into(), &file]).spawn().unwrap();
+    let mut peak = 0;
+    let status = loop {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0).max(peak);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success());
+    assert!(peak > 0 && peak < 150 << 10, "{peak} KiB");
+    let log = fs::metadata(world.results().join("logs/node-0/flood.log")).unwrap();
+    assert!(log.len() >= 310_000_000, "{} bytes", log.len());
+    world.assert_clean();
+}
+
+#[test]
+fn a_hundred_machines_need_no_tuning() {
+    let world = World::new();
+    let text = "name = 'many'\n[group.node]\ncount = 100\nsetup = 'echo set up'\n[[step]]\non = 'node'\nrun = 'true'\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    assert_eq!(fs::read_dir(world.results().join("logs")).unwrap().count(), 100);
+    world.assert_clean();
+}
+
+#[test]
+fn machines_are_kept_when_that_is_asked_for() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.node]\nsetup = 'exit 7'\n");
+    world.tsunami([&"run".into(), &file, &"--keep-on-failure".into()]).assert_status(1);
+    world.tsunami(["exec", "x", "--", "echo", "still here"]).assert_status(0);
+    world.tsunami(["down", "x"]).assert_status(0);
+    world.assert_clean();
+
+    let file =
+        world.write("y.toml", "name = 'y'\n[group.node]\n[[step]]\non = 'all'\nrun = 'touch was-here'\n");
+    world.tsunami([&"run".into(), &file, &"--keep".into(), &"-o".into(), &"out".into()]).assert_status(0);
+    let again =
+        world.write("z.toml", "name = 'z'\n[group.node]\n[[step]]\non = 'all'\nrun = 'test -e was-here'\n");
+    world
+        .tsunami([&"run".into(), &again, &"--on".into(), &"y".into(), &"-o".into(), &"out2".into()])
+        .assert_status(0);
+    let other = world.write("w.toml", "name = 'w'\n[group.other]\n[[step]]\non = 'all'\nrun = 'true'\n");
+    let on =
+        world.tsunami([&"run".into(), &other, &"--on".into(), &"y".into(), &"-o".into(), &"out3".into()]);
+    on.assert_status(1).assert_says(&["no machine other-0"]);
+    world.tsunami(["down", "--all"]).assert_status(0).assert_says(&["everything is gone"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_lifetime_that_is_over_ends_the_run() {
+    let world = World::new();
+    let file = world
+        .write("x.toml", "name = 'x'\nlifetime = '3s'\n[group.n]\n[[step]]\non = 'n'\nrun = 'sleep 1000'\n");
+    let begun = Instant::now();
+    world.tsunami([&"run".into(), &file]).assert_status(4);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    world.assert_clean();
+}
