@@ -56,8 +56,8 @@ pub(crate) fn setup(tests: bool) -> Result {
     eprintln!("xtask: installing {} with {install}", packages.join(" "));
     if packages.contains(&"openssh-server") {
         eprintln!(
-            "xtask: where systemd runs, Debian starts an SSH server on port 22 with it, which tsunami does not \
-             use; `sudo systemctl disable --now ssh` ends it"
+            "xtask: Debian starts an SSH server on port 22 with it, except in most containers; tsunami does \
+             not use that one, and `sudo systemctl disable --now ssh` ends it"
         );
     }
 

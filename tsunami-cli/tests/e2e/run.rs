@@ -24,7 +24,7 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     let results = world.results();
     for client in ["client-0", "client-1", "client-2"] {
         let csv = fs::read_to_string(results.join(format!("trials/1/small/{client}/small.csv"))).unwrap();
-        assert!(csv.contains(&format!("{client},64,2000,")), "{csv}");
+        assert!(csv.contains(&format!("{client},64,20000,")), "{csv}");
     }
     let run: serde_json::Value =
         serde_json::from_slice(&fs::read(results.join("run.json")).unwrap()).unwrap();

@@ -1,0 +1,59 @@
+//! The examples on real local machines; and what a panic in a program's own code leaves behind: nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tsunami_core::{State, Tsunami};
+use tsunami_examples::{measure, plan};
+use tsunami_ssh::{LocalProvider, SshConnector};
+
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/demo");
+
+fn tsunami(root: &Path) -> Tsunami {
+    let state = State::at(root.join("runs"));
+    let provider = LocalProvider::new(state.root());
+    Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default())).state(state)
+}
+
+/// No process has to do with the directory any more, and no run is recorded in it.
+fn assert_clean(root: &Path) {
+    assert_eq!(State::at(root.join("runs")).runs().unwrap(), []);
+    let name = root.as_os_str().as_encoded_bytes();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        for file in ["cmdline", "environ"] {
+            let content = std::fs::read(process.path().join(file)).unwrap_or_default();
+            assert!(!content.windows(name.len()).any(|window| window == name), "{:?}", process.path());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_experiment_runs_on_local_machines() {
+    let root = tempfile::tempdir().unwrap();
+    let measurements = tsunami(root.path()).run(plan(PROGRAMS, 3), measure).await.unwrap();
+    assert_eq!(measurements.len(), 3);
+    assert!(measurements.iter().all(|measurement| measurement.requests_per_second > 0.0));
+    assert_clean(root.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_leaves_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let tsunami = tsunami(root.path());
+    let run = tokio::spawn(async move {
+        tsunami
+            .run(plan(PROGRAMS, 1), |cluster| async move {
+                let _background =
+                    cluster.hosts()[0].command(tsunami_core::Command::shell("sleep 1000")).start();
+                cluster.hosts()[1].run("true").await?;
+                if true {
+                    panic!("a bug in the experiment");
+                }
+                Ok(())
+            })
+            .await
+    });
+    let panic = run.await.unwrap_err().into_panic();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"a bug in the experiment"));
+    assert_clean(root.path());
+}
