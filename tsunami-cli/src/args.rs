@@ -123,7 +123,7 @@ pub(crate) struct FileArgs {
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) file: FileArgs,
-    /// Where logs go: a new or empty directory [default: results/<name>/<run-id>]
+    /// Where logs go: a new or empty directory [default: results/NAME/RUN-ID]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Print every event as a line of JSON

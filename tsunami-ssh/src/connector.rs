@@ -203,7 +203,7 @@ impl RunSsh {
         if self.options.jump.is_some() {
             let jump = self.jump.get_or_try_init(|| self.start(JUMP, &[], deadline)).await?;
             // One connection to the jump host serves all.
-            let [config, socket] = [&self.files.config, jump.socket()].map(|path| config::quoted(path));
+            let [config, socket] = [self.files.config.as_path(), jump.socket()].map(config::quoted);
             let proxy = format!("ProxyCommand=ssh -F {config} -S {socket} -W [%h]:%p {JUMP}");
             extra = vec!["-o".to_owned(), proxy];
         }

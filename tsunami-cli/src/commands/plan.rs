@@ -39,7 +39,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
         let _ = writeln!(text, "  step {:<11} on {}", step.name, step.on.join(", "));
     }
     let _ = match total.map(|hourly| (hourly, hourly * experiment.lifetime.as_secs_f64() / 3600.0)) {
-        Some((hourly, _)) if hourly == 0.0 => writeln!(text, "costs nothing"),
+        Some((0.0, _)) => writeln!(text, "costs nothing"),
         Some((hourly, most)) => writeln!(text, "${hourly:.2} an hour, ${most:.2} at most"),
         None => writeln!(text, "the price is not known"),
     };

@@ -67,7 +67,6 @@ impl Problems {
 
     /// How many problems there are; never zero.
     #[cfg(test)]
-    #[expect(clippy::len_without_is_empty, reason = "there is always at least one")]
     pub(crate) fn len(&self) -> usize {
         self.problems.len()
     }
