@@ -93,6 +93,12 @@ impl Error {
                     sanitize_lines(&ErrorChain(self).to_string())
                 );
             }
+            Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
+                return "interrupted".to_owned();
+            }
+            Self::Run { error: CoreError::Cancelled, .. } => {
+                return "interrupted; everything is torn down".to_owned();
+            }
             Self::Core(error) | Self::Exec(error) => (error, None),
             Self::Run { error, logs, .. } => (error, Some(logs)),
         };

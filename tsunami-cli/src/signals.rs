@@ -6,13 +6,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
-use crate::terminal::say;
 
-/// Cancels `token` at the first SIGINT, SIGTERM or SIGHUP, saying so. At the second, `give_up` says what
-/// remains, and the process ends with the status it returns.
+/// Cancels `token` at the first SIGINT, SIGTERM or SIGHUP, saying so with `tell`. At the second, `give_up` says
+/// what remains, and the process ends with the status it returns.
 pub(crate) fn watch(
     token: CancellationToken,
     doing: &'static str,
+    tell: impl Fn(&str) + Send + 'static,
     give_up: Arc<dyn Fn() -> u8 + Send + Sync>,
 ) -> Result<(), Error> {
     let listen =
@@ -30,7 +30,7 @@ pub(crate) fn watch(
         };
         let name = next().await;
         token.cancel();
-        say(&format!("{name}: {doing}; once more to give up waiting"));
+        tell(&format!("{name}: {doing}; once more to give up waiting"));
         next().await;
         std::process::exit(give_up().into());
     });

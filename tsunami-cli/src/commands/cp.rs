@@ -10,6 +10,7 @@ use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, State};
 use super::recorded;
 use crate::error::{Error, INTERRUPTED, gravest};
 use crate::signals;
+use crate::terminal::say;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub(crate) async fn cp(name: &str, paths: &[String]) -> Result<u8, Error> {
     let directory = state.find(name)?;
     let cancel = CancellationToken::new();
     let engine = recorded(&directory, &state)?.cancel_on(cancel.clone());
-    signals::watch(cancel, "stopping", Arc::new(|| INTERRUPTED))?;
+    signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
     let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
     let running =
         engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place))).await?;

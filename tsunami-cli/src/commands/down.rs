@@ -25,7 +25,7 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
         say("may remain: whatever was not reported as gone; `tsunami ls` shows it");
         REMAINS
     });
-    signals::watch(CancellationToken::new(), "tearing down", give_up)?;
+    signals::watch(CancellationToken::new(), "tearing down", say, give_up)?;
     let mut status = 0;
     for (directory, result) in
         join_all(directories.iter().map(async |directory| (directory, one(directory, &state).await))).await

@@ -27,7 +27,7 @@ pub(crate) async fn exec(
     let printer = Arc::new(Printer::default());
     let cancel = CancellationToken::new();
     let engine = recorded(&directory, &state)?.observer(printer.clone()).cancel_on(cancel.clone());
-    signals::watch(cancel, "stopping the command", Arc::new(|| EXEC_FAILED))?;
+    signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
     let all = groups.is_empty() && machines.is_empty();
     let wanted =
         |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());

@@ -83,6 +83,11 @@ impl Stage {
             .observer(progress.clone())
             .results(results.directory())
             .cancel_on(cancel.clone());
+        let bars = live.clone();
+        let tell = move |line: &str| match &bars {
+            Some(live) => live.say(line),
+            None => say(line),
+        };
         let (bars, run_id) = (live.clone(), run.clone());
         let give_up = Arc::new(move || {
             if let Some(live) = &bars {
@@ -91,7 +96,7 @@ impl Stage {
             progress.give_up(&run_id)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
-        signals::watch(cancel, doing, give_up)?;
+        signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
         Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet })
     }

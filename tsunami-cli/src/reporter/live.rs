@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 
 use super::sanitize::{Lines, sanitize, sanitize_bytes};
@@ -28,6 +29,8 @@ const QUEUE: usize = 64 * 1024;
 pub(crate) struct Live {
     shared: Arc<Shared>,
     ticker: Mutex<Option<JoinHandle<()>>>,
+    /// The terminal's settings as they were.
+    echo: Mutex<Option<Termios>>,
 }
 
 struct Shared {
@@ -77,8 +80,10 @@ struct Running {
 impl Live {
     /// Begins to show lines, unless `verbosity` is quiet: then only failures are printed.
     pub(crate) fn new(colour: bool, verbosity: Verbosity) -> Self {
-        let height = || rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_row));
-        Self::on(ProgressDrawTarget::stderr_with_hz(20), height, colour, verbosity)
+        let height = || tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_row));
+        let live = Self::on(ProgressDrawTarget::stderr_with_hz(20), height, colour, verbosity);
+        *lock(&live.echo) = hide_control_characters();
+        live
     }
 
     fn on(
@@ -108,7 +113,7 @@ impl Live {
         });
         let ticking = shared.clone();
         let ticker = thread::Builder::new().name("live".into()).spawn(move || ticking.tick()).ok();
-        Self { shared, ticker: Mutex::new(ticker) }
+        Self { shared, ticker: Mutex::new(ticker), echo: Mutex::default() }
     }
 
     /// Clears the changing lines and prints what is still to be printed. What happens later is printed at once.
@@ -122,7 +127,30 @@ impl Live {
         if ticker.map(JoinHandle::join).is_none() {
             self.shared.draw();
         }
+        if let Some(before) = lock(&self.echo).take() {
+            let _ = tcsetattr(io::stderr(), OptionalActions::Now, &before);
+        }
     }
+
+    /// Prints a line above the changing ones, which stay.
+    pub(crate) fn say(&self, line: &str) {
+        {
+            let mut state = lock(&self.shared.state);
+            state.queue.push_str(line);
+            state.queue.push('\n');
+        }
+        self.shared.draw();
+    }
+}
+
+/// Keeps the terminal from echoing `^C`, which would push the last line into one that nobody clears. Returns the
+/// settings as they were.
+fn hide_control_characters() -> Option<Termios> {
+    let before = tcgetattr(io::stderr()).ok()?;
+    let mut hidden = before.clone();
+    hidden.local_modes.remove(LocalModes::ECHOCTL);
+    tcsetattr(io::stderr(), OptionalActions::Now, &hidden).ok()?;
+    Some(before)
 }
 
 impl Drop for Live {
@@ -218,7 +246,18 @@ impl Shared {
 
 impl State {
     fn event(&mut self, event: &Event, now: Instant) {
-        self.text.event(event, &mut self.queue);
+        // What the changing lines show need not be said above them.
+        let shown = matches!(
+            event.kind,
+            EventKind::Launching { .. }
+                | EventKind::Launched { .. }
+                | EventKind::Running { .. }
+                | EventKind::Connected { .. }
+                | EventKind::Ready { .. }
+        );
+        if !shown || self.verbosity == Verbosity::Verbose {
+            self.text.event(event, &mut self.queue);
+        }
         match &event.kind {
             EventKind::RunStarted { experiment, deadline, groups, .. } => {
                 self.experiment = sanitize(experiment).into_owned();
@@ -418,12 +457,7 @@ mod tests {
         insta::assert_snapshot!(shown(&term), @"
         [  0.0s] run 20231114-221320-abcd of redis: 1 × server, 2 × client; ends within
         45m
-        [  0.0s] client    launching 2 machines
         [  0.1s] server    trying again in 2s: no capacity
-        [  0.9s] client    launched 2 machines
-        [  1.0s] client-0  running at 192.0.2.7 (i-0c)
-        [  1.3s] client-0  connected
-        [  2.8s] client-0  ready
         [  3.0s] client-1  setup: `false` ended with status 1 after 1.2s
         [  3.1s] client-1  setup failed: bad
                             [  9.9s] forged
@@ -441,12 +475,12 @@ mod tests {
         .unwrap();
         live.output(&origin, Stream::Stdout, b"not yet").unwrap();
         live.shared.draw();
-        insta::assert_snapshot!(shown(&term).lines().nth(12).unwrap(), @"client-0  load             0s  99 % of a line that is much wider than the termin");
+        insta::assert_snapshot!(shown(&term).lines().nth(7).unwrap(), @"client-0  load             0s  99 % of a line that is much wider than the termin");
         events[18..].iter().for_each(|event| live.event(event));
         assert!(term.contents().ends_with("timed out\n[ 75.0s] failed"), "{}", term.contents());
-        live.event(&events[5]);
+        live.event(&events[2]);
         live.finish();
-        assert!(term.contents().ends_with("client-0  connected"), "{}", term.contents());
+        assert!(term.contents().ends_with("no capacity"), "{}", term.contents());
     }
 
     #[test]
