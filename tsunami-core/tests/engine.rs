@@ -526,3 +526,29 @@ async fn a_spawned_run_is_send() {
     assert!(run.await.unwrap().unwrap().exit.success());
     world.assert_clear();
 }
+
+#[tokio::test(start_paused = true)]
+async fn mocks_stand_in_for_single_calls() {
+    let world = World::new();
+    let mut provider = MockProvider::new();
+    provider.expect_name().return_const("mock".to_owned());
+    provider.expect_quote().returning(|_, _| {
+        Ok(Quote { description: "a mock".to_owned(), price: tsunami_core::Price::Unknown })
+    });
+    provider.expect_launch().times(1).returning(|request| {
+        assert_eq!((request.group.as_str(), request.count.get()), ("node", 2));
+        Err(ProviderError::new(ProviderErrorKind::Quota, "RunInstances", "VcpuLimitExceeded")
+            .help("ask for more"))
+    });
+    provider.expect_terminate().times(1).returning(|_| Ok(Vec::new()));
+    provider.expect_list().returning(|_| Ok(Vec::new()));
+    provider.expect_consistency().return_const(Duration::from_secs(3));
+    let mut connector = MockConnector::new();
+    connector.expect_prepare().times(1).returning(|_, _| Ok("ssh-ed25519 key".to_owned()));
+    connector.expect_finish().times(1).return_const(());
+    let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector)).state(world.state.clone());
+    let plan = Plan::new("mocked").group(Group::new("node", MachineSpec::default()).count(2));
+    let error = tsunami.run(plan, nothing).await.unwrap_err();
+    assert_eq!(error.help(), Some("ask for more"));
+    world.assert_clear();
+}

@@ -51,9 +51,16 @@ pub(crate) struct RunSsh {
     jump: OnceCell<Master>,
     next_socket: AtomicU32,
     writing: Mutex<()>,
-    // In this order: first the masters die, then the directory of their sockets goes.
-    janitor: Janitor,
+    /// Gone once the run is finished, whoever still holds a session.
+    workplace: Mutex<Option<Workplace>>,
+}
+
+/// What a run has on this computer, outside of its directory, while this process takes part in it.
+#[derive(Debug)]
+struct Workplace {
+    // In this order: should the process end in between, the janitor still does the rest.
     sockets: TempDir,
+    janitor: Janitor,
 }
 
 /// The ssh_config that a run keeps in its directory.
@@ -117,8 +124,7 @@ impl Connector for SshConnector {
             jump: OnceCell::new(),
             next_socket: AtomicU32::new(0),
             writing: Mutex::default(),
-            janitor,
-            sockets,
+            workplace: Mutex::new(Some(Workplace { sockets, janitor })),
         };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Arc::new(ssh));
         Ok(key)
@@ -135,7 +141,10 @@ impl Connector for SshConnector {
     }
 
     async fn finish(&self, run: &RunId) {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        if let Some(ssh) = ssh {
+            ssh.workplace.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
     }
 }
 
@@ -212,8 +221,13 @@ impl RunSsh {
 
     async fn start(&self, alias: &str, extra: &[String], deadline: Instant) -> Result<Master, SessionError> {
         let number = self.next_socket.fetch_add(1, Ordering::Relaxed);
-        let socket = self.sockets.path().join(number.to_string());
-        Master::start(&self.files.config, alias, socket, self.janitor.group(), extra, deadline).await
+        let (socket, group) = match &*self.workplace.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Workplace { sockets, janitor }) => {
+                (sockets.path().join(number.to_string()), janitor.group())
+            }
+            None => return Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
+        };
+        Master::start(&self.files.config, alias, socket, group, extra, deadline).await
     }
 
     /// Writes down how to reach a machine. Returns the address and port to probe, unless the way is not a

@@ -18,10 +18,14 @@ use crate::args::{Args, Command, FileArgs};
 use crate::compose::Backend;
 use crate::error::Error;
 use crate::experiment::Experiment;
+use crate::terminal::say;
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     let (colour, verbosity) = (args.colour(), args.verbosity());
+    if !matches!(args.command, Command::Ls { .. } | Command::Down { .. }) {
+        name_abandoned_runs();
+    }
     match args.command {
         Command::Run(args) => run::run(args, colour, verbosity).await,
         Command::Plan(args) => plan::plan(&args).await,
@@ -32,6 +36,22 @@ pub(crate) async fn run(args: Args) -> Result<u8, Error> {
         Command::Cp { run, paths } => cp::cp(&run, &paths).await,
         Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
         Command::Down { runs, all } => down::down(&runs, all).await,
+    }
+}
+
+/// Names runs whose controller died: killed with signal 9, or with its computer. What can't be read is told by
+/// `tsunami ls`.
+fn name_abandoned_runs() {
+    let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
+    let abandoned = |run: &RunDirectory| {
+        run.is_controlled().is_ok_and(|controlled| !controlled)
+            && run.record().is_ok_and(|record| !record.kept)
+    };
+    for run in runs.iter().filter(|run| abandoned(run)) {
+        let id = run.id();
+        say(&format!(
+            "run {id} was abandoned by its controller; `tsunami down {id}` removes what is left of it"
+        ));
     }
 }
 

@@ -125,6 +125,7 @@ fn after_kill_9_the_next_command_names_the_run_and_down_removes_it() {
         });
         let ls = world.tsunami(["ls"]);
         ls.assert_status(0).assert_says(&["its controller is gone", "tsunami down"]);
+        world.tsunami([&"plan".into(), &file]).assert_status(0).assert_says(&["abandoned", &world.runs()[0]]);
         world.tsunami(["down", &world.runs()[0]]).assert_status(0);
         world.assert_clean();
     }
