@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Cluster, Command, Download, Error, EventKind, Exit, Group, MachineSpec, Plan, ProviderErrorKind,
-    Recorder, Report, State, Tsunami,
+    Cluster, Command, Download, Error, EventKind, Exit, Group, MachineSpec, MockConnector, MockProvider,
+    Plan, ProviderError, ProviderErrorKind, Quote, Recorder, Report, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
