@@ -51,6 +51,8 @@ pub(crate) struct RunSsh {
     jump: OnceCell<Master>,
     next_socket: AtomicU32,
     writing: Mutex<()>,
+    /// Connections of closed sessions to machines that existed before the run, which teardown visits once more.
+    parked: Mutex<HashMap<String, Master>>,
     /// Gone once the run is finished, whoever still holds a session.
     workplace: Mutex<Option<Workplace>>,
 }
@@ -124,6 +126,7 @@ impl Connector for SshConnector {
             jump: OnceCell::new(),
             next_socket: AtomicU32::new(0),
             writing: Mutex::default(),
+            parked: Mutex::default(),
             workplace: Mutex::new(Some(Workplace { sockets, janitor })),
         };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Arc::new(ssh));
@@ -143,6 +146,7 @@ impl Connector for SshConnector {
     async fn finish(&self, run: &RunId) {
         let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         if let Some(ssh) = ssh {
+            ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
             ssh.workplace.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
@@ -156,6 +160,9 @@ impl SshConnector {
         deadline: Instant,
     ) -> Result<SshSession, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
+        if let Some(master) = ssh.unpark(&machine.name()) {
+            return Ok(SshSession::new(ssh, machine, master));
+        }
         let route = ssh.route(machine).await?;
         if let Some((host, port)) = &route {
             let answering = probe::until_answering(host, *port, deadline).await;
@@ -204,6 +211,16 @@ impl SshConnector {
 impl RunSsh {
     pub(crate) fn run(&self) -> &RunId {
         &self.run
+    }
+
+    /// Keeps a connection for whoever opens the next session to the machine.
+    pub(crate) fn park(&self, alias: &str, master: Master) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), master);
+    }
+
+    fn unpark(&self, alias: &str) -> Option<Master> {
+        let master = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        master.filter(|master| !master.is_dead())
     }
 
     /// Starts a master for a machine, or for one more connection to it.

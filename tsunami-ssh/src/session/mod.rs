@@ -643,7 +643,12 @@ impl Session for SshSession {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.channels.close();
-        self.shared.lock().clear();
+        let connections = std::mem::take(&mut *self.shared.lock());
+        if self.shared.base.is_some()
+            && let Some(connection) = connections.into_iter().next().and_then(Arc::into_inner)
+        {
+            self.shared.ssh.park(&self.shared.alias, connection.master);
+        }
         Ok(())
     }
 }
