@@ -1,11 +1,11 @@
 # Ends the processes of a run. Runs on the machine itself: beside the machines of `local`, on each of `hosts`.
 #
-#   keep DIRECTORY RUN   waits for the deadline in DIRECTORY/deadline, then does what `reap` does.
+#   keep DIRECTORY RUN   waits for the deadline in DIRECTORY/.deadline, then does what `reap` does.
 #   reap DIRECTORY RUN   ends all processes of the run: TERM, five seconds, KILL. Removes the directory once
 #                        they are gone; else prints a line for each that is left.
 #
 # A process belongs to the run if its environment has TSUNAMI_RUN_ID=RUN, or if it is an sshd whose pid is in
-# DIRECTORY/*/sshd.pid, or a child of one. DIRECTORY/deadline has two numbers, seconds since 1970 and seconds
+# DIRECTORY/*/sshd.pid, or a child of one. DIRECTORY/.deadline has two numbers, seconds since 1970 and seconds
 # since boot: whichever comes first, so that neither a changed clock nor a suspended machine puts it off.
 mode=$1 dir=$2 run=$3
 
@@ -62,15 +62,15 @@ reap() {
 
 case $mode in
 reap)
-    if [ -e "$dir/keeper.pid" ] && read -r pid <"$dir/keeper.pid"; then
+    if [ -e "$dir/.keeper.pid" ] && read -r pid <"$dir/.keeper.pid"; then
         grep -qF -- "$dir" "/proc/$pid/cmdline" 2>/dev/null && kill -KILL "$pid"
     fi
     reap
     ;;
 keep)
     trap '' HUP INT TERM
-    while [ -e "$dir/deadline" ]; do
-        read -r clock boot <"$dir/deadline"
+    while [ -e "$dir/.deadline" ]; do
+        read -r clock boot <"$dir/.deadline"
         read -r now _ </proc/uptime
         left=$((boot - ${now%%.*}))
         wall=$((clock - $(date +%s)))

@@ -63,7 +63,7 @@ impl Place {
     }
 
     fn deadline(&self) -> PathBuf {
-        self.directory.join("deadline")
+        self.directory.join(".deadline")
     }
 }
 
@@ -197,7 +197,7 @@ async fn start_keeper(place: &Place, request: &LaunchRequest) -> io::Result<()> 
     if !place.deadline().exists() {
         write_deadline(&place.deadline(), request.deadline.at, request.deadline.lifetime)?;
     }
-    let pid_file = place.directory.join("keeper.pid");
+    let pid_file = place.directory.join(".keeper.pid");
     let alive = |pid: u32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         contains(&command, place.directory.as_os_str().as_encoded_bytes())

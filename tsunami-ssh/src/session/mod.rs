@@ -199,20 +199,21 @@ impl SshSession {
     }
 
     /// Makes the run's directory on a machine that doesn't belong to the run, and starts the watchdog that ends
-    /// the run's processes there at `until`. Once it runs, only its deadline is set.
+    /// the run's processes there at `until`. Once it runs, only its deadline is set. By the machine's own clocks:
+    /// they need not agree with ours.
     pub(crate) async fn keep_until(&self, directory: &str, until: SystemTime) -> Result<(), SessionError> {
         const ARM: &str = r#"
             umask 077 && mkdir -p -- "$1" && cd -- "$1" && directory=$PWD
-            read -r now _ </proc/uptime && echo "$2 $((${now%%.*} + $3))" >.deadline.new && mv .deadline.new deadline
-            [ -e keeper.pid ] && read -r pid <keeper.pid && grep -qF -- "$directory" "/proc/$pid/cmdline" && exit
-            printf '%s' "$5" >keeper.sh
-            setsid sh keeper.sh keep "$directory" "$4" </dev/null >/dev/null 2>&1 &
-            echo $! >keeper.pid"#;
-        let clock = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
+            read -r now _ </proc/uptime
+            echo "$(($(date +%s) + $2)) $((${now%%.*} + $2))" >.deadline.new && mv .deadline.new .deadline
+            [ -e .keeper.pid ] && read -r pid <.keeper.pid && grep -qF -- "$directory" "/proc/$pid/cmdline" && exit
+            printf '%s' "$4" >.keeper.sh
+            setsid sh .keeper.sh keep "$directory" "$3" </dev/null >/dev/null 2>&1 &
+            echo $! >.keeper.pid"#;
         let left = until.duration_since(SystemTime::now()).unwrap_or_default().as_secs().to_string();
         let run = self.shared.ssh.run().to_string();
         let script = format!("set -e; {ARM}");
-        self.script(&script, &[directory, &clock, &left, &run, keeper::SCRIPT]).await.map(drop)
+        self.script(&script, &[directory, &left, &run, keeper::SCRIPT]).await.map(drop)
     }
 
     /// Ends the run's processes on a machine that doesn't belong to the run, and removes its directory there.
