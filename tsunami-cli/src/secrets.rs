@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::Value;
 use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 
 use crate::experiment::{EnvValue, Experiment};
@@ -43,6 +44,21 @@ impl Secrets {
     pub(crate) fn redact(&self, text: &str) -> String {
         let (redacted, rest) = self.split(text.as_bytes());
         String::from_utf8_lossy(&[redacted.as_slice(), rest].concat()).into_owned()
+    }
+
+    /// Redacts what people and machines wrote: the values of an event, not its kind.
+    fn redact_texts(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => *text = self.redact(text),
+            Value::Array(values) => values.iter_mut().for_each(|value| self.redact_texts(value)),
+            Value::Object(fields) => {
+                fields
+                    .iter_mut()
+                    .filter(|(name, _)| *name != "event")
+                    .for_each(|(_, value)| self.redact_texts(value));
+            }
+            _ => {}
+        }
     }
 
     /// What may be shown of some bytes, and the end of them that may be the beginning of a secret.
@@ -92,14 +108,11 @@ impl Redacted {
         self.observers.iter().try_for_each(|observer| observer.output(origin, stream, bytes))
     }
 
-    /// The event with its texts redacted. JSON names and numbers hold no secrets, so its text form will do.
+    /// The event with its texts redacted; `None` if that makes no event any more, which nobody may see then.
     fn redacted(&self, event: &Event) -> Option<Event> {
-        let mut text = serde_json::to_string(event).ok()?;
-        for secret in &*self.secrets.0 {
-            let quoted = serde_json::to_string(&String::from_utf8_lossy(secret)).ok()?;
-            text = text.replace(&quoted[1..quoted.len() - 1], &String::from_utf8_lossy(MASK));
-        }
-        serde_json::from_str(&text).ok()
+        let mut value = serde_json::to_value(event).ok()?;
+        self.secrets.redact_texts(&mut value);
+        serde_json::from_value(value).ok()
     }
 }
 
@@ -113,9 +126,9 @@ impl Observer for Redacted {
                 let _ = self.pass_on(&origin, stream, &rest);
             }
         }
-        let redacted = if self.secrets.0.is_empty() { None } else { self.redacted(event) };
+        let redacted = if self.secrets.0.is_empty() { Some(event.clone()) } else { self.redacted(event) };
         for observer in &self.observers {
-            observer.event(redacted.as_ref().unwrap_or(event));
+            redacted.iter().for_each(|event| observer.event(event));
         }
     }
 
@@ -177,6 +190,16 @@ mod tests {
             );
             assert!(!format!("{:?}", seen.1.lock().unwrap()).contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn a_secret_that_looks_like_part_of_an_event_is_redacted_all_the_same() {
+        let seen = Arc::new(Seen::default());
+        let redacted = Redacted::new(secrets(&["machine", "17", "trial_started"]), vec![seen.clone()]);
+        let kind = EventKind::TrialStarted { trial: "the machine 17".into() };
+        redacted.event(&Event { at: 1717.0, elapsed: 17.0, kind });
+        let seen = seen.1.lock().unwrap();
+        assert_eq!(seen[0].kind, EventKind::TrialStarted { trial: "the [secret] [secret]".into() });
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Ctrl-C and its kin: the first ends the run in good order, the second gives the terminal back.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+
+/// Signals this soon after the first are taken for the same one.
+const DEBOUNCE: Duration = Duration::from_secs(1);
 
 /// Cancels `token` at the first SIGINT, SIGTERM or SIGHUP, saying so with `tell`. At the second, `give_up` says
 /// what remains, and the process ends with the status it returns.
@@ -31,7 +35,10 @@ pub(crate) fn watch(
         let name = next().await;
         token.cancel();
         tell(&format!("{name}: {doing}; once more to give up waiting"));
-        next().await;
+        // A shell, a terminal or `timeout` may send the same signal twice, or to the whole group: that is nobody
+        // who has lost patience. A closed terminal never is.
+        let patience = Instant::now() + DEBOUNCE;
+        while next().await == "SIGHUP" || Instant::now() < patience {}
         std::process::exit(give_up().into());
     });
     Ok(())

@@ -1,6 +1,6 @@
 //! The steps of an experiment, on machines that are up.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
@@ -35,6 +35,28 @@ while :; do
 $(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 EOF
     sleep 0.05
+done"#;
+
+/// Ends all processes of trial `$1`, by the mark in their environment: TERM, five seconds, KILL. Fails if some
+/// are left.
+const SWEEP: &str = r#"
+trial=$1 tries=0
+while :; do
+    set -- $(grep -lzxF -- "TSUNAMI_RUN_ID=$TSUNAMI_RUN_ID" /proc/[0-9]*/environ 2>/dev/null)
+    [ $# -eq 0 ] || set -- $(grep -lzxF -- "TSUNAMI_TRIAL=$trial" "$@" 2>/dev/null)
+    pids=
+    for file; do
+        pid=${file#/proc/}
+        pids="$pids ${pid%/environ}"
+    done
+    [ -n "$pids" ] || exit 0
+    case $tries in
+    0) kill -s TERM $pids ;;
+    5?) kill -s KILL $pids ;;
+    60) echo "still running:$pids" >&2; exit 1 ;;
+    esac
+    tries=$((tries + 1))
+    sleep 0.1
 done"#;
 
 /// Everything a trial needs.
@@ -78,7 +100,7 @@ impl<'a> Trial<'a> {
         if result.is_ok() {
             result = self.steps(&mut background).await;
         }
-        let stopped = self.stop(background).await;
+        let stopped = self.stop(background).await.and(self.sweep().await);
         let result = result.and(stopped);
         let (ok, seconds) = (result.is_ok(), begun.elapsed().as_secs_f64());
         self.cluster.emit(EventKind::TrialFinished { trial: self.name.clone(), ok, seconds: round(seconds) });
@@ -147,8 +169,15 @@ impl<'a> Trial<'a> {
                     _ => None,
                 };
                 let mut process = self.command(step, &host, Command::shell(&line))?.start();
-                if let Some(ready) = ready {
-                    self.ready(step, &host, ready, log, &line, &mut process).await?;
+                let up = match ready {
+                    Some(ready) => self.ready(step, &host, ready, log, &line, &mut process).await,
+                    None => Ok(()),
+                };
+                if let Err(error) = up {
+                    // Its files tell why, more likely than not. What else goes wrong now only follows from that.
+                    let _ = process.stop().await;
+                    let _ = self.collect(step, &host).await;
+                    return Err(error);
                 }
                 Ok(Some(Background { step, host, process }))
             }
@@ -254,6 +283,17 @@ impl<'a> Trial<'a> {
             }
         }
         join_all(removals).await.into_iter().try_for_each(|removed| removed.map(drop))
+    }
+
+    /// Ends what the trial's commands have left in the background.
+    async fn sweep(&self) -> Result<(), Error> {
+        let used: BTreeSet<&String> = self.experiment.steps.iter().flat_map(|step| &step.on).collect();
+        let hosts = used.into_iter().filter_map(|name| self.cluster.host(name));
+        let sweeps = hosts.map(|host| {
+            let command = Command::program("sh").arg("-c").arg(SWEEP).arg("sh").arg(&self.name);
+            host.stage("sweep").command(command).run()
+        });
+        join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
     }
 
     /// Ends what was started, all at once, and brings its files home. A command that failed before its time

@@ -1,16 +1,23 @@
 //! The two streams that the user sees. That nobody reads them is no reason to fail.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+
+use crate::error::Error;
 
 /// Writes a line to standard error: progress and messages.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Writes text to standard output: results.
-pub(crate) fn print(text: &str) {
+/// Writes text to standard output: results. A reader that has gone does not mind; a full disk is an error.
+pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::file("write to", "standard output")(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether standard error is a screen that can be drawn on.

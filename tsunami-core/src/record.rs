@@ -76,9 +76,12 @@ impl State {
         let directory = RunDirectory { path: self.root.join(record.run.as_str()) };
         let failed = |source| Error::Record { action: "write", path: directory.path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(failed)?;
-        DirBuilder::new().mode(0o700).create(&directory.path).map_err(failed)?;
-        let lock = directory.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
-        directory.write_record(record)?;
+        // Made under another name, so that no run is ever seen without its record and its lock.
+        let new = RunDirectory { path: self.root.join(format!(".new-{}", record.run)) };
+        DirBuilder::new().mode(0o700).create(&new.path).map_err(failed)?;
+        let lock = new.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
+        new.write_record(record)?;
+        fs::rename(&new.path, &directory.path).map_err(failed)?;
         sync_directory(&self.root).map_err(failed)?;
         Ok((directory, lock))
     }
@@ -106,6 +109,10 @@ impl State {
     /// one recorded run.
     pub fn find(&self, name: &str) -> Result<RunDirectory, Error> {
         let runs = self.runs()?;
+        if name.is_empty() {
+            // A script's unset variable means no run, least of all the only one.
+            return Err(Error::UnknownRun { name: String::new() });
+        }
         if let Some(exact) = runs.iter().find(|run| run.id().as_str() == name) {
             return Ok(exact.clone());
         }
@@ -190,7 +197,9 @@ impl RunDirectory {
 
     /// Forgets the run. Only for when everything it created is confirmed gone.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        match fs::remove_dir_all(&self.path) {
+        // Moved away first, so that no run is ever seen without its record.
+        let old = self.path.with_file_name(format!(".old-{}", self.id()));
+        match fs::rename(&self.path, &old).and_then(|()| fs::remove_dir_all(&old)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::Record { action: "remove", path: self.path.clone(), source: error })
             }
@@ -260,6 +269,7 @@ mod tests {
         assert!(matches!(find("20260102"), Err(Error::AmbiguousRun { runs, .. }) if runs.len() == 2));
         assert!(matches!(find("kafka"), Err(Error::AmbiguousRun { .. })));
         assert!(matches!(find("nats"), Err(Error::UnknownRun { .. })));
+        assert!(matches!(find(""), Err(Error::UnknownRun { .. })));
     }
 
     #[test]

@@ -103,6 +103,17 @@ impl Connector for SshConnector {
     async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
         let directory = directory.join("ssh");
         let failed = |error| local(format!("cannot write to {}", directory.display()), error);
+        if let Some(odd) =
+            directory.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]".contains(*c))
+        {
+            let message = format!(
+                "ssh cannot be given the path {}: it contains `{}`",
+                directory.display(),
+                odd.escape_debug()
+            );
+            return Err(SessionError::new(SessionErrorKind::Local, message)
+                .help("set XDG_STATE_HOME to a directory with a plainer name"));
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         let files = Files::in_directory(&directory);
         let key = keys::obtain(&files.key, &format!("tsunami-{run}")).map_err(failed)?;
@@ -369,12 +380,20 @@ fn socket_directory(preferred: &Path) -> io::Result<TempDir> {
         builder.prefix("ctl-").rand_bytes(4);
         builder
     };
-    // ctl-XXXX/NNNNN
-    if preferred.as_os_str().len() + 16 <= SOCKET_PATH {
-        return builder().tempdir_in(preferred);
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
+    // tsunami-XXXX/NNNNN
+    let short = |path: &PathBuf| path.as_os_str().len() + 20 <= SOCKET_PATH;
+    let places = std::iter::once(preferred.to_owned()).chain(elsewhere).filter(short);
+    let mut failed = io::ErrorKind::InvalidFilename.into();
+    for place in places {
+        let prefix = if place == preferred { "ctl-" } else { "tsunami-" };
+        match builder().prefix(prefix).tempdir_in(place) {
+            Ok(directory) => return Ok(directory),
+            Err(error) => failed = error,
+        }
     }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
-    builder().prefix("tsunami-").tempdir_in(runtime.unwrap_or_else(std::env::temp_dir))
+    Err(failed)
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {

@@ -4,9 +4,11 @@
 #   reap DIRECTORY RUN   ends all processes of the run: TERM, five seconds, KILL. Removes the directory once
 #                        they are gone; else prints a line for each that is left.
 #
-# A process belongs to the run if its environment has TSUNAMI_RUN_ID=RUN, or if it is an sshd whose pid is in
-# DIRECTORY/*/sshd.pid, or a child of one. DIRECTORY/.deadline has two numbers, seconds since 1970 and seconds
-# since boot: whichever comes first, so that neither a changed clock nor a suspended machine puts it off.
+# A process belongs to the run if its environment has TSUNAMI_RUN_ID=RUN, or if it is an sshd of one of the run's
+# machines, or if it descends from such a process. Nothing depends on a pid that somebody did not come to write
+# down, nor on a path, which sshd shows in an encoding of its own.
+# DIRECTORY/.deadline has two numbers, seconds since 1970 and seconds since boot: whichever comes first, so that
+# neither a changed clock nor a suspended machine puts it off.
 mode=$1 dir=$2 run=$3
 
 marked() {
@@ -15,28 +17,34 @@ marked() {
 }
 
 listeners() {
-    set --
-    for file in "$dir"/*/sshd.pid; do
-        [ -e "$file" ] && read -r pid <"$file" && set -- "$@" "/proc/$pid/cmdline"
-    done
-    [ $# -eq 0 ] || grep -lF -- "$dir" "$@" 2>/dev/null |
+    set -- $(grep -lF -- "$run/local/" /proc/[0-9]*/cmdline 2>/dev/null)
+    [ $# -eq 0 ] || grep -lF sshd_config "$@" 2>/dev/null |
         while IFS=/ read -r _ _ pid _; do echo "$pid"; done
 }
 
-children() {
+# The processes given, and all that descend from them.
+trees() {
     [ $# -gt 0 ] || return 0
-    parents=" $* "
+    all= found=" $* "
     for file in /proc/[0-9]*/stat; do
         { read -r line <"$file"; } 2>/dev/null || continue
         rest=${line##*) }
         state=${rest%% *} parent=${rest#* }
-        case $parents in *" ${parent%% *} "*) [ "$state" = Z ] || echo "${line%% *}" ;; esac
+        [ "$state" = Z ] || all="$all ${line%% *}:${parent%% *}"
     done
+    more=yes
+    while [ -n "$more" ]; do
+        more=
+        for one in $all; do
+            case $found in *" ${one%:*} "*) continue ;; esac
+            case $found in *" ${one#*:} "*) found="$found${one%:*} " more=yes ;; esac
+        done
+    done
+    echo $found
 }
 
 processes() {
-    daemons=$(listeners)
-    echo $daemons $(children $daemons) $(marked)
+    trees $(listeners) $(marked)
 }
 
 reap() {
@@ -63,7 +71,7 @@ reap() {
 case $mode in
 reap)
     if [ -e "$dir/.keeper.pid" ] && read -r pid <"$dir/.keeper.pid"; then
-        grep -qF -- "$dir" "/proc/$pid/cmdline" 2>/dev/null && kill -KILL "$pid"
+        grep -qF -- "$dir" "/proc/$pid/cmdline" 2>/dev/null && kill -s KILL -- "-$pid"
     fi
     reap
     ;;

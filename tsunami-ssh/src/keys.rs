@@ -20,7 +20,16 @@ pub(crate) fn obtain(path: &Path, comment: &str) -> io::Result<String> {
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
     key.set_comment(comment);
     let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())?;
+    // Whole or not at all, whatever interrupts us.
+    let new = path.with_extension("new");
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?
+        .write_all(text.as_bytes())?;
+    std::fs::rename(new, path)?;
     public(&key)
 }
 

@@ -346,11 +346,15 @@ impl Sshd<'_> {
     }
 }
 
-/// The pid of a machine's sshd, if it runs.
+/// The pid of a machine's sshd, if it runs. Known by the run's id and the machine's name: sshd shows the rest of
+/// the path in an encoding of its own.
 fn listener(directory: &Path) -> Option<u32> {
     let pid: u32 = fs::read_to_string(directory.join("sshd.pid")).ok()?.trim().parse().ok()?;
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    contains(&command, directory.as_os_str().as_encoded_bytes()).then_some(pid)
+    let parts: Vec<_> = directory.components().rev().take(3).map(|part| part.as_os_str()).collect();
+    let [name, local, run] = parts[..] else { return None };
+    let own: PathBuf = [run, local, name].iter().collect();
+    contains(&command, own.as_os_str().as_encoded_bytes()).then_some(pid)
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

@@ -127,7 +127,9 @@ async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), Cor
         Some((directory, name)) => (Some(if directory.is_empty() { "/" } else { directory }), name),
         None => (None, path.trim_end_matches('/')),
     };
-    let into = into || to.is_dir() || name.contains(['*', '?', '[']);
+    let whole = matches!(name, "" | "." | "..");
+    let ends_as_directory = to.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let into = into || whole || ends_as_directory || to.is_dir() || name.contains(['*', '?', '[']);
     // Beside its destination, so that it can be moved there.
     let parent = if into {
         to
@@ -148,14 +150,25 @@ async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), Cor
         for entry in std::fs::read_dir(&staging)? {
             let entry = entry?;
             let to = if into { to.join(entry.file_name()) } else { to.to_owned() };
-            std::fs::rename(entry.path(), &to)
-                .map_err(|error| format!("cannot write {}: {error}", to.display()))?;
+            merge(&entry.path(), &to).map_err(|error| format!("cannot write {}: {error}", to.display()))?;
         }
         Ok(())
     }
     .await;
     let _ = std::fs::remove_dir_all(&staging);
     moved
+}
+
+/// Moves a file, or a directory's entries into the directory that is there already.
+fn merge(from: &Path, to: &Path) -> std::io::Result<()> {
+    if !(from.is_dir() && to.is_dir()) {
+        return std::fs::rename(from, to);
+    }
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        merge(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

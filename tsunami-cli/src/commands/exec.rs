@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, State, Stream};
 
 use super::recorded;
-use crate::error::{EXEC_FAILED, Error};
+use crate::error::{EXEC_FAILED, EXEC_LOST, Error};
 use crate::reporter::sanitize;
 use crate::signals;
 use crate::terminal::say;
@@ -28,21 +28,31 @@ pub(crate) async fn exec(
     let cancel = CancellationToken::new();
     let engine = recorded(&directory, &state)?.observer(printer.clone()).cancel_on(cancel.clone());
     signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
+    let known = directory.machines().map_err(Error::Exec)?;
+    let names = |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);
+    let group = groups.iter().find(|name| !names(name, |machine| machine.group.clone()));
+    if let Some(unknown) = group.or(machines.iter().find(|name| !names(name, Machine::name))) {
+        return Err(Error::Exec(CoreError::other(format!(
+            "the run has no such machine or group: {unknown}"
+        ))));
+    }
     let all = groups.is_empty() && machines.is_empty();
     let wanted =
         |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());
     let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
     let hosts = running.cluster().hosts();
-    if hosts.is_empty() {
-        running.detach().await;
-        return Err(Error::Exec(CoreError::other("no such machine is running")));
+    let mut status = 0;
+    for machine in known.iter().filter(|machine| wanted(machine)) {
+        if !hosts.iter().any(|host| host.name() == machine.name()) {
+            say(&format!("error: {} ({}) is not running any more", machine.name(), machine.id));
+            status = EXEC_LOST;
+        }
     }
     printer.lock().prefix = hosts.len() > 1;
     let command = command(words);
     let run = hosts.iter().map(|host| host.command(command.clone()).output());
     let outputs = join_all(run).await;
     printer.flush();
-    let mut status = 0;
     for output in outputs {
         match output {
             Ok(output) => status = status.max(output.exit.code()),

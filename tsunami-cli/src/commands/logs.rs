@@ -64,7 +64,7 @@ fn find_results(name: &str) -> Option<PathBuf> {
         runs.flatten().flatten().map(|run| run.path()).filter(|run| {
             run.file_name().and_then(|run| run.to_str()).is_some_and(|run| run.starts_with(name))
         });
-    let first = fitting.next()?;
+    let first = fitting.next().filter(|_| !name.is_empty())?;
     fitting.next().is_none().then_some(first)
 }
 

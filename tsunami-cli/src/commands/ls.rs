@@ -59,7 +59,7 @@ pub(crate) async fn ls(json: bool) -> Result<u8, Error> {
             );
         }
     }
-    print(&text);
+    print(&text)?;
     for row in rows.iter().filter(|row| row.state == "controller gone") {
         say(&format!("{}: its controller is gone; `tsunami down {}` removes it", row.run, row.run));
     }

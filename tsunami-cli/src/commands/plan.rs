@@ -43,6 +43,6 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
         Some((hourly, most)) => writeln!(text, "${hourly:.2} an hour, ${most:.2} at most"),
         None => writeln!(text, "the price is not known"),
     };
-    print(&text);
+    print(&text)?;
     Ok(0)
 }

@@ -22,7 +22,14 @@ pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Resu
     let mut ssh = std::process::Command::new("ssh");
     ssh.arg("-F").arg(tsunami_ssh::run_config(directory.path())).arg(machine);
     if !words.is_empty() {
-        let quoted = words.iter().map(|word| shlex::bytes::try_quote(word.as_bytes()));
+        // As with `exec`, one word is a line for the shell. A shell stays in between: ssh itself would say 255
+        // for a signal.
+        let script = match words.len() {
+            1 => "bash -eo pipefail -c \"$1\"; exit $?",
+            _ => "\"$@\"; exit $?",
+        };
+        let wrapped = ["sh", "-c", script, "sh"].map(OsString::from);
+        let quoted = wrapped.iter().chain(words).map(|word| shlex::bytes::try_quote(word.as_bytes()));
         let quoted: Vec<_> =
             quoted.collect::<Result<_, _>>().map_err(|error| Error::Exec(CoreError::other(error)))?;
         ssh.arg("--").arg(OsString::from_vec(quoted.join(b" ".as_slice())));

@@ -18,6 +18,6 @@ pub(crate) async fn up(args: UpArgs, colour: bool, verbosity: Verbosity) -> Resu
     };
     let run = stage.run.clone();
     let status = stage.finish(outcome)?;
-    print(&format!("{run}\n"));
+    print(&format!("{run}\n"))?;
     Ok(status)
 }

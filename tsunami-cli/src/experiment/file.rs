@@ -391,7 +391,15 @@ impl<'a> Reader<'a> {
         self.keys(table, &["from", "to"], &[]);
         let from = self.required(table, "from", value.span());
         let to = self.required(table, "to", value.span());
-        let from = from.and_then(|value| self.existing(value)).map(|(path, _)| path);
+        let from = from.and_then(|value| {
+            let (path, metadata) = self.existing(value)?;
+            // To read a pipe or a device might take forever.
+            if !metadata.is_file() && !metadata.is_dir() {
+                let message = format!("`{}` is neither a file nor a directory", path.display());
+                self.note(Problem::at(value.span(), message));
+            }
+            Some(path)
+        });
         let to = to.and_then(|value| self.template(value, Kind::Path, used));
         Some(Upload { from: from?, to: to? })
     }

@@ -39,11 +39,12 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     world
         .tsunami(["exec", &run, "-m", "c-9", "--", "true"])
         .assert_status(125)
-        .assert_says(&["no such machine"]);
+        .assert_says(&["no such machine or group: c-9"]);
     world.tsunami(["exec", "nobody", "--", "true"]).assert_status(125).assert_says(&["no run `nobody`"]);
 
     let ssh = world.tsunami(["ssh", "x", "b-1", "--", "sh", "-c", "pwd; exit 5"]);
     assert!(ssh.assert_status(5).stdout.trim().ends_with("b-1/home"), "{}", ssh.stdout);
+    world.tsunami(["ssh", "x", "a-0", "--", "kill -9 $$"]).assert_status(137);
     world.tsunami(["ssh", "x"]).assert_status(125).assert_says(&["say which machine", "a-0, b-0, b-1"]);
 
     fs::create_dir_all(world.path("work/tree/sub")).unwrap();
@@ -51,6 +52,10 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     world.tsunami(["cp", &run, "tree", "x.toml", "b:place/"]).assert_status(0);
     world.tsunami(["cp", &run, "b:place/tree/sub", "back"]).assert_status(0);
     assert_eq!(fs::read_to_string(world.path("work/back/b-1/sub/file")).unwrap(), "content");
+    for _ in 0..2 {
+        world.tsunami(["cp", &run, "b-0:place/.", "all"]).assert_status(0);
+        assert_eq!(fs::read_to_string(world.path("work/all/tree/sub/file")).unwrap(), "content");
+    }
     world.tsunami(["cp", &run, "b-0:place/x.toml", "copy.toml"]).assert_status(0);
     assert_eq!(fs::read(world.path("work/copy.toml")).unwrap(), fs::read(&file).unwrap());
     world.tsunami(["cp", &run, "b-0:missing", "."]).assert_status(1).assert_says(&["there is no missing"]);

@@ -124,3 +124,11 @@ fn an_unused_or_unusable_value_is_refused() {
         .assert_says(&["NAME=VALUE"]);
     world.assert_clean();
 }
+
+#[test]
+fn what_could_be_read_forever_is_no_upload() {
+    refused(
+        "name = 'x'\n[group.a]\nupload = [{ from = '/dev/zero', to = 'x' }]\n",
+        &["x.toml:3:20", "`/dev/zero` is neither a file nor a directory"],
+    );
+}

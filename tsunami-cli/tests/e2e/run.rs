@@ -173,6 +173,43 @@ fn a_port_is_seen_when_something_listens_on_it() {
 }
 
 #[test]
+fn what_a_trial_leaves_in_the_background_ends_with_it() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\non = 'n'\nstart = 'sleep 1011 >/dev/null 2>&1 & sleep 0.1; exit 0'\n\
+                [[step]]\non = 'n'\nrun = 'setsid sleep 1012 >/dev/null 2>&1 & sleep 0.5'\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file, &"--keep".into()]).assert_status(0);
+    let left = world.processes();
+    assert!(!left.iter().any(|process| process.contains("sleep 101")), "{left:?}");
+    world.tsunami(["down", "x"]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn an_odd_state_directory_works_or_is_refused() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\nsetup = 'true'\n");
+    for (name, status) in [("üñí çode", 0), ("with space", 0), ("per%cent", 2), ("a[b]", 2)] {
+        let mut command = world.command([&"run".into(), &file]);
+        let output = command.env("XDG_STATE_HOME", world.path(name)).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{name}: {stderr}");
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_failing_server_brings_its_files_home() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 's'\non = 'n'\nstart = 'echo why > log; exec sleep 1013'\n\
+                ready = { port = 7009, timeout = '1s' }\ncollect = ['log']\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file]).assert_status(1);
+    assert_eq!(fs::read_to_string(world.results().join("trials/1/s/n-0/log")).unwrap(), "why\n");
+    world.assert_clean();
+}
+
+#[test]
 fn no_trial_brings_home_what_was_there_before() {
     let world = World::new();
     let file = world.write(

@@ -54,10 +54,13 @@ impl Run {
         watch: &Watch,
     ) -> Result<Cluster, Ended<T>> {
         let mut hosts: BTreeMap<(usize, u32), Host> = BTreeMap::new();
+        let lifetime = self.record.deadline.lifetime;
+        let over = Instant::now() + lifetime;
         loop {
             let joined = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return Err(Error::Cancelled.into()),
+                () = tokio::time::sleep_until(over) => return Err(Error::LifetimeOver(lifetime).into()),
                 joined = tasks.join_next() => joined,
             };
             let Some(joined) = joined else { break };

@@ -392,10 +392,16 @@ impl Running {
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
     pub async fn keep(mut self) -> Result<(), Error> {
+        let kept = self.run.directory.record().and_then(|record| {
+            let record = RunRecord { kept: true, ..record };
+            self.run.directory.write_record(&record).map(|()| record)
+        });
+        let record = match kept {
+            Ok(record) => record,
+            // Machines that nobody would find again are not kept.
+            Err(error) => return self.tear_down(error.into()).await,
+        };
         self.attached = true;
-        let mut record = self.run.directory.record()?;
-        record.kept = true;
-        self.run.directory.write_record(&record)?;
         self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
         self.disconnect().await;
         Ok(())

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use openssh::{Child, ChildStderr, ChildStdout, Stdio};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,9 @@ const KILLING: Duration = Duration::from_secs(20);
 
 /// After a command has ended, others may hold its outputs open. What comes within this time is still read.
 const STRAGGLERS: Duration = Duration::from_millis(200);
+
+/// More than the buffers between a command and us hold: ssh's window is 2 MiB.
+const CHANNEL: usize = 8 << 20;
 
 /// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
 const FITS_A_PIPE: usize = 60 << 10;
@@ -301,7 +304,7 @@ impl Shared {
         stdin: &PipeReader,
         stdout: Option<&PipeWriter>,
     ) -> Opening<'a> {
-        let line = supervisor::command_line();
+        let line = supervisor::command_line(self.ssh.run().as_str());
         loop {
             let connection = channel.connection.clone();
             let ends = || {
@@ -337,7 +340,7 @@ impl Shared {
         self: &Arc<Self>,
         command: &Command,
         input: Input,
-        stdout: Option<PipeWriter>,
+        stdout: Option<Taken>,
         output: Arc<dyn OutputSink>,
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError> {
@@ -345,7 +348,7 @@ impl Shared {
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let header = supervisor::header(command, &mark, self.base.as_deref(), self.ssh.run().as_str())?;
+        let header = supervisor::header(command, &mark, self.base.as_deref())?;
         let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
@@ -398,14 +401,22 @@ struct Supervised {
     mark: String,
     header: Vec<u8>,
     input: Input,
-    stdout: Option<PipeWriter>,
+    stdout: Option<Taken>,
     output: Arc<dyn OutputSink>,
     stop: CancellationToken,
+}
+
+/// Somebody who takes a command's standard output from a pipe, and says when that is done.
+#[derive(Debug)]
+struct Taken {
+    pipe: PipeWriter,
+    taken: oneshot::Receiver<()>,
 }
 
 impl Supervised {
     async fn run(self) -> Result<Exit, SessionError> {
         let Self { shared, mark, header, input, stdout, output, stop } = self;
+        let (stdout, taken) = stdout.map(|stdout| (stdout.pipe, stdout.taken)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let channel = stop.run_until_cancelled(shared.channel()).await.ok_or_else(cancelled)??;
         let (stdin, feed) = io::pipe().map_err(|error| local("no more pipes", error))?;
@@ -425,6 +436,10 @@ impl Supervised {
             killed: None,
         };
         let stopped = pump.run(&stop).await;
+        if let (Some(taken), false) = (taken, stopped) {
+            // Closing the channel would cut off what is still on its way.
+            let _ = stop.run_until_cancelled(taken).await;
+        }
         // With the channel closed, whoever still feeds it finds out.
         drop(child);
         let fed = match feeding {
@@ -462,6 +477,7 @@ impl Pump {
         let mut stopping = false;
         let mut killing = None;
         let mut alarm: Option<Instant> = None;
+        let mut late = Late::default();
         while self.stdout.is_some() || self.stderr.is_some() {
             tokio::select! {
                 biased;
@@ -471,9 +487,19 @@ impl Pump {
                     self.killed = Some(gone);
                     alarm = Some(Instant::now() + STRAGGLERS);
                 }
+                count = read_some(&mut self.stderr, err) => {
+                    self.take_stderr(&err[..count]);
+                    late.took(count, self.exit, &mut alarm);
+                }
+                count = read_some(&mut self.stdout, out) => {
+                    self.take_stdout(&out[..count]);
+                    late.took(count, self.exit, &mut alarm);
+                }
+                // After the reads: what has arrived is taken, however long that took.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
-                count = read_some(&mut self.stderr, err) => self.take_stderr(&err[..count]),
-                count = read_some(&mut self.stdout, out) => self.take_stdout(&out[..count]),
+            }
+            if late.is_enough() {
+                break;
             }
             stopping |= self.sink_failed.is_some();
             if self.exit.is_some() && killing.is_none() {
@@ -575,6 +601,25 @@ impl Pump {
     }
 }
 
+/// What flowed after a command had ended.
+#[derive(Default)]
+struct Late(usize);
+
+impl Late {
+    /// As long as it flows, it is waited for.
+    fn took(&mut self, count: usize, exit: Option<Exit>, alarm: &mut Option<Instant>) {
+        if exit.is_some() {
+            self.0 += count;
+            *alarm = None;
+        }
+    }
+
+    /// More than a channel holds cannot be the command's own.
+    fn is_enough(&self) -> bool {
+        self.0 > CHANNEL
+    }
+}
+
 async fn read_some(stream: &mut Option<impl AsyncRead + Unpin>, buffer: &mut [u8]) -> usize {
     match stream {
         // An error is the end as well: why it came is asked afterwards.
@@ -610,9 +655,15 @@ impl Session for SshSession {
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
         let mut pack = own_script(transfer::PACK, &download.patterns);
         pack.cwd.clone_from(&download.cwd);
-        let (from, to) = io::pipe().map_err(|error| local("no more pipes", error))?;
+        let (from, pipe) = io::pipe().map_err(|error| local("no more pipes", error))?;
         let into = download.into.clone();
-        let unpacking = spawn_blocking(move || transfer::unpack(from, &into));
+        let (done, taken) = oneshot::channel();
+        let unpacking = spawn_blocking(move || {
+            let unpacked = transfer::unpack(from, &into);
+            let _ = done.send(());
+            unpacked
+        });
+        let to = Taken { pipe, taken };
         let said = Arc::new(Said::default());
         let never = CancellationToken::new();
         let exit = self.shared.run(&pack, Input::Given(Stdin::Null), Some(to), said.clone(), &never).await?;

@@ -18,10 +18,13 @@ const SEPARATOR: u8 = 0x1e;
 
 /// The command line that starts the supervisor: in bash if there is one, else in `sh`. Written for any login shell
 /// that knows `&&` and quotes; the script twice costs less than one more process.
-pub(super) fn command_line() -> String {
+pub(super) fn command_line(run: &str) -> String {
     let quoted = quote(SUPERVISOR.as_bytes());
     let script = String::from_utf8_lossy(&quoted);
-    format!("command -v bash >/dev/null 2>&1 && exec bash --posix -c {script}; exec sh -c {script}")
+    // Marked as the run's from its first moment, and all that it starts with it.
+    format!(
+        "export TSUNAMI_RUN_ID={run}; command -v bash >/dev/null 2>&1 && exec bash --posix -c {script}; exec sh -c {script}"
+    )
 }
 
 /// The command line that ends a process group and says whether it is gone.
@@ -30,12 +33,7 @@ pub(super) fn kill_line(group: u32) -> String {
 }
 
 /// The line that tells the supervisor what to run.
-pub(super) fn header(
-    command: &Command,
-    mark: &str,
-    base: Option<&str>,
-    run: &str,
-) -> Result<Vec<u8>, SessionError> {
+pub(super) fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
     let mut line = Vec::new();
     let directory = match (base, command.cwd.as_deref()) {
         (Some(base), Some(cwd)) if !cwd.starts_with('/') => Cow::Owned(format!("{base}/{cwd}")),
@@ -43,7 +41,7 @@ pub(super) fn header(
     };
     push(&mut line, &["_mark=".as_bytes(), &one_line(mark.as_bytes())?]);
     push(&mut line, &[b"; _directory=", &one_line(directory.as_bytes())?]);
-    push(&mut line, &[b"; export TSUNAMI_RUN_ID=", &one_line(run.as_bytes())?]);
+    push(&mut line, &[b"; export TSUNAMI_RUN_ID"]);
     for (name, value) in &command.env {
         if !is_variable(name) {
             return Err(SessionError::new(
@@ -266,7 +264,7 @@ mod tests {
     }
 
     fn supervise(shell: &[&str], command: &Command) -> (Vec<Note>, Vec<u8>) {
-        let header = header(command, &mark(7), None, "run").unwrap();
+        let header = header(command, &mark(7), None).unwrap();
         let mut child = std::process::Command::new(shell[0])
             .args(&shell[1..])
             .args(["-c", SUPERVISOR])
@@ -319,8 +317,8 @@ mod tests {
 
     #[test]
     fn what_no_shell_can_take_is_refused() {
-        assert!(header(&Command::program("a\0b"), "m", None, "r").is_err());
-        assert!(header(&Command::program("a").env("A B", "x"), "m", None, "r").is_err());
-        assert!(header(&Command::program("a").env("", "x"), "m", None, "r").is_err());
+        assert!(header(&Command::program("a\0b"), "m", None).is_err());
+        assert!(header(&Command::program("a").env("A B", "x"), "m", None).is_err());
+        assert!(header(&Command::program("a").env("", "x"), "m", None).is_err());
     }
 }

@@ -50,6 +50,11 @@ impl Parcel {
         if metadata.is_dir() {
             return Ok(Self { from, name: None, directory: dotted(to) });
         }
+        if !metadata.is_file() {
+            // To read a pipe or a device might take forever.
+            let message = format!("{} is neither a file nor a directory", from.display());
+            return Err(SessionError::new(SessionErrorKind::Local, message));
+        }
         File::open(&from).map_err(|error| unreadable(&from, error))?;
         let (directory, name) = match to.rsplit_once('/') {
             Some((directory, "")) => (if directory.is_empty() { "/" } else { directory }, file_name(&from)?),
