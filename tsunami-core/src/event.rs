@@ -77,6 +77,8 @@ pub enum EventKind {
     StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
     /// The run's machines are being ended.
     TearingDown { reason: String },
+    /// These are still there; they are asked to end once more.
+    StillThere { leftovers: Vec<Leftover> },
     /// The run's machines are gone, except for these.
     TornDown { leftovers: Vec<Leftover>, seconds: f64 },
     /// The run's machines are left running.

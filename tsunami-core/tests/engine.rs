@@ -390,6 +390,14 @@ async fn a_teardown_that_fails_names_what_remains_and_down_removes_it() {
         // Whatever was not used up by the first teardown.
         world.cloud.fault(Call::Terminate, nth, Fault::Slow(Duration::ZERO));
     }
+    // Somebody without patience gets one attempt.
+    let hasty = CancellationToken::new();
+    hasty.cancel();
+    world.cloud.machine_fault("server-0", MachineFault::SlowTerminate(Duration::from_secs(60)));
+    let begun = Instant::now();
+    let error = world.tsunami().cancel_on(hasty).down(&runs[0]).await.unwrap_err();
+    assert!(matches!(&error, Error::Remains { leftovers, .. } if leftovers.len() == 1), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
     world.tsunami().down(&runs[0]).await.unwrap();
     world.assert_clear();
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{RunDirectory, State};
+use tsunami_core::{Event, EventKind, Observer, RunDirectory, RunId, State};
 
 use super::recorded;
 use crate::error::{Error, REMAINS};
+use crate::reporter::sanitize;
 use crate::signals;
 use crate::terminal::say;
 
@@ -20,15 +21,17 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
     if directories.is_empty() {
         say("no runs");
     }
-    // A first signal asks for what is being done already; a second one gives up.
+    // A first signal ends the patience with what does not go; a second one gives up altogether.
     let give_up = Arc::new(|| {
         say("may remain: whatever was not reported as gone; `tsunami ls` shows it");
         REMAINS
     });
-    signals::watch(CancellationToken::new(), "tearing down", say, give_up)?;
+    let hasty = CancellationToken::new();
+    signals::watch(hasty.clone(), "one more attempt", say, give_up)?;
     let mut status = 0;
     for (directory, result) in
-        join_all(directories.iter().map(async |directory| (directory, one(directory, &state).await))).await
+        join_all(directories.iter().map(async |directory| (directory, one(directory, &state, &hasty).await)))
+            .await
     {
         match result {
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
@@ -41,6 +44,21 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
     Ok(status)
 }
 
-async fn one(directory: &RunDirectory, state: &State) -> Result<(), Error> {
-    Ok(recorded(directory, state)?.down(directory).await?)
+async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken) -> Result<(), Error> {
+    let waiting = Arc::new(Waiting(directory.id()));
+    Ok(recorded(directory, state)?.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
+}
+
+/// Says what is being waited for.
+#[derive(Debug)]
+struct Waiting(RunId);
+
+impl Observer for Waiting {
+    fn event(&self, event: &Event) {
+        if let EventKind::StillThere { leftovers } = &event.kind {
+            for leftover in leftovers {
+                say(&format!("{}: still there: {}", self.0, sanitize(&leftover.to_string())));
+            }
+        }
+    }
 }

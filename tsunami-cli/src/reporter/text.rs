@@ -138,6 +138,10 @@ impl Text {
             EventKind::TearingDown { reason } => {
                 (Normal, Style::Plain, "", format!("tearing down: {reason}"))
             }
+            EventKind::StillThere { leftovers } => {
+                let count = number(leftovers.len(), "thing");
+                (Normal, Style::Warning, "", format!("{count} still there, asked to end once more"))
+            }
             EventKind::TornDown { leftovers, seconds } if leftovers.is_empty() => {
                 (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*seconds)))
             }

@@ -109,3 +109,22 @@ fn plain_output_has_no_control_characters() {
     assert!(!run.stderr.contains("owned"));
     world.assert_clean();
 }
+
+#[test]
+fn a_slow_reader_loses_nothing() {
+    use std::io::Read;
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    world.tsunami([&"up".into(), &file]).assert_status(0);
+    let mut exec = world.command(["exec", "x", "--", "seq 1 500000"]);
+    let mut child = exec.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut stdout, mut buffer, mut total) = (child.stdout.take().unwrap(), vec![0; 1 << 16], 0);
+    while let count @ 1.. = stdout.read(&mut buffer).unwrap() {
+        total += count;
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(total, 3_388_895);
+    world.tsunami(["down", "x"]).assert_status(0);
+    world.assert_clean();
+}

@@ -169,3 +169,32 @@ fn down_ends_a_run_that_is_still_going() {
     run.end().assert_status(4);
     world.assert_clean();
 }
+
+#[test]
+fn a_kill_at_any_moment_of_the_launch_leaves_nothing_that_down_does_not_find() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 6\n");
+    for step in 0..15 {
+        let mut run = world.command([&"run".into(), &file, &"-q".into()]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(8 * step));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        world.tsunami(["down", "--all"]).assert_status(0);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn after_kill_9_down_ends_what_has_lost_its_mark_too() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 'bare'\non = 'n'\nstart = 'env -i sleep 1014'\n[[step]]\non = 'n'\nrun = 'sleep 1015'\n";
+    let file = world.write("x.toml", text);
+    let mut run = world.start(&file);
+    run.wait_for(&["\"command_started\"", "sleep 1015"]);
+    run.signal(Signal::KILL);
+    run.end();
+    world.tsunami(["down", "x"]).assert_status(0);
+    let left = std::process::Command::new("pgrep").args(["-f", "^sleep 101[45]$"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    world.assert_clean();
+}

@@ -226,9 +226,13 @@ impl Tsunami {
     }
 
     /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it.
+    ///
+    /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
+    /// removed by then is not tried again.
     pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
         let record = directory.record()?;
-        let run = self.open(record, directory.clone(), None, CancellationToken::new()).await?;
+        let mut run = self.open(record, directory.clone(), None, CancellationToken::new()).await?;
+        run.impatient = self.cancel.clone();
         let leftovers = Arc::new(run).tear_down("asked to").await;
         ended(directory.id(), Ok(()), leftovers)
     }
@@ -311,6 +315,7 @@ impl Tsunami {
             record,
             directory,
             cancel,
+            impatient: CancellationToken::new(),
             lock: Mutex::new(lock),
         })
     }
@@ -327,6 +332,8 @@ struct Run {
     connector: Arc<dyn Connector>,
     events: Events,
     cancel: CancellationToken,
+    /// Nobody wants to wait for another attempt at removing what is left.
+    impatient: CancellationToken,
     /// Requests that create something. Never aborted: awaited in teardown.
     creates: TaskTracker,
     /// Where work goes that outlives a dropped handle.

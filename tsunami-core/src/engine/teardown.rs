@@ -73,7 +73,10 @@ impl Run {
             if leftovers.is_empty() || Instant::now() + pause > deadline {
                 return leftovers;
             }
-            sleep(pause).await;
+            self.events.emit(EventKind::StillThere { leftovers: leftovers.clone() });
+            if self.impatient.run_until_cancelled(sleep(pause)).await.is_none() {
+                return leftovers;
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

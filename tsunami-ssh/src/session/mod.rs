@@ -671,6 +671,7 @@ impl Session for SshSession {
         let (matches, rest) = said.matches();
         let failed = |message: String| SessionError::new(SessionErrorKind::Transfer, message);
         match unpacked {
+            // No match, no archive, or an empty one.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && matches.iter().all(|&n| n == 0) => {
             }
             Err(error) => return Err(failed(format!("unpacking failed; {rest}")).source(error)),

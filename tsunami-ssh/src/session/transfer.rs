@@ -12,8 +12,26 @@ pub(super) const UNPACK: &str = r#"mkdir -p -- "$1" && cd -- "$1" && exec tar -x
 
 /// Run with patterns: says on standard error how many matches each has, and packs them to standard output.
 /// With an empty IFS an unquoted expansion is matched against file names, and split or expanded no further.
+///
+/// GNU tar takes the names from a pipe, any number of them; others take them as arguments.
 pub(super) const PACK: &str = r#"
-i=$# IFS=
+IFS=
+case $(tar --version 2>/dev/null) in
+*GNU*)
+    for pattern; do
+        count=0
+        for name in $pattern; do
+            if [ -e "$name" ] || [ -L "$name" ]; then
+                printf '%s\0' "$name"
+                count=$((count + 1))
+            fi
+        done
+        echo "matches: $count" >&2
+    done | tar --null --verbatim-files-from -T - -cf -
+    exit
+    ;;
+esac
+i=$#
 while [ $i -gt 0 ]; do
     pattern=$1 count=0
     shift
