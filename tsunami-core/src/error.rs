@@ -39,14 +39,14 @@ pub enum Error {
         /// What the provider said.
         source: ProviderError,
     },
-    /// No session to a machine could be had in time.
-    #[error("{machine} ({id}): no session within {}", humantime::format_duration(*after))]
+    /// No session to a machine could be had, or not in time.
+    #[error("{machine} ({id}): no session after {}", humantime::format_duration(*after))]
     Connect {
         /// The machine.
         machine: String,
         /// Its id.
         id: MachineId,
-        /// The time it was given.
+        /// How long that took, to the second.
         after: Duration,
         /// What was seen last.
         source: SessionError,

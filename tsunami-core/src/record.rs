@@ -13,13 +13,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::machine::{Deadline, Machine, RunId};
+
+/// Nobody takes this long to make or remove a record.
+const HALF_MADE: Duration = Duration::from_secs(600);
 
 /// Where runs are recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +79,7 @@ impl State {
         let directory = RunDirectory { path: self.root.join(record.run.as_str()) };
         let failed = |source| Error::Record { action: "write", path: directory.path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(failed)?;
+        self.sweep();
         // Made under another name, so that no run is ever seen without its record and its lock.
         let new = RunDirectory { path: self.root.join(format!(".new-{}", record.run)) };
         DirBuilder::new().mode(0o700).create(&new.path).map_err(failed)?;
@@ -84,6 +88,18 @@ impl State {
         fs::rename(&new.path, &directory.path).map_err(failed)?;
         sync_directory(&self.root).map_err(failed)?;
         Ok((directory, lock))
+    }
+
+    /// Removes what processes left half made or half removed that were killed at it. Nothing depends on it.
+    fn sweep(&self) {
+        let half = |name: &str| name.starts_with(".new-") || name.starts_with(".old-");
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+            let old = age.is_ok_and(|age| age.is_ok_and(|age| age > HALF_MADE));
+            if old && entry.file_name().to_str().is_some_and(half) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// All runs known here, oldest first.
@@ -238,7 +254,6 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn record(id: &str, experiment: &str) -> RunRecord {
         RunRecord {
@@ -270,6 +285,25 @@ mod tests {
         assert!(matches!(find("kafka"), Err(Error::AmbiguousRun { .. })));
         assert!(matches!(find("nats"), Err(Error::UnknownRun { .. })));
         assert!(matches!(find(""), Err(Error::UnknownRun { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_half_made_is_no_run_and_is_removed_in_time() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path());
+        for (name, age) in
+            [(".new-20260101-aaaa", 3600), (".old-20260101-bbbb", 3600), (".new-20260101-cccc", 1)]
+        {
+            fs::create_dir(root.path().join(name)).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(age);
+            File::open(root.path().join(name)).unwrap().set_modified(then).unwrap();
+        }
+        assert_eq!(state.runs().unwrap(), []);
+        state.create(&record("20260102-dddd", "redis")).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".new-20260101-cccc", "20260102-dddd"]);
     }
 
     #[test]

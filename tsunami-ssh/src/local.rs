@@ -98,6 +98,7 @@ impl Provider for LocalProvider {
         }
         find_sshd()?;
         find_program("setsid", "util-linux")?;
+        login_name().await?;
         Ok(Quote { description: "sshd on this computer's loopback".to_owned(), price: Price::Free })
     }
 
@@ -398,16 +399,33 @@ fn find_program(name: &str, package: &str) -> Result<PathBuf, ProviderError> {
     )
 }
 
-/// The user that sshd lets in, which is whoever runs it.
+/// The user that sshd lets in, which is whoever runs it. sshd goes by the system's list of users, and by the shell
+/// that stands there.
 async fn login_name() -> Result<String, ProviderError> {
-    let failed = |message| ProviderError::new(ProviderErrorKind::Other, "launch", message);
-    if rustix::process::geteuid().is_root() {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
         // sshd insists, and a system without an init does not make it.
         let _ = DirBuilder::new().mode(0o755).create("/run/sshd");
     }
-    let output = Command::new("id").arg("-un").output().await.map_err(|error| failed(error.to_string()))?;
-    let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if name.is_empty() { Err(failed("this user has no name".to_owned())) } else { Ok(name) }
+    let refused = |message: String| {
+        ProviderError::new(ProviderErrorKind::Unsupported, "look for the user", message)
+            .help("run tsunami as a user that can log in")
+    };
+    let uid = uid.as_raw().to_string();
+    let output = Command::new("getent").args(["passwd", &uid]).output().await;
+    let entry = output.map_err(|error| refused(format!("cannot run `getent`: {error}")))?.stdout;
+    let entry = String::from_utf8_lossy(&entry).trim().to_owned();
+    let (name, shell) =
+        entry.split_once(':').zip(entry.rsplit_once(':')).map_or(("", ""), |(a, b)| (a.0, b.1));
+    if name.is_empty() {
+        return Err(refused(format!(
+            "sshd lets nobody in whom the system does not know: user {uid} has no name"
+        )));
+    }
+    if shell.ends_with("/nologin") || shell.ends_with("/false") {
+        return Err(refused(format!("{name} cannot log in: the login shell is {shell}")));
+    }
+    Ok(name.to_owned())
 }
 
 /// Whether an account is locked in the way that sshd minds.

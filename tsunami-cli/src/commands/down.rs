@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{Event, EventKind, Observer, RunDirectory, RunId, State};
+use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, RunDirectory, RunId, State};
 
 use super::recorded;
+use crate::compose::Backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::sanitize;
 use crate::signals;
@@ -45,8 +46,29 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
 }
 
 async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken) -> Result<(), Error> {
+    if let Err(error) = directory.record() {
+        return unrecorded(directory, state, error).await;
+    }
     let waiting = Arc::new(Waiting(directory.id()));
     Ok(recorded(directory, state)?.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
+}
+
+/// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
+async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -> Result<(), Error> {
+    let run = directory.id();
+    say(&format!("{run}: {}; going by what lies beside it", sanitize(&ErrorChain(&error).to_string())));
+    let mut leftovers = Vec::new();
+    for (name, evidence) in [("local", "local"), ("hosts", "hosts")] {
+        if directory.path().join(evidence).exists() {
+            let Backend { provider, connector } = Backend::recorded(name, state)?;
+            leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
+            connector.finish(&run).await;
+        }
+    }
+    if !leftovers.is_empty() {
+        return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));
+    }
+    std::fs::remove_dir_all(directory.path()).map_err(Error::file("remove", directory.path()))
 }
 
 /// Says what is being waited for.

@@ -128,3 +128,14 @@ fn a_slow_reader_loses_nothing() {
     world.tsunami(["down", "x"]).assert_status(0);
     world.assert_clean();
 }
+
+#[test]
+fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\ncount = 2\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    fs::write(world.path("state/tsunami/runs").join(&run).join("record.json"), "{").unwrap();
+    world.tsunami(["ls"]).assert_says(&[&run, "cannot read the record"]);
+    world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
+    world.assert_clean();
+}

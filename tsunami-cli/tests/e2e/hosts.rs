@@ -133,7 +133,7 @@ fn a_machine_that_never_answers_is_given_up_in_time() {
     let begun = Instant::now();
     world.tsunami([&"run".into(), &file]).assert_status(4).assert_says(&[
         "n-0",
-        "no session within 3s",
+        "no session after 3s",
         "no answer",
     ]);
     assert!(begun.elapsed() < Duration::from_secs(15));

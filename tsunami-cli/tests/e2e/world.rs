@@ -67,10 +67,11 @@ impl World {
         path
     }
 
-    /// The runs that are recorded.
+    /// The runs that are recorded. A name that begins with a dot is a record that was never finished.
     pub(crate) fn runs(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("state/tsunami/runs")).into_iter().flatten();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     /// Every process on this system that has to do with this test: its command line or its environment names

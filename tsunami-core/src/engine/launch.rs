@@ -229,11 +229,12 @@ impl Run {
 
     /// Connects to a machine, until the deadline.
     async fn connect(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
+        let launched = deadline - within;
         let connecting = self.connector.connect(&machine, deadline);
         let session = connecting.await.map_err(|source| Error::Connect {
             machine: machine.name(),
             id: machine.id.clone(),
-            after: within,
+            after: Duration::from_secs(launched.elapsed().as_secs_f64().round() as u64),
             source,
         })?;
         let session: Arc<dyn crate::Session> = session.into();
