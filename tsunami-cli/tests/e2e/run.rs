@@ -79,7 +79,7 @@ fn a_failing_step_still_brings_its_files_home() {
         run = "exit 9"
         on_error = "continue"
         [[step]]
-        name = "work"
+        name = "job"
         on = "node"
         run = "echo $TSUNAMI_NAME > out.txt; echo {{ node[1].ip }} {{ trial }}; kill -9 $$"
         collect = ["out.txt", "no-such-file?"]
@@ -90,9 +90,9 @@ fn a_failing_step_still_brings_its_files_home() {
         "#,
     );
     let ended = world.tsunami([&"run".into(), &file]);
-    ended.assert_status(1).assert_says(&["node-", "stage work", "signal 9 (SIGKILL)", "work.log"]);
+    ended.assert_status(1).assert_says(&["node-", "stage job", "signal 9 (SIGKILL)", "job.log"]);
     let results = world.results();
-    assert_eq!(fs::read_to_string(results.join("trials/1/work/node-0/out.txt")).unwrap(), "node-0\n");
+    assert_eq!(fs::read_to_string(results.join("trials/1/job/node-0/out.txt")).unwrap(), "node-0\n");
     assert!(!results.join("logs/node-0/never.log").exists());
     world.assert_clean();
 }
