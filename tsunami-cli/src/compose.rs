@@ -159,9 +159,7 @@ pub(crate) fn facts(host: &Host) -> Facts {
         group: host.group().to_owned(),
         index: host.index(),
         ip: host.ip().to_owned(),
-        public_ip: machine.addresses.public.clone(),
-        private_ip: machine.addresses.private.clone(),
-        network: machine.addresses.network.clone(),
+        addresses: machine.addresses.clone(),
         run_id: machine.run.to_string(),
     }
 }

@@ -14,7 +14,6 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
-use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -44,12 +43,6 @@ const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 pub struct LocalProvider {
     root: PathBuf,
     launching: Mutex<()>,
-}
-
-/// What is remembered of a machine, in its directory.
-#[derive(Debug, Serialize, Deserialize)]
-struct Entry {
-    machine: Machine,
 }
 
 /// The directories and files of a run's machines.
@@ -119,8 +112,8 @@ impl Provider for LocalProvider {
         for index in 0..request.count.get() {
             let name = format!("{}-{index}", request.group);
             let directory = place.machine(&name);
-            if let Some(entry) = read_entry(&directory).filter(|_| listener(&directory).is_some()) {
-                ids.push(entry.machine.id);
+            if let Some(machine) = read_machine(&directory).filter(|_| listener(&directory).is_some()) {
+                ids.push(machine.id);
                 continue;
             }
             let (address, port) = hosts.next().ok_or_else(|| {
@@ -147,7 +140,7 @@ impl Provider for LocalProvider {
             let deadline = fs::read_to_string(place.deadline()).ok();
             let expires = deadline.as_deref().and_then(keeper::parse_deadline);
             for entry in fs::read_dir(&place.directory).into_iter().flatten().flatten() {
-                if let Some(Entry { mut machine }) = read_entry(&entry.path()) {
+                if let Some(mut machine) = read_machine(&entry.path()) {
                     let alive = listener(&entry.path()).is_some();
                     machine.state = if alive { MachineState::Running } else { MachineState::Gone };
                     machine.expires = expires.or(machine.expires);
@@ -265,8 +258,7 @@ impl Sshd<'_> {
             },
             expires: Some(request.deadline.at),
         };
-        let entry = Entry { machine };
-        write_private(&at("machine.json"), &serde_json::to_vec_pretty(&entry)?, 0o600)?;
+        write_private(&at("machine.json"), &serde_json::to_vec_pretty(&machine)?, 0o600)?;
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(at("sshd.log"))?;
         let mut sshd = std::process::Command::new(self.sshd);
         sshd.arg("-D").arg("-e").arg("-f").arg(at("sshd_config")).current_dir("/");
@@ -274,7 +266,7 @@ impl Sshd<'_> {
         sshd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let sshd = Command::from(sshd).spawn()?;
         write_pid(&at("sshd.pid"), sshd.id())?;
-        Ok(entry.machine)
+        Ok(machine)
     }
 
     /// The sshd's configuration. `SHLVL` keeps bash from reading the `~/.bashrc` of the user's real home, as it
@@ -362,7 +354,8 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-fn read_entry(directory: &Path) -> Option<Entry> {
+/// What is remembered of a machine, in its directory.
+fn read_machine(directory: &Path) -> Option<Machine> {
     serde_json::from_slice(&fs::read(directory.join("machine.json")).ok()?).ok()
 }
 

@@ -58,8 +58,9 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
     let run = directory.id();
     say(&format!("{run}: {}; going by what lies beside it", sanitize(&ErrorChain(&error).to_string())));
     let mut leftovers = Vec::new();
-    for (name, evidence) in [("local", "local"), ("hosts", "hosts")] {
-        if directory.path().join(evidence).exists() {
+    // The two providers that keep something there keep it under their own names.
+    for name in ["local", "hosts"] {
+        if directory.path().join(name).exists() {
             let Backend { provider, connector } = Backend::recorded(name, state)?;
             leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
             connector.finish(&run).await;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
+use tsunami_core::Addresses;
+
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
 use super::problem::Problem;
 use super::template::{Facts, Fleet, Scope, is_reserved};
@@ -113,9 +115,11 @@ fn placeholders(groups: &[Group]) -> Vec<Facts> {
             group: group.name.clone(),
             index,
             ip: private.clone(),
-            public_ip: Some(public),
-            private_ip: Some(private),
-            network: Some("placeholder".to_owned()),
+            addresses: Addresses {
+                public: Some(public),
+                private: Some(private),
+                network: Some("placeholder".to_owned()),
+            },
             run_id: "placeholder".to_owned(),
         }
     };

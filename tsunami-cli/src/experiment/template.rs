@@ -12,6 +12,7 @@ use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, StringInput, Valu
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, escape_formatter, filters,
 };
+use tsunami_core::Addresses;
 
 use super::problem::{likely, suggest};
 
@@ -194,12 +195,8 @@ pub(crate) struct Facts {
     pub(crate) index: u32,
     /// The address by which it reaches itself: the private one if it has any, else the public one.
     pub(crate) ip: String,
-    /// The address by which the world reaches it.
-    pub(crate) public_ip: Option<String>,
-    /// The address by which machines of the same network reach it.
-    pub(crate) private_ip: Option<String>,
-    /// The network in which its private address means something; machines with the same one see each other.
-    pub(crate) network: Option<String>,
+    /// The addresses by which others reach it.
+    pub(crate) addresses: Addresses,
     /// The run it belongs to.
     pub(crate) run_id: String,
 }
@@ -238,9 +235,7 @@ pub(crate) fn address_from<'a>(me: &Facts, other: &'a Facts) -> Option<&'a str> 
     if me.name == other.name {
         return Some(&other.ip);
     }
-    let neighbours = me.network.is_some() && me.network == other.network;
-    let private = other.private_ip.as_deref();
-    private.filter(|_| neighbours).or(other.public_ip.as_deref()).or(private)
+    other.addresses.seen_from(&me.addresses)
 }
 
 /// The facts as environment variables: in set-up without a trial, in steps with one.
@@ -338,8 +333,8 @@ fn attribute(me: &Facts, other: &Facts, name: &str) -> Option<Option<Value>> {
         "group" => Some(Value::from(&other.group)),
         "index" => Some(Value::from(other.index)),
         "ip" => address_from(me, other).map(Value::from),
-        "public_ip" => other.public_ip.as_ref().map(Value::from),
-        "private_ip" => other.private_ip.as_ref().map(Value::from),
+        "public_ip" => other.addresses.public.as_ref().map(Value::from),
+        "private_ip" => other.addresses.private.as_ref().map(Value::from),
         _ => return None,
     })
 }
@@ -539,9 +534,11 @@ mod tests {
             group: group.to_owned(),
             index,
             ip: private.clone(),
-            public_ip: public.map(str::to_owned),
-            private_ip: Some(private),
-            network: Some(network.to_owned()),
+            addresses: Addresses {
+                public: public.map(str::to_owned),
+                private: Some(private),
+                network: Some(network.to_owned()),
+            },
             run_id: "r1".to_owned(),
         }
     }
@@ -589,14 +586,9 @@ mod tests {
         let [server, _, hidden] = fleet.machines() else { panic!() };
         assert_eq!(address_from(server, server), Some("10.0.1.0"), "itself");
         assert_eq!(address_from(server, hidden), Some("10.0.2.1"), "better than nothing");
-        let nowhere = Facts { network: None, ..server.clone() };
-        let elsewhere = Facts {
-            network: None,
-            name: "x-0".to_owned(),
-            private_ip: None,
-            public_ip: None,
-            ..server.clone()
-        };
+        let addresses = Addresses { network: None, ..server.addresses.clone() };
+        let nowhere = Facts { addresses, ..server.clone() };
+        let elsewhere = Facts { name: "x-0".to_owned(), addresses: Addresses::default(), ..server.clone() };
         assert_eq!(
             address_from(&elsewhere, &nowhere),
             Some("198.18.0.1"),
