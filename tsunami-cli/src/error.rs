@@ -65,7 +65,9 @@ impl Error {
             Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => USAGE,
             Self::Core(error) | Self::Run { error, .. } => status(error),
             Self::Exec(error) => match error {
-                CoreError::Lost { .. } | CoreError::Connect { .. } => EXEC_LOST,
+                CoreError::Lost { .. } | CoreError::Interrupted { .. } | CoreError::Connect { .. } => {
+                    EXEC_LOST
+                }
                 _ => EXEC_FAILED,
             },
         }
@@ -146,8 +148,12 @@ fn status(error: &CoreError) -> u8 {
     match error {
         CoreError::Remains { .. } => REMAINS,
         CoreError::Cancelled => INTERRUPTED,
-        CoreError::Lost { .. } | CoreError::Connect { .. } | CoreError::LifetimeOver(_) => LOST,
-        CoreError::Launch { .. } => LAUNCH,
+        CoreError::Lost { .. }
+        | CoreError::Interrupted { .. }
+        | CoreError::Unfit { .. }
+        | CoreError::Connect { .. }
+        | CoreError::LifetimeOver(_) => LOST,
+        CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
         CoreError::Quote { failures } => {
             let unusable =
                 |kind| matches!(kind, ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported);

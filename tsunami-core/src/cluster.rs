@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Mender;
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, rounded};
 use crate::machine::{Machine, RunId};
@@ -33,11 +34,29 @@ struct ClusterInner {
     run: RunId,
     hosts: Vec<Host>,
     events: Events,
+    mender: Option<Mender>,
 }
 
 impl Cluster {
-    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events) -> Self {
-        Self { inner: Arc::new(ClusterInner { run, hosts, events }) }
+    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events, mender: Option<Mender>) -> Self {
+        Self { inner: Arc::new(ClusterInner { run, hosts, events, mender }) }
+    }
+
+    /// Replaces the machines that were interrupted and waits until their replacements are set up. The answer
+    /// has those in place of the old ones, under the same names, and the other machines as they were.
+    ///
+    /// Fails if a machine was interrupted that may not be replaced: because its
+    /// [group](crate::Group::replace_interrupted) does not say so, because it is a replacement itself, or
+    /// because this process did not launch it. May be dropped at any await; what was launched by then is torn
+    /// down with the run.
+    pub async fn repair(&self) -> Result<Cluster, Error> {
+        match &self.inner.mender {
+            Some(mender) => mender.repair(self).await,
+            None => match self.hosts().iter().find_map(Host::interruption) {
+                Some(error) => Err(error),
+                None => Ok(self.clone()),
+            },
+        }
     }
 
     /// The run.
@@ -82,6 +101,9 @@ struct HostInner {
     cancel: CancellationToken,
     /// The provider says that the machine is gone.
     gone: CancellationToken,
+    /// The provider says that it takes the machine back, and why.
+    interrupted: CancellationToken,
+    reason: OnceLock<String>,
 }
 
 impl fmt::Debug for Host {
@@ -99,9 +121,10 @@ impl Host {
         session: Arc<dyn Session>,
         events: Events,
         cancel: CancellationToken,
-        gone: CancellationToken,
     ) -> Self {
-        let inner = HostInner { name: machine.name(), machine, session, events, cancel, gone };
+        let (gone, interrupted) = (CancellationToken::new(), CancellationToken::new());
+        let (name, reason) = (machine.name(), OnceLock::new());
+        let inner = HostInner { name, machine, session, events, cancel, gone, interrupted, reason };
         Self { inner: Arc::new(inner), stage: "run".into() }
     }
 
@@ -213,7 +236,30 @@ impl Host {
         self.inner.gone.cancel();
     }
 
+    /// Ends what runs on the machine, which its provider takes back. Files can still be fetched from it.
+    pub(crate) fn mark_interrupted(&self, reason: &str) {
+        let _ = self.inner.reason.set(reason.to_owned());
+        self.inner.interrupted.cancel();
+    }
+
+    /// The error of a machine that its provider takes back, or took, before its time.
+    pub fn interruption(&self) -> Option<Error> {
+        self.inner.reason.get().map(|reason| Error::Interrupted {
+            machine: self.name().to_owned(),
+            id: self.inner.machine.id.clone(),
+            stage: self.stage.to_string(),
+            reason: reason.clone(),
+        })
+    }
+
+    pub(crate) fn session(&self) -> &Arc<dyn Session> {
+        &self.inner.session
+    }
+
     fn lost(&self, action: &str) -> Error {
+        if let Some(interrupted) = self.interruption() {
+            return interrupted;
+        }
         Error::Lost {
             machine: self.name().to_owned(),
             stage: self.stage.to_string(),
@@ -325,6 +371,7 @@ impl HostCommand {
         let result = tokio::select! {
             biased;
             result = &mut running => result,
+            () = inner.interrupted.cancelled() => return Err(self.host.lost(&self.command.to_string())),
             () = inner.gone.cancelled() => return Err(self.host.lost(&self.command.to_string())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;

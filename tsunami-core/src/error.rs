@@ -63,6 +63,36 @@ pub enum Error {
         /// What was seen.
         source: BoxError,
     },
+    /// A machine's provider takes it back before its time.
+    #[error("{machine} ({id}): interrupted in stage {stage}: {reason}")]
+    Interrupted {
+        /// The machine.
+        machine: String,
+        /// Its id.
+        id: MachineId,
+        /// What it was doing.
+        stage: String,
+        /// What the provider says.
+        reason: String,
+    },
+    /// A new machine is not what its provider promised.
+    #[error("{machine} ({id}): not fit for use")]
+    Unfit {
+        /// The machine.
+        machine: String,
+        /// Its id.
+        id: MachineId,
+        /// What is wrong with it.
+        source: ProviderError,
+    },
+    /// The run might cost more than its budget. Nothing was started.
+    #[error("{}", over_budget(*budget, *most))]
+    Budget {
+        /// The budget, in US dollars.
+        budget: f64,
+        /// The most the run can cost, in US dollars; `None` if a price is not known.
+        most: Option<f64>,
+    },
     /// A command ended with a status other than 0, or by a signal.
     #[error("{machine}: stage {stage}: `{command}` ended with {exit}")]
     Command {
@@ -192,7 +222,7 @@ impl Error {
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.help.as_deref()),
-            Self::Launch { source, .. } => source.help.as_deref(),
+            Self::Launch { source, .. } | Self::Unfit { source, .. } => source.help.as_deref(),
             Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
             Self::Prepare(source) => source.help.as_deref(),
             Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
@@ -204,11 +234,12 @@ impl Error {
     pub fn place(&self) -> Option<(&str, &str)> {
         match self {
             Self::Lost { machine, stage, .. }
+            | Self::Interrupted { machine, stage, .. }
             | Self::Command { machine, stage, .. }
             | Self::Timeout { machine, stage, .. }
             | Self::Session { machine, stage, .. }
             | Self::At { machine, stage, .. } => Some((machine, stage)),
-            Self::Connect { machine, .. } => Some((machine, "connect")),
+            Self::Connect { machine, .. } | Self::Unfit { machine, .. } => Some((machine, "connect")),
             Self::Remains { cause: Some(cause), .. } => cause.place(),
             _ => None,
         }
@@ -285,6 +316,13 @@ impl fmt::Display for ErrorChain<'_> {
 /// `1 problem`, `2 problems`.
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn over_budget(budget: f64, most: Option<f64>) -> String {
+    match most {
+        Some(most) => format!("the run may cost up to ${most:.2}, more than its budget of ${budget:.2}"),
+        None => format!("what the run may cost is not known, so it does not fit its budget of ${budget:.2}"),
+    }
 }
 
 fn running(command: Option<&str>) -> String {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::machine::{MachineId, RunId};
-use crate::provider::Leftover;
+use crate::provider::{Leftover, Price};
 use crate::session::{Exit, Stream};
 
 /// One thing that happened in a run.
@@ -38,10 +38,12 @@ pub enum EventKind {
     Launching { group: String, count: u32 },
     /// A request to a provider will be repeated.
     Retrying { group: String, error: String, delay: f64 },
+    /// The provider says what happens on the way.
+    Note { group: String, text: String },
     /// A group was launched.
     Launched { group: String, machines: Vec<MachineId> },
     /// A machine runs and has an address.
-    Running { machine: String, id: MachineId, address: String },
+    Running { machine: String, id: MachineId, address: String, description: String, price: Price },
     /// A session to a machine stands.
     Connected { machine: String },
     /// A machine's set-up is done.
@@ -63,6 +65,8 @@ pub enum EventKind {
     },
     /// Files were brought home.
     Collected { machine: String, stage: String, into: String, files: usize },
+    /// The provider takes a machine back before its time, at once or within minutes.
+    Interrupted { machine: String, id: MachineId, reason: String },
     /// A machine that should be running is not, or its listing fails.
     MachineGone { machine: String, id: MachineId },
     /// The provider's listing failed; it is tried again.

@@ -37,10 +37,11 @@ pub use plan::{
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{
-    LaunchRequest, Leftover, MachineSpec, Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter,
+    LaunchRequest, Leftover, MachineSpec, Notes, Offer, Price, Provider, ProviderError, ProviderErrorKind,
+    Quote, RunFilter,
 };
 pub use record::{RunDirectory, RunRecord, State};
-pub use report::{CommandReport, MachineReport, Report};
+pub use report::{CommandReport, MachineReport, Replaced, Report};
 pub use session::{
     Command, Connector, Download, Exit, OutputSink, Program, Session, SessionError, SessionErrorKind, Stdin,
     Stream,

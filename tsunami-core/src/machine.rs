@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::provider::Price;
+
 /// The identity of a run, carried as a tag by everything the run creates.
 ///
 /// It begins with the time of its creation (UTC), so that listings sort by age, and ends with four random
@@ -108,7 +110,7 @@ impl fmt::Display for MachineId {
 }
 
 /// What a provider says of one machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The provider's id.
     pub id: MachineId,
@@ -129,6 +131,15 @@ pub struct Machine {
     pub login: Login,
     /// When it ends itself, if it has a deadline of its own.
     pub expires: Option<SystemTime>,
+    /// What it is, for people: `c7g.large in eu-west-1b, spot`.
+    #[serde(default)]
+    pub description: String,
+    /// What it costs, as far as its provider can tell from its own records.
+    #[serde(default)]
+    pub price: Price,
+    /// Why the provider takes it back, or took it, before its time.
+    #[serde(default)]
+    pub interrupted: Option<String>,
 }
 
 impl Machine {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cluster::Host;
 use crate::error::Error;
-use crate::provider::MachineSpec;
+use crate::provider::{MachineSpec, Quote};
 
 /// The lifetime of machines whose plan says nothing else.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -45,6 +45,8 @@ pub struct Plan {
     pub lifetime: Duration,
     /// How long a machine may take from its launch to a session.
     pub connect_timeout: Duration,
+    /// The most that the machines may cost, in US dollars.
+    pub budget: Option<f64>,
 }
 
 /// Something that is wrong with a plan.
@@ -70,6 +72,7 @@ impl Plan {
             groups: Vec::new(),
             lifetime: DEFAULT_LIFETIME,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            budget: None,
         }
     }
 
@@ -91,6 +94,20 @@ impl Plan {
         self
     }
 
+    /// Sets the most that the machines may cost over their lifetime, in US dollars. A run that might cost more,
+    /// or whose price is not known, is not started.
+    pub fn budget(mut self, dollars: f64) -> Self {
+        self.budget = Some(dollars);
+        self
+    }
+
+    /// The most that the machines can cost over their lifetime, in US dollars, given the quotes for the groups
+    /// in order. `None` if a price is not known.
+    pub fn most(&self, quotes: &[Quote]) -> Option<f64> {
+        let groups = self.groups.iter().zip(quotes);
+        groups.map(|(group, quote)| quote.most.dollars(group.count, self.lifetime)).sum()
+    }
+
     /// Checks the plan by itself. The error lists all problems.
     pub fn validate(&self) -> Result<(), Error> {
         let mut problems = Vec::new();
@@ -105,6 +122,9 @@ impl Plan {
         }
         if self.lifetime.is_zero() {
             problem("plan", "the lifetime is zero".to_owned());
+        }
+        if self.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
+            problem("plan", "the budget is not an amount of money".to_owned());
         }
         if self.connect_timeout.is_zero() {
             problem("plan", "the connect timeout is zero".to_owned());
@@ -150,6 +170,8 @@ pub struct Group {
     pub spec: MachineSpec,
     /// How many.
     pub count: u32,
+    /// Whether a machine that its provider takes back before its time gets a replacement, once.
+    pub replace_interrupted: bool,
     pub(crate) setup: Option<Setup>,
 }
 
@@ -159,12 +181,19 @@ pub(crate) type SetupFuture = Pin<Box<dyn Future<Output = Result<(), Error>> + S
 impl Group {
     /// A group of one machine without set-up.
     pub fn new(name: impl Into<String>, spec: MachineSpec) -> Self {
-        Self { name: name.into(), spec, count: 1, setup: None }
+        Self { name: name.into(), spec, count: 1, replace_interrupted: false, setup: None }
     }
 
     /// Sets how many machines the group has.
     pub fn count(mut self, count: u32) -> Self {
         self.count = count;
+        self
+    }
+
+    /// Sets whether a machine that its provider takes back before its time gets a replacement, once. During
+    /// set-up that happens by itself, afterwards through [`Cluster::repair`](crate::Cluster::repair).
+    pub fn replace_interrupted(mut self, replace: bool) -> Self {
+        self.replace_interrupted = replace;
         self
     }
 
@@ -195,6 +224,7 @@ impl Debug for Group {
             .field("name", &self.name)
             .field("spec", &self.spec)
             .field("count", &self.count)
+            .field("replace_interrupted", &self.replace_interrupted)
             .field("setup", &self.setup.is_some())
             .finish()
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BoxError;
 use crate::machine::{Deadline, Machine, MachineId, RunId};
+use crate::session::Session;
 
 /// A source of machines: one account in one region, or whatever stands for that.
 ///
@@ -24,8 +25,14 @@ use crate::machine::{Deadline, Machine, MachineId, RunId};
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {
-    /// The provider's name as it stands in a run's record, enough to build it again: `local`.
+    /// The provider's name as it stands in a run's record: `local`.
     fn name(&self) -> String;
+
+    /// What another process must know beside the name to build the provider again: account, regions. Stands
+    /// in a run's record, so it holds no secrets.
+    fn settings(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// Checks whether `count` machines of `spec` could be launched and what they cost. Creates nothing.
     async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError>;
@@ -33,14 +40,34 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// Launches one group and returns the ids in the order of the machines' indices.
     ///
     /// Idempotent for a run and group: called again it returns the machines that it launched before, and
-    /// launches those that are missing. On an error some machines may exist.
+    /// launches those that are missing, or that [`LaunchRequest::replace`] names, in their places. On an error
+    /// some machines may exist.
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError>;
 
     /// Lists machines by tag, gone ones included for as long as the provider knows them.
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError>;
 
-    /// Moves the end of a run's machines, on the machines themselves as well as in their tags.
+    /// Checks what the provider promised of a new machine, above all its deadline, once there is a session to
+    /// it and before its set-up begins; waits for what its first boot has yet to do. May be dropped at any
+    /// await. A machine that is refused does not stay.
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let _ = (machine, session);
+        Ok(())
+    }
+
+    /// Moves the end of a run's machines, wherever the provider itself keeps it: in tags, in files.
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError>;
+
+    /// Moves the end on one machine, where it keeps that itself. Comes before [`extend`](Self::extend).
+    async fn extend_on(
+        &self,
+        machine: &Machine,
+        session: &Arc<dyn Session>,
+        until: SystemTime,
+    ) -> Result<(), ProviderError> {
+        let _ = (machine, session, until);
+        Ok(())
+    }
 
     /// Ends all that the run created and says what is still there. Idempotent; a run that is not known has
     /// nothing left. Returns when nothing remains, or when asking again later is the only way on.
@@ -103,21 +130,60 @@ impl Debug for MachineSpec {
 /// The answer to "could I have these, and for how much?".
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quote {
-    /// What one machine is, for people: `sshd on loopback`, `c7g.large in eu-west-1b`.
+    /// What could be had, the most likely first.
+    pub offers: Vec<Offer>,
+    /// The most that one machine of the group can cost, whatever is chosen, and all that comes with it.
+    pub most: Price,
+    /// What the user should know beside that.
+    pub notes: Vec<String>,
+}
+
+impl Quote {
+    /// The quote of a provider that has one kind of machine, which costs nothing.
+    pub fn free(description: impl Into<String>) -> Self {
+        let offer = Offer { description: description.into(), price: Price::Free };
+        Self { offers: vec![offer], most: Price::Free, notes: Vec::new() }
+    }
+}
+
+/// One way to have a group's machines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Offer {
+    /// What one machine is, for people: `sshd on loopback`, `spot c7g.large in eu-west-1b`.
     pub description: String,
     /// What one machine costs.
     pub price: Price,
 }
 
 /// What a machine costs.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Price {
     /// Nothing.
     Free,
     /// US dollars an hour.
     PerHour(f64),
     /// It could not be found out. Never a guess.
+    #[default]
     Unknown,
+}
+
+impl Price {
+    /// What so many machines cost over a time, in US dollars, if that is known.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tsunami_core::Price;
+    /// assert_eq!(Price::PerHour(0.5).dollars(4, Duration::from_secs(1800)), Some(1.0));
+    /// assert_eq!(Price::Unknown.dollars(4, Duration::from_secs(1800)), None);
+    /// ```
+    pub fn dollars(self, machines: u32, time: Duration) -> Option<f64> {
+        match self {
+            Self::Free => Some(0.0),
+            Self::PerHour(dollars) => Some(dollars * f64::from(machines) * time.as_secs_f64() / 3600.0),
+            Self::Unknown => None,
+        }
+    }
 }
 
 /// A request for one group of machines.
@@ -137,6 +203,36 @@ pub struct LaunchRequest {
     pub deadline: Deadline,
     /// The public key that may log in, as OpenSSH writes it.
     pub authorized_key: String,
+    /// Machines of an earlier launch that no longer count: each gets a replacement in its place.
+    pub replace: Vec<MachineId>,
+    /// Where to say what happens on the way.
+    pub notes: Notes,
+}
+
+/// Takes what a provider says on the way: that a market had no capacity, and which is next.
+#[derive(Clone, Default)]
+pub struct Notes(Option<TakeNote>);
+
+type TakeNote = Arc<dyn Fn(&str) + Send + Sync>;
+
+impl Notes {
+    /// Hands every note to `take`. The default hands them to nobody.
+    pub fn new(take: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(take)))
+    }
+
+    /// Says something.
+    pub fn say(&self, note: &str) {
+        if let Some(take) = &self.0 {
+            take(note);
+        }
+    }
+}
+
+impl Debug for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notes")
+    }
 }
 
 /// Which machines to list.

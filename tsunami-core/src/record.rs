@@ -39,6 +39,9 @@ pub struct RunRecord {
     pub experiment: String,
     /// The provider's name.
     pub provider: String,
+    /// The provider's [settings](crate::Provider::settings).
+    #[serde(default)]
+    pub settings: serde_json::Value,
     /// When the run began.
     pub created: SystemTime,
     /// When its machines end themselves.
@@ -260,6 +263,7 @@ mod tests {
             run: id.parse().unwrap(),
             experiment: experiment.into(),
             provider: "fake".into(),
+            settings: serde_json::Value::Null,
             created: SystemTime::UNIX_EPOCH,
             deadline: Deadline { at: SystemTime::UNIX_EPOCH, lifetime: Duration::from_secs(60) },
             groups: Vec::new(),

@@ -1,12 +1,13 @@
 //! What a run came to: a fold over its events.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, EventKind, GroupSize};
 use crate::machine::{MachineId, RunId};
-use crate::provider::Leftover;
+use crate::provider::{Leftover, Price};
 use crate::session::Exit;
 
 /// The summary of a run, built from its events alone: now, or from a saved stream later.
@@ -47,6 +48,15 @@ pub struct MachineReport {
     pub id: Option<MachineId>,
     /// Its address as seen by the controller.
     pub address: String,
+    /// What it is.
+    pub description: String,
+    /// What it costs.
+    pub price: Price,
+    /// Those that it replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<Replaced>,
+    /// Why its provider took it, or one that it replaced, before its time.
+    pub interrupted: Option<String>,
     /// When it ran with an address.
     pub running: Option<f64>,
     /// When the session stood.
@@ -57,6 +67,17 @@ pub struct MachineReport {
     pub gone: Option<f64>,
     /// Why it could not be connected or set up.
     pub error: Option<String>,
+}
+
+/// A machine that was interrupted and replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The provider's id.
+    pub id: MachineId,
+    /// What it cost.
+    pub price: Price,
+    /// When it ran with an address.
+    pub running: Option<f64>,
 }
 
 /// The summary of one command.
@@ -89,11 +110,24 @@ impl Report {
                 self.groups.clone_from(groups);
                 self.started = event.at;
             }
-            EventKind::Running { machine, id, address } => {
+            EventKind::Running { machine, id, address, description, price } => {
                 let machine = self.machine(machine);
-                machine.id = Some(id.clone());
+                if let Some(earlier) = machine.id.replace(id.clone()).filter(|earlier| earlier != id) {
+                    machine.replaced.push(Replaced {
+                        id: earlier,
+                        price: machine.price,
+                        running: machine.running,
+                    });
+                    (machine.connected, machine.ready, machine.gone) = (None, None, None);
+                    machine.error = None;
+                }
                 machine.address.clone_from(address);
+                machine.description.clone_from(description);
+                machine.price = *price;
                 machine.running = Some(now);
+            }
+            EventKind::Interrupted { machine, reason, .. } => {
+                self.machine(machine).interrupted = Some(reason.clone());
             }
             EventKind::Connected { machine } => self.machine(machine).connected = Some(now),
             EventKind::Ready { machine } => {
@@ -126,6 +160,25 @@ impl Report {
             }
             _ => {}
         }
+    }
+
+    /// What the machines cost, in US dollars: an estimate, from when each ran with an address to the end of the
+    /// run. `None` if a price is not known.
+    pub fn estimated_cost(&self) -> Option<f64> {
+        let end = self.finished.or(self.teardown)?;
+        let cost = |price: Price, running: Option<f64>| {
+            let time = running.map_or(0.0, |running| (end - running).max(0.0));
+            price.dollars(1, Duration::from_secs_f64(time))
+        };
+        let machines = self.machines.values().filter(|machine| machine.id.is_some());
+        let mut sum = 0.0;
+        for machine in machines {
+            sum += cost(machine.price, machine.running)?;
+            for replaced in &machine.replaced {
+                sum += cost(replaced.price, replaced.running)?;
+            }
+        }
+        Some(sum)
     }
 
     fn machine(&mut self, name: &str) -> &mut MachineReport {

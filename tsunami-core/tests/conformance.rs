@@ -49,6 +49,8 @@ async fn connected() -> Box<dyn Session> {
         spec: MachineSpec::default(),
         deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
         authorized_key: String::new(),
+        replace: Vec::new(),
+        notes: tsunami_core::Notes::default(),
     };
     cloud.launch(&request).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;

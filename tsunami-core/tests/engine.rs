@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
     Cluster, Command, Download, Error, EventKind, Exit, Group, MachineSpec, MockConnector, MockProvider,
-    Plan, ProviderError, ProviderErrorKind, Quote, Recorder, Report, State, Tsunami,
+    Plan, Price, ProviderError, ProviderErrorKind, Quote, Recorder, Report, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -540,9 +540,8 @@ async fn mocks_stand_in_for_single_calls() {
     let world = World::new();
     let mut provider = MockProvider::new();
     provider.expect_name().return_const("mock".to_owned());
-    provider.expect_quote().returning(|_, _| {
-        Ok(Quote { description: "a mock".to_owned(), price: tsunami_core::Price::Unknown })
-    });
+    provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_launch().times(1).returning(|request| {
         assert_eq!((request.group.as_str(), request.count.get()), ("node", 2));
         Err(ProviderError::new(ProviderErrorKind::Quota, "RunInstances", "VcpuLimitExceeded")
@@ -559,4 +558,97 @@ async fn mocks_stand_in_for_single_calls() {
     let error = tsunami.run(plan, nothing).await.unwrap_err();
     assert_eq!(error.help(), Some("ask for more"));
     world.assert_clear();
+}
+
+fn replaceable() -> Plan {
+    Plan::new("test")
+        .group(Group::new("server", MachineSpec::default()))
+        .group(
+            Group::new("client", MachineSpec::default())
+                .count(2)
+                .replace_interrupted(true)
+                .setup(async |m| m.run("sleep 30").await),
+        )
+        .connect_timeout(Duration::from_secs(600))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_interrupted_during_set_up_is_replaced() {
+    let world = World::new();
+    // The notice comes at 25 s, in the middle of set-up.
+    world.cloud.machine_fault("client-1", MachineFault::Interrupted(Duration::from_secs(145)));
+    let ids = world
+        .run(replaceable(), |cluster| async move {
+            Ok(cluster.hosts().iter().map(|host| host.machine().id.to_string()).collect::<Vec<_>>())
+        })
+        .await
+        .unwrap();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.contains(&"fake-0004".to_owned()), "{ids:?}");
+    let report: Report = world.events.events().iter().collect();
+    let client = &report.machines["client-1"];
+    assert_eq!((client.replaced.len(), client.interrupted.is_some()), (1, true));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_interrupted_in_the_experiment_can_be_replaced() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    world
+        .run(replaceable(), |cluster| async move {
+            let client = cluster.host("client-0").ok_or("no client")?;
+            let error = client.run("sleep 1000").await.unwrap_err();
+            assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error}");
+            let repaired = cluster.repair().await?;
+            let names: Vec<_> = repaired.hosts().iter().map(|host| host.name().to_owned()).collect();
+            assert_eq!(names, ["server-0", "client-0", "client-1"]);
+            assert_ne!(repaired.hosts()[1].machine().id, client.machine().id);
+            assert_eq!(repaired.hosts()[2].machine().id, cluster.hosts()[2].machine().id);
+            repaired.hosts()[1].run("sleep 1000").await?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interruption_that_is_not_to_be_repaired_ends_the_run() {
+    let world = World::new();
+    world.cloud.machine_fault("server-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    let error = world
+        .run(replaceable(), |cluster| async move {
+            let _ = cluster.hosts()[0].run("sleep 1000").await;
+            cluster.repair().await.map(drop)
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "server-0"), "{error}");
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
+    for (price, fits) in [(Price::PerHour(1.0), true), (Price::PerHour(1.01), false), (Price::Unknown, false)]
+    {
+        let world = World::new();
+        let mut provider = MockProvider::new();
+        provider.expect_quote().returning(move |_, _| Ok(Quote { most: price, ..Quote::free("a mock") }));
+        provider.expect_name().return_const("mock".to_owned());
+        provider.expect_settings().return_const(serde_json::Value::Null);
+        let error = || ProviderError::new(ProviderErrorKind::Capacity, "launch", "none");
+        provider.expect_launch().times(usize::from(fits)).returning(move |_| Err(error()));
+        provider.expect_terminate().returning(|_| Ok(vec![]));
+        provider.expect_consistency().return_const(Duration::ZERO);
+        provider.expect_list().returning(|_| Ok(vec![]));
+        let plan = Plan::new("test")
+            .group(Group::new("node", MachineSpec::default()).count(2))
+            .lifetime(Duration::from_secs(1800))
+            .budget(1.0);
+        let tsunami =
+            Tsunami::new(Arc::new(provider), Arc::new(world.cloud.clone())).state(world.state.clone());
+        let error = tsunami.run(plan, nothing).await.unwrap_err();
+        assert_eq!(matches!(error, Error::Budget { .. }), !fits, "{error}");
+    }
 }

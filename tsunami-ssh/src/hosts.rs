@@ -187,7 +187,7 @@ impl Provider for HostsProvider {
             return Err(invalid("a host is given twice".to_owned()));
         }
         let names: Vec<_> = hosts.iter().map(HostAddress::to_string).collect();
-        Ok(Quote { description: names.join(", "), price: Price::Free })
+        Ok(Quote::free(names.join(", ")))
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -214,6 +214,9 @@ impl Provider for HostsProvider {
                     directory: Some(format!(".tsunami/{}", request.run)),
                 },
                 expires: Some(request.deadline.at),
+                description: host.to_string(),
+                price: Price::Free,
+                interrupted: None,
             });
         }
         // Written before anybody connects: from now on, teardown knows where to look.

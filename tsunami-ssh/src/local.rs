@@ -92,7 +92,7 @@ impl Provider for LocalProvider {
         find_sshd()?;
         find_program("setsid", "util-linux")?;
         login_name().await?;
-        Ok(Quote { description: "sshd on this computer's loopback".to_owned(), price: Price::Free })
+        Ok(Quote::free("sshd on this computer's loopback"))
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -257,6 +257,9 @@ impl Sshd<'_> {
                 directory: None,
             },
             expires: Some(request.deadline.at),
+            description: "sshd on this computer's loopback".to_owned(),
+            price: Price::Free,
+            interrupted: None,
         };
         write_private(&at("machine.json"), &serde_json::to_vec_pretty(&machine)?, 0o600)?;
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(at("sshd.log"))?;
@@ -481,6 +484,8 @@ mod tests {
             spec: MachineSpec::default(),
             deadline: tsunami_core::Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: "ssh-ed25519 none".to_owned(),
+            replace: Vec::new(),
+            notes: tsunami_core::Notes::default(),
         };
         provider.launch(&request).await.unwrap();
         let directory = provider.place(&run).directory;

@@ -1,8 +1,9 @@
 //! `tsunami plan`: what a run would launch, checked as far as it can be without touching anything.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use tsunami_core::{Price, State, Tsunami};
+use tsunami_core::{Plan, Price, Quote, State, Tsunami};
 
 use super::load;
 use crate::args::FileArgs;
@@ -19,30 +20,52 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let lifetime = humantime::format_duration(experiment.lifetime);
     let mut text =
         format!("{}: {} machines, for at most {lifetime}\n", experiment.name, experiment.machines().count());
-    let mut total = Some(0.0);
-    for (group, quote) in experiment.groups.iter().zip(quotes) {
-        let price = match quote.price {
-            Price::Free => "free".to_owned(),
-            Price::PerHour(dollars) => {
-                total = total.map(|total| total + dollars * f64::from(group.size.count()));
-                format!("${dollars:.4}/h each")
-            }
-            Price::Unknown => {
-                total = None;
-                "price unknown".to_owned()
-            }
-        };
-        let _ =
-            writeln!(text, "  {:<16} {:>5} x {}, {price}", group.name, group.size.count(), quote.description);
+    let width = experiment.groups.iter().map(|group| group.name.len()).max().unwrap_or_default();
+    for (group, quote) in experiment.groups.iter().zip(&quotes) {
+        let mut title = group.name.as_str();
+        for offer in &quote.offers {
+            let count = if title.is_empty() { "or".to_owned() } else { group.size.count().to_string() };
+            let (what, price) = (&offer.description, price(offer.price));
+            let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
+            title = "";
+        }
+        for note in &quote.notes {
+            let _ = writeln!(text, "  {:<width$}         {note}", "");
+        }
     }
     for step in &experiment.steps {
         let _ = writeln!(text, "  step {:<11} on {}", step.name, step.on.join(", "));
     }
-    let _ = match total.map(|hourly| (hourly, hourly * experiment.lifetime.as_secs_f64() / 3600.0)) {
+    let most = plan.most(&quotes);
+    let _ = match most.map(|most| (most, hourly(&plan, &quotes))) {
         Some((0.0, _)) => writeln!(text, "costs nothing"),
-        Some((hourly, most)) => writeln!(text, "${hourly:.2} an hour, ${most:.2} at most"),
-        None => writeln!(text, "the price is not known"),
+        Some((most, Some(hourly))) => {
+            writeln!(text, "${hourly:.4} an hour as it looks now, ${most:.2} at most in its whole life")
+        }
+        Some((most, None)) => writeln!(text, "${most:.2} at most in its whole life"),
+        None => writeln!(text, "what it may cost is not known"),
     };
+    if let Some(budget) = plan.budget {
+        let _ = match most.is_some_and(|most| most <= budget) {
+            true => writeln!(text, "that is within the budget of ${budget:.2}"),
+            false => writeln!(text, "that is not within the budget of ${budget:.2}: it would not be run"),
+        };
+    }
     print(&text)?;
     Ok(0)
+}
+
+fn price(price: Price) -> String {
+    match price {
+        Price::Free => "free".to_owned(),
+        Price::PerHour(dollars) => format!("${dollars:.4}/h each"),
+        Price::Unknown => "price unknown".to_owned(),
+    }
+}
+
+/// What an hour of all machines costs if each group gets what is offered first.
+fn hourly(plan: &Plan, quotes: &[Quote]) -> Option<f64> {
+    let hour = Duration::from_secs(3600);
+    let first = |quote: &Quote| quote.offers.first().map_or(Price::Unknown, |offer| offer.price);
+    plan.groups.iter().zip(quotes).map(|(group, quote)| first(quote).dollars(group.count, hour)).sum()
 }

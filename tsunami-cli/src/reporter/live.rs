@@ -286,6 +286,9 @@ impl State {
             EventKind::Failed { machine, .. } => {
                 self.machine(machine, now).becomes("failed", Style::Bad, true, now);
             }
+            EventKind::Interrupted { machine, .. } => {
+                self.machine(machine, now).becomes("interrupted", Style::Bad, true, now);
+            }
             EventKind::MachineGone { machine, .. } => {
                 self.machine(machine, now).becomes("gone", Style::Bad, true, now);
             }

@@ -79,8 +79,15 @@ impl Text {
                 }
                 (Normal, Style::Plain, group.as_str(), what)
             }
-            EventKind::Running { machine, id, address } => {
-                (Normal, Style::Plain, machine.as_str(), format!("running at {address} ({id})"))
+            EventKind::Note { group, text } => (Normal, Style::Warning, group.as_str(), text.clone()),
+            EventKind::Running { machine, id, address, description, .. } => (
+                Normal,
+                Style::Plain,
+                machine.as_str(),
+                format!("running at {address} ({id}, {description})"),
+            ),
+            EventKind::Interrupted { machine, id, reason } => {
+                (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
             EventKind::Connected { machine } => {
                 (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
@@ -332,7 +339,16 @@ pub(super) mod tests {
             at(0.0, Launching { group: "client".into(), count: 2 }),
             at(0.1, Retrying { group: "server".into(), error: "no capacity".into(), delay: 2.0 }),
             at(0.9, Launched { group: "client".into(), machines: vec![id(), MachineId::new("i-1c")] }),
-            at(1.0, Running { machine: machine(), id: id(), address: "192.0.2.7".into() }),
+            at(
+                1.0,
+                Running {
+                    machine: machine(),
+                    id: id(),
+                    address: "192.0.2.7".into(),
+                    description: "a fake machine".into(),
+                    price: tsunami_core::Price::Free,
+                },
+            ),
             at(1.3, Connected { machine: machine() }),
             at(1.4, started("client-0", "setup", "apt-get update\napt-get install \x1b]0;x\x07redis")),
             at(

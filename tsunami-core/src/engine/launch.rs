@@ -1,12 +1,11 @@
 //! From nothing to machines that are set up: all groups at once, each machine as soon as it can.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::watch::Watch;
 use super::{Ended, Run};
@@ -14,8 +13,8 @@ use crate::cluster::{Cluster, Host};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
-use crate::plan::{Group, Plan, Setup};
-use crate::provider::{LaunchRequest, ProviderError, RunFilter};
+use crate::plan::Plan;
+use crate::provider::{LaunchRequest, Notes, ProviderError, RunFilter};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -23,95 +22,304 @@ const LAUNCH_ATTEMPTS: u32 = 8;
 /// The pause before the first repetition; every further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long an interruption may take to show in a listing, once the connection is lost.
+const HEARING: Duration = Duration::from_secs(10);
+
 /// What a task of the launch comes back with.
 enum Done {
-    Launched { group: usize, ids: Vec<MachineId> },
-    Up { group: usize, host: Host },
+    Launched {
+        group: usize,
+        ids: Vec<MachineId>,
+    },
+    Up {
+        group: usize,
+        host: Host,
+    },
+    /// The provider took the machine back before it was set up.
+    Interrupted {
+        group: usize,
+        index: u32,
+        error: Error,
+    },
+}
+
+type Tasks = JoinSet<Result<Done, Error>>;
+
+/// Brings machines up, and replaces those that are interrupted.
+#[derive(Clone, Debug)]
+pub(crate) struct Mender {
+    run: Arc<Run>,
+    plan: Arc<Plan>,
+    watch: Watch,
+    /// The machines that were launched, by the places of their groups and their own.
+    current: Arc<Mutex<BTreeMap<(usize, u32), MachineId>>>,
+    /// Those that were replaced, each by its group's place.
+    replaced: Arc<Mutex<Vec<(usize, MachineId)>>>,
 }
 
 impl Run {
     /// Launches all groups and sets all machines up. Everything that was begun has ended when this returns,
     /// except for requests that create something, which teardown awaits.
-    pub(super) async fn bring_up<T>(self: &Arc<Self>, plan: &Plan) -> Result<Cluster, Ended<T>> {
+    pub(super) async fn bring_up<T>(self: &Arc<Self>, plan: Plan) -> Result<Cluster, Ended<T>> {
         let (watcher, watch) = Watch::new(self.clone());
         let watcher = self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(watcher));
+        let mender = Mender {
+            run: self.clone(),
+            plan: Arc::new(plan),
+            watch,
+            current: Arc::default(),
+            replaced: Arc::default(),
+        };
         let mut tasks = JoinSet::new();
-        for (index, group) in plan.groups.iter().enumerate() {
-            tasks.spawn(self.clone().launch(index, group.clone()));
+        for place in 0..mender.plan.groups.len() {
+            tasks.spawn(mender.clone().launch(place));
         }
-        let result = self.gather(plan, &mut tasks, &watch).await;
+        let result = mender.gather(tasks, BTreeMap::new()).await;
         if result.is_err() {
-            tasks.shutdown().await;
             watcher.abort();
         }
         result
     }
+}
 
+impl Mender {
+    /// Waits until all machines are up. Whatever of `tasks` is left when this fails has ended.
     async fn gather<T>(
-        self: &Arc<Self>,
-        plan: &Plan,
-        tasks: &mut JoinSet<Result<Done, Error>>,
-        watch: &Watch,
+        &self,
+        mut tasks: Tasks,
+        mut hosts: BTreeMap<(usize, u32), Host>,
     ) -> Result<Cluster, Ended<T>> {
-        let mut hosts: BTreeMap<(usize, u32), Host> = BTreeMap::new();
-        let lifetime = self.record.deadline.lifetime;
-        let over = Instant::now() + lifetime;
-        loop {
+        let run = &self.run;
+        let lifetime = run.record.deadline.lifetime;
+        let left = run.record.deadline.at.duration_since(run.events.now()).unwrap_or_default();
+        let over = Instant::now() + left;
+        let result = loop {
             let joined = tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return Err(Error::Cancelled.into()),
-                () = tokio::time::sleep_until(over) => return Err(Error::LifetimeOver(lifetime).into()),
+                () = run.cancel.cancelled() => break Err(Error::Cancelled.into()),
+                () = tokio::time::sleep_until(over) => break Err(Error::LifetimeOver(lifetime).into()),
                 joined = tasks.join_next() => joined,
             };
-            let Some(joined) = joined else { break };
-            match joined.map_err(panicked)? {
-                Ok(Done::Launched { group: place, ids }) => {
-                    let group = &plan.groups[place];
-                    let deadline = Instant::now() + plan.connect_timeout;
-                    for (index, id) in (0..).zip(ids) {
-                        let awaited =
-                            Awaited { id, group: place, index, deadline, setup: group.setup.clone() };
-                        tasks.spawn(self.clone().machine_up(
-                            group.name.clone(),
-                            awaited,
-                            watch.clone(),
-                            plan.connect_timeout,
-                        ));
+            match joined.map(|joined| joined.map_err(panicked)) {
+                None => break Ok(()),
+                Some(Err(ended)) => break Err(ended),
+                Some(Ok(Ok(Done::Launched { group, ids }))) => self.welcome(group, ids, &mut tasks),
+                Some(Ok(Ok(Done::Up { group, host }))) => drop(hosts.insert((group, host.index()), host)),
+                Some(Ok(Ok(Done::Interrupted { group, index, error }))) => {
+                    match self.replace((group, index), error) {
+                        Ok(()) => drop(tasks.spawn(self.clone().launch(group))),
+                        Err(error) => break Err(error.into()),
                     }
-                    watch.look_now();
                 }
-                Ok(Done::Up { group, host }) => {
-                    hosts.insert((group, host.index()), host);
-                }
-                Err(error) => return Err(error.into()),
+                Some(Ok(Err(error))) => break Err(error.into()),
             }
-        }
+        };
+        tasks.shutdown().await;
+        result?;
         // A hint for other processes; the tags are the truth.
         let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
-        self.directory.write_machines(&machines).map_err(Ended::from)?;
-        watch.calm_down();
-        Ok(Cluster::new(self.id.clone(), hosts.into_values().collect(), self.events.clone()))
+        run.directory.write_machines(&machines).map_err(Ended::from)?;
+        self.watch.calm_down();
+        let hosts = hosts.into_values().collect();
+        Ok(Cluster::new(run.id.clone(), hosts, run.events.clone(), Some(self.clone())))
+    }
+
+    /// Sets out to reach those of a group's machines that are new.
+    fn welcome(&self, place: usize, ids: Vec<MachineId>, tasks: &mut Tasks) {
+        let deadline = Instant::now() + self.plan.connect_timeout;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, id) in (0..).zip(ids) {
+            if current.insert((place, index), id.clone()).as_ref() != Some(&id) {
+                tasks.spawn(self.clone().machine_up(Awaited { id, group: place, index, deadline }));
+            }
+        }
+        self.watch.look_now();
+    }
+
+    /// Notes that a machine no longer counts, if it may be replaced.
+    fn replace(&self, (group, index): (usize, u32), interrupted: Error) -> Result<(), Error> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = current.get(&(group, index));
+        let Some(id) = place.filter(|_| self.plan.groups[group].replace_interrupted) else {
+            return Err(interrupted);
+        };
+        // One round of replacements is what a budget reckons with.
+        if replaced.iter().filter(|(other, _)| *other == group).count()
+            >= self.plan.groups[group].count as usize
+        {
+            return Err(interrupted);
+        }
+        replaced.push((group, id.clone()));
+        Ok(())
+    }
+
+    /// Replaces what was interrupted since the cluster was brought up.
+    pub(crate) async fn repair(&self, cluster: &Cluster) -> Result<Cluster, Error> {
+        self.watch.look_now();
+        let heard = async {
+            while !cluster.hosts().iter().any(|host| host.interruption().is_some()) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        // None is no error: there may be nothing to repair.
+        let _ = tokio::time::timeout(HEARING, heard).await;
+        let mut hosts = BTreeMap::new();
+        let mut groups = BTreeSet::new();
+        for host in cluster.hosts() {
+            let Some(group) = self.plan.groups.iter().position(|group| group.name == host.group()) else {
+                continue;
+            };
+            match host.interruption() {
+                Some(error) => {
+                    self.replace((group, host.index()), error)?;
+                    groups.insert(group);
+                }
+                None => drop(hosts.insert((group, host.index()), host.clone())),
+            }
+        }
+        if groups.is_empty() {
+            return Ok(cluster.clone());
+        }
+        self.watch.hurry();
+        let mut tasks = JoinSet::new();
+        for group in groups {
+            tasks.spawn(self.clone().launch(group));
+        }
+        match self.gather::<Cluster>(tasks, hosts).await {
+            Ok(cluster) => Ok(cluster),
+            Err(Ended::Result(result)) => result,
+            Err(Ended::Panic(panic)) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Launches a group. The request itself runs in a task of its own that nothing aborts.
-    async fn launch(self: Arc<Self>, index: usize, group: Group) -> Result<Done, Error> {
-        self.events.emit(EventKind::Launching { group: group.name.clone(), count: group.count });
+    async fn launch(self, place: usize) -> Result<Done, Error> {
+        let (run, group) = (&self.run, &self.plan.groups[place]);
+        run.events.emit(EventKind::Launching { group: group.name.clone(), count: group.count });
+        let (events, name) = (run.events.clone(), group.name.clone());
+        let note =
+            move |text: &str| events.emit(EventKind::Note { group: name.clone(), text: text.to_owned() });
+        let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let request = LaunchRequest {
-            run: self.id.clone(),
-            experiment: self.record.experiment.clone(),
+            run: run.id.clone(),
+            experiment: run.record.experiment.clone(),
             group: group.name.clone(),
             count: group.size(),
             spec: group.spec.clone(),
-            deadline: self.record.deadline,
-            authorized_key: self.authorized_key.clone(),
+            deadline: run.record.deadline,
+            authorized_key: run.authorized_key.clone(),
+            replace: replaced.into_iter().filter(|(group, _)| *group == place).map(|(_, id)| id).collect(),
+            notes: Notes::new(note),
         };
-        let create = self.creates.spawn(self.clone().create(request));
+        let create = run.creates.spawn(run.clone().create(request));
         let launched = create.await.map_err(Error::other)?;
         let ids = launched.map_err(|source| Error::Launch { group: group.name.clone(), source })?;
-        self.events.emit(EventKind::Launched { group: group.name, machines: ids.clone() });
-        Ok(Done::Launched { group: index, ids })
+        run.events.emit(EventKind::Launched { group: group.name.clone(), machines: ids.clone() });
+        Ok(Done::Launched { group: place, ids })
     }
 
+    /// One machine's way: wait for its address, connect, set up. Nobody else's machine is waited for.
+    async fn machine_up(self, awaited: Awaited) -> Result<Done, Error> {
+        let group = &self.plan.groups[awaited.group];
+        let name = machine_name(&group.name, awaited.index);
+        let mut stage = "launch";
+        let result = async {
+            let host = self.reach(&name, &group.name, &awaited, &mut stage).await?;
+            if let Some(setup) = &group.setup {
+                stage = "setup";
+                setup(host.stage(stage))
+                    .await
+                    .map_err(|error| host.stage(stage).interruption().unwrap_or(error))?;
+            }
+            Ok(host)
+        }
+        .await;
+        match result {
+            Ok(host) => {
+                self.run.events.emit(EventKind::Ready { machine: name });
+                Ok(Done::Up { group: awaited.group, host })
+            }
+            Err(error) => {
+                let said = crate::ErrorChain(&error).to_string();
+                let stage = stage.to_owned();
+                self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
+                match error {
+                    Error::Interrupted { .. } => {
+                        Ok(Done::Interrupted { group: awaited.group, index: awaited.index, error })
+                    }
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Waits for a machine's address and connects to it.
+    async fn reach(
+        &self,
+        name: &str,
+        group: &str,
+        awaited: &Awaited,
+        stage: &mut &'static str,
+    ) -> Result<Host, Error> {
+        let (run, watch, within) = (&self.run, &self.watch, self.plan.connect_timeout);
+        let too_late = |message: &str| Error::Connect {
+            machine: name.to_owned(),
+            id: awaited.id.clone(),
+            after: within,
+            source: crate::SessionError::new(crate::SessionErrorKind::Connect, message),
+        };
+        let lost = |stage: &str, machine: Machine| match machine.interrupted {
+            Some(reason) => {
+                run.events.emit(EventKind::Interrupted {
+                    machine: name.to_owned(),
+                    id: machine.id.clone(),
+                    reason: reason.clone(),
+                });
+                Error::Interrupted {
+                    machine: name.to_owned(),
+                    id: machine.id,
+                    stage: stage.to_owned(),
+                    reason,
+                }
+            }
+            None => Error::Lost {
+                machine: name.to_owned(),
+                stage: stage.to_owned(),
+                command: None,
+                source: format!("{} ended before it could be reached", machine.id).into(),
+            },
+        };
+        let running = tokio::time::timeout_at(awaited.deadline, watch.running(&awaited.id)).await;
+        let machine = running.map_err(|_| too_late("it was not seen running with an address"))?;
+        if machine.state != MachineState::Running || machine.interrupted.is_some() {
+            return Err(lost(stage, machine));
+        }
+        // The launch's answer decides which machine is which, not the order of a listing.
+        let machine = Machine { group: group.to_owned(), index: awaited.index, ..machine };
+        run.events.emit(EventKind::Running {
+            machine: name.to_owned(),
+            id: machine.id.clone(),
+            address: machine.addresses.from_outside().unwrap_or_default().to_owned(),
+            description: machine.description.clone(),
+            price: machine.price,
+        });
+        *stage = "connect";
+        let host = tokio::select! {
+            biased;
+            host = run.admitted(machine, awaited.deadline, within) => host?,
+            machine = watch.leaving(&awaited.id) => return Err(lost(stage, machine)),
+        };
+        run.tasks.spawn(run.cancel.clone().run_until_cancelled_owned(tell_when_leaving(
+            run.clone(),
+            host.clone(),
+            watch.clone(),
+        )));
+        Ok(host)
+    }
+}
+
+impl Run {
     /// Repeats the request for as long as that may help and the run wants it.
     async fn create(self: Arc<Self>, request: LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
         let mut attempt = 0;
@@ -145,85 +353,14 @@ impl Run {
         Duration::from_millis(mixed % 500)
     }
 
-    /// One machine's way: wait for its address, connect, set up. Nobody else's machine is waited for.
-    async fn machine_up(
-        self: Arc<Self>,
-        group: String,
-        awaited: Awaited,
-        watch: Watch,
-        connect_timeout: Duration,
-    ) -> Result<Done, Error> {
-        let name = machine_name(&group, awaited.index);
-        let place = awaited.group;
-        let mut stage = "launch";
-        let result = async {
-            let setup = awaited.setup.clone();
-            let host = self.reach(&name, &group, &awaited, watch, connect_timeout, &mut stage).await?;
-            if let Some(setup) = setup {
-                stage = "setup";
-                setup(host.stage(stage)).await?;
-            }
-            Ok(host)
-        }
-        .await;
-        match result {
-            Ok(host) => {
-                self.events.emit(EventKind::Ready { machine: name });
-                Ok(Done::Up { group: place, host })
-            }
-            Err(error) => {
-                let said = crate::ErrorChain(&error).to_string();
-                self.events.emit(EventKind::Failed { machine: name, stage: stage.to_owned(), error: said });
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits for a machine's address and connects to it.
-    async fn reach(
-        self: &Arc<Self>,
-        name: &str,
-        group: &str,
-        awaited: &Awaited,
-        watch: Watch,
-        connect_timeout: Duration,
-        stage: &mut &'static str,
-    ) -> Result<Host, Error> {
-        let too_late = |message: &str| Error::Connect {
-            machine: name.to_owned(),
-            id: awaited.id.clone(),
-            after: connect_timeout,
-            source: crate::SessionError::new(crate::SessionErrorKind::Connect, message),
-        };
-        let lost = |stage: &str, what: &str| Error::Lost {
-            machine: name.to_owned(),
-            stage: stage.to_owned(),
-            command: None,
-            source: format!("{} {what}", awaited.id).into(),
-        };
-        let running = tokio::time::timeout_at(awaited.deadline, watch.running(&awaited.id)).await;
-        let machine = running.map_err(|_| too_late("it was not seen running with an address"))?;
-        if machine.state != MachineState::Running {
-            return Err(lost(stage, "ended before it could be reached"));
-        }
-        // The launch's answer decides which machine is which, not the order of a listing.
-        let machine = Machine { group: group.to_owned(), index: awaited.index, ..machine };
-        self.events.emit(EventKind::Running {
-            machine: name.to_owned(),
-            id: machine.id.clone(),
-            address: machine.addresses.from_outside().unwrap_or_default().to_owned(),
-        });
-        *stage = "connect";
-        let host = tokio::select! {
-            biased;
-            host = self.connect(machine, awaited.deadline, connect_timeout) => host?,
-            () = watch.gone(&awaited.id) => return Err(lost(stage, "ended before it could be reached")),
-        };
-        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(tell_when_gone(
-            self.clone(),
-            host.clone(),
-            watch,
-        )));
+    /// Connects to a new machine and has its provider check it.
+    async fn admitted(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
+        let host = self.connect(machine, deadline, within).await?;
+        self.provider.admit(host.machine(), host.session()).await.map_err(|source| Error::Unfit {
+            machine: host.name().to_owned(),
+            id: host.machine().id.clone(),
+            source,
+        })?;
         Ok(host)
     }
 
@@ -240,13 +377,7 @@ impl Run {
         let session: Arc<dyn crate::Session> = session.into();
         self.sessions().push(session.clone());
         self.events.emit(EventKind::Connected { machine: machine.name() });
-        Ok(Host::new(
-            machine,
-            session,
-            self.events.clone(),
-            self.cancel.child_token(),
-            CancellationToken::new(),
-        ))
+        Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
     }
 
     /// Connects to machines that an earlier process left up.
@@ -284,15 +415,23 @@ struct Awaited {
     group: usize,
     index: u32,
     deadline: Instant,
-    setup: Option<Setup>,
 }
 
-/// Tells a host's commands when the provider says that the machine is gone: the connection may take long to
-/// notice.
-async fn tell_when_gone(run: Arc<Run>, host: Host, watch: Watch) {
-    watch.gone(&host.machine().id).await;
-    run.events
-        .emit(EventKind::MachineGone { machine: host.name().to_owned(), id: host.machine().id.clone() });
+/// Tells a host's commands when the provider says that the machine is going, or gone: the connection may take
+/// long to notice.
+async fn tell_when_leaving(run: Arc<Run>, host: Host, watch: Watch) {
+    let (name, id) = (host.name(), &host.machine().id);
+    let machine = watch.leaving(id).await;
+    if let Some(reason) = machine.interrupted {
+        run.events.emit(EventKind::Interrupted {
+            machine: name.to_owned(),
+            id: id.clone(),
+            reason: reason.clone(),
+        });
+        host.mark_interrupted(&reason);
+    }
+    watch.gone(id).await;
+    run.events.emit(EventKind::MachineGone { machine: name.to_owned(), id: id.clone() });
     host.mark_gone();
 }
 

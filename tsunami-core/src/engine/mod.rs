@@ -24,6 +24,8 @@ use crate::provider::{Leftover, Provider, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
 use crate::session::{Connector, Session};
 
+pub(crate) use launch::Mender;
+
 /// Runs experiments: the place where a provider and a connector meet.
 ///
 /// ```
@@ -215,7 +217,7 @@ impl Tsunami {
         match connected {
             Ok(hosts) => {
                 running.cluster =
-                    Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone()));
+                    Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone(), None));
                 Ok(running)
             }
             Err(error) => {
@@ -251,12 +253,19 @@ impl Tsunami {
 
     /// Records a run and brings its machines up; tears them down if that fails.
     async fn launch(self, run: RunId, plan: Plan, cancel: CancellationToken) -> Result<Running, Error> {
-        self.quote(&plan).await?;
+        let quotes = self.quote(&plan).await?;
+        if let Some(budget) = plan.budget {
+            let most = plan.most(&quotes);
+            if most.is_none_or(|most| most > budget) {
+                return Err(Error::Budget { budget, most });
+            }
+        }
         let created = self.started_at.unwrap_or_else(SystemTime::now);
         let record = RunRecord {
             run,
             experiment: plan.name.clone(),
             provider: self.provider.name(),
+            settings: self.provider.settings(),
             created,
             deadline: Deadline { at: created + plan.lifetime, lifetime: plan.lifetime },
             groups: plan
@@ -283,7 +292,7 @@ impl Tsunami {
             groups: run.record.groups.clone(),
         });
         let mut running = Running { run, cluster: None, keep: self.keep, attached: false };
-        match running.run.bring_up(&plan).await {
+        match running.run.bring_up(plan).await {
             Ok(cluster) => {
                 running.cluster = Some(cluster);
                 Ok(running)

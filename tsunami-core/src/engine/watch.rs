@@ -54,14 +54,27 @@ impl Watch {
         self.calm.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until a machine runs and has an address, or is on its way out.
+    /// Machines are awaited again: look more often.
+    pub(super) fn hurry(&self) {
+        self.calm.store(false, Ordering::Relaxed);
+        self.look_now();
+    }
+
+    /// Waits until a machine runs and has an address, or is on its way out, or soon will be.
     pub(super) async fn running(&self, id: &MachineId) -> Machine {
         self.until(id, |machine| match machine.state {
+            _ if machine.interrupted.is_some() => true,
             MachineState::Pending => false,
             MachineState::Running => machine.addresses.own().is_some() || machine.login.host.is_some(),
             MachineState::Stopping | MachineState::Gone => true,
         })
         .await
+    }
+
+    /// Waits until a machine is on its way out, or its provider says that it will be.
+    pub(super) async fn leaving(&self, id: &MachineId) -> Machine {
+        let out = |machine: &Machine| matches!(machine.state, MachineState::Stopping | MachineState::Gone);
+        self.until(id, |machine| out(machine) || machine.interrupted.is_some()).await
     }
 
     /// Waits until a machine is on its way out.

@@ -165,6 +165,8 @@ pub mod provider {
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key:
                 "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g".to_owned(),
+            replace: Vec::new(),
+            notes: crate::Notes::default(),
         }
     }
 

@@ -96,6 +96,9 @@ pub enum MachineFault {
     DropsSession(Duration),
     /// It ends by itself this long after its launch.
     Dies(Duration),
+    /// The cloud takes it back this long after its launch, having said so two minutes before. Its replacement
+    /// stays.
+    Interrupted(Duration),
     /// It takes this long to end.
     SlowTerminate(Duration),
 }
@@ -170,11 +173,17 @@ struct FakeMachine {
     runs_at: Option<Instant>,
     ends_at: Instant,
     expires: SystemTime,
+    /// When it will be known that the cloud takes it back.
+    notice_at: Option<Instant>,
 }
 
 impl FakeMachine {
     fn name(&self) -> String {
         machine_name(&self.group, self.index)
+    }
+
+    fn interrupted(&self) -> Option<String> {
+        self.notice_at.filter(|at| Instant::now() >= *at).map(|_| "the fake cloud takes it back".to_owned())
     }
 
     fn state(&self) -> MachineState {
@@ -317,10 +326,13 @@ impl Inner {
     fn launch(&mut self, request: &LaunchRequest, at_most: u32) -> Vec<MachineId> {
         let mut ids = Vec::new();
         for index in 0..request.count.get() {
-            let of_request = |machine: &FakeMachine| {
-                machine.run == request.run && machine.group == request.group && machine.index == index
+            let of_request = |id: &MachineId, machine: &FakeMachine| {
+                machine.run == request.run
+                    && machine.group == request.group
+                    && machine.index == index
+                    && !request.replace.contains(id)
             };
-            let existing = self.machines.iter().find(|(_, machine)| of_request(machine));
+            let existing = self.machines.iter().find(|(id, machine)| of_request(id, machine));
             if let Some((id, _)) = existing {
                 ids.push(id.clone());
             } else if ids.len() < at_most as usize {
@@ -342,10 +354,16 @@ impl Inner {
             runs_at: Some(now + Duration::from_millis(self.rng.u64(5_000..20_000))),
             ends_at: now + request.deadline.lifetime,
             expires: request.deadline.at,
+            notice_at: None,
         };
+        let first = request.replace.is_empty();
         for (name, fault) in &self.machine_faults {
             match fault {
                 _ if *name != machine.name() => {}
+                MachineFault::Interrupted(time) if first => {
+                    machine.ends_at = machine.ends_at.min(now + *time);
+                    machine.notice_at = Some(now + time.saturating_sub(Duration::from_secs(120)));
+                }
                 MachineFault::SlowBoot(time) => machine.runs_at = Some(now + *time),
                 MachineFault::NeverBoots => machine.runs_at = None,
                 MachineFault::Dies(time) => machine.ends_at = machine.ends_at.min(now + *time),
@@ -368,8 +386,7 @@ impl Provider for FakeCloud {
     }
 
     async fn quote(&self, _: &MachineSpec, _: NonZeroU32) -> Result<Quote, ProviderError> {
-        let quote = Quote { description: "a fake machine".to_owned(), price: Price::Free };
-        self.call(Call::Quote, || quote).await
+        self.call(Call::Quote, || Quote::free("a fake machine")).await
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -464,6 +481,9 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
             directory: None,
         },
         expires: Some(machine.expires),
+        description: "a fake machine".to_owned(),
+        price: Price::Free,
+        interrupted: machine.interrupted(),
     }
 }
 

@@ -50,6 +50,8 @@ impl Machines {
             spec: MachineSpec::default(),
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key,
+            replace: Vec::new(),
+            notes: tsunami_core::Notes::default(),
         };
         provider.launch(&request).await.unwrap();
         let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
