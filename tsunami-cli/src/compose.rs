@@ -1,11 +1,17 @@
 //! Where the layers meet: from an experiment file to a plan, a provider and a connector.
 
+#[cfg(feature = "aws")]
+pub(crate) mod aws;
+#[cfg(not(feature = "aws"))]
+#[path = "compose/no_aws.rs"]
+pub(crate) mod aws;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tsunami_core::{
     Command, Connector, Error as CoreError, Group as CoreGroup, Host, HostCommand, MachineSpec, Plan,
-    Provider, State,
+    Provider, RunRecord, State,
 };
 use tsunami_ssh::{
     HostAddress, HostsProvider, HostsSpec, InvalidHost, LocalProvider, SshConnector, SshOptions,
@@ -13,8 +19,8 @@ use tsunami_ssh::{
 
 use crate::error::Error;
 use crate::experiment::{
-    EnvValue, Experiment, Facts, Fleet, Group, ProviderKind, Scope, Setup, Size, Ssh, Template,
-    TemplateError, Transport, variables,
+    EnvValue, Experiment, Facts, Fleet, Group, OnInterruption, ProviderKind, Scope, Setup, Size, Ssh,
+    Template, TemplateError, Transport, variables,
 };
 
 /// A provider and a connector that fit each other.
@@ -25,29 +31,35 @@ pub(crate) struct Backend {
 
 impl Backend {
     /// What an experiment asks for.
-    pub(crate) fn of(experiment: &Experiment, accept_new_hosts: bool, state: &State) -> Self {
+    pub(crate) async fn of(
+        experiment: &Experiment,
+        accept_new_hosts: bool,
+        state: &State,
+    ) -> Result<Self, Error> {
         let options = ssh_options(&experiment.ssh, accept_new_hosts);
         match experiment.provider {
-            ProviderKind::Local => Self::local(state, options),
-            ProviderKind::Hosts => Self::hosts(state, options),
+            ProviderKind::Local => Ok(Self::local(state, options)),
+            ProviderKind::Hosts => Ok(Self::hosts(state, options)),
+            ProviderKind::Aws => aws::of(experiment, state, options).await,
         }
     }
 
     /// What a recorded run was made with. Its options for SSH are remembered in its directory.
-    pub(crate) fn recorded(provider: &str, state: &State) -> Result<Self, Error> {
-        match provider {
+    pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Self, Error> {
+        match record.provider.as_str() {
             "local" => Ok(Self::local(state, SshOptions::default())),
             "hosts" => Ok(Self::hosts(state, SshOptions::default())),
-            _ => Err(Error::Usage(format!("this tsunami knows no provider `{provider}`"))),
+            "aws" => aws::recorded(record, state).await,
+            other => Err(Error::Usage(format!("this tsunami knows no provider `{other}`"))),
         }
     }
 
-    fn local(state: &State, options: SshOptions) -> Self {
+    pub(crate) fn local(state: &State, options: SshOptions) -> Self {
         let provider = Arc::new(LocalProvider::new(state.root()));
         Self { provider, connector: Arc::new(SshConnector::new(options)) }
     }
 
-    fn hosts(state: &State, options: SshOptions) -> Self {
+    pub(crate) fn hosts(state: &State, options: SshOptions) -> Self {
         let connector = Arc::new(SshConnector::new(options));
         Self { provider: Arc::new(HostsProvider::new(state.root(), connector.clone())), connector }
     }
@@ -77,22 +89,29 @@ fn absolute(path: Option<&Path>) -> Option<PathBuf> {
 /// The plan of an experiment: its groups, each set up as the file says.
 pub(crate) fn plan(experiment: &Arc<Experiment>) -> Result<Plan, Error> {
     let mut plan = Plan::new(&experiment.name).lifetime(experiment.lifetime);
+    plan.budget = experiment.budget;
     if let Some(timeout) = experiment.ssh.connect_timeout {
         plan = plan.connect_timeout(timeout);
     }
+    #[cfg(feature = "aws")]
+    aws::check_rules(experiment)?;
     for (index, group) in experiment.groups.iter().enumerate() {
         let experiment = experiment.clone();
         let setup = move |host: Host| {
             let experiment = experiment.clone();
             async move { set_up(&host, &experiment.groups[index], &experiment.set).await }
         };
-        plan = plan.group(CoreGroup::new(&group.name, spec(group)?).count(group.size.count()).setup(setup));
+        let replace = group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
+        let group = CoreGroup::new(&group.name, spec(group)?).count(group.size.count()).setup(setup);
+        plan = plan.group(group.replace_interrupted(replace));
     }
     Ok(plan)
 }
 
 fn spec(group: &Group) -> Result<MachineSpec, Error> {
     match &group.size {
+        #[cfg(feature = "aws")]
+        Size::Count(_) if group.aws.is_some() => Ok(group.aws.as_ref().map(aws::spec).unwrap_or_default()),
         Size::Count(_) => Ok(MachineSpec::default()),
         Size::Hosts(hosts) => {
             let hosts: Result<Vec<HostAddress>, InvalidHost> =

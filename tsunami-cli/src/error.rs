@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use tsunami_core::{Error as CoreError, ErrorChain, ProviderErrorKind};
+use tsunami_core::{Error as CoreError, ErrorChain, ProviderError, ProviderErrorKind};
 
 use crate::experiment::Problems;
 use crate::reporter::{sanitize, sanitize_lines};
@@ -37,6 +37,9 @@ pub(crate) enum Error {
     File { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Core(#[from] CoreError),
+    /// The provider could not even be asked.
+    #[error(transparent)]
+    Provider(ProviderError),
     /// A run failed whose logs are in this directory.
     #[error("the run failed")]
     Run {
@@ -64,6 +67,7 @@ impl Error {
         match self {
             Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => USAGE,
             Self::Core(error) | Self::Run { error, .. } => status(error),
+            Self::Provider(error) => launch_status(error.kind),
             Self::Exec(error) => match error {
                 CoreError::Lost { .. } | CoreError::Interrupted { .. } | CoreError::Connect { .. } => {
                     EXEC_LOST
@@ -94,6 +98,14 @@ impl Error {
                     label("error", colour),
                     sanitize_lines(&ErrorChain(self).to_string())
                 );
+            }
+            Self::Provider(error) => {
+                let what = sanitize_lines(&ErrorChain(error).to_string());
+                let help = error
+                    .help
+                    .as_deref()
+                    .map(|help| format!("\n{}: {}", label("help", colour), sanitize_lines(help)));
+                return format!("{}: {what}{}", label("error", colour), help.unwrap_or_default());
             }
             Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
                 return "interrupted".to_owned();
@@ -155,9 +167,8 @@ fn status(error: &CoreError) -> u8 {
         | CoreError::LifetimeOver(_) => LOST,
         CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
         CoreError::Quote { failures } => {
-            let unusable =
-                |kind| matches!(kind, ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported);
-            if failures.iter().any(|failure| unusable(failure.error.kind)) { USAGE } else { LAUNCH }
+            // What the user can mend in the file comes before what the account lacks.
+            failures.iter().map(|failure| launch_status(failure.error.kind)).min().unwrap_or(LAUNCH)
         }
         CoreError::Plan { .. }
         | CoreError::Prepare(_)
@@ -165,6 +176,14 @@ fn status(error: &CoreError) -> u8 {
         | CoreError::UnknownRun { .. }
         | CoreError::AmbiguousRun { .. } => USAGE,
         _ => FAILED,
+    }
+}
+
+/// The exit status for machines that could not be had.
+fn launch_status(kind: ProviderErrorKind) -> u8 {
+    match kind {
+        ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported => USAGE,
+        _ => LAUNCH,
     }
 }
 

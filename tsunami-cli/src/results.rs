@@ -114,6 +114,7 @@ impl Results {
         let provider = match experiment.provider {
             ProviderKind::Local => "local",
             ProviderKind::Hosts => "hosts",
+            ProviderKind::Aws => "aws",
         };
         let report = self.report.0.lock().unwrap_or_else(PoisonError::into_inner);
         let tsunami = env!("CARGO_PKG_VERSION");

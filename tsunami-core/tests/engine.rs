@@ -547,7 +547,7 @@ async fn mocks_stand_in_for_single_calls() {
         Err(ProviderError::new(ProviderErrorKind::Quota, "RunInstances", "VcpuLimitExceeded")
             .help("ask for more"))
     });
-    provider.expect_terminate().times(1).returning(|_| Ok(Vec::new()));
+    provider.expect_terminate().times(2).returning(|_| Ok(Vec::new()));
     provider.expect_list().returning(|_| Ok(Vec::new()));
     provider.expect_consistency().return_const(Duration::from_secs(3));
     let mut connector = MockConnector::new();

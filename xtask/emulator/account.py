@@ -22,7 +22,7 @@ ACCOUNT = "123456789012"
 DEFAULTS = {
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
-    "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "clock_skew": 0.0,
+    "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
 }
 
 
@@ -31,9 +31,6 @@ class Region:
 
     def __init__(self, name, backend):
         self.name, self.backend = name, backend
-        self.clear()
-
-    def clear(self):
         self.instances = {}
         self.spot_requests = {}
         self.placement_groups = {}
@@ -54,7 +51,7 @@ class Account:
         _start_moto(self.addresses)
         from moto.ec2.models import ec2_backends
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-        self.backends = ec2_backends[ACCOUNT]
+        self._backends = ec2_backends
         self.application = DomainDispatcherApplication(create_backend_app)
         self.catalog = Catalog(self)
         self.timer = Timer(self.lock)
@@ -72,6 +69,11 @@ class Account:
             self.timer.clear()
             moto_api_backend.reset()
             self._empty()
+
+    @property
+    def backends(self):
+        # A reset replaces what is behind the account.
+        return self._backends[ACCOUNT]
 
     def region(self, name):
         if name not in self.regions:
@@ -129,6 +131,10 @@ class Account:
         try:
             chunks = self.application(environ, start_response)
             answer = b"".join(chunks)
+        except NotImplementedError as problem:
+            if found := re.match(r"The filter '[^']*'", str(problem)):
+                raise ApiError("InvalidParameterValue", f"{found.group()} is invalid") from problem
+            raise ApiError("UnsupportedOperation", f"moto has no {call.action}: {problem}") from problem
         except Exception as problem:
             traceback.print_exc()
             raise ApiError("UnsupportedOperation", f"moto cannot do {call.action}: {problem}") from problem
@@ -208,7 +214,7 @@ def _start_moto(addresses):
         json.dump(IMAGES, images)
         images.flush()
         os.environ["MOTO_AMIS_PATH"] = images.name
-        import moto.ec2.models
+        import moto.ec2.models  # noqa: F401
     from moto.core.utils import get_service_model
     from moto.ec2 import utils
     from moto.ec2.models import amis, core, elastic_network_interfaces, instances, subnets

@@ -56,7 +56,9 @@ _LARGE = {
     "m5": 0.096, "m6i": 0.096, "m6g": 0.077, "m7g": 0.0816, "m7i": 0.1008, "r6i": 0.126,
 }
 _SIZES = {"micro": 1 / 8, "small": 1 / 4, "medium": 1 / 2, "large": 1, "xlarge": 2, "2xlarge": 4, "4xlarge": 8}
-_OTHERS = {"g4dn.xlarge": 0.526, "g4dn.2xlarge": 0.752, "g5.xlarge": 1.006, "g5.2xlarge": 1.212, "p4d.24xlarge": 21.9576}
+_OTHERS = {
+    "g4dn.xlarge": 0.526, "g4dn.2xlarge": 0.752, "g5.xlarge": 1.006, "g5.2xlarge": 1.212, "p4d.24xlarge": 21.9576,
+}
 _PRICES = {f"{family}.{size}": round(price * share, 5) for family, price in _LARGE.items()
            for size, share in _SIZES.items()} | _OTHERS
 _REGION_FACTORS = {"us": 1.0, "eu": 1.1, "ca": 1.1, "ap": 1.2, "sa": 1.5}
@@ -64,6 +66,14 @@ _LOCATIONS = {
     "us-east-1": "US East (N. Virginia)", "us-east-2": "US East (Ohio)", "us-west-2": "US West (Oregon)",
     "eu-west-1": "EU (Ireland)", "eu-central-1": "EU (Frankfurt)", "eu-north-1": "EU (Stockholm)",
     "ap-northeast-1": "Asia Pacific (Tokyo)", "ap-southeast-2": "Asia Pacific (Sydney)",
+}
+
+# vCPUs that may run at once, by the codes of Service Quotas: on-demand and spot, standard and graphics families.
+_QUOTAS = {
+    "L-1216C47A": ("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", 1920),
+    "L-34B43A08": ("All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests", 1920),
+    "L-DB2E81BA": ("Running On-Demand G and VT instances", 64),
+    "L-3819A6DF": ("All G and VT Spot Instance Requests", 64),
 }
 
 
@@ -140,7 +150,8 @@ class Catalog:
             if by == "availability-zone":
                 places = zones
             elif by == "availability-zone-id":
-                ids = {z.name: z.zone_id for z in self.account.region(call.region).backend.describe_availability_zones()}
+                known = self.account.region(call.region).backend.describe_availability_zones()
+                ids = {zone.name: zone.zone_id for zone in known}
                 places = [ids[zone] for zone in zones]
             else:
                 places = [call.region] if zones else []
@@ -201,8 +212,19 @@ class Catalog:
         known = [name for name in names if name in PARAMETERS]
         if len(names) > 10:
             raise ApiError("ValidationException", "1 validation error detected: at most 10 names")
+        if names and not known:
+            return self.account.moto(call)
         return {"Parameters": [_parameter(call.region, name) for name in known],
                 "InvalidParameters": [name for name in names if name not in PARAMETERS]}
+
+    def get_service_quota(self, call):
+        code = call.params.get("QuotaCode")
+        if call.params.get("ServiceCode") != "ec2" or code not in _QUOTAS:
+            raise ApiError("NoSuchResourceException", "The request failed because the specified quota does not exist.")
+        name, value = _QUOTAS[code]
+        return {"Quota": {"ServiceCode": "ec2", "ServiceName": "Amazon Elastic Compute Cloud (Amazon EC2)",
+                          "QuotaCode": code, "QuotaName": name, "Unit": "None", "Adjustable": True,
+                          "Value": float(self.account.config["quotas"].get(code, value))}}
 
     def get_products(self, call):
         params = call.params

@@ -12,6 +12,14 @@ KINDS = {"error", "throttle", "unavailable", "slow", "drop_before", "drop_after"
 
 
 class Rule:
+    """{"action": name, list or "*", "service": "ec2" if absent, "nth": first call that it fires for, "times": how often
+    (once with nth, else always), "probability", "seed", "kind"}, and for the kinds
+
+    error          "code", "message", "status"
+    slow           "seconds" before the effect
+    delay_effect   "seconds" until the effect; the connection is closed at once, or held with "hold": true
+    drop_before, drop_after, hold_before, hold_after, throttle, unavailable"""
+
     def __init__(self, given):
         if given.get("kind") not in KINDS:
             raise ValueError(f"no such kind of fault: {given.get('kind')}")
@@ -36,7 +44,9 @@ class Rule:
         self.left -= 1
         return True
 
-    def error(self):
+    def error(self, call):
+        if self.kind == "throttle" and call.is_json:
+            return ApiError("ThrottlingException", "Rate exceeded")
         if self.kind == "throttle":
             return ApiError("RequestLimitExceeded", "Request limit exceeded.")
         if self.kind == "unavailable":

@@ -94,7 +94,12 @@ class Instances:
         return before
 
     def _finish(self, instance, reason):
+        backend = self.account.region(instance.life.region).backend
+        ends = [block.volume_id for _, block in instance.get_block_device_mapping if block.delete_on_termination]
         instance.terminate()
+        # moto keeps tags of what is gone, and would list them.
+        for identity in [*ends, *(nic.id for nic in instance.nics.values())]:
+            backend.tags.pop(identity, None)
         self._because(instance, reason)
         instance.life.ended = time.monotonic()
         stays = max(self.account.config["terminated_visible"], self.account.config["eni_detach"])

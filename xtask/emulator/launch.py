@@ -8,7 +8,8 @@ import uuid
 from dataclasses import dataclass
 
 from account import ACCOUNT
-from instances import Life, SpotRequest
+from catalog import on_demand_price
+from instances import BY_USER, Life, SpotRequest
 from protocol import ApiError, success, tag_list, tags_for
 
 _TAGGED = ("instance", "volume", "network-interface", "spot-instances-request")
@@ -134,7 +135,7 @@ class Launcher:
             if count:
                 done, failed = self._fill(region, configs, market, count, options[market], params, fleet)
                 launched, errors = launched + done, errors + failed
-        region.fleets[fleet] = {"id": fleet, "state": "active", "total": total, "default": params,
+        region.fleets[fleet] = {"id": fleet, "state": "active", "total": total, 
                                 "instances": [one for _, ones in launched for one in ones]}
         region.backend.create_tags([fleet], tags_for(params.get("TagSpecifications"), "fleet"))
         return {
@@ -182,17 +183,14 @@ class Launcher:
                     pool.error = error
         if sum(len(ones) for _, ones in launched) < count:
             for pool in pools:
-                pool.error = pool.error or ApiError(
-                    "UnfulfillableCapacity", "Unable to fulfill capacity due to your request configuration. Please "
-                    "adjust your request and try again.")
-                full = taken.get(id(pool)) and pool in chosen and pool.error.code == "UnfulfillableCapacity"
-                failed.append(pool if not full else self._with_error(region, pool))
+                pool.error = pool.error or self._short(region, pool, bool(launched))
+            failed += pools
         return launched, _distinct(failed)
 
-    def _with_error(self, region, pool):
-        """A pool that gave what it had."""
-        pool.error = self._exhausted(region, pool)
-        return pool
+    def _short(self, region, pool, launched):
+        """The error of a pool that has something, but not enough."""
+        code = next((code for _, code in self._limits(region, pool) if code), None)
+        return self._exhausted(region, pool, code or (None if launched else "UnfulfillableCapacity"))
 
     @staticmethod
     def _single(pools, options, count, free):
@@ -224,7 +222,6 @@ class Launcher:
         return taken
 
     def _rank(self, region, pool, strategy):
-        from catalog import on_demand_price
         if strategy in _CHEAPEST:
             if pool.market == "spot":
                 price = self.catalog.spot_price(region.name, pool.zone, pool.kind)
@@ -288,7 +285,8 @@ class Launcher:
         places = [subnet for subnet in subnets if subnet.availability_zone in offered]
         if not places:
             named = subnets[0].availability_zone
-            text = f"Your requested instance type ({kind}) is not supported in your requested Availability Zone ({named})."
+            text = (f"Your requested instance type ({kind}) is not supported in your requested Availability Zone "
+                    f"({named}).")
             if offered:
                 text += (" Please retry your request by not specifying an Availability Zone or choosing "
                          f"{', '.join(offered)}.")
@@ -378,14 +376,15 @@ class Launcher:
                 continue
             used = sum(
                 fits("region", place.name) and fits("zone", one.placement.zone) and fits("type", one.instance_type)
-                and fits("market", "spot" if one.life.spot else "on-demand") and one.state not in ("terminated", "stopped")
+                and fits("market", "spot" if one.life.spot else "on-demand")
+                and one.state not in ("terminated", "stopped")
                 for place in self.account.regions.values() for one in place.instances.values())
             yield max(0, int(entry.get("free", 0)) - used), entry.get("code")
 
-    def _exhausted(self, region, pool):
+    def _exhausted(self, region, pool, code=None):
         """The error of a pool that has no more."""
         limits = sorted(self._limits(region, pool), key=lambda limit: limit[0])
-        code = (limits[0][1] if limits else None) or "InsufficientInstanceCapacity"
+        code = code or (limits[0][1] if limits else None) or "InsufficientInstanceCapacity"
         texts = {
             "InsufficientInstanceCapacity":
                 f"We currently do not have sufficient {pool.kind} capacity in the Availability Zone you requested "
@@ -442,7 +441,6 @@ class Launcher:
         return reservation.instances
 
     def _request_spot(self, region, instance, pool, tags):
-        from catalog import on_demand_price
         options = pool.spec.get("InstanceMarketOptions", {}).get("SpotOptions", {})
         price = pool.override.get("MaxPrice") or options.get("MaxPrice") or on_demand_price(region.name, pool.kind)
         request = SpotRequest(
@@ -477,7 +475,7 @@ class Launcher:
                 continue
             before, fleet["state"] = fleet["state"], "deleted_terminating"
             for one in fleet["instances"]:
-                self.instances.terminate(one, ("Client.UserInitiatedShutdown", "User initiated shutdown"))
+                self.instances.terminate(one, BY_USER)
             deleted.append({"FleetId": identity, "CurrentFleetState": fleet["state"], "PreviousFleetState": before})
         return {"SuccessfulFleetDeletions": deleted, "UnsuccessfulFleetDeletions": failed}
 
@@ -515,7 +513,8 @@ def _overridden(template, override, tags):
         spec["Placement"] = {**spec.get("Placement", {}), **override["Placement"]}
     if override.get("SubnetId"):
         if spec.get("NetworkInterfaces"):
-            spec["NetworkInterfaces"] = [{**nic, "SubnetId": override["SubnetId"]} for nic in spec["NetworkInterfaces"]]
+            spec["NetworkInterfaces"] = [
+                {**nic, "SubnetId": override["SubnetId"]} for nic in spec["NetworkInterfaces"]]
         else:
             spec["SubnetId"] = override["SubnetId"]
     return spec

@@ -29,13 +29,15 @@ machine=$(cd "$(dirname "$0")/.." && pwd)
 power() { echo "$1" > "$machine/power.new" && mv "$machine/power.new" "$machine/power"; }
 """
 _POWER_OFF = _STUB + "power off\n"
-_SYSTEMCTL = _STUB + """
+_SYSTEMCTL = _STUB + r"""
 watch() { pid=$(cat "$machine/deadline.pid" 2>/dev/null) && kill -0 "$pid" 2>/dev/null; }
 start() {
     watch && return
     DESTDIR=$machine/root PATH=$machine/stubs:""" + SYSTEM_PATH + """
     export DESTDIR PATH
-    setsid sh "$DESTDIR/usr/local/bin/tsunami-deadline" watch </dev/null >>"$machine/deadline.log" 2>&1 &
+    # As the unit has it: started again when it ends, until that has happened too often.
+    setsid sh -c 'for _ in 1 2 3 4 5; do sh "$DESTDIR/usr/local/bin/tsunami-deadline" watch; sleep 1; done; poweroff' \
+        </dev/null >>"$machine/deadline.log" 2>&1 &
     echo $! > "$machine/deadline.pid"
 }
 verb= now= units=
@@ -50,7 +52,7 @@ case $verb in poweroff | halt) power off; exit ;; reboot | kexec) power reboot; 
 case "$units " in *" tsunami-deadline.service "* | *" tsunami-deadline "*) ;; *) exit 0 ;; esac
 case $verb in
     start) start ;;
-    restart) ! watch || kill "$pid"; rm -f "$machine/deadline.pid"; start ;;
+    restart) ! watch || kill -TERM "-$pid"; rm -f "$machine/deadline.pid"; start ;;
     enable) [ -z "$now" ] || start ;;
     is-active) if watch; then echo active; else echo inactive; exit 3; fi ;;
 esac
@@ -73,7 +75,9 @@ done
 exec env "$@"
 """
 STUBS = {"systemctl": _SYSTEMCTL, "poweroff": _POWER_OFF, "halt": _POWER_OFF, "shutdown": _SHUTDOWN,
-         "reboot": _STUB + "power reboot\n", "sudo": _SUDO}
+         "reboot": _STUB + "power reboot\n", "sudo": _SUDO,
+         # The host may have one of its own, which would wait for the host.
+         "cloud-init": "#!/bin/sh\necho 'status: done'\n"}
 
 
 class Machine:
@@ -85,15 +89,14 @@ class Machine:
 
 
 class Machines:
-    def __init__(self, directory, ssh_port):
-        self.directory, self.port = Path(directory).resolve(), ssh_port
-        self.made = not self.directory.exists()
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory, ssh_port, made):
+        self.directory, self.port, self.made = directory, ssh_port, made
         self.user = pwd.getpwuid(os.geteuid()).pw_name
-        self.machines = {}
+        self.machines, self.past = {}, {}
         self.lock = threading.Lock()
         # A fork at the wrong moment would keep a script open for writing, which then could not be executed.
         self.forking = threading.Lock()
+        self.started = set()
         self.ends = queue.Queue()
         self.pool = ThreadPoolExecutor(32)
         self.power_off = lambda identity: None
@@ -142,21 +145,27 @@ class Machines:
 
     def end_all(self):
         with self.lock:
-            machines, self.machines = list(self.machines.values()), {}
+            machines, self.machines, self.past = list(self.machines.values()), {}, {}
         for machine in machines:
             machine.ended = True
         end_processes(machines)
         for machine in machines:
             shutil.rmtree(machine.directory, ignore_errors=True)
 
-    def close(self):
+    def close(self, keep):
+        """Ends all machines and whatever else has come to us, but for the process `keep`."""
         self.end_all()
+        for pid, (parent, _) in _processes().items():
+            if parent == os.getpid() and pid != keep:
+                _kill(pid, signal.SIGKILL)
         clean(self.directory, self.made)
 
     def facts(self, identity):
         machine = self.machines.get(identity)
-        if machine is None:
-            return {"machine": None}
+        return self._facts(machine) if machine else self.past.get(identity, {"machine": None})
+
+    @staticmethod
+    def _facts(machine):
         log = machine.directory / "boothook.log"
         text = log.read_text(errors="replace")[-4000:] if log.exists() else ""
         return {"machine": machine.status, "boots": machine.boots, "boothook_log": text}
@@ -176,8 +185,8 @@ class Machines:
         with self.forking:
             if machine.ended:
                 return
-            for name in ("root", "root/run", "home"):
-                (place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("", "root", "root/run", "home"):
+                (place / name).mkdir(mode=0o700, exist_ok=True)
             if not (place / "stubs").exists():
                 (place / "stubs").symlink_to(self.stubs)
             _write(place / HOOK, machine.hook, 0o700)
@@ -187,8 +196,8 @@ class Machines:
         machine.boots += 1
         shebang = machine.hook.split(b"\n", 1)[0]
         interpreter = shebang[2:].decode().split() if shebang.startswith(b"#!") else ["sh"]
-        environment = {"DESTDIR": str(place / "root"), "PATH": f"{place}/stubs:{SYSTEM_PATH}", "HOME": str(place / "home"),
-                       "INSTANCE_ID": machine.id, MARK: machine.id}
+        environment = {"DESTDIR": str(place / "root"), "PATH": f"{place}/stubs:{SYSTEM_PATH}",
+                       "HOME": str(place / "home"), "INSTANCE_ID": machine.id, MARK: machine.id}
         hook = self._spawn(machine, [*interpreter, str(place / HOOK)], "boothook.log", environment)
         if hook is None:
             return
@@ -224,8 +233,10 @@ class Machines:
             if machine.ended:
                 return None
             with open(machine.directory / log, "ab") as output:
-                return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
-                                        env=environment, start_new_session=True)
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
+                                           env=environment, start_new_session=True)
+                self.started.add(process.pid)
+                return process
 
     def _reboot(self, machine):
         machine.status = "booting"
@@ -243,10 +254,12 @@ class Machines:
             while not self.ends.empty():
                 machines.append(self.ends.get())
             try:
+                # Whatever was being started when they ended is there by now.
                 with self.forking:
                     pass
                 end_processes(machines)
                 for machine in machines:
+                    self.past[machine.id] = self._facts(machine)
                     shutil.rmtree(machine.directory, ignore_errors=True)
             except Exception:
                 traceback.print_exc()
@@ -271,14 +284,18 @@ class Machines:
                 traceback.print_exc()
 
     def _reap(self):
-        ours = {machine.sshd.pid for machine in list(self.machines.values()) if machine.sshd}
-        for pid, (parent, state) in _processes().items():
-            if parent == os.getpid() and state == "Z" and pid not in ours and MARK.encode() not in _starting:
-                try:
-                    if _adopted(pid):
-                        os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    pass
+        for machine in list(self.machines.values()):
+            if machine.sshd:
+                machine.sshd.poll()
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            # Whoever started a process waits for it.
+            if ended is None or ended.si_pid in self.started:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
     # What a machine consists of.
 
@@ -333,13 +350,15 @@ def boothook(user_data):
 
 
 def end_processes(machines):
-    """Kills all processes of machines: those that bear their marks, their sshds, and the descendants of both."""
+    """Kills all processes of machines: those that bear their marks or are in their directories, their sshds, and the
+    descendants of all."""
     marks = [f"{MARK}={machine.id}\0".encode() for machine in machines]
+    places = [f"{machine.directory}/" for machine in machines]
     roots = {machine.sshd.pid for machine in machines if machine.sshd and machine.sshd.poll() is None}
     for pid in roots:
         _kill(pid, signal.SIGSTOP)
     for _ in range(100):
-        family = _family(marks, roots)
+        family = _family(marks, places, roots)
         for pid in family:
             _kill(pid, signal.SIGKILL)
         for machine in machines:
@@ -364,11 +383,12 @@ def clean(directory, made):
 
 
 def guard(directory, made):
-    """Leaves a process behind that cleans up should this one be killed."""
+    """Leaves a process behind that cleans up should this one be killed. Gives its id."""
     reading, writing = os.pipe()
-    if os.fork():
+    if pid := os.fork():
         os.close(reading)
-        return writing
+        # The other end stays open for as long as this process lives.
+        return pid
     os.close(writing)
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -422,7 +442,7 @@ def _processes():
     return found
 
 
-def _family(marks, roots):
+def _family(marks, places, roots):
     processes = _processes()
     children = {}
     for pid, (parent, _) in processes.items():
@@ -432,9 +452,10 @@ def _family(marks, roots):
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 environment = file.read()
+            directory = os.readlink(f"/proc/{pid}/cwd") + "/"
         except OSError:
             continue
-        if any(mark in environment for mark in marks):
+        if any(mark in environment for mark in marks) or directory.startswith(tuple(places)):
             left.append(pid)
     while left:
         pid = left.pop()

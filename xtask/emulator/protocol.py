@@ -1,6 +1,7 @@
 """What goes over the wire: calls as they come in, replies and errors in the form that each service uses."""
 
 import json
+import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -53,6 +54,7 @@ class Call:
     body: bytes
     form: dict = field(default_factory=dict)
     n: int = 0
+    entry: dict = field(default_factory=dict)
 
     @classmethod
     def read(cls, method, path, query, headers, body):
@@ -189,7 +191,6 @@ def matches(filters, facts, kind):
 def _like(text, pattern):
     if "*" not in pattern and "?" not in pattern:
         return text == pattern
-    import re
     expression = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
     return re.fullmatch(expression, text, re.DOTALL) is not None
 

@@ -76,8 +76,39 @@ class Resources:
                 raise ApiError("DependencyViolation", f"resource {group.id} has a dependent object")
         reply = self.account.moto(call)
         for group in ours if reply.status == 200 else []:
-            region.backend.tags.pop(group.id, None)
+            for gone in (group, *group.ingress_rules, *group.egress_rules):
+                region.backend.tags.pop(gone.id, None)
         return reply
+
+    def authorize_security_group_ingress(self, call):
+        """All rules of a call or none. moto stops at the first that it has, and shows those of the last part only."""
+        region, params = self.account.region(call.region), call.params
+        name = params.get("GroupId") or params.get("GroupName", "")
+        group = region.backend.get_security_group_by_name_or_id(name)
+        if group is None:
+            raise ApiError("InvalidGroup.NotFound", f"The security group '{name}' does not exist")
+        before, added = list(group.ingress_rules), []
+        tags = tags_for(params.get("TagSpecifications"), "security-group-rule")
+        try:
+            for one in params.get("IpPermissions") or [self._single_permission(params)]:
+                rules, _ = region.backend.authorize_security_group_ingress(
+                    group.id, one.get("IpProtocol"), one.get("FromPort"), one.get("ToPort"),
+                    [*one.get("IpRanges", []), *one.get("Ipv6Ranges", [])], tags,
+                    one.get("UserIdGroupPairs", []), one.get("PrefixListIds", []))
+                added += rules
+        except Exception:
+            group.ingress_rules[:] = before
+            raise
+        return {"Return": True, "SecurityGroupRules": [
+            {"SecurityGroupRuleId": rule.id, "GroupId": group.id, "GroupOwnerId": ACCOUNT, "IsEgress": False,
+             "IpProtocol": rule.ip_protocol, "FromPort": _port(rule.from_port), "ToPort": _port(rule.to_port),
+             "CidrIpv4": rule.cidr_ipv4, "CidrIpv6": rule.cidr_ipv6, "ReferencedGroupInfo": rule.source_group or None,
+             "Description": rule.description, "Tags": tag_list(region.tags(rule.id))} for rule in added]}
+
+    @staticmethod
+    def _single_permission(params):
+        ranges = [{"CidrIp": params["CidrIp"]}] if "CidrIp" in params else []
+        return {**{key: params.get(key) for key in ("IpProtocol", "FromPort", "ToPort")}, "IpRanges": ranges}
 
     # Key pairs.
 
@@ -88,8 +119,12 @@ class Resources:
         if identity and not call.params.get("KeyName"):
             if not named:
                 raise ApiError("InvalidKeyPair.NotFound", f"The key pair ID '{identity}' does not exist")
-            return self.account.moto(call, {**call.form, "KeyName": named[0]})
-        return self.account.moto(call)
+            call.form["KeyName"] = named[0]
+        pair = region.backend.key_pairs.get(call.form.get("KeyName"))
+        reply = self.account.moto(call, call.form)
+        if pair:
+            region.backend.tags.pop(pair.id, None)
+        return reply
 
     def describe_key_pairs(self, call):
         region, params = self.account.region(call.region), call.params
@@ -131,7 +166,10 @@ class Resources:
         if name and name not in region.backend.launch_template_name_to_ids:
             raise ApiError("InvalidLaunchTemplateName.NotFoundException", "The specified launch template, with "
                            f"template name {name}, does not exist.")
-        return self.account.moto(call)
+        identity = identity or region.backend.launch_template_name_to_ids.get(name)
+        reply = self.account.moto(call)
+        region.backend.tags.pop(identity, None)
+        return reply
 
     # Tags.
 
@@ -147,7 +185,7 @@ class Resources:
                 if all(group["GroupId"] != identity for group in region.placement_groups.values()):
                     raise ApiError("InvalidPlacementGroup.Unknown", f"The Placement Group '{identity}' is unknown.")
         ours = [one for one in call.params.get("Resources", []) if one.startswith(("pg-", "sir-"))]
-        if not ours or call.params.get("DryRun"):
+        if not ours:
             return self.account.moto(call)
         for identity in call.params["Resources"]:
             tags = {tag["Key"]: tag.get("Value") for tag in call.params.get("Tags", [])}
@@ -157,6 +195,6 @@ class Resources:
                 region.backend.delete_tags([identity], tags)
         return {}
 
-    def describe_volumes(self, call):
-        """moto finds volumes by their instance's id only in some versions of the filter."""
-        return self.account.moto(call)
+
+def _port(number):
+    return -1 if number is None else number

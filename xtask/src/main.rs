@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "it talks to whoever runs it")]
 
+mod emulator;
 mod setup;
 mod test;
 
@@ -39,6 +40,12 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Start the emulator of EC2, for trying things by hand.
+    Moto {
+        /// The port to listen on, on 127.0.0.1.
+        #[arg(long, default_value_t = 5555)]
+        port: u16,
+    },
     /// What cargo calls in place of a test's program, to run it as an ordinary user.
     #[command(hide = true)]
     RunAsUser {
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
+        Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {
             test::run_as_user(&directory, &program, &arguments)
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::{Failure, Result, is_root, silently, succeeds};
+use crate::{Failure, Result, emulator, is_root, silently, succeeds};
 
 /// Programs that tsunami calls, and the Debian packages that have them.
 const TOOLS: [(&str, &str); 5] = [
@@ -32,7 +32,13 @@ const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends
 /// Where daemons are, which an ordinary user's PATH may leave out.
 const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 
+/// Everything that people need to work on tsunami, or only to use it.
 pub(crate) fn setup(tests: bool) -> Result {
+    programs_present(tests)?;
+    if tests { emulator::install() } else { Ok(()) }
+}
+
+fn programs_present(tests: bool) -> Result {
     let missing = missing(tests);
     if missing.is_empty() {
         eprintln!("xtask: nothing to install");
@@ -78,7 +84,13 @@ pub(crate) fn setup(tests: bool) -> Result {
 
 fn missing(tests: bool) -> Vec<(&'static str, &'static str)> {
     let test_tools = if tests { TEST_TOOLS.as_slice() } else { &[] };
-    TOOLS.iter().chain(test_tools).filter(|(program, _)| find(program).is_none()).copied().collect()
+    let absent = |(program, _): &&(&str, &str)| find(program).is_none();
+    let mut missing: Vec<_> = TOOLS.iter().chain(test_tools).filter(absent).copied().collect();
+    // Debian's Python comes without what makes virtual environments.
+    if tests && !silently(Command::new(emulator::PYTHON).args(["-c", "import ensurepip, venv"])) {
+        missing.push(("python3 with venv", "python3-venv"));
+    }
+    missing
 }
 
 fn programs(tools: &[(&str, &str)]) -> String {

@@ -2,9 +2,12 @@
 # tsunami's part of every boot, before sshd accepts anyone: it arms the machine's deadline and puts the run's
 # host key in place. A machine where that fails powers off.
 off() {
-    echo "tsunami: the deadline could not be armed; powering off" | tee /dev/console >&2
-    sync
-    poweroff -f -f || systemctl poweroff --force --force || echo o >/proc/sysrq-trigger
+    set +e
+    message='tsunami: the deadline could not be armed; powering off'
+    echo "$message" >&2
+    [ -n "${DESTDIR-}" ] || echo "$message" >/dev/console &
+    sleep 1
+    poweroff -f -f -n || [ -n "${DESTDIR-}" ] || echo o >/proc/sysrq-trigger
 }
 trap '[ $? = 0 ] || off' EXIT
 set -eu
@@ -12,33 +15,35 @@ umask 022
 root=${DESTDIR-}
 state=$root/var/lib/tsunami
 tool=$root/usr/local/bin/tsunami-deadline
-unit=$root/etc/systemd/system/tsunami-deadline.service
-mkdir -p "$state" "${tool%/*}" "${unit%/*}" "$root/etc/ssh/sshd_config.d"
+system=$root/etc/systemd/system
+ssh=$root/etc/ssh
 
-cat >"$tool.new" <<'TSUNAMI'
+# Writes a file unless it is there already: a full disk must not end a later boot.
+keep() {
+    content=$(cat)
+    [ "$(cat "$2" 2>/dev/null)" != "$content" ] || return 0
+    mkdir -p "${2%/*}"
+    (umask 077 && printf '%s\n' "$content" >"$2.new")
+    chmod "$1" "$2.new"
+    mv "$2.new" "$2"
+}
+
+keep 755 "$tool" <<'TSUNAMI'
 @TOOL@
 TSUNAMI
-chmod 755 "$tool.new"
-mv "$tool.new" "$tool"
 
-# Only the first boot makes the promise; `extend` may have moved it since.
-if [ ! -s "$state/deadline" ]; then
-    echo '@AT@ @FOR@' >"$state/deadline.new"
-    mv "$state/deadline.new" "$state/deadline"
-fi
-
-if [ ! -s "$unit" ]; then
-    cat >"$unit" <<'TSUNAMI'
+# It outlives every service, as a shutdown may hang.
+keep 644 "$system/tsunami-deadline.service" <<'TSUNAMI'
 [Unit]
 Description=The deadline of this machine (tsunami)
 DefaultDependencies=no
 RequiresMountsFor=/var/lib/tsunami /usr/local/bin
-Conflicts=shutdown.target
-Before=shutdown.target sshd.service ssh.service
+Before=sshd.service ssh.service ssh.socket
+IgnoreOnIsolate=yes
 RefuseManualStop=yes
 StartLimitIntervalSec=60
 StartLimitBurst=5
-StartLimitAction=poweroff-force
+StartLimitAction=poweroff-immediate
 
 [Service]
 ExecStart=/bin/sh /usr/local/bin/tsunami-deadline watch
@@ -49,28 +54,26 @@ OOMScoreAdjust=-1000
 [Install]
 WantedBy=sysinit.target
 TSUNAMI
-    systemctl daemon-reload
+
+# Only the first boot makes the promise; `extend` may have moved it since.
+[ -s "$state/deadline" ] || keep 644 "$state/deadline" <<'TSUNAMI'
+@AT@ @FOR@
+TSUNAMI
+
+if [ ! -L "$system/sysinit.target.wants/tsunami-deadline.service" ]; then
+    sync
     systemctl enable tsunami-deadline.service
 fi
-systemctl start tsunami-deadline.service
-tries=0
-until "$tool" status >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 100 ]
-    sleep 0.1
-done
+systemctl start --no-block tsunami-deadline.service
+timeout 30 sh -c "until '$tool' status; do sleep 0.1; done" >/dev/null 2>&1
 
 # A key of its own name: cloud-init replaces those named `ssh_host_*`.
-(
-    umask 077
-    cat >"$root/etc/ssh/tsunami_host_ed25519_key.new" <<'TSUNAMI'
+keep 600 "$ssh/tsunami_host_ed25519_key" <<'TSUNAMI'
 @HOST_KEY@
 TSUNAMI
-)
-mv "$root/etc/ssh/tsunami_host_ed25519_key.new" "$root/etc/ssh/tsunami_host_ed25519_key"
 line='HostKey /etc/ssh/tsunami_host_ed25519_key'
-echo "$line" >"$root/etc/ssh/sshd_config.d/00-tsunami.conf"
-config=$root/etc/ssh/sshd_config
+echo "$line" | keep 644 "$ssh/sshd_config.d/00-tsunami.conf"
+config=$ssh/sshd_config
 if [ -f "$config" ] && ! grep -Eiq '^[[:space:]]*Include[[:space:]].*sshd_config\.d/' "$config" &&
     ! grep -qxF "$line" "$config"; then
     sed -i "1i $line" "$config"

@@ -59,7 +59,7 @@ pub(crate) async fn cp(name: &str, paths: &[String]) -> Result<u8, Error> {
     let state = State::standard()?;
     let directory = state.find(name)?;
     let cancel = CancellationToken::new();
-    let engine = recorded(&directory, &state)?.cancel_on(cancel.clone());
+    let engine = recorded(&directory, &state).await?.cancel_on(cancel.clone());
     signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
     let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
     let running =

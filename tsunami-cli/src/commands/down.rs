@@ -6,6 +6,8 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, RunDirectory, RunId, State};
 
+use tsunami_ssh::SshOptions;
+
 use super::recorded;
 use crate::compose::Backend;
 use crate::error::{Error, REMAINS};
@@ -50,7 +52,7 @@ async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken)
         return unrecorded(directory, state, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));
-    Ok(recorded(directory, state)?.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
+    Ok(recorded(directory, state).await?.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
 }
 
 /// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
@@ -61,7 +63,8 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
     // The two providers that keep something there keep it under their own names.
     for name in ["local", "hosts"] {
         if directory.path().join(name).exists() {
-            let Backend { provider, connector } = Backend::recorded(name, state)?;
+            let make = if name == "local" { Backend::local } else { Backend::hosts };
+            let Backend { provider, connector } = make(state, SshOptions::default());
             leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
             connector.finish(&run).await;
         }

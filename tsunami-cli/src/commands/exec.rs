@@ -26,7 +26,7 @@ pub(crate) async fn exec(
     let directory = state.find(name).map_err(Error::Exec)?;
     let printer = Arc::new(Printer::default());
     let cancel = CancellationToken::new();
-    let engine = recorded(&directory, &state)?.observer(printer.clone()).cancel_on(cancel.clone());
+    let engine = recorded(&directory, &state).await?.observer(printer.clone()).cancel_on(cancel.clone());
     signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
     let known = directory.machines().map_err(Error::Exec)?;
     let names = |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);

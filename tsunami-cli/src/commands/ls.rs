@@ -68,7 +68,7 @@ pub(crate) async fn ls(json: bool) -> Result<u8, Error> {
 
 async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
     let record = directory.record()?;
-    let listed = recorded(directory, state)?.list(&RunFilter::Run(record.run.clone())).await?;
+    let listed = recorded(directory, state).await?.list(&RunFilter::Run(record.run.clone())).await?;
     let machines_running = listed.iter().filter(|machine| machine.state == MachineState::Running).count();
     let deadline = listed.iter().filter_map(|machine| machine.expires).max().unwrap_or(record.deadline.at);
     let now = SystemTime::now();

@@ -62,7 +62,7 @@ fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
 }
 
 /// The engine for a recorded run.
-fn recorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
-    let backend = Backend::recorded(&directory.record()?.provider, state)?;
+async fn recorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
+    let backend = Backend::recorded(&directory.record()?, state).await?;
     Ok(Tsunami::new(backend.provider, backend.connector).state(state.clone()))
 }

@@ -14,7 +14,7 @@ use crate::terminal::print;
 pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let experiment = load(args)?;
     let Backend { provider, connector } =
-        Backend::of(&experiment, args.accept_new_hosts, &State::standard()?);
+        Backend::of(&experiment, args.accept_new_hosts, &State::standard()?).await?;
     let plan = compose::plan(&experiment)?;
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
     let lifetime = humantime::format_duration(experiment.lifetime);

@@ -23,7 +23,7 @@ use crate::{reporter, signals};
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
     let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
-    let stage = Stage::set(&args.up, on.as_ref(), state, colour, verbosity)?;
+    let stage = Stage::set(&args.up, on.as_ref(), state, colour, verbosity).await?;
     let outcome = match (on, args.keep, args.keep_on_failure) {
         (Some(directory), ..) => stage.on(&directory).await,
         (None, true, _) => stage.run(Keep::Always).await,
@@ -48,7 +48,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Checks the file, makes the results directory and the observers, and listens for signals. `on` is the
     /// run whose machines are used in place of new ones.
-    pub(super) fn set(
+    pub(super) async fn set(
         args: &UpArgs,
         on: Option<&RunDirectory>,
         state: State,
@@ -58,8 +58,8 @@ impl Stage {
         let UpArgs { file, output, json } = args;
         let experiment = load(file)?;
         let Backend { provider, connector } = match on {
-            Some(directory) => Backend::recorded(&directory.record()?.provider, &state)?,
-            None => Backend::of(&experiment, file.accept_new_hosts, &state),
+            Some(directory) => Backend::recorded(&directory.record()?, &state).await?,
+            None => Backend::of(&experiment, file.accept_new_hosts, &state).await?,
         };
         let mut tsunami = Tsunami::new(provider, connector).state(state);
         let run = tsunami.next_run_id();

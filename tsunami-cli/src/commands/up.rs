@@ -10,7 +10,7 @@ use crate::reporter::Verbosity;
 use crate::terminal::print;
 
 pub(crate) async fn up(args: UpArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
-    let stage = Stage::set(&args, None, State::standard()?, colour, verbosity)?;
+    let stage = Stage::set(&args, None, State::standard()?, colour, verbosity).await?;
     let plan = compose::plan(&stage.experiment)?;
     let outcome = match stage.tsunami.up_as(stage.run.clone(), plan).await {
         Ok(running) => running.keep().await,

@@ -4,6 +4,7 @@
 //! next. What can't be read is noted and left out, and the walk goes on; what was read counts only if
 //! nothing was noted.
 
+mod aws;
 mod value;
 
 use std::collections::{HashMap, HashSet};
@@ -19,38 +20,14 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};
 use super::problem::{Problem, suggest};
 use super::template::{Template, TemplateError, is_reserved};
 use super::{
-    Action, EnvValue, Group, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret, Setup, Size, Ssh,
+    Action, Aws, EnvValue, Group, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret, Setup, Size, Ssh,
     Step, Transport, Upload, machine_name,
 };
-
-/// The keys of `[aws]`, any of which a group may override.
-const AWS_KEYS: &[&str] = &[
-    "region",
-    "zone",
-    "market",
-    "max_price",
-    "instance",
-    "mixed",
-    "image",
-    "user",
-    "disk",
-    "subnet",
-    "security_group",
-    "ssh_from",
-    "open_ports",
-    "placement_group",
-    "iam_profile",
-    "user_data",
-    "tags",
-    "wait_for_cloud_init",
-    "on_interruption",
-    "spot_block",
-    "profile",
-];
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
@@ -72,6 +49,7 @@ pub(super) struct Contents {
     pub(super) name: String,
     pub(super) provider: ProviderKind,
     pub(super) lifetime: Duration,
+    pub(super) budget: Option<f64>,
     pub(super) ssh: Ssh,
     pub(super) groups: Vec<Group>,
     pub(super) steps: Vec<Step>,
@@ -119,6 +97,9 @@ pub(super) struct Reader<'a> {
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
     templates_are_whole: bool,
+    /// What `[aws]` says, for all groups.
+    base: Aws,
+    in_group: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -135,6 +116,8 @@ impl<'a> Reader<'a> {
             placed: vec![],
             sizes: vec![],
             templates_are_whole: true,
+            base: Aws::default(),
+            in_group: false,
         }
     }
 
@@ -157,8 +140,8 @@ impl<'a> Reader<'a> {
         let root = root.get_ref();
         self.keys(
             root,
-            &["name", "provider", "lifetime", "ssh", "group", "step"],
-            &["budget", "prepare", "repeat", "aws", "matrix"],
+            &["name", "provider", "lifetime", "budget", "ssh", "aws", "group", "step"],
+            &["prepare", "repeat", "matrix"],
         );
         let name = self.experiment_name(root);
         let provider = match root.get("provider") {
@@ -166,6 +149,16 @@ impl<'a> Reader<'a> {
             None => Some(ProviderKind::Local),
         };
         let lifetime = root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(HOUR);
+        let budget = root.get("budget").and_then(|value| self.dollars(value));
+        if let Some((span, value)) = key(root, "aws") {
+            if provider.is_some_and(|provider| provider != ProviderKind::Aws) {
+                let help = "set `provider = \"aws\"`".to_owned();
+                self.note(Problem::at(span, "`[aws]` is for the provider \"aws\"").help(help));
+            } else if let Some(table) = self.table(value) {
+                self.keys(table, AWS_KEYS, &[]);
+                self.base = self.aws(table, &Aws::default());
+            }
+        }
         let ssh = root.get("ssh").and_then(|value| self.ssh(value)).unwrap_or_default();
         let groups = self.groups(root, provider);
         let steps = self.steps(root);
@@ -173,6 +166,7 @@ impl<'a> Reader<'a> {
             name: name.unwrap_or_default(),
             provider: provider.unwrap_or_default(),
             lifetime,
+            budget,
             ssh,
             groups_are_whole: groups.len() == self.sizes.len()
                 && self.sizes.iter().all(|(_, size)| size.is_some()),
@@ -196,7 +190,11 @@ impl<'a> Reader<'a> {
         self.choice(
             value,
             "provider",
-            &[("local", Some(ProviderKind::Local)), ("hosts", Some(ProviderKind::Hosts)), ("aws", None)],
+            &[
+                ("local", Some(ProviderKind::Local)),
+                ("hosts", Some(ProviderKind::Hosts)),
+                ("aws", Some(ProviderKind::Aws)),
+            ],
         )
     }
 
@@ -271,7 +269,34 @@ impl<'a> Reader<'a> {
         // Even a group that can't be read is there to be named by a step.
         self.sizes.push((name.to_owned(), None));
         let table = self.table(value)?;
-        self.keys(table, &["count", "hosts", "setup", "upload", "env"], AWS_KEYS);
+        const OWN: &[&str] = &["count", "hosts", "setup", "upload", "env"];
+        let aws = match provider {
+            Some(ProviderKind::Local | ProviderKind::Hosts) => {
+                for (key, span, _) in entries(table) {
+                    if AWS_KEYS.contains(&key) {
+                        let help = "set `provider = \"aws\"`".to_owned();
+                        let message = format!("`{key}` is for the provider \"aws\"");
+                        self.note(Problem::at(span, message).help(help));
+                    } else if !OWN.contains(&key) {
+                        let help = suggest(key, OWN.iter().copied());
+                        self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
+                    }
+                }
+                None
+            }
+            _ => {
+                self.keys(table, &[OWN, AWS_KEYS].concat(), &[]);
+                self.in_group = true;
+                let aws = self.aws(table, &self.base.clone());
+                self.in_group = false;
+                if provider.is_some() && aws.instance.is_empty() {
+                    let help =
+                        "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
+                    self.note(Problem::at(span.clone(), "this group has no `instance`").help(help));
+                }
+                Some(aws)
+            }
+        };
         let size = self.size(table, span, provider, hosts);
         let count = size.as_ref().map(Size::count);
         if let Some((_, known)) = self.sizes.last_mut() {
@@ -282,7 +307,7 @@ impl<'a> Reader<'a> {
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
-        Some(Group { name: name.to_owned(), size: size?, setup, upload, env })
+        Some(Group { name: name.to_owned(), size: size?, setup, upload, env, aws })
     }
 
     fn size(
@@ -293,13 +318,15 @@ impl<'a> Reader<'a> {
         taken: &mut HashSet<String>,
     ) -> Option<Size> {
         match (provider?, key(table, "count"), key(table, "hosts")) {
-            (ProviderKind::Local, _, Some((span, _))) => {
+            (ProviderKind::Local | ProviderKind::Aws, _, Some((span, _))) => {
                 let help = "set `provider = \"hosts\"`, or give a `count` of machines".to_owned();
                 self.note(Problem::at(span, "`hosts` is for the provider \"hosts\"").help(help));
                 None
             }
-            (ProviderKind::Local, Some((_, value)), None) => self.count(value).map(Size::Count),
-            (ProviderKind::Local, None, None) => Some(Size::Count(NonZeroU32::MIN)),
+            (ProviderKind::Local | ProviderKind::Aws, Some((_, value)), None) => {
+                self.count(value).map(Size::Count)
+            }
+            (ProviderKind::Local | ProviderKind::Aws, None, None) => Some(Size::Count(NonZeroU32::MIN)),
             (ProviderKind::Hosts, Some((span, _)), _) => {
                 let help = "the group's `hosts` are its machines".to_owned();
                 self.note(Problem::at(span, "`count` is not for the provider \"hosts\"").help(help));

@@ -31,6 +31,8 @@ pub(crate) struct Experiment {
     pub(crate) provider: ProviderKind,
     /// When every machine ends, whatever happens.
     pub(crate) lifetime: Duration,
+    /// The most that the machines may cost, in US dollars.
+    pub(crate) budget: Option<f64>,
     /// How machines are connected to.
     pub(crate) ssh: Ssh,
     /// The groups of machines, in the order of the file; at least one.
@@ -51,6 +53,123 @@ pub(crate) enum ProviderKind {
     Local,
     /// Computers that are already there.
     Hosts,
+    /// Amazon EC2.
+    Aws,
+}
+
+/// What a machine on EC2 is to be. What is `None` or empty is left to the provider.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Aws {
+    /// The region.
+    pub(crate) region: Option<String>,
+    /// The availability zone.
+    pub(crate) zone: Option<String>,
+    /// Where to buy, in order; at least one.
+    pub(crate) market: Vec<Market>,
+    /// The most that an hour of a spot machine may cost, in US dollars.
+    pub(crate) max_price: Option<f64>,
+    /// Types, any of which will do; at least one.
+    pub(crate) instance: Vec<String>,
+    /// Whether machines of a group may differ.
+    pub(crate) mixed: bool,
+    /// The image.
+    pub(crate) image: Option<String>,
+    /// Who to log in as.
+    pub(crate) user: Option<String>,
+    /// The root volume.
+    pub(crate) disk: Option<Disk>,
+    /// The subnet's id.
+    pub(crate) subnet: Option<String>,
+    /// The security group's id.
+    pub(crate) security_group: Option<String>,
+    /// Who may connect by SSH, as CIDR blocks.
+    pub(crate) ssh_from: Vec<String>,
+    /// Ports open to the run's machines in other regions.
+    pub(crate) open_ports: Vec<u16>,
+    /// Whether machines are kept close together.
+    pub(crate) placement_group: bool,
+    /// The name of an instance profile.
+    pub(crate) iam_profile: Option<String>,
+    /// The text of the user's own user data.
+    pub(crate) user_data: Option<String>,
+    /// More tags.
+    pub(crate) tags: Vec<(String, String)>,
+    /// Whether set-up waits for cloud-init.
+    pub(crate) wait_for_cloud_init: bool,
+    /// What happens when EC2 takes a machine back.
+    pub(crate) on_interruption: OnInterruption,
+    /// Who keeps the promise of a spot block.
+    pub(crate) spot_block: SpotBlock,
+    /// The profile of the AWS configuration; the same for all groups.
+    pub(crate) profile: Option<String>,
+}
+
+impl Default for Aws {
+    fn default() -> Self {
+        Self {
+            region: None,
+            zone: None,
+            market: vec![Market::OnDemand],
+            max_price: None,
+            instance: Vec::new(),
+            mixed: false,
+            image: None,
+            user: None,
+            disk: None,
+            subnet: None,
+            security_group: None,
+            ssh_from: Vec::new(),
+            open_ports: Vec::new(),
+            placement_group: false,
+            iam_profile: None,
+            user_data: None,
+            tags: Vec::new(),
+            wait_for_cloud_init: true,
+            on_interruption: OnInterruption::default(),
+            spot_block: SpotBlock::default(),
+            profile: None,
+        }
+    }
+}
+
+/// Where machines are bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Market {
+    /// For the full price.
+    OnDemand,
+    /// What is left over.
+    Spot,
+    /// Spot, with tsunami's promises.
+    SpotBlock,
+}
+
+/// A root volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its size in GiB, if not the image's.
+    pub(crate) gib: Option<NonZeroU32>,
+    /// Its type.
+    pub(crate) kind: String,
+}
+
+/// What happens when EC2 takes a machine back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum OnInterruption {
+    /// The run fails.
+    #[default]
+    Fail,
+    /// Another machine is set up in its place.
+    Replace,
+}
+
+/// Who keeps the promise of a spot block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum SpotBlock {
+    /// tsunami.
+    #[default]
+    Promise,
+    /// An endpoint that still has them.
+    Native,
 }
 
 /// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
@@ -97,6 +216,8 @@ pub(crate) struct Group {
     pub(crate) upload: Vec<Upload>,
     /// The environment of everything that runs on them.
     pub(crate) env: Vec<(String, EnvValue)>,
+    /// What they are to be, on EC2.
+    pub(crate) aws: Option<Aws>,
 }
 
 /// How many machines, or which.
@@ -260,6 +381,7 @@ impl Experiment {
                 name: contents.name,
                 provider: contents.provider,
                 lifetime: contents.lifetime,
+                budget: contents.budget,
                 ssh: contents.ssh,
                 groups: contents.groups,
                 steps: contents.steps,

@@ -81,19 +81,23 @@ impl Run {
         }
     }
 
+    /// Asks twice, some time apart, where one answer may be behind the times.
     async fn terminate_once(&self) -> Vec<Leftover> {
-        match self.provider.terminate(&self.id).await {
-            Ok(leftovers) if leftovers.is_empty() => {}
-            Ok(leftovers) => return leftovers,
-            Err(error) => return vec![unknown(&error)],
-        }
-        let first = self.still_listed().await;
+        let first = self.terminate_and_list().await;
         let consistency = self.provider.consistency();
         if !first.is_empty() || consistency.is_zero() {
             return first;
         }
         sleep(consistency).await;
-        self.still_listed().await
+        self.terminate_and_list().await
+    }
+
+    async fn terminate_and_list(&self) -> Vec<Leftover> {
+        match self.provider.terminate(&self.id).await {
+            Ok(leftovers) if leftovers.is_empty() => self.still_listed().await,
+            Ok(leftovers) => leftovers,
+            Err(error) => vec![unknown(&error)],
+        }
     }
 
     /// The run's machines that a listing shows and that are not gone.

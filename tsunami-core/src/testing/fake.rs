@@ -492,7 +492,7 @@ impl Connector for FakeCloud {
     async fn prepare(&self, run: &RunId, _: &Path) -> Result<String, SessionError> {
         self.enter(Call::Prepare).await;
         self.lock().prepared.insert(run.clone());
-        Ok("ssh-ed25519 FAKE".to_owned())
+        Ok("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g fake".to_owned())
     }
 
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
@@ -535,7 +535,9 @@ impl FakeSession {
                 Some(at) if at > Instant::now() => {
                     sleep_until(at.min(Instant::now() + Duration::from_secs(1))).await
                 }
-                _ => return SessionError::new(SessionErrorKind::Lost, "the connection broke"),
+                // A machine of another provider, whose end the fake does not know.
+                None => std::future::pending().await,
+                Some(_) => return SessionError::new(SessionErrorKind::Lost, "the connection broke"),
             }
         }
     }

@@ -1,0 +1,63 @@
+//! The address by which the world sees this computer.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use aws_smithy_runtime::client::orchestrator::operation::Operation;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, OrchestratorError};
+use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::timeout::TimeoutConfig;
+use tsunami_core::{ProviderError, ProviderErrorKind};
+
+/// How long the service may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// No address is longer than this.
+const LONGEST: usize = 64;
+
+/// Asks a service that answers with the caller's address and nothing else. Returns it as a CIDR block.
+pub(crate) async fn discover(client: &SharedHttpClient, service: &str) -> Result<String, ProviderError> {
+    let unknown = |said: &str| {
+        let message = format!(
+            "this computer's address, from which SSH is to be let in, could not be found out: {said}"
+        );
+        ProviderError::new(ProviderErrorKind::InvalidSpec, service, message)
+            .help("say who may connect: `ssh_from = \"203.0.113.7/32\"`")
+    };
+    let text = ask(client, service).await.map_err(|error| unknown(&error))?;
+    let address = text.trim().parse::<IpAddr>();
+    match address {
+        Ok(IpAddr::V4(address)) => Ok(format!("{address}/32")),
+        Ok(IpAddr::V6(address)) => {
+            Err(unknown(&format!("it is {address}, and machines have IPv4 addresses")))
+        }
+        Err(_) => Err(unknown(&format!("{service} answered with something else than an address"))),
+    }
+}
+
+async fn ask(client: &SharedHttpClient, service: &str) -> Result<String, String> {
+    let timeouts = TimeoutConfig::builder().operation_timeout(PATIENCE).build();
+    let operation = Operation::builder()
+        .service_name("address")
+        .operation_name("Get")
+        .http_client(client.clone())
+        .endpoint_url(service)
+        .no_auth()
+        .no_retry()
+        .timeout_config(timeouts)
+        .serializer(|()| Ok(HttpRequest::new(SdkBody::empty())))
+        .deserializer(|response: &HttpResponse| {
+            let body = response.body().bytes().unwrap_or_default();
+            match response.status().is_success() && body.len() <= LONGEST {
+                true => Ok(String::from_utf8_lossy(body).into_owned()),
+                false => Err(OrchestratorError::other(format!("status {}", response.status().as_u16()))),
+            }
+        })
+        .build();
+    operation.invoke(()).await.map_err(
+        |error: aws_smithy_runtime_api::client::result::SdkError<std::convert::Infallible, _>| {
+            aws_smithy_types::error::display::DisplayErrorContext(error).to_string()
+        },
+    )
+}

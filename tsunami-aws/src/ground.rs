@@ -1,0 +1,504 @@
+//! What a spec comes to in its region: the image, the pools that could serve it, and their prices.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_ec2::operation::describe_subnets::builders::DescribeSubnetsFluentBuilder;
+use aws_sdk_ec2::types::{Filter, InstanceType, LocationType};
+use aws_sdk_pricing::types::{Filter as PriceFilter, FilterType};
+use aws_smithy_types::DateTime;
+use serde_json::Value;
+use tsunami_core::{Price, ProviderError, ProviderErrorKind};
+
+use crate::create::Pool;
+use crate::error::{Answer, Failure};
+use crate::region::Region;
+use crate::spec::{Ec2Spec, Market};
+
+/// What a public IPv4 address costs, in US dollars an hour, everywhere.
+/// <https://aws.amazon.com/vpc/pricing/>
+const ADDRESS: f64 = 0.005;
+
+/// No region asks more for a GiB of gp2 or gp3 and month, in US dollars.
+/// <https://aws.amazon.com/ebs/pricing/>
+const DISK_BOUND: f64 = 0.20;
+const HOURS_A_MONTH: f64 = 730.0;
+
+/// A spec, looked up.
+#[derive(Clone, Debug)]
+pub(crate) struct Ground {
+    pub(crate) image: Image,
+    pub(crate) vpc: String,
+    /// Every type in every zone that has it, the cheapest first.
+    pub(crate) pools: Vec<Pool>,
+    /// US dollars an hour, by type and zone.
+    pub(crate) spot: BTreeMap<(String, String), f64>,
+    /// US dollars an hour, by type.
+    pub(crate) on_demand: BTreeMap<String, f64>,
+    pub(crate) notes: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) root_device: String,
+    pub(crate) gib: u32,
+    pub(crate) user: String,
+}
+
+impl Ground {
+    /// Looks a spec up. Creates nothing.
+    pub(crate) async fn of(
+        spec: &Ec2Spec,
+        region: &Region,
+        pricing: &aws_sdk_pricing::Client,
+    ) -> Result<Self, ProviderError> {
+        let architecture = architecture(spec, region).await?;
+        let (image, subnets, offered, spot, on_demand) = tokio::try_join!(
+            image(spec, region, &architecture),
+            subnets(spec, region),
+            offered(spec, region),
+            spot_prices(spec, region),
+            async { Ok(on_demand_prices(spec, region, pricing).await) },
+        )?;
+        let (vpc, subnets) = subnets;
+        let (on_demand, mut notes) = on_demand;
+        let mut pools = Vec::new();
+        for instance in &spec.instances {
+            let zones = offered.get(instance);
+            for (zone, subnet) in
+                subnets.iter().filter(|(zone, _)| zones.is_some_and(|it| it.contains(*zone)))
+            {
+                let pool = Pool { instance: instance.clone(), zone: zone.clone(), subnet: subnet.clone() };
+                pools.push(pool);
+            }
+        }
+        if pools.is_empty() {
+            return Err(not_offered(spec, region, &subnets, &offered));
+        }
+        let price = |pool: &Pool| {
+            let key = (pool.instance.clone(), pool.zone.clone());
+            let spot = spec.markets.first().is_some_and(|market| market.is_spot()).then(|| spot.get(&key));
+            spot.unwrap_or_else(|| on_demand.get(&pool.instance)).copied().unwrap_or(f64::INFINITY)
+        };
+        pools.sort_by(|a, b| price(a).total_cmp(&price(b)));
+        if let Some(disk) = &spec.disk {
+            if disk.gib.is_some_and(|gib| gib < image.gib) {
+                let message = format!(
+                    "a disk of {} GiB is too small for {}, which has {} GiB",
+                    disk.gib.unwrap_or_default(),
+                    image.id,
+                    image.gib
+                );
+                return Err(invalid(region, message));
+            }
+            if !is_general_purpose(&disk.kind) {
+                notes.push(format!("what a disk of type {} costs is not known here", disk.kind));
+            }
+        }
+        Ok(Self { image, vpc, pools, spot, on_demand, notes })
+    }
+
+    /// What an hour of a machine costs as it looks now, its disk and address included.
+    pub(crate) fn price(&self, spec: &Ec2Spec, market: Market, pool: &Pool) -> Price {
+        let machine = match market.is_spot() {
+            true => self.spot.get(&(pool.instance.clone(), pool.zone.clone())),
+            false => self.on_demand.get(&pool.instance),
+        };
+        match machine.zip(self.extras(spec)) {
+            Some((machine, extras)) => Price::PerHour(machine + extras),
+            None => Price::Unknown,
+        }
+    }
+
+    /// The most that an hour of a machine can cost, whatever market and pool it comes from.
+    pub(crate) fn most(&self, spec: &Ec2Spec) -> Price {
+        let types: BTreeSet<&String> = self.pools.iter().map(|pool| &pool.instance).collect();
+        // Spot never costs more than on-demand, unless somebody says so.
+        let full = |instance: &String| self.on_demand.get(instance).copied();
+        let of_market = |market: &Market| match (market.is_spot(), spec.max_price) {
+            (true, Some(price)) => Some(price),
+            _ => types
+                .iter()
+                .map(|instance| full(instance))
+                .try_fold(0.0, |most: f64, price| Some(most.max(price?))),
+        };
+        let machine =
+            spec.markets.iter().map(of_market).try_fold(0.0, |most: f64, price| Some(most.max(price?)));
+        let rounds = if spec.replace_interrupted { 2.0 } else { 1.0 };
+        match machine.zip(self.extras(spec)) {
+            Some((machine, extras)) => Price::PerHour((machine + extras) * rounds),
+            None => Price::Unknown,
+        }
+    }
+
+    /// The disk and the address.
+    fn extras(&self, spec: &Ec2Spec) -> Option<f64> {
+        let gib = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
+        let known = spec.disk.as_ref().is_none_or(|disk| is_general_purpose(&disk.kind));
+        known.then(|| ADDRESS + f64::from(gib) * DISK_BOUND / HOURS_A_MONTH)
+    }
+}
+
+fn is_general_purpose(kind: &str) -> bool {
+    matches!(kind, "gp2" | "gp3")
+}
+
+/// The architecture of the types, as images name it.
+async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<String, ProviderError> {
+    let types = spec.instances.iter().map(|name| InstanceType::from(name.as_str()));
+    let request = region.ec2.describe_instance_types().set_instance_types(Some(types.collect()));
+    let answer = region.call("DescribeInstanceTypes", || request.clone().send()).await.map_err(|failure| {
+        let unknown = failure.code == "InvalidInstanceType";
+        let error = ProviderError::from(failure);
+        let help = format!(
+            "`aws ec2 describe-instance-types --region {} --query 'InstanceTypes[].InstanceType'` lists the types \
+             of the region",
+            region.name
+        );
+        if unknown { error.help(help) } else { error }
+    })?;
+    let mut by_architecture: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for info in answer.instance_types() {
+        let supported = info.processor_info().map(|processor| processor.supported_architectures());
+        let supported = supported.unwrap_or_default().iter().map(|architecture| architecture.as_str());
+        let architecture =
+            supported.into_iter().find(|architecture| matches!(*architecture, "arm64" | "x86_64"));
+        let name = info.instance_type().map_or("", InstanceType::as_str);
+        by_architecture.entry(architecture.unwrap_or("unknown").to_owned()).or_default().push(name);
+    }
+    let known: BTreeSet<&str> = by_architecture.values().flatten().copied().collect();
+    let unknown: Vec<_> =
+        spec.instances.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
+    if !unknown.is_empty() {
+        return Err(invalid(region, format!("there is no instance type {}", unknown.join(", "))));
+    }
+    let mut architectures = by_architecture.into_iter();
+    match (architectures.next(), architectures.next()) {
+        (Some((architecture, _)), None) if architecture != "unknown" => Ok(architecture),
+        (Some((a, of_a)), Some((b, of_b))) => Err(invalid(
+            region,
+            format!(
+                "one image can't serve both {} ({a}) and {} ({b}): machines of a group are of one architecture",
+                of_a.join(", "),
+                of_b.join(", ")
+            ),
+        )),
+        _ => Err(invalid(region, "the instance types are neither x86_64 nor arm64".to_owned())),
+    }
+}
+
+/// A distribution's images, by the name that people know them by.
+struct Alias {
+    parameter: String,
+    user: &'static str,
+}
+
+/// Where an alias stands among the public parameters of SSM, for an architecture.
+///
+/// <https://documentation.ubuntu.com/aws/aws-how-to/instances/find-ubuntu-images/>,
+/// <https://wiki.debian.org/Cloud/AmazonEC2Image>,
+/// <https://docs.aws.amazon.com/linux/al2023/ug/ec2.html>
+fn alias(image: &str, architecture: &str) -> Option<Alias> {
+    let short = if architecture == "x86_64" { "amd64" } else { architecture };
+    if let Some(version) = image.strip_prefix("ubuntu-") {
+        // Noble was the first to have its images on gp3.
+        let disk = if version < "23.10" { "ebs-gp2" } else { "ebs-gp3" };
+        let parameter = format!(
+            "/aws/service/canonical/ubuntu/server/{version}/stable/current/{short}/hvm/{disk}/ami-id"
+        );
+        return Some(Alias { parameter, user: "ubuntu" });
+    }
+    if let Some(version) = image.strip_prefix("debian-") {
+        let parameter = format!("/aws/service/debian/release/{version}/latest/{short}");
+        return Some(Alias { parameter, user: "admin" });
+    }
+    if matches!(image, "al2023" | "amazon-linux-2023") {
+        let parameter =
+            format!("/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{architecture}");
+        return Some(Alias { parameter, user: "ec2-user" });
+    }
+    None
+}
+
+async fn image(spec: &Ec2Spec, region: &Region, architecture: &str) -> Result<Image, ProviderError> {
+    let alias = alias(&spec.image, architecture);
+    let parameter = alias.as_ref().map(|alias| alias.parameter.as_str()).or(spec.image.strip_prefix("ssm:"));
+    let id = match parameter {
+        Some(parameter) => parameter_value(region, parameter, &spec.image).await?,
+        None if spec.image.starts_with("ami-") => spec.image.clone(),
+        None => {
+            let message = format!("`{}` names no image", spec.image);
+            return Err(invalid(region, message)
+                .help("use an alias such as \"ubuntu-24.04\", \"debian-12\" or \"al2023\", an \"ami-…\", or \"ssm:/path\""));
+        }
+    };
+    let request = region.ec2.describe_images().image_ids(&id);
+    let answer = region.call("DescribeImages", || request.clone().send()).await?;
+    let Some(image) = answer.images().first() else {
+        return Err(invalid(region, format!("there is no image {id} in {}", region.name)));
+    };
+    let name = image.name().unwrap_or_default().to_owned();
+    let of_image = image.architecture().map_or("", |architecture| architecture.as_str());
+    if of_image != architecture {
+        let message = format!(
+            "image {id} ({name}) is for {of_image}, and {} for {architecture}",
+            spec.instances.join(", ")
+        );
+        return Err(invalid(region, message).help("choose an image of the same architecture, or an alias"));
+    }
+    let root_device = image.root_device_name().unwrap_or("/dev/xvda").to_owned();
+    let root = image.block_device_mappings().iter().find(|device| device.device_name() == Some(&root_device));
+    let gib = root.and_then(|device| device.ebs()).and_then(|ebs| ebs.volume_size()).unwrap_or(8);
+    let known = || {
+        let name = name.to_lowercase();
+        let users =
+            [("ubuntu", "ubuntu"), ("debian", "admin"), ("al2023", "ec2-user"), ("amzn2", "ec2-user")];
+        users.into_iter().find(|(part, _)| name.contains(part)).map(|(_, user)| user)
+    };
+    let user = spec.user.as_deref().or(alias.map(|alias| alias.user)).or_else(known);
+    let Some(user) = user else {
+        return Err(invalid(region, format!("who logs in to image {id} ({name}) is not known"))
+            .help("say so with `user = \"...\"`"));
+    };
+    let user = user.to_owned();
+    let gib = u32::try_from(gib).unwrap_or_default();
+    Ok(Image { id, name, root_device, gib, user })
+}
+
+async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<String, ProviderError> {
+    let request = region.ssm.get_parameter().name(name);
+    match region.call("GetParameter", || request.clone().send()).await {
+        Ok(answer) => {
+            let value =
+                answer.parameter().and_then(|parameter| parameter.value()).unwrap_or_default().to_owned();
+            match value.starts_with("ami-") {
+                true => Ok(value),
+                false => Err(invalid(
+                    region,
+                    format!("the parameter {name} holds `{value}`, not the id of an image"),
+                )),
+            }
+        }
+        Err(failure) if failure.code == "ParameterNotFound" => {
+            let message =
+                format!("there is no image `{image}` in {}: no public parameter {name}", region.name);
+            Err(invalid(region, message).help("see that the alias or path is right, or give an \"ami-…\""))
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The network, and a subnet of it in each zone that may be used.
+async fn subnets(
+    spec: &Ec2Spec,
+    region: &Region,
+) -> Result<(String, BTreeMap<String, String>), ProviderError> {
+    let request = region.ec2.describe_subnets();
+    let found = match &spec.subnet {
+        Some(subnet) => find_subnets(region, request.subnet_ids(subnet)).await?,
+        None => {
+            let filter = Filter::builder().name("default-for-az").values("true").build();
+            let find = || find_subnets(region, request.filters(filter));
+            region.default_subnets.get_or_try_init(find).await?.clone()
+        }
+    };
+    let Some((vpc, ..)) = found.first() else {
+        return Err(invalid(region, format!("{} has no default network", region.name)).help(format!(
+            "give a `subnet`, or make a default network: `aws ec2 create-default-vpc --region {}`",
+            region.name
+        )));
+    };
+    let vpc = vpc.clone();
+    let all: Vec<String> = found.iter().map(|(_, zone, _)| zone.clone()).collect();
+    let wanted = |zone: &String| spec.zone.as_ref().is_none_or(|wanted| wanted == zone);
+    let subnets: BTreeMap<_, _> =
+        found.into_iter().map(|(_, zone, subnet)| (zone, subnet)).filter(|(zone, _)| wanted(zone)).collect();
+    if subnets.is_empty() {
+        let zone = spec.zone.as_deref().unwrap_or_default();
+        let message = format!("zone {zone} is not among those that can be used: {}", all.join(", "));
+        return Err(invalid(region, message));
+    }
+    Ok((vpc, subnets))
+}
+
+/// Subnets, each with its network and zone.
+async fn find_subnets(
+    region: &Region,
+    request: DescribeSubnetsFluentBuilder,
+) -> Answer<Vec<(String, String, String)>> {
+    let answer = region.call("DescribeSubnets", || request.clone().send()).await?;
+    let found = answer.subnets().iter().filter_map(|subnet| {
+        let (vpc, zone, id) = (subnet.vpc_id()?, subnet.availability_zone()?, subnet.subnet_id()?);
+        Some((vpc.to_owned(), zone.to_owned(), id.to_owned()))
+    });
+    Ok(found.collect())
+}
+
+/// The zones that have each type.
+async fn offered(
+    spec: &Ec2Spec,
+    region: &Region,
+) -> Result<BTreeMap<String, BTreeSet<String>>, ProviderError> {
+    let types = Filter::builder().name("instance-type").set_values(Some(spec.instances.clone())).build();
+    let mut offered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut next = None;
+    loop {
+        let request = region.ec2.describe_instance_type_offerings();
+        let request = request.location_type(LocationType::AvailabilityZone).filters(types.clone());
+        let request = request.set_next_token(next);
+        let answer = region.call("DescribeInstanceTypeOfferings", || request.clone().send()).await?;
+        for offering in answer.instance_type_offerings() {
+            if let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) {
+                offered.entry(kind.as_str().to_owned()).or_default().insert(zone.to_owned());
+            }
+        }
+        next = answer.next_token;
+        if next.as_deref().is_none_or(str::is_empty) {
+            return Ok(offered);
+        }
+    }
+}
+
+fn not_offered(
+    spec: &Ec2Spec,
+    region: &Region,
+    subnets: &BTreeMap<String, String>,
+    offered: &BTreeMap<String, BTreeSet<String>>,
+) -> ProviderError {
+    let zones: Vec<&str> = subnets.keys().map(String::as_str).collect();
+    let has = spec.instances.iter().map(|instance| match offered.get(instance) {
+        Some(zones) => {
+            let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
+            format!("{instance} is in {}", zones.join(", "))
+        }
+        None => format!("{instance} is nowhere in {}", region.name),
+    });
+    let has: Vec<_> = has.collect();
+    invalid(
+        region,
+        format!("none of {} has {}: {}", zones.join(", "), spec.instances.join(" or "), has.join("; ")),
+    )
+    .help("choose another `zone` (or none), `subnet`, `instance` or `region`")
+}
+
+/// What spot machines cost now.
+async fn spot_prices(
+    spec: &Ec2Spec,
+    region: &Region,
+) -> Result<BTreeMap<(String, String), f64>, ProviderError> {
+    let mut prices = BTreeMap::new();
+    if !spec.markets.iter().any(|market| market.is_spot()) {
+        return Ok(prices);
+    }
+    let types: Vec<_> = spec.instances.iter().map(|name| InstanceType::from(name.as_str())).collect();
+    let now = DateTime::from(std::time::SystemTime::now());
+    let mut next = None;
+    loop {
+        let request = region.ec2.describe_spot_price_history().set_instance_types(Some(types.clone()));
+        let request = request.product_descriptions("Linux/UNIX").start_time(now).set_next_token(next);
+        let answer = region.call("DescribeSpotPriceHistory", || request.clone().send()).await?;
+        for price in answer.spot_price_history() {
+            let dollars = price.spot_price().and_then(|price| price.parse().ok());
+            if let (Some(kind), Some(zone), Some(dollars)) =
+                (price.instance_type(), price.availability_zone(), dollars)
+            {
+                // The latest comes first.
+                prices.entry((kind.as_str().to_owned(), zone.to_owned())).or_insert(dollars);
+            }
+        }
+        next = answer.next_token;
+        if next.as_deref().is_none_or(str::is_empty) {
+            return Ok(prices);
+        }
+    }
+}
+
+/// What the types cost on demand, where that can be found out, and what to say where it can't.
+async fn on_demand_prices(
+    spec: &Ec2Spec,
+    region: &Region,
+    pricing: &aws_sdk_pricing::Client,
+) -> (BTreeMap<String, f64>, Vec<String>) {
+    let asked =
+        spec.instances.iter().map(async |instance| (instance, on_demand(instance, region, pricing).await));
+    let (mut prices, mut notes) = (BTreeMap::new(), Vec::new());
+    for (instance, price) in futures_util::future::join_all(asked).await {
+        match price {
+            Ok(Some(price)) => drop(prices.insert(instance.clone(), price)),
+            Ok(None) => notes.push(format!("AWS lists no on-demand price for {instance} in {}", region.name)),
+            Err(failure) => notes.push(format!("the on-demand price of {instance} is not known: {failure}")),
+        }
+    }
+    (prices, notes)
+}
+
+async fn on_demand(
+    instance: &str,
+    region: &Region,
+    pricing: &aws_sdk_pricing::Client,
+) -> Answer<Option<f64>> {
+    let filters = [
+        ("instanceType", instance),
+        ("regionCode", region.name.as_str()),
+        ("operatingSystem", "Linux"),
+        ("tenancy", "Shared"),
+        ("preInstalledSw", "NA"),
+        ("capacitystatus", "Used"),
+        ("marketoption", "OnDemand"),
+    ];
+    let mut request = pricing.get_products().service_code("AmazonEC2").format_version("aws_v1");
+    for (field, value) in filters {
+        let filter = PriceFilter::builder().r#type(FilterType::TermMatch).field(field).value(value).build();
+        request = request.filters(filter.map_err(|error| Failure {
+            kind: ProviderErrorKind::Other,
+            code: "NotSent".to_owned(),
+            message: error.to_string(),
+            operation: "GetProducts",
+            region: region.name.clone(),
+            answered: true,
+        })?);
+    }
+    let answer = region.call("GetProducts", || request.clone().send()).await?;
+    Ok(answer.price_list().iter().filter_map(|product| hourly(product)).reduce(f64::min))
+}
+
+/// The price of a product of the price list, in US dollars an hour.
+fn hourly(product: &str) -> Option<f64> {
+    let product: Value = serde_json::from_str(product).ok()?;
+    let terms = product.pointer("/terms/OnDemand")?.as_object()?;
+    let dimensions = terms.values().filter_map(|term| term.get("priceDimensions")?.as_object());
+    let dimensions = dimensions.flat_map(|dimensions| dimensions.values());
+    let dollars = dimensions.filter_map(|it| it.pointer("/pricePerUnit/USD")?.as_str()?.parse::<f64>().ok());
+    dollars.filter(|dollars| *dollars > 0.0).reduce(f64::min)
+}
+
+pub(crate) fn invalid(region: &Region, message: String) -> ProviderError {
+    ProviderError::new(ProviderErrorKind::InvalidSpec, region.name.clone(), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_stand_where_the_distributions_put_them() {
+        let at = |image, architecture| alias(image, architecture).map(|alias| (alias.parameter, alias.user));
+        let ubuntu = "/aws/service/canonical/ubuntu/server/24.04/stable/current/arm64/hvm/ebs-gp3/ami-id";
+        assert_eq!(at("ubuntu-24.04", "arm64"), Some((ubuntu.to_owned(), "ubuntu")));
+        let jammy = "/aws/service/canonical/ubuntu/server/22.04/stable/current/amd64/hvm/ebs-gp2/ami-id";
+        assert_eq!(at("ubuntu-22.04", "x86_64"), Some((jammy.to_owned(), "ubuntu")));
+        assert_eq!(at("debian-12", "x86_64").unwrap().0, "/aws/service/debian/release/12/latest/amd64");
+        let amazon = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64";
+        assert_eq!(at("al2023", "x86_64"), Some((amazon.to_owned(), "ec2-user")));
+        assert_eq!(at("windows", "x86_64"), None);
+    }
+
+    #[test]
+    fn a_price_is_found_in_the_price_list() {
+        let product = r#"{"terms":{"OnDemand":{"A":{"priceDimensions":{
+            "A.0":{"unit":"Hrs","pricePerUnit":{"USD":"0.0728000000"}}}}}}}"#;
+        assert_eq!(hourly(product), Some(0.0728));
+        assert_eq!(hourly(r#"{"terms":{}}"#), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! What a run asked EC2 to create, written down and synced before it was asked.
+//!
+//! A request whose answer was never seen is made again as it was, byte for byte and with the same token: then
+//! its answer tells what it created. Whatever else is kept here is a hint; the tags are the truth.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use ssh_key::rand_core::OsRng;
+use ssh_key::{Algorithm, LineEnding, PrivateKey};
+use tsunami_core::RunId;
+
+use crate::create::{Create, Pool, What};
+
+/// The journal of one run, in a private directory.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    directory: PathBuf,
+    writing: Mutex<()>,
+}
+
+/// A request, and what came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) create: Create,
+    pub(crate) asked: SystemTime,
+    /// `None` while the answer is not known.
+    pub(crate) outcome: Option<Outcome>,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// It created these.
+    Created(Vec<String>),
+    /// It created nothing, since it was refused.
+    Refused(String),
+}
+
+/// A group's machines by their places, and what a machine of each kind costs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct GroupNotes {
+    pub(crate) places: Vec<Option<String>>,
+    /// Where the first machine came from.
+    pub(crate) pool: Option<Pool>,
+    /// US dollars an hour, where that is known.
+    pub(crate) prices: BTreeMap<String, f64>,
+}
+
+impl GroupNotes {
+    /// What prices are noted under.
+    pub(crate) fn price_key(spot: bool, instance: &str, zone: &str) -> String {
+        let market = if spot { "spot" } else { "on-demand" };
+        format!("{market} {instance} {zone}")
+    }
+}
+
+impl Journal {
+    /// The journal of a run in `root`. Nothing is made until something is written.
+    pub(crate) fn of(root: &Path, run: &RunId) -> Self {
+        Self { directory: root.join(run.as_str()).join("aws"), writing: Mutex::default() }
+    }
+
+    /// The run's private host key, made when it is first asked for, and its public half.
+    pub(crate) fn host_key(&self) -> io::Result<(String, String)> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.directory.join("host_key");
+        let key = match fs::read(&path) {
+            Ok(bytes) => PrivateKey::from_openssh(bytes).map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
+                key.set_comment("tsunami");
+                let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+                self.write("host_key", text.as_bytes())?;
+                key
+            }
+            Err(error) => return Err(error),
+        };
+        let private = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+        Ok((private.to_string(), key.public_key().to_openssh().map_err(io::Error::other)?))
+    }
+
+    /// The public half of the run's host key, if there is one.
+    pub(crate) fn public_host_key(&self) -> Option<String> {
+        self.directory
+            .join("host_key")
+            .exists()
+            .then(|| self.host_key().ok())
+            .flatten()
+            .map(|(_, public)| public)
+    }
+
+    /// Writes down that something is about to be asked for.
+    pub(crate) fn begin(&self, create: &Create) -> io::Result<()> {
+        self.note(&Entry { create: create.clone(), asked: SystemTime::now(), outcome: None })
+    }
+
+    /// Writes down what came of it.
+    pub(crate) fn end(&self, create: &Create, outcome: Outcome) -> io::Result<()> {
+        let asked = self.entry(create)?.map_or_else(SystemTime::now, |entry| entry.asked);
+        self.note(&Entry { create: create.clone(), asked, outcome: Some(outcome) })
+    }
+
+    /// What is known of a request that was made before.
+    pub(crate) fn entry(&self, create: &Create) -> io::Result<Option<Entry>> {
+        self.read(&entry_file(create))
+    }
+
+    /// All requests of the run, in the order of their names.
+    pub(crate) fn entries(&self) -> io::Result<Vec<Entry>> {
+        let files = match fs::read_dir(&self.directory) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut names = Vec::new();
+        for file in files {
+            let name = file?.file_name().to_string_lossy().into_owned();
+            if name.starts_with("create-") && name.ends_with(".json") {
+                names.push(name);
+            }
+        }
+        names.sort();
+        names.iter().filter_map(|name| self.read(name).transpose()).collect()
+    }
+
+    /// The security group that the run made for itself in a region.
+    pub(crate) fn security_group(&self, region: &str) -> io::Result<Option<String>> {
+        let made = self.entries()?.into_iter().find_map(|entry| match (&entry.create.what, entry.outcome) {
+            (What::SecurityGroup { .. }, Some(Outcome::Created(ids))) if entry.create.region == region => {
+                ids.into_iter().next()
+            }
+            _ => None,
+        });
+        Ok(made)
+    }
+
+    /// What is noted of a group.
+    pub(crate) fn group(&self, group: &str) -> io::Result<GroupNotes> {
+        Ok(self.read(&group_file(group))?.unwrap_or_default())
+    }
+
+    pub(crate) fn write_group(&self, group: &str, notes: &GroupNotes) -> io::Result<()> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(&group_file(group), &serde_json::to_vec_pretty(notes)?)
+    }
+
+    fn note(&self, entry: &Entry) -> io::Result<()> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(&entry_file(&entry.create), &serde_json::to_vec_pretty(entry)?)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        match fs::read(self.directory.join(name)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces a file as a whole, durably.
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let (path, new) = (self.directory.join(name), self.directory.join(format!(".{name}.new")));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(new, path)?;
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+fn entry_file(create: &Create) -> String {
+    format!("create-{}.json", create.name())
+}
+
+fn group_file(group: &str) -> String {
+    format!("group-{group}.json")
+}

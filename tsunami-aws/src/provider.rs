@@ -1,0 +1,526 @@
+//! The provider: one account, in as many regions as a run needs.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_ec2::types::{IpPermission, IpRange};
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use futures_util::future::{join_all, try_join_all};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tsunami_core::{
+    Command, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink, Price,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
+};
+
+use crate::create::Pool;
+use crate::error::Failure;
+use crate::ground::{Ground, invalid};
+use crate::journal::Journal;
+use crate::launch::{self, Launch, authorize};
+use crate::region::Region;
+use crate::spec::Ec2Spec;
+use crate::user_data::UserData;
+use crate::{address, inventory, tag, teardown};
+
+/// The service that tells a caller its address, unless [`Ec2Options::address_service`] names another.
+pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
+
+/// How long EC2's listings may lag behind.
+/// <https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>
+const CONSISTENCY: Duration = Duration::from_secs(5);
+
+/// How long one attempt at a request may take; launching a thousand machines takes EC2 a while.
+const ATTEMPT: Duration = Duration::from_secs(90);
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How far a machine's own deadline may be from the one in its tags: they are told to the second, at once.
+const TOLERANCE: Duration = Duration::from_secs(60);
+
+/// How an account is found and used.
+#[derive(Clone, Debug, Default)]
+pub struct Ec2Options {
+    /// A profile of the AWS configuration files; `None` leaves it to the environment.
+    pub profile: Option<String>,
+    /// The regions in which machines may be, the default one first. Empty is the configured one.
+    pub regions: Vec<String>,
+    /// The account that the credentials must be for, if that is known.
+    pub account: Option<String>,
+    /// The service that tells this computer's address; `None` is [`ADDRESS_SERVICE`].
+    pub address_service: Option<String>,
+}
+
+/// What must be known to find a run's machines again: the settings of an [`Ec2Provider`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ec2Settings {
+    /// The account's number.
+    pub account: String,
+    /// The regions.
+    pub regions: Vec<String>,
+    /// The profile, if one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+}
+
+/// Launches machines on EC2.
+///
+/// Credentials are found as every AWS tool finds them: environment, profiles, SSO, roles; `AWS_ENDPOINT_URL` is
+/// honoured. Everything is tagged from the request that creates it; requests are written down before they are
+/// made, so that a lost answer is asked for again.
+#[derive(Debug)]
+pub struct Ec2Provider {
+    pub(crate) owner: String,
+    root: PathBuf,
+    settings: Ec2Settings,
+    regions: Vec<Region>,
+    pricing: aws_sdk_pricing::Client,
+    address_service: String,
+    address: OnceCell<String>,
+    grounds: tokio::sync::Mutex<HashMap<String, Arc<Ground>>>,
+    journals: Mutex<HashMap<RunId, Arc<Journal>>>,
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    empty_pools: Mutex<EmptyPools>,
+    specs: Mutex<HashMap<(RunId, String), Ec2Spec>>,
+    /// What was let in where: a run's region, and an address.
+    opened: tokio::sync::Mutex<HashSet<(RunId, String, String)>>,
+}
+
+/// Pools without capacity, by region and whether it was asked for as spot, and since when.
+type EmptyPools = HashMap<(String, bool, Pool), Instant>;
+
+impl Ec2Provider {
+    /// Finds the credentials and whose they are. What launches leave behind for other processes is kept in
+    /// `<root>/<run-id>/aws`: with the root of tsunami's records that is the run's own private directory.
+    pub async fn connect(root: impl Into<PathBuf>, options: Ec2Options) -> Result<Self, ProviderError> {
+        Self::with_config(root, load(&options).await, options).await
+    }
+
+    /// [`connect`](Self::connect) with a configuration of the program's own. It should neither repeat requests
+    /// nor give up on them soon: that is done here.
+    pub async fn with_config(
+        root: impl Into<PathBuf>,
+        config: SdkConfig,
+        options: Ec2Options,
+    ) -> Result<Self, ProviderError> {
+        let regions = match (options.regions.as_slice(), config.region()) {
+            ([], Some(region)) => vec![region.to_string()],
+            ([], None) => {
+                let message = "no region is given or configured";
+                return Err(ProviderError::new(ProviderErrorKind::InvalidSpec, "connect", message)
+                    .help("set `region`, AWS_REGION, or `aws configure set region`"));
+            }
+            (given, _) => given.to_vec(),
+        };
+        let (account, owner) = identity(&config, &regions[0]).await?;
+        if let Some(expected) = options.account.filter(|expected| *expected != account) {
+            let message =
+                format!("the credentials are for account {account}, and the run is in account {expected}");
+            return Err(ProviderError::new(ProviderErrorKind::Unauthorized, "connect", message)
+                .help("set AWS_PROFILE to a profile of that account"));
+        }
+        // The price list is kept in a few regions only, for all.
+        let pricing = config.to_builder().region(aws_config::Region::new("us-east-1")).build();
+        Ok(Self {
+            owner,
+            root: root.into(),
+            regions: regions.iter().map(|name| Region::new(&config, name)).collect(),
+            settings: Ec2Settings { account, regions, profile: options.profile },
+            pricing: aws_sdk_pricing::Client::new(&pricing),
+            address_service: options.address_service.unwrap_or_else(|| ADDRESS_SERVICE.to_owned()),
+            address: OnceCell::new(),
+            grounds: Default::default(),
+            journals: Mutex::default(),
+            turns: Mutex::default(),
+            empty_pools: Mutex::default(),
+            specs: Mutex::default(),
+            opened: Default::default(),
+        })
+    }
+
+    /// Everything that another process must know to find this provider's machines.
+    pub fn settings(&self) -> &Ec2Settings {
+        &self.settings
+    }
+
+    pub(crate) fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
+        let Some(wanted) = &spec.region else { return Ok(&self.regions[0]) };
+        self.regions.iter().find(|region| region.name == *wanted).ok_or_else(|| {
+            let message = format!(
+                "{wanted} is not among this provider's regions: {}",
+                self.settings.regions.join(", ")
+            );
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "region", message)
+        })
+    }
+
+    pub(crate) fn journal(&self, run: &RunId) -> Arc<Journal> {
+        let mut journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
+        journals.entry(run.clone()).or_insert_with(|| Arc::new(Journal::of(&self.root, run))).clone()
+    }
+
+    /// A lock by name, for what must not be done twice at the same time.
+    pub(crate) fn turn(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default().clone()
+    }
+
+    pub(crate) fn empty_pools(&self) -> MutexGuard<'_, EmptyPools> {
+        self.empty_pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address by which the world sees this computer, as a CIDR block.
+    pub(crate) async fn own_address(&self) -> Result<String, ProviderError> {
+        let discover = || async {
+            let client = aws_smithy_http_client::Builder::new()
+                .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+                .build_https();
+            address::discover(&client, &self.address_service).await
+        };
+        self.address.get_or_try_init(discover).await.cloned()
+    }
+
+    /// Looks a spec up, once.
+    async fn ground(&self, spec: &Ec2Spec) -> Result<Arc<Ground>, ProviderError> {
+        let key = format!("{spec:?}");
+        let turn = self.turn(&format!("ground {key}"));
+        let _turn = turn.lock().await;
+        if let Some(known) = self.grounds.lock().await.get(&key) {
+            return Ok(known.clone());
+        }
+        let ground = Arc::new(Ground::of(spec, self.region(spec)?, &self.pricing).await?);
+        self.grounds.lock().await.insert(key, ground.clone());
+        Ok(ground)
+    }
+
+    /// What was let in where by this process.
+    pub(crate) async fn opened(&self) -> tokio::sync::MutexGuard<'_, HashSet<(RunId, String, String)>> {
+        self.opened.lock().await
+    }
+
+    fn spec_of(&self, machine: &Machine) -> Option<Ec2Spec> {
+        let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        specs.get(&(machine.run.clone(), machine.group.clone())).cloned()
+    }
+
+    /// Lets the run's machines in other regions reach the ports that are open to them, as far as their
+    /// addresses are known. Within a region the machines' common group has opened everything.
+    async fn open_ports(&self, run: &RunId) -> Result<(), ProviderError> {
+        let specs: Vec<Ec2Spec> = {
+            let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+            specs.iter().filter(|((of, _), _)| of == run).map(|(_, spec)| spec.clone()).collect()
+        };
+        if specs.iter().all(|spec| spec.open_ports.is_empty()) || self.regions.len() < 2 {
+            return Ok(());
+        }
+        // One at a time: whoever comes second finds it done.
+        let mut opened = self.opened.lock().await;
+        let machines = self.list(&RunFilter::Run(run.clone())).await?;
+        for region in &self.regions {
+            let here = |spec: &&Ec2Spec| self.region(spec).is_ok_and(|of| of.name == region.name);
+            let mut ports: Vec<u16> =
+                specs.iter().filter(here).flat_map(|spec| spec.open_ports.clone()).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            let group = self.journal(run).security_group(&region.name).map_err(launch::journal_error)?;
+            let (Some(group), false) = (group, ports.is_empty()) else { continue };
+            let prefix = format!("{} ", region.name);
+            let foreign = machines.iter().filter(|machine| {
+                !machine.addresses.network.as_ref().is_some_and(|network| network.starts_with(&prefix))
+            });
+            let new: Vec<String> = foreign
+                .filter_map(|machine| machine.addresses.public.clone())
+                .filter(|address| !opened.contains(&(run.clone(), region.name.clone(), address.clone())))
+                .collect();
+            if new.is_empty() {
+                continue;
+            }
+            let permissions = ports.iter().flat_map(|port| {
+                let ranges: Vec<_> = new
+                    .iter()
+                    .map(|address| IpRange::builder().cidr_ip(format!("{address}/32")).build())
+                    .collect();
+                ["tcp", "udp"].map(|protocol| {
+                    let permission = IpPermission::builder().ip_protocol(protocol);
+                    let permission = permission.from_port((*port).into()).to_port((*port).into());
+                    permission.set_ip_ranges(Some(ranges.clone())).build()
+                })
+            });
+            authorize(region, &group, permissions.collect()).await?;
+            opened.extend(new.into_iter().map(|address| (run.clone(), region.name.clone(), address)));
+        }
+        Ok(())
+    }
+}
+
+/// The configuration, as aws-config finds it. Repetitions and patience are ours.
+async fn load(options: &Ec2Options) -> SdkConfig {
+    let timeouts =
+        TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(ATTEMPT).build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts);
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(region) = options.regions.first() {
+        loader = loader.region(aws_config::Region::new(region.clone()));
+    }
+    loader.load().await
+}
+
+/// The account, and who is asking.
+async fn identity(config: &SdkConfig, region: &str) -> Result<(String, String), ProviderError> {
+    let region = Region::new(config, region);
+    let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
+    let sts = aws_sdk_sts::Client::new(&config);
+    let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
+    let account = caller.account().unwrap_or_default().to_owned();
+    let arn = caller.arn().unwrap_or_default();
+    let owner = arn.rsplit([':', '/']).next().unwrap_or_default().to_owned();
+    Ok((account, owner))
+}
+
+fn spec(spec: &MachineSpec) -> Result<&Ec2Spec, ProviderError> {
+    spec.get().ok_or_else(|| {
+        let message = format!("a machine on EC2 is described by an `Ec2Spec`, not by {spec:?}");
+        ProviderError::new(ProviderErrorKind::InvalidSpec, "spec", message)
+    })
+}
+
+#[async_trait]
+impl Provider for Ec2Provider {
+    fn name(&self) -> String {
+        "aws".to_owned()
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(&self.settings).unwrap_or_default()
+    }
+
+    async fn quote(&self, wanted: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        let spec = spec(wanted)?;
+        let region = self.region(spec)?;
+        check(spec, region)?;
+        let ground = self.ground(spec).await?;
+        let mut offers = Vec::new();
+        for market in &spec.markets {
+            let cheapest = |pool: &&Pool| match ground.price(spec, *market, pool) {
+                Price::PerHour(dollars) => dollars,
+                _ => f64::INFINITY,
+            };
+            let pool = ground.pools.iter().min_by(|a, b| cheapest(a).total_cmp(&cheapest(b)));
+            offers.extend(pool.map(|pool| Offer {
+                description: format!("{pool}, {market}, {} ({})", ground.image.name, ground.image.id),
+                price: ground.price(spec, *market, pool),
+            }));
+        }
+        let mut notes = ground.notes.clone();
+        if spec.security_group.is_none() && spec.ssh_from.is_empty() {
+            notes.push(format!("SSH is open to {}", self.own_address().await?));
+        }
+        if spec.placement_group && count.get() > 1 && spec.mixed {
+            notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());
+        }
+        Ok(Quote { offers, most: ground.most(spec), notes })
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        let spec = spec(&request.spec)?;
+        let region = self.region(spec)?;
+        let turn = self.turn(&format!("launch {} {}", request.run, request.group));
+        let _turn = turn.lock().await;
+        let ground = self.ground(spec).await?;
+        let key = (request.run.clone(), request.group.clone());
+        self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, spec.clone());
+        let journal = self.journal(&request.run);
+        Launch { provider: self, request, spec, region, ground, journal }.run().await
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let listings =
+            self.regions.iter().map(|region| inventory::machines(region, filter, |run| self.journal(run)));
+        let mut machines: Vec<Machine> = try_join_all(listings).await?.into_iter().flatten().collect();
+        machines.sort_by(|a, b| (&a.run, &a.group, a.index).cmp(&(&b.run, &b.group, b.index)));
+        Ok(machines)
+    }
+
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let armed = remote(session, "tsunami-deadline status").await?;
+        let armed_at = armed.split_whitespace().nth(1).and_then(|at| at.parse().ok());
+        let armed_at = armed_at.map(|at| UNIX_EPOCH + Duration::from_secs(at));
+        let fits = armed_at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
+        if !fits {
+            let expires = machine.expires.map(launch::timestamp).unwrap_or_default();
+            let message =
+                format!("its deadline is not the promised one, {expires}: it says `{}`", armed.trim());
+            return Err(ProviderError::new(ProviderErrorKind::Other, "deadline", message));
+        }
+        self.open_ports(&machine.run).await?;
+        if self.spec_of(machine).is_some_and(|spec| spec.wait_for_cloud_init) {
+            remote(session, WAIT_FOR_CLOUD_INIT).await?;
+        }
+        Ok(())
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        let filter = RunFilter::Run(run.clone());
+        let extended = self.regions.iter().map(async |region| {
+            let instances = inventory::instances(region, &filter).await?;
+            let ids = instances.iter().filter_map(|instance| instance.instance_id().map(str::to_owned));
+            let things = inventory::things(region, &filter).await?;
+            let ids: Vec<String> = ids.chain(things.iter().filter_map(|owned| owned.thing.id())).collect();
+            // CreateTags takes a thousand things at once.
+            for ids in ids.chunks(1000) {
+                let tag = aws_sdk_ec2::types::Tag::builder();
+                let tag = tag.key(tag::EXPIRES).value(launch::timestamp(until)).build();
+                let request = region.ec2.create_tags().set_resources(Some(ids.to_vec())).tags(tag);
+                region.call("CreateTags", || request.clone().send()).await?;
+            }
+            Ok::<_, Failure>(())
+        });
+        try_join_all(extended).await?;
+        Ok(())
+    }
+
+    async fn extend_on(
+        &self,
+        machine: &Machine,
+        session: &Arc<dyn Session>,
+        until: SystemTime,
+    ) -> Result<(), ProviderError> {
+        let at = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let before = machine.expires.unwrap_or(until);
+        let (longer, shorter) = match until.duration_since(before) {
+            Ok(longer) => (longer.as_secs(), 0),
+            Err(error) => (0, error.duration().as_secs()),
+        };
+        // What is promised in seconds of life moves by as much as the hour does.
+        let line = format!(
+            "set -- $(tsunami-deadline status) && [ $# = 3 ] && tool=$(command -v tsunami-deadline) && \
+             if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
+             $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
+        );
+        remote(session, &line).await.map(drop)
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        let journal = self.journal(run);
+        let ended = self.regions.iter().map(|region| teardown::terminate(region, run, &journal));
+        let mut left = Vec::new();
+        for (region, ended) in self.regions.iter().zip(join_all(ended).await) {
+            match ended {
+                Ok(of_region) => left.extend(of_region),
+                // One region that does not answer keeps no other from being cleared.
+                Err(error) => left.push(Leftover {
+                    what: format!("anything the run created in {}", region.name),
+                    why: match &error.help {
+                        Some(help) => format!("{error} ({help})"),
+                        None => error.to_string(),
+                    },
+                }),
+            }
+        }
+        Ok(left)
+    }
+
+    fn consistency(&self) -> Duration {
+        CONSISTENCY
+    }
+}
+
+/// Waits for cloud-init. A status of 2 means that it ended with warnings, since its version 23.4.
+const WAIT_FOR_CLOUD_INIT: &str = "command -v cloud-init >/dev/null || exit 0\n\
+     cloud-init status --wait >/dev/null && exit 0\n\
+     [ $? != 2 ] || exit 0\n\
+     cloud-init status --long >&2\n\
+     exit 1";
+
+/// What is wrong with a spec by itself.
+fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
+    let wrong = |message: &str| Err(invalid(region, message.to_owned()));
+    if spec.instances.is_empty() {
+        return wrong("no instance type is given");
+    }
+    if spec.markets.is_empty() {
+        return wrong("no market is given");
+    }
+    if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
+        return wrong("max_price is not an amount of money");
+    }
+    for (key, _) in &spec.tags {
+        if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
+            return Err(invalid(region, format!("the tag `{key}` is not for users to set")));
+        }
+    }
+    // Eight are tsunami's own, and EC2 takes fifty.
+    if spec.tags.len() > 42 {
+        return wrong("a machine can have at most 42 tags beside those that tsunami sets");
+    }
+    for cidr in &spec.ssh_from {
+        if !is_cidr(cidr) {
+            let message = format!("ssh_from `{cidr}` is no block of IPv4 addresses");
+            return Err(
+                invalid(region, message).help("write it as 203.0.113.7/32, or 0.0.0.0/0 for the whole world")
+            );
+        }
+    }
+    // Keys are as long as those that launches make.
+    let lifetime = Duration::from_secs(1);
+    let own = spec.user_data.as_deref();
+    let host_key = "x".repeat(411);
+    UserData { at: SystemTime::now(), lifetime, host_key: &host_key, own }
+        .compose()
+        .map_err(|error| invalid(region, error.to_string()))?;
+    Ok(())
+}
+
+fn is_cidr(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(address, length)| {
+        address.parse::<std::net::Ipv4Addr>().is_ok() && length.parse::<u8>().is_ok_and(|length| length <= 32)
+    })
+}
+
+/// Runs a shell line on a machine, which must succeed, and returns what it wrote.
+async fn remote(session: &Arc<dyn Session>, line: &str) -> Result<String, ProviderError> {
+    let failed = |message: String| ProviderError::new(ProviderErrorKind::Other, "first connection", message);
+    let output = Arc::new(Said::default());
+    let exit = session.exec(&Command::shell(line), output.clone(), &Default::default()).await;
+    let exit = exit.map_err(|error| failed("a command could not be run".to_owned()).source(error))?;
+    let (stdout, stderr) = output.text();
+    match exit {
+        Exit::Status(0) => Ok(stdout),
+        exit => Err(failed(format!(
+            "`{}` ended with {exit}: {}",
+            line.lines().next().unwrap_or_default(),
+            stderr.trim()
+        ))),
+    }
+}
+
+/// Keeps the beginning of what a command says.
+#[derive(Debug, Default)]
+struct Said(Mutex<(Vec<u8>, Vec<u8>)>);
+
+impl Said {
+    fn text(&self) -> (String, String) {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (String::from_utf8_lossy(&said.0).into_owned(), String::from_utf8_lossy(&said.1).into_owned())
+    }
+}
+
+impl OutputSink for Said {
+    fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+        const MOST: usize = 8 << 10;
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = if stream == Stream::Stdout { &mut said.0 } else { &mut said.1 };
+        kept.extend_from_slice(&bytes[..bytes.len().min(MOST.saturating_sub(kept.len()))]);
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! One region's services, and the pace at which they are called.
+
+use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep, sleep_until};
+use tsunami_core::ProviderErrorKind;
+
+use crate::error::{Answer, Failure};
+
+/// How often a request is made before its failure is passed on.
+const ATTEMPTS: u32 = 6;
+
+/// The pause before the first repetition; it doubles, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// The services of one region.
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) name: String,
+    pub(crate) ec2: Client,
+    pub(crate) ssm: aws_sdk_ssm::Client,
+    /// The default subnets, once they were looked up: the network and a subnet in each zone.
+    pub(crate) default_subnets: OnceCell<Vec<(String, String, String)>>,
+    pace: Pace,
+}
+
+impl Region {
+    pub(crate) fn new(config: &SdkConfig, name: &str) -> Self {
+        let config = config.to_builder().region(aws_config::Region::new(name.to_owned())).build();
+        Self {
+            name: name.to_owned(),
+            ec2: Client::new(&config),
+            ssm: aws_sdk_ssm::Client::new(&config),
+            default_subnets: OnceCell::new(),
+            pace: Pace::default(),
+        }
+    }
+
+    /// Makes a request, and repeats it while that may help. What it creates must be the same every time.
+    pub(crate) async fn call<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        request: impl Fn() -> F + Send,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>> + Send,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: Debug + Send + 'static,
+    {
+        let mut unanswered = false;
+        for attempt in 1.. {
+            match self.once(operation, &request).await {
+                Err(mut failure) => {
+                    // An answer now says nothing about a request that was not answered before: unless it says
+                    // that what is asked for is wrong, that one may have taken effect.
+                    unanswered |= !failure.answered || failure.kind == ProviderErrorKind::Unavailable;
+                    failure.answered &= !unanswered;
+                    if !failure.kind.is_transient() || attempt >= ATTEMPTS {
+                        return Err(failure);
+                    }
+                    tracing::debug!(%failure, attempt, "again");
+                    if failure.kind == ProviderErrorKind::Unavailable {
+                        sleep(pause(attempt)).await;
+                    }
+                }
+                answer => return answer,
+            }
+        }
+        unreachable!("the attempts end in an answer")
+    }
+
+    /// Makes a request once, at the region's pace.
+    pub(crate) async fn once<T, E, R, F>(&self, operation: &'static str, request: impl Fn() -> F) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>>,
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        R: Debug + 'static,
+    {
+        self.pace.wait().await;
+        let answer = request().await.map_err(|error| Failure::new(operation, &self.name, &error));
+        match &answer {
+            Err(failure) if failure.kind == ProviderErrorKind::Throttled => self.pace.throttled(),
+            _ => self.pace.fine(),
+        }
+        answer
+    }
+}
+
+fn pause(attempt: u32) -> Duration {
+    let pause = (FIRST_PAUSE * 2u32.pow(attempt.min(16) - 1)).min(LONGEST_PAUSE);
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// Backs off from a region that throttles: all that is asked there waits together, in place of each for itself.
+#[derive(Debug, Default)]
+struct Pace(Mutex<(u32, Option<Instant>)>);
+
+impl Pace {
+    async fn wait(&self) {
+        loop {
+            let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).1;
+            match until {
+                Some(until) if until > Instant::now() => sleep_until(until).await,
+                _ => return,
+            }
+        }
+    }
+
+    fn throttled(&self) {
+        let (streak, until) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        // Requests that were under way together are throttled together, which counts once.
+        if until.is_none_or(|until| until <= now) {
+            *streak += 1;
+            *until = Some(now + pause(*streak));
+        }
+    }
+
+    fn fine(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_that_throttles_is_left_alone_by_all_together() {
+        let pace = Pace::default();
+        let begun = Instant::now();
+        for _ in 0..10 {
+            pace.throttled();
+        }
+        pace.wait().await;
+        let first = begun.elapsed();
+        assert!(first > Duration::from_millis(100) && first <= FIRST_PAUSE, "{first:?}");
+        pace.throttled();
+        let again = Instant::now();
+        pace.wait().await;
+        assert!(again.elapsed() > FIRST_PAUSE - Duration::from_millis(1), "{:?}", again.elapsed());
+        pace.fine();
+        pace.throttled();
+        let again = Instant::now();
+        pace.wait().await;
+        assert!(again.elapsed() <= FIRST_PAUSE);
+    }
+}

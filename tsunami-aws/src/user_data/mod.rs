@@ -1,0 +1,176 @@
+//! What a machine is told before it first boots: its deadline, its host key, and the user's own part.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_smithy_types::base64;
+
+/// Runs at every boot before sshd does; fails closed.
+const BOOTHOOK: &str = include_str!("boothook.sh");
+
+/// The program that ends the machine.
+const DEADLINE: &str = include_str!("deadline.sh");
+
+/// EC2 takes no more than this, before base64.
+pub const USER_DATA_LIMIT: usize = 16 << 10;
+
+/// The user data of a run's machines.
+///
+/// tsunami's part is a cloud-boothook of its own: whatever a user's cloud-config sets, it neither replaces nor
+/// merges with it (a second cloud-config with `bootcmd` or `ssh_keys` would replace the first one's). It comes
+/// first, runs at every boot before sshd starts, and powers the machine off if it fails.
+#[derive(Clone, Copy, Debug)]
+pub struct UserData<'a> {
+    /// When the machine ends.
+    pub at: SystemTime,
+    /// How long it may live, in all its boots.
+    pub lifetime: Duration,
+    /// The private host key, as OpenSSH writes it.
+    pub host_key: &'a str,
+    /// The user's own part: anything that cloud-init takes, as text.
+    pub own: Option<&'a str>,
+}
+
+/// User data that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidUserData {
+    /// It sets the keys by which the machine is known.
+    #[error(
+        "the user data sets `{0}`, but the run's machines are known by a host key that tsunami makes for the run"
+    )]
+    HostKeys(&'static str),
+    /// It is more than EC2 takes.
+    #[error("the user data has {0} bytes with tsunami's part of it, and EC2 takes {USER_DATA_LIMIT}")]
+    TooLong(usize),
+    /// It is of no kind that cloud-init knows.
+    #[error(
+        "cloud-init would not know what the user data is: it begins neither with `#cloud-config` nor with `#!`"
+    )]
+    UnknownKind,
+}
+
+impl UserData<'_> {
+    /// The text for EC2, before base64.
+    ///
+    /// ```
+    /// # use std::time::{Duration, SystemTime};
+    /// use tsunami_aws::UserData;
+    ///
+    /// let lifetime = Duration::from_secs(3600);
+    /// let own = "#cloud-config\npackages: [redis-server]\n";
+    /// let user_data = UserData { at: SystemTime::now() + lifetime, lifetime, host_key: "…", own: Some(own) };
+    /// assert!(user_data.compose()?.contains("packages: [redis-server]"));
+    /// let keys = "#cloud-config\nssh_keys: {}\n";
+    /// assert!(UserData { own: Some(keys), ..user_data }.compose().is_err());
+    /// # Ok::<(), tsunami_aws::InvalidUserData>(())
+    /// ```
+    pub fn compose(&self) -> Result<String, InvalidUserData> {
+        let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let boothook = BOOTHOOK
+            .replace("@TOOL@", DEADLINE.trim_end())
+            .replace("@AT@", &at.to_string())
+            .replace("@FOR@", &self.lifetime.as_secs().to_string())
+            .replace("@HOST_KEY@", self.host_key.trim_end());
+        let own = self.own.map(own_part).transpose()?.unwrap_or_default();
+        let mut boundary = "tsunami".to_owned();
+        while boothook.contains(&boundary_line(&boundary)) || own.contains(&boundary_line(&boundary)) {
+            boundary.push('-');
+        }
+        let line = boundary_line(&boundary);
+        let mut text = format!(
+            "Content-Type: multipart/mixed; boundary=\"==={boundary}===\"\nMIME-Version: 1.0\n\n\
+             {line}\nContent-Type: text/cloud-boothook; charset=\"utf-8\"\n\
+             Content-Disposition: attachment; filename=\"tsunami-boothook.sh\"\n\n{boothook}\n"
+        );
+        if !own.is_empty() {
+            text.push_str(&format!("{line}\n{own}\n"));
+        }
+        text.push_str(&format!("{line}--\n"));
+        if text.len() > USER_DATA_LIMIT {
+            return Err(InvalidUserData::TooLong(text.len()));
+        }
+        Ok(text)
+    }
+}
+
+fn boundary_line(boundary: &str) -> String {
+    format!("--==={boundary}===")
+}
+
+/// The user's part with its headers.
+fn own_part(own: &str) -> Result<String, InvalidUserData> {
+    const HOST_KEYS: [&str; 3] = ["ssh_keys", "ssh_deletekeys", "ssh_genkeytypes"];
+    for key in HOST_KEYS {
+        // A key of YAML, also within braces or quotes, wherever it stands.
+        let sets = |line: &str| {
+            let line = line.trim_start_matches([' ', '\t', '{', '"', '\'']);
+            line.strip_prefix(key)
+                .is_some_and(|rest| rest.trim_start_matches(['"', '\'', ' ']).starts_with(':'))
+        };
+        if own.lines().any(sets) {
+            return Err(InvalidUserData::HostKeys(key));
+        }
+    }
+    if own.starts_with("Content-Type:") || own.starts_with("MIME-Version:") {
+        // A multipart of the user's own is a part as it stands.
+        return Ok(own.trim_end().to_owned());
+    }
+    if !own.starts_with('#') {
+        return Err(InvalidUserData::UnknownKind);
+    }
+    // cloud-init finds out what it is by its first line.
+    let headers = "Content-Type: text/plain; charset=\"utf-8\"\n\
+                   Content-Disposition: attachment; filename=\"user-data\"\n";
+    Ok(match own.is_ascii() {
+        true => format!("{headers}\n{}", own.trim_end()),
+        false => format!("{headers}Content-Transfer-Encoding: base64\n\n{}", base64::encode(own)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compose(own: Option<&str>) -> Result<String, InvalidUserData> {
+        let lifetime = Duration::from_secs(2700);
+        let at = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        UserData { at, lifetime, host_key: "HOST KEY\n", own }.compose()
+    }
+
+    #[test]
+    fn the_deadline_and_the_host_key_are_in_it() {
+        let text = compose(None).unwrap();
+        assert!(text.contains("echo '1800000000 2700'") && text.contains("\nHOST KEY\nTSUNAMI\n"), "{text}");
+        assert!(!text.contains('@'), "a place was not filled: {text}");
+        assert!(text.len() < 8 << 10, "{} bytes leave too little to the user", text.len());
+    }
+
+    #[test]
+    fn host_keys_of_the_users_own_are_refused_however_they_are_written() {
+        for own in [
+            "#cloud-config\nssh_keys:\n  ed25519_private: x",
+            "#cloud-config\n{\"ssh_keys\": {}}",
+            "#cloud-config\n  'ssh_deletekeys' : false",
+        ] {
+            assert!(matches!(compose(Some(own)), Err(InvalidUserData::HostKeys(_))), "{own}");
+        }
+        compose(Some("#cloud-config\nssh_authorized_keys: []\n# ssh_keys are not set")).unwrap();
+    }
+
+    #[test]
+    fn what_the_user_brings_is_carried_beside_ours() {
+        assert!(compose(Some("#!/bin/sh\necho hello")).unwrap().contains("\n\n#!/bin/sh\necho hello\n--"));
+        let multipart = "Content-Type: multipart/mixed; boundary=\"x\"\n\n--x\n\n#!/bin/sh\n--x--\n";
+        assert!(
+            compose(Some(multipart)).unwrap().contains("\nContent-Type: multipart/mixed; boundary=\"x\"\n")
+        );
+        assert!(compose(Some("#!/bin/sh\necho ü")).unwrap().contains("base64"));
+        assert_eq!(compose(Some("hello")), Err(InvalidUserData::UnknownKind));
+        assert!(matches!(
+            compose(Some(&format!("#!{}", "x".repeat(16 << 10)))),
+            Err(InvalidUserData::TooLong(_))
+        ));
+        // A boundary never occurs in what it bounds.
+        let hostile = "#!/bin/sh\n--===tsunami===--\necho still here";
+        assert!(compose(Some(hostile)).unwrap().contains("boundary=\"===tsunami-===\""));
+    }
+}

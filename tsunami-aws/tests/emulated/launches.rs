@@ -1,0 +1,300 @@
+//! Markets, pools, places, and what a machine is born with.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tsunami_aws::{Ec2Spec, Market};
+use tsunami_core::{
+    Error, EventKind, LaunchRequest, MachineId, MachineSpec, MachineState, Price, Provider,
+    ProviderErrorKind, RunFilter,
+};
+
+use crate::world::{World, listed, plan, request, run_id, spec, terminate};
+
+fn field(instances: &[Value], name: &str) -> BTreeSet<String> {
+    instances.iter().map(|instance| instance[name].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_born_with_all_that_was_promised() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let wanted = Ec2Spec {
+        tags: vec![("team".into(), "blue".into())],
+        user_data: Some("#cloud-config\npackages: [redis]\n".into()),
+        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into() }),
+        ..spec()
+    };
+    let request = request(&run, 2, wanted);
+    provider.launch(&request).await.unwrap();
+    let instances = world.emulator.living();
+    assert_eq!((field(&instances, "type").len(), field(&instances, "zone").len()), (1, 1), "they are alike");
+    for instance in &instances {
+        let tags = &instance["tags"];
+        assert_eq!((tags["tsunami:run"].as_str(), tags["team"].as_str()), (Some(run.as_str()), Some("blue")));
+        for tag in
+            ["tsunami:owner", "tsunami:created", "tsunami:expires", "tsunami:experiment", "tsunami:group"]
+        {
+            assert!(tags[tag].is_string(), "{tag}: {tags}");
+        }
+        let text = instance.to_string();
+        let user_data = instance["user_data"].as_str().unwrap();
+        assert!(user_data.contains("tsunami-boothook.sh") && user_data.contains("packages: [redis]"));
+        assert!(!user_data.contains("authorized") && !text.contains("stop\""), "{text}");
+        assert_eq!(instance["shutdown_behavior"], "terminate", "{text}");
+        assert_eq!(instance["market"], "spot", "{text}");
+        assert!(text.contains("\"required\""), "IMDSv2 only: {text}");
+    }
+    // Templates hold the user data, and do not outlive the launch.
+    assert!(!world.emulator.remaining().iter().any(|thing| thing.starts_with("launch_templates")));
+    let machines = listed(&provider, &run).await;
+    assert!(machines.iter().all(|machine| matches!(machine.price, Price::PerHour(_))), "{machines:?}");
+    assert!(machines.iter().all(|machine| machine.login.user.as_deref() == Some("ubuntu")));
+    assert!(
+        machines.iter().all(|machine| machine
+            .login
+            .host_key
+            .as_ref()
+            .is_some_and(|key| key.starts_with("ssh-ed25519 ")))
+    );
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_without_capacity_is_passed_over_for_the_next_type() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"type": "c7g.large", "free": 1}]));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 3, spec())).await.unwrap();
+    assert_eq!(field(&world.emulator.living(), "type"), BTreeSet::from(["c6g.large".to_owned()]));
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_spot_the_next_market_is_tried_and_the_memory_keeps_for_a_while() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"market": "spot", "free": 0}]));
+    let tsunami = world.tsunami(world.provider().await);
+    let run = async |plan| tsunami.run(plan, async |cluster| Ok(cluster.hosts().len())).await;
+    assert_eq!(run(plan(&[("node", 2, spec())])).await.unwrap(), 2);
+    assert_eq!(field(&world.emulator.instances(), "market"), BTreeSet::from(["on-demand".to_owned()]));
+    assert!(world.notes().iter().any(|note| note.contains("trying on-demand next")), "{:?}", world.notes());
+    let asked = world.emulator.count("CreateFleet");
+    assert_eq!(asked, 2);
+    assert_eq!(run(plan(&[("again", 2, spec())])).await.unwrap(), 2);
+    assert_eq!(world.emulator.count("CreateFleet"), asked + 1, "spot was asked for again at once");
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_on_spot_leads_to_the_next_market() {
+    let world = World::new();
+    let quota = json!([{"market": "spot", "free": 0, "code": "MaxSpotInstanceCountExceeded"}]);
+    world.emulator.post("capacity", &quota);
+    let (provider, run) = (world.provider().await, run_id(1));
+    assert_eq!(provider.launch(&request(&run, 2, spec())).await.unwrap().len(), 2);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_nothing_at_all_every_market_is_named_and_nothing_stays() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"free": 1}]));
+    let tsunami = world.tsunami(world.provider().await);
+    let error = tsunami.run(plan(&[("node", 2, spec())]), async |_| Ok(())).await.unwrap_err();
+    let Error::Launch { source, .. } = &error else { panic!("{error}") };
+    assert_eq!(source.kind, ProviderErrorKind::Capacity);
+    assert!(source.message.contains("2 of 2 machines could not be had: spot: "), "{source}");
+    assert!(source.message.contains("on-demand: "), "{source}");
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mixed_group_takes_what_there_is_and_completes_it_elsewhere() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"market": "spot", "free": 1}]));
+    let (provider, run) = (world.provider().await, run_id(1));
+    let mixed = Ec2Spec { mixed: true, ..spec() };
+    let ids = provider.launch(&request(&run, 8, mixed)).await.unwrap();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 8);
+    let living = world.emulator.living();
+    assert_eq!(living.len(), 8);
+    assert_eq!(field(&living, "market").len(), 2, "some of both markets");
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_finds_the_same_machines_and_launches_none() {
+    let world = World::new();
+    let run = run_id(1);
+    let request = request(&run, 3, spec());
+    let first = world.provider().await.launch(&request).await.unwrap();
+    let again = world.provider().await;
+    assert_eq!(again.launch(&request).await.unwrap(), first);
+    assert_eq!(world.emulator.living().len(), 3);
+    let order: Vec<MachineId> = listed(&again, &run).await.into_iter().map(|machine| machine.id).collect();
+    assert_eq!(order, first, "places are kept");
+    terminate(&again, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_native_spot_block_is_asked_for_where_it_can_be_had() {
+    let world = World::new();
+    let block = Ec2Spec { markets: vec![Market::SpotBlock], native_spot_block: true, ..spec() };
+    let (provider, run) = (world.provider().await, run_id(1));
+    let error = provider.launch(&request(&run, 1, block.clone())).await.unwrap_err();
+    assert!(error.message.contains("BlockDurationMinutes"), "{error}");
+    world.emulator.configure(json!({"accept_block_duration": true}));
+    let run = run_id(2);
+    provider.launch(&request(&run, 1, block)).await.unwrap();
+    let calls = world.emulator.calls();
+    let call = calls.iter().rfind(|call| call.action == "RunInstances").unwrap();
+    assert_eq!(call.params["InstanceMarketOptions.SpotOptions.BlockDurationMinutes"], "60");
+    terminate(&provider, &run).await;
+    terminate(&provider, &run_id(1)).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_machine_is_noticed_within_seconds_and_replaced() {
+    let world = World::new();
+    let tsunami = world.tsunami(world.provider().await);
+    let spec =
+        Ec2Spec { markets: vec![Market::SpotBlock, Market::OnDemand], replace_interrupted: true, ..spec() };
+    let emulator = &world.emulator;
+    let running = tsunami.up(plan(&[("node", 2, spec)])).await.unwrap();
+    let cluster = running.cluster().clone();
+    let victim = cluster.host("node-1").unwrap().machine().id.clone();
+    emulator.post("interrupt", &json!({"instance": victim.as_str(), "notice": 30}));
+    let begun = std::time::Instant::now();
+    let error = cluster.host("node-1").unwrap().run("sleep 60").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Interrupted { reason, .. } if reason.contains("marked-for-termination")),
+        "{error}"
+    );
+    println!("noticed after {:.1} s", begun.elapsed().as_secs_f64());
+    let repaired = cluster.repair().await.unwrap();
+    let names: Vec<_> = repaired.hosts().iter().map(|host| host.name().to_owned()).collect();
+    assert_eq!(names, ["node-0", "node-1"]);
+    let replacement = repaired.host("node-1").unwrap().machine();
+    assert_ne!(replacement.id, victim);
+    let kind = |description: &str| description.split(' ').next().unwrap_or_default().to_owned();
+    assert_eq!(kind(&replacement.description), kind(&repaired.hosts()[0].machine().description), "alike");
+    running.down().await.unwrap();
+    emulator.assert_empty();
+    let interrupted = |kind: &EventKind| matches!(kind, EventKind::Interrupted { .. });
+    assert!(world.events.events().iter().any(|event| interrupted(&event.kind)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interruption_during_teardown_changes_nothing() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let ids = provider.launch(&request(&run, 2, spec())).await.unwrap();
+    world.emulator.post("interrupt", &json!({"instance": ids[0].as_str(), "notice": 1}));
+    world.emulator.configure(json!({"shutting_down": 2.0}));
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_powers_itself_off_is_gone_and_not_stopped() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let ids = provider.launch(&request(&run, 1, spec())).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.emulator.post("poweroff", &json!({"instance": ids[0].as_str()}));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
+    assert!(
+        machines.iter().all(|machine| machine.state == MachineState::Gone && machine.interrupted.is_none())
+    );
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn regions_are_launched_at_once_and_let_each_other_in() {
+    let world = World::new();
+    let provider = world.provider_in(&["eu-west-1", "us-east-1"]).await;
+    let here = Ec2Spec { region: Some("eu-west-1".into()), open_ports: vec![6379], ..spec() };
+    let there = Ec2Spec { region: Some("us-east-1".into()), ..spec() };
+    world.emulator.fault(json!({"action": "CreateFleet", "kind": "slow", "seconds": 1.5}));
+    let begun = std::time::Instant::now();
+    let running =
+        world.tsunami(provider).up(plan(&[("server", 1, here), ("client", 2, there)])).await.unwrap();
+    println!("two regions, 1.5 s each, took {:.1} s", begun.elapsed().as_secs_f64());
+    let (server, client) =
+        (running.cluster().host("server-0").unwrap(), running.cluster().host("client-0").unwrap());
+    assert_eq!(Some(client.ip_of(server)), server.machine().addresses.public.as_deref());
+    let opened =
+        world.emulator.calls().into_iter().filter(|call| call.action == "AuthorizeSecurityGroupIngress");
+    let opened: Vec<String> = opened.map(|call| format!("{} {}", call.region, call.params)).collect();
+    for client in running.cluster().group("client") {
+        let address = format!("{}/32", client.machine().addresses.public.as_deref().unwrap());
+        assert!(
+            opened.iter().any(|call| call.starts_with("eu-west-1")
+                && call.contains(&address)
+                && call.contains("6379"))
+        );
+    }
+    assert!(!opened.iter().any(|call| call.starts_with("us-east-1") && call.contains("6379")));
+    running.down().await.unwrap();
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quote_tells_every_market_and_the_most_it_can_cost() {
+    let world = World::new();
+    let provider = world.provider().await;
+    let quote = async |spec| provider.quote(&MachineSpec::new(spec), 2.try_into().unwrap()).await.unwrap();
+    let both = quote(spec()).await;
+    let prices: Vec<f64> =
+        both.offers.iter().filter_map(|offer| offer.price.dollars(1, Duration::from_secs(3600))).collect();
+    assert_eq!(prices.len(), 2);
+    assert!(prices[0] < prices[1], "spot is cheaper: {both:?}");
+    let most = both.most.dollars(1, Duration::from_secs(3600)).unwrap();
+    assert!(most >= prices[1], "on-demand is what it may come to");
+    let replaced = quote(Ec2Spec { replace_interrupted: true, ..spec() }).await;
+    assert_eq!(replaced.most.dollars(1, Duration::from_secs(3600)), Some(2.0 * most));
+    // A price that can't be had is unknown, and never a guess.
+    world.emulator.post("permissions", &json!({"deny": ["pricing:*"]}));
+    let unknown =
+        world.provider().await.quote(&MachineSpec::new(spec()), 2.try_into().unwrap()).await.unwrap();
+    assert_eq!(unknown.most, Price::Unknown);
+    assert!(unknown.notes.iter().any(|note| note.contains("on-demand price")), "{:?}", unknown.notes);
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_existing_network_and_group_are_used_and_left_alone() {
+    let world = World::new();
+    let config = |name: &str| world.emulator.get(name);
+    let _ = config("config");
+    let (provider, run) = (world.provider().await, run_id(1));
+    let given = Ec2Spec { security_group: Some("sg-00000000000000000".into()), ..spec() };
+    let error = provider.launch(&request(&run, 1, given)).await.unwrap_err();
+    assert!(error.message.contains("sg-00000000000000000"), "{error}");
+    terminate(&provider, &run).await;
+    assert_eq!(world.emulator.count("CreateSecurityGroup"), 0);
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_machine_keeps_the_places_of_the_others() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let first = provider.launch(&request(&run, 3, spec())).await.unwrap();
+    let again = LaunchRequest { replace: vec![first[1].clone()], ..request(&run, 3, spec()) };
+    let second = provider.launch(&again).await.unwrap();
+    assert_eq!((&second[0], &second[2]), (&first[0], &first[2]));
+    assert_ne!(second[1], first[1]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}

@@ -1,0 +1,155 @@
+//! What a user reads who asked for something that can't be had. Within seconds, and nothing is left behind.
+
+use serde_json::json;
+use tsunami_aws::{Disk, Ec2Spec, Market};
+use tsunami_core::{MachineSpec, Provider, ProviderError, ProviderErrorKind};
+
+use crate::world::{World, request, run_id, spec, terminate};
+
+async fn refused(world: &World, spec: Ec2Spec) -> ProviderError {
+    let provider = world.provider().await;
+    let error = provider.quote(&MachineSpec::new(spec), 2.try_into().unwrap()).await.unwrap_err();
+    world.emulator.assert_empty();
+    error
+}
+
+#[track_caller]
+fn says(error: &ProviderError, parts: &[&str]) {
+    let text = format!("{error}\nhelp: {}", error.help.as_deref().unwrap_or_default());
+    for part in parts {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
+    let world = World::new();
+    world.emulator.configure(json!({"not_offered": {"c7g.large": ["eu-west-1a"]}}));
+    let invalid = |error: &ProviderError| assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
+
+    let error = refused(&world, Ec2Spec { instances: vec!["c7g.lrage".into()], ..spec() }).await;
+    invalid(&error);
+    says(&error, &["c7g.lrage", "describe-instance-types --region eu-west-1"]);
+
+    let error = refused(
+        &world,
+        Ec2Spec { instances: vec!["c7g.large".into()], zone: Some("eu-west-1a".into()), ..spec() },
+    )
+    .await;
+    invalid(&error);
+    says(&error, &["none of eu-west-1a has c7g.large", "c7g.large is in eu-west-1b"]);
+
+    let error = refused(&world, Ec2Spec { zone: Some("us-east-1a".into()), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["us-east-1a", "eu-west-1a"]);
+
+    let error =
+        refused(&world, Ec2Spec { instances: vec!["c7g.large".into(), "c6i.large".into()], ..spec() }).await;
+    invalid(&error);
+    says(&error, &["c7g.large (arm64)", "c6i.large (x86_64)", "one architecture"]);
+
+    let error = refused(&world, Ec2Spec { image: "ubuntu-99.04".into(), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["ubuntu-99.04", "no public parameter"]);
+
+    let error = refused(&world, Ec2Spec { image: "windows".into(), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["`windows` names no image", "ubuntu-24.04"]);
+
+    let error = refused(&world, Ec2Spec { image: "ami-0123456789abcdef0".into(), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["ami-0123456789abcdef0"]);
+
+    let disk = Disk { gib: Some(4), kind: "gp3".into() };
+    let error = refused(&world, Ec2Spec { disk: Some(disk), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["4 GiB is too small"]);
+
+    let error = refused(&world, Ec2Spec { subnet: Some("subnet-0123456789abcdef0".into()), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["subnet-0123456789abcdef0"]);
+
+    let error = refused(&world, Ec2Spec { ssh_from: vec!["203.0.113.7".into()], ..spec() }).await;
+    invalid(&error);
+    says(&error, &["203.0.113.7", "203.0.113.7/32"]);
+
+    let keys = "#cloud-config\nssh_keys: {}\n".to_owned();
+    let error = refused(&world, Ec2Spec { user_data: Some(keys), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["ssh_keys"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_another_architecture_is_refused() {
+    let world = World::new();
+    // Any image of the other kind.
+    let provider = world.provider().await;
+    let x86 = Ec2Spec { instances: vec!["c6i.large".into()], ..spec() };
+    let quote = provider.quote(&MachineSpec::new(x86), 1.try_into().unwrap()).await.unwrap();
+    let description = &quote.offers[0].description;
+    let id = description.split(['(', ')']).find(|word| word.starts_with("ami-")).unwrap();
+    let error = refused(&world, Ec2Spec { image: id.to_owned(), ..spec() }).await;
+    assert_eq!(error.kind, ProviderErrorKind::InvalidSpec);
+    says(&error, &[id, "for x86_64", "for arm64"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_without_a_default_network_is_told_what_to_do() {
+    let world = World::new();
+    world.emulator.configure(json!({"default_vpc": {"eu-west-1": false}}));
+    let error = refused(&world, spec()).await;
+    assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
+    says(&error, &["no default network", "create-default-vpc --region eu-west-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_cannot_be_found_out_is_said() {
+    let world = World::new();
+    let options = tsunami_aws::Ec2Options {
+        regions: vec!["eu-west-1".into()],
+        address_service: Some(format!("{}/_sim/config", world.emulator.endpoint())),
+        ..Default::default()
+    };
+    let config = aws_config::SdkConfig::builder()
+        .behavior_version(aws_config::BehaviorVersion::latest())
+        .endpoint_url(world.emulator.endpoint())
+        .credentials_provider(aws_sdk_ec2::config::SharedCredentialsProvider::new(
+            aws_sdk_ec2::config::Credentials::new("test", "test", None, None, "test"),
+        ))
+        .build();
+    let provider = tsunami_aws::Ec2Provider::with_config(world.root.path(), config, options).await.unwrap();
+    let open = Ec2Spec { ssh_from: Vec::new(), ..spec() };
+    let error = provider.quote(&MachineSpec::new(open), 1.try_into().unwrap()).await.unwrap_err();
+    says(&error, &["address", "ssh_from = "]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_are_not_accepted_are_explained() {
+    for (code, help) in [
+        ("ExpiredToken", "have expired"),
+        ("InvalidClientTokenId", "does not accept the credentials"),
+        ("AccessDenied", "sts:GetCallerIdentity"),
+    ] {
+        let world = World::new();
+        world.emulator.fault(json!({"service": "sts", "kind": "error", "code": code, "status": 403,
+            "message": "User: arn:aws:iam::1:user/u is not authorized to perform: sts:GetCallerIdentity"}));
+        let error = world.try_provider(&["eu-west-1"]).await.unwrap_err();
+        assert_eq!(error.kind, ProviderErrorKind::Unauthorized, "{error}");
+        says(&error, &[code, help]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_up_quota_is_named_with_the_command_that_raises_it() {
+    let world = World::new();
+    world
+        .emulator
+        .post("capacity", &json!([{"market": "on-demand", "free": 0, "code": "VcpuLimitExceeded"}]));
+    let (provider, run) = (world.provider().await, run_id(1));
+    let on_demand = Ec2Spec { markets: vec![Market::OnDemand], ..spec() };
+    let error = provider.launch(&request(&run, 2, on_demand)).await.unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::Quota, "{error}");
+    says(&error, &["2 of 2 machines could not be had", "VcpuLimitExceeded", "L-1216C47A"]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}

@@ -1,0 +1,177 @@
+//! The emulator, for the tests of more than one crate: each test has one of its own.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A running emulator. Ends with its machines when dropped, or with the test's process.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    process: Child,
+    address: String,
+    _directory: TempDir,
+}
+
+/// One request that the emulator was sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) service: String,
+    pub(crate) action: String,
+    pub(crate) region: String,
+    pub(crate) code: Option<String>,
+    pub(crate) params: Value,
+}
+
+impl Emulator {
+    /// An emulator whose instances are real machines: an sshd each, on loopback.
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// An emulator whose instances are entries in a list.
+    pub(crate) fn without_machines() -> Self {
+        Self::start_with(&["--no-machines"])
+    }
+
+    fn start_with(options: &[&str]) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let python = root.join("target/emulator/bin/python");
+        assert!(python.exists(), "the emulator is not installed: run `cargo xtask setup --tests`");
+        let directory = tempfile::Builder::new().prefix("tsunami-emulator-").tempdir().unwrap();
+        let mut command = Command::new(python);
+        command.arg(root.join("xtask/emulator/emulator.py")).args([
+            "--port",
+            "0",
+            "--until-eof",
+            "--directory",
+        ]);
+        command.arg(directory.path().join("machines")).args(options);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").expect("the emulator's address");
+        Self { address: address.to_owned(), process, _directory: directory }
+    }
+
+    /// What AWS's tools are to talk to.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The environment in which AWS's tools find it and nothing else.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let missing = || self._directory.path().join("none").display().to_string();
+        vec![
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            ("AWS_CONFIG_FILE", missing()),
+            ("AWS_SHARED_CREDENTIALS_FILE", missing()),
+            ("TSUNAMI_ADDRESS_SERVICE", format!("{}/_sim/ip", self.endpoint())),
+        ]
+    }
+
+    /// Asks its control path.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        serde_json::from_str(&self.request("GET", path, "")).unwrap()
+    }
+
+    /// Tells its control path.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Value {
+        serde_json::from_str(&self.request("POST", path, &body.to_string())).unwrap()
+    }
+
+    fn request(&self, method: &str, path: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let (host, length) = (&self.address, body.len());
+        write!(
+            stream,
+            "{method} /_sim/{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{method} {path}: {answer}");
+        body.to_owned()
+    }
+
+    /// Makes something go wrong with calls.
+    pub(crate) fn fault(&self, rule: Value) {
+        self.post("faults", &json!([rule]));
+    }
+
+    /// Changes how it behaves.
+    pub(crate) fn configure(&self, settings: Value) {
+        self.post("config", &settings);
+    }
+
+    /// The calls so far.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        let log = self.get("log");
+        let call = |entry: &Value| Call {
+            service: entry["service"].as_str().unwrap_or_default().to_owned(),
+            action: entry["action"].as_str().unwrap_or_default().to_owned(),
+            region: entry["region"].as_str().unwrap_or_default().to_owned(),
+            code: entry["code"].as_str().map(str::to_owned),
+            params: entry["params"].clone(),
+        };
+        log.as_array().unwrap().iter().map(call).collect()
+    }
+
+    /// How often an action of EC2 was asked for.
+    pub(crate) fn count(&self, action: &str) -> usize {
+        self.calls().iter().filter(|call| call.service == "ec2" && call.action == action).count()
+    }
+
+    /// All instances that ever were.
+    pub(crate) fn instances(&self) -> Vec<Value> {
+        self.get("instances").as_array().unwrap().clone()
+    }
+
+    /// Those that are not gone.
+    pub(crate) fn living(&self) -> Vec<Value> {
+        let mut instances = self.instances();
+        instances.retain(|instance| instance["state"] != "terminated");
+        instances
+    }
+
+    /// All that carries the tag of a run and is not gone, by the emulator's own account.
+    pub(crate) fn remaining(&self) -> Vec<String> {
+        let remaining = self.get("remaining");
+        let kinds = remaining.as_object().unwrap().iter();
+        kinds
+            .flat_map(|(kind, things)| {
+                things.as_array().unwrap().iter().map(move |it| format!("{kind}: {it}"))
+            })
+            .collect()
+    }
+
+    /// Nothing is left of any run.
+    #[track_caller]
+    pub(crate) fn assert_empty(&self) {
+        let remaining = self.remaining();
+        let mut text = String::new();
+        remaining.iter().for_each(|thing| writeln!(text, "{thing}").unwrap());
+        assert!(remaining.is_empty(), "left behind:\n{text}");
+    }
+
+    /// Where its machines are.
+    pub(crate) fn machines(&self) -> PathBuf {
+        self._directory.path().join("machines")
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // The end of its input ends it, and its machines.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
