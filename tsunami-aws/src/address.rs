@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, OrchestratorError};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
-use tsunami_core::{ProviderError, ProviderErrorKind};
+use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
 
 /// How long the service may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ async fn ask(client: &SharedHttpClient, service: &str) -> Result<String, String>
         .build();
     operation.invoke(()).await.map_err(
         |error: aws_smithy_runtime_api::client::result::SdkError<std::convert::Infallible, _>| {
-            aws_smithy_types::error::display::DisplayErrorContext(error).to_string()
+            ErrorChain(&error).to_string()
         },
     )
 }

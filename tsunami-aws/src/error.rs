@@ -1,8 +1,8 @@
 //! What EC2's errors mean: their class, and what the user can do about them.
 
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use tsunami_core::{ProviderError, ProviderErrorKind};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
 
 /// An answer of AWS that is an error, or none at all.
 #[derive(Debug, thiserror::Error)]
@@ -89,13 +89,10 @@ fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
 }
 
-/// The innermost cause in one line: the SDK's own words for a failed dispatch say nothing.
-fn root_cause<E: std::error::Error + 'static>(error: &E) -> String {
-    let text = DisplayErrorContext(error).to_string();
-    // What follows the chain of messages is the error's debug form.
-    let chain = text.split(" (DispatchFailure(").next().unwrap_or(&text);
-    let chain = chain.split(" (ConstructionFailure(").next().unwrap_or(chain);
-    chain.strip_prefix("dispatch failure: ").unwrap_or(chain).to_owned()
+/// What went wrong on the way, in one line.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = ErrorChain(error).to_string();
+    chain.strip_prefix("dispatch failure: ").unwrap_or(&chain).to_owned()
 }
 
 /// The class of an error code.

@@ -47,6 +47,8 @@ struct RunJson<'a> {
     exit_status: u8,
     controller: Controller,
     set: &'a [(String, String)],
+    /// In US dollars; `None` if a price is not known.
+    estimated_cost: Option<f64>,
     #[serde(flatten)]
     report: &'a Report,
 }
@@ -96,6 +98,20 @@ impl Results {
         self.directory.join("trials").join(trial).join(step).join(machine)
     }
 
+    /// Keeps what an interrupted trial brought home from mixing with what the next attempt does.
+    pub(crate) fn set_aside(&self, trial: &str) -> io::Result<()> {
+        let trials = self.directory.join("trials");
+        let aside = (1..).map(|nth| match nth {
+            1 => trials.join(format!("{trial}-interrupted")),
+            _ => trials.join(format!("{trial}-interrupted-{nth}")),
+        });
+        let free = aside.into_iter().find(|path| !path.exists());
+        match free.map(|free| fs::rename(trials.join(trial), free)) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// What writes to the directory as the run goes on.
     pub(crate) fn observers(&self) -> Vec<Arc<dyn Observer>> {
         vec![self.report.clone(), self.events.clone(), self.logs.clone()]
@@ -120,7 +136,17 @@ impl Results {
         let tsunami = env!("CARGO_PKG_VERSION");
         let controller = Controller::this();
         let set = &experiment.set;
-        let run = RunJson { tsunami, provider, outcome, exit_status, controller, set, report: &report };
+        let estimated_cost = report.estimated_cost();
+        let run = RunJson {
+            tsunami,
+            provider,
+            outcome,
+            exit_status,
+            controller,
+            set,
+            estimated_cost,
+            report: &report,
+        };
         let path = self.directory.join("run.json");
         let write = || fs::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(Error::file("write", &path))?;

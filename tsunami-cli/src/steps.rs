@@ -59,6 +59,9 @@ while :; do
     sleep 0.1
 done"#;
 
+/// The name of the only trial.
+pub(crate) const FIRST_TRIAL: &str = "1";
+
 /// Everything a trial needs.
 #[derive(Debug)]
 pub(crate) struct Trial<'a> {
@@ -88,7 +91,7 @@ impl<'a> Trial<'a> {
         signs: &'a Signs,
     ) -> Self {
         let fleet = Fleet::from(cluster.hosts().iter().map(facts).collect::<Vec<_>>());
-        Self { cluster, experiment, results, signs, name: "1".to_owned(), fleet }
+        Self { cluster, experiment, results, signs, name: FIRST_TRIAL.to_owned(), fleet }
     }
 
     /// Does all steps in order, then ends what was started.

@@ -75,6 +75,9 @@ pub enum EventKind {
     TrialStarted { trial: String },
     /// A trial ended.
     TrialFinished { trial: String, ok: bool, seconds: f64 },
+    /// A trial was interrupted with these machines; it is done again on their replacements, and what it brought
+    /// home is set aside.
+    TrialInterrupted { trial: String, machines: Vec<String> },
     /// A step begins on these machines.
     StepStarted { trial: String, step: String, machines: Vec<String> },
     /// A step ended.

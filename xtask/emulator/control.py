@@ -31,7 +31,7 @@ class Control:
 
     def answer(self, method, path, query, body, caller):
         """Status, content type and body."""
-        name = path.removeprefix("/_sim/").replace("/", "_")
+        name = path.removeprefix("/_sim/").rstrip("/").replace("/", "_")
         handler = getattr(self, f"{method.lower()}_{name}", None)
         if handler is None:
             return 404, "text/plain", f"no such control: {method} {path}\n".encode()

@@ -12,11 +12,11 @@ use super::load;
 use crate::args::{RunArgs, UpArgs};
 use crate::compose::{self, Backend};
 use crate::error::{Error, REMAINS};
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::reporter::{Json, Live, Plain, Verbosity};
 use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
-use crate::steps::{Signs, Trial, check_machines};
+use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
 use crate::terminal::{is_interactive, say};
 use crate::{reporter, signals};
 
@@ -127,7 +127,18 @@ impl Stage {
         let (experiment, results, signs) =
             (self.experiment.clone(), self.results.clone(), self.signs.clone());
         move |cluster| {
-            Box::pin(async move { Trial::new(&cluster, &experiment, &results, &signs).run().await })
+            Box::pin(async move {
+                let mut cluster = cluster;
+                loop {
+                    let ended = Trial::new(&cluster, &experiment, &results, &signs).run().await;
+                    cluster = match ended {
+                        Err(error) if may_be_replaced(&error, &experiment) => {
+                            again(&cluster, &results, error).await?
+                        }
+                        ended => return ended,
+                    };
+                }
+            })
         }
     }
 
@@ -152,6 +163,30 @@ impl Stage {
             (None, written) => written.map(|()| 0),
         }
     }
+}
+
+/// Whether the experiment goes on after such an error, on a replacement of the machine.
+fn may_be_replaced(error: &CoreError, experiment: &Experiment) -> bool {
+    let replaces =
+        |group: &Group| group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
+    matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. })
+        && experiment.groups.iter().any(replaces)
+}
+
+/// Replaces the machines that were interrupted, for another go at the trial; fails with `error` if there are
+/// none.
+async fn again(cluster: &Cluster, results: &Results, error: CoreError) -> Result<Cluster, CoreError> {
+    let repaired = cluster.repair().await?;
+    let pairs = cluster.hosts().iter().zip(repaired.hosts());
+    let replaced = pairs.filter(|(old, new)| old.machine().id != new.machine().id);
+    let machines: Vec<String> = replaced.map(|(old, _)| old.name().to_owned()).collect();
+    if machines.is_empty() {
+        return Err(error);
+    }
+    let trial = FIRST_TRIAL.to_owned();
+    results.set_aside(&trial)?;
+    cluster.emit(EventKind::TrialInterrupted { trial, machines });
+    Ok(repaired)
 }
 
 type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), CoreError>> + Send>>;

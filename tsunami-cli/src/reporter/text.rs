@@ -130,6 +130,13 @@ impl Text {
             EventKind::ListingFailed { error } => {
                 (Normal, Style::Warning, "", format!("could not list the machines, trying again: {error}"))
             }
+            EventKind::TrialInterrupted { trial, machines } => {
+                let machines = machines.join(", ");
+                let what = format!(
+                    "trial {trial} was interrupted; it is done again with a replacement for {machines}"
+                );
+                (Quiet, Style::Warning, "", what)
+            }
             EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
             EventKind::TrialFinished { trial, ok, seconds } => ended(format!("trial {trial}"), *ok, *seconds),
             EventKind::StepStarted { trial, step, machines } => {

@@ -50,10 +50,7 @@ impl World {
 
     /// Starts `run --json FILE` and reads its events as they come.
     pub(crate) fn start(&self, file: &Path) -> Going {
-        let mut command = self.command([OsStr::new("run"), OsStr::new("--json"), file.as_os_str()]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (events, stderr) = (BufReader::new(child.stdout.take().unwrap()), child.stderr.take().unwrap());
-        Going { child, events, stderr }
+        Going::of(self.command([OsStr::new("run"), OsStr::new("--json"), file.as_os_str()]))
     }
 
     /// The only results directory there is.
@@ -133,6 +130,13 @@ pub(crate) struct Going {
 }
 
 impl Going {
+    /// Starts a command that prints events.
+    pub(crate) fn of(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (events, stderr) = (BufReader::new(child.stdout.take().unwrap()), child.stderr.take().unwrap());
+        Self { child, events, stderr }
+    }
+
     /// Waits for an event whose JSON has all of these parts.
     pub(crate) fn wait_for(&mut self, parts: &[&str]) -> String {
         let mut line = String::new();

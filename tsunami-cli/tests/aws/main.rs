@@ -1,0 +1,11 @@
+//! The real binary on the emulator: real requests to EC2's API, real sshd machines, strict host keys.
+
+#[path = "../../../xtask/emulator/harness.rs"]
+mod emulator;
+#[expect(dead_code, reason = "shared with the tests on local machines, which use more of it")]
+#[path = "../e2e/world.rs"]
+mod world;
+
+mod cloud;
+mod policy;
+mod run;
