@@ -2,7 +2,7 @@
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
-use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
+use tsunami_core::{ProviderError, ProviderErrorKind};
 
 /// An answer of AWS that is an error, or none at all.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +89,11 @@ fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
 }
 
-/// What went wrong on the way, in one line.
+/// What went wrong on the way, in one line. That it was on the way is said already.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = ErrorChain(error).to_string();
-    chain.strip_prefix("dispatch failure: ").unwrap_or(&chain).to_owned()
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    let telling = causes.filter(|cause| !matches!(cause.as_str(), "dispatch failure" | "other"));
+    telling.collect::<Vec<_>>().join(": ")
 }
 
 /// The class of an error code.

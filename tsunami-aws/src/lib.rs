@@ -35,10 +35,12 @@ mod launch;
 mod provider;
 mod region;
 mod spec;
+mod strays;
 mod tag;
 mod teardown;
 mod user_data;
 
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
+pub use strays::{Found, Survey};
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

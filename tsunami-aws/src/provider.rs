@@ -23,7 +23,7 @@ use tsunami_core::{
 };
 
 use crate::create::Pool;
-use crate::error::Failure;
+use crate::error::{Answer, Failure};
 use crate::ground::{Ground, invalid};
 use crate::journal::Journal;
 use crate::launch::{self, Launch, authorize};
@@ -120,7 +120,19 @@ impl Ec2Provider {
             }
             (given, _) => given.to_vec(),
         };
-        let (account, owner) = identity(&config, &regions[0]).await?;
+        let (account, owner) = identity(&config, &regions[0]).await.map_err(|failure| {
+            let profile = options.profile.as_ref().filter(|_| failure.code == "NoCredentials");
+            let help = profile.map(|profile| {
+                format!(
+                    "see that the profile `{profile}` is there and complete: `aws configure list-profiles`"
+                )
+            });
+            let error = ProviderError::from(failure);
+            match help {
+                Some(help) => error.help(help),
+                None => error,
+            }
+        })?;
         if let Some(expected) = options.account.filter(|expected| *expected != account) {
             let message =
                 format!("the credentials are for account {account}, and the run is in account {expected}");
@@ -149,6 +161,14 @@ impl Ec2Provider {
     /// Everything that another process must know to find this provider's machines.
     pub fn settings(&self) -> &Ec2Settings {
         &self.settings
+    }
+
+    pub(crate) fn default_region(&self) -> &Region {
+        &self.regions[0]
+    }
+
+    pub(crate) fn all_regions(&self) -> &[Region] {
+        &self.regions
     }
 
     pub(crate) fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
@@ -279,7 +299,7 @@ async fn load(options: &Ec2Options) -> SdkConfig {
 }
 
 /// The account, and who is asking.
-async fn identity(config: &SdkConfig, region: &str) -> Result<(String, String), ProviderError> {
+async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String)> {
     let region = Region::new(config, region);
     let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
     let sts = aws_sdk_sts::Client::new(&config);

@@ -52,6 +52,8 @@ pub(crate) enum Command {
         /// One JSON object a run
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        cloud: CloudArgs,
     },
     /// Run a command on many machines of a run at once
     Exec {
@@ -95,6 +97,28 @@ pub(crate) enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Move the end of a run's machines, on the machines too
+    Extend {
+        /// A run id, a prefix of one, or an experiment's name
+        run: String,
+        /// How much longer than now planned, as `30m` or `1h30m`
+        #[arg(value_parser = humantime::parse_duration)]
+        duration: std::time::Duration,
+    },
+    /// Remove what tsunami left anywhere in an account, once its lifetime is over
+    Gc {
+        #[command(flatten)]
+        cloud: CloudArgs,
+        /// Also runs recorded here whose controller is dead and that were not kept
+        #[arg(long)]
+        mine: bool,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// One JSON object a run
+        #[arg(long)]
+        json: bool,
+    },
     /// Tear runs down, also after a crash
     Down {
         /// Run ids, prefixes of them, or experiments' names
@@ -117,6 +141,20 @@ pub(crate) struct FileArgs {
     /// With provider "hosts": trust, for this run, hosts whose keys are not known
     #[arg(long)]
     pub(crate) accept_new_hosts: bool,
+}
+
+/// Where to look for runs by tag.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CloudArgs {
+    /// Look for runs by tag there; so far that is "aws"
+    #[arg(long, value_name = "PROVIDER", value_parser = ["aws"])]
+    pub(crate) provider: Option<String>,
+    /// A region to look in (may be repeated) [default: for `gc` all that are enabled, else the configured one]
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Vec<String>,
+    /// A profile of the AWS configuration
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) profile: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -31,7 +31,7 @@ pub struct State {
 }
 
 /// What is recorded of a run before its first request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The run.
     pub run: RunId,
@@ -52,6 +52,12 @@ pub struct RunRecord {
     pub results: Option<PathBuf>,
     /// Whether the machines are meant to outlive the controller.
     pub kept: bool,
+    /// The most that the machines may cost, in US dollars.
+    #[serde(default)]
+    pub budget: Option<f64>,
+    /// The most that they can cost over their lifetime, in US dollars, if that is known.
+    #[serde(default)]
+    pub most: Option<f64>,
 }
 
 impl State {
@@ -269,6 +275,8 @@ mod tests {
             groups: Vec::new(),
             results: None,
             kept: false,
+            budget: None,
+            most: None,
         }
     }
 

@@ -23,7 +23,8 @@ pub(crate) struct Call {
     pub(crate) service: String,
     pub(crate) action: String,
     pub(crate) region: String,
-    pub(crate) code: Option<String>,
+    /// What went wrong with it, on purpose.
+    pub(crate) fault: Option<String>,
     pub(crate) params: Value,
 }
 
@@ -119,7 +120,7 @@ impl Emulator {
             service: entry["service"].as_str().unwrap_or_default().to_owned(),
             action: entry["action"].as_str().unwrap_or_default().to_owned(),
             region: entry["region"].as_str().unwrap_or_default().to_owned(),
-            code: entry["code"].as_str().map(str::to_owned),
+            fault: entry["fault"].as_str().map(str::to_owned),
             params: entry["params"].clone(),
         };
         log.as_array().unwrap().iter().map(call).collect()

@@ -33,7 +33,8 @@ keep 755 "$tool" <<'TSUNAMI'
 TSUNAMI
 
 # It outlives every service, as a shutdown may hang.
-keep 644 "$system/tsunami-deadline.service" <<'TSUNAMI'
+unit=$system/tsunami-deadline.service
+keep 644 "$unit" <<'TSUNAMI'
 [Unit]
 Description=The deadline of this machine (tsunami)
 DefaultDependencies=no
@@ -61,7 +62,7 @@ TSUNAMI
 TSUNAMI
 
 if [ ! -L "$system/sysinit.target.wants/tsunami-deadline.service" ]; then
-    sync
+    sync "$tool" "$unit" "$state/deadline"
     systemctl enable tsunami-deadline.service
 fi
 systemctl start --no-block tsunami-deadline.service

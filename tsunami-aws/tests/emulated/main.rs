@@ -1,6 +1,7 @@
 //! The provider over the wire, against the emulator. Every test ends with an empty account, by the emulator's
 //! own word.
 
+#[expect(dead_code, reason = "shared with the tests of the program, which use more of it")]
 #[path = "../../../xtask/emulator/harness.rs"]
 mod emulator;
 

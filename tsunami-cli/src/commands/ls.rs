@@ -7,7 +7,9 @@ use serde::Serialize;
 use tsunami_core::{MachineState, RunDirectory, RunFilter, RunId, State};
 
 use super::recorded;
-use crate::error::Error;
+use crate::args::CloudArgs;
+use crate::compose::aws;
+use crate::error::{Error, LAUNCH};
 use crate::terminal::{print, say};
 
 /// One run, as `--json` shows it. Times in seconds.
@@ -24,8 +26,11 @@ struct Row {
     left: u64,
 }
 
-pub(crate) async fn ls(json: bool) -> Result<u8, Error> {
+pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
     let state = State::standard()?;
+    if cloud.provider.is_some() || !cloud.region.is_empty() {
+        return by_tag(json, cloud, &state).await;
+    }
     let mut rows = Vec::new();
     for directory in state.runs()? {
         match row(&directory, &state).await {
@@ -64,6 +69,34 @@ pub(crate) async fn ls(json: bool) -> Result<u8, Error> {
         say(&format!("{}: its controller is gone; `tsunami down {}` removes it", row.run, row.run));
     }
     Ok(0)
+}
+
+/// Lists the runs that are found by tag, whoever launched them.
+async fn by_tag(json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Error> {
+    let (_, survey) = aws::survey(state, cloud, false).await?;
+    for failure in &survey.failures {
+        say(&format!("could not look in {failure}"));
+    }
+    let now = survey.now.unwrap_or_else(SystemTime::now);
+    let mut text = String::new();
+    for found in &survey.runs {
+        let left = found.expires.duration_since(now).unwrap_or_default().as_secs();
+        if json {
+            let row = serde_json::json!({"run": found.run, "left": left, "things": found.things});
+            let _ = writeln!(text, "{row}");
+            continue;
+        }
+        let left = if left == 0 { "over".to_owned() } else { format!("{} left", short(left)) };
+        let _ = writeln!(text, "{}, {left}", found.run);
+        for thing in &found.things {
+            let _ = writeln!(text, "  {thing}");
+        }
+    }
+    if survey.runs.is_empty() && survey.failures.is_empty() {
+        say("no runs");
+    }
+    print(&text)?;
+    Ok(if survey.failures.is_empty() { 0 } else { LAUNCH })
 }
 
 async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {

@@ -3,6 +3,8 @@
 mod cp;
 mod down;
 mod exec;
+mod extend;
+mod gc;
 mod logs;
 mod ls;
 mod plan;
@@ -23,14 +25,16 @@ use crate::terminal::say;
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     let (colour, verbosity) = (args.colour(), args.verbosity());
-    if !matches!(args.command, Command::Ls { .. } | Command::Down { .. }) {
+    if !matches!(args.command, Command::Ls { .. } | Command::Down { .. } | Command::Gc { .. }) {
         name_abandoned_runs();
     }
     match args.command {
         Command::Run(args) => run::run(args, colour, verbosity).await,
         Command::Plan(args) => plan::plan(&args).await,
         Command::Up(args) => up::up(args, colour, verbosity).await,
-        Command::Ls { json } => ls::ls(json).await,
+        Command::Ls { json, cloud } => ls::ls(json, &cloud).await,
+        Command::Extend { run, duration } => extend::extend(&run, duration).await,
+        Command::Gc { cloud, mine, dry_run, json } => gc::gc(&cloud, mine, dry_run, json).await,
         Command::Exec { run, group, machine, command } => exec::exec(&run, &group, &machine, command).await,
         Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
         Command::Cp { run, paths } => cp::cp(&run, &paths).await,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec};
+use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey};
 use tsunami_core::{Error as CoreError, MachineSpec, RunRecord, State};
 use tsunami_ssh::{SshConnector, SshOptions};
 
 use super::Backend;
+use crate::args::CloudArgs;
 use crate::error::Error;
 use crate::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
 
@@ -55,6 +56,20 @@ pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Backen
     let Ec2Settings { account, regions, profile } = settings;
     let options = Ec2Options { profile, regions, account: Some(account), ..options() };
     backend(state, options, SshOptions::default()).await
+}
+
+/// Looks for runs by tag, in the regions that are named; without any, in the configured one or in all that are
+/// enabled.
+pub(crate) async fn survey(state: &State, cloud: &CloudArgs, all: bool) -> Result<(Backend, Survey), Error> {
+    let given = Ec2Options { profile: cloud.profile.clone(), regions: cloud.region.clone(), ..options() };
+    let mut provider = connect(state, given.clone()).await?;
+    if all && cloud.region.is_empty() {
+        let regions = provider.enabled_regions().await.map_err(Error::Provider)?;
+        provider = connect(state, Ec2Options { regions, ..given }).await?;
+    }
+    let survey = provider.survey().await;
+    let connector = Arc::new(SshConnector::new(SshOptions::default()));
+    Ok((Backend { provider: Arc::new(provider), connector }, survey))
 }
 
 fn options() -> Ec2Options {

@@ -1,9 +1,12 @@
 //! What stands for EC2 in a program that was built without it.
 
-use tsunami_core::{RunRecord, State};
+use std::time::SystemTime;
+
+use tsunami_core::{RunId, RunRecord, State};
 use tsunami_ssh::SshOptions;
 
 use super::Backend;
+use crate::args::CloudArgs;
 use crate::error::Error;
 use crate::experiment::Experiment;
 
@@ -12,6 +15,23 @@ pub(crate) async fn of(_: &Experiment, _: &State, _: SshOptions) -> Result<Backe
 }
 
 pub(crate) async fn recorded(_: &RunRecord, _: &State) -> Result<Backend, Error> {
+    Err(left_out())
+}
+
+/// What would be found by tag.
+pub(crate) struct Survey {
+    pub(crate) runs: Vec<Found>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) now: Option<SystemTime>,
+}
+
+pub(crate) struct Found {
+    pub(crate) run: RunId,
+    pub(crate) expires: SystemTime,
+    pub(crate) things: Vec<String>,
+}
+
+pub(crate) async fn survey(_: &State, _: &CloudArgs, _: bool) -> Result<(Backend, Survey), Error> {
     Err(left_out())
 }
 

@@ -1,5 +1,6 @@
 //! The real binary on the emulator: real requests to EC2's API, real sshd machines, strict host keys.
 
+#[expect(dead_code, reason = "shared with the tests of the provider, which use more of it")]
 #[path = "../../../xtask/emulator/harness.rs"]
 mod emulator;
 #[expect(dead_code, reason = "shared with the tests on local machines, which use more of it")]
@@ -7,5 +8,6 @@ mod emulator;
 mod world;
 
 mod cloud;
+mod leftovers;
 mod policy;
 mod run;

@@ -1,1 +1,68 @@
-//! The policy in the README allows what tsunami does, and nothing it doesn't.
+//! The policy in the README allows what tsunami does, and little else.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::cloud::Cloud;
+
+/// What a policy must allow although no request of that name is made: EC2 asks for it in the course of others,
+/// or only where something was left half done.
+const IMPLIED: [&str; 4] =
+    ["ec2:RunInstances", "ec2:DeleteVolume", "ec2:CancelSpotInstanceRequests", "iam:PassRole"];
+
+fn allowed() -> BTreeSet<String> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let policy = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let policy: Value = serde_json::from_str(policy).unwrap();
+    let statements = policy["Statement"].as_array().unwrap();
+    let actions = statements.iter().flat_map(|statement| statement["Action"].as_array().unwrap());
+    actions.map(|action| action.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
+    let cloud = Cloud::new();
+    let file = cloud.server_and_clients(
+        "open_ports = [7777]\nmarket = [\"spot\", \"on-demand\"]",
+        "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nplacement_group = true\niam_profile = \"bench\"",
+        "instance = [\"c7g.large\", \"c6g.large\"]\nregion = \"us-east-1\"",
+    );
+    cloud.run(&file).assert_status(0);
+    let up = cloud.tsunami([OsStr::new("up"), file.as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    cloud.tsunami(["extend", &run, "10m"]).assert_status(0);
+    cloud.tsunami(["down", &run]).assert_status(0);
+    cloud.tsunami(["gc", "--region", "eu-west-1"]).assert_status(0);
+    cloud.tsunami(["gc", "--region", "eu-west-1", "--dry-run"]).assert_status(0);
+    let asked = cloud.emulator.calls().into_iter().map(|call| format!("{}:{}", call.service, call.action));
+    // Everybody may ask who they are.
+    let asked: BTreeSet<String> = asked.filter(|action| action != "sts:GetCallerIdentity").collect();
+    let allowed = allowed();
+    let missing: Vec<_> = asked.difference(&allowed).collect();
+    assert!(missing.is_empty(), "the policy lacks {missing:?}");
+    let idle: Vec<_> =
+        allowed.difference(&asked).filter(|action| !IMPLIED.contains(&action.as_str())).collect();
+    assert!(idle.is_empty(), "nothing asks for {idle:?}");
+    println!("{} actions asked for, all allowed", asked.len());
+    cloud.assert_clean();
+}
+
+#[test]
+fn without_a_permission_of_the_policy_the_run_names_it() {
+    let cloud = Cloud::new();
+    let file = cloud.server_and_clients(
+        "region = \"eu-west-1\"",
+        "instance = \"c7g.large\"",
+        "instance = \"c7g.large\"",
+    );
+    for action in ["ec2:CreateFleet", "ec2:ImportKeyPair", "ssm:GetParameter"] {
+        cloud.emulator.post("permissions", &json!({"deny": [action]}));
+        cloud.run(&file).assert_status(3).assert_says(&[&format!("lack the permission {action}")]);
+        let _ = fs::remove_dir_all(cloud.world.path("work/results"));
+        cloud.assert_clean();
+    }
+}

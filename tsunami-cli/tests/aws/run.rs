@@ -102,7 +102,7 @@ fn what_cannot_be_had_is_said_within_seconds_and_leaves_nothing() {
     refused(
         "instance = \"c7g.large\"\nregion = \"eu-west-1\"\nprofile = \"nobody\"",
         3,
-        &["nobody", "AWS_PROFILE"],
+        &["NoCredentials", "the profile `nobody`", "aws configure list-profiles"],
     );
     cloud.emulator.post("permissions", &json!({"deny": ["ec2:DescribeImages"]}));
     refused(

@@ -90,14 +90,11 @@ impl Mender {
         mut hosts: BTreeMap<(usize, u32), Host>,
     ) -> Result<Cluster, Ended<T>> {
         let run = &self.run;
-        let lifetime = run.record.deadline.lifetime;
-        let left = run.record.deadline.at.duration_since(run.events.now()).unwrap_or_default();
-        let over = Instant::now() + left;
         let result = loop {
             let joined = tokio::select! {
                 biased;
                 () = run.cancel.cancelled() => break Err(Error::Cancelled.into()),
-                () = tokio::time::sleep_until(over) => break Err(Error::LifetimeOver(lifetime).into()),
+                over = run.lifetime_over() => break Err(over.into()),
                 joined = tasks.join_next() => joined,
             };
             match joined.map(|joined| joined.map_err(panicked)) {

@@ -15,7 +15,7 @@ use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Host};
 use crate::error::{Error, QuoteFailure};
 use crate::event::{EventKind, Events, GroupSize, Observer, seconds_since_epoch};
 use crate::machine::{Deadline, Machine, RunId};
@@ -25,6 +25,7 @@ use crate::record::{RunDirectory, RunLock, RunRecord, State};
 use crate::session::{Connector, Session};
 
 pub(crate) use launch::Mender;
+use teardown::Ending;
 
 /// Runs experiments: the place where a provider and a connector meet.
 ///
@@ -239,6 +240,25 @@ impl Tsunami {
         ended(directory.id(), Ok(()), leftovers)
     }
 
+    /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
+    /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
+    pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
+        let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
+        let provider = &*self.provider;
+        let leftovers = Ending { provider, run, events: &events, impatient: &self.cancel }.until_gone().await;
+        ended(run.clone(), Ok(()), leftovers)
+    }
+
+    /// Moves the end of a recorded run's machines to `until`: on the machines first, then where the provider
+    /// keeps it, then in the record. A controller that is waiting for the end learns of it. If some of it fails,
+    /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
+    pub async fn extend(&self, directory: &RunDirectory, until: SystemTime) -> Result<(), Error> {
+        let running = self.attach(directory, |_| true).await?;
+        let moved = running.run.extend(running.cluster().hosts(), until).await;
+        running.detach().await;
+        moved
+    }
+
     /// Lists machines that the provider knows of, by tag.
     pub async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, Error> {
         self.provider.list(filter).await.map_err(Error::other)
@@ -254,11 +274,11 @@ impl Tsunami {
     /// Records a run and brings its machines up; tears them down if that fails.
     async fn launch(self, run: RunId, plan: Plan, cancel: CancellationToken) -> Result<Running, Error> {
         let quotes = self.quote(&plan).await?;
-        if let Some(budget) = plan.budget {
-            let most = plan.most(&quotes);
-            if most.is_none_or(|most| most > budget) {
-                return Err(Error::Budget { budget, most });
-            }
+        let most = plan.most(&quotes);
+        if let Some(budget) = plan.budget
+            && most.is_none_or(|most| most > budget)
+        {
+            return Err(Error::Budget { budget, most });
         }
         let created = self.started_at.unwrap_or_else(SystemTime::now);
         let record = RunRecord {
@@ -275,6 +295,8 @@ impl Tsunami {
                 .collect(),
             results: self.results.clone(),
             kept: false,
+            budget: plan.budget,
+            most,
         };
         let state = self.state.clone().map_or_else(State::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
@@ -354,6 +376,42 @@ struct Run {
 }
 
 impl Run {
+    async fn extend(&self, hosts: &[Host], until: SystemTime) -> Result<(), Error> {
+        let record = self.directory.record()?;
+        let lifetime = until.duration_since(record.created).unwrap_or_default();
+        let longer = lifetime.as_secs_f64() / record.deadline.lifetime.as_secs_f64();
+        let most = record.most.map(|most| most * longer);
+        if let Some(budget) = record.budget
+            && most.is_none_or(|most| most > budget)
+        {
+            return Err(Error::Budget { budget, most });
+        }
+        let on_machines = hosts.iter().map(async |host| {
+            let moved = self.provider.extend_on(host.machine(), host.session(), until).await;
+            moved.map_err(|error| host.stage("extend").error(error))
+        });
+        for moved in join_all(on_machines).await {
+            moved?;
+        }
+        self.provider.extend(&self.id, until).await.map_err(Error::other)?;
+        let deadline = Deadline { at: until, lifetime };
+        self.directory.write_record(&RunRecord { deadline, most, ..record })
+    }
+
+    /// Waits until the lifetime is over, also if somebody moves its end meanwhile.
+    async fn lifetime_over(&self) -> Error {
+        let mut deadline = self.record.deadline;
+        loop {
+            let left = deadline.at.duration_since(self.events.now()).unwrap_or_default();
+            if left.is_zero() {
+                return Error::LifetimeOver(deadline.lifetime);
+            }
+            tokio::time::sleep(left).await;
+            // What can't be read has not moved.
+            deadline = self.directory.record().map_or(deadline, |record| record.deadline);
+        }
+    }
+
     fn sessions(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -443,8 +501,6 @@ impl Running {
         Fut: Future<Output = Result<T, Error>>,
     {
         let cluster = self.cluster().clone();
-        let lifetime = self.run.record.deadline.lifetime;
-        let left = self.run.record.deadline.at.duration_since(self.run.events.now()).unwrap_or_default();
         // The closure itself may panic before it has made a future.
         let body = AssertUnwindSafe(async move { body(cluster).await }).catch_unwind();
         tokio::select! {
@@ -454,7 +510,7 @@ impl Running {
                 Ok(result) => Ended::Result(result),
                 Err(panic) => Ended::Panic(panic),
             },
-            () = tokio::time::sleep(left) => Error::LifetimeOver(lifetime).into(),
+            over = self.run.lifetime_over() => over.into(),
         }
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::Run;
 use crate::ErrorChain;
-use crate::event::{EventKind, rounded};
-use crate::machine::MachineState;
-use crate::provider::{Leftover, RunFilter};
+use crate::event::{EventKind, Events, rounded};
+use crate::machine::{MachineState, RunId};
+use crate::provider::{Leftover, Provider, RunFilter};
 
 /// How long sessions may take to end, killed commands included: five seconds of grace and some more.
 const CLOSING: Duration = Duration::from_secs(10);
@@ -64,8 +65,25 @@ impl Run {
         }
     }
 
-    /// Asks the provider to end everything until it says, and two listings show, that nothing is left.
+    /// Asks the provider to end everything, until nothing is left or its time is up.
     async fn terminate(&self) -> Vec<Leftover> {
+        let (provider, impatient) = (&*self.provider, &self.impatient);
+        Ending { provider, run: &self.id, events: &self.events, impatient }.until_gone().await
+    }
+}
+
+/// The end of a run, for which its id is enough.
+pub(super) struct Ending<'a> {
+    pub(super) provider: &'a dyn Provider,
+    pub(super) run: &'a RunId,
+    pub(super) events: &'a Events,
+    /// Nobody wants to wait for another attempt.
+    pub(super) impatient: &'a CancellationToken,
+}
+
+impl Ending<'_> {
+    /// Asks the provider to end everything until it says, and two listings show, that nothing is left.
+    pub(super) async fn until_gone(&self) -> Vec<Leftover> {
         let deadline = Instant::now() + TERMINATING;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -93,7 +111,7 @@ impl Run {
     }
 
     async fn terminate_and_list(&self) -> Vec<Leftover> {
-        match self.provider.terminate(&self.id).await {
+        match self.provider.terminate(self.run).await {
             Ok(leftovers) if leftovers.is_empty() => self.still_listed().await,
             Ok(leftovers) => leftovers,
             Err(error) => vec![unknown(&error)],
@@ -102,7 +120,7 @@ impl Run {
 
     /// The run's machines that a listing shows and that are not gone.
     async fn still_listed(&self) -> Vec<Leftover> {
-        match self.provider.list(&RunFilter::Run(self.id.clone())).await {
+        match self.provider.list(&RunFilter::Run(self.run.clone())).await {
             Ok(machines) => machines
                 .iter()
                 .filter(|machine| machine.state != MachineState::Gone)

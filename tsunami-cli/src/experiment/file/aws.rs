@@ -194,7 +194,7 @@ impl Reader<'_> {
             Some(value) => {
                 let kind = self.text(value)?;
                 if !KINDS.contains(&kind) {
-                    let help = suggest(kind, KINDS.into_iter());
+                    let help = suggest(kind, KINDS);
                     self.note(Problem::at(value.span(), format!("`{kind}` is no type of disk")).help(help));
                     return None;
                 }

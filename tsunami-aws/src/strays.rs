@@ -1,0 +1,141 @@
+//! Runs that are found by tag alone: what `gc` goes by.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use aws_sdk_ec2::config::ConfigBag;
+use aws_sdk_ec2::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_ec2::config::{Intercept, RuntimeComponents};
+use aws_sdk_ec2::error::BoxError;
+use aws_sdk_ec2::types::InstanceStateName;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use futures_util::future::join_all;
+use serde::Serialize;
+use tsunami_core::{ErrorChain, ProviderError, RunFilter, RunId};
+
+use crate::error::Answer;
+use crate::inventory;
+use crate::provider::Ec2Provider;
+use crate::region::Region;
+use crate::teardown::describe;
+
+/// What one run has, in all the regions that were looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// The run.
+    pub run: RunId,
+    /// The last moment at which anything of it expires.
+    pub expires: SystemTime,
+    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
+    pub things: Vec<String>,
+}
+
+/// What was found by tag.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The runs, by their ids.
+    pub runs: Vec<Found>,
+    /// The regions that could not be looked at, and why. What is there is not known.
+    pub failures: Vec<String>,
+    /// The time by the service's own clock; `None` if no region answered.
+    pub now: Option<SystemTime>,
+}
+
+/// A run's things, and when the last of them expires.
+type ByRun = BTreeMap<RunId, (Option<SystemTime>, Vec<String>)>;
+
+impl Ec2Provider {
+    /// The regions that are enabled for the account.
+    pub async fn enabled_regions(&self) -> Result<Vec<String>, ProviderError> {
+        let region = self.default_region();
+        let request = region.ec2.describe_regions();
+        let answer = region.call("DescribeRegions", || request.clone().send()).await?;
+        Ok(answer.regions().iter().filter_map(|region| region.region_name().map(str::to_owned)).collect())
+    }
+
+    /// Looks in all of this provider's regions for whatever carries a run's tag and an expiry, and is not gone.
+    /// Changes nothing.
+    pub async fn survey(&self) -> Survey {
+        let looked = self.all_regions().iter().map(async |region| (region, look(region).await));
+        let (mut by_run, mut survey) = (ByRun::new(), Survey::default());
+        for (region, found) in join_all(looked).await {
+            match found {
+                Ok((now, found)) => {
+                    survey.now = survey.now.max(now);
+                    for (run, (expires, things)) in found {
+                        let of_run = by_run.entry(run).or_default();
+                        of_run.0 = of_run.0.max(expires);
+                        of_run.1.extend(things);
+                    }
+                }
+                Err(failure) => survey.failures.push(format!("{}: {}", region.name, ErrorChain(&failure))),
+            }
+        }
+        // What has no expiry was not made by a launch of tsunami's, whatever its tag says.
+        let complete =
+            by_run.into_iter().filter_map(|(run, (expires, things))| Some((run, expires?, things)));
+        survey.runs = complete.map(|(run, expires, things)| Found { run, expires, things }).collect();
+        survey
+    }
+}
+
+async fn look(region: &Region) -> Answer<(Option<SystemTime>, ByRun)> {
+    let mut by_run = ByRun::new();
+    let mut add = |run: RunId, expires: Option<SystemTime>, what: String| {
+        let of_run = by_run.entry(run).or_default();
+        of_run.0 = of_run.0.max(expires);
+        of_run.1.push(what);
+    };
+    let now = service_time(region).await?;
+    for instance in inventory::instances(region, &RunFilter::All).await? {
+        let state = instance.state().and_then(|state| state.name()).cloned();
+        let run = inventory::value(instance.tags(), crate::tag::RUN).and_then(|run| run.parse().ok());
+        if let (Some(run), false) = (run, state == Some(InstanceStateName::Terminated)) {
+            let id = instance.instance_id().unwrap_or_default();
+            let state = state.as_ref().map_or("unknown", InstanceStateName::as_str);
+            add(
+                run,
+                inventory::expires(instance.tags()),
+                format!("machine {id} in {}: {state}", region.name),
+            );
+        }
+    }
+    for owned in inventory::things(region, &RunFilter::All).await? {
+        let what = describe(&owned.thing, region);
+        add(owned.run, owned.expires, what);
+    }
+    Ok((now, by_run))
+}
+
+/// The time by the service's clock, as an answer's header has it.
+async fn service_time(region: &Region) -> Answer<Option<SystemTime>> {
+    let date = DateHeader::default();
+    let request = region.ec2.describe_regions();
+    let ask = || request.clone().customize().interceptor(date.clone()).send();
+    region.call("DescribeRegions", ask).await?;
+    let date = *date.0.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(date.and_then(|date| date.try_into().ok()))
+}
+
+#[derive(Clone, Debug, Default)]
+struct DateHeader(Arc<Mutex<Option<DateTime>>>);
+
+impl Intercept for DateHeader {
+    fn name(&self) -> &'static str {
+        "DateHeader"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date;
+        Ok(())
+    }
+}

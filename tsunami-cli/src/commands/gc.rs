@@ -1,0 +1,108 @@
+//! `tsunami gc`: remove what was left anywhere, once its lifetime is over.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
+
+use super::recorded;
+use crate::args::CloudArgs;
+use crate::compose::aws;
+use crate::error::{Error, REMAINS};
+use crate::terminal::{print, say};
+
+/// So long after its expiry a run may still be tearing itself down.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// One run, as `--json` shows it.
+#[derive(Serialize)]
+struct Row {
+    run: RunId,
+    /// `removed`, `would be removed`, or `remains`.
+    outcome: &'static str,
+    things: Vec<String>,
+    error: Option<String>,
+}
+
+pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool) -> Result<u8, Error> {
+    let state = State::standard()?;
+    let mut rows = Vec::new();
+    if mine {
+        for directory in state.runs()?.iter().filter(|directory| is_abandoned(directory)) {
+            rows.push(own(directory, &state, dry_run).await);
+        }
+    }
+    let mut status = 0;
+    // Whoever asks for their own only has perhaps no account at all.
+    if !mine || cloud.provider.is_some() || !cloud.region.is_empty() {
+        let (connected, survey) = aws::survey(&state, cloud, true).await?;
+        for failure in &survey.failures {
+            // What could not be looked at may hold anything.
+            say(&format!("could not look in {failure}"));
+            status = REMAINS;
+        }
+        let now = survey.now.unwrap_or_else(SystemTime::now);
+        let tsunami = Tsunami::new(connected.provider, connected.connector).state(state.clone());
+        let over = survey.runs.into_iter().filter(|found| found.expires + GRACE < now);
+        for found in over.collect::<Vec<_>>() {
+            let ended = if dry_run { None } else { Some(tsunami.collect(&found.run).await) };
+            rows.push(Row::new(found.run, found.things, ended));
+        }
+    }
+    if rows.iter().any(|row| row.outcome == "remains") {
+        status = REMAINS;
+    }
+    if rows.is_empty() && status == 0 {
+        say("nothing to remove");
+    }
+    show(&rows, json)?;
+    Ok(status)
+}
+
+impl Row {
+    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>) -> Self {
+        let (outcome, error) = match ended {
+            None => ("would be removed", None),
+            Some(Ok(())) => ("removed", None),
+            Some(Err(error)) => ("remains", Some(Error::Core(error).render(false))),
+        };
+        Self { run, outcome, things, error }
+    }
+}
+
+/// Whether a run recorded here has lost its controller and was not meant to.
+fn is_abandoned(directory: &RunDirectory) -> bool {
+    let controlled = directory.is_controlled().unwrap_or(true);
+    !controlled && directory.record().is_ok_and(|record| !record.kept)
+}
+
+async fn own(directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
+    let things = vec![format!("the run recorded in {}", directory.path().display())];
+    if dry_run {
+        return Row::new(directory.id(), things, None);
+    }
+    let ended = match recorded(directory, state).await {
+        Ok(tsunami) => tsunami.down(directory).await,
+        Err(error) => Err(CoreError::other(error)),
+    };
+    Row::new(directory.id(), things, Some(ended))
+}
+
+fn show(rows: &[Row], json: bool) -> Result<(), Error> {
+    let mut text = String::new();
+    for row in rows {
+        if json {
+            text.push_str(&serde_json::to_string(row).map_err(CoreError::from)?);
+            text.push('\n');
+            continue;
+        }
+        text.push_str(&format!("{}: {}\n", row.run, row.outcome));
+        for thing in &row.things {
+            text.push_str(&format!("  {thing}\n"));
+        }
+        if let Some(error) = &row.error {
+            say(error);
+        }
+    }
+    print(&text)
+}
