@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "it talks to whoever runs it")]
 
 mod emulator;
+mod guest;
 mod setup;
 mod test;
 
@@ -40,6 +41,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Build the machine that tests boot, a small Debian; as root.
+    Guest,
     /// Start the emulator of EC2, for trying things by hand.
     Moto {
         /// The port to listen on, on 127.0.0.1.
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
+        Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {
             test::run_as_user(&directory, &program, &arguments)

@@ -18,13 +18,20 @@ const TOOLS: [(&str, &str); 5] = [
     ("setsid", "util-linux"),
 ];
 
-/// Those that only the tests call; busybox is one of the shells that machines may have.
-const TEST_TOOLS: [(&str, &str); 5] = [
+/// Those that only the tests call. busybox is one of the shells that machines may have; the last ones make and
+/// boot a machine.
+const TEST_TOOLS: [(&str, &str); 11] = [
     ("busybox", "busybox"),
     ("pgrep", "procps"),
     ("pkill", "procps"),
     ("setpriv", "util-linux"),
     ("useradd", "passwd"),
+    ("python3", "python3"),
+    ("debootstrap", "debootstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
 const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends"];

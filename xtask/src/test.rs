@@ -9,12 +9,17 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::setup::{find, setup, sudo_asks_nothing};
-use crate::{Failure, Result, cargo, is_root, root, silently, succeeds};
+use crate::{Failure, Result, cargo, guest, is_root, root, silently, succeeds};
 
 const USER: &str = "tsunami-test";
 
-/// The packages with tests on local machines. Tests of the others don't care who runs them.
-const PACKAGES: [&str; 2] = ["tsunami-ssh", "tsunami-cli"];
+/// Where tests run from.
+const PACKAGES: [&str; 6] =
+    ["tsunami-core", "tsunami-aws", "tsunami-ssh", "tsunami-cli", "examples", "xtask"];
+
+/// The tests on local machines, and those that cost nothing. The others don't care who runs them. They are
+/// chosen by target: with other packages chosen, cargo would build the AWS SDK once more.
+const AS_ANOTHER: [&str; 6] = ["--lib", "--bins", "--test", "conformance", "--test", "e2e"];
 
 /// Settings of the one who runs the tests that reach them as another user too.
 const KEPT: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_TEST_THREADS", "TSUNAMI_LOG"];
@@ -46,6 +51,15 @@ impl From<bool> for Outcome {
 pub(crate) fn test(quick: bool) -> Result {
     setup(true)?;
     let mut outcomes = Vec::new();
+    let guest = is_root() || sudo_asks_nothing();
+    if guest {
+        guest::guest()?;
+    } else {
+        outcomes.push((
+            "tests in a machine",
+            Outcome::LeftOut("building it takes root, or sudo without a password"),
+        ));
+    }
     if !quick {
         outcomes.push(("format", check("fmt", &["--all", "--check"])?));
         let lints = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
@@ -53,7 +67,14 @@ pub(crate) fn test(quick: bool) -> Result {
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         outcomes.push(("docs", succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()));
     }
-    let tests = succeeds(&mut cargo(["test", "--workspace", "--no-fail-fast"]))?;
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    if !is_root() {
+        tests.args(["--skip", "as_root::"]);
+    }
+    if !guest {
+        tests.args(["--skip", "booted::"]);
+    }
+    let tests = succeeds(&mut tests)?;
     let (here, there) = if is_root() { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
     let (here, there) = (format!("tests as {here}"), format!("tests as {there}"));
     outcomes.push((&here, tests.into()));
@@ -98,7 +119,7 @@ fn test_as_user() -> Result<Outcome> {
     // The repository and the target directory may be where only root can read.
     let directory = tempfile::Builder::new().prefix("tsunami-").tempdir_in("/tmp")?;
     let mut copy = Command::new("cp");
-    copy.current_dir(root()).arg("-R").args(PACKAGES).args(["Cargo.toml", "examples"]).arg(directory.path());
+    copy.current_dir(root()).arg("-R").args(PACKAGES).arg("Cargo.toml").arg(directory.path());
     fs::create_dir(directory.path().join("bin"))?;
     fs::create_dir(directory.path().join("tmp"))?;
     let mut own = Command::new("chown");
@@ -114,8 +135,12 @@ fn test_as_user() -> Result<Outcome> {
 fn test_through(runner: &[OsString]) -> Result<Outcome> {
     // Rust writes a string as TOML reads it, unless it has control characters.
     let runner = format!("target.'cfg(unix)'.runner = {runner:?}");
-    let mut tests = cargo(["test", "--no-fail-fast", "--tests", "--config", &runner]);
-    Ok(succeeds(tests.args(PACKAGES.iter().flat_map(|package| ["--package", package])))?.into())
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--config", &runner]);
+    tests.args(AS_ANOTHER);
+    if !is_root() {
+        tests.args(["--test", "aws"]);
+    }
+    Ok(succeeds(&mut tests)?.into())
 }
 
 /// Runs a test's program as `USER`, in and from a copy of what it needs.

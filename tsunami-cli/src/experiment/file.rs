@@ -270,33 +270,28 @@ impl<'a> Reader<'a> {
         self.sizes.push((name.to_owned(), None));
         let table = self.table(value)?;
         const OWN: &[&str] = &["count", "hosts", "setup", "upload", "env"];
-        let aws = match provider {
-            Some(ProviderKind::Local | ProviderKind::Hosts) => {
-                for (key, span, _) in entries(table) {
-                    if AWS_KEYS.contains(&key) {
-                        let help = "set `provider = \"aws\"`".to_owned();
-                        let message = format!("`{key}` is for the provider \"aws\"");
-                        self.note(Problem::at(span, message).help(help));
-                    } else if !OWN.contains(&key) {
-                        let help = suggest(key, OWN.iter().copied());
-                        self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
-                    }
-                }
-                None
+        let of_aws = provider == Some(ProviderKind::Aws);
+        for (key, span, _) in entries(table).into_iter().filter(|(key, ..)| !OWN.contains(key)) {
+            let is_aws = AWS_KEYS.contains(&key);
+            if is_aws && !of_aws && provider.is_some() {
+                let help = "set `provider = \"aws\"`".to_owned();
+                self.note(Problem::at(span, format!("`{key}` is for the provider \"aws\"")).help(help));
+            } else if !is_aws {
+                let known = OWN.iter().chain(if of_aws { AWS_KEYS } else { &[] });
+                let help = suggest(key, known.copied());
+                self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
             }
-            _ => {
-                self.keys(table, &[OWN, AWS_KEYS].concat(), &[]);
-                self.in_group = true;
-                let aws = self.aws(table, &self.base.clone());
-                self.in_group = false;
-                if provider.is_some() && aws.instance.is_empty() {
-                    let help =
-                        "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
-                    self.note(Problem::at(span.clone(), "this group has no `instance`").help(help));
-                }
-                Some(aws)
+        }
+        let aws = of_aws.then(|| {
+            self.in_group = true;
+            let aws = self.aws(table, &self.base.clone());
+            self.in_group = false;
+            if aws.instance.is_empty() {
+                let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
+                self.note(Problem::at(span.clone(), "this group has no `instance`").help(help));
             }
-        };
+            aws
+        });
         let size = self.size(table, span, provider, hosts);
         let count = size.as_ref().map(Size::count);
         if let Some((_, known)) = self.sizes.last_mut() {

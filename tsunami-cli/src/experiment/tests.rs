@@ -336,22 +336,104 @@ fn names() {
 fn what_is_not_built_yet_says_so() {
     refuses(
         r#"name = "x"
-provider = "aws"
-budget = 5.0
 repeat = 3
 prepare = []
-[aws]
 [matrix]
-[group.a]
-instance = "c7g""#,
+[group.a]"#,
         &[
-            r#"2:12 `provider = "aws"` is not supported yet"#,
-            "3:1 `budget` is not supported yet",
-            "4:1 `repeat` is not supported yet",
-            "5:1 `prepare` is not supported yet",
-            "6:2 `aws` is not supported yet",
-            "7:2 `matrix` is not supported yet",
-            "9:1 `instance` is not supported yet",
+            "2:1 `repeat` is not supported yet",
+            "3:1 `prepare` is not supported yet",
+            "4:2 `matrix` is not supported yet",
+        ],
+    );
+}
+
+#[test]
+fn machines_on_ec2() {
+    let experiment = Dir::new().load(
+        r#"name = "x"
+provider = "aws"
+budget = 5
+[aws]
+region = "eu-west-1"
+market = ["spot", "on-demand"]
+instance = ["c7g.large", "c6g.large"]
+tags = { team = "blue" }
+[group.server]
+instance = "c7g.2xlarge"
+disk = { size = "30GiB" }
+market = "spot-block"
+on_interruption = "replace"
+tags = { role = "server" }
+[group.client]
+count = 3"#,
+        &[],
+    );
+    let experiment = experiment.unwrap();
+    let [server, client] = experiment.groups.as_slice() else { panic!("{experiment:?}") };
+    let (server, client) = (server.aws.as_ref().unwrap(), client.aws.as_ref().unwrap());
+    assert_eq!(experiment.budget, Some(5.0));
+    // A group says otherwise, or more.
+    assert_eq!(
+        (server.instance.as_slice(), server.market.as_slice()),
+        (&["c7g.2xlarge".into()][..], &[Market::SpotBlock][..])
+    );
+    assert_eq!(
+        server.disk.as_ref().map(|disk| (disk.gib.unwrap().get(), disk.kind.as_str())),
+        Some((30, "gp3"))
+    );
+    assert_eq!(server.tags.len(), 2);
+    assert_eq!(server.on_interruption, OnInterruption::Replace);
+    assert_eq!(
+        (client.instance.len(), client.market.len(), client.region.as_deref()),
+        (2, 2, Some("eu-west-1"))
+    );
+}
+
+#[test]
+fn what_machines_on_ec2_cannot_be() {
+    refuses(
+        r#"name = "x"
+provider = "aws"
+budget = 0
+[aws]
+market = ["spot", "sopt"]
+max_price = "cheap"
+mixed = "yes"
+disk = { size = "30", type = "gp9" }
+subnet = "eu-west-1a"
+open_ports = [0]
+tags = { "tsunami:run" = "mine" }
+spot_block = "never"
+instence = "c7g.large"
+[group.a]
+profile = "other"
+hosts = ["b"]"#,
+        &[
+            "3:10 this is no amount of US dollars above zero",
+            r#"5:19 `market` can't be "sopt" (did you mean `spot`?)"#,
+            "6:13 expected an amount of US dollars, such as 2.5, found a string",
+            "7:9 expected true or false, found a string",
+            "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
+            "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
+            "9:10 `eu-west-1a` is no id: it begins with `subnet-`",
+            "10:15 a port is a number from 1 to 65535",
+            "11:10 the tag `tsunami:run` is not for users to set",
+            r#"12:14 `spot_block` can't be "never" (known here: promise, native)"#,
+            "13:1 unknown key `instence` (did you mean `instance`?)",
+            "14:8 this group has no `instance` (set `instance = \"c7g.large\"` there, or in `[aws]` for all groups)",
+            "15:1 the machines of a run are in one account: a group can't have a profile of its own (say it once, in `[aws]`)",
+            r#"16:1 `hosts` is for the provider "hosts" (set `provider = "hosts"`, or give a `count` of machines)"#,
+        ],
+    );
+    refuses(
+        r#"name = "x"
+[aws]
+[group.a]
+instance = "c7g.large""#,
+        &[
+            r#"2:2 `[aws]` is for the provider "aws" (set `provider = "aws"`)"#,
+            r#"4:1 `instance` is for the provider "aws" (set `provider = "aws"`)"#,
         ],
     );
 }

@@ -418,7 +418,7 @@ pub(super) mod tests {
         [  0.0s] client    launching 2 machines
         [  0.1s] server    trying again in 2s: no capacity
         [  0.9s] client    launched 2 machines
-        [  1.0s] client-0  running at 192.0.2.7 (i-0c)
+        [  1.0s] client-0  running at 192.0.2.7 (i-0c, a fake machine)
         [  1.3s] client-0  connected
         [  2.8s] client-0  ready
         [  3.0s] client-1  setup: `false` ended with status 1 after 1.2s

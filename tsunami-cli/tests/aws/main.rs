@@ -7,7 +7,5 @@ mod emulator;
 #[path = "../e2e/world.rs"]
 mod world;
 
+mod as_root;
 mod cloud;
-mod leftovers;
-mod policy;
-mod run;

@@ -46,10 +46,24 @@ use crate::{
 /// assert!(cloud.is_empty());
 /// # Ok(()) }
 /// ```
+///
+/// # Controllers that crash
+///
+/// A handle and its clones stand for one controller: a process that uses the cloud. [`controller`](Self::controller)
+/// makes a handle for another one, [`crash`](Self::crash) ends one like `kill -9`. What it had asked for by then
+/// may still happen, minutes later. As the EC2 provider writes every request that creates something into a journal
+/// before it makes it, with a token that makes repeating it harmless, so does the fake: its `terminate` repeats
+/// those of other controllers that nobody saw answered, and ends what they give, whereupon the first copy, should
+/// it arrive after all, creates nothing. Those of the same controller it leaves alone: awaiting them is the
+/// engine's part. A launch whose future is dropped still happens.
 #[derive(Clone)]
 pub struct FakeCloud {
     inner: Arc<Mutex<Inner>>,
+    controller: u32,
 }
+
+/// The longest that a request of a crashed controller takes to arrive.
+const STRAGGLING: Duration = Duration::from_secs(120);
 
 /// A call that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -159,10 +173,17 @@ struct Inner {
     faults: BTreeMap<(Call, u32), Fault>,
     machine_faults: Vec<(String, MachineFault)>,
     hooks: BTreeMap<u32, Hook>,
+    call_hooks: BTreeMap<(Call, u32), Hook>,
     on_command: Option<CommandHandler>,
     files: BTreeMap<(MachineId, String), Vec<u8>>,
     log: Vec<(String, String)>,
     prepared: BTreeSet<RunId>,
+    lag: Duration,
+    clock: Option<(Instant, SystemTime)>,
+    controllers: u32,
+    crashed: BTreeSet<u32>,
+    /// The journal: launches that were asked for and not decided, by the controller that asked.
+    undecided: Vec<(u32, LaunchRequest)>,
 }
 
 struct FakeMachine {
@@ -173,6 +194,8 @@ struct FakeMachine {
     runs_at: Option<Instant>,
     ends_at: Instant,
     expires: SystemTime,
+    /// When listings begin to have it.
+    listed_at: Instant,
     /// When it will be known that the cloud takes it back.
     notice_at: Option<Instant>,
 }
@@ -180,6 +203,10 @@ struct FakeMachine {
 impl FakeMachine {
     fn name(&self) -> String {
         machine_name(&self.group, self.index)
+    }
+
+    fn is_listed(&self) -> bool {
+        Instant::now() >= self.listed_at
     }
 
     fn interrupted(&self) -> Option<String> {
@@ -217,12 +244,51 @@ impl FakeCloud {
             faults: BTreeMap::new(),
             machine_faults: Vec::new(),
             hooks: BTreeMap::new(),
+            call_hooks: BTreeMap::new(),
             on_command: None,
             files: BTreeMap::new(),
             log: Vec::new(),
             prepared: BTreeSet::new(),
+            lag: Duration::ZERO,
+            clock: None,
+            controllers: 0,
+            crashed: BTreeSet::new(),
+            undecided: Vec::new(),
         };
-        Self { inner: Arc::new(Mutex::new(inner)) }
+        Self { inner: Arc::new(Mutex::new(inner)), controller: 0 }
+    }
+
+    /// A handle on the same cloud for another controller.
+    pub fn controller(&self) -> Self {
+        let mut inner = self.lock();
+        inner.controllers += 1;
+        Self { inner: self.inner.clone(), controller: inner.controllers }
+    }
+
+    /// Ends this controller like `kill -9`: none of its calls is ever answered, and nothing that it asks for from
+    /// now on happens. What it has asked for happens at its time, up to two minutes later, or never, as the seed
+    /// decides.
+    pub fn crash(&self) {
+        self.lock().crashed.insert(self.controller);
+    }
+
+    /// Makes listings miss machines for up to this long after their launch, each as long as the seed decides.
+    /// `terminate` goes by the same listings.
+    pub fn lag(&self, longest: Duration) {
+        self.lock().lag = longest;
+    }
+
+    /// Says what time it is, so that machines also end when the clock passes their deadline, and not only when
+    /// their lifetime has passed since their birth.
+    pub fn clock(&self, now: SystemTime) {
+        self.lock().clock = Some((Instant::now(), now));
+    }
+
+    /// From now on nothing goes wrong any more, except for calls that are under way.
+    pub fn calm(&self) {
+        let mut inner = self.lock();
+        inner.faults.clear();
+        inner.machine_faults.clear();
     }
 
     /// Sets the range of every call's latency.
@@ -250,6 +316,11 @@ impl FakeCloud {
         self.lock().hooks.insert(nth, Box::new(hook));
     }
 
+    /// Does something when the `nth` call of that kind (from 1) begins.
+    pub fn at(&self, call: Call, nth: u32, hook: impl FnOnce() + Send + 'static) {
+        self.lock().call_hooks.insert((call, nth), Box::new(hook));
+    }
+
     /// How many calls of that kind there were.
     pub fn calls(&self, call: Call) -> u32 {
         self.lock().calls.get(&call).copied().unwrap_or_default()
@@ -267,6 +338,13 @@ impl FakeCloud {
         alive.map(FakeMachine::name).collect()
     }
 
+    /// The ids of the machines that are not gone.
+    pub fn ids(&self) -> Vec<MachineId> {
+        let inner = self.lock();
+        let alive = inner.machines.iter().filter(|(_, machine)| machine.state() != MachineState::Gone);
+        alive.map(|(id, _)| id.clone()).collect()
+    }
+
     /// Whether no machine is left, and no run is connected to.
     pub fn is_empty(&self) -> bool {
         self.machines().is_empty() && self.lock().prepared.is_empty()
@@ -281,9 +359,22 @@ impl FakeCloud {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call, runs its hook, lets its latency pass, and says what is to go wrong with it.
-    async fn enter(&self, call: Call) -> Option<Fault> {
-        let (delay, fault, hook) = {
+    fn has_crashed(&self) -> bool {
+        self.lock().crashed.contains(&self.controller)
+    }
+
+    /// Goes on only while the controller lives.
+    async fn alive(&self) {
+        if self.has_crashed() {
+            std::future::pending().await
+        }
+    }
+
+    /// Counts a call, runs its hooks, and says how long it takes and what is to go wrong with it. Of a crashed
+    /// controller there are no calls.
+    async fn begin(&self, call: Call) -> (Duration, Option<Fault>) {
+        self.alive().await;
+        let (delay, fault, hooks) = {
             let mut inner = self.lock();
             inner.total += 1;
             let total = inner.total;
@@ -292,22 +383,54 @@ impl FakeCloud {
             let nth = *count;
             let range = inner.latency.start.as_millis() as u64..=inner.latency.end.as_millis() as u64;
             let delay = Duration::from_millis(inner.rng.u64(range));
-            (delay, inner.faults.remove(&(call, nth)), inner.hooks.remove(&total))
+            let hooks = [inner.hooks.remove(&total), inner.call_hooks.remove(&(call, nth))];
+            (delay, inner.faults.remove(&(call, nth)), hooks)
         };
-        if let Some(hook) = hook {
+        for hook in hooks.into_iter().flatten() {
             hook();
         }
-        sleep(delay).await;
-        if let Some(Fault::Slow(time)) = fault {
-            sleep(time).await;
+        self.alive().await;
+        match fault {
+            Some(Fault::Slow(time)) => (delay + time, None),
+            fault => (delay, fault),
         }
-        fault
     }
 
-    /// Makes one call to the provider, with whatever goes wrong with it.
+    /// A call to something other than the provider. Only slowness can go wrong with it.
+    async fn enter(&self, call: Call) {
+        let (delay, _) = self.begin(call).await;
+        sleep(delay).await;
+        self.alive().await;
+    }
+
+    /// Makes one call to the provider.
     async fn call<T>(&self, call: Call, effect: impl FnOnce() -> T) -> Result<T, ProviderError> {
+        let begun = self.begin(call).await;
+        self.answer(call, begun, effect).await
+    }
+
+    /// Lets a call's time pass and whatever goes wrong with it happen.
+    async fn answer<T>(
+        &self,
+        call: Call,
+        (delay, fault): (Duration, Option<Fault>),
+        effect: impl FnOnce() -> T,
+    ) -> Result<T, ProviderError> {
+        sleep(delay).await;
+        if self.has_crashed() {
+            // It was under way when its controller crashed.
+            let late = {
+                let rng = &mut self.lock().rng;
+                let late = Duration::from_millis(rng.u64(0..STRAGGLING.as_millis() as u64));
+                [None, Some(Duration::ZERO), Some(late), Some(late)][rng.usize(0..4)]
+            };
+            match late {
+                Some(late) => sleep(late).await,
+                None => std::future::pending().await,
+            }
+        }
         let error = |kind| ProviderError::new(kind, format!("{call:?}"), "injected fault");
-        match self.enter(call).await {
+        let answer = match fault {
             Some(Fault::Error(kind)) => Err(error(kind)),
             Some(Fault::LostReply(kind)) => {
                 effect();
@@ -318,7 +441,18 @@ impl FakeCloud {
                 std::future::pending().await
             }
             _ => Ok(effect()),
-        }
+        };
+        self.alive().await;
+        answer
+    }
+
+    /// Forgets a request that has been decided, if it is still in the journal.
+    fn decided(&self, request: &LaunchRequest) {
+        let controller = self.controller;
+        self.lock().undecided.retain(|(by, other)| {
+            (*by, &other.run, &other.group, &other.replace)
+                != (controller, &request.run, &request.group, &request.replace)
+        });
     }
 }
 
@@ -354,8 +488,13 @@ impl Inner {
             runs_at: Some(now + Duration::from_millis(self.rng.u64(5_000..20_000))),
             ends_at: now + request.deadline.lifetime,
             expires: request.deadline.at,
+            listed_at: now + Duration::from_millis(self.rng.u64(0..=self.lag.as_millis() as u64)),
             notice_at: None,
         };
+        if let Some((then, time)) = self.clock {
+            let left = request.deadline.at.duration_since(time).unwrap_or_default();
+            machine.ends_at = machine.ends_at.min(then + left);
+        }
         let first = request.replace.is_empty();
         for (name, fault) in &self.machine_faults {
             match fault {
@@ -374,6 +513,23 @@ impl Inner {
         id
     }
 
+    /// Repeats what other controllers have asked for and nobody saw answered. What that gives is known by its id,
+    /// whatever listings say.
+    fn settle(&mut self, run: &RunId, asking: u32) {
+        let (settled, others) = std::mem::take(&mut self.undecided)
+            .into_iter()
+            .partition(|(controller, request)| *controller != asking && request.run == *run);
+        self.undecided = others;
+        let settled: Vec<(u32, LaunchRequest)> = settled;
+        for (_, request) in settled {
+            for id in self.launch(&request, u32::MAX) {
+                if let Some(machine) = self.machines.get_mut(&id) {
+                    machine.listed_at = Instant::now();
+                }
+            }
+        }
+    }
+
     fn fault_of<T>(&self, machine: &str, wanted: impl Fn(&MachineFault) -> Option<T>) -> Option<T> {
         self.machine_faults.iter().filter(|(name, _)| name == machine).find_map(|(_, fault)| wanted(fault))
     }
@@ -390,18 +546,30 @@ impl Provider for FakeCloud {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
-        let this_call = self.calls(Call::Launch) + 1;
-        let at_most = match self.lock().faults.get(&(Call::Launch, this_call)) {
-            Some(Fault::Partial(count)) => *count,
-            _ => u32::MAX,
-        };
-        let ids = self.call(Call::Launch, || self.lock().launch(request, at_most)).await?;
-        if ids.len() < request.count.get() as usize {
-            let (kind, message) =
-                (ProviderErrorKind::Capacity, format!("got {} of {}", ids.len(), request.count));
-            return Err(ProviderError::new(kind, "Launch", message));
-        }
-        Ok(ids)
+        let begun = self.begin(Call::Launch).await;
+        self.lock().undecided.push((self.controller, request.clone()));
+        let (cloud, request) = (self.clone(), request.clone());
+        // In a task of its own: dropping a request does not undo it.
+        let launching = tokio::spawn(async move {
+            let at_most = match begun.1 {
+                Some(Fault::Partial(count)) => count,
+                _ => u32::MAX,
+            };
+            let effect = || {
+                cloud.decided(&request);
+                cloud.lock().launch(&request, at_most)
+            };
+            let answer = cloud.answer(Call::Launch, begun, effect).await;
+            cloud.decided(&request);
+            let ids = answer?;
+            if ids.len() < request.count.get() as usize {
+                let message = format!("got {} of {}", ids.len(), request.count);
+                return Err(ProviderError::new(ProviderErrorKind::Capacity, "Launch", message));
+            }
+            Ok(ids)
+        });
+        let aborted = |error| ProviderError::new(ProviderErrorKind::Other, "Launch", "aborted").source(error);
+        launching.await.map_err(aborted)?
     }
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
@@ -411,6 +579,7 @@ impl Provider for FakeCloud {
                 RunFilter::Run(run) => machine.run == *run,
                 RunFilter::All => true,
             };
+            let wanted = |machine: &FakeMachine| wanted(machine) && machine.is_listed();
             let machines = inner.machines.iter().filter(|(_, machine)| wanted(machine));
             machines.map(|(id, machine)| describe(id, machine)).collect()
         };
@@ -434,6 +603,7 @@ impl Provider for FakeCloud {
         let terminate = || {
             let mut inner = self.lock();
             let now = Instant::now();
+            inner.settle(run, self.controller);
             let slow: BTreeMap<String, Duration> = inner
                 .machine_faults
                 .iter()
@@ -442,12 +612,12 @@ impl Provider for FakeCloud {
                     _ => None,
                 })
                 .collect();
-            for machine in inner.machines.values_mut().filter(|machine| machine.run == *run) {
+            let of_run = |machine: &FakeMachine| machine.run == *run && machine.is_listed();
+            for machine in inner.machines.values_mut().filter(|machine| of_run(machine)) {
                 let ends_at = now + slow.get(&machine.name()).copied().unwrap_or_default();
                 machine.ends_at = machine.ends_at.min(ends_at);
             }
-            let left =
-                inner.machines.iter().filter(|(_, m)| m.run == *run && m.state() != MachineState::Gone);
+            let left = inner.machines.iter().filter(|(_, m)| of_run(m) && m.state() != MachineState::Gone);
             left.map(|(id, machine)| Leftover {
                 what: format!("machine {id} ({})", machine.name()),
                 why: "still ending".to_owned(),
@@ -455,6 +625,10 @@ impl Provider for FakeCloud {
             .collect()
         };
         self.call(Call::Terminate, terminate).await
+    }
+
+    fn consistency(&self) -> Duration {
+        self.lock().lag
     }
 }
 
@@ -513,6 +687,7 @@ impl Connector for FakeCloud {
     }
 
     async fn finish(&self, run: &RunId) {
+        self.alive().await;
         self.lock().prepared.remove(run);
     }
 }
@@ -546,8 +721,14 @@ impl FakeSession {
     async fn unless_broken<T>(&self, doing: impl Future<Output = T>) -> Result<T, SessionError> {
         tokio::select! {
             biased;
-            error = self.broken() => Err(error),
-            done = doing => Ok(done),
+            error = self.broken() => {
+                self.cloud.alive().await;
+                Err(error)
+            }
+            done = doing => {
+                self.cloud.alive().await;
+                Ok(done)
+            }
         }
     }
 

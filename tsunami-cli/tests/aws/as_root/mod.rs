@@ -1,0 +1,5 @@
+//! Tests that take root: their machines listen on port 22.
+
+mod leftovers;
+mod policy;
+mod run;
