@@ -1,6 +1,7 @@
 //! From a request to machines: what they stand on, then one market after the other.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -170,11 +171,10 @@ impl Launch<'_> {
         attempt: &mut u32,
     ) -> Result<Made, MakeError> {
         let spot = market.is_spot();
-        if !templates.contains_key(&spot) {
-            let name = self.template(foundation, spot, *attempt).await?;
-            templates.insert(spot, name);
-        }
-        let template = templates[&spot].clone();
+        let template = match templates.entry(spot) {
+            Entry::Occupied(made) => made.get().clone(),
+            Entry::Vacant(free) => free.insert(self.template(foundation, spot, *attempt).await?).clone(),
+        };
         let name = format!("{}-{}-{:04}", self.request.run, self.request.group, *attempt);
         *attempt += 1;
         let native = market == Market::SpotBlock && self.spec.native_spot_block;

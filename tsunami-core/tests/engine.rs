@@ -312,6 +312,57 @@ async fn a_launch_without_answer_is_named_as_what_may_remain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_teardown_that_is_not_answered_is_repeated() {
+    for call in [Call::Terminate, Call::List] {
+        let world = World::new();
+        let (cloud, hour) = (world.cloud.clone(), Duration::from_secs(3600));
+        let run = world.run(server_and_clients(), move |_| async move {
+            cloud.fault(call, cloud.calls(call) + 1, Fault::Hang);
+            Ok(())
+        });
+        timeout(hour, run).await.expect("it never ends").unwrap();
+        let unanswered = |event: &EventKind| matches!(event, EventKind::StillThere { leftovers } if leftovers[0].why.contains("no answer"));
+        assert!(world.position(unanswered).is_some(), "{call:?}");
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quote_that_is_not_answered_can_be_cancelled() {
+    let world = World::new();
+    world.cloud.fault(Call::Quote, 2, Fault::Hang);
+    let tsunami = world.tsunami();
+    let run = tsunami.run(server_and_clients(), nothing);
+    assert!(timeout(Duration::from_secs(60), run).await.is_err());
+    timeout(Duration::from_secs(60), tsunami.idle()).await.expect("a dropped run goes on");
+    world.cloud.fault(Call::Quote, 4, Fault::Hang);
+    let (run, cancel) = (world.run(server_and_clients(), nothing), world.cancel.clone());
+    let cancelled = async {
+        sleep(Duration::from_secs(60)).await;
+        cancel.cancel();
+        sleep(Duration::from_secs(60)).await;
+    };
+    let result = tokio::select! {
+        biased;
+        result = run => result,
+        () = cancelled => panic!("a cancelled run goes on"),
+    };
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    assert_eq!(world.cloud.calls(Call::Launch), 0);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_is_not_answered_does_not_blind_the_run() {
+    let world = World::new();
+    world.cloud.fault(Call::List, 8, Fault::Hang);
+    let plan = server_and_clients().connect_timeout(Duration::from_secs(200));
+    world.run(plan, nothing).await.unwrap();
+    assert!(world.position(|event| matches!(event, EventKind::ListingFailed { .. })).is_some());
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_machine_that_never_boots_fails_within_its_time_and_the_others_work() {
     let world = World::new();
     world.cloud.machine_fault("client-2", MachineFault::NeverBoots);

@@ -41,6 +41,15 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// The tests of "nothing left behind" in their long form, with a summary.
+    Chaos {
+        /// Random schedules of the engine on the fake cloud.
+        #[arg(long, default_value_t = 100_000)]
+        schedules: u32,
+        /// Runs in a storm of faults on the emulator.
+        #[arg(long, default_value_t = 300)]
+        storms: u32,
+    },
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
     /// Start the emulator of EC2, for trying things by hand.
@@ -85,6 +94,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
+        Task::Chaos { schedules, storms } => test::chaos(schedules, storms),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

@@ -20,7 +20,7 @@ const TOOLS: [(&str, &str); 5] = [
 
 /// Those that only the tests call. busybox is one of the shells that machines may have; the last ones make and
 /// boot a machine.
-const TEST_TOOLS: [(&str, &str); 11] = [
+const TEST_TOOLS: [(&str, &str); 9] = [
     ("busybox", "busybox"),
     ("pgrep", "procps"),
     ("pkill", "procps"),
@@ -29,8 +29,6 @@ const TEST_TOOLS: [(&str, &str); 11] = [
     ("python3", "python3"),
     ("debootstrap", "debootstrap"),
     ("mke2fs", "e2fsprogs"),
-    ("mkfs.vfat", "dosfstools"),
-    ("mcopy", "mtools"),
     ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 

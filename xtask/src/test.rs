@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::setup::{find, setup, sudo_asks_nothing};
-use crate::{Failure, Result, cargo, guest, is_root, root, silently, succeeds};
+use crate::{Failure, Result, cargo, guest, is_root, root, say, silently, succeeds};
 
 const USER: &str = "tsunami-test";
 
@@ -67,7 +68,8 @@ pub(crate) fn test(quick: bool) -> Result {
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         outcomes.push(("docs", succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()));
     }
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--"]);
+    // Some tests tell figures.
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     if !is_root() {
         tests.args(["--skip", "as_root::"]);
     }
@@ -87,6 +89,35 @@ pub(crate) fn test(quick: bool) -> Result {
         true => Err(Failure::new("")),
         false => Ok(()),
     }
+}
+
+/// What tests print of their figures begins with one of these.
+const FIGURES: [&str; 4] = ["chaos:", "kill points", "storm:", "all machines ended themselves"];
+
+/// The tests of "nothing left behind", for longer than anybody waits for CI.
+pub(crate) fn chaos(schedules: u32, storms: u32) -> Result {
+    setup(true)?;
+    if !is_root() {
+        return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
+    }
+    let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws"];
+    let chosen = ["schedules", "storm", "killed", "signal"];
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+    tests.args(targets).args(["--", "--nocapture"]).args(chosen);
+    tests.env("TSUNAMI_CHAOS", "1");
+    tests.env("TSUNAMI_CHAOS_RUNS", schedules.to_string()).env("TSUNAMI_STORM_RUNS", storms.to_string());
+    say(&tests);
+    let mut child = tests.stdout(Stdio::piped()).spawn()?;
+    let mut figures = Vec::new();
+    for line in BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output"))?).lines() {
+        let line = line?;
+        eprintln!("{line}");
+        let figure = FIGURES.iter().find_map(|sign| line.find(sign).map(|at| line[at..].to_owned()));
+        figures.extend(figure);
+    }
+    let passed = child.wait()?.success();
+    eprintln!("xtask: {}", figures.join("\nxtask: "));
+    if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
 }
 
 /// A cargo command that not every toolchain has.

@@ -1,6 +1,8 @@
 //! The provider over the wire, against the emulator. Every test ends with an empty account, by the emulator's
 //! own word.
 
+#![expect(clippy::print_stdout, reason = "figures, for whoever wants to see them")]
+
 #[expect(dead_code, reason = "shared with the tests of the program, which use more of it")]
 #[path = "../../../xtask/emulator/harness.rs"]
 mod emulator;
@@ -10,4 +12,5 @@ mod faults;
 mod launches;
 mod refusals;
 mod scale;
+mod storm;
 mod world;

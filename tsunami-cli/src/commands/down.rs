@@ -9,7 +9,7 @@ use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, R
 use tsunami_ssh::SshOptions;
 
 use super::recorded;
-use crate::compose::Backend;
+use crate::compose::{Backend, aws};
 use crate::error::{Error, REMAINS};
 use crate::reporter::sanitize;
 use crate::signals;
@@ -60,7 +60,7 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
     let run = directory.id();
     say(&format!("{run}: {}; going by what lies beside it", sanitize(&ErrorChain(&error).to_string())));
     let mut leftovers = Vec::new();
-    // The two providers that keep something there keep it under their own names.
+    // Providers that keep something there keep it under their own names.
     for name in ["local", "hosts"] {
         if directory.path().join(name).exists() {
             let make = if name == "local" { Backend::local } else { Backend::hosts };
@@ -68,6 +68,10 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
             leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
             connector.finish(&run).await;
         }
+    }
+    if directory.path().join("aws").exists() {
+        let tsunami = aws::unrecorded(directory, state).await?;
+        tsunami.collect(&run).await?;
     }
     if !leftovers.is_empty() {
         return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));

@@ -1,11 +1,13 @@
 //! Machines on EC2.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey};
-use tsunami_core::{Error as CoreError, MachineSpec, RunRecord, State};
+use tsunami_core::{Error as CoreError, MachineSpec, RunDirectory, RunRecord, State, Tsunami};
 use tsunami_ssh::{SshConnector, SshOptions};
 
 use super::Backend;
@@ -56,6 +58,21 @@ pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Backen
     let Ec2Settings { account, regions, profile } = settings;
     let options = Ec2Options { profile, regions, account: Some(account), ..options() };
     backend(state, options, SshOptions::default()).await
+}
+
+/// What a run was made with whose record can't be read: its journal tells the regions.
+pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
+    let journal = directory.path().join("aws");
+    let mut regions = BTreeSet::new();
+    for file in fs::read_dir(&journal).map_err(Error::file("read", &journal))? {
+        let path = file.map_err(Error::file("read", &journal))?.path();
+        let entry = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let region = entry.and_then(|entry| entry.pointer("/create/region")?.as_str().map(str::to_owned));
+        regions.extend(region);
+    }
+    let options = Ec2Options { regions: regions.into_iter().collect(), ..options() };
+    let Backend { provider, connector } = backend(state, options, SshOptions::default()).await?;
+    Ok(Tsunami::new(provider, connector).state(state.clone()))
 }
 
 /// Looks for runs by tag, in the regions that are named; without any, in the configured one or in all that are

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use tsunami_core::{RunId, RunRecord, State};
+use tsunami_core::{RunDirectory, RunId, RunRecord, State, Tsunami};
 use tsunami_ssh::SshOptions;
 
 use super::Backend;
@@ -32,6 +32,10 @@ pub(crate) struct Found {
 }
 
 pub(crate) async fn survey(_: &State, _: &CloudArgs, _: bool) -> Result<(Backend, Survey), Error> {
+    Err(left_out())
+}
+
+pub(crate) async fn unrecorded(_: &RunDirectory, _: &State) -> Result<Tsunami, Error> {
     Err(left_out())
 }
 

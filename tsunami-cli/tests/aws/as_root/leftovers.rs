@@ -241,3 +241,14 @@ fn two_downs_at_once_and_one_beside_the_run_itself_do_no_harm() {
     cloud.tsunami(["down", "--all"]);
     cloud.assert_clean();
 }
+
+#[test]
+fn a_run_whose_record_is_broken_is_found_by_its_journal() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let record = cloud.world.path("state/tsunami/runs").join(&run).join("record.json");
+    fs::write(record, "{").unwrap();
+    cloud.tsunami(["down", &run]).assert_status(0).assert_says(&["going by what lies beside it"]);
+    cloud.assert_clean();
+}

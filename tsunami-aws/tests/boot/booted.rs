@@ -1,8 +1,4 @@
-//! What a machine is told before it first boots, in a Debian that boots: `cargo xtask guest` makes that.
-//!
-//! QEMU emulates it in software, so that a boot takes a minute. Nothing in it reaches further than loopback.
-
-#![expect(clippy::print_stderr, reason = "what the machine said is shown when a test fails")]
+//! The tests, by the name under which they can be left out where no machine can be built.
 
 use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
@@ -15,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tempfile::TempDir;
+use tsunami_aws::UserData;
 
-const BOOTHOOK: &str = include_str!("../src/user_data/boothook.sh");
-const DEADLINE: &str = include_str!("../src/user_data/deadline.sh");
+const DEADLINE: &str = include_str!("../../src/user_data/deadline.sh");
 
 /// A boot takes a sixth of it where nothing else runs.
 const BOOT: Duration = Duration::from_secs(300);
@@ -327,16 +323,17 @@ fn guest() -> PathBuf {
 }
 
 fn user_data(at: u64, life: u64, host: &PrivateKey, tool: &str, own: Option<&str>) -> String {
-    let boothook = BOOTHOOK
-        .replace("@TOOL@", tool.trim_end())
-        .replace("@AT@", &at.to_string())
-        .replace("@FOR@", &life.to_string())
-        .replace("@HOST_KEY@", host.to_openssh(LineEnding::LF).unwrap().trim_end());
-    let own = own.map_or_else(String::new, |own| format!("--=\nContent-Type: text/plain\n\n{own}\n"));
-    format!(
-        "Content-Type: multipart/mixed; boundary=\"=\"\nMIME-Version: 1.0\n\n--=\nContent-Type: text/cloud-boothook\n\
-         Content-Disposition: attachment; filename=\"tsunami-boothook.sh\"\n\n{boothook}\n{own}--=--\n"
-    )
+    let host_key = host.to_openssh(LineEnding::LF).unwrap();
+    // A part of the user's own that tsunami can't look into, and so does not refuse.
+    let own = own.map(|own| {
+        let own = aws_smithy_types::base64::encode(own);
+        format!("Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n{own}\n")
+    });
+    let at = UNIX_EPOCH + Duration::from_secs(at);
+    let lifetime = Duration::from_secs(life);
+    let text = UserData { at, lifetime, host_key: &host_key, own: own.as_deref() }.compose().unwrap();
+    assert!(text.contains(DEADLINE.trim_end()));
+    text.replace(DEADLINE.trim_end(), tool.trim_end())
 }
 
 fn new_key() -> PrivateKey {
