@@ -9,7 +9,7 @@ use tsunami_core::{Error, ProviderErrorKind};
 use crate::world::{World, plan, spec};
 
 /// So many at a time.
-const AT_ONCE: usize = 10;
+const AT_ONCE: usize = 25;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn most_runs_survive_a_storm_and_none_leaves_anything() {
