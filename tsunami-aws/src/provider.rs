@@ -340,11 +340,13 @@ impl Provider for Ec2Provider {
             };
             let pool = ground.pools.iter().min_by(|a, b| cheapest(a).total_cmp(&cheapest(b)));
             offers.extend(pool.map(|pool| Offer {
-                description: format!("{pool}, {market}, {} ({})", ground.image.name, ground.image.id),
+                description: format!("{pool}, {market}"),
                 price: ground.price(spec, *market, pool),
             }));
         }
-        let mut notes = ground.notes.clone();
+        let image = &ground.image;
+        let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
+        notes.extend(ground.notes.iter().cloned());
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.own_address().await?));
         }

@@ -70,7 +70,8 @@ pub trait Provider: Debug + Send + Sync + 'static {
     }
 
     /// Ends all that the run created and says what is still there. Idempotent; a run that is not known has
-    /// nothing left. Returns when nothing remains, or when asking again later is the only way on.
+    /// nothing left. Returns when nothing remains, or when asking again later is the only way on. A call without
+    /// answer for three minutes goes on, and another is made beside it.
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError>;
 
     /// How long after a request its effect may be missing from a listing. Zero where listings are exact.

@@ -5,6 +5,7 @@
 //!   <run-id>/                 0700, owned by the run
 //!     record.json             written and synced before the run's first request
 //!     machines.json           what is known of its machines; a hint, never the truth
+//!     ending                  there once a teardown has begun, for whoever would launch more
 //!     lock                    locked for as long as a controller lives
 //!     …                       what the provider and the connector keep there
 //! ```
@@ -206,6 +207,16 @@ impl RunDirectory {
 
     pub(crate) fn write_machines(&self, machines: &[Machine]) -> Result<(), Error> {
         self.write("machines.json", machines)
+    }
+
+    /// Says to all processes that the run is being torn down.
+    pub(crate) fn mark_ending(&self) -> io::Result<()> {
+        fs::write(self.path.join("ending"), "")
+    }
+
+    /// Whether the run may still create something: it is recorded, and nobody tears it down.
+    pub(crate) fn may_create(&self) -> bool {
+        self.path.join("record.json").exists() && !self.path.join("ending").exists()
     }
 
     /// Takes the lock, or `None` if another process has it.

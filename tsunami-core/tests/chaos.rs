@@ -27,7 +27,7 @@ use tsunami_core::{
 };
 
 /// Takes 20 to 30 seconds in a debug build on two cores.
-const RUNS: u64 = 4000;
+const RUNS: u64 = 10_000;
 
 /// Runs and teardowns have deadlines of their own, all of them earlier than this.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -69,8 +69,12 @@ struct Schedule {
     machine_faults: Vec<(String, MachineFault)>,
     body: Body,
     ending: Ending,
-    /// When somebody else takes the run down as well.
-    second_down: Option<Duration>,
+    /// Whether the program brings the machines up first and then uses them, in place of `run`, which does both.
+    in_two_steps: bool,
+    /// When somebody else takes the run down as well, and how long after that this process crashes, if it does.
+    second_down: Option<(Duration, Option<Duration>)>,
+    /// Whether the first `down` after the run comes while there are faults yet.
+    early_down: bool,
     /// Whether machines that were left are left until their deadline.
     wait_for_deadline: bool,
 }
@@ -140,18 +144,20 @@ fn one<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
 }
 
 impl When {
-    fn random(rng: &mut Rng) -> Self {
+    fn random(rng: &mut Rng, groups: &[GroupPlan]) -> Self {
         if rng.u8(0..4) == 0 {
-            let most = one(rng, &[1_000, 30_000, 60_000, 400_000]);
+            let most = one(rng, &[1_000, 20_000, 60_000, 200_000]);
             return Self::At(millis(rng, most));
         }
         let call = one(rng, &CALLS);
+        let machines: u32 = groups.iter().map(|group| group.count).sum();
         let most = match call {
             Call::Prepare => 1,
-            Call::Quote => 3,
-            Call::Launch | Call::Terminate => 4,
-            Call::List => 40,
-            _ => 8,
+            Call::Quote => groups.len() as u32,
+            Call::Launch => groups.len() as u32 + 1,
+            Call::Terminate => 4,
+            Call::List => 30,
+            _ => machines,
         };
         let after = one(rng, &[0, 0, 200, 2_000]);
         // Low numbers more often: they come in every run.
@@ -182,10 +188,10 @@ impl Schedule {
             .collect();
         let ending = match rng.u8(0..16) {
             0..3 => Ending::Nothing,
-            3..6 => Ending::Cancelled(When::random(rng)),
-            6..9 => Ending::Dropped(When::random(rng)),
+            3..6 => Ending::Cancelled(When::random(rng, &groups)),
+            6..9 => Ending::Dropped(When::random(rng, &groups)),
             9..10 => Ending::SetupPanics,
-            _ => Ending::Crashed(When::random(rng)),
+            _ => Ending::Crashed(When::random(rng, &groups)),
         };
         if let Ending::SetupPanics = ending {
             let group = rng.usize(0..groups.len());
@@ -199,6 +205,13 @@ impl Schedule {
             7..9 => Body::Repairs,
             9..11 => Body::Leaves,
             _ => Body::Sleeps(millis(rng, 1_000_000)),
+        };
+        // The calls that nothing else makes.
+        let body = match ending {
+            Ending::Cancelled(When::Call(Call::Upload | Call::Download, ..))
+            | Ending::Dropped(When::Call(Call::Upload | Call::Download, ..))
+            | Ending::Crashed(When::Call(Call::Upload | Call::Download, ..)) => Body::Commands,
+            _ => body,
         };
         let shortest = one(rng, &[1, 10, 100]);
         Self {
@@ -214,8 +227,11 @@ impl Schedule {
             ending,
             second_down: (rng.u8(0..5) == 0).then(|| {
                 let most = one(rng, &[3_000, 60_000, 300_000]);
-                millis(rng, most)
+                let crash = (rng.u8(0..3) == 0).then(|| millis(rng, 20_000));
+                (millis(rng, most), crash)
             }),
+            early_down: rng.bool(),
+            in_two_steps: rng.u8(0..3) == 0,
             wait_for_deadline: rng.u8(0..4) == 0,
         }
     }
@@ -243,11 +259,13 @@ impl Schedule {
             Ending::Crashed(when) => (when, world.crashed.clone()),
         };
         let (cloud, over, hit) = (world.first.clone(), world.over.clone(), world.hit.clone());
+        let struck = world.struck.clone();
         let crashes = matches!(self.ending, Ending::Crashed(_));
         let strike = move || {
             if over.is_cancelled() {
                 return;
             }
+            struck.cancel();
             if crashes {
                 cloud.crash();
             }
@@ -404,6 +422,8 @@ struct World {
     crashed: CancellationToken,
     /// It is too late for the ending.
     over: CancellationToken,
+    /// The ending came in time.
+    struck: CancellationToken,
     /// At which call the ending came, and whether the run was being torn down then.
     hit: Arc<Mutex<Option<(Call, bool)>>>,
 }
@@ -432,18 +452,38 @@ impl World {
             dropped: CancellationToken::new(),
             crashed: CancellationToken::new(),
             over: CancellationToken::new(),
+            struck: CancellationToken::new(),
             hit: Arc::default(),
         }
     }
 
     /// What another process on the same computer would use.
     fn tsunami(&self) -> Tsunami {
-        let cloud = self.cloud.controller();
+        self.tsunami_on(self.cloud.controller())
+    }
+
+    fn tsunami_on(&self, cloud: FakeCloud) -> Tsunami {
         Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).state(self.state.clone()).started_at(epoch())
     }
 
     fn is_recorded(&self) -> bool {
         !self.state.runs().unwrap().is_empty()
+    }
+
+    /// What is alive is among what may remain, and what may remain is recorded.
+    fn assert_named(&self, leftovers: &[Leftover], alone: bool) {
+        for id in self.cloud.ids() {
+            let covers = |leftover: &Leftover| {
+                let what = &leftover.what;
+                what.starts_with("anything") || what.contains(" may ") || what.contains(id.as_str())
+            };
+            assert!(leftovers.iter().any(covers), "{id} is alive and not named by {leftovers:?}");
+        }
+        if leftovers.is_empty() {
+            assert!(!self.is_recorded(), "clear, and the record is still there");
+        } else if alone {
+            assert!(self.is_recorded(), "named, and the record is gone");
+        }
     }
 
     fn assert_no_machines(&self, when: &str) {
@@ -499,7 +539,8 @@ impl Provider for Watched {
 /// What became of a schedule.
 struct Outcome {
     hit: Option<(Call, bool)>,
-    crashed: bool,
+    /// Whether the ending came before the run was over.
+    in_time: bool,
     named: usize,
     recorded: bool,
     after_down: usize,
@@ -533,14 +574,16 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
         .started_at(epoch())
         .seed(schedule.seed);
     schedule.arm(&world);
-    let second = schedule.second_down.map(|time| {
-        let (other, state) = (world.tsunami(), world.state.clone());
+    let second = schedule.second_down.map(|(time, crash)| {
+        let cloud = world.cloud.controller();
+        let (other, state) = (world.tsunami_on(cloud.clone()), world.state.clone());
         tokio::spawn(async move {
             sleep(time).await;
-            match state.runs().unwrap().first() {
-                Some(run) => other.down(run).await,
-                None => Ok(()),
-            }
+            let Some(run) = state.runs().unwrap().first().cloned() else { return };
+            let down = tokio::spawn(async move { other.down(&run).await });
+            let Some(crash) = crash else { return drop(down.await.expect("a panic")) };
+            sleep(crash).await;
+            cloud.crash();
         })
     });
 
@@ -569,19 +612,20 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
             }
             End::Dropped | End::Crashed => {}
         }
-        for id in world.cloud.ids() {
-            let covers = |leftover: &Leftover| {
-                let what = &leftover.what;
-                what.starts_with("anything") || what.contains(" may ") || what.contains(id.as_str())
-            };
-            assert!(leftovers.iter().any(covers), "{id} is alive and not named by {leftovers:?}");
-        }
-        assert!(named > 0 || !world.is_recorded(), "clear, and the record is still there");
-        assert!(named == 0 || world.is_recorded() || second.is_some(), "named, and the record is gone");
+        world.assert_named(leftovers, second.is_none());
     }
     if let Some(second) = second {
         // It may have failed, above all for want of a record. It may not panic or hang.
-        let _ = timeout(PATIENCE, second).await.expect("the second `down` never ends").expect("a panic");
+        timeout(PATIENCE, second).await.expect("the second `down` never ends").expect("a panic");
+    }
+    if let Some(run) = world.state.runs().unwrap().first().filter(|_| schedule.early_down) {
+        let down = timeout(PATIENCE, world.tsunami().down(run)).await.expect("`down` never ends");
+        let leftovers = match down {
+            Err(Error::Remains { leftovers, .. }) => leftovers,
+            down => down.map(|()| Vec::new()).expect("`down`"),
+        };
+        named += leftovers.len();
+        world.assert_named(&leftovers, true);
     }
 
     let when = "without a record";
@@ -609,16 +653,24 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
     }
     assert_eq!(*lock(&unrecorded), Vec::<String>::new(), "asked for without a record");
     let story = told.iter().map(|event| format!("{:>10.3} {:?}\n", event.elapsed, event.kind)).collect();
-    let hit = *lock(&world.hit);
-    Outcome { hit, crashed, named, recorded, after_down, story }
+    let in_time = world.struck.is_cancelled();
+    let hit = lock(&world.hit).filter(|_| in_time);
+    Outcome { hit, in_time, named, recorded, after_down, story }
 }
 
 /// Lets the run happen until it ends, by itself or as the schedule says.
 async fn first_controller(schedule: &Schedule, world: &World, tsunami: &Tsunami, root: &Path) -> End {
     let (engine, plan, dropped) = (tsunami.clone(), schedule.plan(), world.dropped.clone());
     let (body, scratch) = (schedule.body, root.join("scratch"));
+    let in_two_steps = schedule.in_two_steps;
     let mut run = tokio::spawn(async move {
-        let run = engine.run(plan, move |cluster| experiment(body, cluster, scratch));
+        let experiment = move |cluster| experiment(body, cluster, scratch);
+        let run = async {
+            match in_two_steps {
+                true => engine.up(plan).await?.run(experiment).await,
+                false => engine.run(plan, experiment).await,
+            }
+        };
         tokio::select! {
             biased;
             () = dropped.cancelled() => None,
@@ -704,15 +756,14 @@ fn nothing_is_left_behind() {
             if seed >= runs || lock(&tally).failures.len() >= 10 {
                 return;
             }
-            let ending = Schedule::new(seed).ending.name();
+            let ending = Schedule::new(seed).ending;
             let outcome = run(seed, root.path());
             let mut tally = lock(&tally);
             match outcome {
                 Ok(outcome) => {
-                    // An ending that comes after the run is over is none.
-                    let crashed = Ending::name(Ending::Crashed(When::At(Duration::ZERO)));
-                    let ending =
-                        if ending == crashed && !outcome.crashed { "crashed too late" } else { ending };
+                    let timed = !matches!(ending, Ending::Nothing | Ending::SetupPanics);
+                    let late = timed && !outcome.in_time;
+                    let ending = if late { "over before their end came" } else { ending.name() };
                     *tally.endings.entry(ending).or_default() += 1;
                     tally.hits.extend(outcome.hit.map(|(call, ending_run)| (ending, call, ending_run)));
                     tally.named += outcome.named;

@@ -545,6 +545,19 @@ async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_teardown_that_is_dropped_goes_on_in_the_background() {
+    for seconds in [0.01, 0.2, 5.0] {
+        let world = World::new();
+        world.cloud.machine_fault("client-1", MachineFault::SlowTerminate(Duration::from_secs(30)));
+        let tsunami = world.tsunami();
+        let running = tsunami.up(server_and_clients()).await.unwrap();
+        assert!(timeout(Duration::from_secs_f64(seconds), running.down()).await.is_err());
+        tsunami.idle().await;
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn taking_down_a_run_that_is_still_going_ends_it() {
     let world = World::new();
     let tsunami = world.tsunami();
@@ -558,6 +571,26 @@ async fn taking_down_a_run_that_is_still_going_ends_it() {
         cluster.hosts()[0].run("sleep 3000").await.map(drop)
     });
     assert!(matches!(run.await.unwrap_err(), Error::Lost { .. }));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_launched_once_somebody_takes_the_run_down() {
+    let world = World::new();
+    world.cloud.fault(Call::Launch, 1, Fault::Error(ProviderErrorKind::Unavailable));
+    // The second attempt would come when the other process has ended everything and has yet to see that.
+    world.cloud.fault(Call::List, 1, Fault::Slow(Duration::from_secs(5)));
+    let (state, cloud) = (world.state.clone(), world.cloud.controller());
+    let other = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).state(state.clone());
+    let down = tokio::spawn(async move {
+        sleep(Duration::from_millis(500)).await;
+        other.down(&state.find("test").unwrap()).await
+    });
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+    let error = world.run(plan, nothing).await.unwrap_err();
+    assert!(matches!(&error, Error::Launch { .. }), "{error:?}");
+    assert_eq!(world.cloud.calls(Call::Launch), 1);
+    down.await.unwrap().unwrap();
     world.assert_clear();
 }
 

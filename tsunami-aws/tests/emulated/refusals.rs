@@ -86,8 +86,7 @@ async fn an_image_of_another_architecture_is_refused() {
     let provider = world.provider().await;
     let x86 = Ec2Spec { instances: vec!["c6i.large".into()], ..spec() };
     let quote = provider.quote(&MachineSpec::new(x86), 1.try_into().unwrap()).await.unwrap();
-    let description = &quote.offers[0].description;
-    let id = description.split(['(', ')']).find(|word| word.starts_with("ami-")).unwrap();
+    let id = quote.notes[0].split(['(', ')']).find(|word| word.starts_with("ami-")).unwrap();
     let error = refused(&world, Ec2Spec { image: id.to_owned(), ..spec() }).await;
     assert_eq!(error.kind, ProviderErrorKind::InvalidSpec);
     says(&error, &[id, "for x86_64", "for arm64"]);

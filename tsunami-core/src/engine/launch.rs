@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
 use crate::plan::Plan;
-use crate::provider::{LaunchRequest, Notes, ProviderError, RunFilter};
+use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind, RunFilter};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -321,6 +321,11 @@ impl Run {
     async fn create(self: Arc<Self>, request: LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
         let mut attempt = 0;
         loop {
+            if !self.directory.may_create() {
+                // What came now would outlive its record.
+                let why = "the run is being torn down";
+                return Err(ProviderError::new(ProviderErrorKind::Other, "launch", why));
+            }
             let error = match self.provider.launch(&request).await {
                 Ok(ids) => return Ok(ids),
                 Err(error) => error,

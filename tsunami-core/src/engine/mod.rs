@@ -244,7 +244,7 @@ impl Tsunami {
     /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
     pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
         let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
-        let provider = &*self.provider;
+        let provider = &self.provider;
         let leftovers = Ending { provider, run, events: &events, impatient: &self.cancel }.until_gone().await;
         ended(run.clone(), Ok(()), leftovers)
     }
@@ -273,7 +273,7 @@ impl Tsunami {
 
     /// Records a run and brings its machines up; tears them down if that fails.
     async fn launch(self, run: RunId, plan: Plan, cancel: CancellationToken) -> Result<Running, Error> {
-        let quotes = self.quote(&plan).await?;
+        let quotes = cancel.run_until_cancelled(self.quote(&plan)).await.ok_or(Error::Cancelled)??;
         let most = plan.most(&quotes);
         if let Some(budget) = plan.budget
             && most.is_none_or(|most| most > budget)
@@ -545,7 +545,15 @@ impl Running {
             Ended::Panic(_) => "the program panicked".to_owned(),
         };
         self.attached = true;
-        let leftovers = self.run.tear_down(&reason).await;
+        // In a task of its own, so that it goes on if this is dropped.
+        let run = self.run.clone();
+        let leftovers = match self.run.tasks.spawn(async move { run.tear_down(&reason).await }).await {
+            Ok(leftovers) => leftovers,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(error) => vec![teardown::unknown(&error)], // The runtime is shutting down.
+            },
+        };
         let result = match how {
             Ended::Result(result) => ended(self.run.id.clone(), result, leftovers),
             Ended::Panic(panic) => resume_unwind(panic),

@@ -22,6 +22,10 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// How long the provider is asked again and again, counted from when creates have settled.
 const TERMINATING: Duration = Duration::from_secs(300);
 
+/// How long the provider may take for one answer before it is asked again: longer than a provider's own
+/// attempts, of which some launch a thousand machines.
+const ANSWERING: Duration = Duration::from_secs(180);
+
 /// The first pause between two attempts; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -34,6 +38,10 @@ impl Run {
         self.events.emit(EventKind::TearingDown { reason: reason.to_owned() });
         // Ends the watcher, and commands that user code has left running in tasks of its own.
         self.cancel.cancel();
+        // Ends the launches of another process whose run this is. Without it they are only more to remove.
+        if let Err(error) = self.directory.mark_ending() {
+            tracing::debug!(%error, "the teardown is not marked");
+        }
         self.close_sessions().await;
         self.creates.close();
         let settled = timeout(SETTLING, self.creates.wait()).await.is_ok();
@@ -67,14 +75,14 @@ impl Run {
 
     /// Asks the provider to end everything, until nothing is left or its time is up.
     async fn terminate(&self) -> Vec<Leftover> {
-        let (provider, impatient) = (&*self.provider, &self.impatient);
+        let (provider, impatient) = (&self.provider, &self.impatient);
         Ending { provider, run: &self.id, events: &self.events, impatient }.until_gone().await
     }
 }
 
 /// The end of a run, for which its id is enough.
 pub(super) struct Ending<'a> {
-    pub(super) provider: &'a dyn Provider,
+    pub(super) provider: &'a Arc<dyn Provider>,
     pub(super) run: &'a RunId,
     pub(super) events: &'a Events,
     /// Nobody wants to wait for another attempt.
@@ -111,17 +119,23 @@ impl Ending<'_> {
     }
 
     async fn terminate_and_list(&self) -> Vec<Leftover> {
-        match self.provider.terminate(self.run).await {
-            Ok(leftovers) if leftovers.is_empty() => self.still_listed().await,
-            Ok(leftovers) => leftovers,
-            Err(error) => vec![unknown(&error)],
+        // In a task of its own, as it is never dropped: one without answer may go on beside the next.
+        let (provider, run) = (self.provider.clone(), self.run.clone());
+        let terminating = tokio::spawn(async move { provider.terminate(&run).await });
+        match timeout(ANSWERING, terminating).await {
+            Ok(Ok(Ok(leftovers))) if leftovers.is_empty() => self.still_listed().await,
+            Ok(Ok(Ok(leftovers))) => leftovers,
+            Ok(Ok(Err(error))) => vec![unknown(&error)],
+            Ok(Err(error)) => vec![unknown(&error)],
+            Err(_) => vec![unknown(&Unanswered)],
         }
     }
 
     /// The run's machines that a listing shows and that are not gone.
     async fn still_listed(&self) -> Vec<Leftover> {
-        match self.provider.list(&RunFilter::Run(self.run.clone())).await {
-            Ok(machines) => machines
+        let filter = RunFilter::Run(self.run.clone());
+        match timeout(ANSWERING, self.provider.list(&filter)).await {
+            Ok(Ok(machines)) => machines
                 .iter()
                 .filter(|machine| machine.state != MachineState::Gone)
                 .map(|machine| Leftover {
@@ -129,12 +143,17 @@ impl Ending<'_> {
                     why: "still listed".to_owned(),
                 })
                 .collect(),
-            Err(error) => vec![unknown(&error)],
+            Ok(Err(error)) => vec![unknown(&error)],
+            Err(_) => vec![unknown(&Unanswered)],
         }
     }
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("no answer after {}", humantime::format_duration(ANSWERING))]
+struct Unanswered;
+
 /// What is left is not known, since the provider did not say.
-fn unknown(error: &crate::ProviderError) -> Leftover {
+pub(super) fn unknown(error: &(dyn std::error::Error + 'static)) -> Leftover {
     Leftover { what: "anything the run created".to_owned(), why: ErrorChain(error).to_string() }
 }

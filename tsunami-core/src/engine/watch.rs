@@ -22,6 +22,9 @@ const CALM: Duration = Duration::from_secs(5);
 /// The longest pause after listings that failed.
 const SLOWEST: Duration = Duration::from_secs(15);
 
+/// How long a listing may take. A run must not be blind because one was never answered.
+const LISTING: Duration = Duration::from_secs(60);
+
 /// A machine that was seen counts as gone after this many listings without it.
 const MISSES: u32 = 3;
 
@@ -104,14 +107,17 @@ impl Watch {
         self.now.notified().await;
         loop {
             let begun = Instant::now();
-            match run.provider.list(&RunFilter::Run(run.id.clone())).await {
+            let filter = RunFilter::Run(run.id.clone());
+            let listed = tokio::time::timeout(LISTING, run.provider.list(&filter)).await;
+            let unanswered = || format!("no answer after {}", humantime::format_duration(LISTING));
+            match listed.map_err(|_| unanswered()).and_then(|listed| listed.map_err(|e| e.to_string())) {
                 Ok(machines) => {
                     pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
                     self.take_in(machines, &mut missed);
                 }
                 Err(error) => {
                     pause = (pause * 2).min(SLOWEST);
-                    run.events.emit(EventKind::ListingFailed { error: error.to_string() });
+                    run.events.emit(EventKind::ListingFailed { error });
                 }
             }
             tokio::select! {
