@@ -273,8 +273,14 @@ impl Create {
             let (kind, subnet) = (place.instance_type()?.as_str(), place.subnet_id()?);
             fleet.pools.iter().find(|pool| pool.instance == kind && pool.subnet == subnet).cloned()
         };
-        let ids = answer.instances().iter().flat_map(|instances| instances.instance_ids()).cloned().collect();
+        let instances = answer.instances().iter();
+        let ids: Vec<String> = instances.flat_map(|instances| instances.instance_ids()).cloned().collect();
         let first = answer.instances().first();
+        let ids = match (answer.fleet_id(), answer.errors()) {
+            // A request that is made again may be answered with no more than the fleet.
+            (Some(id), []) if answer.instances().is_empty() => self.instances_of(region, id).await?,
+            _ => ids,
+        };
         let pool = first.and_then(|instances| pool_of(instances.launch_template_and_overrides()));
         let failures = answer.errors().iter().map(|error| {
             let pool = pool_of(error.launch_template_and_overrides());
@@ -283,6 +289,14 @@ impl Create {
             (pool, Failure::in_fleet(&self.region, error.error_code().unwrap_or("UnknownError"), &message))
         });
         Ok(Made { ids, pool, failures: failures.collect() })
+    }
+
+    /// The instances of a fleet.
+    async fn instances_of(&self, region: &Region, fleet: &str) -> Answer<Vec<String>> {
+        let request = region.ec2.describe_fleets().fleet_ids(fleet);
+        let answer = region.call("DescribeFleets", || request.clone().send()).await?;
+        let instances = answer.fleets().iter().flat_map(|fleet| fleet.instances());
+        Ok(instances.flat_map(|instances| instances.instance_ids()).cloned().collect())
     }
 
     async fn instances(&self, region: &Region, fleet: &Fleet) -> Answer<Made> {

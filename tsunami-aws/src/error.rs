@@ -50,8 +50,10 @@ impl Failure {
 
     /// An error that CreateFleet reports for one pool, inside an answer that succeeded.
     pub(crate) fn in_fleet(region: &str, code: &str, message: &str) -> Self {
+        // What one pool can't do may be what the next one can.
+        let elsewhere = code == "InvalidFleetConfiguration" && message.contains("not supported");
         Self {
-            kind: kind(code),
+            kind: if elsewhere { ProviderErrorKind::Capacity } else { kind(code) },
             code: code.to_owned(),
             message: message.to_owned(),
             operation: "CreateFleet",
@@ -63,6 +65,14 @@ impl Failure {
     /// Whether AWS says that there is no such thing.
     pub(crate) fn is_not_found(&self) -> bool {
         self.code.contains("NotFound") || self.code == "InvalidPlacementGroup.Unknown"
+    }
+
+    /// Whether AWS does not know something that a launch has just made: it will in a moment.
+    pub(crate) fn is_of_our_making(&self) -> bool {
+        self.is_not_found()
+            && ["InvalidGroup", "InvalidKeyPair", "InvalidLaunchTemplate", "InvalidPlacementGroup"]
+                .iter()
+                .any(|thing| self.code.starts_with(thing))
     }
 
     /// Whether AWS says that the thing is there already.

@@ -23,6 +23,10 @@ const ADDRESS: f64 = 0.005;
 const DISK_BOUND: f64 = 0.20;
 const HOURS_A_MONTH: f64 = 730.0;
 
+/// The most that an hour of a virtual processor of a t machine costs beyond its credits, in US dollars.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/burstable-performance-instances-unlimited-mode.html>
+const SURPLUS: f64 = 0.05;
+
 /// A spec, looked up.
 #[derive(Clone, Debug)]
 pub(crate) struct Ground {
@@ -34,6 +38,8 @@ pub(crate) struct Ground {
     pub(crate) spot: BTreeMap<(String, String), f64>,
     /// US dollars an hour, by type.
     pub(crate) on_demand: BTreeMap<String, f64>,
+    /// What a machine that may burst can cost beside that, in US dollars an hour, at full load.
+    pub(crate) surplus: f64,
     pub(crate) notes: Vec<String>,
 }
 
@@ -43,6 +49,10 @@ pub(crate) struct Image {
     pub(crate) name: String,
     pub(crate) root_device: String,
     pub(crate) gib: u32,
+    /// The sizes of further volumes, in GiB.
+    pub(crate) more_gib: u32,
+    /// Why what it costs is not known: software that is paid for, or volumes of an uncommon type.
+    pub(crate) unpriced: Option<String>,
     pub(crate) user: String,
 }
 
@@ -53,7 +63,7 @@ impl Ground {
         region: &Region,
         pricing: &aws_sdk_pricing::Client,
     ) -> Result<Self, ProviderError> {
-        let architecture = architecture(spec, region).await?;
+        let (architecture, surplus) = architecture(spec, region).await?;
         let (image, subnets, offered, spot, on_demand) = tokio::try_join!(
             image(spec, region, &architecture),
             subnets(spec, region),
@@ -82,6 +92,9 @@ impl Ground {
             spot.unwrap_or_else(|| on_demand.get(&pool.instance)).copied().unwrap_or(f64::INFINITY)
         };
         pools.sort_by(|a, b| price(a).total_cmp(&price(b)));
+        if let Some(why) = &image.unpriced {
+            notes.push(format!("what image {} costs is not known here: {why}", image.id));
+        }
         if let Some(disk) = &spec.disk {
             if disk.gib.is_some_and(|gib| gib < image.gib) {
                 let message = format!(
@@ -96,7 +109,7 @@ impl Ground {
                 notes.push(format!("what a disk of type {} costs is not known here", disk.kind));
             }
         }
-        Ok(Self { image, vpc, pools, spot, on_demand, notes })
+        Ok(Self { image, vpc, pools, spot, on_demand, surplus, notes })
     }
 
     /// What an hour of a machine costs as it looks now, its disk and address included.
@@ -127,16 +140,18 @@ impl Ground {
             spec.markets.iter().map(of_market).try_fold(0.0, |most: f64, price| Some(most.max(price?)));
         let rounds = if spec.replace_interrupted { 2.0 } else { 1.0 };
         match machine.zip(self.extras(spec)) {
-            Some((machine, extras)) => Price::PerHour((machine + extras) * rounds),
+            Some((machine, extras)) => Price::PerHour((machine + self.surplus + extras) * rounds),
             None => Price::Unknown,
         }
     }
 
     /// The disk and the address.
     fn extras(&self, spec: &Ec2Spec) -> Option<f64> {
-        let gib = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
+        let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
+        let gib = root + self.image.more_gib;
         let known = spec.disk.as_ref().is_none_or(|disk| is_general_purpose(&disk.kind));
-        known.then(|| ADDRESS + f64::from(gib) * DISK_BOUND / HOURS_A_MONTH)
+        (known && self.image.unpriced.is_none())
+            .then(|| ADDRESS + f64::from(gib) * DISK_BOUND / HOURS_A_MONTH)
     }
 }
 
@@ -144,8 +159,8 @@ fn is_general_purpose(kind: &str) -> bool {
     matches!(kind, "gp2" | "gp3")
 }
 
-/// The architecture of the types, as images name it.
-async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<String, ProviderError> {
+/// The architecture of the types, as images name it, and what bursting can cost.
+async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<(String, f64), ProviderError> {
     let types = spec.instances.iter().map(|name| InstanceType::from(name.as_str()));
     let request = region.ec2.describe_instance_types().set_instance_types(Some(types.collect()));
     let answer = region.call("DescribeInstanceTypes", || request.clone().send()).await.map_err(|failure| {
@@ -175,7 +190,14 @@ async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<String, Provide
     }
     let mut architectures = by_architecture.into_iter();
     match (architectures.next(), architectures.next()) {
-        (Some((architecture, _)), None) if architecture != "unknown" => Ok(architecture),
+        (Some((architecture, _)), None) if architecture != "unknown" => {
+            let bursts = answer
+                .instance_types()
+                .iter()
+                .filter(|info| info.burstable_performance_supported() == Some(true));
+            let processors = bursts.filter_map(|info| info.v_cpu_info()?.default_v_cpus()).max().unwrap_or(0);
+            Ok((architecture, f64::from(processors) * SURPLUS))
+        }
         (Some((a, of_a)), Some((b, of_b))) => Err(invalid(
             region,
             format!(
@@ -256,6 +278,26 @@ async fn image(spec: &Ec2Spec, region: &Region, architecture: &str) -> Result<Im
             [("ubuntu", "ubuntu"), ("debian", "admin"), ("al2023", "ec2-user"), ("amzn2", "ec2-user")];
         users.into_iter().find(|(part, _)| name.contains(part)).map(|(_, user)| user)
     };
+    let volumes = image
+        .block_device_mappings()
+        .iter()
+        .filter_map(|device| Some((device.device_name()?, device.ebs()?)));
+    let further = || volumes.clone().filter(|(name, _)| *name != root_device);
+    let more_gib = further().map(|(_, ebs)| ebs.volume_size().unwrap_or(8)).sum::<i32>();
+    let kept = volumes.clone().filter(|(name, _)| *name != root_device || spec.disk.is_none());
+    let odd = kept.filter_map(|(_, ebs)| ebs.volume_type()).find(|kind| !is_general_purpose(kind.as_str()));
+    // Plain Linux is billed under this very name.
+    // <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/billing-info-fields.html>
+    let billed = image.usage_operation().filter(|operation| *operation != "RunInstances");
+    let unpriced = match (billed, image.product_codes(), odd) {
+        (Some(operation), ..) => Some(format!("its software is billed as {operation}")),
+        (None, [code, ..], _) => Some(format!(
+            "its software has a price of its own ({})",
+            code.product_code_id().unwrap_or_default()
+        )),
+        (None, [], Some(kind)) => Some(format!("it has a volume of type {kind}")),
+        (None, [], None) => None,
+    };
     let user = spec.user.as_deref().or(alias.map(|alias| alias.user)).or_else(known);
     let Some(user) = user else {
         return Err(invalid(region, format!("who logs in to image {id} ({name}) is not known"))
@@ -263,7 +305,8 @@ async fn image(spec: &Ec2Spec, region: &Region, architecture: &str) -> Result<Im
     };
     let user = user.to_owned();
     let gib = u32::try_from(gib).unwrap_or_default();
-    Ok(Image { id, name, root_device, gib, user })
+    let more_gib = u32::try_from(more_gib).unwrap_or_default();
+    Ok(Image { id, name, root_device, gib, more_gib, unpriced, user })
 }
 
 async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<String, ProviderError> {

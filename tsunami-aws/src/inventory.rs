@@ -142,10 +142,28 @@ pub(crate) async fn machines(
             expires: expires(tags),
             description: format!("{kind} in {zone}, {market}"),
             price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
+            ended: ended(instance),
             interrupted: interrupted.get(id).cloned().or(reason),
         });
     }
     Ok(machines)
+}
+
+/// Why an instance ended, where nobody asked for it.
+fn ended(instance: &Instance) -> Option<String> {
+    let reason = instance.state_reason().filter(|_| state(instance) == MachineState::Gone)?;
+    let code = reason.code().filter(|code| *code != "Client.UserInitiatedShutdown")?;
+    let hint = match code {
+        "Client.InternalError" => {
+            "; the usual cause is a KMS key of a volume or snapshot that may not be used"
+        }
+        "Client.VolumeLimitExceeded" => "; the account's quota of volumes in the region is used up",
+        "Client.InstanceInitiatedShutdown" => {
+            "; it powered itself off, as it does where its deadline can't be armed"
+        }
+        _ => "",
+    };
+    Some(format!("{code}: {}{hint}", reason.message().unwrap_or_default()))
 }
 
 /// When a thing of tsunami's expires, by its tag.

@@ -18,6 +18,7 @@ use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tsunami_core::RunId;
 
 use crate::create::{Create, Pool, What};
+use crate::provider::Ec2Settings;
 
 /// The journal of one run, in a private directory.
 #[derive(Debug)]
@@ -129,7 +130,12 @@ impl Journal {
             }
         }
         names.sort();
-        names.iter().filter_map(|name| self.read(name).transpose()).collect()
+        let name_it =
+            |name: &String, error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+        names
+            .iter()
+            .filter_map(|name| self.read(name).map_err(|error| name_it(name, error)).transpose())
+            .collect()
     }
 
     /// The security group that the run made for itself in a region.
@@ -146,6 +152,12 @@ impl Journal {
     /// What is noted of a group.
     pub(crate) fn group(&self, group: &str) -> io::Result<GroupNotes> {
         Ok(self.read(&group_file(group))?.unwrap_or_default())
+    }
+
+    /// Keeps beside the requests whose they are, in case the run's record is lost.
+    pub(crate) fn write_settings(&self, settings: &Ec2Settings) -> io::Result<()> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write("settings.json", &serde_json::to_vec_pretty(settings)?)
     }
 
     pub(crate) fn write_group(&self, group: &str, notes: &GroupNotes) -> io::Result<()> {

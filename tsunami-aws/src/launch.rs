@@ -1,12 +1,12 @@
 //! From a request to machines: what they stand on, then one market after the other.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::types::{IpPermission, IpRange, UserIdGroupPair};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tsunami_core::{LaunchRequest, MachineId, ProviderError, ProviderErrorKind};
 
 use crate::create::{Create, Fleet, Made, MakeError, Pool, Tags, Template, What, token};
@@ -24,6 +24,11 @@ const MEMORY: Duration = Duration::from_secs(180);
 
 /// The longest that a spot block of the service's own lasted, in minutes; blocks were of whole hours.
 const LONGEST_BLOCK: u64 = 360;
+
+/// What was just made may be unknown to the next request for some seconds; so often that is waited for,
+const PATIENCE: u32 = 10;
+/// so long each time.
+const VISIBLE: Duration = Duration::from_secs(2);
 
 /// The launch of one group.
 pub(crate) struct Launch<'a> {
@@ -93,10 +98,11 @@ impl Launch<'_> {
         attempt: &mut u32,
     ) -> Result<(), ProviderError> {
         let mut tried: Vec<String> = Vec::new();
-        let mut last = None;
+        let (mut last, mut patience) = (None, PATIENCE);
         for (place, market) in self.spec.markets.iter().enumerate() {
             let next = self.spec.markets.get(place + 1);
-            for pools in self.choices(group, *market) {
+            let mut choices: VecDeque<Vec<Pool>> = self.choices(group, *market).into();
+            while let Some(pools) = choices.pop_front() {
                 if missing(group) == 0 {
                     return Ok(());
                 }
@@ -106,7 +112,7 @@ impl Launch<'_> {
                     tried.push(format!("{market}: no capacity a moment ago"));
                     continue;
                 }
-                let made = self.buy(group, foundation, templates, *market, pools, attempt).await;
+                let made = self.buy(group, foundation, templates, *market, pools.clone(), attempt).await;
                 let failure = match made {
                     Ok(made) => {
                         self.seat(group, &made)?;
@@ -122,6 +128,12 @@ impl Launch<'_> {
                     return Ok(());
                 }
                 let failure = failure.unwrap_or_else(|| self.short_of(*market));
+                if failure.is_of_our_making() && patience > 0 {
+                    patience -= 1;
+                    sleep(VISIBLE).await;
+                    choices.push_front(pools);
+                    continue;
+                }
                 tried.push(format!("{market}: {}: {}", failure.code, failure.message));
                 match failure.kind {
                     ProviderErrorKind::Capacity | ProviderErrorKind::Quota => last = Some(failure),
@@ -341,6 +353,15 @@ impl Launch<'_> {
 
 /// Opens a security group. What is open already stays open.
 pub(crate) async fn authorize(region: &Region, group: &str, permissions: Vec<IpPermission>) -> Answer<()> {
+    authorize_within(region, group, permissions, PATIENCE).await
+}
+
+async fn authorize_within(
+    region: &Region,
+    group: &str,
+    permissions: Vec<IpPermission>,
+    patience: u32,
+) -> Answer<()> {
     let request = region.ec2.authorize_security_group_ingress().group_id(group);
     let request = request.set_ip_permissions(Some(permissions.clone()));
     match region.call("AuthorizeSecurityGroupIngress", || request.clone().send()).await {
@@ -348,11 +369,15 @@ pub(crate) async fn authorize(region: &Region, group: &str, permissions: Vec<IpP
         Err(failure) if failure.is_duplicate() && permissions.len() > 1 => {
             // One that is there already keeps all from being added.
             for permission in permissions {
-                Box::pin(authorize(region, group, vec![permission])).await?;
+                Box::pin(authorize_within(region, group, vec![permission], patience)).await?;
             }
             Ok(())
         }
         Err(failure) if failure.is_duplicate() => Ok(()),
+        Err(failure) if failure.is_not_found() && patience > 0 => {
+            sleep(VISIBLE).await;
+            Box::pin(authorize_within(region, group, permissions, patience - 1)).await
+        }
         Err(failure) => Err(failure),
     }
 }

@@ -11,7 +11,7 @@ use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_sdk_ec2::types::{IpPermission, IpRange};
+use aws_sdk_ec2::types::{InstanceStateName, IpPermission, IpRange};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use futures_util::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
@@ -365,6 +365,7 @@ impl Provider for Ec2Provider {
         let key = (request.run.clone(), request.group.clone());
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, spec.clone());
         let journal = self.journal(&request.run);
+        journal.write_settings(&self.settings).map_err(launch::journal_error)?;
         Launch { provider: self, request, spec, region, ground, journal }.run().await
     }
 
@@ -398,7 +399,11 @@ impl Provider for Ec2Provider {
         let filter = RunFilter::Run(run.clone());
         let extended = self.regions.iter().map(async |region| {
             let instances = inventory::instances(region, &filter).await?;
-            let ids = instances.iter().filter_map(|instance| instance.instance_id().map(str::to_owned));
+            let living = instances.iter().filter(|instance| {
+                let state = instance.state().and_then(|state| state.name());
+                !matches!(state, Some(InstanceStateName::Terminated | InstanceStateName::ShuttingDown))
+            });
+            let ids = living.filter_map(|instance| instance.instance_id().map(str::to_owned));
             let things = inventory::things(region, &filter).await?;
             let ids: Vec<String> = ids.chain(things.iter().filter_map(|owned| owned.thing.id())).collect();
             // CreateTags takes a thousand things at once.

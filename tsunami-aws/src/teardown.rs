@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_ec2::types::InstanceStateName;
+use aws_sdk_ec2::types::{InstanceStateChange, InstanceStateName};
 use tsunami_core::{Leftover, ProviderError, RunFilter, RunId};
 
 use crate::error::Answer;
 use crate::inventory::{self, Thing};
 use crate::journal::{Entry, Journal, Outcome};
-use crate::launch::journal_error;
 use crate::region::Region;
 use crate::tag;
 
@@ -19,6 +18,9 @@ const BATCH: usize = 1000;
 /// For how long EC2 may deny knowing an instance that it has just made.
 const INVISIBLE: Duration = Duration::from_secs(120);
 
+/// A request that is older than this is not made again: whatever it created is in the listings.
+const FORGOTTEN: Duration = Duration::from_secs(900);
+
 /// Ends all that a run has in a region, and says what is still there.
 pub(crate) async fn terminate(
     region: &Region,
@@ -26,9 +28,13 @@ pub(crate) async fn terminate(
     journal: &Journal,
 ) -> Result<Vec<Leftover>, ProviderError> {
     // First what may yet come: then nothing comes behind the back of what follows.
-    let mut left = settle(region, journal).await?;
+    let mut left = settle(region, journal).await;
     let filter = RunFilter::Run(run.clone());
-    let remembered = remembered(region, journal)?;
+    // A journal that can't be read keeps nobody from ending what the tags show.
+    let remembered = remembered(region, journal).unwrap_or_else(|error| {
+        left.push(troubled(region, &error));
+        Vec::new()
+    });
     left.extend(end_instances(region, &filter, &remembered).await?);
     if !left.is_empty() {
         // The rest is in use by what is still there; keys and templates are not.
@@ -48,12 +54,21 @@ pub(crate) async fn terminate(
 }
 
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
-async fn settle(region: &Region, journal: &Journal) -> Result<Vec<Leftover>, ProviderError> {
+async fn settle(region: &Region, journal: &Journal) -> Vec<Leftover> {
     let mut left = Vec::new();
-    let entries = journal.entries().map_err(journal_error)?;
-    for Entry { create, .. } in of_region(entries, region).filter(|entry| entry.outcome.is_none()) {
+    let entries = match journal.entries() {
+        Ok(entries) => entries,
+        Err(error) => return vec![troubled(region, &error)],
+    };
+    for Entry { create, asked, .. } in of_region(entries, region).filter(|entry| entry.outcome.is_none()) {
+        if create.makes_instances() && asked.elapsed().is_ok_and(|age| age > FORGOTTEN) {
+            // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
+            continue;
+        }
         let answer = create.ask(region).await;
-        create.settle(journal, &answer).map_err(journal_error)?;
+        if let Err(error) = create.settle(journal, &answer) {
+            tracing::debug!(%error, "the outcome is not written down, and will be asked for again");
+        }
         if let Err(failure) = answer
             && !failure.answered
         {
@@ -61,12 +76,17 @@ async fn settle(region: &Region, journal: &Journal) -> Result<Vec<Leftover>, Pro
             left.push(Leftover { what, why: failure.to_string() });
         }
     }
-    Ok(left)
+    left
+}
+
+fn troubled(region: &Region, error: &std::io::Error) -> Leftover {
+    let what = format!("what only the run's journal knows of {}", region.name);
+    Leftover { what, why: format!("the journal can't be read: {error}") }
 }
 
 /// The instances that are known to have been made, and when.
-fn remembered(region: &Region, journal: &Journal) -> Result<Vec<(String, SystemTime)>, ProviderError> {
-    let entries = journal.entries().map_err(journal_error)?;
+fn remembered(region: &Region, journal: &Journal) -> std::io::Result<Vec<(String, SystemTime)>> {
+    let entries = journal.entries()?;
     let made = of_region(entries, region).filter(|entry| entry.create.makes_instances());
     let ids = made.flat_map(|entry| match entry.outcome {
         Some(Outcome::Created(ids)) => ids.into_iter().map(|id| (id, entry.asked)).collect(),
@@ -113,11 +133,16 @@ async fn end_instances(
     let hidden: Vec<_> = remembered.iter().filter(|(id, _)| !shown.contains(id.as_str())).collect();
     if !hidden.is_empty() {
         let ids: Vec<String> = hidden.iter().map(|(id, _)| id.clone()).collect();
-        let mut unknown = BTreeSet::new();
+        let (mut unknown, mut over) = (BTreeSet::new(), BTreeSet::new());
         for batch in ids.chunks(BATCH) {
-            unknown.extend(end(region, batch).await?);
+            let ended = end(region, batch).await?;
+            unknown.extend(ended.unknown);
+            over.extend(ended.over);
         }
         for (id, made) in hidden {
+            if over.contains(id) {
+                continue;
+            }
             let young = made.elapsed().is_ok_and(|age| age < INVISIBLE);
             match unknown.contains(id) {
                 true if !young => {}
@@ -131,19 +156,36 @@ async fn end_instances(
     Ok(left)
 }
 
-/// Terminates instances. Returns those that EC2 does not know.
-async fn end(region: &Region, ids: &[String]) -> Answer<Vec<String>> {
+/// What came of ending instances.
+#[derive(Default)]
+struct Ended {
+    /// Those that EC2 does not know.
+    unknown: Vec<String>,
+    /// Those that had ended before. They may have lost their tags already.
+    over: Vec<String>,
+}
+
+/// Terminates instances.
+async fn end(region: &Region, ids: &[String]) -> Answer<Ended> {
     let mut unknown: Vec<String> = Vec::new();
     loop {
         let known: Vec<String> = ids.iter().filter(|id| !unknown.contains(id)).cloned().collect();
         if known.is_empty() {
-            return Ok(unknown);
+            return Ok(Ended { unknown, over: Vec::new() });
         }
         let request = region.ec2.terminate_instances().set_instance_ids(Some(known.clone()));
         // Nobody waits for the guest: its disks go with it.
         let request = request.skip_os_shutdown(true);
         match region.call("TerminateInstances", || request.clone().send()).await {
-            Ok(_) => return Ok(unknown),
+            Ok(answer) => {
+                let terminated = |change: &&InstanceStateChange| {
+                    let state = change.current_state().and_then(|state| state.name());
+                    state == Some(&InstanceStateName::Terminated)
+                };
+                let over = answer.terminating_instances().iter().filter(terminated);
+                let over = over.filter_map(|change| change.instance_id().map(str::to_owned)).collect();
+                return Ok(Ended { unknown, over });
+            }
             // One id that is not known keeps all others from being ended.
             Err(failure) if failure.is_not_found() => {
                 let named = known.into_iter().filter(|id| failure.message.contains(id.as_str()));

@@ -93,8 +93,6 @@ pub(crate) fn plan(experiment: &Arc<Experiment>) -> Result<Plan, Error> {
     if let Some(timeout) = experiment.ssh.connect_timeout {
         plan = plan.connect_timeout(timeout);
     }
-    #[cfg(feature = "aws")]
-    aws::check_rules(experiment)?;
     for (index, group) in experiment.groups.iter().enumerate() {
         let experiment = experiment.clone();
         let setup = move |host: Host| {

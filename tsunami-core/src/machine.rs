@@ -137,6 +137,9 @@ pub struct Machine {
     /// What it costs, as far as its provider can tell from its own records.
     #[serde(default)]
     pub price: Price,
+    /// Why it ended, where its provider says so and nobody asked for it.
+    #[serde(default)]
+    pub ended: Option<String>,
     /// Why the provider takes it back, or took it, before its time.
     #[serde(default)]
     pub interrupted: Option<String>,

@@ -216,6 +216,7 @@ impl Provider for HostsProvider {
                 expires: Some(request.deadline.at),
                 description: host.to_string(),
                 price: Price::Free,
+                ended: None,
                 interrupted: None,
             });
         }

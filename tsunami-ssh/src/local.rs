@@ -259,6 +259,7 @@ impl Sshd<'_> {
             expires: Some(request.deadline.at),
             description: "sshd on this computer's loopback".to_owned(),
             price: Price::Free,
+            ended: None,
             interrupted: None,
         };
         write_private(&at("machine.json"), &serde_json::to_vec_pretty(&machine)?, 0o600)?;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tsunami_core::{Provider, ProviderErrorKind};
 
-use crate::world::{World, listed, plan, request, run_id, spec, terminate};
+use crate::world::{World, listed, plan, request, run_id, spec, terminate, terminate_within};
 
 /// The calls to EC2 of a launch, in the order of their first time.
 async fn calls_of_a_launch(world: &World) -> Vec<String> {
@@ -140,5 +140,37 @@ async fn a_whole_run_survives_a_storm() {
         .await
         .unwrap();
     assert_eq!(machines, 4);
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_just_made_may_be_unknown_for_a_moment() {
+    for (action, code) in [
+        ("AuthorizeSecurityGroupIngress", "InvalidGroup.NotFound"),
+        ("CreateFleet", "InvalidLaunchTemplateName.NotFoundException"),
+        ("CreateFleet", "InvalidKeyPair.NotFound"),
+    ] {
+        let world = World::new();
+        let (provider, run) = (world.provider().await, run_id(1));
+        world.emulator.fault(json!({"action": action, "nth": 1, "kind": "error", "code": code}));
+        let ids = provider.launch(&request(&run, 2, everything())).await;
+        assert_eq!(ids.unwrap_or_else(|error| panic!("{action} {code}: {error}")).len(), 2);
+        terminate(&provider, &run).await;
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_journal_keeps_no_machine_running_and_is_named() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 2, spec())).await.unwrap();
+    let file = world.root.path().join(run.as_str()).join("aws/create-broken.json");
+    std::fs::write(&file, "{").unwrap();
+    let left = terminate_within(&provider, &run, std::time::Duration::from_secs(5)).await;
+    assert!(left.iter().any(|left| left.why.contains("create-broken.json")), "{left:?}");
+    assert_eq!(world.emulator.living().len(), 0);
+    std::fs::remove_file(file).unwrap();
+    terminate(&provider, &run).await;
     world.emulator.assert_empty();
 }

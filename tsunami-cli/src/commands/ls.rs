@@ -18,7 +18,7 @@ struct Row {
     run: RunId,
     experiment: String,
     provider: String,
-    /// `running`, `kept`, `controller gone` or `gone`.
+    /// `running`, `kept`, `controller gone`, `overdue` (there although its lifetime is over) or `gone`.
     state: &'static str,
     machines_running: usize,
     machines: u32,
@@ -65,8 +65,13 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
         }
     }
     print(&text)?;
-    for row in rows.iter().filter(|row| row.state == "controller gone") {
-        say(&format!("{}: its controller is gone; `tsunami down {}` removes it", row.run, row.run));
+    for row in rows {
+        let why = match row.state {
+            "controller gone" => "its controller is gone",
+            "overdue" => "its lifetime is over, and something is still there",
+            _ => continue,
+        };
+        say(&format!("{}: {why}; `tsunami down {}` removes it", row.run, row.run));
     }
     Ok(0)
 }
@@ -108,7 +113,8 @@ async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
     let controlled = directory.is_controlled()?;
     let state = match (controlled, record.kept) {
         (true, _) => "running",
-        _ if machines_running == 0 || deadline <= now => "gone",
+        _ if listed.iter().all(|machine| machine.state == MachineState::Gone) => "gone",
+        _ if deadline <= now => "overdue",
         (false, true) => "kept",
         (false, false) => "controller gone",
     };

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tsunami_core::{RunDirectory, State, Tsunami};
 
 use crate::args::{Args, Command, FileArgs};
-use crate::compose::Backend;
+use crate::compose::{Backend, aws};
 use crate::error::Error;
 use crate::experiment::Experiment;
 use crate::terminal::say;
@@ -62,6 +62,7 @@ fn name_abandoned_runs() {
 /// Reads and checks an experiment file.
 fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
     let experiment = Experiment::load(&args.file, &args.set, &|name| std::env::var_os(name))?;
+    aws::check_groups(&experiment)?;
     Ok(Arc::new(experiment))
 }
 

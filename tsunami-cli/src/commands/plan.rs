@@ -29,8 +29,13 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
             let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
             title = "";
         }
-        for note in &quote.notes {
-            let _ = writeln!(text, "  {:<width$}         {note}", "");
+    }
+    // Groups have much in common.
+    let mut noted = Vec::new();
+    for note in quotes.iter().flat_map(|quote| &quote.notes) {
+        if !noted.contains(&note) {
+            let _ = writeln!(text, "  {note}");
+            noted.push(note);
         }
     }
     for step in &experiment.steps {

@@ -70,7 +70,11 @@ pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Resul
         let region = entry.and_then(|entry| entry.pointer("/create/region")?.as_str().map(str::to_owned));
         regions.extend(region);
     }
-    let options = Ec2Options { regions: regions.into_iter().collect(), ..options() };
+    // Another account's listings would be empty, and prove nothing.
+    let settings = fs::read(journal.join("settings.json")).map_err(Error::file("read", &journal))?;
+    let Ec2Settings { account, profile, .. } = serde_json::from_slice(&settings).map_err(CoreError::other)?;
+    let options =
+        Ec2Options { profile, account: Some(account), regions: regions.into_iter().collect(), ..options() };
     let Backend { provider, connector } = backend(state, options, SshOptions::default()).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
 }
@@ -140,10 +144,24 @@ pub(crate) fn spec(aws: &Aws) -> MachineSpec {
     })
 }
 
-/// Whether the rules that let machines of other regions in find room in each region's security group.
-pub(super) fn check_rules(experiment: &Experiment) -> Result<(), Error> {
+/// Whether the groups of a region can share a security group, with room for the rules that let machines of
+/// other regions in.
+pub(crate) fn check_groups(experiment: &Experiment) -> Result<(), Error> {
     let groups =
         || experiment.groups.iter().filter_map(|group| Some((group.size.count(), group.aws.as_ref()?)));
+    for (_, aws) in groups() {
+        let same = |other: &&Aws| other.region == aws.region && other.security_group.is_none();
+        let differs =
+            |other: &Aws| other.ssh_from != aws.ssh_from || other.subnet.is_some() != aws.subnet.is_some();
+        let others = groups().map(|(_, other)| other);
+        if aws.security_group.is_none() && others.filter(same).any(differs) {
+            return Err(Error::Usage(
+                "the groups of a region share one security group, so they have the same `ssh_from`, and all or none of \
+                 them a `subnet`, of one network; give one of them a `security_group` of its own"
+                    .to_owned(),
+            ));
+        }
+    }
     let mut regions: BTreeMap<Option<&String>, (usize, Vec<u16>, usize)> = BTreeMap::new();
     for (count, aws) in groups() {
         let (machines, ports, from) = regions.entry(aws.region.as_ref()).or_default();

@@ -204,7 +204,8 @@ impl Mender {
             group: group.name.clone(),
             count: group.size(),
             spec: group.spec.clone(),
-            deadline: run.record.deadline,
+            // Somebody may have moved it since.
+            deadline: run.directory.record().map_or(run.record.deadline, |record| record.deadline),
             authorized_key: run.authorized_key.clone(),
             replace: replaced.into_iter().filter(|(group, _)| *group == place).map(|(_, id)| id).collect(),
             notes: Notes::new(note),
@@ -284,7 +285,11 @@ impl Mender {
                 machine: name.to_owned(),
                 stage: stage.to_owned(),
                 command: None,
-                source: format!("{} ended before it could be reached", machine.id).into(),
+                source: match machine.ended {
+                    Some(why) => format!("{} ended before it could be reached: {why}", machine.id),
+                    None => format!("{} ended before it could be reached", machine.id),
+                }
+                .into(),
             },
         };
         let running = tokio::time::timeout_at(awaited.deadline, watch.running(&awaited.id)).await;

@@ -211,7 +211,9 @@ impl Tsunami {
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<Running, Error> {
         let record = directory.record()?;
-        let run = self.open(record, directory.clone(), None, self.cancel.child_token()).await?;
+        let prepared = self.connector.prepare(&record.run, directory.path()).await;
+        let key = prepared.map_err(Error::Prepare)?;
+        let run = self.open(record, directory.clone(), None, self.cancel.child_token(), key);
         let run = Arc::new(run);
         let connected = run.reconnect(wanted).await;
         let mut running = Running { run, cluster: None, keep: self.keep, attached: true };
@@ -234,7 +236,10 @@ impl Tsunami {
     /// removed by then is not tried again.
     pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
         let record = directory.record()?;
-        let mut run = self.open(record, directory.clone(), None, CancellationToken::new()).await?;
+        // Only launches need the key: a disk without room for it keeps nothing from being ended.
+        let prepared = self.connector.prepare(&record.run, directory.path()).await;
+        tracing::debug!(?prepared, "for a teardown");
+        let mut run = self.open(record, directory.clone(), None, CancellationToken::new(), String::new());
         run.impatient = self.cancel.clone();
         let leftovers = Arc::new(run).tear_down("asked to").await;
         ended(directory.id(), Ok(()), leftovers)
@@ -300,11 +305,11 @@ impl Tsunami {
         };
         let state = self.state.clone().map_or_else(State::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
-        let run = match self.open(record, directory.clone(), Some(lock), cancel).await {
-            Ok(run) => Arc::new(run),
+        let run = match self.connector.prepare(&record.run, directory.path()).await {
+            Ok(key) => Arc::new(self.open(record, directory, Some(lock), cancel, key)),
             Err(error) => {
                 directory.remove()?;
-                return Err(error);
+                return Err(Error::Prepare(error));
             }
         };
         run.events.emit(EventKind::RunStarted {
@@ -323,17 +328,16 @@ impl Tsunami {
         }
     }
 
-    async fn open(
+    fn open(
         &self,
         record: RunRecord,
         directory: RunDirectory,
         lock: Option<RunLock>,
         cancel: CancellationToken,
-    ) -> Result<Run, Error> {
+        authorized_key: String,
+    ) -> Run {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
-        let authorized_key =
-            self.connector.prepare(&record.run, directory.path()).await.map_err(Error::Prepare)?;
-        Ok(Run {
+        Run {
             id: record.run.clone(),
             events: Events::new(&self.observers, started_at),
             provider: self.provider.clone(),
@@ -348,7 +352,7 @@ impl Tsunami {
             cancel,
             impatient: CancellationToken::new(),
             lock: Mutex::new(lock),
-        })
+        }
     }
 }
 

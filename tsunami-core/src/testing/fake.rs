@@ -657,6 +657,7 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
         expires: Some(machine.expires),
         description: "a fake machine".to_owned(),
         price: Price::Free,
+        ended: None,
         interrupted: machine.interrupted(),
     }
 }

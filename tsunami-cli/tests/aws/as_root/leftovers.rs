@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
-use crate::world::eventually;
+use crate::world::{Ended, eventually};
 
 /// An experiment of two groups, which asks for one machine each and does nothing with them.
 fn two_groups(cloud: &Cloud, lifetime: &str) -> std::path::PathBuf {
@@ -96,59 +96,47 @@ fn points(cloud: &Cloud) -> Vec<u32> {
     (1..).zip(&calls).filter(|(_, action)| all || !action.starts_with("Describe")).map(|(k, _)| k).collect()
 }
 
-#[test]
-fn a_run_that_is_killed_at_any_request_is_cleared_away_by_down() {
-    let cloud = Cloud::new();
+/// Kills a run at every point, has `clear` clear it away each time, and sees that nothing is left.
+fn at_every_point(cloud: &Cloud, command: &str, clear: impl Fn(When) -> Ended) {
     let (mut tried, mut left) = (0, 0);
-    for k in points(&cloud) {
+    for k in points(cloud) {
         for when in [When::Before, When::After, When::Later] {
-            if !killed_at(&cloud, k, when) {
+            if !killed_at(cloud, k, when) {
                 continue;
             }
             tried += 1;
-            let down = cloud.tsunami(["down", "--all"]);
+            let cleared = clear(when);
             let remaining = cloud.emulator.remaining();
             left += remaining.len();
-            assert!(remaining.is_empty(), "killed {when:?} request {k}: {remaining:?}\n{}", down.stderr);
-            down.assert_status(0);
+            assert!(remaining.is_empty(), "killed {when:?} request {k}: {remaining:?}\n{cleared:?}");
+            cleared.assert_status(0);
             cloud.world.assert_no_processes();
         }
     }
-    println!("kill points tried: {tried}, resources left after `down`: {left}");
+    println!("kill points tried: {tried}, resources left after `{command}`: {left}");
     assert!(tried >= 20, "{tried}");
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_request_is_cleared_away_by_down() {
+    let cloud = Cloud::new();
+    at_every_point(&cloud, "down", |_| cloud.tsunami(["down", "--all"]));
     cloud.assert_clean();
 }
 
 #[test]
 fn a_run_that_is_killed_at_any_request_is_cleared_away_by_gc_from_anywhere() {
     let cloud = Cloud::new();
-    let (mut tried, mut left) = (0, 0);
-    for k in points(&cloud) {
-        for when in [When::Before, When::After, When::Later] {
-            if !killed_at(&cloud, k, when) {
-                continue;
-            }
-            tried += 1;
-            // Another computer, where nothing is recorded, an hour later by the service's clock.
-            fs::remove_dir_all(cloud.world.path("state")).unwrap();
-            fs::create_dir(cloud.world.path("state")).unwrap();
-            std::thread::sleep(Duration::from_millis(if when == When::Later { 1200 } else { 0 }));
-            cloud.emulator.configure(json!({"clock_skew": 3600.0}));
-            let gc = cloud.tsunami(["gc", "--region", "eu-west-1", "--json"]);
-            cloud.emulator.configure(json!({"clock_skew": 0.0}));
-            let remaining = cloud.emulator.remaining();
-            left += remaining.len();
-            assert!(
-                remaining.is_empty(),
-                "killed {when:?} request {k}: {remaining:?}\n{}{}",
-                gc.stdout,
-                gc.stderr
-            );
-            gc.assert_status(0);
-        }
-    }
-    println!("kill points tried: {tried}, resources left after `gc`: {left}");
-    assert!(tried >= 20, "{tried}");
+    at_every_point(&cloud, "gc", |when| {
+        // Another computer, where nothing is recorded, an hour later by the service's clock.
+        fs::remove_dir_all(cloud.world.path("state")).unwrap();
+        fs::create_dir(cloud.world.path("state")).unwrap();
+        std::thread::sleep(Duration::from_millis(if when == When::Later { 1200 } else { 0 }));
+        cloud.emulator.configure(json!({"clock_skew": 3600.0}));
+        let cleared = cloud.tsunami(["gc", "--region", "eu-west-1", "--json"]);
+        cloud.emulator.configure(json!({"clock_skew": 0.0}));
+        cleared
+    });
     cloud.emulator.assert_empty();
 }
 

@@ -11,8 +11,13 @@ use crate::cloud::Cloud;
 
 /// What a policy must allow although no request of that name is made: EC2 asks for it in the course of others,
 /// or only where something was left half done.
-const IMPLIED: [&str; 4] =
-    ["ec2:RunInstances", "ec2:DeleteVolume", "ec2:CancelSpotInstanceRequests", "iam:PassRole"];
+const IMPLIED: [&str; 5] = [
+    "ec2:DescribeFleets",
+    "ec2:RunInstances",
+    "ec2:DeleteVolume",
+    "ec2:CancelSpotInstanceRequests",
+    "iam:PassRole",
+];
 
 fn allowed() -> BTreeSet<String> {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();

@@ -85,6 +85,17 @@ fn a_plan_tells_prices_and_asks_for_nothing() {
 }
 
 #[test]
+fn the_examples_can_be_planned_and_fit_their_budgets() {
+    let cloud = Cloud::new();
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/experiments/redis");
+    for name in ["experiment.toml", "two-regions.toml"] {
+        let plan = cloud.tsunami([std::ffi::OsString::from("plan"), examples.join(name).into()]);
+        assert!(plan.assert_status(0).stdout.contains("within the budget"), "{}", plan.stdout);
+    }
+    cloud.assert_clean();
+}
+
+#[test]
 fn what_cannot_be_had_is_said_within_seconds_and_leaves_nothing() {
     let cloud = Cloud::new();
     let refused = |aws: &str, status: i32, says: &[&str]| {
@@ -99,6 +110,13 @@ fn what_cannot_be_had_is_said_within_seconds_and_leaves_nothing() {
     };
     refused("instance = \"c7g.lrage\"\nregion = \"eu-west-1\"", 2, &["c7g.lrage", "describe-instance-types"]);
     refused("instance = \"c7g.large\"", 2, &["no region is given", "AWS_REGION"]);
+    let file = cloud.server_and_clients(
+        SPOT_THEN_ON_DEMAND,
+        SERVER,
+        &format!("{CLIENTS}\nssh_from = \"127.0.0.1/32\""),
+    );
+    cloud.run(&file).assert_status(2).assert_says(&["share one security group", "ssh_from"]);
+    let _ = fs::remove_dir_all(cloud.world.path("work/results"));
     refused(
         "instance = \"c7g.large\"\nregion = \"eu-west-1\"\nprofile = \"nobody\"",
         3,
