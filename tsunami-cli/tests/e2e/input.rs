@@ -62,7 +62,7 @@ fn what_is_not_built_yet_says_so() {
         "name = 'x'\nrepeat = 3\n[group.a]\n[matrix]\nn = [1]\n",
         &["repeat", "matrix", "not supported yet"],
     );
-    refused("name = 'x'\nprovider = 'aws'\n[group.a]\n", &["aws", "not supported yet"]);
+    refused("name = 'x'\nprovider = 'aws'\n[group.a]\n", &["x.toml:3:8", "no `instance`"]);
 }
 
 #[test]
