@@ -279,6 +279,17 @@ mod tests {
     }
 
     #[test]
+    fn what_one_zone_cannot_do_another_may() {
+        let message =
+            "Your requested instance type (c7g.large) is not supported in your requested Availability Zone";
+        assert_eq!(failure("InvalidFleetConfiguration", message).kind, ProviderErrorKind::Capacity);
+        assert_eq!(
+            failure("InvalidFleetConfiguration", "The fleet is odd").kind,
+            ProviderErrorKind::InvalidSpec
+        );
+    }
+
+    #[test]
     fn a_quota_is_named_with_the_command_that_raises_it() {
         let help = ProviderError::from(failure("VcpuLimitExceeded", "…")).help.unwrap();
         assert!(help.contains("On-Demand Standard") && help.contains("L-1216C47A"), "{help}");
