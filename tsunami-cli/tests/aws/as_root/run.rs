@@ -173,7 +173,7 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
         [group.node]
         count = 2
         [[step]]
-        name = "work"
+        name = "measure"
         on = "node"
         run = "date +%s.%N > out.txt; sleep 4"
         collect = ["out.txt"]
@@ -191,7 +191,9 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
     assert_eq!(interrupted.len(), 1, "{run}");
     // What the interrupted trial brought home is not among the clean one's.
     let trials = cloud.world.results().join("trials");
-    assert!(trials.join("1/work/node-0/out.txt").exists() && trials.join("1/work/node-1/out.txt").exists());
+    assert!(
+        trials.join("1/measure/node-0/out.txt").exists() && trials.join("1/measure/node-1/out.txt").exists()
+    );
     assert!(trials.join("1-interrupted").exists());
     assert_eq!(cloud.emulator.instances().len(), 3);
     cloud.assert_clean();
