@@ -544,4 +544,40 @@ mod tests {
         assert_eq!(hourly(product), Some(0.0728));
         assert_eq!(hourly(r#"{"terms":{}}"#), None);
     }
+
+    #[test]
+    fn the_most_that_it_can_cost_leaves_nothing_out_that_is_not_known() {
+        let image = Image {
+            id: "ami-1".into(),
+            name: "linux".into(),
+            root_device: "/dev/xvda".into(),
+            gib: 8,
+            more_gib: 0,
+            unpriced: None,
+            user: "admin".into(),
+        };
+        let pool = Pool { instance: "t4g.small".into(), zone: "a".into(), subnet: "s".into() };
+        let ground = Ground {
+            image,
+            vpc: "vpc-1".into(),
+            pools: vec![pool],
+            spot: BTreeMap::new(),
+            on_demand: BTreeMap::from([("t4g.small".to_owned(), 0.02)]),
+            surplus: 0.0,
+            notes: Vec::new(),
+        };
+        let most = |ground: &Ground| match ground.most(&Ec2Spec::default()) {
+            Price::PerHour(dollars) => Some(dollars),
+            _ => None,
+        };
+        let plain = most(&ground).unwrap();
+        assert!(plain > 0.02 + ADDRESS, "{plain}");
+        // What bursts can cost more; a further volume does.
+        assert!(most(&Ground { surplus: 0.1, ..ground.clone() }).unwrap() > plain + 0.099);
+        let more = Image { more_gib: 100, ..ground.image.clone() };
+        assert!(most(&Ground { image: more, ..ground.clone() }).unwrap() > plain + 0.02);
+        let paid = Image { unpriced: Some("RHEL".into()), ..ground.image.clone() };
+        assert_eq!(most(&Ground { image: paid, ..ground.clone() }), None);
+        assert_eq!(most(&Ground { on_demand: BTreeMap::new(), ..ground }), None);
+    }
 }

@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Cluster, Command, Download, Error, EventKind, Exit, Group, MachineSpec, MockConnector, MockProvider,
-    Plan, Price, ProviderError, ProviderErrorKind, Quote, Recorder, Report, State, Tsunami,
+    Cluster, Command, Download, Error, EventKind, Exit, Group, Keep, MachineSpec, MockConnector,
+    MockProvider, Plan, Price, ProviderError, ProviderErrorKind, Quote, Recorder, Report, SessionError,
+    SessionErrorKind, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -735,4 +736,19 @@ async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
         let error = tsunami.run(plan, nothing).await.unwrap_err();
         assert_eq!(matches!(error, Error::Budget { .. }), !fits, "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_torn_down_although_no_connection_could_be_prepared() {
+    let world = World::new();
+    let running = world.tsunami().keep(Keep::Always).up(server_and_clients()).await.unwrap();
+    running.keep().await.unwrap();
+    let directory = world.state.runs().unwrap().remove(0);
+    let mut connector = MockConnector::new();
+    let full = || SessionError::new(SessionErrorKind::Local, "no space left on device");
+    connector.expect_prepare().returning(move |_, _| Err(full()));
+    connector.expect_finish().return_const(());
+    let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(connector)).state(world.state.clone());
+    tsunami.down(&directory).await.unwrap();
+    world.assert_clear();
 }
