@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use ssh_key::PublicKey;
-use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
@@ -54,15 +53,7 @@ pub(crate) struct RunSsh {
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once more.
     parked: Mutex<HashMap<String, Master>>,
     /// Gone once the run is finished, whoever still holds a session.
-    workplace: Mutex<Option<Workplace>>,
-}
-
-/// What a run has on this computer, outside of its directory, while this process takes part in it.
-#[derive(Debug)]
-struct Workplace {
-    // In this order: should the process end in between, the janitor still does the rest.
-    sockets: TempDir,
-    janitor: Janitor,
+    janitor: Mutex<Option<Janitor>>,
 }
 
 /// The ssh_config that a run keeps in its directory.
@@ -127,9 +118,8 @@ impl Connector for SshConnector {
         }
         write_private(&files.config, &main).map_err(failed)?;
         append(&files.hosts, "").and_then(|()| append(&files.known_hosts, "")).map_err(failed)?;
-        let sockets =
-            socket_directory(&directory).map_err(|error| local("no place for control sockets", error))?;
-        let janitor = Janitor::start(sockets.path()).map_err(|error| local("cannot run `sh`", error))?;
+        let janitor = Janitor::start(&socket_directories(&directory));
+        let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
             run: run.clone(),
             files,
@@ -138,7 +128,7 @@ impl Connector for SshConnector {
             next_socket: AtomicU32::new(0),
             writing: Mutex::default(),
             parked: Mutex::default(),
-            workplace: Mutex::new(Some(Workplace { sockets, janitor })),
+            janitor: Mutex::new(Some(janitor)),
         };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Arc::new(ssh));
         Ok(key)
@@ -158,7 +148,7 @@ impl Connector for SshConnector {
         let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         if let Some(ssh) = ssh {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            ssh.workplace.lock().unwrap_or_else(PoisonError::into_inner).take();
+            ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
 }
@@ -249,10 +239,8 @@ impl RunSsh {
 
     async fn start(&self, alias: &str, extra: &[String], deadline: Instant) -> Result<Master, SessionError> {
         let number = self.next_socket.fetch_add(1, Ordering::Relaxed);
-        let (socket, group) = match &*self.workplace.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Workplace { sockets, janitor }) => {
-                (sockets.path().join(number.to_string()), janitor.group())
-            }
+        let (socket, group) = match &*self.janitor.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(janitor) => (janitor.directory().join(number.to_string()), janitor.group()),
             None => return Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
         };
         Master::start(&self.files.config, alias, socket, group, extra, deadline).await
@@ -373,27 +361,13 @@ async fn shown_key(host: &str, port: u16) -> Option<(String, String)> {
     Some((key.fingerprint(Default::default()).to_string(), line.to_owned()))
 }
 
-/// A private directory for control sockets: below `preferred` if that path is short enough.
-fn socket_directory(preferred: &Path) -> io::Result<TempDir> {
-    let builder = || {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("ctl-").rand_bytes(4);
-        builder
-    };
+/// Where control sockets may go, as templates: below `preferred` if that path is short enough.
+fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
-    // tsunami-XXXX/NNNNN
-    let short = |path: &PathBuf| path.as_os_str().len() + 20 <= SOCKET_PATH;
-    let places = std::iter::once(preferred.to_owned()).chain(elsewhere).filter(short);
-    let mut failed = io::ErrorKind::InvalidFilename.into();
-    for place in places {
-        let prefix = if place == preferred { "ctl-" } else { "tsunami-" };
-        match builder().prefix(prefix).tempdir_in(place) {
-            Ok(directory) => return Ok(directory),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+    let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
+    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
+    std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).collect()
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {

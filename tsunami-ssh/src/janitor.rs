@@ -1,35 +1,66 @@
 //! What cleans up on this computer when the controller cannot: one small process a run.
 //!
-//! The janitor reads from a pipe that only the controller holds open. However the controller ends, kill -9
-//! included, the pipe closes; then the janitor removes the directory of control sockets and kills its own
-//! process group, in which all ssh masters of the run live.
+//! The janitor makes the directory of control sockets, says where it is, and reads from a pipe that only the
+//! controller holds open. However the controller ends, kill -9 included, the pipe closes; then the janitor
+//! removes the directory and kills its own process group, in which all ssh masters of the run live. Because
+//! it makes the directory itself, there is never one that nobody will remove.
 
-use std::io;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-const SCRIPT: &str = r#"trap "" HUP INT TERM; read -r _; rm -rf -- "$1"; kill -KILL 0"#;
+/// Is given templates for `mktemp`, of which the first that can be made is the directory.
+const SCRIPT: &str = r#"
+trap "" HUP INT TERM PIPE
+for template; do directory=$(mktemp -d -- "$template") && break; done
+if [ -n "$directory" ]; then
+    printf %s "$directory"
+    exec > /dev/null 2>&1
+    read -r _
+    rm -rf -- "$directory"
+fi
+kill -KILL 0
+"#;
 
 #[derive(Debug)]
 pub(crate) struct Janitor {
     child: Child,
+    directory: PathBuf,
 }
 
 impl Janitor {
-    /// Starts the janitor of a directory.
-    pub(crate) fn start(directory: &Path) -> io::Result<Self> {
-        let child = Command::new("sh")
-            .args(["-c", SCRIPT, "tsunami-janitor"])
-            .arg(directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
-        Ok(Self { child })
+    /// Starts a janitor with a private directory of a new name: `XXXXXX` at the end of a template is replaced.
+    pub(crate) fn start(templates: &[PathBuf]) -> io::Result<Self> {
+        let mut child = Self::spawn(templates)?;
+        let pipes = (child.stdout.take(), child.stderr.take());
+        let mut janitor = Self { child, directory: PathBuf::new() };
+        if let (Some(mut stdout), Some(mut stderr)) = pipes {
+            let (mut path, mut said) = (Vec::new(), String::new());
+            stdout.read_to_end(&mut path)?;
+            stderr.read_to_string(&mut said)?;
+            if path.is_empty() {
+                return Err(io::Error::other(said.trim().replace('\n', "; ")));
+            }
+            janitor.directory = OsString::from_vec(path).into();
+        }
+        Ok(janitor)
+    }
+
+    fn spawn(templates: &[PathBuf]) -> io::Result<Child> {
+        let mut command = Command::new("sh");
+        command.args(["-c", SCRIPT, "tsunami-janitor"]).args(templates).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    }
+
+    /// Where control sockets go.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The process group that ends with the controller.
@@ -40,10 +71,45 @@ impl Janitor {
 
 impl Drop for Janitor {
     fn drop(&mut self) {
-        // Its directory is the owner's to remove; what is left of its group ends with it.
+        // In this order: should the process end in between, the janitor still does the rest.
+        let _ = fs::remove_dir_all(&self.directory);
         if let Some(group) = Pid::from_raw(self.group()) {
             let _ = kill_process_group(group, Signal::KILL);
         }
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_that_vanishes_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let missing = home.path().join("missing/ctl-XXXXXX");
+        let mut janitor = Janitor::start(&[missing, home.path().join("ctl-XXXXXX")]).unwrap();
+        assert!(janitor.directory().starts_with(home.path()));
+        fs::write(janitor.directory().join("0"), "").unwrap();
+        // All that the janitor sees of it.
+        drop(janitor.child.stdin.take());
+        janitor.child.wait().unwrap();
+        assert!(!janitor.directory().exists());
+    }
+
+    #[test]
+    fn a_controller_that_vanishes_at_once_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let mut child = Janitor::spawn(&[home.path().join("ctl-XXXXXX")]).unwrap();
+        drop((child.stdin.take(), child.stdout.take(), child.stderr.take()));
+        child.wait().unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn where_nothing_can_be_made_the_reason_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let error = Janitor::start(&[home.path().join("missing/ctl-XXXXXX")]).unwrap_err();
+        assert!(error.to_string().contains("missing"), "{error}");
     }
 }
