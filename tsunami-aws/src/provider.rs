@@ -378,7 +378,7 @@ impl Provider for Ec2Provider {
     }
 
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        let armed = remote(session, "tsunami-deadline status").await?;
+        let armed = remote(session, Command::shell("tsunami-deadline status")).await?;
         let armed_at = armed.split_whitespace().nth(1).and_then(|at| at.parse().ok());
         let armed_at = armed_at.map(|at| UNIX_EPOCH + Duration::from_secs(at));
         let fits = armed_at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
@@ -390,9 +390,22 @@ impl Provider for Ec2Provider {
         }
         self.open_ports(&machine.run).await?;
         if self.spec_of(machine).is_some_and(|spec| spec.wait_for_cloud_init) {
-            remote(session, WAIT_FOR_CLOUD_INIT).await?;
+            remote(session, Command::shell(WAIT_FOR_CLOUD_INIT)).await?;
         }
         Ok(())
+    }
+
+    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        match remote(session, Command::program("python3").arg("-c").arg(NOTICE)).await {
+            Ok(notice) if !notice.trim().is_empty() => {
+                format!("EC2 takes the spot machine back, as the machine was told: {}", notice.trim())
+            }
+            // Listings go on telling.
+            other => {
+                tracing::debug!(machine = machine.name(), ?other, "the machine does not listen for a notice");
+                std::future::pending().await
+            }
+        }
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
@@ -437,7 +450,7 @@ impl Provider for Ec2Provider {
              if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
              $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
         );
-        remote(session, &line).await.map(drop)
+        remote(session, Command::shell(line)).await.map(drop)
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
@@ -464,6 +477,10 @@ impl Provider for Ec2Provider {
         CONSISTENCY
     }
 }
+
+/// Waits on a machine for the notice of its interruption.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html>
+const NOTICE: &str = include_str!("notice.py");
 
 /// Waits for cloud-init. A status of 2 means that it ended with warnings, since its version 23.4.
 const WAIT_FOR_CLOUD_INIT: &str = "command -v cloud-init >/dev/null || exit 0\n\
@@ -517,18 +534,18 @@ fn is_cidr(text: &str) -> bool {
     })
 }
 
-/// Runs a shell line on a machine, which must succeed, and returns what it wrote.
-async fn remote(session: &Arc<dyn Session>, line: &str) -> Result<String, ProviderError> {
+/// Runs a command on a machine, which must succeed, and returns what it wrote.
+async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, ProviderError> {
     let failed = |message: String| ProviderError::new(ProviderErrorKind::Other, "first connection", message);
     let output = Arc::new(Said::default());
-    let exit = session.exec(&Command::shell(line), output.clone(), &Default::default()).await;
+    let exit = session.exec(&command, output.clone(), &Default::default()).await;
     let exit = exit.map_err(|error| failed("a command could not be run".to_owned()).source(error))?;
     let (stdout, stderr) = output.text();
     match exit {
         Exit::Status(0) => Ok(stdout),
         exit => Err(failed(format!(
             "`{}` ended with {exit}: {}",
-            line.lines().next().unwrap_or_default(),
+            command.to_string().lines().next().unwrap_or_default(),
             stderr.trim()
         ))),
     }

@@ -55,6 +55,14 @@ pub trait Provider: Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Waits until the machine itself hears that it is going to be taken back, and says what it heard, for
+    /// providers that tell a machine what may be missing from a listing, or come later there. Is dropped when
+    /// the machine is gone or the run ends. The default hears nothing.
+    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        let _ = (machine, session);
+        std::future::pending().await
+    }
+
     /// Moves the end of a run's machines, wherever the provider itself keeps it: in tags, in files.
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError>;
 

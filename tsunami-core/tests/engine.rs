@@ -699,6 +699,27 @@ async fn a_machine_that_is_interrupted_in_the_experiment_can_be_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_alone_was_told_of_its_interruption_is_replaced_before_it_ends() {
+    let world = World::new();
+    let ends = Duration::from_secs(300);
+    world.cloud.machine_fault("client-0", MachineFault::Notified(ends));
+    let begun = tokio::time::Instant::now();
+    world
+        .run(replaceable(), move |cluster| async move {
+            let client = cluster.host("client-0").ok_or("no client")?;
+            let error = client.run("sleep 1000").await.unwrap_err();
+            assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error}");
+            assert!(begun.elapsed() < ends, "{:?}", begun.elapsed());
+            let repaired = cluster.repair().await?;
+            assert_ne!(repaired.hosts()[1].machine().id, client.machine().id);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_interruption_that_is_not_to_be_repaired_ends_the_run() {
     let world = World::new();
     world.cloud.machine_fault("server-0", MachineFault::Interrupted(Duration::from_secs(300)));

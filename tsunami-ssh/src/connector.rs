@@ -117,7 +117,7 @@ impl Connector for SshConnector {
             main.push_str(&config::jump_host(jump, &options, &files));
         }
         write_private(&files.config, &main).map_err(failed)?;
-        append(&files.hosts, "").and_then(|()| append(&files.known_hosts, "")).map_err(failed)?;
+        open_appending(&files.hosts).and_then(|_| open_appending(&files.known_hosts)).map_err(failed)?;
         let janitor = Janitor::start(&socket_directories(&directory));
         let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
@@ -255,8 +255,8 @@ impl RunSsh {
                 let host = host.ok_or_else(|| {
                     SessionError::new(SessionErrorKind::Connect, format!("{} has no address", machine.name()))
                 })?;
-                let pin = format!("{} {key}\n", machine.name());
-                self.write(|| append(&self.files.known_hosts, &pin))?;
+                let alias = format!("{} ", machine.name());
+                self.write(|| put(&self.files.known_hosts, &alias, &format!("{alias}{key}\n")))?;
                 let probe = (host.to_owned(), machine.login.port.unwrap_or(22));
                 (config::owned_machine(machine, &self.options, &self.files), Some(probe))
             }
@@ -270,7 +270,8 @@ impl RunSsh {
                 (text, (!resolved.is_proxied()).then_some((host, port)))
             }
         };
-        self.write(|| append(&self.files.hosts, &text))?;
+        let alias = format!("Host {}\n", machine.name());
+        self.write(|| put(&self.files.hosts, &alias, &text))?;
         Ok(probe.filter(|_| self.options.jump.is_none()))
     }
 
@@ -375,13 +376,31 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// Appends in one write, so that an ssh that reads the file meanwhile sees whole entries.
-fn append(path: &Path, text: &str) -> io::Result<()> {
-    let present = fs::read_to_string(path).unwrap_or_default();
-    if !text.is_empty() && present.contains(text) {
+/// Puts an entry, whose further lines are indented, into a file: in place of the one that begins with `key`.
+/// Appends in one write, or replaces the file, so that an ssh that reads it meanwhile sees whole entries.
+fn put(path: &Path, key: &str, entry: &str) -> io::Result<()> {
+    let present = fs::read_to_string(path)?;
+    let (mut old, mut others) = (String::new(), String::new());
+    let mut is_old = false;
+    for line in present.split_inclusive('\n') {
+        if !line.starts_with(' ') {
+            is_old = line.starts_with(key);
+        }
+        if is_old { &mut old } else { &mut others }.push_str(line);
+    }
+    if old == entry {
         return Ok(());
     }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+    if old.is_empty() {
+        return open_appending(path)?.write_all(entry.as_bytes());
+    }
+    let new = path.with_extension("new");
+    write_private(&new, &(others + entry))?;
+    fs::rename(new, path)
+}
+
+fn open_appending(path: &Path) -> io::Result<fs::File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
 fn not_prepared(run: &RunId) -> SessionError {

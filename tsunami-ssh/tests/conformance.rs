@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{Machines, unique_run};
 use tempfile::TempDir;
 use tsunami_core::testing::conformance::ProviderHarness;
-use tsunami_core::{MachineSpec, Provider, RunId, Session};
+use tsunami_core::{Command, MachineSpec, Provider, RunId, Session};
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
 
 #[derive(Debug)]
@@ -135,4 +135,21 @@ mod session {
 mod shell {
     use super::*;
     tsunami_core::shell_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
+}
+
+/// A machine that is taken back may live for as long as its replacement takes to come up.
+#[tokio::test]
+async fn the_newest_machine_of_a_name_is_reached_while_the_old_one_lives() {
+    let mut machines = Machines::launch(2).await;
+    let old = machines.connect(0).await;
+    machines.machines[1].index = 0;
+    let new = machines.connect(1).await;
+    for (session, directory) in [(old, "node-0"), (new, "node-1")] {
+        let there =
+            Command::shell(format!("case $HOME in */{directory}/home) ;; *) echo \"$HOME\"; exit 1 ;; esac"));
+        let exit = session.exec(&there, Arc::new(()), &Default::default()).await.unwrap();
+        assert!(exit.success(), "{directory} was not reached");
+    }
+    let pins = fs::read_to_string(machines.directory().join("ssh/known_hosts")).unwrap();
+    assert_eq!(pins.lines().count(), 1, "{pins}");
 }

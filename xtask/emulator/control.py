@@ -7,7 +7,8 @@ GET, POST /_sim/faults, POST /_sim/faults/clear
 GET /_sim/held, POST /_sim/release     calls being held, by their number in the log; {"n": N} releases one only
 GET, POST /_sim/capacity               [{"region", "zone", "type", "market": each "*" if absent, "free": N, "code"}]
 POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...]}
-POST /_sim/interrupt                   {"instance", "notice": seconds}: the service takes a spot instance back
+POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
+                                       back; without "outside", only the machine itself is told before
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
 GET /_sim/instances                    all instances, with what a test may ask of them
@@ -78,7 +79,7 @@ class Control:
         self.faults.release(given.get("n") if isinstance(given, dict) else None)
 
     def post_interrupt(self, given):
-        self.instances.interrupt(given["instance"], float(given.get("notice", 120)))
+        self.instances.interrupt(given["instance"], float(given.get("notice", 120)), given.get("outside", True))
 
     def post_poweroff(self, given):
         self.instances.power_off(given["instance"])

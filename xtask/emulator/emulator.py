@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import machines as machinery  # noqa: E402
+import metadata  # noqa: E402
 
 # moto would launch by these past all that is emulated here.
 REFUSED = ("RequestSpotInstances", "RequestSpotFleet")
@@ -66,6 +67,7 @@ class Emulator:
         launcher, resources = Launcher(self.account, instances), Resources(self.account, instances)
         catalog = self.account.catalog
         self.control = Control(self.account, instances, machines, self.faults, self.log)
+        self.metadata = metadata.Metadata(self.account, instances)
 
         def once(effect):
             return lambda call: launcher.once(call, effect)
@@ -188,6 +190,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.command, path, query, body, self.client_address[0])
             return self._send(status, {"Content-Type": kind}, text)
         headers = {name.lower(): value for name, value in self.headers.items()}
+        if path.startswith(metadata.PATH):
+            status, text = self.emulator.metadata.answer(self.command, path, headers)
+            return self._send(status, {"Content-Type": "text/plain"}, text.encode())
         reply = self.emulator.answer(Call.read(self.command, path, query, headers, body), self.connection)
         if reply is None:
             self.close_connection = True
@@ -259,6 +264,7 @@ def main():
     machines = machinery.Machines(directory, options.ssh_port, made)
     Handler.emulator = Emulator(machines, not options.no_machines)
     server = Server(("127.0.0.1", options.port), Handler)
+    machines.metadata = f"http://127.0.0.1:{server.server_port}{metadata.PATH.rstrip('/')}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
     # A wait without end would not be interrupted by signals everywhere.

@@ -21,6 +21,7 @@ class Life:
 
     region: str
     spot: "SpotRequest | None" = None
+    notice: dict | None = None
     fleet: str | None = None
     token: str | None = None
     placement_group: str = ""
@@ -138,15 +139,16 @@ class Instances:
                 ends = instance.instance_initiated_shutdown_behavior == "terminate"
                 (self.terminate if ends else self.stop)(instance, FROM_INSIDE)
 
-    def interrupt(self, identity, notice):
-        """The service takes a spot instance back, after a warning."""
+    def interrupt(self, identity, notice, outside=True):
+        """The service takes a spot instance back, after a warning, which the machine hears, and others if they may."""
         with self.account.lock:
             instance = self.find(identity)
             if instance is None or instance.life.spot is None:
                 raise ApiError("InvalidInstanceID.NotFound", f"{identity} is no spot instance")
-            instance.life.spot.becomes("active", "marked-for-termination")
+            if outside:
+                instance.life.spot.becomes("active", "marked-for-termination")
             at = datetime.fromtimestamp(time.time() + notice, timezone.utc)
-            self.machines.announce(identity, at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+            instance.life.notice = {"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}
             self.account.timer.after(
                 notice, self.terminate, instance, BY_SPOT, "instance-terminated-no-capacity")
 

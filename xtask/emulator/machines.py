@@ -3,7 +3,6 @@
 import ctypes
 import email
 import gzip
-import json
 import os
 import pwd
 import queue
@@ -99,7 +98,7 @@ class Machines:
         self.started = set()
         self.ends = queue.Queue()
         self.pool = ThreadPoolExecutor(32)
-        self.power_off = lambda identity: None
+        self.power_off, self.metadata = lambda identity: None, None
         self.stubs = self.directory / ".stubs"
         self.stubs.mkdir(exist_ok=True)
         for name, text in STUBS.items():
@@ -134,14 +133,6 @@ class Machines:
         machine = self.machines.get(identity)
         if machine:
             self.pool.submit(self._guarded, self._reboot, machine)
-
-    def announce(self, identity, at):
-        """Tells a machine that it will be taken back."""
-        machine = self.machines.get(identity)
-        if machine:
-            notice = machine.directory / "root/run/spot-instance-action"
-            notice.parent.mkdir(parents=True, exist_ok=True)
-            _write(notice, json.dumps({"action": "terminate", "time": at}) + "\n")
 
     def end_all(self):
         with self.lock:
@@ -305,7 +296,8 @@ class Machines:
             "#!/bin/sh\n"
             f"HOME={place}/home DESTDIR={place}/root {MARK}={machine.id}\n"
             f"PATH={place}/stubs:{place}/root/usr/local/bin:/usr/local/bin:{SYSTEM_PATH}\n"
-            f"export HOME DESTDIR PATH {MARK}\n"
+            f"AWS_EC2_METADATA_SERVICE_ENDPOINT={self.metadata}/{machine.id}\n"
+            f"export HOME DESTDIR PATH {MARK} AWS_EC2_METADATA_SERVICE_ENDPOINT\n"
             'cd "$HOME" || exit\n'
             'if [ -z "$SSH_ORIGINAL_COMMAND" ]; then exec "${SHELL:-/bin/sh}"; fi\n'
             'exec "${SHELL:-/bin/sh}" -c "$SSH_ORIGINAL_COMMAND"\n')

@@ -424,12 +424,16 @@ struct Awaited {
     deadline: Instant,
 }
 
-/// Tells a host's commands when the provider says that the machine is going, or gone: the connection may take
-/// long to notice.
+/// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
+/// connection may take long to notice.
 async fn tell_when_leaving(run: Arc<Run>, host: Host, watch: Watch) {
     let (name, id) = (host.name(), &host.machine().id);
-    let machine = watch.leaving(id).await;
-    if let Some(reason) = machine.interrupted {
+    let interrupted = tokio::select! {
+        biased;
+        machine = watch.leaving(id) => machine.interrupted,
+        notice = run.provider.notice(host.machine(), host.session()) => Some(notice),
+    };
+    if let Some(reason) = interrupted {
         run.events.emit(EventKind::Interrupted {
             machine: name.to_owned(),
             id: id.clone(),

@@ -113,6 +113,8 @@ pub enum MachineFault {
     /// The cloud takes it back this long after its launch, having said so two minutes before. Its replacement
     /// stays.
     Interrupted(Duration),
+    /// The same, but only the machine itself is told before.
+    Notified(Duration),
     /// It takes this long to end.
     SlowTerminate(Duration),
 }
@@ -198,6 +200,8 @@ struct FakeMachine {
     listed_at: Instant,
     /// When it will be known that the cloud takes it back.
     notice_at: Option<Instant>,
+    /// Whether listings tell that notice.
+    notice_listed: bool,
 }
 
 impl FakeMachine {
@@ -210,7 +214,8 @@ impl FakeMachine {
     }
 
     fn interrupted(&self) -> Option<String> {
-        self.notice_at.filter(|at| Instant::now() >= *at).map(|_| "the fake cloud takes it back".to_owned())
+        let noticed = self.notice_listed && self.notice_at.is_some_and(|at| Instant::now() >= at);
+        noticed.then(|| "the fake cloud takes it back".to_owned())
     }
 
     fn state(&self) -> MachineState {
@@ -490,6 +495,7 @@ impl Inner {
             expires: request.deadline.at,
             listed_at: now + Duration::from_millis(self.rng.u64(0..=self.lag.as_millis() as u64)),
             notice_at: None,
+            notice_listed: true,
         };
         if let Some((then, time)) = self.clock {
             let left = request.deadline.at.duration_since(time).unwrap_or_default();
@@ -499,9 +505,10 @@ impl Inner {
         for (name, fault) in &self.machine_faults {
             match fault {
                 _ if *name != machine.name() => {}
-                MachineFault::Interrupted(time) if first => {
+                MachineFault::Interrupted(time) | MachineFault::Notified(time) if first => {
                     machine.ends_at = machine.ends_at.min(now + *time);
                     machine.notice_at = Some(now + time.saturating_sub(Duration::from_secs(120)));
+                    machine.notice_listed = matches!(fault, MachineFault::Interrupted(_));
                 }
                 MachineFault::SlowBoot(time) => machine.runs_at = Some(now + *time),
                 MachineFault::NeverBoots => machine.runs_at = None,
@@ -584,6 +591,15 @@ impl Provider for FakeCloud {
             machines.map(|(id, machine)| describe(id, machine)).collect()
         };
         self.call(Call::List, listing).await
+    }
+
+    async fn notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
+        let notice_at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
+        match notice_at {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+        "the fake cloud told the machine that it takes it back".to_owned()
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {

@@ -200,7 +200,7 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
 }
 
 #[test]
-fn an_interruption_that_is_not_to_be_replaced_is_a_lost_machine() {
+fn an_interruption_that_only_the_machine_hears_of_is_a_lost_machine_where_none_is_replaced() {
     let cloud = Cloud::new();
     let file = cloud.server_and_clients(
         &format!("{SPOT_THEN_ON_DEMAND}\nwait_for_cloud_init = false"),
@@ -212,8 +212,9 @@ fn an_interruption_that_is_not_to_be_replaced_is_a_lost_machine() {
     let mut going = cloud.start(&file);
     going.wait_for(&["\"event\":\"step_started\"", "load"]);
     let spot = cloud.emulator.living().into_iter().find(|it| it["type"] != "c7g.xlarge").unwrap();
-    cloud.emulator.post("interrupt", &json!({"instance": spot["id"], "notice": 20}));
-    going.end().assert_status(4).assert_says(&["interrupted in stage load", "marked-for-termination"]);
+    cloud.emulator.post("interrupt", &json!({"instance": spot["id"], "notice": 25, "outside": false}));
+    let says = ["interrupted in stage load", "as the machine was told: terminate at 20"];
+    going.end().assert_status(4).assert_says(&says);
     cloud.assert_clean();
 }
 
