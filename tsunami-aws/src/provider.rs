@@ -396,7 +396,13 @@ impl Provider for Ec2Provider {
     }
 
     async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
-        match remote(session, Command::program("python3").arg("-c").arg(NOTICE)).await {
+        let spec = self.spec_of(machine);
+        if !spec.is_some_and(|spec| spec.markets.iter().any(|market| market.is_spot())) {
+            return std::future::pending().await;
+        }
+        // Isolated, so that no module in the home directory passes for one of Python's own.
+        let listen = Command::program("python3").arg("-I").arg("-c").arg(NOTICE);
+        match remote(session, listen).await {
             Ok(notice) if !notice.trim().is_empty() => {
                 format!("EC2 takes the spot machine back, as the machine was told: {}", notice.trim())
             }

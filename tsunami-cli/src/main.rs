@@ -15,9 +15,14 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// As many files as it may ever be good to have open.
+const OPEN_FILES: u64 = 1 << 16;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
+    allow_open_files();
     let filter = tracing_subscriber::EnvFilter::from_env("TSUNAMI_LOG");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -38,4 +43,14 @@ fn main() -> ExitCode {
     // Nothing that matters runs any more; a blocking read must not hold the process.
     runtime.shutdown_background();
     ExitCode::from(status)
+}
+
+/// Every machine takes a few open files, and a shell allows 1,024 by default, where the system allows more.
+fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if current.is_some_and(|current| current < wanted) {
+        // Where that is refused, the first file that can't be opened is named.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
 }

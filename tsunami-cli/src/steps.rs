@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tsunami_core::{
     Cluster, Command, Download, Error, Event, EventKind, Host, HostCommand, Observer, Origin, Process, Stream,
 };
@@ -71,6 +72,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) signs: &'a Signs,
     pub(crate) name: String,
     pub(crate) fleet: Fleet,
+    /// Ends all that the steps have begun.
+    over: CancellationToken,
 }
 
 /// A command that goes on until the trial ends.
@@ -91,20 +94,33 @@ impl<'a> Trial<'a> {
         signs: &'a Signs,
     ) -> Self {
         let fleet = Fleet::from(cluster.hosts().iter().map(facts).collect::<Vec<_>>());
-        Self { cluster, experiment, results, signs, name: FIRST_TRIAL.to_owned(), fleet }
+        let (name, over) = (FIRST_TRIAL.to_owned(), CancellationToken::new());
+        Self { cluster, experiment, results, signs, name, fleet, over }
     }
 
-    /// Does all steps in order, then ends what was started.
+    /// Does all steps in order, then ends what was started. Ends early when a machine is interrupted: what the
+    /// others measure from then on is worth nothing, and they may wait for it in vain.
     pub(crate) async fn run(&self) -> Result<(), Error> {
         let begun = Instant::now();
         self.cluster.emit(EventKind::TrialStarted { trial: self.name.clone() });
         let mut background = Vec::new();
         let mut result = self.clean().await;
         if result.is_ok() {
-            result = self.steps(&mut background).await;
+            let mut steps = Box::pin(self.steps(&mut background));
+            result = tokio::select! {
+                biased;
+                result = &mut steps => result,
+                _ = self.cluster.interrupted() => {
+                    self.over.cancel();
+                    steps.await
+                }
+            };
         }
-        let stopped = self.stop(background).await.and(self.sweep().await);
-        let result = result.and(stopped);
+        // Whatever else failed, it is this that decides, and it is said with the step where that is known.
+        let interrupted = self.cluster.hosts().iter().find_map(Host::interruption);
+        let (stopped, swept) = (self.stop(background).await, self.sweep().await);
+        let errors = [result, stopped, swept].into_iter().filter_map(Result::err).chain(interrupted);
+        let result = gravest(errors.collect()).map_or(Ok(()), Err);
         let (ok, seconds) = (result.is_ok(), begun.elapsed().as_secs_f64());
         self.cluster.emit(EventKind::TrialFinished { trial: self.name.clone(), ok, seconds: round(seconds) });
         result
@@ -126,6 +142,9 @@ impl<'a> Trial<'a> {
             let (trial, name) = (self.name.clone(), step.name.clone());
             let seconds = round(begun.elapsed().as_secs_f64());
             self.cluster.emit(EventKind::StepFinished { trial, step: name, ok: errors.is_empty(), seconds });
+            if self.over.is_cancelled() {
+                return gravest(errors).map_or(Ok(()), Err);
+            }
             if let Some(error) = gravest(errors)
                 && step.on_error == OnError::Fail
             {
@@ -192,7 +211,7 @@ impl<'a> Trial<'a> {
         let me = facts(host);
         let scope = self.scope(host);
         let group = self.experiment.group(host.group());
-        let mut command = host.command(command);
+        let mut command = host.command(command).cancel_on(self.over.clone());
         command = with_env(command, &variables(&me, &self.fleet, Some(&self.name)), &[], &scope)?;
         if let Some(group) = group {
             command = with_env(command, &[], &group.env, &Scope::setup(&me, &self.experiment.set))?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,32 @@ struct ClusterInner {
 impl Cluster {
     pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events, mender: Option<Mender>) -> Self {
         Self { inner: Arc::new(ClusterInner { run, hosts, events, mender }) }
+    }
+
+    /// Waits until a machine is interrupted, and returns its error. May be dropped at any await.
+    ///
+    /// What the other machines do from then on follows from that, more likely than not: clients of a server that
+    /// is taken away fail too, or wait for it.
+    ///
+    /// ```
+    /// # use tsunami_core::{Cluster, Error};
+    /// # async fn example(cluster: &Cluster, client: &tsunami_core::Host) -> Result<(), Error> {
+    /// tokio::select! {
+    ///     measured = client.run("./measure") => println!("{}", measured?.stdout()),
+    ///     interrupted = cluster.interrupted() => return Err(interrupted),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn interrupted(&self) -> Error {
+        let waiting = self.hosts().iter().map(|host| Box::pin(host.inner.interrupted.cancelled()));
+        let waiting: Vec<_> = waiting.collect();
+        if !waiting.is_empty() {
+            select_all(waiting).await;
+        }
+        match self.hosts().iter().find_map(Host::interruption) {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
     }
 
     /// Replaces the machines that were interrupted and waits until their replacements are set up. The answer

@@ -139,7 +139,13 @@ impl Report {
                 }
             }
             EventKind::Failed { machine, error, .. } => self.machine(machine).error = Some(error.clone()),
-            EventKind::MachineGone { machine, .. } => self.machine(machine).gone = Some(now),
+            EventKind::MachineGone { machine, id } => {
+                let machine = self.machine(machine);
+                // One that was replaced may go long after.
+                if machine.id.as_ref() == Some(id) {
+                    machine.gone = Some(now);
+                }
+            }
             EventKind::CommandFinished { machine, stage, command, exit, error, seconds } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),

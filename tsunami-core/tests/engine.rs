@@ -537,6 +537,25 @@ async fn machines_that_are_kept_can_be_attached_to_and_taken_down_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_process_finds_the_replacement_where_its_predecessor_still_lives() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    let running = world.tsunami().up(replaceable()).await.unwrap();
+    running.cluster().interrupted().await;
+    let repaired = running.cluster().repair().await.unwrap();
+    assert_eq!(world.cloud.machines().len(), 4, "the old one has its notice still to run");
+    let directory = world.state.find("test").unwrap();
+    let attached = world.tsunami().attach(&directory, |_| true).await.unwrap();
+    let ids = |cluster: &Cluster| -> Vec<_> {
+        cluster.hosts().iter().map(|host| host.machine().id.clone()).collect()
+    };
+    assert_eq!(ids(attached.cluster()), ids(&repaired));
+    attached.detach().await;
+    running.down().await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
     let world = World::new();
     let tsunami = world.tsunami();
@@ -716,6 +735,33 @@ async fn a_machine_that_alone_was_told_of_its_interruption_is_replaced_before_it
         })
         .await
         .unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_was_dropped_or_forgotten_is_made_good_by_the_next() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    world
+        .run(replaceable(), |cluster| async move {
+            let error = cluster.interrupted().await;
+            assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error}");
+            // In the middle of launching, connecting or set-up, and at the end.
+            for patience in [0, 1, 15, 40] {
+                let _ = tokio::time::timeout(Duration::from_secs(patience), cluster.repair()).await;
+            }
+            let first = cluster.repair().await?;
+            let second = cluster.repair().await?;
+            let id = |cluster: &Cluster| cluster.host("client-0").map(|host| host.machine().id.clone());
+            assert_ne!(id(&first), id(&cluster));
+            assert_eq!(id(&second), id(&first), "one replacement is enough");
+            assert_eq!(second.hosts().len(), 3);
+            second.host("client-0").ok_or("no client")?.run("sleep 1000").await.map(drop)
+        })
+        .await
+        .unwrap();
+    let report: Report = world.events.events().iter().collect();
+    assert_eq!(report.machines["client-0"].gone, None, "its predecessor is gone, not it");
     world.assert_clear();
 }
 

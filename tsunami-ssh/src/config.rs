@@ -125,19 +125,24 @@ pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: &str) -> Str
     text
 }
 
+/// Where a machine that the run made is reached.
+pub(crate) fn endpoint(machine: &Machine) -> Option<(String, u16)> {
+    let login = machine.login.host_key.as_ref().map(|_| &machine.login)?;
+    let host = login.host.as_deref().or(machine.addresses.from_outside())?;
+    Some((host.to_owned(), login.port.unwrap_or(22)))
+}
+
 /// The part of the ssh_config about a machine that the run made: its key is pinned, and only the run's identity
 /// is shown to it.
 pub(crate) fn owned_machine(machine: &Machine, options: &SshOptions, files: &Files) -> String {
     let mut text = format!("Host {}\n", machine.name());
-    let host = machine.login.host.as_deref().or(machine.addresses.from_outside()).unwrap_or_default();
+    let (host, port) = endpoint(machine).unwrap_or_default();
     let user = machine.login.user.as_deref().or(options.user.as_deref());
     let _ = writeln!(text, "  HostName {host}\n  HostKeyAlias {}", machine.name());
     if let Some(user) = user {
         let _ = writeln!(text, "  User {user}");
     }
-    if let Some(port) = machine.login.port {
-        let _ = writeln!(text, "  Port {port}");
-    }
+    let _ = writeln!(text, "  Port {port}");
     let _ = writeln!(text, "  UserKnownHostsFile {}", quoted(&files.known_hosts));
     let _ = writeln!(text, "  IdentityFile {}", quoted(&files.key));
     text.push_str("  IdentitiesOnly yes\n  IdentityAgent none\n");

@@ -172,7 +172,7 @@ impl SshConnector {
         let begun = Instant::now();
         let mut pause = Duration::from_millis(100);
         let master = loop {
-            let error = match ssh.master(&machine.name(), deadline).await {
+            let error = match ssh.master(machine, deadline).await {
                 Ok(master) => break master,
                 Err(error) => error,
             };
@@ -225,25 +225,35 @@ impl RunSsh {
     }
 
     /// Starts a master for a machine, or for one more connection to it.
-    pub(crate) async fn master(&self, alias: &str, deadline: Instant) -> Result<Master, SessionError> {
-        let mut extra = Vec::new();
+    pub(crate) async fn master(&self, machine: &Machine, deadline: Instant) -> Result<Master, SessionError> {
+        let mut options = Vec::new();
+        if let Some((host, port)) = config::endpoint(machine) {
+            // What the config says of the name may be about its predecessor again: another process, which fetches
+            // files from that, has written it.
+            options.extend([format!("HostName={host}"), format!("Port={port}")]);
+        }
         if self.options.jump.is_some() {
             let jump = self.jump.get_or_try_init(|| self.start(JUMP, &[], deadline)).await?;
             // One connection to the jump host serves all.
             let [config, socket] = [self.files.config.as_path(), jump.socket()].map(config::quoted);
             let proxy = format!("ProxyCommand=ssh -F {config} -S {socket} -W [%h]:%p {JUMP}");
-            extra = vec!["-o".to_owned(), proxy];
+            options.push(proxy);
         }
-        self.start(alias, &extra, deadline).await
+        self.start(&machine.name(), &options, deadline).await
     }
 
-    async fn start(&self, alias: &str, extra: &[String], deadline: Instant) -> Result<Master, SessionError> {
+    async fn start(
+        &self,
+        alias: &str,
+        options: &[String],
+        deadline: Instant,
+    ) -> Result<Master, SessionError> {
         let number = self.next_socket.fetch_add(1, Ordering::Relaxed);
         let (socket, group) = match &*self.janitor.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(janitor) => (janitor.directory().join(number.to_string()), janitor.group()),
             None => return Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
         };
-        Master::start(&self.files.config, alias, socket, group, extra, deadline).await
+        Master::start(&self.files.config, alias, socket, group, options, deadline).await
     }
 
     /// Writes down how to reach a machine. Returns the address and port to probe, unless the way is not a
@@ -251,13 +261,11 @@ impl RunSsh {
     async fn route(&self, machine: &Machine) -> Result<Option<(String, u16)>, SessionError> {
         let (text, probe) = match &machine.login.host_key {
             Some(key) => {
-                let host = machine.login.host.as_deref().or(machine.addresses.from_outside());
-                let host = host.ok_or_else(|| {
+                let probe = config::endpoint(machine).ok_or_else(|| {
                     SessionError::new(SessionErrorKind::Connect, format!("{} has no address", machine.name()))
                 })?;
                 let alias = format!("{} ", machine.name());
                 self.write(|| put(&self.files.known_hosts, &alias, &format!("{alias}{key}\n")))?;
-                let probe = (host.to_owned(), machine.login.port.unwrap_or(22));
                 (config::owned_machine(machine, &self.options, &self.files), Some(probe))
             }
             None => {
@@ -379,6 +387,9 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
 /// Puts an entry, whose further lines are indented, into a file: in place of the one that begins with `key`.
 /// Appends in one write, or replaces the file, so that an ssh that reads it meanwhile sees whole entries.
 fn put(path: &Path, key: &str, entry: &str) -> io::Result<()> {
+    // Other processes may be at it, in the same directory.
+    let directory = fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+    directory.lock()?;
     let present = fs::read_to_string(path)?;
     let (mut old, mut others) = (String::new(), String::new());
     let mut is_old = false;

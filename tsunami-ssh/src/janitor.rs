@@ -23,7 +23,9 @@ if [ -n "$directory" ]; then
     printf %s "$directory"
     exec > /dev/null 2>&1
     read -r _
-    rm -rf -- "$directory"
+    # It ignores this itself. A master that is just making its socket could otherwise keep the directory.
+    kill -TERM 0
+    rm -rf -- "$directory" || rm -rf -- "$directory"
 fi
 kill -KILL 0
 "#;
@@ -77,6 +79,8 @@ impl Drop for Janitor {
             let _ = kill_process_group(group, Signal::KILL);
         }
         let _ = self.child.wait();
+        // Whatever was put there meanwhile.
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

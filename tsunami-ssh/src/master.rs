@@ -53,18 +53,19 @@ impl Said {
 }
 
 impl Master {
-    /// Connects to an alias of a config, with a control socket at `socket`. The process joins the process
-    /// group `group`.
+    /// Connects to an alias of a config, with a control socket at `socket`, and with these options before those
+    /// of the config. The process joins the process group `group`.
     pub(crate) async fn start(
         config: &Path,
         alias: &str,
         socket: PathBuf,
         group: i32,
-        extra: &[String],
+        options: &[String],
         deadline: Instant,
     ) -> Result<Self, SessionError> {
         let mut command = Command::new("ssh");
-        command.arg("-F").arg(config).args(["-M", "-N", "-T", "-S"]).arg(&socket).args(extra).arg(alias);
+        command.arg("-F").arg(config).args(["-M", "-N", "-T", "-S"]).arg(&socket);
+        command.args(options.iter().flat_map(|option| ["-o", option])).arg(alias);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.kill_on_drop(true).process_group(group);
         let mut child = command.spawn().map_err(|error| cannot_run_ssh(&error))?;
@@ -137,8 +138,14 @@ async fn finished(listener: Option<JoinHandle<()>>, said: &Said) -> String {
 
 pub(crate) fn cannot_run_ssh(error: &std::io::Error) -> SessionError {
     let message = format!("cannot run `ssh`: {error}");
-    let error = SessionError::new(SessionErrorKind::Local, message);
-    error.help("install the OpenSSH client: `apt-get install openssh-client`")
+    let told = SessionError::new(SessionErrorKind::Local, message);
+    if error.kind() == std::io::ErrorKind::NotFound {
+        told.help("install the OpenSSH client: `apt-get install openssh-client`")
+    } else if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) {
+        told.help("let the process have more open files, some ten for each machine: `ulimit -n 20000`")
+    } else {
+        told
+    }
 }
 
 /// What ssh's words mean when it could not log in.

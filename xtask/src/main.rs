@@ -49,6 +49,9 @@ enum Task {
         /// Runs in a storm of faults on the emulator.
         #[arg(long, default_value_t = 300)]
         storms: u32,
+        /// How often a run on local machines is killed while it launches.
+        #[arg(long, default_value_t = 1000)]
+        kills: u32,
     },
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
-        Task::Chaos { schedules, storms } => test::chaos(schedules, storms),
+        Task::Chaos { schedules, storms, kills } => test::chaos(schedules, storms, kills),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

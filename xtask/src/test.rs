@@ -92,19 +92,20 @@ pub(crate) fn test(quick: bool) -> Result {
 }
 
 /// What tests print of their figures begins with one of these.
-const FIGURES: [&str; 4] = ["chaos:", "kill points", "storm:", "all machines ended themselves"];
+const FIGURES: [&str; 5] =
+    ["chaos:", "kill points", "storm:", "all machines ended themselves", "kills of a local launch"];
 
 /// The tests of "nothing left behind", for longer than anybody waits for CI.
-pub(crate) fn chaos(schedules: u32, storms: u32) -> Result {
+pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32) -> Result {
     setup(true)?;
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
-    let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws"];
+    let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
     let chosen = ["left_behind", "storm", "killed", "signal"];
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
-    tests.env("TSUNAMI_CHAOS", "1");
+    tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", kills.to_string());
     tests.env("TSUNAMI_CHAOS_RUNS", schedules.to_string()).env("TSUNAMI_STORM_RUNS", storms.to_string());
     say(&tests);
     let mut child = tests.stdout(Stdio::piped()).spawn()?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
+use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::sanitize::{Lines, sanitize, sanitize_bytes};
 use super::text::{Style, Text, first_line, paint, span};
@@ -60,6 +60,8 @@ struct State {
 
 struct Machine {
     name: String,
+    /// The machine that has the name now.
+    id: Option<MachineId>,
     state: &'static str,
     style: Style,
     /// Ready or failed: of interest only while it runs something.
@@ -270,9 +272,11 @@ impl State {
                     }
                 }
             }
-            EventKind::Running { machine, .. } => {
+            EventKind::Running { machine, id, .. } => {
                 "setting up".clone_into(&mut self.phase);
-                self.machine(machine, now).becomes("connecting", Style::Plain, false, now);
+                let machine = self.machine(machine, now);
+                machine.id = Some(id.clone());
+                machine.becomes("connecting", Style::Plain, false, now);
             }
             EventKind::Connected { machine } => {
                 self.machine(machine, now).becomes("connected", Style::Plain, false, now);
@@ -289,8 +293,12 @@ impl State {
             EventKind::Interrupted { machine, .. } => {
                 self.machine(machine, now).becomes("interrupted", Style::Bad, true, now);
             }
-            EventKind::MachineGone { machine, .. } => {
-                self.machine(machine, now).becomes("gone", Style::Bad, true, now);
+            EventKind::MachineGone { machine, id } => {
+                let machine = self.machine(machine, now);
+                // One that was replaced may go long after.
+                if machine.id.as_ref() == Some(id) {
+                    machine.becomes("gone", Style::Bad, true, now);
+                }
             }
             EventKind::CommandStarted { machine, stage, command } => {
                 let machine = self.machine(machine, now);
@@ -381,6 +389,7 @@ impl Machine {
     fn new(name: &str, now: Instant) -> Self {
         Self {
             name: sanitize(name).into_owned(),
+            id: None,
             state: "launching",
             style: Style::Plain,
             settled: false,

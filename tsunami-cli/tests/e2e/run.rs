@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::world::World;
+use crate::world::{Ended, World};
 
 fn demo() -> PathBuf {
     let examples = std::env::var_os("TSUNAMI_EXAMPLES").map(PathBuf::from);
@@ -328,5 +328,25 @@ fn a_lifetime_that_is_over_ends_the_run() {
     let begun = Instant::now();
     world.tsunami([&"run".into(), &file]).assert_status(4);
     assert!(begun.elapsed() < Duration::from_secs(30));
+    world.assert_clean();
+}
+
+/// A shell's usual limit is 1,024 open files, and a machine takes several.
+#[test]
+fn more_machines_than_the_usual_limit_of_open_files_allows() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 24\nsetup = 'true'\n");
+    let tsunami = world.command(["run", "-q"]);
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -Sn 40 && exec \"$@\"", "sh"]).arg(tsunami.get_program());
+    limited.args(tsunami.get_args()).arg(&file);
+    limited.current_dir(tsunami.get_current_dir().unwrap());
+    for (name, value) in tsunami.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    Ended::from(limited.output().unwrap()).assert_status(0);
     world.assert_clean();
 }

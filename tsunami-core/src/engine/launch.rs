@@ -38,7 +38,7 @@ enum Done {
     /// The provider took the machine back before it was set up.
     Interrupted {
         group: usize,
-        index: u32,
+        id: MachineId,
         error: Error,
     },
 }
@@ -51,9 +51,7 @@ pub(crate) struct Mender {
     run: Arc<Run>,
     plan: Arc<Plan>,
     watch: Watch,
-    /// The machines that were launched, by the places of their groups and their own.
-    current: Arc<Mutex<BTreeMap<(usize, u32), MachineId>>>,
-    /// Those that were replaced, each by its group's place.
+    /// The machines that were replaced, each by its group's place.
     replaced: Arc<Mutex<Vec<(usize, MachineId)>>>,
 }
 
@@ -63,13 +61,7 @@ impl Run {
     pub(super) async fn bring_up<T>(self: &Arc<Self>, plan: Plan) -> Result<Cluster, Ended<T>> {
         let (watcher, watch) = Watch::new(self.clone());
         let watcher = self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(watcher));
-        let mender = Mender {
-            run: self.clone(),
-            plan: Arc::new(plan),
-            watch,
-            current: Arc::default(),
-            replaced: Arc::default(),
-        };
+        let mender = Mender { run: self.clone(), plan: Arc::new(plan), watch, replaced: Arc::default() };
         let mut tasks = JoinSet::new();
         for place in 0..mender.plan.groups.len() {
             tasks.spawn(mender.clone().launch(place));
@@ -90,6 +82,9 @@ impl Mender {
         mut hosts: BTreeMap<(usize, u32), Host>,
     ) -> Result<Cluster, Ended<T>> {
         let run = &self.run;
+        // The machines that were begun with, by the places of their groups and their own.
+        let mut begun: BTreeMap<(usize, u32), MachineId> =
+            hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
         let result = loop {
             let joined = tokio::select! {
                 biased;
@@ -100,10 +95,12 @@ impl Mender {
             match joined.map(|joined| joined.map_err(panicked)) {
                 None => break Ok(()),
                 Some(Err(ended)) => break Err(ended),
-                Some(Ok(Ok(Done::Launched { group, ids }))) => self.welcome(group, ids, &mut tasks),
+                Some(Ok(Ok(Done::Launched { group, ids }))) => {
+                    self.welcome(group, ids, &mut begun, &mut tasks)
+                }
                 Some(Ok(Ok(Done::Up { group, host }))) => drop(hosts.insert((group, host.index()), host)),
-                Some(Ok(Ok(Done::Interrupted { group, index, error }))) => {
-                    match self.replace((group, index), error) {
+                Some(Ok(Ok(Done::Interrupted { group, id, error }))) => {
+                    match self.replace(group, &id, error) {
                         Ok(()) => drop(tasks.spawn(self.clone().launch(group))),
                         Err(error) => break Err(error.into()),
                     }
@@ -122,11 +119,16 @@ impl Mender {
     }
 
     /// Sets out to reach those of a group's machines that are new.
-    fn welcome(&self, place: usize, ids: Vec<MachineId>, tasks: &mut Tasks) {
+    fn welcome(
+        &self,
+        place: usize,
+        ids: Vec<MachineId>,
+        begun: &mut BTreeMap<(usize, u32), MachineId>,
+        tasks: &mut Tasks,
+    ) {
         let deadline = Instant::now() + self.plan.connect_timeout;
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, id) in (0..).zip(ids) {
-            if current.insert((place, index), id.clone()).as_ref() != Some(&id) {
+            if begun.insert((place, index), id.clone()).as_ref() != Some(&id) {
                 tasks.spawn(self.clone().machine_up(Awaited { id, group: place, index, deadline }));
             }
         }
@@ -134,13 +136,15 @@ impl Mender {
     }
 
     /// Notes that a machine no longer counts, if it may be replaced.
-    fn replace(&self, (group, index): (usize, u32), interrupted: Error) -> Result<(), Error> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+    fn replace(&self, group: usize, id: &MachineId, interrupted: Error) -> Result<(), Error> {
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = current.get(&(group, index));
-        let Some(id) = place.filter(|_| self.plan.groups[group].replace_interrupted) else {
+        if replaced.contains(&(group, id.clone())) {
+            // By an attempt before this one, which was dropped, or whose cluster the caller did not take.
+            return Ok(());
+        }
+        if !self.plan.groups[group].replace_interrupted {
             return Err(interrupted);
-        };
+        }
         // One round of replacements is what a budget reckons with.
         if replaced.iter().filter(|(other, _)| *other == group).count()
             >= self.plan.groups[group].count as usize
@@ -169,7 +173,7 @@ impl Mender {
             };
             match host.interruption() {
                 Some(error) => {
-                    self.replace((group, host.index()), error)?;
+                    self.replace(group, &host.machine().id, error)?;
                     groups.insert(group);
                 }
                 None => drop(hosts.insert((group, host.index()), host.clone())),
@@ -244,7 +248,7 @@ impl Mender {
                 self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
                 match error {
                     Error::Interrupted { .. } => {
-                        Ok(Done::Interrupted { group: awaited.group, index: awaited.index, error })
+                        Ok(Done::Interrupted { group: awaited.group, id: awaited.id, error })
                     }
                     error => Err(error),
                 }
@@ -393,17 +397,25 @@ impl Run {
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<Vec<Host>, Error> {
         let recorded = self.directory.machines()?;
-        let listed = self.provider.list(&RunFilter::Run(self.id.clone())).await.map_err(Error::other)?;
-        let mut tasks = JoinSet::new();
+        let mut listed = self.provider.list(&RunFilter::Run(self.id.clone())).await.map_err(Error::other)?;
+        let known = |machine: &Machine| recorded.iter().find(|known| known.id == machine.id);
+        // The last of a name has it. Where one is being replaced, that is the one that is not recorded yet.
+        listed.sort_by_key(|machine| (machine.interrupted.is_none(), known(machine).is_none()));
+        let mut machines = BTreeMap::new();
         for mut machine in listed {
-            if let Some(known) = recorded.iter().find(|known| known.id == machine.id) {
-                machine.index = known.index;
+            machine.index = known(&machine).map_or(machine.index, |known| known.index);
+            // One that was replaced may live on for a while, but has no place any more.
+            let group = self.record.groups.iter().find(|group| group.name == machine.group);
+            let is_placed = group.is_none_or(|group| machine.index < group.count);
+            if machine.state == MachineState::Running && is_placed && wanted(&machine) {
+                machines.insert(machine.name(), machine);
             }
-            if machine.state == MachineState::Running && wanted(&machine) {
-                let run = self.clone();
-                let within = Duration::from_secs(30);
-                tasks.spawn(async move { run.connect(machine, Instant::now() + within, within).await });
-            }
+        }
+        let mut tasks = JoinSet::new();
+        for machine in machines.into_values() {
+            let run = self.clone();
+            let within = Duration::from_secs(30);
+            tasks.spawn(async move { run.connect(machine, Instant::now() + within, within).await });
         }
         let mut hosts = BTreeMap::new();
         while let Some(joined) = tasks.join_next().await {

@@ -68,7 +68,7 @@ pub(crate) struct SshSession {
 #[derive(Debug)]
 struct Shared {
     ssh: Arc<RunSsh>,
-    alias: String,
+    machine: Machine,
     /// Where commands run, on a machine that doesn't belong to the run.
     base: Option<String>,
     connections: Mutex<Vec<Arc<Connection>>>,
@@ -170,7 +170,7 @@ impl SshSession {
     pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, master: Master) -> Self {
         let shared = Shared {
             ssh,
-            alias: machine.name(),
+            machine: machine.clone(),
             base: machine.login.directory.clone(),
             connections: Mutex::new(vec![Connection::new(master)]),
             channels: Semaphore::new(CHANNELS),
@@ -256,14 +256,16 @@ impl Shared {
                 return Ok(channel);
             }
             if self.lock().len() < CONNECTIONS {
-                let master = self.ssh.master(&self.alias, Instant::now() + ANSWER).await;
+                let master = self.ssh.master(&self.machine, Instant::now() + ANSWER).await;
                 match master {
                     Ok(master) => {
                         self.lock().push(Connection::new(master));
                         self.channels.add_permits(CHANNELS);
                     }
                     // The others still work: wait for them.
-                    Err(error) => tracing::debug!(machine = self.alias, %error, "no further connection"),
+                    Err(error) => {
+                        tracing::debug!(machine = self.machine.name(), %error, "no further connection")
+                    }
                 }
             }
         }
@@ -324,7 +326,7 @@ impl Shared {
             if error.kind != SessionErrorKind::Remote || busy <= 1 {
                 return Err(error);
             }
-            tracing::debug!(machine = self.alias, busy, %error, "sshd takes fewer channels");
+            tracing::debug!(machine = self.machine.name(), busy, %error, "sshd takes fewer channels");
             connection.limit.store(busy - 1, Ordering::Relaxed);
             if let Some(permit) = channel.permit.take() {
                 permit.forget();
@@ -700,7 +702,7 @@ impl Session for SshSession {
         if self.shared.base.is_some()
             && let Some(connection) = connections.into_iter().next().and_then(Arc::into_inner)
         {
-            self.shared.ssh.park(&self.shared.alias, connection.master);
+            self.shared.ssh.park(&self.shared.machine.name(), connection.master);
         }
         Ok(())
     }

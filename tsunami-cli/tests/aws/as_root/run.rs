@@ -200,6 +200,47 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
 }
 
 #[test]
+fn the_clients_of_an_interrupted_server_do_not_wait_for_it_but_for_its_replacement() {
+    let cloud = Cloud::new();
+    let file = cloud.world.write(
+        "experiment.toml",
+        r#"
+        name = "interrupted"
+        provider = "aws"
+        lifetime = "30m"
+        [aws]
+        region = "eu-west-1"
+        market = "spot"
+        user = "root"
+        instance = "c7g.large"
+        on_interruption = "replace"
+        [group.server]
+        [group.client]
+        [[step]]
+        name = "serve"
+        on = "server"
+        start = "sleep 1000"
+        [[step]]
+        name = "load"
+        on = "client"
+        run = "test -e again || { touch again; sleep 600; }; echo $TSUNAMI_SERVER_IPS > server.txt"
+        collect = ["server.txt"]
+        "#,
+    );
+    let mut going = cloud.start(&file);
+    going.wait_for(&["\"command_started\"", "again"]);
+    let server =
+        cloud.emulator.living().into_iter().find(|it| it["tags"]["tsunami:group"] == "server").unwrap();
+    cloud.emulator.post("interrupt", &json!({"instance": server["id"], "notice": 60}));
+    going.end().assert_status(0);
+    let told = fs::read_to_string(cloud.world.results().join("trials/1/load/client-0/server.txt")).unwrap();
+    assert_ne!(told.trim(), server["private"].as_str().unwrap(), "the old server's address");
+    let run = report(&cloud);
+    assert!(run["machines"]["server-0"]["gone"].is_null(), "{run}");
+    cloud.assert_clean();
+}
+
+#[test]
 fn an_interruption_that_only_the_machine_hears_of_is_a_lost_machine_where_none_is_replaced() {
     let cloud = Cloud::new();
     let file = cloud.server_and_clients(
