@@ -313,7 +313,8 @@ impl<'a> Trial<'a> {
         let hosts = used.into_iter().filter_map(|name| self.cluster.host(name));
         let sweeps = hosts.map(|host| {
             let command = Command::program("sh").arg("-c").arg(SWEEP).arg("sh").arg(&self.name);
-            host.stage("sweep").command(command).run()
+            // What goes on running there may disturb the next attempt.
+            host.stage("sweep").command(command).despite_interruption().run()
         });
         join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
     }

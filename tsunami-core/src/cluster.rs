@@ -207,7 +207,7 @@ impl Host {
 
     /// Prepares a command to run on the machine.
     pub fn command(&self, command: Command) -> HostCommand {
-        HostCommand { host: self.clone(), command, timeout: None, cancel: None }
+        HostCommand { host: self.clone(), command, timeout: None, cancel: None, despite_interruption: false }
     }
 
     /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives.
@@ -304,6 +304,7 @@ pub struct HostCommand {
     command: Command,
     timeout: Option<Duration>,
     cancel: Option<CancellationToken>,
+    despite_interruption: bool,
 }
 
 impl HostCommand {
@@ -335,6 +336,13 @@ impl HostCommand {
     /// Lets `token` end it, beside the end of the run itself.
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
         self.cancel = Some(token);
+        self
+    }
+
+    /// Lets it run although the machine is interrupted, for as long as there is one: to clean up, to save what it
+    /// has measured.
+    pub fn despite_interruption(mut self) -> Self {
+        self.despite_interruption = true;
         self
     }
 
@@ -398,7 +406,7 @@ impl HostCommand {
         let result = tokio::select! {
             biased;
             result = &mut running => result,
-            () = inner.interrupted.cancelled() => return Err(self.host.lost(&self.command.to_string())),
+            () = inner.interrupted.cancelled(), if !self.despite_interruption => return Err(self.host.lost(&self.command.to_string())),
             () = inner.gone.cancelled() => return Err(self.host.lost(&self.command.to_string())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;

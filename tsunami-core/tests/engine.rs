@@ -556,6 +556,25 @@ async fn another_process_finds_the_replacement_where_its_predecessor_still_lives
 }
 
 #[tokio::test(start_paused = true)]
+async fn commands_of_another_process_end_too_when_their_machine_is_interrupted_or_gone() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(600)));
+    world.cloud.machine_fault("client-1", MachineFault::Dies(Duration::from_secs(500)));
+    world.tsunami().up(server_and_clients()).await.unwrap().keep().await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let attached = world.tsunami().attach(&directory, |machine| machine.group == "client").await.unwrap();
+    let cluster = attached.cluster();
+    let interrupted = cluster.hosts()[0].run("sleep 10000").await.unwrap_err();
+    assert!(matches!(interrupted, Error::Interrupted { .. }), "{interrupted}");
+    let lost = cluster.hosts()[1].run("sleep 10000").await.unwrap_err();
+    assert!(matches!(lost, Error::Lost { .. }), "{lost}");
+    assert!(matches!(cluster.repair().await, Err(Error::Interrupted { .. })));
+    attached.detach().await;
+    world.tsunami().down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
     let world = World::new();
     let tsunami = world.tsunami();
@@ -704,6 +723,8 @@ async fn a_machine_that_is_interrupted_in_the_experiment_can_be_replaced() {
             let client = cluster.host("client-0").ok_or("no client")?;
             let error = client.run("sleep 1000").await.unwrap_err();
             assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error}");
+            assert!(client.run("sleep 10").await.is_err(), "nothing new begins there");
+            client.command(Command::shell("sleep 10")).despite_interruption().run().await?;
             let repaired = cluster.repair().await?;
             let names: Vec<_> = repaired.hosts().iter().map(|host| host.name().to_owned()).collect();
             assert_eq!(names, ["server-0", "client-0", "client-1"]);

@@ -316,11 +316,7 @@ impl Mender {
             host = run.admitted(machine, awaited.deadline, within) => host?,
             machine = watch.leaving(&awaited.id) => return Err(lost(stage, machine)),
         };
-        run.tasks.spawn(run.cancel.clone().run_until_cancelled_owned(tell_when_leaving(
-            run.clone(),
-            host.clone(),
-            watch.clone(),
-        )));
+        run.tell_when_leaving(&host, watch);
         Ok(host)
     }
 }
@@ -389,6 +385,20 @@ impl Run {
         self.sessions().push(session.clone());
         self.events.emit(EventKind::Connected { machine: machine.name() });
         Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
+    }
+
+    /// Keeps an eye on machines that an earlier process left up.
+    pub(super) fn watch_over(self: &Arc<Self>, hosts: &[Host]) {
+        let (watcher, watch) = Watch::new(self.clone());
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(watcher));
+        watch.calm_down();
+        watch.look_now();
+        hosts.iter().for_each(|host| self.tell_when_leaving(host, &watch));
+    }
+
+    fn tell_when_leaving(self: &Arc<Self>, host: &Host, watch: &Watch) {
+        let telling = tell_when_leaving(self.clone(), host.clone(), watch.clone());
+        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(telling));
     }
 
     /// Connects to machines that an earlier process left up.

@@ -204,7 +204,8 @@ impl Tsunami {
         Ok(running)
     }
 
-    /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards.
+    /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards. Commands on a
+    /// machine that is interrupted or gone end as in the process that launched it; nothing is replaced.
     pub async fn attach(
         &self,
         directory: &RunDirectory,
@@ -219,6 +220,7 @@ impl Tsunami {
         let mut running = Running { run, cluster: None, keep: self.keep, attached: true };
         match connected {
             Ok(hosts) => {
+                running.run.watch_over(&hosts);
                 running.cluster =
                     Some(Cluster::new(running.run.id.clone(), hosts, running.run.events.clone(), None));
                 Ok(running)

@@ -219,12 +219,17 @@ fn the_clients_of_an_interrupted_server_do_not_wait_for_it_but_for_its_replaceme
         [[step]]
         name = "serve"
         on = "server"
-        start = "sleep 1000"
+        start = "setsid sleep 98765 & echo $! > started; sleep 1000"
+        ready = { command = "test -e started" }
         [[step]]
         name = "load"
         on = "client"
-        run = "test -e again || { touch again; sleep 600; }; echo $TSUNAMI_SERVER_IPS > server.txt"
-        collect = ["server.txt"]
+        run = """
+test -e again || { touch again; sleep 600; }
+echo $TSUNAMI_SERVER_IPS > server.txt
+pgrep -fc '^sleep 98765$' > servers.txt || true
+"""
+        collect = ["*.txt"]
         "#,
     );
     let mut going = cloud.start(&file);
@@ -233,8 +238,12 @@ fn the_clients_of_an_interrupted_server_do_not_wait_for_it_but_for_its_replaceme
         cloud.emulator.living().into_iter().find(|it| it["tags"]["tsunami:group"] == "server").unwrap();
     cloud.emulator.post("interrupt", &json!({"instance": server["id"], "notice": 60}));
     going.end().assert_status(0);
-    let told = fs::read_to_string(cloud.world.results().join("trials/1/load/client-0/server.txt")).unwrap();
+    let collected = cloud.world.results().join("trials/1/load/client-0");
+    let told = fs::read_to_string(collected.join("server.txt")).unwrap();
     assert_ne!(told.trim(), server["private"].as_str().unwrap(), "the old server's address");
+    // All of these machines share one computer.
+    let servers = fs::read_to_string(collected.join("servers.txt")).unwrap();
+    assert_eq!(servers.trim(), "1", "the new server works, the old one does not");
     let run = report(&cloud);
     assert!(run["machines"]["server-0"]["gone"].is_null(), "{run}");
     cloud.assert_clean();
