@@ -406,7 +406,9 @@ impl HostCommand {
         let result = tokio::select! {
             biased;
             result = &mut running => result,
-            () = inner.interrupted.cancelled(), if !self.despite_interruption => return Err(self.host.lost(&self.command.to_string())),
+            () = inner.interrupted.cancelled(), if !self.despite_interruption => {
+                return Err(self.host.lost(&self.command.to_string()));
+            }
             () = inner.gone.cancelled() => return Err(self.host.lost(&self.command.to_string())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;

@@ -50,7 +50,8 @@ pub(crate) async fn exec(
     }
     printer.lock().prefix = hosts.len() > 1;
     let command = command(words);
-    let run = hosts.iter().map(|host| host.command(command.clone()).output());
+    // Whoever saves something from a machine that is taken back does so here.
+    let run = hosts.iter().map(|host| host.command(command.clone()).despite_interruption().output());
     let outputs = join_all(run).await;
     printer.flush();
     for output in outputs {

@@ -516,6 +516,32 @@ mod tests {
     }
 
     #[test]
+    fn a_replacement_is_not_gone_when_its_predecessor_is() {
+        let (_term, live) = on_terminal(Verbosity::Normal);
+        live.event(&launched(1));
+        let [old, new] = ["i-old", "i-new"].map(MachineId::new);
+        let machine = || "client-0".to_owned();
+        for id in [&old, &new] {
+            live.event(&at(
+                1.0,
+                EventKind::Running {
+                    machine: machine(),
+                    id: id.clone(),
+                    address: String::new(),
+                    description: String::new(),
+                    price: tsunami_core::Price::Free,
+                },
+            ));
+        }
+        live.event(&at(2.0, EventKind::Ready { machine: machine() }));
+        let row = || lock(&live.shared.state).rows(Instant::now(), 3)[0].trim_end().to_owned();
+        live.event(&at(3.0, EventKind::MachineGone { machine: machine(), id: old }));
+        assert_eq!(row(), "client-0  ready");
+        live.event(&at(4.0, EventKind::MachineGone { machine: machine(), id: new }));
+        assert_eq!(row(), "client-0  gone");
+    }
+
+    #[test]
     fn a_flood_of_output_is_printed_in_order_when_it_is_asked_for() {
         let (term, live) = on_terminal(Verbosity::Verbose);
         live.event(&launched(2));

@@ -205,7 +205,7 @@ impl Tsunami {
     }
 
     /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards. Commands on a
-    /// machine that is interrupted or gone end as in the process that launched it; nothing is replaced.
+    /// machine that is interrupted or gone end as they do in the process that launched it; nothing is replaced.
     pub async fn attach(
         &self,
         directory: &RunDirectory,
