@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::{World, eventually};
 
@@ -148,6 +148,29 @@ fn after_kill_9_the_machines_end_at_their_deadline_by_themselves() {
     let run = world.runs().pop().unwrap();
     assert!(!world.path("state/tsunami/runs").join(&run).join("local").exists());
     world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn what_outlives_its_deadline_is_named() {
+    let world = World::new();
+    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"3s\""));
+    let mut run = world.start(&file);
+    run.wait_for(&["\"command_started\"", "\"work\""]);
+    run.signal(Signal::KILL);
+    run.end();
+    // Somebody has killed the keeper too.
+    let place = world.path("state/tsunami/runs").join(&world.runs()[0]).join("local");
+    let keeper: i32 = std::fs::read_to_string(place.join(".keeper.pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    eventually("the run is overdue", || {
+        let ls = world.tsunami(["ls"]);
+        match ls.stdout.contains("overdue") && ls.stderr.contains("its lifetime is over") {
+            true => Ok(()),
+            false => Err(format!("{ls:?}")),
+        }
+    });
+    world.tsunami(["down", "x"]).assert_status(0);
     world.assert_clean();
 }
 
