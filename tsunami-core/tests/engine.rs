@@ -537,6 +537,21 @@ async fn machines_that_are_kept_can_be_attached_to_and_taken_down_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replacement_lives_as_long_as_the_run_has_been_extended() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    let running = world.tsunami().up(replaceable()).await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let until = directory.record().unwrap().deadline.at + Duration::from_secs(3600);
+    world.tsunami().extend(&directory, until).await.unwrap();
+    running.cluster().interrupted().await;
+    let repaired = running.cluster().repair().await.unwrap();
+    assert_eq!(repaired.host("client-0").unwrap().machine().expires, Some(until));
+    running.down().await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_process_finds_the_replacement_where_its_predecessor_still_lives() {
     let world = World::new();
     world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
