@@ -155,21 +155,27 @@ fn a_machine_without_a_deadline_does_not_stay() {
     cloud.assert_clean();
 }
 
+/// The beginning of an experiment whose interrupted machines are replaced.
+const REPLACED: &str = r#"
+name = "interrupted"
+provider = "aws"
+lifetime = "30m"
+[aws]
+region = "eu-west-1"
+market = "spot-block"
+user = "root"
+instance = "c7g.large"
+on_interruption = "replace"
+"#;
+
 #[test]
 fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
     let cloud = Cloud::new();
     let file = cloud.world.write(
         "experiment.toml",
-        r#"
-        name = "interrupted"
-        provider = "aws"
-        lifetime = "30m"
-        [aws]
-        region = "eu-west-1"
-        market = "spot-block"
-        user = "root"
-        instance = "c7g.large"
-        on_interruption = "replace"
+        &[
+            REPLACED,
+            r#"
         [group.node]
         count = 2
         [[step]]
@@ -178,6 +184,8 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
         run = "date +%s.%N > out.txt; sleep 4"
         collect = ["out.txt"]
         "#,
+        ]
+        .concat(),
     );
     let mut going = cloud.start(&file);
     going.wait_for(&["\"event\":\"step_started\""]);
@@ -204,16 +212,9 @@ fn the_clients_of_an_interrupted_server_do_not_wait_for_it_but_for_its_replaceme
     let cloud = Cloud::new();
     let file = cloud.world.write(
         "experiment.toml",
-        r#"
-        name = "interrupted"
-        provider = "aws"
-        lifetime = "30m"
-        [aws]
-        region = "eu-west-1"
-        market = "spot"
-        user = "root"
-        instance = "c7g.large"
-        on_interruption = "replace"
+        &[
+            REPLACED,
+            r#"
         [group.server]
         [group.client]
         [[step]]
@@ -231,6 +232,8 @@ pgrep -fc '^sleep 98765$' > servers.txt || true
 """
         collect = ["*.txt"]
         "#,
+        ]
+        .concat(),
     );
     let mut going = cloud.start(&file);
     going.wait_for(&["\"command_started\"", "again"]);
