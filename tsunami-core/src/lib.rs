@@ -17,6 +17,7 @@ mod cluster;
 mod engine;
 mod error;
 mod event;
+pub mod limits;
 mod machine;
 mod plan;
 mod provider;
