@@ -21,6 +21,7 @@ use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
 use crate::master::{Master, cannot_run_ssh};
 use crate::session::SshSession;
+use crate::watchdog::Arming;
 use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
@@ -137,9 +138,14 @@ impl Connector for SshConnector {
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
         let session = self.open(machine, deadline).await?;
         if let Some(directory) = &machine.login.directory {
-            self.note_connected(machine)?;
+            let was_connected = self.note_connected(machine)?;
             let until = machine.expires.unwrap_or_else(SystemTime::now);
-            session.keep_until(directory, until).await?;
+            let armed = session.arm(directory, until, Arming::Ensure).await;
+            if armed.is_err() && !session.has_shell() && !was_connected {
+                // Nothing was put there.
+                self.forget_connected(machine)?;
+            }
+            armed?;
         }
         Ok(Box::new(session))
     }
@@ -189,11 +195,20 @@ impl SshConnector {
         Ok(SshSession::new(ssh, machine, master))
     }
 
-    /// Notes that something is about to be put on a machine that existed before the run.
-    fn note_connected(&self, machine: &Machine) -> Result<(), SessionError> {
+    /// Notes that something is about to be put on a machine that existed before the run. Returns whether that had
+    /// been noted before.
+    fn note_connected(&self, machine: &Machine) -> Result<bool, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
         let path = ssh.files.connected(&machine.name());
-        write_private(&path, "").map_err(|error| local(format!("cannot write {}", path.display()), error))
+        let noted = path.exists();
+        let written = write_private(&path, "");
+        written.map_err(|error| local(format!("cannot write {}", path.display()), error)).map(|()| noted)
+    }
+
+    fn forget_connected(&self, machine: &Machine) -> Result<(), SessionError> {
+        let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
+        let path = ssh.files.connected(&machine.name());
+        fs::remove_file(&path).map_err(|error| local(format!("cannot remove {}", path.display()), error))
     }
 
     /// Whether the run ever came so far as to put something on a machine that existed before it.

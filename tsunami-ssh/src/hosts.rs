@@ -21,6 +21,7 @@ use tsunami_core::{
 
 use crate::SshConnector;
 use crate::session::SshSession;
+use crate::watchdog::Arming;
 
 /// How long a host may take to answer when the run leaves it.
 const LEAVING: Duration = Duration::from_secs(30);
@@ -150,21 +151,20 @@ impl HostsProvider {
     async fn leave(&self, machine: &Machine) -> Vec<Leftover> {
         let host = machine.login.host.as_deref().unwrap_or_default();
         let directory = machine.login.directory.as_deref().unwrap_or_default();
-        let on = |what: &str| format!("{what} on {host}");
         let left = async {
             let session = self.session(machine).await?;
-            let left = session.reap(directory).await;
+            let left = session.reap(directory, host).await;
             let _ = tsunami_core::Session::close(&*session).await;
-            left.map_err(|error| ProviderError::new(ProviderErrorKind::Other, "reap", error.to_string()))
+            left.map_err(|error| {
+                let message = "the run's processes can't be ended";
+                ProviderError::new(ProviderErrorKind::Other, "terminate", message).source(error)
+            })
         };
         match left.await {
-            Ok(left) => left
-                .iter()
-                .map(|line| Leftover { what: on(line), why: "it does not end".to_owned() })
-                .collect(),
+            Ok(left) => left,
             Err(error) => {
                 let why = tsunami_core::ErrorChain(&error).to_string();
-                vec![Leftover { what: on(&format!("processes of the run and ~/{directory}")), why }]
+                vec![Leftover { what: format!("processes of the run and ~/{directory} on {host}"), why }]
             }
         }
     }
@@ -247,7 +247,7 @@ impl Provider for HostsProvider {
         let extend = machines.iter().map(async |machine| {
             let session = self.session(machine).await?;
             let directory = machine.login.directory.as_deref().unwrap_or_default();
-            let extended = session.keep_until(directory, until).await;
+            let extended = session.arm(directory, until, Arming::Replace).await;
             let _ = tsunami_core::Session::close(&*session).await;
             let message = format!("the watchdog of {} could not be reached", machine.id);
             extended.map_err(|error| {

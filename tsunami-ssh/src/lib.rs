@@ -30,12 +30,12 @@ mod config;
 mod connector;
 mod hosts;
 mod janitor;
-mod keeper;
 mod keys;
 mod local;
 mod master;
 mod probe;
 mod session;
+mod watchdog;
 
 pub use config::{SshOptions, Transport};
 pub use connector::{SshConnector, run_config};

@@ -13,22 +13,28 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
-use tokio::process::Command;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tsunami_core::{
     Addresses, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState, Price,
     Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId,
 };
 
-use crate::{keeper, keys};
+use crate::keys;
+use crate::watchdog::{self, Arming};
 
 /// The port that every machine's sshd listens on, or one of the next few if somebody has that on all addresses.
 const PORT: u16 = 2222;
 
 /// How long an sshd may take to listen.
 const STARTING: Duration = Duration::from_secs(15);
+
+/// How long a watchdog may take to say that it watches.
+const ARMING: Duration = Duration::from_secs(15);
 
 /// Where Debian, Fedora and others keep programs that are not for everybody's `PATH`.
 const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
@@ -55,9 +61,107 @@ impl Place {
         self.directory.join(name)
     }
 
-    fn deadline(&self) -> PathBuf {
-        self.directory.join(".deadline")
+    /// What is remembered of the run's machines, each with its directory.
+    fn remembered(&self) -> Vec<(PathBuf, Remembered)> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let directories = entries.map(|entry| entry.path());
+        directories.filter_map(|path| Remembered::read(&path).map(|known| (path, known))).collect()
     }
+
+    /// Has a watchdog end the run's processes at `until`, whatever becomes of this one.
+    async fn arm(&self, run: &RunId, until: SystemTime, arming: Arming) -> io::Result<()> {
+        let directory = self.directory.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+        let mut watchdog = Command::new("setsid");
+        watchdog.args(["sh", "-c", watchdog::SCRIPT, &watchdog::name(run, directory)]);
+        watchdog.args(watchdog::watch(run, directory, until, arming));
+        // A marked environment would make it a process of the run.
+        watchdog.env_remove("TSUNAMI_RUN_ID").current_dir("/");
+        watchdog.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut watchdog = watchdog.spawn()?;
+        let (stdout, stderr) = (watchdog.stdout.take(), watchdog.stderr.take());
+        // It closes both once it watches.
+        let said = timeout(ARMING, async { tokio::join!(read_all(stdout), read_all(stderr)) }).await;
+        match said {
+            Ok((stdout, _)) if stdout.trim() == watchdog::ARMED => Ok(()),
+            Ok((_, stderr)) => Err(io::Error::other(format!("it ended: {}", stderr.trim()))),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// What is remembered of a machine, in its directory, once its sshd listens: written whole, or not at all.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remembered {
+    #[serde(flatten)]
+    machine: Machine,
+    sshd: Option<Listener>,
+}
+
+/// A process, known by its number and the moment at which it began, in clock ticks since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Listener {
+    pid: u32,
+    started: u64,
+}
+
+impl Remembered {
+    fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(directory.join("machine.json")).ok()?).ok()
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        write_private(&directory.join("machine.json"), &serde_json::to_vec_pretty(self)?, 0o600)
+    }
+
+    /// Only a process that is known to be gone makes a machine one that is.
+    fn state(&self) -> MachineState {
+        match self.sshd.map(Listener::is_alive) {
+            Some(true) => MachineState::Running,
+            Some(false) => MachineState::Gone,
+            None => MachineState::Pending,
+        }
+    }
+}
+
+impl Listener {
+    /// A process that has just been started, unless it has ended again.
+    fn of(pid: u32) -> io::Result<Option<Self>> {
+        Ok(Self::started(pid)?.map(|started| Self { pid, started }))
+    }
+
+    fn is_alive(self) -> bool {
+        // What can't be read may live.
+        Self::started(self.pid).map_or(true, |started| started == Some(self.started))
+    }
+
+    /// When a process began; `None` if there is none with this number that still runs.
+    fn started(pid: u32) -> io::Result<Option<u64>> {
+        let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => stat,
+            // The second comes of a process that ends while it is read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        // After the name, which may hold anything: the state and 18 others, then the moment.
+        let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+        let state = fields.next().unwrap_or_default();
+        let started = fields.nth(18).and_then(|field| field.parse().ok());
+        let started =
+            started.ok_or_else(|| io::Error::other(format!("odd status of process {pid}: {stat}")))?;
+        Ok(Some(started).filter(|_| !matches!(state, "Z" | "X")))
+    }
+}
+
+async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let mut text = String::new();
+    if let Some(stream) = stream {
+        // What came before an error is all there is.
+        let _ = stream.take(64 << 10).read_to_string(&mut text).await;
+    }
+    text
 }
 
 impl LocalProvider {
@@ -100,20 +204,25 @@ impl Provider for LocalProvider {
         let user = login_name().await?;
         let place = self.place(&request.run);
         let failed = |error| launch_error(format!("cannot write below {}", place.directory.display()), error);
+        if rustix::process::geteuid().is_root() {
+            // sshd insists, and a system without an init does not make it.
+            let _ = DirBuilder::new().mode(0o755).create("/run/sshd");
+        }
         // One at a time, so that two groups do not choose the same address.
         let _launching = self.launching.lock().await;
         private_directory(&place.directory).map_err(failed)?;
-        start_keeper(&place, request)
-            .await
-            .map_err(|error| launch_error("cannot start the keeper", error))?;
+        // Before the first sshd.
+        let armed = place.arm(&request.run, request.deadline.at, Arming::Ensure).await;
+        armed.map_err(|error| launch_error("the watchdog of the run does not start", error))?;
         let mut ids = Vec::new();
         let mut starting = Vec::new();
         let mut hosts = candidates(&request.run);
         for index in 0..request.count.get() {
             let name = format!("{}-{index}", request.group);
             let directory = place.machine(&name);
-            if let Some(machine) = read_machine(&directory).filter(|_| listener(&directory).is_some()) {
-                ids.push(machine.id);
+            let known = Remembered::read(&directory).filter(|known| known.state() == MachineState::Running);
+            if let Some(known) = known {
+                ids.push(known.machine.id);
                 continue;
             }
             let (address, port) = hosts.next().ok_or_else(|| {
@@ -121,11 +230,12 @@ impl Provider for LocalProvider {
                 ProviderError::new(ProviderErrorKind::Capacity, "launch", message)
             })?;
             let plan = Sshd { sshd: &sshd, user: &user, directory, name, address, port, index };
-            let machine = plan.start(request).map_err(failed)?;
-            ids.push(machine.id);
-            starting.push(plan.until_listening());
+            let (machine, child) = plan.start(request).map_err(failed)?;
+            ids.push(machine.id.clone());
+            starting.push(plan.until_listening(machine, child));
         }
-        try_join_all(starting).await?;
+        // All of them, so that each that listens is known to the next attempt.
+        join_all(starting).await.into_iter().collect::<Result<(), _>>()?;
         Ok(ids)
     }
 
@@ -136,84 +246,46 @@ impl Provider for LocalProvider {
         };
         let mut machines = Vec::new();
         for run in runs {
-            let place = self.place(&run);
-            let deadline = fs::read_to_string(place.deadline()).ok();
-            let expires = deadline.as_deref().and_then(keeper::parse_deadline);
-            for entry in fs::read_dir(&place.directory).into_iter().flatten().flatten() {
-                if let Some(mut machine) = read_machine(&entry.path()) {
-                    let alive = listener(&entry.path()).is_some();
-                    machine.state = if alive { MachineState::Running } else { MachineState::Gone };
-                    machine.expires = expires.or(machine.expires);
-                    machines.push(machine);
-                }
-            }
+            let remembered = self.place(&run).remembered();
+            let listed =
+                remembered.into_iter().map(|(_, known)| Machine { state: known.state(), ..known.machine });
+            machines.extend(listed);
         }
         machines.sort_by(|a, b| (&a.run, &a.group, a.index).cmp(&(&b.run, &b.group, b.index)));
         Ok(machines)
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        let path = self.place(run).deadline();
-        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
-        let write = || write_deadline(&path, until, left);
-        write().map_err(|error| {
-            let message = format!("cannot write {}", path.display());
+        let failed = |message: String, error| {
             ProviderError::new(ProviderErrorKind::Other, "extend", message).source(error)
-        })
+        };
+        let place = self.place(run);
+        let armed = place.arm(run, until, Arming::Replace).await;
+        armed.map_err(|error| failed("the watchdog of the run does not start".to_owned(), error))?;
+        for (directory, mut known) in place.remembered() {
+            known.machine.expires = Some(until);
+            let written = known.write(&directory);
+            written.map_err(|error| failed(format!("cannot write to {}", directory.display()), error))?;
+        }
+        Ok(())
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let place = self.place(run);
         let mut reap = Command::new("sh");
-        reap.args(["-c", keeper::SCRIPT, "tsunami-keeper", "reap"]).arg(&place.directory).arg(run.as_str());
+        reap.args(["-c", watchdog::SCRIPT, "tsunami-reaper", "reap", run.as_str()]).arg(&place.directory);
         // A marked environment would make it a process of the run.
         reap.env_remove("TSUNAMI_RUN_ID").stdin(Stdio::null()).process_group(0);
         let output = reap.output().await.map_err(|error| {
             ProviderError::new(ProviderErrorKind::Other, "terminate", "cannot run `sh`").source(error)
         })?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let left = said.lines().map(|line| Leftover {
-            what: format!("{line} on this computer"),
-            why: "it does not end".to_owned(),
-        });
-        let mut left: Vec<Leftover> = left.collect();
+        let mut left = watchdog::leftovers(&String::from_utf8_lossy(&output.stdout), "this computer");
         if left.is_empty() && place.directory.exists() {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             left.push(Leftover { what: format!("directory {}", place.directory.display()), why });
         }
         Ok(left)
     }
-}
-
-/// Starts the process that ends the run's processes at its deadline, or moves the deadline of the one that
-/// runs. Before the first sshd.
-async fn start_keeper(place: &Place, request: &LaunchRequest) -> io::Result<()> {
-    if !place.deadline().exists() {
-        write_deadline(&place.deadline(), request.deadline.at, request.deadline.lifetime)?;
-    }
-    let pid_file = place.directory.join(".keeper.pid");
-    let alive = |pid: u32| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        contains(&command, place.directory.as_os_str().as_encoded_bytes())
-    };
-    let running = fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse().ok());
-    if running.is_some_and(alive) {
-        return Ok(());
-    }
-    let mut keeper = std::process::Command::new("setsid");
-    keeper.args(["sh", "-c", keeper::SCRIPT, "tsunami-keeper", "keep"]).arg(&place.directory);
-    keeper.arg(request.run.as_str()).env_remove("TSUNAMI_RUN_ID").current_dir("/");
-    keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let keeper = Command::from(keeper).spawn()?;
-    write_pid(&pid_file, keeper.id())
-}
-
-fn write_deadline(path: &Path, at: SystemTime, left: Duration) -> io::Result<()> {
-    let uptime = fs::read_to_string("/proc/uptime")?;
-    let uptime = uptime.split(['.', ' ']).next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
-    let new = path.with_extension("new");
-    write_private(&new, keeper::deadline(at, left, uptime).as_bytes(), 0o600)?;
-    fs::rename(new, path)
 }
 
 /// One machine that is about to be.
@@ -229,7 +301,7 @@ struct Sshd<'a> {
 
 impl Sshd<'_> {
     /// Makes the machine's directory and starts its sshd.
-    fn start(&self, request: &LaunchRequest) -> io::Result<Machine> {
+    fn start(&self, request: &LaunchRequest) -> io::Result<(Machine, Child)> {
         let at = |name: &str| self.directory.join(name);
         let _ = fs::remove_dir_all(&self.directory);
         private_directory(&self.directory)?;
@@ -262,15 +334,12 @@ impl Sshd<'_> {
             ended: None,
             interrupted: None,
         };
-        write_private(&at("machine.json"), &serde_json::to_vec_pretty(&machine)?, 0o600)?;
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(at("sshd.log"))?;
         let mut sshd = std::process::Command::new(self.sshd);
         sshd.arg("-D").arg("-e").arg("-f").arg(at("sshd_config")).current_dir("/");
         // A group of its own keeps the terminal's Ctrl-C away from it.
         sshd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        let sshd = Command::from(sshd).spawn()?;
-        write_pid(&at("sshd.pid"), sshd.id())?;
-        Ok(machine)
+        Ok((machine, Command::from(sshd).spawn()?))
     }
 
     /// The sshd's configuration. `SHLVL` keeps bash from reading the `~/.bashrc` of the user's real home, as it
@@ -322,45 +391,34 @@ impl Sshd<'_> {
         )
     }
 
-    /// Waits until the sshd listens. A connection would do, but costs sshd a process; its log costs nothing.
-    async fn until_listening(self) -> Result<(), ProviderError> {
+    /// Waits until the sshd listens, and then makes the machine known. A connection would do, but costs sshd a
+    /// process; its log costs nothing.
+    async fn until_listening(self, machine: Machine, mut sshd: Child) -> Result<(), ProviderError> {
         let deadline = Instant::now() + STARTING;
-        loop {
-            let log = fs::read_to_string(self.directory.join("sshd.log")).unwrap_or_default();
-            if log.contains("Server listening on") {
-                return Ok(());
-            }
-            let ended = listener(&self.directory).is_none() && !log.is_empty();
-            if ended || Instant::now() > deadline {
-                let busy = log.contains("Address already in use");
-                // Somebody was faster; the next attempt takes another address.
-                let kind = if busy { ProviderErrorKind::Unavailable } else { ProviderErrorKind::Other };
-                let message = format!("sshd of {} does not start: {}", self.name, log.trim());
-                return Err(ProviderError::new(kind, "launch", message));
+        let log = || fs::read_to_string(self.directory.join("sshd.log")).unwrap_or_default();
+        let ended = loop {
+            // In this order: what has ended has said all.
+            let ended = sshd.try_wait().is_ok_and(|status| status.is_some());
+            if ended || log().contains("Server listening on") || Instant::now() > deadline {
+                break ended;
             }
             sleep(Duration::from_millis(5)).await;
+        };
+        let log = log();
+        if !ended && log.contains("Server listening on") {
+            let known = || -> io::Result<()> {
+                let sshd = sshd.id().map(Listener::of).transpose()?.flatten();
+                Remembered { machine, sshd }.write(&self.directory)
+            };
+            let message = || format!("cannot write to {}", self.directory.display());
+            return known().map_err(|error| launch_error(message(), error));
         }
+        let busy = log.contains("Address already in use");
+        // Somebody was faster; the next attempt takes another address.
+        let kind = if busy { ProviderErrorKind::Unavailable } else { ProviderErrorKind::Other };
+        let message = format!("sshd of {} does not start: {}", self.name, log.trim());
+        Err(ProviderError::new(kind, "launch", message))
     }
-}
-
-/// The pid of a machine's sshd, if it runs. Known by the run's id and the machine's name: sshd shows the rest of
-/// the path in an encoding of its own.
-fn listener(directory: &Path) -> Option<u32> {
-    let pid: u32 = fs::read_to_string(directory.join("sshd.pid")).ok()?.trim().parse().ok()?;
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let parts: Vec<_> = directory.components().rev().take(3).map(|part| part.as_os_str()).collect();
-    let [name, local, run] = parts[..] else { return None };
-    let own: PathBuf = [run, local, name].iter().collect();
-    contains(&command, own.as_os_str().as_encoded_bytes()).then_some(pid)
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
-}
-
-/// What is remembered of a machine, in its directory.
-fn read_machine(directory: &Path) -> Option<Machine> {
-    serde_json::from_slice(&fs::read(directory.join("machine.json")).ok()?).ok()
 }
 
 /// Loopback addresses of nobody's, with a port that is free there: beginning at a place of the run's own, so that
@@ -400,10 +458,6 @@ fn find_program(name: &str, package: &str) -> Result<PathBuf, ProviderError> {
 /// that stands there.
 async fn login_name() -> Result<String, ProviderError> {
     let uid = rustix::process::geteuid();
-    if uid.is_root() {
-        // sshd insists, and a system without an init does not make it.
-        let _ = DirBuilder::new().mode(0o755).create("/run/sshd");
-    }
     let refused = |message: String| {
         ProviderError::new(ProviderErrorKind::Unsupported, "look for the user", message)
             .help("run tsunami as a user that can log in")
@@ -436,14 +490,12 @@ fn private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Writes a file whole, or not at all.
 fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(content)
-}
-
-/// Writes a pid as the keeper's script reads it: a whole line.
-fn write_pid(path: &Path, pid: Option<u32>) -> io::Result<()> {
-    write_private(path, format!("{}\n", pid.unwrap_or_default()).as_bytes(), 0o600)
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
+    file.write_all(content)?;
+    fs::rename(new, path)
 }
 
 fn shell_quoted(path: &Path) -> String {
@@ -471,13 +523,63 @@ mod tests {
         assert_ne!(candidates(&other).next().unwrap().0, first.0);
     }
 
-    #[tokio::test]
-    async fn a_keeper_ends_the_run_at_its_deadline_by_itself() {
-        let root = tempfile::tempdir().unwrap();
-        let provider = LocalProvider::new(root.path());
-        let run: RunId = "20260101-000000-keep".parse().unwrap();
-        let lifetime = Duration::from_secs(3);
-        let request = LaunchRequest {
+    /// A run with one machine, of which only its watchdog knows that it is to end.
+    struct Launched {
+        root: tempfile::TempDir,
+        provider: LocalProvider,
+        run: RunId,
+        directory: PathBuf,
+        sshd: Listener,
+    }
+
+    impl Launched {
+        async fn for_seconds(name: &str, seconds: u64) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let provider = LocalProvider::new(root.path());
+            let run: RunId = format!("20260101-000000-{name}-{}", std::process::id()).parse().unwrap();
+            provider.launch(&request(&run, seconds)).await.unwrap();
+            let directory = provider.place(&run).directory;
+            let sshd = Remembered::read(&directory.join("node-0")).unwrap().sshd.unwrap();
+            Self { root, provider, run, directory, sshd }
+        }
+
+        async fn ends(&self) {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while self.sshd.is_alive() || !self.watchdogs().is_empty() {
+                assert!(Instant::now() < deadline, "the watchdog did nothing");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+
+        /// The run's watchdogs, each with the moment at which it began.
+        fn watchdogs(&self) -> Vec<String> {
+            let name = watchdog::name(&self.run, self.directory.to_str().unwrap());
+            let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+            let is_one = |process: &PathBuf| {
+                let command = fs::read(process.join("cmdline")).unwrap_or_default();
+                command.starts_with(b"sh\0")
+                    && command.split(|&byte| byte == 0).any(|arg| arg == name.as_bytes())
+            };
+            let leads = |stat: &String| {
+                let pid = stat.split(' ').next();
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(2) == pid)
+            };
+            let stats =
+                processes.filter(is_one).filter_map(|process| fs::read_to_string(process.join("stat")).ok());
+            stats.filter(leads).map(|stat| stat.split(' ').next().unwrap_or_default().to_owned()).collect()
+        }
+    }
+
+    impl Drop for Launched {
+        fn drop(&mut self) {
+            // Its watchdog takes that for the end.
+            let _ = fs::remove_dir_all(self.root.path());
+        }
+    }
+
+    fn request(run: &RunId, seconds: u64) -> LaunchRequest {
+        let lifetime = Duration::from_secs(seconds);
+        LaunchRequest {
             run: run.clone(),
             experiment: "test".to_owned(),
             group: "node".to_owned(),
@@ -487,16 +589,78 @@ mod tests {
             authorized_key: "ssh-ed25519 none".to_owned(),
             replace: Vec::new(),
             notes: tsunami_core::Notes::default(),
-        };
-        provider.launch(&request).await.unwrap();
-        let directory = provider.place(&run).directory;
-        let sshd = listener(&directory.join("node-0")).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while directory.exists() {
-            assert!(Instant::now() < deadline, "the keeper did nothing");
-            sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(provider.list(&RunFilter::Run(run)).await.unwrap(), []);
-        assert!(!fs::read(format!("/proc/{sshd}/cmdline")).is_ok_and(|command| !command.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn a_watchdog_ends_the_run_at_its_deadline_by_itself() {
+        let launched = Launched::for_seconds("deadline", 3).await;
+        launched.ends().await;
+        assert!(!launched.directory.exists());
+        assert_eq!(launched.provider.list(&RunFilter::Run(launched.run.clone())).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn no_file_that_a_run_removes_disarms_its_deadline() {
+        let launched = Launched::for_seconds("files", 4).await;
+        let mut emptied = std::process::Command::new("find");
+        emptied.arg(&launched.directory).args(["-type", "f", "-delete"]);
+        assert!(emptied.status().unwrap().success());
+        launched.ends().await;
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_directory_is_gone_is_over() {
+        let launched = Launched::for_seconds("gone", 600).await;
+        fs::remove_dir_all(launched.root.path()).unwrap();
+        launched.ends().await;
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_moves_has_one_watchdog_all_the_time() {
+        let launched = Launched::for_seconds("moves", 8).await;
+        let before = launched.watchdogs();
+        assert_eq!(before.len(), 1, "{before:?}");
+        // As a second group does, several at once.
+        let place = launched.provider.place(&launched.run);
+        let until = SystemTime::now() + Duration::from_secs(8);
+        let ensure = || place.arm(&launched.run, until, Arming::Ensure);
+        let (a, b, c) = tokio::join!(ensure(), ensure(), ensure());
+        a.and(b).and(c).unwrap();
+        // Those that are not needed end by themselves.
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while launched.watchdogs() != before {
+            assert!(Instant::now() < deadline, "{before:?}, then {:?}", launched.watchdogs());
+            sleep(Duration::from_millis(10)).await;
+        }
+        let later = SystemTime::now() + Duration::from_secs(600);
+        launched.provider.extend(&launched.run, later).await.unwrap();
+        let after = launched.watchdogs();
+        assert!(after.len() == 1 && after != before, "{before:?}, then {after:?}");
+        sleep(Duration::from_secs(9)).await;
+        assert!(launched.sshd.is_alive(), "it ended at the old hour");
+        let listed = launched.provider.list(&RunFilter::Run(launched.run.clone())).await.unwrap();
+        assert_eq!(listed[0].expires, Some(later));
+        assert_eq!(launched.provider.terminate(&launched.run).await.unwrap(), []);
+        assert_eq!(launched.watchdogs(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn only_a_process_that_is_known_to_be_gone_makes_its_machine_gone() {
+        let launched = Launched::for_seconds("evidence", 600).await;
+        let directory = launched.directory.join("node-0");
+        let state = || Remembered::read(&directory).map(|known| known.state());
+        assert_eq!(state(), Some(MachineState::Running));
+        // A machine that is being made is none yet.
+        fs::create_dir_all(launched.directory.join("node-1/home")).unwrap();
+        assert_eq!(launched.provider.list(&RunFilter::All).await.unwrap().len(), 1);
+        let mut known = Remembered::read(&directory).unwrap();
+        known.sshd = None;
+        known.write(&directory).unwrap();
+        assert_eq!(state(), Some(MachineState::Pending), "nothing is known of its process");
+        // The number of another process.
+        known.sshd = Some(Listener { pid: std::process::id(), started: launched.sshd.started });
+        known.write(&directory).unwrap();
+        assert_eq!(state(), Some(MachineState::Gone));
     }
 }

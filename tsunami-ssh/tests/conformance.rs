@@ -5,11 +5,13 @@ mod common;
 use std::fs;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Machines, unique_run};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tsunami_core::testing::conformance::ProviderHarness;
-use tsunami_core::{Command, MachineSpec, Provider, RunId, Session};
+use tsunami_core::{Command, Connector, MachineSpec, Provider, RunId, Session};
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
 
 #[derive(Debug)]
@@ -124,7 +126,13 @@ impl AsRef<dyn Session> for Connected {
 
 async fn connected() -> Connected {
     let machines = Machines::launch(1).await;
-    Connected { session: machines.connect(0).await, _machines: machines }
+    Connected { session: connect(&machines, 0).await, _machines: machines }
+}
+
+async fn connect(machines: &Machines, index: usize) -> Box<dyn Session> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let session = machines.connector.connect(&machines.machines[index], deadline).await;
+    session.unwrap_or_else(|error| panic!("{error}"))
 }
 
 mod session {
@@ -141,9 +149,9 @@ mod shell {
 #[tokio::test]
 async fn the_newest_machine_of_a_name_is_reached_while_the_old_one_lives() {
     let mut machines = Machines::launch(2).await;
-    let old = machines.connect(0).await;
+    let old = connect(&machines, 0).await;
     machines.machines[1].index = 0;
-    let new = machines.connect(1).await;
+    let new = connect(&machines, 1).await;
     for (session, directory) in [(old, "node-0"), (new, "node-1")] {
         let there =
             Command::shell(format!("case $HOME in */{directory}/home) ;; *) echo \"$HOME\"; exit 1 ;; esac"));

@@ -52,6 +52,9 @@ enum Task {
         /// How often a run on local machines is killed while it launches.
         #[arg(long, default_value_t = 1000)]
         kills: u32,
+        /// How often the release build launches local machines, on a busy computer.
+        #[arg(long, default_value_t = 1000)]
+        launches: u32,
     },
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
@@ -97,7 +100,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
-        Task::Chaos { schedules, storms, kills } => test::chaos(schedules, storms, kills),
+        Task::Chaos { schedules, storms, kills, launches } => test::chaos(schedules, storms, kills, launches),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

@@ -18,10 +18,12 @@ const TOOLS: [(&str, &str); 5] = [
     ("setsid", "util-linux"),
 ];
 
-/// Those that only the tests call. busybox is one of the shells that machines may have; the last ones make and
-/// boot a machine.
-const TEST_TOOLS: [(&str, &str); 9] = [
+/// Those that only the tests call. The first three are shells that machines may have; the last ones make and boot a
+/// machine.
+const TEST_TOOLS: [(&str, &str); 11] = [
     ("busybox", "busybox"),
+    ("tcsh", "tcsh"),
+    ("fish", "fish"),
     ("pgrep", "procps"),
     ("pkill", "procps"),
     ("setpriv", "util-linux"),

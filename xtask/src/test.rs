@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use crate::setup::{find, setup, sudo_asks_nothing};
 use crate::{Failure, Result, cargo, guest, is_root, root, say, silently, succeeds};
@@ -20,7 +21,8 @@ const PACKAGES: [&str; 6] =
 
 /// The tests on local machines, and those that cost nothing. The others don't care who runs them. They are
 /// chosen by target: with other packages chosen, cargo would build the AWS SDK once more.
-const AS_ANOTHER: [&str; 6] = ["--lib", "--bins", "--test", "conformance", "--test", "e2e"];
+const AS_ANOTHER: [&str; 8] =
+    ["--lib", "--bins", "--test", "conformance", "--test", "logins", "--test", "e2e"];
 
 /// Settings of the one who runs the tests that reach them as another user too.
 const KEPT: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_TEST_THREADS", "TSUNAMI_LOG"];
@@ -48,25 +50,35 @@ impl From<bool> for Outcome {
     }
 }
 
+/// The parts of a test, each with what came of it and how long it took.
+#[derive(Debug, Default)]
+struct Parts(Vec<String>, bool);
+
+impl Parts {
+    fn part(&mut self, name: &str, run: impl FnOnce() -> Result<Outcome>) -> Result {
+        let begun = Instant::now();
+        let outcome = run()?;
+        self.1 |= matches!(outcome, Outcome::Failed);
+        self.0.push(format!("{name} {outcome} ({} s)", begun.elapsed().as_secs()));
+        Ok(())
+    }
+}
+
 /// All that can be checked is, whatever fails before it.
 pub(crate) fn test(quick: bool) -> Result {
-    setup(true)?;
-    let mut outcomes = Vec::new();
+    let mut parts = Parts::default();
+    parts.part("setup", || setup(true).map(|()| Outcome::Passed))?;
     let guest = is_root() || sudo_asks_nothing();
-    if guest {
-        guest::guest()?;
-    } else {
-        outcomes.push((
-            "tests in a machine",
-            Outcome::LeftOut("building it takes root, or sudo without a password"),
-        ));
-    }
+    parts.part("a machine to boot", || match guest {
+        true => guest::guest().map(|()| Outcome::Passed),
+        false => Ok(Outcome::LeftOut("building it takes root, or sudo without a password")),
+    })?;
     if !quick {
-        outcomes.push(("format", check("fmt", &["--all", "--check"])?));
+        parts.part("format", || check("fmt", &["--all", "--check"]))?;
         let lints = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
-        outcomes.push(("lints", check("clippy", &lints)?));
+        parts.part("lints", || check("clippy", &lints))?;
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
-        outcomes.push(("docs", succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()));
+        parts.part("docs", || Ok(succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()))?;
     }
     // Some tests tell figures.
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
@@ -76,27 +88,62 @@ pub(crate) fn test(quick: bool) -> Result {
     if !guest {
         tests.args(["--skip", "booted::"]);
     }
-    let tests = succeeds(&mut tests)?;
     let (here, there) = if is_root() { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
-    let (here, there) = (format!("tests as {here}"), format!("tests as {there}"));
-    outcomes.push((&here, tests.into()));
+    parts.part(&format!("tests as {here}"), || Ok(succeeds(&mut tests)?.into()))?;
     if !quick {
-        outcomes.push((&there, if is_root() { test_as_user()? } else { test_as_root()? }));
+        parts
+            .part(&format!("tests as {there}"), || if is_root() { test_as_user() } else { test_as_root() })?;
+        parts.part("tests of the release build", || test_release(100))?;
     }
-    let summary = outcomes.iter().map(|(what, outcome)| format!("{what} {outcome}")).collect::<Vec<_>>();
-    eprintln!("xtask: {}", summary.join(", "));
-    match outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed)) {
-        true => Err(Failure::new("")),
-        false => Ok(()),
+    eprintln!("xtask: {}", parts.0.join(", "));
+    if parts.1 { Err(Failure::new("")) } else { Ok(()) }
+}
+
+/// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run. Without
+/// EC2: that part would take as long to compile as all of it.
+fn test_release(launches: u32) -> Result<Outcome> {
+    let profile = ["build", "--release", "--package", "tsunami-cli", "--no-default-features", "--target-dir"];
+    let target = root().join("target/without-aws");
+    if !succeeds(cargo(profile).arg(&target))? {
+        return Ok(Outcome::Failed);
+    }
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--test", "e2e", "--", "--show-output"]);
+    tests.env("TSUNAMI_BIN", target.join("release/tsunami")).env("TSUNAMI_LAUNCHES", launches.to_string());
+    Ok(succeeds(&mut tests)?.into())
+}
+
+/// What keeps all processors busy for as long as it lives.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn new() -> Result<Self> {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let spin = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
+        Ok(Self((0..2 * processors).map(|_| spin()).collect::<io::Result<_>>()?))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
 /// What tests print of their figures begins with one of these.
-const FIGURES: [&str; 5] =
-    ["chaos:", "kill points", "storm:", "all machines ended themselves", "kills of a local launch"];
+const FIGURES: [&str; 6] = [
+    "chaos:",
+    "kill points",
+    "storm:",
+    "all machines ended themselves",
+    "kills of a local launch",
+    "launches of local machines",
+];
 
 /// The tests of "nothing left behind", for longer than anybody waits for CI.
-pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32) -> Result {
+pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32, launches: u32) -> Result {
     setup(true)?;
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
@@ -107,18 +154,28 @@ pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32) -> Result {
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
     tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", kills.to_string());
     tests.env("TSUNAMI_CHAOS_RUNS", schedules.to_string()).env("TSUNAMI_STORM_RUNS", storms.to_string());
-    say(&tests);
-    let mut child = tests.stdout(Stdio::piped()).spawn()?;
     let mut figures = Vec::new();
+    let mut passed = read_figures(&mut tests, &mut figures)?;
+    if launches > 0 {
+        let busy = Busy::new()?;
+        passed &= matches!(test_release(launches)?, Outcome::Passed);
+        drop(busy);
+    }
+    eprintln!("xtask: {}", figures.join("\nxtask: "));
+    if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
+}
+
+/// Runs tests where their output can be seen, and picks out the figures. Returns whether they passed.
+fn read_figures(tests: &mut Command, figures: &mut Vec<String>) -> Result<bool> {
+    say(tests);
+    let mut child = tests.stdout(Stdio::piped()).spawn()?;
     for line in BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output"))?).lines() {
         let line = line?;
         eprintln!("{line}");
         let figure = FIGURES.iter().find_map(|sign| line.find(sign).map(|at| line[at..].to_owned()));
         figures.extend(figure);
     }
-    let passed = child.wait()?.success();
-    eprintln!("xtask: {}", figures.join("\nxtask: "));
-    if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
+    Ok(child.wait()?.success())
 }
 
 /// A cargo command that not every toolchain has.

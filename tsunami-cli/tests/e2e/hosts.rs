@@ -63,9 +63,13 @@ impl Existing {
                 "{line}"
             );
         }
-        let keepers = self.world.processes().into_iter().filter(|process| process.contains("keeper.sh"));
-        assert_eq!(keepers.collect::<Vec<_>>(), Vec::<String>::new());
+        let watchdogs = self.world.processes().into_iter().filter(is_watchdog_of_a_host);
+        assert_eq!(watchdogs.collect::<Vec<_>>(), Vec::<String>::new());
     }
+}
+
+fn is_watchdog_of_a_host(process: &String) -> bool {
+    process.contains("tsunami-watchdog:") && process.contains("/.tsunami/")
 }
 
 #[test]
@@ -173,9 +177,8 @@ fn after_kill_9_the_deadline_ends_what_runs_on_hosts() {
     run.end();
     eventually("the step's process is gone", || {
         let left = existing.world.processes();
-        let still =
-            left.iter().any(|process| process.contains("sleep 1007") || process.contains("keeper.sh"));
-        if still { Err(left.join("\n")) } else { Ok(()) }
+        let of_the_run = |process: &String| process.contains("sleep 1007") || is_watchdog_of_a_host(process);
+        if left.iter().any(of_the_run) { Err(left.join("\n")) } else { Ok(()) }
     });
     existing.assert_left_as_found();
     existing.world.tsunami(["down", "x"]).assert_status(0);

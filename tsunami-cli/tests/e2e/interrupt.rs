@@ -159,10 +159,12 @@ fn what_outlives_its_deadline_is_named() {
     run.wait_for(&["\"command_started\"", "\"work\""]);
     run.signal(Signal::KILL);
     run.end();
-    // Somebody has killed the keeper too.
-    let place = world.path("state/tsunami/runs").join(&world.runs()[0]).join("local");
-    let keeper: i32 = std::fs::read_to_string(place.join(".keeper.pid")).unwrap().trim().parse().unwrap();
-    kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+    // Somebody has killed the watchdog too.
+    let processes = world.processes();
+    let watchdogs = processes.iter().filter(|process| process.contains(" tsunami-watchdog:"));
+    for watchdog in watchdogs.map(|process| process.split(' ').next().unwrap().parse().unwrap()) {
+        kill_process(Pid::from_raw(watchdog).unwrap(), Signal::KILL).unwrap();
+    }
     eventually("the run is overdue", || {
         let ls = world.tsunami(["ls"]);
         match ls.stdout.contains("overdue") && ls.stderr.contains("its lifetime is over") {

@@ -350,3 +350,17 @@ fn more_machines_than_the_usual_limit_of_open_files_allows() {
     Ended::from(limited.output().unwrap()).assert_status(0);
     world.assert_clean();
 }
+
+/// `TSUNAMI_LAUNCHES` says how often.
+#[test]
+fn local_machines_are_there_whenever_they_are_asked_for() {
+    let launches: u32 = std::env::var("TSUNAMI_LAUNCHES").map_or(5, |launches| launches.parse().unwrap());
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n[group.b]\ncount = 2\n");
+    for launch in 1..=launches {
+        let run = world.tsunami([&"run".into(), &file, &"-q".into()]);
+        assert_eq!(run.status, Some(0), "launch {launch} of {launches}: {run:?}");
+    }
+    println!("launches of local machines: {launches}, all of them succeeded");
+    world.assert_clean();
+}

@@ -25,8 +25,19 @@ const SLOWEST: Duration = Duration::from_secs(15);
 /// How long a listing may take. A run must not be blind because one was never answered.
 const LISTING: Duration = Duration::from_secs(60);
 
-/// A machine that was seen counts as gone after this many listings without it.
+/// A machine that was seen counts as gone after this many listings without it, which were begun at least this many
+/// times the provider's [consistency](crate::Provider::consistency) after the last one with it.
 const MISSES: u32 = 3;
+
+/// A machine as it was last seen.
+#[derive(Debug)]
+struct Seen {
+    machine: Machine,
+    /// When the listing was begun that showed it.
+    at: Instant,
+    /// The listings since then.
+    misses: u32,
+}
 
 /// What is known of each machine, and who wants to hear of it. One channel a machine wakes only that machine's
 /// task, and in the same order every time.
@@ -103,7 +114,8 @@ impl Watch {
 
     async fn poll(self, run: Arc<Run>) {
         let mut pause = EAGER;
-        let mut missed: BTreeMap<MachineId, (Machine, u32)> = BTreeMap::new();
+        let mut seen = BTreeMap::new();
+        let patience = run.provider.consistency() * MISSES;
         self.now.notified().await;
         loop {
             let begun = Instant::now();
@@ -113,7 +125,7 @@ impl Watch {
             match listed.map_err(|_| unanswered()).and_then(|listed| listed.map_err(|e| e.to_string())) {
                 Ok(machines) => {
                     pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
-                    self.take_in(machines, &mut missed);
+                    self.take_in(machines, &mut seen, begun, patience);
                 }
                 Err(error) => {
                     pause = (pause * 2).min(SLOWEST);
@@ -128,25 +140,26 @@ impl Watch {
         }
     }
 
-    /// Tells the machines' tasks what a listing says. Listings are eventually consistent: one that lacks a
-    /// machine proves little, several in a row do.
-    fn take_in(&self, machines: Vec<Machine>, missed: &mut BTreeMap<MachineId, (Machine, u32)>) {
-        let mut seen = BTreeMap::new();
+    /// Tells the machines' tasks what a listing says that was begun at `begun`. Where listings are eventually
+    /// consistent, some that lack a machine prove little, however many come in a moment.
+    fn take_in(
+        &self,
+        machines: Vec<Machine>,
+        seen: &mut BTreeMap<MachineId, Seen>,
+        begun: Instant,
+        patience: Duration,
+    ) {
+        for one in seen.values_mut() {
+            one.misses += 1;
+        }
         for machine in machines {
-            seen.insert(machine.id.clone(), (machine.clone(), 0));
+            seen.insert(machine.id.clone(), Seen { machine: machine.clone(), at: begun, misses: 0 });
             self.publish(machine);
         }
-        for (id, (machine, misses)) in std::mem::take(missed) {
-            if seen.contains_key(&id) {
-                continue;
-            }
-            if misses + 1 >= MISSES {
-                self.publish(Machine { state: MachineState::Gone, ..machine });
-            } else {
-                seen.insert(id, (machine, misses + 1));
-            }
+        let is_gone = |one: &Seen| one.misses >= MISSES && begun - one.at >= patience;
+        for (_, Seen { machine, .. }) in seen.extract_if(.., |_, one| is_gone(one)) {
+            self.publish(Machine { state: MachineState::Gone, ..machine });
         }
-        *missed = seen;
     }
 
     fn publish(&self, machine: Machine) {
@@ -157,5 +170,44 @@ impl Watch {
                 changed
             });
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn listings_that_come_in_a_moment_prove_nothing() {
+        let watch = Watch { known: Known::default(), calm: Arc::default(), now: Arc::default() };
+        let machine = Machine {
+            id: MachineId::new("i-1"),
+            run: "20260101-000000-aaaa".parse().unwrap(),
+            group: "node".to_owned(),
+            index: 0,
+            state: MachineState::Running,
+            addresses: crate::Addresses::default(),
+            login: crate::Login { user: None, host: None, port: None, host_key: None, directory: None },
+            expires: None,
+            description: String::new(),
+            price: crate::Price::Free,
+            ended: None,
+            interrupted: None,
+        };
+        let state = || watch.sender(&machine.id, |sender| sender.borrow().as_ref().map(|known| known.state));
+        let (mut seen, patience) = (BTreeMap::new(), Duration::from_secs(15));
+        watch.take_in(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        for _ in 0..10 {
+            watch.take_in(Vec::new(), &mut seen, Instant::now(), patience);
+            assert_eq!(state(), Some(MachineState::Running));
+        }
+        tokio::time::advance(patience).await;
+        watch.take_in(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        tokio::time::advance(patience).await;
+        for nth in 1..=MISSES {
+            watch.take_in(Vec::new(), &mut seen, Instant::now(), patience);
+            let expected = if nth < MISSES { MachineState::Running } else { MachineState::Gone };
+            assert_eq!(state(), Some(expected), "listing {nth}");
+        }
     }
 }

@@ -1,16 +1,32 @@
-# Ends the process group $1: TERM, five seconds, KILL. Prints "gone" once nothing of it runs, else "left".
+# Ends the process group $2, if it is one that a command of the run $1 has made: TERM, five seconds, KILL. Prints "gone"
+# once nothing of it runs, else "left". The number comes from the machine, which may lie.
 # Root's processes in it (`sudo …`) are reached with sudo where that asks no questions.
-group=$1 tries=0
+run=$1 group=$2 tries=0
 
-running() {
-    for file in /proc/[0-9]*/stat; do
-        { read -r line <"$file"; } 2>/dev/null || continue
-        rest=${line##*) }
-        set -- $rest
-        [ "$3" = "$group" ] || continue
-        case $1 in Z | X) ;; *) return 0 ;; esac
+# Sets state, parent and its_group of a process.
+look_at() {
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return
+    set -- ${line##*) }
+    state=$1 parent=$2 its_group=$3
+}
+
+members() {
+    for file in /proc/[0-9]*; do
+        look_at "${file#/proc/}" && [ "$its_group" = "$group" ] || continue
+        case $state in Z | X) ;; *) echo "${file#/proc/}" ;; esac
     done
-    [ ! -e /proc/self/stat ] && kill -0 -- "-$group" 2>/dev/null
+}
+
+# Whether a process of the group, or one that it descends from, is marked as the run's.
+is_the_runs() {
+    for pid; do
+        while [ "${pid:-0}" -gt 1 ]; do
+            grep -qzxF -- "TSUNAMI_RUN_ID=$run" "/proc/$pid/environ" 2>/dev/null && return
+            look_at "$pid" || break
+            pid=$parent
+        done
+    done
+    return 1
 }
 
 signal() {
@@ -18,13 +34,16 @@ signal() {
     [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n kill -s "$1" -- "-$group" 2>/dev/null; }
 }
 
-signal TERM
-while running; do
-    tries=$((tries + 1))
+while left=$(members) && [ -n "$left" ]; do
     case $tries in
+    0)
+        [ "$group" -gt 1 ] && is_the_runs $left || { echo left; exit; }
+        signal TERM
+        ;;
     50 | 60 | 70) signal KILL ;;
     80) echo left; exit ;;
     esac
+    tries=$((tries + 1))
     sleep 0.1
 done
 echo gone

@@ -1,15 +1,17 @@
 //! A session: one machine, one or more masters, any number of supervised commands.
 
+mod shell;
 mod supervisor;
 mod transfer;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,13 +23,16 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tsunami_core::limits::{SCRIPT_OUTPUT_LIMIT, SCRIPT_TIMEOUT};
 use tsunami_core::{
-    Command, Download, Exit, Machine, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    BoxError, Command, Download, Exit, Leftover, Machine, OutputSink, Session, SessionError,
+    SessionErrorKind, Stdin, Stream,
 };
 
 use crate::connector::RunSsh;
-use crate::keeper;
 use crate::master::Master;
+use crate::watchdog::{self, Arming};
+use shell::{AfterPreamble, Preamble};
 use supervisor::{Note, Notes};
 use transfer::Parcel;
 
@@ -75,6 +80,8 @@ struct Shared {
     /// One permit for every channel of every connection.
     channels: Semaphore,
     growing: AsyncMutex<()>,
+    /// Whether the machine's login shell is known to start our `sh`.
+    greeted: AtomicBool,
     /// What goes on on the machine, commands that are being ended included.
     tasks: TaskTracker,
     nonce: AtomicU32,
@@ -113,7 +120,7 @@ impl Connection {
         })
     }
 
-    /// Opens a channel for a command line.
+    /// Opens a channel for a line that the login shell reads.
     async fn open(
         &self,
         line: &str,
@@ -153,16 +160,74 @@ impl Connection {
         }
     }
 
-    /// Ends a process group on the machine, and says whether it is gone.
-    async fn kill(&self, group: u32) -> bool {
+    /// Ends a process group that a command of the run has made, and says whether it is gone.
+    async fn kill(&self, run: &str, group: u32) -> bool {
         let kill = async {
-            let line = supervisor::kill_line(group);
-            let mut child = self.open(&line, Stdio::null(), Stdio::piped()).await.ok()?;
-            let mut said = String::new();
-            child.stdout().take()?.read_to_string(&mut said).await.ok()?;
-            Some(said.trim() == "gone")
+            let line = supervisor::kill_line(run, group).ok()?;
+            let (stdin, mut feed) = io::pipe().ok()?;
+            let mut child = self.open(shell::LINE, stdio(stdin.into()), Stdio::piped()).await.ok()?;
+            feed.write_all(&line).ok()?;
+            drop(feed);
+            let mut said = Answer::default();
+            said.read_on(child.stdout(), |_| false).await.ok()?;
+            Some(said.text().trim() == "gone")
         };
         timeout(KILLING, kill).await.ok().flatten().unwrap_or(false)
+    }
+}
+
+/// What a script of tsunami's own says on one of its outputs.
+#[derive(Debug, Default)]
+struct Answer {
+    preamble: Preamble,
+    bytes: Vec<u8>,
+}
+
+/// What comes from a channel, and what has been read of it.
+struct Outputs {
+    /// `None` where somebody else takes it.
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    out: Answer,
+    err: Answer,
+}
+
+impl Outputs {
+    fn of(child: &mut RemoteChild) -> Self {
+        let (stdout, stderr) = (child.stdout().take(), child.stderr().take());
+        Self { stdout, stderr, out: Answer::default(), err: Answer::default() }
+    }
+}
+
+impl Answer {
+    /// Reads until the end, or until it is enough.
+    async fn read_on(
+        &mut self,
+        stream: &mut Option<impl AsyncRead + Unpin>,
+        enough: impl Fn(&Self) -> bool,
+    ) -> Result<(), SessionError> {
+        let mut chunk = [0; 4096];
+        // What came before an error is all there is.
+        while !enough(self)
+            && let Some(stream) = stream.as_mut()
+            && let Ok(count @ 1..) = stream.read(&mut chunk).await
+        {
+            let more = self.preamble.take(&chunk[..count]).map_err(too_much)?;
+            self.bytes.extend_from_slice(&more);
+            if self.bytes.len() > SCRIPT_OUTPUT_LIMIT {
+                return Err(too_much(format!("more than {} KiB", SCRIPT_OUTPUT_LIMIT >> 10)));
+            }
+        }
+        Ok(())
+    }
+
+    fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
+
+    /// All that was said, noise included.
+    fn words(&self) -> String {
+        [self.preamble.noise(), &self.bytes].map(String::from_utf8_lossy).concat()
     }
 }
 
@@ -175,73 +240,73 @@ impl SshSession {
             connections: Mutex::new(vec![Connection::new(master)]),
             channels: Semaphore::new(CHANNELS),
             growing: AsyncMutex::default(),
+            greeted: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
 
+    /// Whether anything was ever said to the machine: it is known to run our `sh`.
+    pub(crate) fn has_shell(&self) -> bool {
+        self.shared.greeted.load(Ordering::Relaxed)
+    }
+
     /// Runs a script of tsunami's own, outside of the run's directory and unmarked as the run's. Returns what
     /// it printed.
-    pub(crate) async fn script(&self, script: &str, args: &[&str]) -> Result<String, SessionError> {
-        let mut words = vec!["exec", "sh", "-c", script, "sh"];
-        words.extend(args);
-        let line = shlex::try_join(words).map_err(|error| {
-            SessionError::new(SessionErrorKind::Local, "the script can't be quoted").source(error)
-        })?;
-        let channel = self.shared.channel().await?;
-        let mut child = channel.connection.open(&line, Stdio::null(), Stdio::piped()).await?;
-        let (stdout, stderr) = (child.stdout().take(), child.stderr().take());
-        let (stdout, stderr) = tokio::join!(read_all(stdout), read_all(stderr));
-        let status = child.wait().await.map_err(|_| channel.connection.master.lost())?;
-        if status.success() {
-            return Ok(stdout);
-        }
-        channel.connection.check().await?;
-        Err(SessionError::new(SessionErrorKind::Remote, stderr.trim().to_owned()))
+    async fn script(&self, script: &str, args: &[&str]) -> Result<String, SessionError> {
+        let answered = timeout(SCRIPT_TIMEOUT, self.shared.script(shell::script_line(script, args)?));
+        let seconds = SCRIPT_TIMEOUT.as_secs();
+        let silent = |_| SessionError::new(SessionErrorKind::Remote, format!("no answer within {seconds} s"));
+        answered.await.map_err(silent)?
     }
 
     /// Makes the run's directory on a machine that doesn't belong to the run, and starts the watchdog that ends
-    /// the run's processes there at `until`. Once it runs, only its deadline is set. By the machine's own clocks:
-    /// they need not agree with ours.
-    pub(crate) async fn keep_until(&self, directory: &str, until: SystemTime) -> Result<(), SessionError> {
+    /// the run's processes there at `until`. By the machine's own clocks: they need not agree with ours.
+    pub(crate) async fn arm(
+        &self,
+        directory: &str,
+        until: SystemTime,
+        arming: Arming,
+    ) -> Result<(), SessionError> {
+        /// Gets the watchdog's script and its arguments, of which the third is the directory.
         const ARM: &str = r#"
-            umask 077 && mkdir -p -- "$1" && cd -- "$1" && directory=$PWD
-            read -r now _ </proc/uptime
-            echo "$(($(date +%s) + $2)) $((${now%%.*} + $2))" >.deadline.new && mv .deadline.new .deadline
-            [ -e .keeper.pid ] && read -r pid <.keeper.pid && grep -qF -- "$directory" "/proc/$pid/cmdline" && exit
-            printf '%s' "$4" >.keeper.sh
-            setsid sh .keeper.sh keep "$directory" "$3" </dev/null >/dev/null 2>&1 &
-            echo $! >.keeper.pid"#;
-        let left = until.duration_since(SystemTime::now()).unwrap_or_default().as_secs().to_string();
-        let run = self.shared.ssh.run().to_string();
-        let script = format!("set -e; {ARM}");
-        self.script(&script, &[directory, &left, &run, keeper::SCRIPT]).await.map(drop)
+            script=$1 mode=$2 run=$3 directory=$4 seconds=$5 how=$6
+            umask 077
+            mkdir -p -- "$directory" && cd -- "$directory" || {
+                ls -ld -- "${directory%/*}" "$directory" >&2
+                exit 1
+            }
+            set -- "$mode" "$run" "$PWD" "$seconds" "$how"
+            setsid sh -c "$script" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &"#;
+        let watch = watchdog::watch(self.shared.ssh.run(), directory, until, arming);
+        let args: Vec<&str> =
+            [watchdog::SCRIPT].into_iter().chain(watch.iter().map(String::as_str)).collect();
+        // The watchdog holds the script's outputs until it watches.
+        let said = self.script(ARM, &args).await?;
+        match said.trim() {
+            watchdog::ARMED => Ok(()),
+            said => {
+                let message = format!("the watchdog of the run does not start: it said `{said}`");
+                Err(SessionError::new(SessionErrorKind::Remote, message))
+            }
+        }
     }
 
     /// Ends the run's processes on a machine that doesn't belong to the run, and removes its directory there.
-    /// Returns what is left.
-    pub(crate) async fn reap(&self, directory: &str) -> Result<Vec<String>, SessionError> {
+    /// Returns what is left on the machine, which `place` names.
+    pub(crate) async fn reap(&self, directory: &str, place: &str) -> Result<Vec<Leftover>, SessionError> {
+        /// Gets the directory, the run and the watchdog's script.
+        const REAP: &str = r#"
+            directory=$1 run=$2 script=$3
+            case $directory in /*) ;; *) directory=$PWD/$directory ;; esac
+            set -- reap "$run" "$directory"
+            cd /
+            eval "$script""#;
         let run = self.shared.ssh.run().to_string();
-        let text = self.script(REAP, &[directory, &run, keeper::SCRIPT]).await?;
-        Ok(text.lines().map(str::to_owned).collect())
+        let said = self.script(REAP, &[directory, &run, watchdog::SCRIPT]).await?;
+        Ok(watchdog::leftovers(&said, place))
     }
-}
-
-/// Runs the keeper's script, `$3`, in its `reap` mode.
-const REAP: &str = r#"cd -- "$1" 2>/dev/null || exit 0
-directory=$PWD run=$2 script=$3
-cd /
-set -- reap "$directory" "$run"
-eval "$script""#;
-
-async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(mut stream) = stream {
-        // What came before an error is all there is.
-        let _ = stream.read_to_end(&mut bytes).await;
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Shared {
@@ -297,16 +362,14 @@ impl Shared {
         Ok(Channel { connection: connection.clone(), permit: Some(permit) })
     }
 
-    /// Opens a channel for the supervisor. If sshd takes fewer than we thought, waits for another to end.
-    ///
-    /// Not to be dropped: the command might have begun.
+    /// Opens a channel to a `sh` that reads its line. If sshd takes fewer than we thought, waits for another to
+    /// end.
     async fn open<'a>(
         &'a self,
         mut channel: Channel<'a>,
         stdin: &PipeReader,
         stdout: Option<&PipeWriter>,
     ) -> Opening<'a> {
-        let line = supervisor::command_line(self.ssh.run().as_str());
         loop {
             let connection = channel.connection.clone();
             let ends = || {
@@ -316,7 +379,7 @@ impl Shared {
                 io::Result::Ok((stdin, stdout.unwrap_or_else(Stdio::piped)))
             };
             let (stdin, stdout) = ends().map_err(|error| local("no more pipes", error))?;
-            let opening = timeout(ANSWER, connection.open(&line, stdin, stdout));
+            let opening = timeout(ANSWER, connection.open(shell::LINE, stdin, stdout));
             let error = match opening.await {
                 Ok(Ok(child)) => return Ok((channel, child)),
                 Ok(Err(error)) => error,
@@ -336,6 +399,57 @@ impl Shared {
         }
     }
 
+    /// Makes sure, once, that what reads a channel's standard input is our `sh`.
+    async fn greet(&self, outputs: &mut Outputs) -> Result<(), SessionError> {
+        if self.greeted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let is_over = |answer: &Answer| answer.preamble.is_over();
+        let Outputs { stdout, stderr, out, err } = outputs;
+        let greeting = async {
+            tokio::select! {
+                heard = err.read_on(stderr, is_over) => heard?,
+                // It may be silent, or the whole greeting.
+                Err(error) = out.read_on(stdout, is_over), if stdout.is_some() => return Err(error),
+            }
+            if !err.preamble.is_over() {
+                // What it has printed says more than any guess of ours.
+                let _ = timeout(STRAGGLERS, out.read_on(stdout, is_over)).await;
+            }
+            Ok(())
+        };
+        timeout(ANSWER, greeting).await.unwrap_or(Ok(()))?;
+        if err.preamble.is_over() {
+            self.greeted.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let connection = self.lock().first().cloned();
+        if let Some(connection) = connection {
+            connection.check().await?;
+        }
+        let words = [out.words(), err.words()].concat();
+        Err(no_shell(&self.machine, words.trim()))
+    }
+
+    /// Runs a line of script, and returns what it printed.
+    async fn script(&self, line: Vec<u8>) -> Result<String, SessionError> {
+        let (stdin, mut feed) = io::pipe().map_err(|error| local("no more pipes", error))?;
+        let (channel, mut child) = self.open(self.channel().await?, &stdin, None).await?;
+        drop(stdin);
+        let mut outputs = Outputs::of(&mut child);
+        self.greet(&mut outputs).await?;
+        // It fits into the pipe, or is read as it is written. That nobody reads it shows in the status.
+        let _ = spawn_blocking(move || feed.write_all(&line)).await;
+        let Outputs { mut stdout, mut stderr, mut out, mut err } = outputs;
+        tokio::try_join!(out.read_on(&mut stdout, |_| false), err.read_on(&mut stderr, |_| false))?;
+        let status = child.wait().await.map_err(|_| channel.connection.master.lost())?;
+        if status.success() {
+            return Ok(out.text().into_owned());
+        }
+        channel.connection.check().await?;
+        Err(SessionError::new(SessionErrorKind::Remote, err.text().trim().to_owned()))
+    }
+
     /// Runs a command in a task of its own, which nobody drops, so that the command is ended in good order when
     /// the caller goes away.
     async fn run(
@@ -350,7 +464,7 @@ impl Shared {
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let header = supervisor::header(command, &mark, self.base.as_deref())?;
+        let header = supervisor::lines(self.ssh.run().as_str(), command, &mark, self.base.as_deref())?;
         let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
@@ -362,7 +476,9 @@ impl Shared {
     }
 }
 
-type Opening<'a> = Result<(Channel<'a>, Child<Arc<openssh::Session>>), SessionError>;
+type RemoteChild = Child<Arc<openssh::Session>>;
+
+type Opening<'a> = Result<(Channel<'a>, RemoteChild), SessionError>;
 
 /// What a command reads.
 #[derive(Debug)]
@@ -422,13 +538,19 @@ impl Supervised {
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let channel = stop.run_until_cancelled(shared.channel()).await.ok_or_else(cancelled)??;
         let (stdin, feed) = io::pipe().map_err(|error| local("no more pipes", error))?;
-        let feeding = input.feed(header, feed);
         let (channel, mut child) = shared.open(channel, &stdin, stdout.as_ref()).await?;
         drop((stdin, stdout));
+        let mut outputs = Outputs::of(&mut child);
+        // Until the greeting is over nothing has begun.
+        stop.run_until_cancelled(shared.greet(&mut outputs)).await.ok_or_else(cancelled)??;
+        let feeding = input.feed(header, feed);
         let mut pump = Pump {
             connection: channel.connection.clone(),
-            stdout: child.stdout().take(),
-            stderr: child.stderr().take(),
+            run: shared.ssh.run().to_string(),
+            stdout: outputs.stdout,
+            stderr: outputs.stderr,
+            stdout_preamble: outputs.out.preamble,
+            stderr_preamble: outputs.err.preamble,
             notes: Notes::new(&mark),
             output,
             group: None,
@@ -460,8 +582,11 @@ impl Supervised {
 /// Moves a command's output, and ends the command when asked to.
 struct Pump {
     connection: Arc<Connection>,
+    run: String,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
+    stdout_preamble: Preamble,
+    stderr_preamble: Preamble,
     notes: Notes,
     output: Arc<dyn OutputSink>,
     group: Option<u32>,
@@ -510,9 +635,9 @@ impl Pump {
             } else if stopping && killing.is_none() && self.killed.is_none() {
                 match self.group {
                     Some(group) => {
-                        let connection = self.connection.clone();
+                        let (connection, run) = (self.connection.clone(), self.run.clone());
                         alarm = None;
-                        killing = Some(Box::pin(async move { connection.kill(group).await }));
+                        killing = Some(Box::pin(async move { connection.kill(&run, group).await }));
                     }
                     None => alarm = alarm.or_else(|| Some(Instant::now() + BEGINNING)),
                 }
@@ -527,20 +652,29 @@ impl Pump {
     fn take_stdout(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             self.stdout = None;
-        } else {
-            self.hand_on(Stream::Stdout, bytes);
+            return;
         }
+        let mut preamble = std::mem::take(&mut self.stdout_preamble);
+        match preamble.take(bytes) {
+            Ok(said) if said.is_empty() => {}
+            Ok(said) => self.hand_on(Stream::Stdout, &said),
+            Err(error) => self.refuse(error),
+        }
+        self.stdout_preamble = preamble;
     }
 
     fn take_stderr(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             self.stderr = None;
         }
-        let mut notes = std::mem::take(&mut self.notes);
-        let found = notes.take(bytes, |bytes| {
-            self.hand_on(Stream::Stderr, bytes);
-            Ok::<_, std::convert::Infallible>(())
+        let mut preamble = std::mem::take(&mut self.stderr_preamble);
+        let said = preamble.take(bytes).unwrap_or_else(|error| {
+            self.refuse(error);
+            Cow::Borrowed(&[])
         });
+        self.stderr_preamble = preamble;
+        let mut notes = std::mem::take(&mut self.notes);
+        let found = notes.take(&said, |bytes| self.hand_on(Stream::Stderr, bytes));
         if self.stderr.is_none() {
             let rest = notes.rest();
             if !rest.is_empty() {
@@ -549,12 +683,16 @@ impl Pump {
         } else {
             self.notes = notes;
         }
-        let Ok(found) = found;
+        let found = found.unwrap_or_else(|error| {
+            self.refuse(error);
+            Vec::new()
+        });
         for note in found {
             match note {
-                Note::Started(group) => self.group = Some(group),
-                Note::NoDirectory(directory) => self.no_directory = Some(directory),
-                Note::Ended(exit) => self.exit = Some(exit),
+                // The first of a kind is the supervisor's.
+                Note::Started(group) => drop(self.group.get_or_insert(group)),
+                Note::NoDirectory(directory) => drop(self.no_directory.get_or_insert(directory)),
+                Note::Ended(exit) => drop(self.exit.get_or_insert(exit)),
             }
         }
     }
@@ -563,6 +701,11 @@ impl Pump {
         if self.sink_failed.is_none() {
             self.sink_failed = self.output.write(stream, bytes).err();
         }
+    }
+
+    /// What the machine says is not read any further.
+    fn refuse(&mut self, error: impl Into<BoxError>) {
+        self.sink_failed.get_or_insert_with(|| io::Error::other(error));
     }
 
     /// What all that was seen comes to.
@@ -596,7 +739,7 @@ impl Pump {
             ));
         };
         // Somebody ended the supervisor, so nobody saw how the command ended, or whether.
-        let gone = self.connection.kill(group).await;
+        let gone = self.connection.kill(&self.run, group).await;
         let left = if gone { "is gone" } else { "may still be running" };
         let message = format!("the command's supervisor was ended from outside; the command {left}");
         Err(SessionError::new(SessionErrorKind::Remote, message))
@@ -661,7 +804,7 @@ impl Session for SshSession {
         let into = download.into.clone();
         let (done, taken) = oneshot::channel();
         let unpacking = spawn_blocking(move || {
-            let unpacked = transfer::unpack(from, &into);
+            let unpacked = transfer::unpack(AfterPreamble::new(from), &into);
             let _ = done.send(());
             unpacked
         });
@@ -752,6 +895,24 @@ fn stdio(pipe: OwnedFd) -> Stdio {
 
 fn local(message: impl Into<String>, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+fn too_much(error: impl Into<BoxError>) -> SessionError {
+    SessionError::new(SessionErrorKind::Remote, "the machine says more than is read").source(error)
+}
+
+/// Nothing was put on the machine: it has not been given a word.
+fn no_shell(machine: &Machine, said: &str) -> SessionError {
+    let user = machine.login.user.as_deref().map(|user| format!(" of {user}")).unwrap_or_default();
+    let said = match said {
+        "" => "it said nothing".to_owned(),
+        said => format!("it said `{}`", said.chars().take(600).collect::<String>()),
+    };
+    let message = format!("the login shell{user} does not run `exec sh`; {said}");
+    SessionError::new(SessionErrorKind::Remote, message).help(
+        "log in as a user who may run commands (`user`): not through nologin, a restricted shell, sftp only, or \
+         a start-up file that puts another program in the shell's place",
+    )
 }
 
 fn closed() -> SessionError {

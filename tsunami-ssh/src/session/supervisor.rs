@@ -6,9 +6,12 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 
+use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
+
+use super::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
 const KILL: &str = include_str!("kill.sh");
@@ -16,24 +19,23 @@ const KILL: &str = include_str!("kill.sh");
 /// What every mark begins with, so that it is found fast: a byte that texts don't have.
 const SEPARATOR: u8 = 0x1e;
 
-/// The command line that starts the supervisor: in bash if there is one, else in `sh`. Written for any login shell
-/// that knows `&&` and quotes; the script twice costs less than one more process.
-pub(super) fn command_line(run: &str) -> String {
-    let quoted = quote(SUPERVISOR.as_bytes());
-    let script = String::from_utf8_lossy(&quoted);
-    // Marked as the run's from its first moment, and all that it starts with it.
-    format!(
-        "export TSUNAMI_RUN_ID={run}; command -v bash >/dev/null 2>&1 && exec bash --posix -c {script}; exec sh -c {script}"
-    )
+/// What our `sh` reads: the line that starts the supervisor, and the line that tells it what to run.
+pub(super) fn lines(
+    run: &str,
+    command: &Command,
+    mark: &str,
+    base: Option<&str>,
+) -> Result<Vec<u8>, SessionError> {
+    Ok([shell::supervisor_line(run, SUPERVISOR)?, header(command, mark, base)?].concat())
 }
 
-/// The command line that ends a process group and says whether it is gone.
-pub(super) fn kill_line(group: u32) -> String {
-    format!("exec sh -c {} sh {group}", String::from_utf8_lossy(&quote(KILL.as_bytes())))
+/// The line that ends a process group of the run's, and says whether it is gone.
+pub(super) fn kill_line(run: &str, group: u32) -> Result<Vec<u8>, SessionError> {
+    shell::script_line(KILL, &[run, &group.to_string()])
 }
 
 /// The line that tells the supervisor what to run.
-pub(super) fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
+fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
     let mut line = Vec::new();
     let directory = match (base, command.cwd.as_deref()) {
         (Some(base), Some(cwd)) if !cwd.starts_with('/') => Cow::Owned(format!("{base}/{cwd}")),
@@ -49,11 +51,11 @@ pub(super) fn header(command: &Command, mark: &str, base: Option<&str>) -> Resul
                 format!("`{name}` is no name for a variable"),
             ));
         }
-        push(&mut line, &[b" ", name.as_bytes(), b"=", &one_line(value.as_bytes())?]);
+        push(&mut line, &[b" ", name.as_bytes(), b"=", &shell::word(value)?]);
     }
     let shell = |line: &mut Vec<u8>, script: &str, args: &[std::ffi::OsString]| {
         let script = one_line(script.as_bytes())?;
-        line.extend_from_slice(b"; if [ -n \"$BASH_VERSION\" ]; then set -- bash -eo pipefail -c ");
+        line.extend_from_slice(b"; if [ -n \"$BASH_VERSION\" ]; then set -- bash --norc -eo pipefail -c ");
         push(line, &[&script, b" bash; else set -- sh -e -c ", &script, b" sh; fi; set -- \"$@\""]);
         arguments(line, args.iter().map(|arg| arg.as_os_str()))
     };
@@ -75,7 +77,7 @@ fn push(line: &mut Vec<u8>, parts: &[&[u8]]) {
 
 fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> Result<(), SessionError> {
     for arg in args {
-        push(line, &[b" ", &one_line(arg.as_bytes())?]);
+        push(line, &[b" ", &shell::word(arg)?]);
     }
     Ok(())
 }
@@ -83,20 +85,6 @@ fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> R
 fn is_variable(name: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty() && name.bytes().all(word)
-}
-
-/// Quotes bytes for a shell; there are no zero bytes in tsunami's own texts.
-fn quote(text: &[u8]) -> Vec<u8> {
-    shlex::bytes::try_quote(text).map(Cow::into_owned).unwrap_or_default()
-}
-
-/// Quotes bytes for a shell so that they stay on one line: the supervisor's `$_n` is a line break.
-fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
-    if text.contains(&0) {
-        return Err(SessionError::new(SessionErrorKind::Local, "no command can be given a zero byte"));
-    }
-    let parts: Vec<_> = text.split(|&byte| byte == b'\n').map(quote).collect();
-    Ok(parts.join(b"\"$_n\"".as_slice()))
 }
 
 /// A mark that the command can't guess.
@@ -130,11 +118,9 @@ impl Notes {
     }
 
     /// Takes some bytes; gives what the command itself wrote to `output`, and returns the notes.
-    pub(super) fn take<E>(
-        &mut self,
-        bytes: &[u8],
-        mut output: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<Vec<Note>, E> {
+    ///
+    /// A note that does not end is an error.
+    pub(super) fn take(&mut self, bytes: &[u8], mut output: impl FnMut(&[u8])) -> io::Result<Vec<Note>> {
         let mut data = std::mem::take(&mut self.held);
         data.extend_from_slice(bytes);
         let mut rest = data.as_slice();
@@ -142,25 +128,31 @@ impl Notes {
         while let Some(at) = rest.iter().position(|&byte| byte == SEPARATOR) {
             let from = &rest[at..];
             if from.len() < self.mark.len() && self.mark.starts_with(from) {
-                output_some(&rest[..at], &mut output)?;
+                output_some(&rest[..at], &mut output);
                 self.held = from.to_vec();
                 return Ok(notes);
             }
             let Some(note) = from.strip_prefix(self.mark.as_slice()) else {
                 // Some other use of the byte.
-                output_some(&rest[..=at], &mut output)?;
+                output_some(&rest[..=at], &mut output);
                 rest = &rest[at + 1..];
                 continue;
             };
-            output_some(&rest[..at], &mut output)?;
+            output_some(&rest[..at], &mut output);
+            if self.jobs.len() > NOTE_LIMIT {
+                return Err(endless_note());
+            }
             let Some((parsed, after)) = self.parse(note) else {
+                if from.len() > NOTE_LIMIT {
+                    return Err(endless_note());
+                }
                 self.held = from.to_vec();
                 return Ok(notes);
             };
             notes.extend(parsed);
             rest = after;
         }
-        output_some(rest, &mut output)?;
+        output_some(rest, &mut output);
         Ok(notes)
     }
 
@@ -179,7 +171,7 @@ impl Notes {
         }
         let (text, after) = line(note)?;
         let parsed = match text.split_once(' ') {
-            Some(("pid", pid)) => pid.parse().ok().map(Note::Started),
+            Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Note::Started),
             Some(("end", statuses)) => ended(&self.jobs, statuses).map(Note::Ended),
             Some(("no", directory)) => Some(Note::NoDirectory(directory.to_owned())),
             _ => None,
@@ -188,8 +180,19 @@ impl Notes {
     }
 }
 
-fn output_some<E>(bytes: &[u8], output: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-    if bytes.is_empty() { Ok(()) } else { output(bytes) }
+/// Whether a number may be that of a command's process group. Zero is everybody's own, and one the system's.
+fn is_group(number: u32) -> bool {
+    (2..=PROCESS_LIMIT).contains(&number)
+}
+
+fn endless_note() -> io::Error {
+    io::Error::other(format!("a note of the command's supervisor is longer than {} KiB", NOTE_LIMIT >> 10))
+}
+
+fn output_some(bytes: &[u8], output: &mut impl FnMut(&[u8])) {
+    if !bytes.is_empty() {
+        output(bytes);
+    }
 }
 
 fn line(bytes: &[u8]) -> Option<(String, &[u8])> {
@@ -223,14 +226,7 @@ mod tests {
         let mut notes = Notes::new(&mark(7));
         let (mut found, mut output) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            found.extend(
-                notes
-                    .take(chunk, |bytes| {
-                        output.extend_from_slice(bytes);
-                        Ok::<_, ()>(())
-                    })
-                    .unwrap(),
-            );
+            found.extend(notes.take(chunk, |bytes| output.extend_from_slice(bytes)).unwrap());
         }
         output.extend(notes.rest());
         (found, output)
@@ -247,6 +243,56 @@ mod tests {
         for size in 1..stream.len() {
             let chunks: Vec<&[u8]> = stream.as_bytes().chunks(size).collect();
             assert_eq!(take_all(&chunks), expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_a_commands_group_is_one() {
+        for (number, is_one) in
+            [("0", false), ("1", false), ("-1", false), ("2", true), ("4194304", true), ("4194305", false)]
+        {
+            let note = format!("{}pid {number}\n", mark(7));
+            assert_eq!(!take_all(&[note.as_bytes()]).0.is_empty(), is_one, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_note_without_an_end_is_an_error() {
+        for kind in ["pid ", "jobs ", "no "] {
+            let mut notes = Notes::new(&mark(7));
+            notes.take(format!("{}{kind}", mark(7)).as_bytes(), |_| {}).unwrap();
+            let flood = (0..=NOTE_LIMIT / 4096).any(|_| notes.take(&[b'1'; 4096], |_| {}).is_err());
+            assert!(flood, "{kind}");
+        }
+        // Nor do many.
+        let mut notes = Notes::new(&mark(7));
+        let jobs = format!("{0}jobs {1}{0}said\n", mark(7), "x".repeat(4096));
+        assert!((0..=NOTE_LIMIT / 4096 + 1).any(|_| notes.take(jobs.as_bytes(), |_| {}).is_err()));
+    }
+
+    /// Runs the script that ends a group, and returns what it says.
+    fn kill(shell: &[&str], run: &str, group: u32) -> String {
+        let mut kill = std::process::Command::new(shell[0]);
+        kill.args(&shell[1..]).args(["-c", KILL, "sh", run, &group.to_string()]);
+        String::from_utf8(kill.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn only_a_group_of_the_runs_own_is_ended() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let sleep = |mark: Option<&str>| {
+                let mut sleep = std::process::Command::new("sleep");
+                sleep.arg("1000").process_group(0).env_remove("TSUNAMI_RUN_ID");
+                sleep.envs(mark.map(|run| ("TSUNAMI_RUN_ID", run))).spawn().unwrap()
+            };
+            for (mark, said) in [(None, "left"), (Some("another"), "left"), (Some("mine"), "gone")] {
+                let mut sleep = sleep(mark);
+                assert_eq!(kill(&shell, "mine", sleep.id()), said, "{shell:?}, marked {mark:?}");
+                assert_eq!(sleep.try_wait().unwrap().is_some(), said == "gone", "{shell:?}, marked {mark:?}");
+                sleep.kill().unwrap();
+                sleep.wait().unwrap();
+            }
         }
     }
 

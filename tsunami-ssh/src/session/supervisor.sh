@@ -9,11 +9,12 @@
 #
 # `wait` alone can't tell a status of 137 from a signal 9, but `jobs` can, in every shell that this runs in, as
 # long as it is asked before `wait` has answered: bash does so when the command's end interrupts it.
+# A command in the background reads nothing, in shells other than bash, unless its input comes by another descriptor.
 # Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
 _n='
 '
 IFS= read -r _header || exit 125
-exec 3>&2 2>/dev/null
+exec 3>&2 2>/dev/null 4<&0
 eval "$_header"
 if [ -n "$_directory" ] && ! cd -- "$_directory"; then
     printf '%sno %s\n' "$_mark" "$_directory" >&3
@@ -27,9 +28,9 @@ _jobs() {
 if [ -n "$BASH_VERSION" ]; then
     set -m
     trap _jobs CHLD
-    "$@" <&0 2>&3 3>&- &
+    "$@" <&4 2>&3 3>&- 4<&- &
 else
-    setsid "$@" <&0 2>&3 3>&- &
+    setsid "$@" <&4 2>&3 3>&- 4<&- &
 fi
 _pid=$!
 printf '%spid %s\n' "$_mark" "$_pid" >&3

@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
-use tokio::time::Instant;
-use tsunami_core::{
-    Connector, Deadline, LaunchRequest, Machine, MachineSpec, Provider, RunFilter, RunId, Session,
-};
+use tsunami_core::{Connector, Deadline, LaunchRequest, Machine, MachineSpec, Provider, RunFilter, RunId};
 use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -62,19 +59,11 @@ impl Machines {
     pub(crate) fn directory(&self) -> PathBuf {
         self.root.path().join(self.run.as_str())
     }
-
-    pub(crate) async fn connect(&self, index: usize) -> Box<dyn Session> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        self.connector
-            .connect(&self.machines[index], deadline)
-            .await
-            .unwrap_or_else(|error| panic!("{error}"))
-    }
 }
 
 impl Drop for Machines {
     fn drop(&mut self) {
-        // As the engine does, but a drop can't wait: the keeper's script is the same.
+        // As the engine does, but a drop can't wait: the watchdog's script is the same.
         let (root, run, connector) = (self.root.path().to_owned(), self.run.clone(), self.connector.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -1,0 +1,137 @@
+# Ends the processes of a run. Runs on the machine itself: beside the machines of `local`, on each of `hosts`.
+#
+#   watch RUN DIRECTORY SECONDS HOW
+#                        says "armed", and does what `reap` does in SECONDS, or as soon as DIRECTORY is gone. HOW is
+#                        `ensure`: an older watchdog of the run goes on in its place; or `replace`: it ends them.
+#   reap RUN DIRECTORY   ends all processes of the run: TERM, five seconds, KILL. Once they are gone it removes the
+#                        directory, and last the watchdogs. Prints a line for whatever is left: what it is, a tab,
+#                        why it is still there.
+#
+# A process belongs to the run if its environment has TSUNAMI_RUN_ID=RUN, or if it is an sshd of one of the run's
+# machines, or if it descends from such a process. Nothing depends on a pid that somebody did not come to write
+# down, nor on a path, which sshd shows in an encoding of its own.
+# A watchdog keeps its deadline in itself, where no command of the run can reach it: two moments, by the clock and
+# since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It is known
+# by its name, the first argument after the script, which is the same for the same run and directory. What it can't
+# find out counts as the end.
+mode=$1 run=$2 dir=$3 name=tsunami-watchdog:$2:$3
+
+# Sets state, group and started of a process.
+look_at() {
+    { read -r line <"/proc/$1/stat"; } 2>/dev/null || return
+    set -- ${line##*) }
+    state=$1 group=$3 started=${20}
+}
+
+# The run's watchdogs that are older than this process: of two that begin at once, one is.
+older_watchdogs() {
+    look_at $$ || return
+    own_start=$started
+    for pid in $(grep -lzxF -- "$name" /proc/[0-9]*/cmdline 2>/dev/null | cut -d / -f 3); do
+        look_at "$pid" && [ "$group" = "$pid" ] && [ -O "/proc/$pid" ] || continue
+        case $state in Z | X | T) continue ;; esac
+        [ "$started" -lt "$own_start" ] || { [ "$started" = "$own_start" ] && [ "$pid" -lt $$ ]; } || continue
+        echo "$pid"
+    done
+}
+
+end_watchdogs() {
+    tries=0
+    while left=$(older_watchdogs) && [ -n "$left" ] && [ $tries -lt 50 ]; do
+        for pid in $left; do
+            kill -s KILL -- "-$pid" 2>/dev/null
+        done
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+}
+
+marked() {
+    grep -lzxF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3
+}
+
+listeners() {
+    set -- $(grep -lF -- "$run/local/" /proc/[0-9]*/cmdline 2>/dev/null)
+    [ $# -eq 0 ] || grep -lF sshd_config "$@" 2>/dev/null | cut -d / -f 3
+}
+
+# The processes given, and all that descend from them.
+trees() {
+    [ $# -gt 0 ] || return 0
+    all= found=" $* "
+    for file in /proc/[0-9]*/stat; do
+        { read -r line <"$file"; } 2>/dev/null || continue
+        rest=${line##*) }
+        state=${rest%% *} parent=${rest#* }
+        [ "$state" = Z ] || all="$all ${line%% *}:${parent%% *}"
+    done
+    more=yes
+    while [ -n "$more" ]; do
+        more=
+        for one in $all; do
+            case $found in *" ${one%:*} "*) continue ;; esac
+            case $found in *" ${one#*:} "*) found="$found${one%:*} " more=yes ;; esac
+        done
+    done
+    echo $found
+}
+
+processes() {
+    trees $(listeners) $(marked)
+}
+
+reap() {
+    signal=TERM tries=0
+    while left=$(processes) && [ -n "$left" ]; do
+        case $tries in
+        0 | 5[0-9] | 6[0-9])
+            [ $tries -eq 0 ] || signal=KILL
+            kill -s $signal $left 2>/dev/null
+            ;;
+        7[0-9])
+            for pid in $left; do
+                printf 'process %s: %s\tit does not end\n' "$pid" \
+                    "$(tr '\0\n\t' '   ' <"/proc/$pid/cmdline" | cut -c 1-120)"
+            done
+            return 1
+            ;;
+        esac
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    why=$(rm -rf -- "$dir" 2>&1)
+    [ -e "$dir" ] || return 0
+    printf 'directory %s\t%s\n' "$dir" "$(echo "$why" | tr '\n\t' '  ' | cut -c 1-300)"
+    return 1
+}
+
+# Waits until a moment by the clock or one since boot.
+wait_until() {
+    while [ -d "$dir" ]; do
+        clock=$(date +%s) && read -r boot _ </proc/uptime || return
+        left=$(($2 - ${boot%%.*}))
+        [ $left -lt $(($1 - clock)) ] || left=$(($1 - clock))
+        [ $left -gt 0 ] || return
+        sleep $((left < 2 ? left : 2))
+    done
+}
+
+case $mode in
+reap)
+    reap && end_watchdogs
+    ;;
+watch)
+    trap '' HUP INT TERM
+    clock=$(date +%s) && read -r boot _ </proc/uptime || exit
+    clock=$((clock + $4)) boot=$((${boot%%.*} + $4))
+    if [ "$5" = replace ]; then
+        end_watchdogs
+    elif [ -n "$(older_watchdogs)" ]; then
+        echo armed
+        exit
+    fi
+    cd / && echo armed && exec >/dev/null 2>&1 || exit
+    wait_until $clock $boot
+    reap
+    ;;
+esac

@@ -1,0 +1,235 @@
+//! Logins that aren't a POSIX shell: whatever reads our words is known before it gets any.
+
+mod common;
+
+use std::fs;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use common::{Machines, unique_run};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::{
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, MachineSpec, Notes, OutputSink, Provider,
+    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
+use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions};
+
+/// A host whose login is a script of the test's own, with what `ssh` asks for in `$SSH_ORIGINAL_COMMAND`, and a run
+/// that takes it.
+struct Taken {
+    existing: Machines,
+    provider: HostsProvider,
+    connector: Arc<SshConnector>,
+    run: RunId,
+    root: tempfile::TempDir,
+}
+
+impl Taken {
+    async fn with_login(login: &str) -> Self {
+        let existing = Machines::launch(1).await;
+        let machine = &existing.machines[0];
+        let directory = existing.directory().join("local/node-0");
+        let enter = fs::read_to_string(directory.join("enter")).unwrap();
+        let home = enter.lines().take(4).collect::<Vec<_>>().join("\n");
+        // A host of the user's, not of the other run's.
+        fs::write(directory.join("enter"), format!("{home}\nunset TSUNAMI_RUN_ID\n{login}\n")).unwrap();
+        let (address, port) = (machine.addresses.own().unwrap(), machine.login.port.unwrap());
+        let known_hosts = existing.root.path().join("known");
+        let key = machine.login.host_key.as_deref().unwrap();
+        fs::write(&known_hosts, format!("[{address}]:{port} {key}\n")).unwrap();
+        let connector = Arc::new(SshConnector::new(SshOptions {
+            key: Some(existing.directory().join("ssh/id_ed25519")),
+            known_hosts: Some(known_hosts),
+            ..SshOptions::default()
+        }));
+        let root = tempfile::tempdir().unwrap();
+        let provider = HostsProvider::new(root.path(), connector.clone());
+        let (run, lifetime) = (unique_run(), Duration::from_secs(300));
+        let host =
+            HostAddress { user: machine.login.user.clone(), host: address.to_owned(), port: Some(port) };
+        let request = LaunchRequest {
+            run: run.clone(),
+            experiment: "test".to_owned(),
+            group: "node".to_owned(),
+            count: NonZeroU32::MIN,
+            spec: MachineSpec::new(HostsSpec { hosts: vec![host] }),
+            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
+            authorized_key: connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap(),
+            replace: Vec::new(),
+            notes: Notes::default(),
+        };
+        provider.launch(&request).await.unwrap();
+        Self { existing, provider, connector, run, root }
+    }
+
+    fn home(&self) -> PathBuf {
+        self.existing.directory().join("local/node-0/home")
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Session>, SessionError> {
+        let machines = self.provider.list(&RunFilter::Run(self.run.clone())).await.unwrap();
+        self.connector.connect(&machines[0], Instant::now() + Duration::from_secs(30)).await
+    }
+
+    /// Leaves the host, which must be as it was found.
+    async fn leave(self) {
+        assert_eq!(self.provider.terminate(&self.run).await.unwrap(), []);
+        self.connector.finish(&self.run).await;
+        // fish makes its own.
+        let own = |path: &PathBuf| {
+            [".tsunami", ".config", ".local", ".cache"].iter().any(|own| path.ends_with(own))
+        };
+        let entries = fs::read_dir(self.home()).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(entries.filter(|path| !own(path)).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+        assert_eq!(fs::read_dir(self.home().join(".tsunami")).into_iter().flatten().count(), 0);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Heard(Mutex<(Vec<u8>, Vec<u8>)>);
+
+impl OutputSink for Heard {
+    fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+        let mut heard = self.0.lock().unwrap();
+        let kept = if stream == Stream::Stdout { &mut heard.0 } else { &mut heard.1 };
+        kept.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+async fn exec(session: &dyn Session, command: Command) -> (Exit, String, String) {
+    let heard = Arc::new(Heard::default());
+    let exit = session.exec(&command, heard.clone(), &CancellationToken::new()).await.unwrap();
+    let (stdout, stderr) = &*heard.0.lock().unwrap();
+    (exit, String::from_utf8_lossy(stdout).into_owned(), String::from_utf8_lossy(stderr).into_owned())
+}
+
+/// What a run does with a host, through whatever its login is.
+async fn is_used_as_any_host(taken: Taken) {
+    let session = taken.connect().await.unwrap_or_else(|error| panic!("{error}"));
+    let odd = "it's\n\"odd\" $HOME !! `x` \\";
+    let print = Command::program("printf").arg("%s|%s").arg(odd).arg("");
+    assert_eq!(exec(&*session, print).await, (Exit::Status(0), format!("{odd}|"), String::new()));
+    let both = Command::shell("cat; echo said >&2; exit 3").env("ODD", odd);
+    let both = both.stdin(Stdin::Bytes(b"in\nput".as_slice().into()));
+    assert_eq!(exec(&*session, both).await, (Exit::Status(3), "in\nput".to_owned(), "said\n".to_owned()));
+    let (exit, ..) = exec(&*session, Command::shell("kill -9 $$")).await;
+    assert_eq!(exit, Exit::Signal(9));
+    let file = taken.root.path().join("file");
+    fs::write(&file, odd).unwrap();
+    session.upload(&file, "d/copy").await.unwrap();
+    let into = taken.root.path().join("into");
+    let download = Download { patterns: vec!["d/*".to_owned()], cwd: None, into: into.clone() };
+    assert_eq!(session.download(&download).await.unwrap(), [1]);
+    assert_eq!(fs::read_to_string(into.join("d/copy")).unwrap(), odd);
+    let cancel = CancellationToken::new();
+    let stubborn = Command::shell("trap '' TERM; echo up; sleep 1000 & wait");
+    let running = session.exec(&stubborn, Arc::new(()), &cancel);
+    let (ended, ()) = tokio::join!(running, async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cancel.cancel();
+    });
+    assert_eq!(ended.unwrap_err().kind, SessionErrorKind::Cancelled);
+    session.close().await.unwrap();
+    taken.leave().await;
+}
+
+fn is_here(program: &str) -> bool {
+    std::process::Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok()
+}
+
+macro_rules! login_shells {
+    ($($name:ident: $login:expr),+ $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let login = $login;
+            let program = login.split(' ').nth(1).unwrap();
+            assert!(is_here(program), "`{program}` is not installed: run `cargo xtask setup --tests`");
+            is_used_as_any_host(Taken::with_login(login).await).await;
+        })+
+    };
+}
+
+login_shells! {
+    a_csh_is_used_as_any_host: r#"exec tcsh -c "$SSH_ORIGINAL_COMMAND""#,
+    a_fish_is_used_as_any_host: r#"exec fish -c "$SSH_ORIGINAL_COMMAND""#,
+    a_dash_is_used_as_any_host: r#"exec dash -c "$SSH_ORIGINAL_COMMAND""#,
+    a_busybox_is_used_as_any_host: r#"exec busybox sh -c "$SSH_ORIGINAL_COMMAND""#,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_nothing_but_busybox_is_used_as_any_host() {
+    let alone = "mkdir -p ../../../../bin && cd ../../../../bin && busybox --install -s . && PATH=$PWD && cd && \
+                 exec sh -c \"$SSH_ORIGINAL_COMMAND\"";
+    is_used_as_any_host(Taken::with_login(alone).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_greets_is_used_as_any_host() {
+    let noisy = "echo Welcome to a host that greets; echo 'cannot change locale' >&2\n\
+                 exec bash -c \"$SSH_ORIGINAL_COMMAND\"";
+    is_used_as_any_host(Taken::with_login(noisy).await).await;
+}
+
+/// What comes of connecting to a host that gives no shell: the error. The host has heard nothing.
+async fn refused(login: &str) -> SessionError {
+    let taken = Taken::with_login(login).await;
+    let error = taken.connect().await.expect_err("it runs no commands");
+    let heard = fs::read(taken.existing.root.path().join("heard")).unwrap_or_default();
+    assert_eq!(String::from_utf8_lossy(&heard), "", "{login}");
+    taken.leave().await;
+    error
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_runs_nothing_is_named_by_its_own_words() {
+    let error = refused("echo This account is currently not available.; exit 1").await;
+    assert!(error.message.contains("This account is currently not available."), "{}", error.message);
+    let error = refused("exec false").await;
+    assert!(error.message.contains("it said nothing"), "{}", error.message);
+    let error = refused("exec bash --restricted -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    assert!(error.message.contains("restricted"), "{}", error.message);
+}
+
+/// As an rc file with `exec fish` does: something else reads what is meant for `sh`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_reads_standard_input_in_place_of_our_shell_is_given_nothing() {
+    let error = refused("exec cat >../../../../heard").await;
+    assert!(error.message.contains("exec sh") && error.help.is_some(), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_never_stops_greeting_is_refused() {
+    let error = refused("exec yes Welcome").await;
+    let told = tsunami_core::ErrorChain(&error).to_string();
+    assert!(told.contains("KiB"), "{told}");
+}
+
+/// Says that `sh` is there, and then whatever comes to its mind, for as long as there is a file `flood`.
+const FLOODING: &str = r#"
+if [ -e ../../../../flood ]; then
+    printf '\036tsunami\n'
+    printf '\036tsunami\n' >&2
+    exec yes
+fi
+exec sh -c "$SSH_ORIGINAL_COMMAND""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown() {
+    let taken = Taken::with_login(FLOODING).await;
+    let flood = taken.existing.root.path().join("flood");
+    fs::write(&flood, "").unwrap();
+    let error = taken.connect().await.expect_err("it says too much");
+    assert!(tsunami_core::ErrorChain(&error).to_string().contains("more than 256 KiB"), "{error:?}");
+    fs::remove_file(&flood).unwrap();
+    taken.connect().await.unwrap().close().await.unwrap();
+    fs::write(&flood, "").unwrap();
+    let left = taken.provider.terminate(&taken.run).await.unwrap();
+    assert!(left.len() == 1 && left[0].why.contains("more than 256 KiB"), "{left:?}");
+    fs::remove_file(&flood).unwrap();
+    taken.leave().await;
+}
