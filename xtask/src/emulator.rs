@@ -1,15 +1,11 @@
 //! The emulator of EC2: a wrapper around moto, in a Python environment of its own.
 
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::setup::setup;
-use crate::{Failure, Result, is_root, root, say, succeeds};
-
-/// Debian's own: others may be where only their owner can run them.
-pub(crate) const PYTHON: &str = "/usr/bin/python3";
+use crate::setup::{python_environment, setup};
+use crate::{Failure, Result, is_root, root, say};
 
 fn home() -> PathBuf {
     root().join("target/emulator")
@@ -17,24 +13,7 @@ fn home() -> PathBuf {
 
 /// Installs what the emulator needs, unless it is there.
 pub(crate) fn install() -> Result {
-    let (home, requirements) = (home(), root().join("xtask/emulator/requirements.txt"));
-    // Copied when all of it is installed.
-    let installed = home.join("requirements.txt");
-    let wanted = fs::read(&requirements)?;
-    if fs::read(&installed).is_ok_and(|present| present == wanted) {
-        return Ok(());
-    }
-    let done = succeeds(Command::new(PYTHON).args(["-m", "venv", "--clear"]).arg(&home))?
-        && succeeds(
-            Command::new(home.join("bin/pip"))
-                .args(["install", "--quiet", "--disable-pip-version-check", "--requirement"])
-                .arg(&requirements),
-        )?;
-    if !done {
-        return Err(Failure::new("the emulator could not be installed: see above"));
-    }
-    fs::write(installed, wanted)?;
-    Ok(())
+    python_environment(&home(), &root().join("xtask/emulator/requirements.txt"))
 }
 
 /// Runs it in this process's place.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{Failure, Result, emulator, is_root, silently, succeeds};
@@ -39,10 +39,37 @@ const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends
 /// Where daemons are, which an ordinary user's PATH may leave out.
 const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 
+/// Debian's own: others may be where only their owner can run them.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// Everything that people need to work on tsunami, or only to use it.
 pub(crate) fn setup(tests: bool) -> Result {
     programs_present(tests)?;
     if tests { emulator::install() } else { Ok(()) }
+}
+
+/// Makes a Python environment with what a file requires, unless it is there.
+pub(crate) fn python_environment(home: &Path, requirements: &Path) -> Result {
+    // Copied when all of it is installed.
+    let installed = home.join("requirements.txt");
+    let wanted = fs::read(requirements)?;
+    if fs::read(&installed).is_ok_and(|present| present == wanted) {
+        return Ok(());
+    }
+    let done = succeeds(Command::new(PYTHON).args(["-m", "venv", "--clear"]).arg(home))?
+        && succeeds(
+            Command::new(home.join("bin/pip"))
+                .args(["install", "--quiet", "--disable-pip-version-check", "--requirement"])
+                .arg(requirements),
+        )?;
+    if !done {
+        return Err(Failure::new(format!(
+            "what {} asks for could not be installed: see above",
+            requirements.display()
+        )));
+    }
+    fs::write(installed, wanted)?;
+    Ok(())
 }
 
 fn programs_present(tests: bool) -> Result {
@@ -94,7 +121,7 @@ fn missing(tests: bool) -> Vec<(&'static str, &'static str)> {
     let absent = |(program, _): &&(&str, &str)| find(program).is_none();
     let mut missing: Vec<_> = TOOLS.iter().chain(test_tools).filter(absent).copied().collect();
     // Debian's Python comes without what makes virtual environments.
-    if tests && !silently(Command::new(emulator::PYTHON).args(["-c", "import ensurepip, venv"])) {
+    if tests && !silently(Command::new(PYTHON).args(["-c", "import ensurepip, venv"])) {
         missing.push(("python3 with venv", "python3-venv"));
     }
     missing

