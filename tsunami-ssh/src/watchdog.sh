@@ -3,6 +3,9 @@
 #   watch RUN DIRECTORY SECONDS HOW
 #                        says "armed", and does what `reap` does in SECONDS, or as soon as DIRECTORY is gone. HOW is
 #                        `ensure`: an older watchdog of the run goes on in its place; or `replace`: it ends them.
+#   again RUN DIRECTORY CLOCK BOOT
+#                        is how a watchdog goes on that its shell has given up, for want of a process: with the
+#                        moments that it waits for.
 #   reap RUN DIRECTORY   ends all processes of the run: TERM, five seconds, KILL. Once they are gone it removes the
 #                        directory, and last the watchdogs. Prints a line for whatever is left: what it is, a tab,
 #                        why it is still there.
@@ -12,8 +15,8 @@
 # down, nor on a path, which sshd shows in an encoding of its own.
 # A watchdog keeps its deadline in itself, where no command of the run can reach it: two moments, by the clock and
 # since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It is known
-# by its name, the first argument after the script, which is the same for the same run and directory. What it can't
-# find out counts as the end.
+# by its name, $0, which is the same for the same run and directory, and has this script in $TSUNAMI_WATCHDOG. What it
+# can't find out counts as the end.
 mode=$1 run=$2 dir=$3 name=tsunami-watchdog:$2:$3
 
 # Sets state, group and started of a process.
@@ -105,15 +108,21 @@ reap() {
     return 1
 }
 
-# Waits until a moment by the clock or one since boot.
-wait_until() {
+# Waits until the moment $clock, or $boot, and ends the run. A shell that can't fork ends, and is begun again.
+keep_watch() {
+    trap '' HUP INT TERM
+    trap 'exec sh -c "$TSUNAMI_WATCHDOG" "$name" again "$run" "$dir" "$clock" "$boot"' EXIT
     while [ -d "$dir" ]; do
-        clock=$(date +%s) && read -r boot _ </proc/uptime || return
-        left=$(($2 - ${boot%%.*}))
-        [ $left -lt $(($1 - clock)) ] || left=$(($1 - clock))
-        [ $left -gt 0 ] || return
+        now=$(date +%s) && read -r up _ </proc/uptime || break
+        left=$((boot - ${up%%.*}))
+        [ $left -lt $((clock - now)) ] || left=$((clock - now))
+        [ $left -gt 0 ] || break
         sleep $((left < 2 ? left : 2))
     done
+    while reap; [ -n "$(processes)" ]; do
+        sleep 10
+    done
+    trap - EXIT
 }
 
 case $mode in
@@ -121,7 +130,6 @@ reap)
     reap && end_watchdogs
     ;;
 watch)
-    trap '' HUP INT TERM
     clock=$(date +%s) && read -r boot _ </proc/uptime || exit
     clock=$((clock + $4)) boot=$((${boot%%.*} + $4))
     if [ "$5" = replace ]; then
@@ -131,7 +139,10 @@ watch)
         exit
     fi
     cd / && echo armed && exec >/dev/null 2>&1 || exit
-    wait_until $clock $boot
-    reap
+    keep_watch
+    ;;
+again)
+    clock=$4 boot=$5
+    keep_watch
     ;;
 esac

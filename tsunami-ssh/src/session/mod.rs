@@ -271,14 +271,15 @@ impl SshSession {
     ) -> Result<(), SessionError> {
         /// Gets the watchdog's script and its arguments, of which the third is the directory.
         const ARM: &str = r#"
-            script=$1 mode=$2 run=$3 directory=$4 seconds=$5 how=$6
+            TSUNAMI_WATCHDOG=$1 mode=$2 run=$3 directory=$4 seconds=$5 how=$6
+            export TSUNAMI_WATCHDOG
             umask 077
             mkdir -p -- "$directory" && cd -- "$directory" || {
                 ls -ld -- "${directory%/*}" "$directory" >&2
                 exit 1
             }
             set -- "$mode" "$run" "$PWD" "$seconds" "$how"
-            setsid sh -c "$script" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &"#;
+            setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &"#;
         let watch = watchdog::watch(self.shared.ssh.run(), directory, until, arming);
         let args: Vec<&str> =
             [watchdog::SCRIPT].into_iter().chain(watch.iter().map(String::as_str)).collect();
