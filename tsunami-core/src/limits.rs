@@ -2,3 +2,27 @@
 //!
 //! A machine, a service, an experiment file and a neighbour on the same computer are all free to send too much. Each
 //! bound on that is a constant here, with its unit and the reason for its size, so that they can be read in one place.
+
+/// Bytes in the name of a file that comes from a machine, or in what a link there leads to. Linux itself takes no
+/// longer path.
+pub const PATH_BYTES_LIMIT: usize = 4096;
+
+/// Directories above a file that comes from a machine. Trees that people make are ten or twenty deep; tools that
+/// later walk or remove the results may recurse.
+pub const PATH_DEPTH_LIMIT: usize = 128;
+
+/// Bytes in one extension header of an archive: a long name, or attributes. They are held in memory.
+pub const ARCHIVE_EXTENSION_LIMIT: u64 = 1 << 20;
+
+/// Entries of one archive from a machine. Empty ones cost it nothing, and each may take an inode here and its number
+/// in memory.
+pub const ARCHIVE_ENTRIES_LIMIT: usize = 1_000_000;
+
+/// Pieces between the holes of one sparse file, of 16 bytes each in memory.
+pub const SPARSE_PIECES_LIMIT: usize = 1 << 20;
+
+/// Bytes of the names and targets of all links in one archive. They are held until the archive has ended.
+pub const ARCHIVE_LINKS_LIMIT: usize = 16 << 20;
+
+/// Files that an error names as left out, after which they are only counted.
+pub const LEFT_OUT_SHOWN_LIMIT: usize = 20;
