@@ -14,6 +14,9 @@ pub const PATH_DEPTH_LIMIT: usize = 128;
 /// Bytes in one extension header of an archive: a long name, or attributes. They are held in memory.
 pub const ARCHIVE_EXTENSION_LIMIT: u64 = 1 << 20;
 
+/// Bytes after the end mark of an archive. tar fills its last record with zeros, usually up to 10 KiB.
+pub const ARCHIVE_TAIL_LIMIT: u64 = 1 << 20;
+
 /// Entries of one archive from a machine. Empty ones cost it nothing, and each may take an inode here and its number
 /// in memory.
 pub const ARCHIVE_ENTRIES_LIMIT: usize = 1_000_000;

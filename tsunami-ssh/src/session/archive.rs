@@ -6,7 +6,9 @@
 use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
-use tsunami_core::limits::{ARCHIVE_ENTRIES_LIMIT, ARCHIVE_EXTENSION_LIMIT, SPARSE_PIECES_LIMIT};
+use tsunami_core::limits::{
+    ARCHIVE_ENTRIES_LIMIT, ARCHIVE_EXTENSION_LIMIT, ARCHIVE_TAIL_LIMIT, SPARSE_PIECES_LIMIT,
+};
 
 const BLOCK: u64 = 512;
 
@@ -82,7 +84,7 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         loop {
             self.skip()?;
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else { return self.end().map(|()| None) };
             let place = match header.entry_type() {
                 EntryType::GNULongName => &mut extensions.name,
                 EntryType::GNULongLink => &mut extensions.target,
@@ -153,6 +155,14 @@ impl<R: Read> Archive<R> {
             return Err(invalid("this is no archive"));
         }
         Ok(Some(header))
+    }
+
+    /// Reads what fills the archive's last record. Whoever stopped at the end mark would seem to want no more from a
+    /// command that has not said yet how it ended.
+    fn end(&mut self) -> io::Result<()> {
+        let limit = ARCHIVE_TAIL_LIMIT + 1;
+        let count = io::copy(&mut self.from.by_ref().take(limit), &mut io::sink())?;
+        if count < limit { Ok(()) } else { Err(invalid("the archive goes on after its end")) }
     }
 
     fn block(&mut self, block: &mut [u8]) -> io::Result<()> {

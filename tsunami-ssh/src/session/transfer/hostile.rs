@@ -390,6 +390,18 @@ fn an_endless_archive_ends() {
     }
 }
 
+/// Or the command that sends it seems to have been ended by somebody.
+#[test]
+fn an_archive_is_read_beyond_its_end_mark() {
+    let place = Place::new();
+    let sent = Sent::default().file("x", "1").end();
+    let mut from = io::Cursor::new([sent.as_slice(), &[0; 4 * BUFFER]].concat());
+    whole(&unpack(&mut from, &place.inside(), &["x".to_owned()]));
+    assert_eq!(from.position(), from.get_ref().len() as u64);
+    let unpacked = unpack(sent.as_slice().chain(io::repeat(0)), &place.inside(), &["x".to_owned()]);
+    assert!(matches!(unpacked.broken_off, Some(BrokenOff::There(_))), "{unpacked:?}");
+}
+
 fn sparse(real_size: u64, map: &[(u64, u64)], content: &[u8]) -> Sent {
     let mut sent = Sent::default();
     let mut header = Header::new_gnu();
