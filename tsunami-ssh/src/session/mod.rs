@@ -4,6 +4,7 @@ mod archive;
 mod supervisor;
 mod transfer;
 mod tree;
+mod unpack;
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -663,7 +664,7 @@ impl Session for SshSession {
         let (into, patterns) = (download.into.clone(), download.patterns.clone());
         let (done, taken) = oneshot::channel();
         let unpacking = spawn_blocking(move || {
-            let unpacked = transfer::unpack(from, &into, &patterns);
+            let unpacked = unpack::unpack(from, &into, &patterns);
             let _ = done.send(());
             unpacked
         });

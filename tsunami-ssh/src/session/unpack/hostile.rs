@@ -1,6 +1,6 @@
 //! Archives that no honest machine sends.
 
-use std::collections::BTreeMap;
+use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
 use proptest::prelude::*;
@@ -523,7 +523,7 @@ fn cases(few: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(200))]
+    #![proptest_config(cases(100))]
 
     /// One archive after the other into one directory; plain files of other names always arrive.
     #[test]
