@@ -24,7 +24,8 @@ pub const ARCHIVE_ENTRIES_LIMIT: usize = 1_000_000;
 /// Pieces between the holes of one sparse file, of 16 bytes each in memory.
 pub const SPARSE_PIECES_LIMIT: usize = 1 << 20;
 
-/// Bytes of the names and targets of all links in one archive. They are held until the archive has ended.
+/// Bytes of memory for all links in one archive, a hundred and more for each. They are held until the archive has
+/// ended, and then followed one by one.
 pub const ARCHIVE_LINKS_LIMIT: usize = 16 << 20;
 
 /// Files that an error names as left out, after which they are only counted.

@@ -664,7 +664,7 @@ impl Session for SshSession {
         let (into, patterns) = (download.into.clone(), download.patterns.clone());
         let (done, taken) = oneshot::channel();
         let unpacking = spawn_blocking(move || {
-            let unpacked = unpack::unpack(from, &into, &patterns);
+            let unpacked = unpack::unpack(from, &into, &patterns, || done.is_closed());
             let _ = done.send(());
             unpacked
         });

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tar::{Builder, HeaderMode};
+use tsunami_core::limits::ARCHIVE_ENTRIES_LIMIT;
 use tsunami_core::{Exit, SessionError, SessionErrorKind};
 
 use super::unpack::{BrokenOff, Unpacked};
@@ -144,8 +145,9 @@ pub(super) fn outcome(
     let exit = packed?;
     let (mut matches, mut rest) = (Vec::new(), Vec::new());
     for line in said.lines() {
-        match line.strip_prefix("matches: ").and_then(|count| count.parse().ok()) {
-            Some(count) => matches.push(count),
+        match line.strip_prefix("matches: ").and_then(|count| count.parse::<usize>().ok()) {
+            // No more than can have come, whatever a machine says: they are added up later.
+            Some(count) => matches.push(count.min(ARCHIVE_ENTRIES_LIMIT)),
             None => rest.push(line),
         }
     }
@@ -232,6 +234,9 @@ mod tests {
         let unreadable = format!("{said}tar: b: Cannot open: Permission denied\n");
         assert!(come(Exit::Status(2), 1, &unreadable).unwrap_err().message.contains("Permission denied"));
         assert!(come(Exit::Status(0), 2, "matches: 1\n").is_err());
+        let boasting = format!("matches: {0}\nmatches: {0}\n", usize::MAX);
+        let total: usize = come(Exit::Status(0), 2, &boasting).unwrap().into_iter().sum();
+        assert_eq!(total, 2 * ARCHIVE_ENTRIES_LIMIT);
 
         let nothing = unpacked(Some(BrokenOff::There(io::ErrorKind::UnexpectedEof.into())), &[]);
         assert_eq!(outcome(Ok(Exit::Status(0)), nothing, 1, "matches: 0\n").unwrap(), [0]);

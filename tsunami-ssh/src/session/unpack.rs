@@ -113,15 +113,20 @@ fn may_match(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 /// Unpacks a tar stream from a machine below `into`: what `patterns` asked for, and only there. What can't be had is
-/// left out, and the rest comes all the same.
-pub(super) fn unpack(from: impl Read, into: &Path, patterns: &[String]) -> Unpacked {
+/// left out, and the rest comes all the same. Once it is `given_up`, what goes on after the end of the stream ends soon.
+pub(super) fn unpack(
+    from: impl Read,
+    into: &Path,
+    patterns: &[String],
+    given_up: impl Fn() -> bool,
+) -> Unpacked {
     let mut unpacked = Unpacked::default();
     let tree = Tree::open(into).map_err(|error| BrokenOff::here("cannot write to", into, error));
     let result = tree.and_then(|tree| {
         let asked = Asked::new(patterns);
         let mut unpacking = Unpacking { tree, asked, links: Links::default(), left_out: LeftOut::default() };
         let result = unpacking.entries(&mut Archive::new(BufReader::with_capacity(BUFFER, from)));
-        unpacking.make_links();
+        unpacking.make_links(given_up);
         unpacked.left_out = unpacking.left_out;
         result
     });
@@ -251,11 +256,11 @@ impl Unpacking {
                 Component::ParentDir => down || !to.pop(),
                 _ => true,
             });
-        let bytes = name.path().as_os_str().len() + target.as_os_str().len();
         if leaves || !self.asked.covers(&to) || target.as_os_str().len() > PATH_BYTES_LIMIT {
             return Err(leads_out(target));
         }
-        self.links.bytes += bytes;
+        self.links.bytes +=
+            name.path().as_os_str().len() + target.as_os_str().len() + size_of::<[PathBuf; 4]>();
         if self.links.bytes > ARCHIVE_LINKS_LIMIT {
             return Err(io::Error::other("the archive has too many links"));
         }
@@ -263,9 +268,12 @@ impl Unpacking {
         Ok(())
     }
 
-    fn make_links(&mut self) {
+    fn make_links(&mut self, given_up: impl Fn() -> bool) {
         let mut made = Vec::new();
         for (name, target) in std::mem::take(&mut self.links.targets) {
+            if given_up() {
+                break;
+            }
             match self.tree.symlink(&name, &target) {
                 Ok(()) => made.push((name, target)),
                 Err(error) => self.left_out.add(name.path().as_os_str().as_bytes(), error),
@@ -273,7 +281,7 @@ impl Unpacking {
         }
         // One link may lead through another, and through one that the directory had before.
         for (name, target) in made {
-            if self.tree.leads(&name) == Leads::Outside {
+            if given_up() || self.tree.leads(&name) == Leads::Outside {
                 let removed = self.tree.remove_link(&name);
                 let why = removed.err().unwrap_or_else(|| leads_out(&target));
                 self.left_out.add(name.path().as_os_str().as_bytes(), why);

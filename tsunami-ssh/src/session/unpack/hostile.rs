@@ -1,5 +1,6 @@
 //! Archives that no honest machine sends.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
@@ -91,8 +92,7 @@ impl Place {
     }
 
     fn unpack(&self, patterns: &[&str], archive: &[u8]) -> Unpacked {
-        let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-        let unpacked = unpack(archive, &self.inside(), &patterns);
+        let unpacked = receive(archive, &self.inside(), patterns);
         self.check();
         unpacked
     }
@@ -117,9 +117,21 @@ impl Place {
         }
     }
 
+    /// A file that was there before.
+    fn write(&self, name: &str, content: &str) {
+        let path = self.inside().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
     fn read(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.inside().join(name)).ok()
     }
+}
+
+fn receive(from: impl Read, into: &Path, patterns: &[&str]) -> Unpacked {
+    let patterns: Vec<String> = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+    unpack(from, into, &patterns, || false)
 }
 
 /// All paths below a directory; links are not followed.
@@ -194,13 +206,13 @@ fn a_link_that_leads_out_by_way_of_another_is_left_out() {
     let place = Place::new();
     symlink(place.root.path(), place.inside().join("mine")).unwrap();
     let sent = Sent::default().link("x", "mine/key").file("later", "came").end();
-    let patterns = ["x", "later", "mine"].map(str::to_owned);
-    left_out(&place, &unpack(&*sent, &place.inside(), &patterns), "`x`: a link to `mine/key`");
+    let patterns = ["x", "later", "mine"];
+    left_out(&place, &receive(&*sent, &place.inside(), &patterns), "`x`: a link to `mine/key`");
     assert!(place.inside().join("x").symlink_metadata().is_err());
 
     // By way of one that a later archive puts into its way.
     let place = Place::new();
-    fs::write(place.inside().join("key"), "the user's").unwrap();
+    place.write("key", "the user's");
     let sent = Sent::default().directory("out/d/e").link("out/b", "d/e").link("out/x", "b/../key");
     place.unpack(&["out"], &sent.file("out/y", "").end());
     place.unpack(&["out"], &Sent::default().link("out/b", ".").end());
@@ -223,6 +235,30 @@ fn links_that_stay_inside_are_kept() {
     assert!(place.inside().join("out/lock").is_symlink());
 }
 
+/// What a machine prepares for after the end of its archive does not hold up whoever goes away.
+#[test]
+fn links_are_not_followed_for_nobody() {
+    let place = Place::new();
+    let sent = Sent::default().link("x", "y").file("y", "1").end();
+    let asked = Cell::new(0);
+    let given_up = || asked.replace(asked.get() + 1) > 0;
+    unpack(sent.as_slice(), &place.inside(), &["*".to_owned()], given_up);
+    assert!(asked.get() > 1 && place.inside().join("x").symlink_metadata().is_err());
+    assert_eq!(place.read("y").as_deref(), Some("1"));
+}
+
+#[test]
+fn links_without_number_are_left_out() {
+    let place = Place::new();
+    let target = "t/".repeat(2000);
+    let links = (0..6000).map(|n| format!("out/{n}"));
+    let sent = links.fold(Sent::default(), |sent, name| sent.link(name, &target)).file("later", "came").end();
+    let unpacked = place.unpack(&["out", "later"], &sent);
+    assert!(unpacked.left_out.to_string().contains("too many links"), "{}", unpacked.left_out);
+    assert!((1000..5000).contains(&unpacked.left_out.count), "{}", unpacked.left_out.count);
+    assert_eq!(place.read("later").as_deref(), Some("came"));
+}
+
 /// First a link, then a directory in its place, in one archive and in two; and the other way round.
 #[test]
 fn nothing_is_written_through_a_link() {
@@ -241,19 +277,19 @@ fn nothing_is_written_through_a_link() {
     let place = Place::new();
     symlink(place.root.path().join("canary"), place.inside().join("out")).unwrap();
     let sent = Sent::default().file("out/key", "evil").file("out", "file").file("later", "came").end();
-    left_out(&place, &unpack(&*sent, &place.inside(), &["*".to_owned()]), "`out` is there");
+    left_out(&place, &receive(&*sent, &place.inside(), &["*"]), "`out` is there");
     assert_eq!(outside(place.root.path()), place.before);
     assert_eq!(place.read("out").as_deref(), Some("file"));
     let way = place.root.path().join("way");
     symlink(place.inside(), &way).unwrap();
-    whole(&unpack(&*Sent::default().file("f", "x").end(), &way, &["f".to_owned()]));
+    whole(&receive(&*Sent::default().file("f", "x").end(), &way, &["f"]));
     assert_eq!(place.read("f").as_deref(), Some("x"));
 }
 
 #[test]
 fn hard_links_lead_to_what_came_along() {
     let place = Place::new();
-    fs::write(place.inside().join("mine"), "the user's").unwrap();
+    place.write("mine", "the user's");
     for to in ["mine", "../key", "/etc/passwd", "none", "link"] {
         let sent = Sent::default().hard_link("x", to).file("later", "came");
         left_out(&place, &place.unpack(&["*"], &sent.end()), "`x`");
@@ -352,7 +388,7 @@ fn descriptions_without_bounds_end_the_archive() {
         header.set_size(ARCHIVE_EXTENSION_LIMIT + 1);
         header.set_cksum();
         let endless = header.as_bytes().chain(io::repeat(b'x'));
-        let unpacked = unpack(endless, &place.inside(), &[".".to_owned()]);
+        let unpacked = receive(endless, &place.inside(), &["."]);
         let Some(BrokenOff::There(error)) = unpacked.broken_off else { panic!("{unpacked:?}") };
         assert!(error.to_string().contains("the limit is"), "{error}");
     }
@@ -384,7 +420,7 @@ fn an_endless_archive_ends() {
         Sent::default().file("nobody/asked", ""),
         Sent::default().entry(EntryType::XGlobalHeader, "", "", b""),
     ] {
-        let unpacked = unpack(Endless(sent.0, 0), &place.inside(), &["x".to_owned()]);
+        let unpacked = receive(Endless(sent.0, 0), &place.inside(), &["x"]);
         let Some(BrokenOff::There(error)) = unpacked.broken_off else { panic!("{unpacked:?}") };
         assert!(error.to_string().contains("entries"), "{error}");
     }
@@ -396,9 +432,9 @@ fn an_archive_is_read_beyond_its_end_mark() {
     let place = Place::new();
     let sent = Sent::default().file("x", "1").end();
     let mut from = io::Cursor::new([sent.as_slice(), &[0; 4 * BUFFER]].concat());
-    whole(&unpack(&mut from, &place.inside(), &["x".to_owned()]));
+    whole(&receive(&mut from, &place.inside(), &["x"]));
     assert_eq!(from.position(), from.get_ref().len() as u64);
-    let unpacked = unpack(sent.as_slice().chain(io::repeat(0)), &place.inside(), &["x".to_owned()]);
+    let unpacked = receive(sent.as_slice().chain(io::repeat(0)), &place.inside(), &["x"]);
     assert!(matches!(unpacked.broken_off, Some(BrokenOff::There(_))), "{unpacked:?}");
 }
 
@@ -454,7 +490,7 @@ fn an_endless_map_of_holes_ends() {
     let mut more = tar::GnuExtSparseHeader::new();
     more.set_is_extended(true);
     let endless = header.as_bytes().chain(Endless(more.as_bytes().to_vec(), 0));
-    let unpacked = unpack(endless, &place.inside(), &[".".to_owned()]);
+    let unpacked = receive(endless, &place.inside(), &["."]);
     let Some(BrokenOff::There(error)) = unpacked.broken_off else { panic!("{unpacked:?}") };
     assert!(error.to_string().contains("holes"), "{error}");
 }
