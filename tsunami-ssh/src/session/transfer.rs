@@ -190,6 +190,10 @@ fn is_passing(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::Command as Process;
+
+    use super::super::unpack::unpack;
     use super::*;
 
     fn unpacked(broken_off: Option<BrokenOff>, left_out: &[&str]) -> Unpacked {
@@ -244,6 +248,42 @@ mod tests {
         let error = outcome(Ok(Exit::Status(0)), left_out, 1, "matches: 2\n").unwrap_err();
         assert_eq!(error.message, r"not everything came home: `it's\n`: why; `b`: why");
         assert_eq!(error.kind, SessionErrorKind::Transfer);
+    }
+
+    /// Overlapping patterns, hidden files and links, whatever shell and tar a machine has.
+    #[test]
+    fn what_is_packed_comes_home() {
+        let place = tempfile::tempdir().unwrap();
+        let (there, tools) = (place.path().join("there"), place.path().join("tools"));
+        fs::create_dir_all(there.join("d")).unwrap();
+        fs::create_dir_all(there.join(".config")).unwrap();
+        fs::create_dir(&tools).unwrap();
+        for name in ["d/a", ".config/x", ".profile", "other"] {
+            fs::write(there.join(name), name).unwrap();
+        }
+        symlink("a", there.join("d/l")).unwrap();
+        symlink("/bin/busybox", tools.join("tar")).unwrap();
+        let runs = |program: &str| Process::new(program).arg("--help").output().is_ok();
+        let shells = [&["sh"][..], &["bash", "--posix"], &["busybox", "sh"]];
+        let patterns = ["d", ".*", "d/a", "d/*", "none"].map(str::to_owned);
+        let path = std::env::var("PATH").unwrap();
+        for path in [path.clone(), format!("{}:{path}", tools.display())] {
+            for shell in shells.iter().filter(|shell| runs(shell[0])) {
+                let mut command = Process::new(shell[0]);
+                command.args(&shell[1..]).args(["-c", PACK, "sh"]).args(&patterns);
+                let output = command.current_dir(&there).env("PATH", &path).output().unwrap();
+                let home = tempfile::tempdir().unwrap();
+                let unpacked = unpack(output.stdout.as_slice(), home.path(), &patterns, || false);
+                let exit = Exit::Status(output.status.code().unwrap().try_into().unwrap());
+                let said = String::from_utf8_lossy(&output.stderr);
+                let matches = outcome(Ok(exit), unpacked, patterns.len(), &said);
+                assert_eq!(matches.unwrap(), [1, 2, 1, 2, 0], "{shell:?} {path}");
+                let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
+                assert_eq!((read("d/a"), read("d/l")), ("d/a".to_owned(), "d/a".to_owned()));
+                assert_eq!((read(".config/x"), read(".profile")), (".config/x".into(), ".profile".into()));
+                assert!(!home.path().join("other").exists());
+            }
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn may_match(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 /// Unpacks a tar stream from a machine below `into`: what `patterns` asked for, and only there. What can't be had is
-/// left out, and the rest comes all the same. Once it is `given_up`, what goes on after the end of the stream ends soon.
+/// left out, and the rest comes all the same. Once it is `given_up`, what is done after the end of the stream ends.
 pub(super) fn unpack(
     from: impl Read,
     into: &Path,
