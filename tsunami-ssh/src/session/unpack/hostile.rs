@@ -273,6 +273,12 @@ fn nothing_is_written_through_a_link() {
         place.unpack(&["out", "other"], &directory(Sent::default()).link("out", to).end());
         assert_eq!(place.read("out/key").as_deref(), Some("evil"));
     }
+    // By steps that each stay inside, until they are where they were sent to.
+    let place = Place::new();
+    let steps =
+        Sent::default().directory("d").link("d/u", "..").link("d/v", "u/..").link("out", "d/v/canary");
+    place.unpack(&["."], &steps.end());
+    place.unpack(&["."], &Sent::default().directory("out").file("out/key", "evil").end());
     // Neither through one that is the user's own, except for the destination itself.
     let place = Place::new();
     symlink(place.root.path().join("canary"), place.inside().join("out")).unwrap();
