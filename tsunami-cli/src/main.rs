@@ -5,6 +5,7 @@ mod commands;
 mod compose;
 mod error;
 mod experiment;
+mod files;
 mod reporter;
 mod results;
 mod secrets;

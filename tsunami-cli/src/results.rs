@@ -1,6 +1,6 @@
 //! The directory that explains a run: what was asked for, what happened, what came of it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,7 @@ use tsunami_core::{Event, Observer, Report, RunId};
 
 use crate::error::Error;
 use crate::experiment::{Experiment, ProviderKind, Setup};
+use crate::files;
 use crate::reporter::{Json, Logs};
 
 /// A run's results directory.
@@ -68,7 +69,7 @@ impl Results {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);
         let directory = std::path::absolute(&directory).map_err(Error::file("use", &directory))?;
-        fs::create_dir_all(&directory).map_err(Error::file("make the results directory", &directory))?;
+        files::make_directory(&directory).map_err(Error::file("make the results directory", &directory))?;
         let mut entries = fs::read_dir(&directory).map_err(Error::file("read", &directory))?;
         if entries.next().is_some() {
             return Err(Error::Usage(format!(
@@ -77,10 +78,10 @@ impl Results {
             )));
         }
         let failed = |source| Error::File { action: "write to", path: directory.clone(), source };
-        fs::write(directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
+        files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
         write_inputs(experiment, &directory.join("inputs"))?;
-        let events = OpenOptions::new().create_new(true).append(true).open(directory.join("events.jsonl"));
-        let events = Arc::new(Json::new(Box::new(events.map_err(failed)?)));
+        let events = files::append(&directory.join("events.jsonl")).map_err(failed)?;
+        let events = Arc::new(Json::new(Box::new(events)));
         let logs = Arc::new(Logs::new(directory.join("logs")));
         Ok(Self { directory, report: Arc::default(), events, logs })
     }
@@ -105,7 +106,7 @@ impl Results {
             1 => trials.join(format!("{trial}-interrupted")),
             _ => trials.join(format!("{trial}-interrupted-{nth}")),
         });
-        let free = aside.into_iter().find(|path| !path.exists());
+        let free = aside.into_iter().find(|path| path.symlink_metadata().is_err());
         match free.map(|free| fs::rename(trials.join(trial), free)) {
             Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -148,7 +149,7 @@ impl Results {
             report: &report,
         };
         let path = self.directory.join("run.json");
-        let write = || fs::write(&path, serde_json::to_string_pretty(&run)? + "\n");
+        let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(Error::file("write", &path))?;
         let failed = |name, error| Error::file("write", self.directory.join(name))(error);
         let events = self.events.error().map(|error| failed("events.jsonl", error));
@@ -181,15 +182,17 @@ impl Controller {
 
 /// Scripts as they are, `--set` values, and the digests of uploads.
 fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> {
-    fs::create_dir_all(directory).map_err(Error::file("make", directory))?;
+    files::make_directory(directory).map_err(Error::file("make", directory))?;
     let mut uploads = Vec::new();
     for group in &experiment.groups {
         for setup in &group.setup {
             if let Setup::Script(script) = setup {
                 let name = script.file_name().unwrap_or(script.as_os_str());
                 let to = directory.join(&group.name).join(name);
-                fs::create_dir_all(directory.join(&group.name)).map_err(Error::file("make", directory))?;
-                fs::copy(script, &to).map_err(Error::file("copy", script))?;
+                files::make_directory(&directory.join(&group.name))
+                    .map_err(Error::file("make", directory))?;
+                let copy = || io::copy(&mut File::open(script)?, &mut files::create(&to)?);
+                copy().map_err(Error::file("copy", script))?;
             }
         }
         for upload in &group.upload {
@@ -201,7 +204,7 @@ fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> 
     }
     let write = |name: &str, value: serde_json::Result<String>| {
         let path = directory.join(name);
-        fs::write(&path, value.map_err(io::Error::from).map_err(Error::file("write", &path))? + "\n")
+        files::write(&path, value.map_err(io::Error::from).map_err(Error::file("write", &path))? + "\n")
             .map_err(Error::file("write", &path))
     };
     if !uploads.is_empty() {

@@ -20,3 +20,31 @@ pub const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The greatest number that Linux gives to a process, or to a group of processes.
 pub const PROCESS_LIMIT: u32 = 1 << 22;
+
+/// Bytes in the name of a file that comes from a machine, or in what a link there leads to. Linux itself takes no
+/// longer path.
+pub const PATH_BYTES_LIMIT: usize = 4096;
+
+/// Directories above a file that comes from a machine. Trees that people make are ten or twenty deep; tools that
+/// later walk or remove the results may recurse.
+pub const PATH_DEPTH_LIMIT: usize = 128;
+
+/// Bytes in one extension header of an archive: a long name, or attributes. They are held in memory.
+pub const ARCHIVE_EXTENSION_LIMIT: u64 = 1 << 20;
+
+/// Bytes after the end mark of an archive. tar fills its last record with zeros, usually up to 10 KiB.
+pub const ARCHIVE_TAIL_LIMIT: u64 = 1 << 20;
+
+/// Entries of one archive from a machine. Empty ones cost it nothing, and each may take an inode here and its number
+/// in memory.
+pub const ARCHIVE_ENTRIES_LIMIT: usize = 1_000_000;
+
+/// Pieces between the holes of one sparse file, of 16 bytes each in memory.
+pub const SPARSE_PIECES_LIMIT: usize = 1 << 20;
+
+/// Bytes of memory for all links in one archive, a hundred and more for each. They are held until the archive has
+/// ended, and then followed one by one.
+pub const ARCHIVE_LINKS_LIMIT: usize = 16 << 20;
+
+/// Files that an error names as left out, after which they are only counted.
+pub const LEFT_OUT_SHOWN_LIMIT: usize = 20;

@@ -59,7 +59,8 @@ pub trait Session: Debug + Send + Sync + 'static {
 
     /// Brings files home. Returns how many matches each pattern had, in order.
     ///
-    /// The machine isn't trusted with the names: one that would land outside of `into` is an error.
+    /// The machine isn't trusted with names, links and modes. What nobody asked for, or would land or lead outside of
+    /// `into`, or can't be had, is left out; the error that names it comes when all else is home.
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError>;
 
     /// Asks whether the connection still works.

@@ -1,7 +1,11 @@
 //! `tsunami cp`: files to and from the machines of a run.
 
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
@@ -123,56 +127,84 @@ async fn destination_on(host: &Host, to: &str, from: &Path, several: bool) -> Re
 
 /// Brings one file or directory home: as `to`, or into it if that is a directory or `into` says so.
 async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), CoreError> {
-    let (directory, name) = match path.trim_end_matches('/').rsplit_once('/') {
-        Some((directory, name)) => (Some(if directory.is_empty() { "/" } else { directory }), name),
-        None => (None, path.trim_end_matches('/')),
-    };
-    let whole = matches!(name, "" | "." | "..");
+    let (directory, name) = ends(path);
     let ends_as_directory = to.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let into = into || whole || ends_as_directory || to.is_dir() || name.contains(['*', '?', '[']);
-    // Beside its destination, so that it can be moved there.
-    let parent = if into {
-        to
-    } else {
-        to.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
-    };
-    std::fs::create_dir_all(parent)?;
-    let staging = parent.join(format!(".tsunami-cp-{}-{}", std::process::id(), host.name()));
-    let download = Download {
-        patterns: vec![name.to_owned()],
-        cwd: directory.map(str::to_owned),
-        into: staging.clone(),
-    };
-    let moved = async {
-        if host.download(&download).await?.iter().sum::<usize>() == 0 {
+    let download = async |into: &Path| {
+        let (patterns, cwd) = (vec![name.to_owned()], directory.map(str::to_owned));
+        let matches = host.download(&Download { patterns, cwd, into: into.to_owned() }).await?;
+        if matches.iter().sum::<usize>() == 0 {
             return Err(host.error(format!("there is no {path}")));
         }
-        for entry in std::fs::read_dir(&staging)? {
-            let entry = entry?;
-            let to = if into { to.join(entry.file_name()) } else { to.to_owned() };
-            merge(&entry.path(), &to).map_err(|error| format!("cannot write {}: {error}", to.display()))?;
-        }
         Ok(())
+    };
+    if into || name == "." || ends_as_directory || to.is_dir() || name.contains(['*', '?', '[']) {
+        return download(to).await;
     }
-    .await;
-    let _ = std::fs::remove_dir_all(&staging);
-    moved
+    let staging = Staging::beside(to).map_err(|error| cannot_write(to, error))?;
+    let downloaded = download(&staging.0).await;
+    // What has come home is kept even if something is missing from it.
+    match rename(&staging.0.join(name), to) {
+        Err(error) if downloaded.is_ok() => Err(cannot_write(to, error)),
+        _ => downloaded,
+    }
 }
 
-/// Moves a file, or a directory's entries into the directory that is there already.
-fn merge(from: &Path, to: &Path) -> std::io::Result<()> {
-    if !(from.is_dir() && to.is_dir()) {
-        return std::fs::rename(from, to);
+/// The directory on the machine, and what to ask for in it.
+fn ends(path: &str) -> (Option<&str>, &str) {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.rsplit_once('/') {
+        _ if matches!(trimmed, "" | "." | "..") || trimmed.ends_with("/.") || trimmed.ends_with("/..") => {
+            let whole = if trimmed.is_empty() && !path.is_empty() { "/" } else { trimmed };
+            ((!whole.is_empty()).then_some(whole), ".")
+        }
+        Some(("", name)) => (Some("/"), name),
+        Some((directory, name)) => (Some(directory), name),
+        None => (None, trimmed),
     }
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        merge(&entry.path(), &to.join(entry.file_name()))?;
+}
+
+/// A directory of this copy's own beside its destination, to rename from. Removed with what is left in it.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn beside(to: &Path) -> io::Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let parent = to.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!(".tsunami-cp-{}-{next}", std::process::id()));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
     }
-    Ok(())
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Puts a file or directory in a place that nothing has, or a file has. A link in that place is replaced, and one
+/// that comes from a machine is never put there: it would lead elsewhere than where it was checked.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let replaced = to.symlink_metadata().map(|metadata| metadata.file_type());
+    if from.symlink_metadata()?.is_symlink() {
+        return Err(io::Error::other("a link came in its place"));
+    }
+    if replaced.is_ok_and(|kind| !kind.is_file() && !kind.is_symlink()) {
+        return Err(io::Error::other("there is something in its place"));
+    }
+    fs::rename(from, to)
+}
+
+fn cannot_write(to: &Path, error: io::Error) -> CoreError {
+    CoreError::other(format!("cannot write {}: {error}", to.display()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -181,5 +213,49 @@ mod tests {
         assert_eq!(End::parse("client:"), End::Remote("client".into(), String::new()));
         assert_eq!(End::parse("./a:b"), End::Local("./a:b".into()));
         assert_eq!(End::parse("plain"), End::Local("plain".into()));
+    }
+    #[test]
+    fn a_path_is_a_directory_and_a_name_in_it() {
+        for (path, expected) in [
+            ("out.csv", (None, "out.csv")),
+            ("out/", (None, "out")),
+            ("a/b/*.csv", (Some("a/b"), "*.csv")),
+            ("/etc/hosts", (Some("/etc"), "hosts")),
+            ("/etc", (Some("/"), "etc")),
+            ("", (None, ".")),
+            (".", (Some("."), ".")),
+            ("a/..", (Some("a/.."), ".")),
+            ("/", (Some("/"), ".")),
+        ] {
+            assert_eq!(ends(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_came_takes_the_place_of_a_file_or_a_link_and_is_no_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["new", "mine"] {
+            fs::write(path(name), name).unwrap();
+        }
+        symlink("mine", path("link")).unwrap();
+        assert!(rename(&path("link"), &path("to")).is_err());
+        rename(&path("new"), &path("link")).unwrap();
+        assert_eq!(fs::read_to_string(path("link")).unwrap(), "new");
+        assert_eq!(fs::read_to_string(path("mine")).unwrap(), "mine");
+        fs::create_dir(path("directory")).unwrap();
+        assert!(rename(&path("mine"), &path("directory")).is_err());
+        assert!(rename(&path("mine"), Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn no_two_copies_share_a_staging_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let to = directory.path().join("deep/to");
+        let (one, other) = (Staging::beside(&to).unwrap(), Staging::beside(&to).unwrap());
+        assert_ne!(one.0, other.0);
+        fs::write(one.0.join("file"), "x").unwrap();
+        drop((one, other));
+        assert_eq!(fs::read_dir(directory.path().join("deep")).unwrap().count(), 0);
     }
 }

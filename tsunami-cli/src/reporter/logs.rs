@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 
 use super::{again, lock};
+use crate::files;
 
 /// How many files are open at once, so that a thousand machines don't use up the descriptors.
 const OPEN: usize = 200;
@@ -103,9 +104,8 @@ impl State {
             Some(file) => file,
             closed => {
                 let directory = directory.join(machine);
-                fs::create_dir_all(&directory)?;
-                let path = directory.join(format!("{stage}.log"));
-                let file = OpenOptions::new().append(true).create(true).open(path)?;
+                files::make_directory(&directory)?;
+                let file = files::append(&directory.join(format!("{stage}.log")))?;
                 self.open += 1;
                 closed.insert(file)
             }
@@ -157,6 +157,8 @@ impl Observer for Logs {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tsunami_core::Exit;
 
     use super::*;

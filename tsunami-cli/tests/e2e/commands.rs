@@ -58,6 +58,18 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     }
     world.tsunami(["cp", &run, "b-0:place/x.toml", "copy.toml"]).assert_status(0);
     assert_eq!(fs::read(world.path("work/copy.toml")).unwrap(), fs::read(&file).unwrap());
+    for round in ["one", "two"] {
+        world
+            .tsunami(["cp", &run, "b-0:place/x.toml", "b-0:place/tree", "b-0:place/t*", round])
+            .assert_status(0);
+        assert_eq!(
+            fs::read(world.path("work").join(round).join("x.toml")).unwrap(),
+            fs::read(&file).unwrap()
+        );
+        assert_eq!(fs::read_dir(world.path("work").join(round)).unwrap().count(), 2);
+    }
+    world.tsunami(["cp", &run, "b-0:place/tree", "renamed"]).assert_status(0);
+    assert_eq!(fs::read_to_string(world.path("work/renamed/sub/file")).unwrap(), "content");
     world.tsunami(["cp", &run, "b-0:missing", "."]).assert_status(1).assert_says(&["there is no missing"]);
     world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
 

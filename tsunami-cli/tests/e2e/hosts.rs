@@ -63,12 +63,12 @@ impl Existing {
                 "{line}"
             );
         }
-        let watchdogs = self.world.processes().into_iter().filter(is_watchdog_of_a_host);
+        let watchdogs = self.world.processes().into_iter().filter(|process| is_watchdog_of_a_host(process));
         assert_eq!(watchdogs.collect::<Vec<_>>(), Vec::<String>::new());
     }
 }
 
-fn is_watchdog_of_a_host(process: &String) -> bool {
+fn is_watchdog_of_a_host(process: &str) -> bool {
     process.contains("tsunami-watchdog:") && process.contains("/.tsunami/")
 }
 

@@ -1,7 +1,9 @@
 //! `tsunami run`, from end to end.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::world::{Ended, World};
@@ -206,6 +208,62 @@ fn a_failing_server_brings_its_files_home() {
     let file = world.write("x.toml", text);
     world.tsunami([&"run".into(), &file]).assert_status(1);
     assert_eq!(fs::read_to_string(world.results().join("trials/1/s/n-0/log")).unwrap(), "why\n");
+    world.assert_clean();
+}
+
+#[test]
+fn what_cannot_come_home_is_named_and_the_rest_comes() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 's'\non = 'n'\n\
+                run = 'mkdir out; ln -s /etc/hostname out/a; ln -s z out/b; echo 1 > out/z; echo 2 > y.csv'\n\
+                collect = ['out', 'out/z', '*.csv']\n";
+    let file = world.write("x.toml", text);
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["n-0", "`out/a`: a link to `/etc/hostname`"]);
+    let home = world.results().join("trials/1/s/n-0");
+    assert!(home.join("out/a").symlink_metadata().is_err());
+    assert_eq!(fs::read_to_string(home.join("out/b")).unwrap(), "1\n");
+    assert_eq!(fs::read_to_string(home.join("y.csv")).unwrap(), "2\n");
+    world.assert_clean();
+}
+
+#[test]
+fn nobody_else_writes_to_results_at_any_umask() {
+    fn check(directory: &Path) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let (path, metadata) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+            assert_eq!(metadata.mode() & 0o7022, 0, "{} has mode {:o}", path.display(), metadata.mode());
+            if metadata.is_dir() {
+                check(&path);
+            }
+        }
+    }
+    let world = World::new();
+    world.write(
+        "open.sh",
+        "#!/bin/sh\numask 000; mkdir out; echo 1 > out/file; chmod 4777 out/file; chmod 1777 out",
+    );
+    let mode = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(world.path("work/open.sh"), mode).unwrap();
+    let text = "name = 'x'\n[group.n]\nsetup = { script = 'open.sh' }\n[[step]]\nname = 's'\non = 'n'\n\
+                run = 'mkdir -p out; mv out new'\ncollect = ['new']\n";
+    let file = world.write("x.toml", text);
+    let command = world.command([&"run".into(), &file]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 000; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    shell.current_dir(world.path("work"));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    Ended::from(shell.output().unwrap()).assert_status(0);
+    let results = world.results();
+    for name in ["run.json", "logs/n-0/setup.log", "inputs/n/open.sh", "trials/1/s/n-0/new/file"] {
+        assert!(results.join(name).exists(), "{name}");
+    }
+    check(&world.path("work/results"));
     world.assert_clean();
 }
 

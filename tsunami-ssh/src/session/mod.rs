@@ -1,8 +1,11 @@
 //! A session: one machine, one or more masters, any number of supervised commands.
 
+mod archive;
 mod shell;
 mod supervisor;
 mod transfer;
+mod tree;
+mod unpack;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -802,32 +805,19 @@ impl Session for SshSession {
         let mut pack = own_script(transfer::PACK, &download.patterns);
         pack.cwd.clone_from(&download.cwd);
         let (from, pipe) = io::pipe().map_err(|error| local("no more pipes", error))?;
-        let into = download.into.clone();
+        let (into, patterns) = (download.into.clone(), download.patterns.clone());
         let (done, taken) = oneshot::channel();
         let unpacking = spawn_blocking(move || {
-            let unpacked = transfer::unpack(AfterPreamble::new(from), &into);
+            let unpacked = unpack::unpack(AfterPreamble::new(from), &into, &patterns, || done.is_closed());
             let _ = done.send(());
             unpacked
         });
         let to = Taken { pipe, taken };
         let said = Arc::new(Said::default());
         let never = CancellationToken::new();
-        let exit = self.shared.run(&pack, Input::Given(Stdin::Null), Some(to), said.clone(), &never).await?;
-        let unpacked = unpacking.await.map_err(io::Error::other).flatten();
-        let (matches, rest) = said.matches();
-        let failed = |message: String| SessionError::new(SessionErrorKind::Transfer, message);
-        match unpacked {
-            // No match, no archive, or an empty one.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && matches.iter().all(|&n| n == 0) => {
-            }
-            Err(error) => return Err(failed(format!("unpacking failed; {rest}")).source(error)),
-            Ok(()) => {}
-        }
-        // tar's status 1: a file changed while it was read, which a server's log may do.
-        if matches.len() == download.patterns.len() && matches!(exit, Exit::Status(0 | 1)) {
-            return Ok(matches);
-        }
-        Err(failed(format!("packing ended with {exit}: {rest}")))
+        let packed = self.shared.run(&pack, Input::Given(Stdin::Null), Some(to), said.clone(), &never).await;
+        let unpacked = unpacking.await.map_err(|error| local("unpacking failed", io::Error::other(error)))?;
+        transfer::outcome(packed, unpacked, download.patterns.len(), &said.text())
     }
 
     async fn check(&self) -> Result<(), SessionError> {
@@ -865,18 +855,6 @@ struct Said(Mutex<Vec<u8>>);
 impl Said {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-
-    /// The numbers of matches, and what else was said.
-    fn matches(&self) -> (Vec<usize>, String) {
-        let (mut matches, mut rest) = (Vec::new(), Vec::new());
-        for line in self.text().lines() {
-            match line.strip_prefix("matches: ").and_then(|count| count.parse().ok()) {
-                Some(count) => matches.push(count),
-                None => rest.push(line.to_owned()),
-            }
-        }
-        (matches, rest.join("; "))
     }
 }
 

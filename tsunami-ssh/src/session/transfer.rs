@@ -1,11 +1,14 @@
-//! Files as tar streams: one command each way, whatever their number. The other side isn't trusted with names.
+//! Files as tar streams: one command each way, whatever their number.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Component, Path, PathBuf};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-use tar::{Archive, Builder, EntryType, HeaderMode};
-use tsunami_core::{SessionError, SessionErrorKind};
+use tar::{Builder, HeaderMode};
+use tsunami_core::limits::ARCHIVE_ENTRIES_LIMIT;
+use tsunami_core::{Exit, SessionError, SessionErrorKind};
+
+use super::unpack::{BrokenOff, Unpacked};
 
 /// Run with the directory: unpacks into it what comes on standard input. `-o`: files belong to who unpacks.
 pub(super) const UNPACK: &str = r#"mkdir -p -- "$1" && cd -- "$1" && exec tar -xpof -"#;
@@ -13,7 +16,8 @@ pub(super) const UNPACK: &str = r#"mkdir -p -- "$1" && cd -- "$1" && exec tar -x
 /// Run with patterns: says on standard error how many matches each has, and packs them to standard output.
 /// With an empty IFS an unquoted expansion is matched against file names, and split or expanded no further.
 ///
-/// GNU tar takes the names from a pipe, any number of them; others take them as arguments.
+/// GNU tar takes the names from a pipe, any number of them; others take them as arguments. Some shells let `.*` match
+/// the directory itself and the one above.
 pub(super) const PACK: &str = r#"
 IFS=
 case $(tar --version 2>/dev/null) in
@@ -21,13 +25,14 @@ case $(tar --version 2>/dev/null) in
     for pattern; do
         count=0
         for name in $pattern; do
+            case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
             if [ -e "$name" ] || [ -L "$name" ]; then
                 printf '%s\0' "$name"
                 count=$((count + 1))
             fi
         done
         echo "matches: $count" >&2
-    done | tar --null --verbatim-files-from -T - -cf -
+    done | LC_ALL=C tar --sparse --null --verbatim-files-from -T - -cf -
     exit
     ;;
 esac
@@ -36,6 +41,7 @@ while [ $i -gt 0 ]; do
     pattern=$1 count=0
     shift
     for name in $pattern; do
+        case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
         if [ -e "$name" ] || [ -L "$name" ]; then
             set -- "$@" "$name"
             count=$((count + 1))
@@ -114,112 +120,170 @@ fn unreadable(path: &Path, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, format!("cannot read {}", path.display())).source(error)
 }
 
-/// Unpacks a tar stream from a machine below `into`. A name that would land elsewhere is an error: absolute,
-/// climbing with `..`, or through a link that leads out.
-pub(super) fn unpack(from: impl Read, into: &Path) -> io::Result<()> {
-    fs::create_dir_all(into)?;
-    let mut archive = Archive::new(from);
-    archive.set_preserve_permissions(true);
-    archive.set_mask(0o7000);
-    let mut empty = true;
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        empty = false;
-        let name = entry.path()?.into_owned();
-        let refused = |why: &str| io::Error::other(format!("refused `{}`: {why}", name.display()));
-        if !stays_inside(&name, 0) {
-            return Err(refused("the name leads out of the directory"));
+/// How many matches each pattern had, or why not everything came home. `said` is what [`PACK`] said on standard error.
+pub(super) fn outcome(
+    packed: Result<Exit, SessionError>,
+    unpacked: Unpacked,
+    patterns: usize,
+    said: &str,
+) -> Result<Vec<usize>, SessionError> {
+    let broken = |error| {
+        let message = "the machine's archive can't be read";
+        SessionError::new(SessionErrorKind::Transfer, message).source(error)
+    };
+    let cut_short = match unpacked.broken_off {
+        // Whatever else went wrong only follows from that.
+        Some(BrokenOff::Here(message, error)) => {
+            return Err(SessionError::new(SessionErrorKind::Local, message).source(error));
         }
-        match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Directory | EntryType::Continuous | EntryType::GNUSparse => {}
-            EntryType::Link => {}
-            EntryType::Symlink => {
-                let target = entry.link_name()?.ok_or_else(|| refused("the link leads nowhere"))?;
-                let depth = name.components().filter(|part| matches!(part, Component::Normal(_))).count();
-                if !stays_inside(&target, depth.saturating_sub(1)) {
-                    return Err(refused("the link leads out of the directory"));
-                }
-            }
-            // Sockets, pipes and devices have no content to bring home.
-            _ => continue,
+        Some(BrokenOff::There(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(broken(error));
         }
-        // Checks once more against the links that are there by now.
-        if !entry.unpack_in(into)? {
-            return Err(refused("the name leads out of the directory"));
+        Some(BrokenOff::There(error)) => Some(error),
+        None => None,
+    };
+    let exit = packed?;
+    let (mut matches, mut rest) = (Vec::new(), Vec::new());
+    for line in said.lines() {
+        match line.strip_prefix("matches: ").and_then(|count| count.parse::<usize>().ok()) {
+            // No more than can have come, whatever a machine says: they are added up later.
+            Some(count) => matches.push(count.min(ARCHIVE_ENTRIES_LIMIT)),
+            None => rest.push(line),
         }
     }
-    if empty {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    let complete = match exit {
+        // A file changed while it was read, which a server's log may do.
+        Exit::Status(0 | 1) => true,
+        Exit::Status(2) => !rest.is_empty() && rest.iter().all(|line| is_passing(line)),
+        _ => false,
+    };
+    let mut missing = Vec::new();
+    if !unpacked.left_out.is_empty() {
+        missing.push(format!("not everything came home: {}", unpacked.left_out));
     }
-    Ok(())
+    if !complete || matches.len() != patterns {
+        missing.push(format!("packing ended with {exit}: {}", rest.join("; ")));
+    }
+    if !missing.is_empty() {
+        return Err(SessionError::new(SessionErrorKind::Transfer, missing.join("; ")));
+    }
+    match cut_short {
+        // No match, no archive.
+        Some(error) if matches.iter().any(|count| *count > 0) => Err(broken(error)),
+        _ => Ok(matches),
+    }
 }
 
-/// Whether a path, followed from `depth` directories below the root of the tree, never leaves the tree.
-fn stays_inside(path: &Path, mut depth: usize) -> bool {
-    for part in path.components() {
-        match part {
-            Component::Normal(_) => depth += 1,
-            Component::CurDir => {}
-            Component::ParentDir if depth > 0 => depth -= 1,
-            _ => return false,
-        }
-    }
-    true
+/// Whether GNU tar says of a file only that it is gone or no file: what comes and goes while a server runs.
+fn is_passing(line: &str) -> bool {
+    const PASSING: [&str; 5] = [
+        ": Cannot stat: No such file or directory",
+        ": Cannot open: No such file or directory",
+        ": File removed before we read it",
+        ": file changed as we read it",
+        ": socket ignored",
+    ];
+    line.starts_with("tar: Exiting with failure status")
+        || line.starts_with("tar: Removing leading")
+        || PASSING.iter().any(|passing| line.ends_with(passing))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use tar::Header;
+    use std::os::unix::fs::symlink;
+    use std::process::Command as Process;
 
-    fn archive(name: &str, kind: EntryType, link: &str) -> Vec<u8> {
-        let mut header = Header::new_ustar();
-        // `set_path` would refuse what a hostile machine sends.
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_entry_type(kind);
-        header.set_mode(0o644);
-        header.set_size(if kind == EntryType::Regular { 4 } else { 0 });
-        header.set_cksum();
-        let mut builder = Builder::new(Vec::new());
-        builder.append(&header, if kind == EntryType::Regular { b"evil".as_slice() } else { b"" }).unwrap();
-        builder.into_inner().unwrap()
+    use super::super::unpack::unpack;
+    use super::*;
+
+    fn unpacked(broken_off: Option<BrokenOff>, left_out: &[&str]) -> Unpacked {
+        let mut unpacked = Unpacked { broken_off, ..Unpacked::default() };
+        left_out.iter().for_each(|name| unpacked.left_out.add(name.as_bytes(), "why"));
+        unpacked
+    }
+
+    fn lost() -> Result<Exit, SessionError> {
+        Err(SessionError::new(SessionErrorKind::Lost, "contact was lost"))
     }
 
     #[test]
-    fn names_that_lead_out_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let into = root.path().join("in");
-        for (name, kind, link) in [
-            ("/tmp/evil", EntryType::Regular, ""),
-            ("../evil", EntryType::Regular, ""),
-            ("a/../../evil", EntryType::Regular, ""),
-            ("link", EntryType::Symlink, "/etc/passwd"),
-            ("link", EntryType::Symlink, "../evil"),
-            ("a/link", EntryType::Symlink, "../../evil"),
+    fn the_cause_comes_first() {
+        let full = || BrokenOff::Here("cannot write x".to_owned(), io::ErrorKind::StorageFull.into());
+        let cut = || BrokenOff::There(io::ErrorKind::UnexpectedEof.into());
+        let none = || BrokenOff::There(io::ErrorKind::InvalidData.into());
+        let said = "matches: 1";
+        for (packed, broken_off, kind, message) in [
+            // Whoever sends to a full disk is ended by that.
+            (lost(), Some(full()), SessionErrorKind::Local, "cannot write x"),
+            (Ok(Exit::Signal(13)), Some(full()), SessionErrorKind::Local, "cannot write x"),
+            (lost(), Some(none()), SessionErrorKind::Transfer, "can't be read"),
+            // Whoever is lost ends the archive too early.
+            (lost(), Some(cut()), SessionErrorKind::Lost, "contact was lost"),
+            (Ok(Exit::Signal(9)), Some(cut()), SessionErrorKind::Transfer, "signal 9"),
+            (Ok(Exit::Status(0)), Some(cut()), SessionErrorKind::Transfer, "can't be read"),
+            (Ok(Exit::Status(2)), None, SessionErrorKind::Transfer, "status 2"),
         ] {
-            let error = unpack(archive(name, kind, link).as_slice(), &into).unwrap_err();
-            assert!(error.to_string().contains("refused"), "{name} -> {link}: {error}");
-            assert!(!root.path().join("evil").exists());
+            let error = outcome(packed, unpacked(broken_off, &[]), 1, said).unwrap_err();
+            assert_eq!((error.kind, error.message.contains(message)), (kind, true), "{message}: {error}");
         }
     }
 
     #[test]
-    fn writing_through_a_link_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let into = root.path().join("in");
-        fs::create_dir_all(&into).unwrap();
-        std::os::unix::fs::symlink(root.path(), into.join("out")).unwrap();
-        assert!(unpack(archive("out/evil", EntryType::Regular, "").as_slice(), &into).is_err());
-        assert!(!root.path().join("evil").exists());
+    fn what_is_missing_is_an_error_and_what_came_and_went_is_none() {
+        let come = |exit, patterns, said: &str| outcome(Ok(exit), unpacked(None, &[]), patterns, said);
+        assert_eq!(come(Exit::Status(0), 2, "matches: 3\nmatches: 0\n").unwrap(), [3, 0]);
+        let said = "matches: 2\ntar: a: Cannot stat: No such file or directory\n\
+                    tar: Exiting with failure status due to previous errors\n";
+        assert_eq!(come(Exit::Status(2), 1, said).unwrap(), [2]);
+        let unreadable = format!("{said}tar: b: Cannot open: Permission denied\n");
+        assert!(come(Exit::Status(2), 1, &unreadable).unwrap_err().message.contains("Permission denied"));
+        assert!(come(Exit::Status(0), 2, "matches: 1\n").is_err());
+        let boasting = format!("matches: {0}\nmatches: {0}\n", usize::MAX);
+        let total: usize = come(Exit::Status(0), 2, &boasting).unwrap().into_iter().sum();
+        assert_eq!(total, 2 * ARCHIVE_ENTRIES_LIMIT);
+
+        let nothing = unpacked(Some(BrokenOff::There(io::ErrorKind::UnexpectedEof.into())), &[]);
+        assert_eq!(outcome(Ok(Exit::Status(0)), nothing, 1, "matches: 0\n").unwrap(), [0]);
+        let left_out = unpacked(None, &["it's\n", "b"]);
+        let error = outcome(Ok(Exit::Status(0)), left_out, 1, "matches: 2\n").unwrap_err();
+        assert_eq!(error.message, r"not everything came home: `it's\n`: why; `b`: why");
+        assert_eq!(error.kind, SessionErrorKind::Transfer);
     }
 
+    /// Overlapping patterns, hidden files and links, whatever shell and tar a machine has.
     #[test]
-    fn a_stream_that_is_cut_short_is_an_error() {
-        let root = tempfile::tempdir().unwrap();
-        let whole = archive("file", EntryType::Regular, "");
-        assert!(unpack(&whole[..514], &root.path().join("in")).is_err());
-        assert!(unpack(&whole[..0], &root.path().join("in")).is_err());
+    fn what_is_packed_comes_home() {
+        let place = tempfile::tempdir().unwrap();
+        let (there, tools) = (place.path().join("there"), place.path().join("tools"));
+        fs::create_dir_all(there.join("d")).unwrap();
+        fs::create_dir_all(there.join(".config")).unwrap();
+        fs::create_dir(&tools).unwrap();
+        for name in ["d/a", ".config/x", ".profile", "other"] {
+            fs::write(there.join(name), name).unwrap();
+        }
+        symlink("a", there.join("d/l")).unwrap();
+        symlink("/bin/busybox", tools.join("tar")).unwrap();
+        let runs = |program: &str| Process::new(program).arg("--help").output().is_ok();
+        let shells = [&["sh"][..], &["bash", "--posix"], &["busybox", "sh"]];
+        let patterns = ["d", ".*", "d/a", "d/*", "none"].map(str::to_owned);
+        let path = std::env::var("PATH").unwrap();
+        for path in [path.clone(), format!("{}:{path}", tools.display())] {
+            for shell in shells.iter().filter(|shell| runs(shell[0])) {
+                let mut command = Process::new(shell[0]);
+                command.args(&shell[1..]).args(["-c", PACK, "sh"]).args(&patterns);
+                let output = command.current_dir(&there).env("PATH", &path).output().unwrap();
+                let home = tempfile::tempdir().unwrap();
+                let unpacked = unpack(output.stdout.as_slice(), home.path(), &patterns, || false);
+                let exit = Exit::Status(output.status.code().unwrap().try_into().unwrap());
+                let said = String::from_utf8_lossy(&output.stderr);
+                let matches = outcome(Ok(exit), unpacked, patterns.len(), &said);
+                assert_eq!(matches.unwrap(), [1, 2, 1, 2, 0], "{shell:?} {path}");
+                let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
+                assert_eq!((read("d/a"), read("d/l")), ("d/a".to_owned(), "d/a".to_owned()));
+                assert_eq!((read(".config/x"), read(".profile")), (".config/x".into(), ".profile".into()));
+                assert!(!home.path().join("other").exists());
+            }
+        }
     }
 
     #[test]
