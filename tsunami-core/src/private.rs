@@ -156,6 +156,13 @@ pub(crate) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Checks a directory to be one where the user can make something that others can't replace: `/tmp`, for one.
+pub fn check_place(path: &Path) -> io::Result<()> {
+    let real = fs::canonicalize(path)?;
+    check_above(&real)?;
+    judge(&real, &fs::symlink_metadata(&real)?, Metadata::is_dir, Others::Harmless)
+}
+
 fn check_above(real: &Path) -> io::Result<()> {
     real.ancestors()
         .skip(1)

@@ -201,10 +201,13 @@ impl RunDirectory {
 
     /// The run's machines as last seen; empty before the first was launched.
     pub fn machines(&self) -> Result<Vec<Machine>, Error> {
-        match self.read("machines.json") {
-            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            other => other,
-        }
+        let machines: Vec<Machine> = match self.read("machines.json") {
+            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let checked = machines.iter().try_for_each(Machine::check).map_err(io::Error::other);
+        checked.map_err(|source| Error::record("read", &self.path.join("machines.json"), source))?;
+        Ok(machines)
     }
 
     /// Whether a process that controls the run is alive.

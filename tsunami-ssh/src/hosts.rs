@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::num::NonZeroU32;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use tokio::net::lookup_host;
 use tokio::time::Instant;
 use tsunami_core::{
     Addresses, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState,
-    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
 };
 
 use crate::SshConnector;
+use crate::config::is_user;
 use crate::session::SshSession;
 
 /// How long a host may take to answer when the run leaves it.
@@ -80,6 +82,7 @@ impl FromStr for HostAddress {
 
     fn from_str(text: &str) -> Result<Self, InvalidHost> {
         let invalid = || InvalidHost(text.to_owned());
+        // A user of a directory service has an `@` of their own.
         let (user, rest) = text.rsplit_once('@').map_or((None, text), |(user, rest)| (Some(user), rest));
         let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),
@@ -87,12 +90,10 @@ impl FromStr for HostAddress {
             None if rest.matches(':').count() > 1 => (rest, None),
             None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
         };
-        let usable = |word: &str| {
-            !word.is_empty()
-                && !word.starts_with('-')
-                && word.chars().all(|c| c.is_ascii_graphic() && c != '"')
-        };
-        if !usable(host) || !user.is_none_or(usable) {
+        // A name in an ssh_config may be almost anything; what a shell or ssh would read otherwise is no name.
+        let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}[]*?!#,@".contains(c);
+        let usable = !host.is_empty() && !host.starts_with('-') && host.chars().all(plain);
+        if !usable || !user.is_none_or(is_user) {
             return Err(invalid());
         }
         let port = port.map(|port| port.parse().map_err(|_| invalid())).transpose()?;
@@ -105,8 +106,11 @@ impl fmt::Display for HostAddress {
         if let Some(user) = &self.user {
             write!(f, "{user}@")?;
         }
-        f.write_str(&self.host)?;
-        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+        match self.port {
+            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
     }
 }
 
@@ -121,20 +125,37 @@ impl HostsProvider {
         self.root.join(run.as_str()).join("hosts")
     }
 
-    /// The machines that the run took.
-    fn taken(&self, run: &RunId) -> Vec<Machine> {
-        let files = fs::read_dir(self.directory(run)).into_iter().flatten().flatten();
-        let read = |path: PathBuf| serde_json::from_slice::<Vec<Machine>>(&fs::read(path).ok()?).ok();
-        files.filter_map(|file| read(file.path())).flatten().collect()
+    /// The machines that the run took. What can't be read, or could be another user's, is an error: hosts that are
+    /// not known can't be left.
+    fn taken(&self, run: &RunId) -> io::Result<Vec<Machine>> {
+        let directory = self.directory(run);
+        let files = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
+        private::check_directory(directory.parent().unwrap_or(&self.root))?;
+        private::make_directory(&directory)?;
+        let mut taken = Vec::new();
+        for file in files {
+            let path = file?.path();
+            // One that was being written when its process ended was never valid.
+            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+                continue;
+            }
+            let machines: Vec<Machine> = serde_json::from_slice(&private::read(&path)?)?;
+            machines.iter().try_for_each(Machine::check).map_err(io::Error::other)?;
+            taken.extend(machines);
+        }
+        Ok(taken)
     }
 
     fn write(&self, run: &RunId, group: &str, machines: &[Machine]) -> io::Result<()> {
-        let path = self.directory(run).join(group);
-        fs::create_dir_all(self.directory(run))?;
-        let new = self.directory(run).join(format!(".{group}"));
-        fs::write(&new, serde_json::to_vec_pretty(machines)?)?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(new, path)
+        let directory = self.directory(run);
+        let above = directory.parent().unwrap_or(&self.root);
+        DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+        private::check_directory(above)?;
+        private::make_directory(&directory)?;
+        private::write(&directory.join(group), &serde_json::to_vec_pretty(machines)?)
     }
 
     /// Connects as the run would.
@@ -236,11 +257,20 @@ impl Provider for HostsProvider {
                 entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
             }
         };
-        Ok(runs.iter().flat_map(|run| self.taken(run)).collect())
+        let mut machines = Vec::new();
+        for run in &runs {
+            match self.taken(run) {
+                Ok(taken) => machines.extend(taken),
+                // Another run's fault is for whoever asks about that run.
+                Err(error) if *filter == RunFilter::All => tracing::warn!(%run, %error, "hosts not listed"),
+                Err(error) => return Err(unreadable("list", error)),
+            }
+        }
+        Ok(machines)
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        let mut machines = self.taken(run);
+        let mut machines = self.taken(run).map_err(|error| unreadable("extend", error))?;
         for machine in &mut machines {
             machine.expires = Some(until);
         }
@@ -269,7 +299,7 @@ impl Provider for HostsProvider {
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
-        let machines = self.taken(run);
+        let machines = self.taken(run).map_err(|error| unreadable("terminate", error))?;
         let touched = machines.iter().filter(|machine| self.connector.was_connected(&self.root, machine));
         let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
         if left.is_empty() {
@@ -302,6 +332,11 @@ fn hosts(spec: &MachineSpec) -> Result<&[HostAddress], ProviderError> {
     })
 }
 
+fn unreadable(operation: &'static str, error: io::Error) -> ProviderError {
+    ProviderError::new(ProviderErrorKind::Other, operation, "cannot read which hosts the run took")
+        .source(error)
+}
+
 fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -321,11 +356,16 @@ mod tests {
             ("u@10.0.0.5:22", Some("u"), "10.0.0.5", Some(22)),
             ("[fe80::1]:2222", None, "fe80::1", Some(2222)),
             ("fe80::1", None, "fe80::1", None),
+            ("u@corp.example@box:22", Some("u@corp.example"), "box", Some(22)),
+            ("CORP\\u@box", Some("CORP\\u"), "box", None),
         ] {
             let read: HostAddress = text.parse().unwrap();
             assert_eq!((read.user.as_deref(), read.host.as_str(), read.port), (user, host, port), "{text}");
         }
-        for bad in ["", "-x", "u@-x", "a b", "a\nb", "-u@h", "h:0x", "h:99999", "@h", "h\"x"] {
+        for bad in [
+            "", "-x", "u@-x", "a b", "a\nb", "-u@h", "h:0x", "h:99999", "@h", "h\"x", "$(id)", "u;x@h",
+            "a,b", "h`id`",
+        ] {
             assert!(bad.parse::<HostAddress>().is_err(), "{bad:?} was accepted");
         }
     }
