@@ -133,8 +133,8 @@ pub fn check_directory(path: &Path) -> io::Result<()> {
     judge(&real, &fs::symlink_metadata(&real)?, Metadata::is_dir, Others::Nobody)
 }
 
-/// Checks an entry of a checked directory to be one that tsunami keeps.
-pub(crate) fn check_subdirectory(path: &Path) -> io::Result<()> {
+/// Checks a directory that tsunami keeps in one that was [checked](check_directory). It may not be a link.
+pub fn check_subdirectory(path: &Path) -> io::Result<()> {
     judge(path, &fs::symlink_metadata(path)?, Metadata::is_dir, Others::Nobody)
 }
 

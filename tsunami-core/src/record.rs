@@ -396,6 +396,33 @@ mod tests {
         assert!(matches!(by_link.create(&record("20260101-bbbb", "redis")), Err(Error::Untrusted(_))));
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(32),
+            failure_persistence: None,
+            ..proptest::prelude::ProptestConfig::default()
+        })]
+
+        #[test]
+        fn a_record_of_any_bytes_is_read_or_is_an_error(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+            cut in 0..400_usize, byte in proptest::prelude::any::<u8>(),
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let (directory, _lock) = State::at(root.path()).create(&record("20260101-aaaa", "redis")).unwrap();
+            let mut spoiled = fs::read(directory.path().join("record.json")).unwrap();
+            directory.write_machines(&[]).unwrap();
+            let cut = cut % spoiled.len();
+            spoiled[cut] = byte;
+            for bytes in [bytes, spoiled.clone(), spoiled[..cut].to_vec()] {
+                for file in ["record.json", "machines.json"] {
+                    fs::write(directory.path().join(file), &bytes).unwrap();
+                }
+                let _ = (directory.record(), directory.machines(), directory.is_controlled());
+            }
+        }
+    }
+
     #[test]
     fn a_run_that_cannot_be_recorded_is_an_error() {
         let root = tempfile::tempdir().unwrap();

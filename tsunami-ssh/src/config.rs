@@ -407,6 +407,7 @@ impl Entry {
     /// `through` if there is one.
     pub(crate) fn of_host(
         alias: &str,
+        host: &HostAddress,
         resolved: &Resolved,
         defaults: &Resolved,
         through: Option<&str>,
@@ -414,12 +415,20 @@ impl Entry {
         files: &Files,
     ) -> Result<Self, Unfit> {
         let mut entry = Self::new(alias)?;
+        // In the run's own configuration the host goes by another name.
+        let key_name = resolved.get("hostkeyalias").is_none().then_some(&host.host);
+        let named = |value: &str| put_names(value, &host.host, key_name.map(String::as_str));
         let checking = if options.accept_new_hosts { "accept-new" } else { "yes" };
         entry.set("StrictHostKeyChecking", Word::ours(checking));
         let mut known = vec![Word::path("path", &files.known_hosts)?];
         match &options.known_hosts {
             Some(path) => known.push(Word::path("known_hosts", path)?),
-            None => known.extend(resolved.known_hosts()?),
+            None => {
+                let files = resolved.known_hosts().into_iter().map(|path| named(&path));
+                known.extend(
+                    files.map(|path| Word::new("known_hosts", &path)).collect::<Result<Vec<_>, _>>()?,
+                );
+            }
         }
         entry.settings.push(Setting::list("UserKnownHostsFile", known));
         for (key, value) in &resolved.options {
@@ -434,13 +443,14 @@ impl Entry {
                 Form::Host => Setting::new(keyword, Word::host(value)?),
                 Form::User => Setting::new(keyword, Word::user(value)?),
                 Form::Algorithms => Setting::new(keyword, Word::algorithms(value)?),
-                Form::Word => Setting::new(keyword, Word::new("value", value)?),
+                Form::Word => Setting::new(keyword, Word::new(keyword, value)?),
+                Form::Named => Setting::new(keyword, Word::new(keyword, &named(value))?),
                 Form::Words => {
-                    let words = value.split(' ').map(|word| Word::new("value", word));
+                    let words = value.split(' ').map(|word| Word::new(keyword, word));
                     Setting::list(keyword, words.collect::<Result<_, _>>()?)
                 }
                 Form::Line => {
-                    let line = CommandLine::of_user("command", value)?;
+                    let line = CommandLine::of_user(keyword, &named(value))?;
                     Setting { keyword, value: Value::Line(line) }
                 }
             });
@@ -451,10 +461,28 @@ impl Entry {
         if let Some(jump) = through {
             entry.settings.push(Setting::proxy(CommandLine::through(jump, &files.config, None)?));
         } else if let Some(command) = resolved.get("proxycommand").filter(|command| *command != "none") {
-            entry.settings.push(Setting::proxy(CommandLine::of_user("ProxyCommand", command)?));
+            entry.settings.push(Setting::proxy(CommandLine::of_user("ProxyCommand", &named(command))?));
         }
         Ok(entry)
     }
+}
+
+/// Puts the name that the user has for a host in place of ssh's tokens for it, and for its key if that goes by it too.
+fn put_names(value: &str, host: &str, key: Option<&str>) -> String {
+    let mut put = String::new();
+    let mut rest = value.chars();
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            put.push(c);
+            continue;
+        }
+        match (rest.next(), key) {
+            (Some('n'), _) => put.push_str(&host.replace('%', "%%")),
+            (Some('k'), Some(key)) => put.push_str(&key.replace('%', "%%")),
+            (token, _) => put.extend(std::iter::once('%').chain(token)),
+        }
+    }
+    put
 }
 
 /// How `ssh -G` shows a value.
@@ -465,6 +493,8 @@ enum Form {
     Algorithms,
     /// The rest of the line.
     Word,
+    /// A word in which ssh puts names in place of tokens.
+    Named,
     Words,
     Line,
 }
@@ -485,10 +515,10 @@ const COPIED: [(&str, Form, Told); 35] = [
     ("Port", Form::Word, Told::Always),
     ("User", Form::User, Told::Always),
     ("HostKeyAlias", Form::Word, Told::Always),
-    ("IdentityFile", Form::Word, Told::WhereOdd),
-    ("CertificateFile", Form::Word, Told::WhereOdd),
+    ("IdentityFile", Form::Named, Told::WhereOdd),
+    ("CertificateFile", Form::Named, Told::WhereOdd),
     ("IdentitiesOnly", Form::Word, Told::Always),
-    ("IdentityAgent", Form::Word, Told::Always),
+    ("IdentityAgent", Form::Named, Told::Always),
     ("PKCS11Provider", Form::Word, Told::WhereOdd),
     ("SecurityKeyProvider", Form::Word, Told::WhereOdd),
     ("PubkeyAuthentication", Form::Word, Told::WhereOdd),
@@ -499,7 +529,7 @@ const COPIED: [(&str, Form, Told); 35] = [
     ("EnableSSHKeysign", Form::Word, Told::WhereOdd),
     ("PreferredAuthentications", Form::Word, Told::WhereOdd),
     ("KnownHostsCommand", Form::Line, Told::WhereOdd),
-    ("RevokedHostKeys", Form::Word, Told::WhereOdd),
+    ("RevokedHostKeys", Form::Named, Told::WhereOdd),
     ("AddressFamily", Form::Word, Told::WhereOdd),
     ("BindAddress", Form::Word, Told::WhereOdd),
     ("BindInterface", Form::Word, Told::WhereOdd),
@@ -574,7 +604,7 @@ impl Resolved {
 
     /// The files of known host keys. ssh shows them unquoted, so that only the files themselves tell which spaces
     /// are a part of a name.
-    fn known_hosts(&self) -> Result<Vec<Word>, Unfit> {
+    fn known_hosts(&self) -> Vec<String> {
         let home = std::env::home_dir().unwrap_or_default();
         let exists = |name: &str| match name.strip_prefix("~/") {
             Some(rest) => home.join(rest).exists(),
@@ -586,10 +616,10 @@ impl Resolved {
         while begin < parts.len() {
             let longer = (begin + 1..=parts.len()).rev().find(|end| exists(&parts[begin..*end].join(" ")));
             let end = longer.unwrap_or(begin + 1);
-            names.push(Word::new("known_hosts", &parts[begin..end].join(" "))?);
+            names.push(parts[begin..end].join(" "));
             begin = end;
         }
-        Ok(names)
+        names
     }
 }
 
@@ -599,7 +629,7 @@ pub(crate) fn quoted(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::fs;
@@ -610,7 +640,7 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g";
 
     /// How many values a property is tried with.
-    fn cases(few: u32) -> ProptestConfig {
+    pub(crate) fn cases(few: u32) -> ProptestConfig {
         let asked = std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
         ProptestConfig { cases: asked.unwrap_or(few), failure_persistence: None, ..ProptestConfig::default() }
     }
@@ -760,7 +790,9 @@ mod tests {
         let before = ask(Command::new("ssh").arg("-F").arg(at("theirs")).args(["-G", "box"]));
         let defaults = ask(Command::new("ssh").args(["-F", "none", "-G", "localhost"]));
         let options = SshOptions::default();
-        let entry = Entry::of_host("node-0", &before, &defaults, None, &options, &files).unwrap();
+        let entry =
+            Entry::of_host("node-0", &"box".parse().unwrap(), &before, &defaults, None, &options, &files)
+                .unwrap();
         let written = Written::new(&options, &[entry], files, directory);
         let after = written.ask("node-0");
         for keyword in [
@@ -802,11 +834,26 @@ mod tests {
     }
 
     #[test]
+    fn a_host_keeps_its_name_where_ssh_would_put_it() {
+        assert_eq!(put_names("a %n %k %h %% %%n %p %", "b%x", Some("k")), "a b%%x k %h %% %%n %p %");
+        assert_eq!(put_names("%n %k", "box", None), "box %k");
+    }
+
+    #[test]
     fn a_host_without_configuration_is_offered_what_ssh_offers() {
         let (files, directory) = place();
         let defaults = ask(Command::new("ssh").args(["-F", "none", "-G", "localhost"]));
         let options = SshOptions::default();
-        let entry = Entry::of_host("node-0", &defaults, &defaults, None, &options, &files).unwrap();
+        let entry = Entry::of_host(
+            "node-0",
+            &"localhost".parse().unwrap(),
+            &defaults,
+            &defaults,
+            None,
+            &options,
+            &files,
+        )
+        .unwrap();
         let written = Written::new(&options, &[entry], files, directory);
         let after = written.ask("node-0");
         for keyword in ["identityfile", "identitiesonly", "ciphers", "passwordauthentication"] {
@@ -946,7 +993,8 @@ mod tests {
             let resolved = Resolved { options: options.collect() };
             let parsed = Resolved::parse(&text);
             for resolved in [resolved, parsed] {
-                let entry = Entry::of_host("node-0", &resolved, &Resolved::default(), None, &SshOptions::default(), &files);
+                let host = "box".parse().unwrap();
+                let entry = Entry::of_host("node-0", &host, &resolved, &Resolved::default(), None, &SshOptions::default(), &files);
                 let Ok(entry) = entry else { continue };
                 for keyword in keywords(&entry.to_string()) {
                     let known = COPIED.iter().any(|copied| copied.0.eq_ignore_ascii_case(&keyword));

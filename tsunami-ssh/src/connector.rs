@@ -61,18 +61,28 @@ pub(crate) struct RunSsh {
     /// Done once the way through the jump host is written down.
     jump_written: OnceCell<()>,
     next_socket: AtomicU32,
-    writing: Mutex<()>,
+    /// Entries for files of the run, to be written together by whoever is next: a write takes as long as the disk does.
+    unwritten: Mutex<Vec<Unwritten>>,
+    writing: tokio::sync::Mutex<()>,
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once more.
     parked: Mutex<HashMap<String, Master>>,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
 }
 
+/// An entry on its way into a file, where it takes the place of the one that begins with `key`.
+#[derive(Clone, Debug)]
+struct Unwritten {
+    file: PathBuf,
+    key: String,
+    entry: String,
+}
+
 /// The ssh_config that a run keeps in its directory. Fails if another user may have written it, or what it names.
 pub fn run_config(run_directory: &Path) -> io::Result<PathBuf> {
     let directory = run_directory.join("ssh");
     private::check_directory(run_directory)?;
-    private::make_directory(&directory)?;
+    private::check_subdirectory(&directory)?;
     let files = Files::in_directory(&directory);
     for file in [&files.config, &files.hosts, &files.known_hosts, &files.key] {
         private::check(file)?;
@@ -153,7 +163,8 @@ impl Connector for SshConnector {
             jump: OnceCell::new(),
             jump_written: OnceCell::new(),
             next_socket: AtomicU32::new(0),
-            writing: Mutex::default(),
+            unwritten: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
             parked: Mutex::default(),
             janitor: Mutex::new(Some(janitor)),
         };
@@ -164,7 +175,7 @@ impl Connector for SshConnector {
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
         let session = self.open(machine, deadline).await?;
         if let Some(directory) = &machine.login.directory {
-            self.note_connected(machine)?;
+            self.note_connected(machine).await?;
             let until = machine.expires.unwrap_or_else(SystemTime::now);
             session.keep_until(directory, until).await?;
         }
@@ -217,10 +228,13 @@ impl SshConnector {
     }
 
     /// Notes that something is about to be put on a machine that existed before the run.
-    fn note_connected(&self, machine: &Machine) -> Result<(), SessionError> {
+    async fn note_connected(&self, machine: &Machine) -> Result<(), SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
         let path = ssh.files.connected(&machine.name());
-        private::write(&path, b"").map_err(|error| local(format!("cannot write {}", path.display()), error))
+        let note = path.clone();
+        let noted = tokio::task::spawn_blocking(move || private::write(&note, b"")).await;
+        let noted = noted.map_err(io::Error::other).flatten();
+        noted.map_err(|error| local(format!("cannot write {}", path.display()), error))
     }
 
     /// Whether the run ever came so far as to put something on a machine that existed before it.
@@ -311,7 +325,7 @@ impl RunSsh {
                     SessionError::new(SessionErrorKind::Connect, format!("{name} has no address"))
                 })?;
                 let line = config::known_host(machine, key).map_err(unfit)?;
-                self.write(|| put(&self.files.known_hosts, &format!("{name} "), &line))?;
+                self.put(&self.files.known_hosts, format!("{name} "), line);
                 let entry = Entry::of_machine(machine, &self.options, &self.files);
                 (entry.map_err(unfit)?, Some(probe))
             }
@@ -330,6 +344,7 @@ impl RunSsh {
                 };
                 let entry = Entry::of_host(
                     &name,
+                    &host,
                     &resolved,
                     &self.defaults,
                     through.as_deref(),
@@ -341,7 +356,8 @@ impl RunSsh {
                 (entry.map_err(unfit)?, (!resolved.is_proxied()).then_some((host, port)))
             }
         };
-        self.write(|| put(&self.files.hosts, &entry.head(), &entry.to_string()))?;
+        self.put(&self.files.hosts, entry.head(), entry.to_string());
+        self.written().await?;
         Ok(probe.filter(|_| self.options.jump.is_none()))
     }
 
@@ -378,6 +394,7 @@ impl RunSsh {
             };
             let entry = Entry::of_host(
                 &alias,
+                host,
                 &resolved,
                 &self.defaults,
                 through.as_deref(),
@@ -385,15 +402,34 @@ impl RunSsh {
                 &self.files,
             );
             let entry = entry.map_err(unfit)?;
-            self.write(|| put(&self.files.hosts, &entry.head(), &entry.to_string()))?;
+            self.put(&self.files.hosts, entry.head(), entry.to_string());
             through = Some(alias);
         }
         through.ok_or_else(|| SessionError::new(SessionErrorKind::Local, "no jump host is named"))
     }
 
-    fn write(&self, write: impl FnOnce() -> io::Result<()>) -> Result<(), SessionError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        write().map_err(|error| local(format!("cannot write beside {}", self.files.config.display()), error))
+    fn put(&self, file: &Path, key: String, entry: String) {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        unwritten.push(Unwritten { file: file.to_owned(), key, entry });
+    }
+
+    /// Waits until what was put is in its files.
+    async fn written(&self) -> Result<(), SessionError> {
+        let _one_at_a_time = self.writing.lock().await;
+        let unwritten = || self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = std::mem::take(&mut *unwritten());
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
+        let batch = entries.clone();
+        let write = move || files.iter().try_for_each(|file| put_all(file, &batch));
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten();
+        written.map_err(|error| {
+            // Each of the others shall hear of it too.
+            unwritten().extend(entries);
+            local(format!("cannot write beside {}", self.files.config.display()), error)
+        })
     }
 
     /// Adds to an error what the user can do about it.
@@ -518,19 +554,23 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).collect()
 }
 
-/// Puts an entry, whose further lines are indented, into a file: in place of the one that begins with `key`.
-fn put(path: &Path, key: &str, entry: &str) -> io::Result<()> {
-    replace(path, |present| {
-        let (mut old, mut others) = (String::new(), String::new());
-        let mut is_old = false;
-        for line in present.split_inclusive('\n') {
-            if !line.starts_with(' ') {
-                is_old = line.starts_with(key);
-            }
-            if is_old { &mut old } else { &mut others }.push_str(line);
+/// Puts those entries that are for it into a file.
+fn put_all(file: &Path, entries: &[Unwritten]) -> io::Result<()> {
+    let entries = entries.iter().filter(|it| it.file == file);
+    replace(file, |present| entries.fold(present.to_owned(), |text, it| put(&text, &it.key, &it.entry)))
+}
+
+/// Puts an entry, whose further lines are indented, in place of the one that begins with `key`.
+fn put(present: &str, key: &str, entry: &str) -> String {
+    let (mut old, mut others) = (String::new(), String::new());
+    let mut is_old = false;
+    for line in present.split_inclusive('\n') {
+        if !line.starts_with(' ') {
+            is_old = line.starts_with(key);
         }
-        if old == entry { present.to_owned() } else { others + entry }
-    })
+        if is_old { &mut old } else { &mut others }.push_str(line);
+    }
+    if old == entry { present.to_owned() } else { others + entry }
 }
 
 /// Replaces a file as a whole by what is made of it, so that an ssh that reads it meanwhile sees the one or the other.
@@ -553,4 +593,185 @@ fn not_prepared(run: &RunId) -> SessionError {
 
 fn local(message: impl Into<String>, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use tempfile::TempDir;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn run() -> RunId {
+        "20260101-000000-aaaa".parse().unwrap()
+    }
+
+    async fn prepared(options: SshOptions, root: &TempDir) -> (SshConnector, PathBuf) {
+        let connector = SshConnector::new(options);
+        let directory = root.path().join(run().as_str());
+        connector.prepare(&run(), &directory).await.unwrap();
+        (connector, directory)
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_a_runs_configuration_sees_all_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (_first, directory) = prepared(SshOptions::default(), &root).await;
+        let config = run_config(&directory).unwrap();
+        let state =
+            |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec())).unwrap();
+        let (before, text) = (state(&config), fs::read_to_string(&config).unwrap());
+        let (_second, _) = prepared(SshOptions::default(), &root).await;
+        assert_eq!(state(&config), before, "another process has nothing to change");
+
+        let hosts = directory.join("ssh/hosts");
+        let put = |key: &str, entry: &str| {
+            let (file, key, entry) = (hosts.clone(), key.to_owned(), entry.to_owned());
+            put_all(&hosts, &[Unwritten { file, key, entry }]).unwrap();
+        };
+        put("Host a-0\n", "Host a-0\n  Port 1\n");
+        for (key, entry) in [("Host b-0\n", "Host b-0\n  Port 2\n"), ("Host a-0\n", "Host a-0\n  Port 3\n")] {
+            let mut reader = fs::File::open(&hosts).unwrap();
+            let whole = fs::read_to_string(&hosts).unwrap();
+            put(key, entry);
+            let mut read = String::new();
+            io::Read::read_to_string(&mut reader, &mut read).unwrap();
+            assert_eq!(read, whole, "what was opened before stays what it was");
+        }
+        assert_eq!(fs::read_to_string(&hosts).unwrap(), "Host b-0\n  Port 2\nHost a-0\n  Port 3\n");
+        let before = state(&hosts);
+        put("Host a-0\n", "Host a-0\n  Port 3\n");
+        assert_eq!(state(&hosts), before);
+
+        // What an older version wrote, or half wrote, is replaced.
+        private::write(&config, b"Host *\n  Inclu").unwrap();
+        let (_third, _) = prepared(SshOptions::default(), &root).await;
+        assert_eq!(fs::read_to_string(&config).unwrap(), text);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_entry_finds_it_or_hears_why_not() {
+        let root = tempfile::tempdir().unwrap();
+        let (connector, directory) = prepared(SshOptions::default(), &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let write = |number: u32| {
+            let (ssh, hosts) = (ssh.clone(), directory.join("ssh/hosts"));
+            async move {
+                ssh.put(&hosts, format!("Host a-{number}\n"), format!("Host a-{number}\n  Port 1\n"));
+                ssh.written().await.map(|()| fs::read_to_string(&hosts).unwrap())
+            }
+        };
+        let tasks: Vec<_> = (0..100).map(|number| tokio::spawn(write(number))).collect();
+        for (number, task) in (0..).zip(tasks) {
+            let seen = task.await.unwrap().unwrap();
+            assert!(seen.contains(&format!("Host a-{number}\n")), "{seen}");
+        }
+        fs::remove_file(directory.join("ssh/hosts")).unwrap();
+        fs::create_dir(directory.join("ssh/hosts")).unwrap();
+        for task in [tokio::spawn(write(200)), tokio::spawn(write(201))] {
+            task.await.unwrap().unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runs_directory_that_others_may_write_is_not_used() {
+        let root = tempfile::tempdir().unwrap();
+        let (_connector, directory) = prepared(SshOptions::default(), &root).await;
+        for path in [directory.clone(), directory.join("ssh"), directory.join("ssh/options.json")] {
+            let mode = fs::metadata(&path).unwrap().mode();
+            set_mode(&path, mode | 0o022);
+            let error = SshConnector::default().prepare(&run(), &directory).await.unwrap_err();
+            let chain = tsunami_core::ErrorChain(&error).to_string();
+            assert!(chain.contains("may be written by others"), "{}: {chain}", path.display());
+            set_mode(&path, mode);
+        }
+        for name in ["config", "hosts", "known_hosts", "id_ed25519"] {
+            set_mode(&directory.join("ssh").join(name), 0o620);
+            assert!(run_config(&directory).is_err(), "{name}");
+            set_mode(&directory.join("ssh").join(name), 0o600);
+        }
+        run_config(&directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_remembered_configuration_that_others_may_write_runs_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let open = root.path().join("open");
+        fs::create_dir(&open).unwrap();
+        let (theirs, ran) = (open.join("ssh_config"), root.path().join("ran"));
+        fs::write(&theirs, format!("Match exec \"touch {}\"\n  User x\n", ran.display())).unwrap();
+        set_mode(&theirs, 0o644);
+        let options = SshOptions { config: Some(theirs.clone()), ..SshOptions::default() };
+        let (connector, _) = prepared(options, &root).await;
+        let host: HostAddress = "box".parse().unwrap();
+        for (path, mode) in [(&open, 0o777), (&theirs, 0o646)] {
+            let before = fs::metadata(path).unwrap().mode();
+            set_mode(path, mode);
+            let error = connector.host_name(&host).await.unwrap_err();
+            assert!(error.message.contains(theirs.to_str().unwrap()), "{error}");
+            assert!(!ran.exists());
+            set_mode(path, before);
+        }
+        connector.host_name(&host).await.unwrap();
+        assert!(ran.exists(), "a user's own configuration is used");
+    }
+
+    #[tokio::test]
+    async fn jump_hosts_that_lead_to_each_other_are_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let theirs = root.path().join("ssh_config");
+        fs::write(&theirs, "Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n").unwrap();
+        let options = SshOptions { config: Some(theirs), ..SshOptions::default() };
+        let (connector, _) = prepared(options, &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let error = ssh.write_jumps("a", None, &mut { JUMPS_LIMIT }).await.unwrap_err();
+        assert!(error.message.contains("more than 8 jump hosts"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn several_jump_hosts_are_passed_in_their_order() {
+        let root = tempfile::tempdir().unwrap();
+        let options = SshOptions { jump: Some("a@one,[::1]:2222,two".to_owned()), ..SshOptions::default() };
+        let jump = options.jump.clone().unwrap();
+        let (connector, directory) = prepared(options, &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let last = ssh.write_jumps(&jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.unwrap();
+        ssh.written().await.unwrap();
+        let (mut alias, mut passed) = (last, Vec::new());
+        loop {
+            let mut ask = Command::new("ssh");
+            let entry = resolved(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
+            let entry = entry.await.unwrap();
+            passed.push(format!("{}:{}", entry.get("hostname").unwrap(), entry.get("port").unwrap()));
+            let Some(through) = entry.get("proxycommand") else { break };
+            alias = through.rsplit_once(' ').unwrap().1.to_owned();
+        }
+        assert_eq!(passed, ["two:22", "::1:2222", "one:22"]);
+    }
+
+    proptest! {
+        #![proptest_config(crate::config::tests::cases(32))]
+
+        #[test]
+        fn options_that_make_no_sense_are_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..64), jump in any::<String>(), user in any::<String>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let files = Files::in_directory(directory.path());
+            let options = SshOptions { jump: Some(jump), user: Some(user), ..SshOptions::default() };
+            for bytes in [bytes, serde_json::to_vec(&options).unwrap()] {
+                private::write(&files.options, &bytes).unwrap();
+                if let Ok(read) = remembered(&files, &SshOptions::default())
+                    && read.check().is_ok()
+                {
+                    let odd = |text: &str| text.contains(|c: char| c.is_control() || c.is_whitespace() || "$`'\"".contains(c) && !text.ends_with(c));
+                    prop_assert!(!read.jump.as_deref().is_some_and(odd) && !read.user.as_deref().is_some_and(odd));
+                }
+            }
+        }
+    }
 }

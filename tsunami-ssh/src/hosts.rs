@@ -134,7 +134,7 @@ impl HostsProvider {
             files => files?,
         };
         private::check_directory(directory.parent().unwrap_or(&self.root))?;
-        private::make_directory(&directory)?;
+        private::check_subdirectory(&directory)?;
         let mut taken = Vec::new();
         for file in files {
             let path = file?.path();
