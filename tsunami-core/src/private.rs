@@ -78,11 +78,9 @@ enum Others {
 ///
 /// The directory it lies in must have been [checked](check_directory), with those above it.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = open(path)?;
-    let size = file.metadata()?.len();
     let mut bytes = Vec::new();
-    file.take(STATE_FILE_LIMIT + 1).read_to_end(&mut bytes)?;
-    if size > STATE_FILE_LIMIT || bytes.len() as u64 > STATE_FILE_LIMIT {
+    open(path)?.take(STATE_FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > STATE_FILE_LIMIT {
         let message = format!("{} has more than {STATE_FILE_LIMIT} bytes", path.display());
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }

@@ -645,6 +645,15 @@ pub(crate) mod tests {
         ProptestConfig { cases: asked.unwrap_or(few), failure_persistence: None, ..ProptestConfig::default() }
     }
 
+    /// Texts of all kinds: any characters, those of lines and shells above all, and lines that would be options.
+    pub(crate) fn hostile() -> impl Strategy<Value = String> {
+        let any_text =
+            prop::collection::vec(any::<char>(), 0..16).prop_map(|text| text.into_iter().collect());
+        let lines = "[a-z0-9 .:%@\\\\\"'`$#=\n\r\t\x00-]{0,24}";
+        let options = "[a-z0-9 ]{0,4}(\n|\r|\r\n)[ \t]*(ProxyCommand|Match exec|Include)[ =][a-z]{1,4}";
+        prop_oneof![any_text, lines, options]
+    }
+
     fn machine(address: &str, user: Option<&str>) -> Machine {
         Machine {
             id: MachineId::new("i-0abc"),
@@ -958,8 +967,8 @@ pub(crate) mod tests {
 
         #[test]
         fn whatever_a_machine_is_said_to_be_only_our_keywords_are_written(
-            host in any::<String>(), user in any::<Option<String>>(), port in any::<u16>(),
-            tail in "[a-z0-9.:-]{0,12}", key in any::<String>(),
+            host in hostile(), user in prop::option::of(hostile()), port in any::<u16>(),
+            tail in "[a-z0-9.:-]{0,12}", key in hostile(),
         ) {
             let files = Files::in_directory(Path::new("/run/x"));
             for host in [host.clone(), format!("{tail}{host}"), format!("{host}{tail}"), tail] {
@@ -986,7 +995,7 @@ pub(crate) mod tests {
 
         #[test]
         fn whatever_ssh_says_of_a_host_only_known_keywords_are_written(
-            lines in prop::collection::vec((0..COPIED.len(), any::<String>()), 0..6), text in any::<String>(),
+            lines in prop::collection::vec((0..COPIED.len(), hostile()), 0..6), text in hostile(),
         ) {
             let files = Files::in_directory(Path::new("/run/x"));
             let options = lines.into_iter().map(|(index, value)| (COPIED[index].0.to_ascii_lowercase(), value));
@@ -1005,7 +1014,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn an_address_is_read_as_it_is_shown(text in "[-a-z@\\[\\]:.0-9$ %\\\\]{0,24}", any in any::<String>()) {
+        fn an_address_is_read_as_it_is_shown(text in "[-a-z@\\[\\]:.0-9$ %\\\\]{0,24}", any in hostile()) {
             for text in [text, any] {
                 if let Ok(host) = text.parse::<HostAddress>() {
                     prop_assert_eq!(host.to_string().parse::<HostAddress>().unwrap(), host);
@@ -1020,7 +1029,7 @@ pub(crate) mod tests {
 
         #[test]
         fn ssh_reads_a_word_as_it_was_given(
-            text in any::<String>(), rest in "[ -~]{0,20}", zone in "no[a-z0-9]{1,6}", user in "[a-zA-Z@.\\\\$_-]{1,10}",
+            text in hostile(), rest in "[ -~]{0,20}", zone in "no[a-z0-9]{1,6}", user in "[a-zA-Z@.\\\\$_-]{1,10}",
         ) {
             let (files, directory) = place();
             let options = SshOptions::default();

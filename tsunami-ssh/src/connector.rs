@@ -598,6 +598,7 @@ fn local(message: impl Into<String>, error: io::Error) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::{cases, hostile};
     use proptest::prelude::*;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use tempfile::TempDir;
@@ -672,8 +673,10 @@ mod tests {
         }
         fs::remove_file(directory.join("ssh/hosts")).unwrap();
         fs::create_dir(directory.join("ssh/hosts")).unwrap();
-        for task in [tokio::spawn(write(200)), tokio::spawn(write(201))] {
-            task.await.unwrap().unwrap_err();
+        let hosts = directory.join("ssh/hosts");
+        ssh.put(&hosts, "Host a-200\n".to_owned(), "Host a-200\n".to_owned());
+        for _ in 0..2 {
+            ssh.written().await.unwrap_err();
         }
     }
 
@@ -754,11 +757,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(crate::config::tests::cases(32))]
+        #![proptest_config(cases(32))]
 
         #[test]
         fn options_that_make_no_sense_are_an_error(
-            bytes in prop::collection::vec(any::<u8>(), 0..64), jump in any::<String>(), user in any::<String>(),
+            bytes in prop::collection::vec(any::<u8>(), 0..64), jump in hostile(), user in hostile(),
         ) {
             let directory = tempfile::tempdir().unwrap();
             let files = Files::in_directory(directory.path());
