@@ -136,6 +136,20 @@ pub fn check_subdirectory(path: &Path) -> io::Result<()> {
     judge(path, &fs::symlink_metadata(path)?, Metadata::is_dir, Others::Nobody)
 }
 
+/// Checks all that lies in a directory that tsunami keeps, without going deeper.
+pub(crate) fn check_entries(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let kept = |found: &Metadata| found.is_dir() || found.is_file();
+        match fs::symlink_metadata(&path) {
+            // Replaced or removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => judge(&path, &found?, kept, Others::Nobody)?,
+        }
+    }
+    Ok(())
+}
+
 /// Checks a file that the user chose, and the directories above it. Links that lead there are followed.
 pub fn check_chosen(path: &Path) -> io::Result<()> {
     let real = fs::canonicalize(path)?;
@@ -248,6 +262,21 @@ mod tests {
         assert_eq!(fault(make_directory(&at("directory"))), Some(Fault::Kind));
         assert_eq!(fault(check_subdirectory(&at("directory"))), Some(Fault::Kind));
         check_directory(&at("directory")).unwrap();
+    }
+
+    #[test]
+    fn what_another_user_owns_is_believed_only_if_that_is_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        write(&path, b"").unwrap();
+        // Root's own is everybody's to believe; only root can give something away.
+        check_chosen(Path::new("/etc/passwd")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+            assert_eq!(fault(read(&path)), Some(Fault::Owner));
+            std::os::unix::fs::chown(directory.path(), Some(12345), None).unwrap();
+            assert_eq!(fault(check_directory(directory.path())), Some(Fault::Owner));
+        }
     }
 
     #[test]

@@ -190,7 +190,9 @@ impl RunDirectory {
     /// Fails with [`Error::Untrusted`] if another user may have written what the run's directory holds.
     pub fn check(&self) -> Result<(), Error> {
         let root = self.path.parent().unwrap_or(Path::new("/"));
-        let checked = private::check_directory(root).and_then(|()| private::check_subdirectory(&self.path));
+        let checked = private::check_directory(root)
+            .and_then(|()| private::check_subdirectory(&self.path))
+            .and_then(|()| private::check_entries(&self.path));
         checked.map_err(|source| Error::record("read", &self.path, source))
     }
 
@@ -381,6 +383,11 @@ mod tests {
             named(path);
             set(path, before);
         }
+        // What a provider keeps there, too.
+        fs::create_dir(run.join("aws")).unwrap();
+        set(&run.join("aws"), 0o777);
+        named(&run.join("aws"));
+        fs::remove_dir(run.join("aws")).unwrap();
         directory.record().unwrap();
         fs::rename(&run, root.path().join("elsewhere")).unwrap();
         symlink(root.path().join("elsewhere"), &run).unwrap();

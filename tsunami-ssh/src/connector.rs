@@ -123,9 +123,7 @@ impl Connector for SshConnector {
     async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
         let directory = directory.join("ssh");
         let failed = |error| local(format!("cannot write to {}", directory.display()), error);
-        if let Some(odd) =
-            directory.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]".contains(*c))
-        {
+        if let Some(odd) = odd_in_a_path(&directory) {
             let message = format!(
                 "ssh cannot be given the path {}: it contains `{}`",
                 directory.display(),
@@ -551,7 +549,13 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
     let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
     let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
-    std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).collect()
+    let plain = |template: &PathBuf| odd_in_a_path(template).is_none();
+    std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).filter(plain).collect()
+}
+
+/// What ssh would not take for itself in a path of ours.
+fn odd_in_a_path(path: &Path) -> Option<char> {
+    path.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]\u{fffd}".contains(*c))
 }
 
 /// Puts those entries that are for it into a file.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tsunami_core::{MachineState, RunDirectory, RunFilter, RunId, State};
+use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
 use super::recorded;
 use crate::args::CloudArgs;
@@ -37,7 +37,11 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
         match row(directory, &state).await {
             Ok(row) => rows.push(row),
             // One broken record must not hide the others.
-            Err(error) => say(&format!("{}: unreadable: {}", directory.id(), error.render(false))),
+            Err(error) => {
+                let record = matches!(error, Error::Core(CoreError::Untrusted(_) | CoreError::Record { .. }));
+                let unreadable = if record { "unreadable: " } else { "" };
+                say(&format!("{}: {unreadable}{}", directory.id(), error.render(false)));
+            }
         }
     }
     let mut text = String::new();
