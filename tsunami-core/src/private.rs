@@ -4,9 +4,9 @@
 //! other user could have put it there. The rules are those of ssh for its own files:
 //!
 //! - what tsunami keeps is owned by the user or by root, is no link, and may be written by nobody else;
-//! - so are the directories above it, except that a sticky one (`/tmp`) may be written by all, and one that belongs
-//!   to its owner's private group (the group of the same number, as a umask of 002 makes them) by that group;
-//! - a file that the user chose (an ssh_config) is held to the rules for directories above, and may be a link.
+//! - what the user chose (where runs are kept, an ssh_config) may be a link, and may be written by its owner's private
+//!   group too: the group of the same number, to which a umask of 002 lets everything open;
+//! - so may the directories above, and all may write to a sticky one (`/tmp`): nobody can replace another's there.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -70,8 +70,10 @@ impl From<Untrusted> for io::Error {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Others {
     Nobody,
-    /// Who can't replace what isn't theirs, or is in the owner's private group.
-    Harmless,
+    /// The owner's private group.
+    PrivateGroup,
+    /// That, and whoever can't replace what isn't theirs.
+    Sticky,
 }
 
 /// Reads a file that tsunami keeps, of at most [`STATE_FILE_LIMIT`].
@@ -124,11 +126,9 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Checks a directory that tsunami keeps, and all above it. Links that lead there are followed.
+/// Checks a directory that was chosen to keep something in, and all above it. Links that lead there are followed.
 pub fn check_directory(path: &Path) -> io::Result<()> {
-    let real = fs::canonicalize(path)?;
-    check_above(&real)?;
-    judge(&real, &fs::symlink_metadata(&real)?, Metadata::is_dir, Others::Nobody)
+    check_real(path, Metadata::is_dir, Others::PrivateGroup)
 }
 
 /// Checks a directory that tsunami keeps in one that was [checked](check_directory). It may not be a link.
@@ -152,9 +152,7 @@ pub(crate) fn check_entries(directory: &Path) -> io::Result<()> {
 
 /// Checks a file that the user chose, and the directories above it. Links that lead there are followed.
 pub fn check_chosen(path: &Path) -> io::Result<()> {
-    let real = fs::canonicalize(path)?;
-    check_above(&real)?;
-    judge(&real, &fs::symlink_metadata(&real)?, Metadata::is_file, Others::Harmless)
+    check_real(path, Metadata::is_file, Others::PrivateGroup)
 }
 
 /// Opens a file of a checked directory to append to it or to lock it, and makes it if it isn't there.
@@ -170,15 +168,15 @@ pub(crate) fn sync(directory: &Path) -> io::Result<()> {
 
 /// Checks a directory to be one where the user can make something that others can't replace: `/tmp`, for one.
 pub fn check_place(path: &Path) -> io::Result<()> {
-    let real = fs::canonicalize(path)?;
-    check_above(&real)?;
-    judge(&real, &fs::symlink_metadata(&real)?, Metadata::is_dir, Others::Harmless)
+    check_real(path, Metadata::is_dir, Others::Sticky)
 }
 
-fn check_above(real: &Path) -> io::Result<()> {
-    real.ancestors()
-        .skip(1)
-        .try_for_each(|above| judge(above, &fs::symlink_metadata(above)?, Metadata::is_dir, Others::Harmless))
+fn check_real(path: &Path, kind: fn(&Metadata) -> bool, others: Others) -> io::Result<()> {
+    let real = fs::canonicalize(path)?;
+    for above in real.ancestors().skip(1) {
+        judge(above, &fs::symlink_metadata(above)?, Metadata::is_dir, Others::Sticky)?;
+    }
+    judge(&real, &fs::symlink_metadata(&real)?, kind, others)
 }
 
 /// Opens a file that tsunami keeps, and checks what was opened.
@@ -199,10 +197,9 @@ fn open(path: &Path) -> io::Result<File> {
 fn judge(path: &Path, found: &Metadata, kind: fn(&Metadata) -> bool, others: Others) -> io::Result<()> {
     let (owner, mode) = (found.uid(), found.mode() & 0o7777);
     let harmless = match others {
-        Others::Nobody => 0,
-        Others::Harmless if found.is_dir() && mode & STICKY != 0 => GROUP_WRITES | OTHERS_WRITE,
-        Others::Harmless if found.gid() == owner => GROUP_WRITES,
-        Others::Harmless => 0,
+        Others::Sticky if mode & STICKY != 0 => GROUP_WRITES | OTHERS_WRITE,
+        Others::PrivateGroup | Others::Sticky if found.gid() == owner => GROUP_WRITES,
+        _ => 0,
     };
     let fault = if !kind(found) {
         Fault::Kind
@@ -310,8 +307,10 @@ mod tests {
         // What tsunami keeps is for the user alone, sticky or not.
         for mode in [0o777, 0o1777, 0o770] {
             set_mode(&directory, mode);
-            assert_eq!(fault(check_directory(&directory)), Some(Fault::Writable), "{mode:o}");
+            let chosen = check_directory(&directory);
+            assert_eq!(chosen.is_ok(), mode == 0o770 && group_is_private, "{mode:o}: {chosen:?}");
             assert_eq!(fault(make_directory(&directory)), Some(Fault::Writable), "{mode:o}");
+            assert_eq!(fault(check_subdirectory(&directory)), Some(Fault::Writable), "{mode:o}");
         }
     }
 
