@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::SHOWN_VALUE_LIMIT;
+use crate::limits::{MACHINE_ID_LIMIT, SHOWN_VALUE_LIMIT};
 use crate::plan::is_group_name;
 use crate::provider::Price;
 
@@ -158,7 +158,7 @@ impl Machine {
     pub fn check(&self) -> Result<(), InvalidMachine> {
         let Self { id, group, addresses, login, .. } = self;
         let field = |field, value: &str| InvalidMachine { field, value: shown(value) };
-        if id.0.is_empty() || id.0.len() > 256 || id.0.chars().any(char::is_control) {
+        if id.0.is_empty() || id.0.len() > MACHINE_ID_LIMIT || id.0.chars().any(char::is_control) {
             return Err(field("id", &id.0));
         }
         if !is_group_name(group) {
@@ -195,10 +195,10 @@ pub struct InvalidMachine {
     pub value: String,
 }
 
-/// Whether a text can be an address or the name of a host: printable ASCII that means nothing to a shell.
+/// Whether a text can be an address or the name of a host, or says that there is none: printable ASCII that means nothing to a shell.
 fn is_host(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}*?!#,".contains(c);
-    !text.is_empty() && text.len() <= 255 && !text.starts_with('-') && text.chars().all(plain)
+    text.len() <= 255 && !text.starts_with('-') && text.chars().all(plain)
 }
 
 /// A value that was refused, fit to be shown: escaped, and not all of it if it is long.
@@ -361,7 +361,7 @@ mod tests {
             assert_eq!(error.field, field);
             assert!(!error.to_string().contains('\n') && error.to_string().len() < 200, "{error}");
         }
-        for bad in ["$(id)", "a b", "-oProxyCommand=x", "", "`id`", "a\u{85}b"] {
+        for bad in ["$(id)", "a b", "-oProxyCommand=x", "`id`", "a\u{85}b"] {
             let mut spoiled = machine();
             spoiled.addresses.public = Some(bad.to_owned());
             assert!(spoiled.check().is_err(), "{bad:?} was accepted");

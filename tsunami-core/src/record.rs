@@ -10,7 +10,7 @@
 //!     …                       what the provider and the connector keep there
 //! ```
 //!
-//! What another user may have written is named, and neither read nor touched: see [`private`](crate::private).
+//! What another user may have written is named, and neither read nor touched: see [`private`].
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;

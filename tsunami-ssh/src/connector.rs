@@ -16,7 +16,7 @@ use ssh_key::PublicKey;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
-use tsunami_core::limits::JUMPS_LIMIT;
+use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT};
 use tsunami_core::{Connector, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
 use crate::config::{
@@ -31,9 +31,6 @@ use crate::{keys, probe};
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
 const SOCKET_PATH: usize = 88;
-
-/// How long a host that is not known may take to show its key.
-const SHOWING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For how long a machine that refuses the login is tried again: its keys may still be on their way.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(15);
@@ -311,7 +308,10 @@ impl RunSsh {
     /// direct one.
     async fn route(&self, machine: &Machine) -> Result<Option<(String, u16)>, SessionError> {
         let name = machine.name();
-        machine.check().map_err(|error| SessionError::new(SessionErrorKind::Local, error.to_string()))?;
+        machine.check().map_err(|error| {
+            let message = format!("{}: {error}", tsunami_core::shown(&name));
+            SessionError::new(SessionErrorKind::Local, message)
+        })?;
         let unfit = |error: Unfit| error.of(&name);
         if let Some(jump) = &self.options.jump {
             let write = async || self.write_jumps(jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.map(drop);
@@ -479,7 +479,7 @@ impl RunSsh {
         ssh.arg("-F").arg(&self.files.config).args(arguments(&options)).args([alias, "true"]);
         ssh.env("SHELL", "/bin/sh").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut ssh = ssh.kill_on_drop(true).process_group(group).spawn().ok()?;
-        let _ = timeout(SHOWING_TIMEOUT, ssh.wait()).await;
+        let _ = timeout(HOST_KEY_TIMEOUT, ssh.wait()).await;
         let text = String::from_utf8(private::read(&known).ok()?).ok()?;
         let line = text.lines().next()?;
         let key = PublicKey::from_openssh(line.split_once(' ')?.1).ok()?;

@@ -14,15 +14,13 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tsunami_core::limits::SSH_STDERR_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
 use crate::config::{Setting, Word};
 
 /// How often to look for the control socket, which ssh makes once it has logged in.
 const POLL: Duration = Duration::from_millis(5);
-
-/// How much of what ssh says is kept.
-const SAID: usize = 8 << 10;
 
 /// A connected master. Dropping it ends the process.
 #[derive(Debug)]
@@ -48,7 +46,7 @@ impl Said {
         while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
             let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             said.extend_from_slice(&buffer[..count]);
-            let excess = said.len().saturating_sub(SAID);
+            let excess = said.len().saturating_sub(SSH_STDERR_LIMIT);
             said.drain(..excess);
         }
     }
