@@ -131,13 +131,20 @@ pub fn check_directory(path: &Path) -> io::Result<()> {
     check_real(path, Metadata::is_dir, Others::PrivateGroup)
 }
 
+/// Checks a run's directory, what lies in it, the directory of all runs, and all above that.
+pub fn check_run(path: &Path) -> io::Result<()> {
+    check_directory(path.parent().unwrap_or(path))?;
+    check_subdirectory(path)?;
+    check_entries(path)
+}
+
 /// Checks a directory that tsunami keeps in one that was [checked](check_directory). It may not be a link.
 pub fn check_subdirectory(path: &Path) -> io::Result<()> {
     judge(path, &fs::symlink_metadata(path)?, Metadata::is_dir, Others::Nobody)
 }
 
 /// Checks all that lies in a directory that tsunami keeps, without going deeper.
-pub(crate) fn check_entries(directory: &Path) -> io::Result<()> {
+fn check_entries(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let kept = |found: &Metadata| found.is_dir() || found.is_file();

@@ -189,11 +189,7 @@ impl RunDirectory {
 
     /// Fails with [`Error::Untrusted`] if another user may have written what the run's directory holds.
     pub fn check(&self) -> Result<(), Error> {
-        let root = self.path.parent().unwrap_or(Path::new("/"));
-        let checked = private::check_directory(root)
-            .and_then(|()| private::check_subdirectory(&self.path))
-            .and_then(|()| private::check_entries(&self.path));
-        checked.map_err(|source| Error::record("read", &self.path, source))
+        private::check_run(&self.path).map_err(|source| Error::record("read", &self.path, source))
     }
 
     /// What was recorded.

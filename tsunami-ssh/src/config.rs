@@ -510,7 +510,7 @@ enum Told {
 /// What is taken over from the user's configuration about a host: all that decides about reaching it and being let
 /// in. What acts on this computer (`LocalCommand`, control sockets), opens it to the other side (forwards of any kind,
 /// tunnels), or runs something else there than what was asked for (`RemoteCommand`) is not.
-const COPIED: [(&str, Form, Told); 35] = [
+const COPIED: [(&str, Form, Told); 36] = [
     ("HostName", Form::Host, Told::Always),
     ("Port", Form::Word, Told::Always),
     ("User", Form::User, Told::Always),
@@ -540,6 +540,8 @@ const COPIED: [(&str, Form, Told); 35] = [
     ("HostKeyAlgorithms", Form::Algorithms, Told::WhereOdd),
     ("CASignatureAlgorithms", Form::Algorithms, Told::WhereOdd),
     ("PubkeyAcceptedAlgorithms", Form::Algorithms, Told::WhereOdd),
+    // Its name before OpenSSH 8.5.
+    ("PubkeyAcceptedKeyTypes", Form::Algorithms, Told::WhereOdd),
     ("HostbasedAcceptedAlgorithms", Form::Algorithms, Told::WhereOdd),
     ("RequiredRSASize", Form::Word, Told::WhereOdd),
     ("RekeyLimit", Form::Words, Told::WhereOdd),

@@ -78,7 +78,7 @@ struct Unwritten {
 /// The ssh_config that a run keeps in its directory. Fails if another user may have written it, or what it names.
 pub fn run_config(run_directory: &Path) -> io::Result<PathBuf> {
     let directory = run_directory.join("ssh");
-    private::check_directory(run_directory)?;
+    private::check_run(run_directory)?;
     private::check_subdirectory(&directory)?;
     let files = Files::in_directory(&directory);
     for file in [&files.config, &files.hosts, &files.known_hosts, &files.key] {
@@ -131,7 +131,7 @@ impl Connector for SshConnector {
         }
         let run_directory = directory.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(run_directory).map_err(failed)?;
-        private::check_directory(run_directory).map_err(failed)?;
+        private::check_run(run_directory).map_err(failed)?;
         private::make_directory(&directory).map_err(failed)?;
         let files = Files::in_directory(&directory);
         let key = keys::obtain(&files.key, &format!("tsunami-{run}")).map_err(failed)?;

@@ -133,8 +133,7 @@ impl HostsProvider {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             files => files?,
         };
-        private::check_directory(directory.parent().unwrap_or(&self.root))?;
-        private::check_subdirectory(&directory)?;
+        private::check_run(directory.parent().unwrap_or(&self.root))?;
         let mut taken = Vec::new();
         for file in files {
             let path = file?.path();
@@ -144,6 +143,12 @@ impl HostsProvider {
             }
             let machines: Vec<Machine> = serde_json::from_slice(&private::read(&path)?)?;
             machines.iter().try_for_each(Machine::check).map_err(io::Error::other)?;
+            // What is removed is the run's own, whatever is written there.
+            let own = Some(home_directory(run));
+            if machines.iter().any(|machine| machine.run != *run || machine.login.directory != own) {
+                let message = format!("{} is not about {run}", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
             taken.extend(machines);
         }
         Ok(taken)
@@ -153,7 +158,7 @@ impl HostsProvider {
         let directory = self.directory(run);
         let above = directory.parent().unwrap_or(&self.root);
         DirBuilder::new().recursive(true).mode(0o700).create(above)?;
-        private::check_directory(above)?;
+        private::check_run(above)?;
         private::make_directory(&directory)?;
         private::write(&directory.join(group), &serde_json::to_vec_pretty(machines)?)
     }
@@ -232,7 +237,7 @@ impl Provider for HostsProvider {
                     host: Some(host.host.clone()),
                     port: host.port,
                     host_key: None,
-                    directory: Some(format!(".tsunami/{}", request.run)),
+                    directory: Some(home_directory(&request.run)),
                 },
                 expires: Some(request.deadline.at),
                 description: host.to_string(),
@@ -332,6 +337,11 @@ fn hosts(spec: &MachineSpec) -> Result<&[HostAddress], ProviderError> {
     })
 }
 
+/// The run's directory on a host, below the home.
+fn home_directory(run: &RunId) -> String {
+    format!(".tsunami/{run}")
+}
+
 fn unreadable(operation: &'static str, error: io::Error) -> ProviderError {
     ProviderError::new(ProviderErrorKind::Other, operation, "cannot read which hosts the run took")
         .source(error)
@@ -347,6 +357,52 @@ fn remove(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tsunami_core::{Deadline, Notes};
+
+    #[tokio::test]
+    async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
+        let root = tempfile::tempdir().unwrap();
+        let provider = HostsProvider::new(root.path(), Arc::default());
+        let run: RunId = "20260101-000000-aaaa".parse().unwrap();
+        let lifetime = Duration::from_secs(60);
+        let request = LaunchRequest {
+            run: run.clone(),
+            experiment: "test".to_owned(),
+            group: "node".to_owned(),
+            count: NonZeroU32::MIN,
+            spec: MachineSpec::new(HostsSpec { hosts: vec!["127.0.0.1".parse().unwrap()] }),
+            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
+            authorized_key: String::new(),
+            replace: Vec::new(),
+            notes: Notes::default(),
+        };
+        provider.launch(&request).await.unwrap();
+        let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));
+        let text = fs::read_to_string(&file).unwrap();
+        for spoiled in [
+            "[{".to_owned(),
+            text.replace(".tsunami/20260101-000000-aaaa", "Documents"),
+            text.replace("\"run\": \"20260101-000000-aaaa\"", "\"run\": \"20260101-000000-bbbb\""),
+            text.replace("\"node\"", "\"../node\""),
+        ] {
+            assert_ne!(spoiled, text);
+            fs::write(&file, spoiled).unwrap();
+            provider.terminate(&run).await.unwrap_err();
+            provider.list(&RunFilter::Run(run.clone())).await.unwrap_err();
+            assert_eq!(provider.list(&RunFilter::All).await.unwrap(), []);
+            assert!(file.exists(), "what it says may still be needed");
+        }
+        fs::write(&file, text).unwrap();
+        for path in [&directory, &file] {
+            let mode = fs::metadata(path).unwrap().permissions();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o722)).unwrap();
+            provider.terminate(&run).await.unwrap_err();
+            fs::set_permissions(path, mode).unwrap();
+        }
+        assert_eq!(provider.terminate(&run).await.unwrap(), []);
+        assert!(!directory.exists());
+    }
 
     #[test]
     fn hosts_are_read_in_every_form() {
