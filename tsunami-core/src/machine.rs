@@ -11,8 +11,9 @@ use crate::provider::Price;
 
 /// The identity of a run, carried as a tag by everything the run creates.
 ///
-/// It begins with the time of its creation (UTC), so that listings sort by age, and ends with 13 characters that
-/// hold 64 random bits: in an account that many share, no two runs get the same. It consists of ASCII letters, digits and `-` only: safe in a path, a tag and a host name.
+/// It begins with the time of its creation (UTC), so that listings sort by age, and ends with 13 characters
+/// that hold 64 random bits: in an account that many share, no two runs get the same. It consists of ASCII
+/// letters, digits and `-` only: safe in a path, a tag and a host name.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -153,8 +154,8 @@ impl Machine {
         machine_name(&self.group, self.index)
     }
 
-    /// Fails if a name, an address or a login is none. Providers hand on what services say; who uses a machine's
-    /// fields in a path, a line or a configuration may rely on their form only after this.
+    /// Fails if a name, an address or a login is none. Providers hand on what services say; who uses a
+    /// machine's fields in a path, a line or a configuration may rely on their form only after this.
     pub fn check(&self) -> Result<(), InvalidMachine> {
         let Self { id, group, addresses, login, .. } = self;
         let field = |field, value: &str| InvalidMachine { field, value: shown(value) };
@@ -195,7 +196,8 @@ pub struct InvalidMachine {
     pub value: String,
 }
 
-/// Whether a text can be an address or the name of a host, or says that there is none: printable ASCII that means nothing to a shell.
+/// Whether a text can be an address or the name of a host, or says that there is none: printable ASCII that
+/// means nothing to a shell.
 fn is_host(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}*?!#,".contains(c);
     text.len() <= 255 && !text.starts_with('-') && text.chars().all(plain)
@@ -280,12 +282,12 @@ pub struct Login {
     pub host: Option<String>,
     /// The port to connect to; `None` leaves it to the connector's configuration.
     pub port: Option<u16>,
-    /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it there;
-    /// `None` where the connector must know it from elsewhere.
+    /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it
+    /// there; `None` where the connector must know it from elsewhere.
     pub host_key: Option<String>,
-    /// The directory, relative to the user's home, that belongs to the run on a machine that doesn't: commands
-    /// run there, and the connector makes it, with a watchdog that ends the run's processes at the deadline.
-    /// `None` where the whole machine belongs to the run.
+    /// The directory, relative to the user's home, that belongs to the run on a machine that doesn't:
+    /// commands run there, and the connector makes it, with a watchdog that ends the run's processes at the
+    /// deadline. `None` where the whole machine belongs to the run.
     pub directory: Option<String>,
 }
 

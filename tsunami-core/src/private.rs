@@ -1,12 +1,13 @@
 //! Files that nobody but their user can have written, and how they are written.
 //!
-//! What lies in a run's directory decides what is connected to and what is removed, so it is believed only if no
-//! other user could have put it there. The rules are those of ssh for its own files:
+//! What lies in a run's directory decides what is connected to and what is removed, so it is believed only if
+//! no other user could have put it there. The rules are those of ssh for its own files:
 //!
 //! - what tsunami keeps is owned by the user or by root, is no link, and may be written by nobody else;
-//! - what the user chose (where runs are kept, an ssh_config) may be a link, and may be written by its owner's private
-//!   group too: the group of the same number, to which a umask of 002 lets everything open;
-//! - so may the directories above, and all may write to a sticky one (`/tmp`): nobody can replace another's there.
+//! - what the user chose (where runs are kept, an ssh_config) may be a link, and may be written by its
+//!   owner's private group too: the group of the same number, to which a umask of 002 lets everything open;
+//! - so may the directories above, and all may write to a sticky one (`/tmp`): nobody can replace another's
+//!   there.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -94,8 +95,8 @@ pub fn check(path: &Path) -> io::Result<()> {
     open(path).map(drop)
 }
 
-/// Replaces a file as a whole: it holds the old bytes or the new ones, whatever happens, and the new ones durably
-/// once this has returned. Readable by its owner only, whatever the umask.
+/// Replaces a file as a whole: it holds the old bytes or the new ones, whatever happens, and the new ones
+/// durably once this has returned. Readable by its owner only, whatever the umask.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (directory, name) = match (path.parent(), path.file_name()) {
@@ -126,7 +127,8 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Checks a directory that was chosen to keep something in, and all above it. Links that lead there are followed.
+/// Checks a directory that was chosen to keep something in, and all above it. Links that lead there are
+/// followed.
 pub fn check_directory(path: &Path) -> io::Result<()> {
     check_real(path, Metadata::is_dir, Others::PrivateGroup)
 }

@@ -116,8 +116,8 @@ impl State {
         }
     }
 
-    /// All runs known here, oldest first. They are known by name only: whether one can be believed shows when it is
-    /// [checked](RunDirectory::check) or read.
+    /// All runs known here, oldest first. They are known by name only: whether one can be believed shows when
+    /// it is [checked](RunDirectory::check) or read.
     pub fn runs(&self) -> Result<Vec<RunDirectory>, Error> {
         let failed = |source| Error::record("read", &self.root, source);
         let entries = match fs::read_dir(&self.root) {
@@ -136,8 +136,8 @@ impl State {
         Ok(runs)
     }
 
-    /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment with
-    /// one recorded run.
+    /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment
+    /// with one recorded run.
     pub fn find(&self, name: &str) -> Result<RunDirectory, Error> {
         let runs = self.runs()?;
         if name.is_empty() {

@@ -29,9 +29,9 @@ const LEAVING: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
-/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's
-/// processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands
-/// changed elsewhere stays. Host keys are checked against the user's known hosts.
+/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the
+/// run's processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What
+/// commands changed elsewhere stays. Host keys are checked against the user's known hosts.
 #[derive(Debug)]
 pub struct HostsProvider {
     root: PathBuf,
@@ -90,7 +90,8 @@ impl FromStr for HostAddress {
             None if rest.matches(':').count() > 1 => (rest, None),
             None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
         };
-        // A name in an ssh_config may be almost anything; what a shell or ssh would read otherwise is no name.
+        // A name in an ssh_config may be almost anything; what a shell or ssh would read otherwise is no
+        // name.
         let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}[]*?!#,@".contains(c);
         let usable = !host.is_empty() && !host.starts_with('-') && host.chars().all(plain);
         if !usable || !user.is_none_or(is_user) {
@@ -125,8 +126,8 @@ impl HostsProvider {
         self.root.join(run.as_str()).join("hosts")
     }
 
-    /// The machines that the run took. What can't be read, or could be another user's, is an error: hosts that are
-    /// not known can't be left.
+    /// The machines that the run took. What can't be read, or could be another user's, is an error: hosts
+    /// that are not known can't be left.
     fn taken(&self, run: &RunId) -> io::Result<Vec<Machine>> {
         let directory = self.directory(run);
         let files = match fs::read_dir(&directory) {

@@ -7,8 +7,8 @@ use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tsunami_core::private;
 
-/// Makes a key pair, writes its private half to `path` (0600) and returns the public one as OpenSSH writes it.
-/// A pair that is there already is used.
+/// Makes a key pair, writes its private half to `path` (0600) and returns the public one as OpenSSH writes
+/// it. A pair that is there already is used.
 pub(crate) fn obtain(path: &Path, comment: &str) -> io::Result<String> {
     let public = |key: &PrivateKey| key.public_key().to_openssh().map_err(io::Error::other);
     match private::read(path) {

@@ -53,8 +53,8 @@ impl Said {
 }
 
 impl Master {
-    /// Connects to an alias of a config, with a control socket at `socket`, and with these options before those
-    /// of the config. The process joins the process group `group`.
+    /// Connects to an alias of a config, with a control socket at `socket`, and with these options before
+    /// those of the config. The process joins the process group `group`.
     pub(crate) async fn start(
         config: &Path,
         alias: &Word,

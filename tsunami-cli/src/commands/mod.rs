@@ -43,8 +43,8 @@ pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     }
 }
 
-/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
-/// written. What else can't be read is told by `tsunami ls`.
+/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user
+/// may have written. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
     let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
