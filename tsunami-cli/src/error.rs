@@ -174,6 +174,7 @@ fn status(error: &CoreError) -> u8 {
         CoreError::Plan { .. }
         | CoreError::Prepare(_)
         | CoreError::Record { .. }
+        | CoreError::Untrusted(_)
         | CoreError::UnknownRun { .. }
         | CoreError::AmbiguousRun { .. } => USAGE,
         _ => FAILED,

@@ -1,10 +1,12 @@
 //! Errors that say what happened where, and what may remain.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
+use crate::private::Untrusted;
 use crate::provider::{Leftover, ProviderError};
 use crate::session::{Exit, SessionError, SessionErrorKind};
 
@@ -159,6 +161,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another user may have written what is recorded here, so it is neither read nor touched.
+    #[error("refused: {0}")]
+    Untrusted(Untrusted),
     /// No run of that name is known on this computer.
     #[error("no run `{name}` is known here")]
     UnknownRun {
@@ -253,6 +258,14 @@ impl Error {
             _ => None,
         }
         .filter(|stderr| !stderr.is_empty())
+    }
+
+    /// What the system said of a record, or why the record is not believed.
+    pub(crate) fn record(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        match Untrusted::of(&source) {
+            Some(untrusted) => Self::Untrusted(untrusted.clone()),
+            None => Self::Record { action, path: path.to_owned(), source },
+        }
     }
 
     /// Turns a session's error into one that names the machine, the stage and what was being done there.

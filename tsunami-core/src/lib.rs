@@ -20,6 +20,7 @@ mod event;
 pub mod limits;
 mod machine;
 mod plan;
+pub mod private;
 mod provider;
 mod record;
 mod report;
@@ -31,7 +32,9 @@ pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{Keep, Running, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
-pub use machine::{Addresses, Deadline, InvalidRunId, Login, Machine, MachineId, MachineState, RunId};
+pub use machine::{
+    Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
+};
 pub use plan::{
     DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem, is_experiment_name, is_group_name,
 };

@@ -5,12 +5,15 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{MACHINE_ID_LIMIT, SHOWN_VALUE_LIMIT};
+use crate::plan::is_group_name;
 use crate::provider::Price;
 
 /// The identity of a run, carried as a tag by everything the run creates.
 ///
-/// It begins with the time of its creation (UTC), so that listings sort by age, and ends with four random
-/// characters. It consists of ASCII letters, digits and `-` only: safe in a path, a tag and a host name.
+/// It begins with the time of its creation (UTC), so that listings sort by age, and ends with 13 characters
+/// that hold 64 random bits: in an account that many share, no two runs get the same. It consists of ASCII
+/// letters, digits and `-` only: safe in a path, a tag and a host name.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -30,7 +33,7 @@ pub struct RunId(String);
 pub struct InvalidRunId(String);
 
 impl RunId {
-    /// Makes the id of a run created at `now`; `seed` supplies the random part.
+    /// Makes the id of a run created at `now`; `seed` is the random part, all of it.
     pub fn generate(now: SystemTime, seed: u64) -> Self {
         const ALPHABET: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz023456789";
         let mut id: String = humantime::format_rfc3339_seconds(now)
@@ -42,7 +45,7 @@ impl RunId {
             })
             .collect();
         id.push('-');
-        for i in 0..4 {
+        for i in 0..13 {
             id.push(char::from(ALPHABET[(seed >> (i * 5)) as usize % ALPHABET.len()]));
         }
         Self(id)
@@ -150,6 +153,63 @@ impl Machine {
     pub fn name(&self) -> String {
         machine_name(&self.group, self.index)
     }
+
+    /// Fails if a name, an address or a login is none. Providers hand on what services say; who uses a
+    /// machine's fields in a path, a line or a configuration may rely on their form only after this.
+    pub fn check(&self) -> Result<(), InvalidMachine> {
+        let Self { id, group, addresses, login, .. } = self;
+        let field = |field, value: &str| InvalidMachine { field, value: shown(value) };
+        if id.0.is_empty() || id.0.len() > MACHINE_ID_LIMIT || id.0.chars().any(char::is_control) {
+            return Err(field("id", &id.0));
+        }
+        if !is_group_name(group) {
+            return Err(field("group", group));
+        }
+        let hosts = [
+            ("public address", &addresses.public),
+            ("private address", &addresses.private),
+            ("host", &login.host),
+        ];
+        for (name, host) in hosts {
+            if let Some(host) = host.as_deref().filter(|host| !is_host(host)) {
+                return Err(field(name, host));
+            }
+        }
+        let texts = [("user", &login.user), ("host key", &login.host_key), ("directory", &login.directory)];
+        for (name, text) in texts {
+            let odd = |text: &&str| text.starts_with('-') || text.chars().any(char::is_control);
+            if let Some(text) = text.as_deref().filter(odd) {
+                return Err(field(name, text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A field of a [`Machine`] that cannot be what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{value}` cannot be a machine's {field}")]
+pub struct InvalidMachine {
+    /// Which field.
+    pub field: &'static str,
+    /// What it holds, escaped and cut for people.
+    pub value: String,
+}
+
+/// Whether a text can be an address or the name of a host, or says that there is none: printable ASCII that
+/// means nothing to a shell.
+fn is_host(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}*?!#,".contains(c);
+    text.len() <= 255 && !text.starts_with('-') && text.chars().all(plain)
+}
+
+/// A value that was refused, fit to be shown: escaped, and not all of it if it is long.
+pub fn shown(value: &str) -> String {
+    let mut shown: String = value.chars().take(SHOWN_VALUE_LIMIT).flat_map(char::escape_debug).collect();
+    if value.chars().nth(SHOWN_VALUE_LIMIT).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// The name of the machine at place `index` of `group`: `client-0`.
@@ -222,12 +282,12 @@ pub struct Login {
     pub host: Option<String>,
     /// The port to connect to; `None` leaves it to the connector's configuration.
     pub port: Option<u16>,
-    /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it there;
-    /// `None` where the connector must know it from elsewhere.
+    /// The machine's public host key as OpenSSH writes it (`ssh-ed25519 AAAA…`), if the provider put it
+    /// there; `None` where the connector must know it from elsewhere.
     pub host_key: Option<String>,
-    /// The directory, relative to the user's home, that belongs to the run on a machine that doesn't: commands
-    /// run there, and the connector makes it, with a watchdog that ends the run's processes at the deadline.
-    /// `None` where the whole machine belongs to the run.
+    /// The directory, relative to the user's home, that belongs to the run on a machine that doesn't:
+    /// commands run there, and the connector makes it, with a watchdog that ends the run's processes at the
+    /// deadline. `None` where the whole machine belongs to the run.
     pub directory: Option<String>,
 }
 
@@ -253,5 +313,60 @@ mod tests {
             assert!(bad.parse::<RunId>().is_err(), "{bad:?} was accepted");
         }
         assert!(serde_json::from_str::<RunId>("\"../x\"").is_err());
+    }
+
+    #[test]
+    fn every_bit_of_the_seed_is_in_a_run_id() {
+        let ids: std::collections::BTreeSet<_> =
+            (0..64).map(|bit| RunId::generate(SystemTime::UNIX_EPOCH, 1 << bit)).collect();
+        assert_eq!(ids.len(), 64);
+        assert!(ids.iter().all(|id| id.as_str().len() == "19700101-000000-".len() + 13));
+        assert!("20260101-000000-aaaa".parse::<RunId>().is_ok(), "ids of older versions stay valid");
+    }
+
+    #[test]
+    fn machines_whose_fields_are_none_are_refused_by_name() {
+        let machine = || Machine {
+            id: MachineId::new("i-0abc"),
+            run: "20260101-aaaa".parse().unwrap(),
+            group: "node".to_owned(),
+            index: 0,
+            state: MachineState::Running,
+            addresses: Addresses { public: Some("fe80::1%eth0".to_owned()), ..Addresses::default() },
+            login: Login {
+                user: Some("ubuntu".to_owned()),
+                host: Some("box.example".to_owned()),
+                port: None,
+                host_key: None,
+                directory: None,
+            },
+            expires: None,
+            description: String::new(),
+            price: Price::Free,
+            ended: None,
+            interrupted: None,
+        };
+        assert_eq!(machine().check(), Ok(()));
+        type Spoil = fn(&mut Machine, String);
+        let fields: [(&str, Spoil); 6] = [
+            ("id", |machine, text| machine.id = MachineId::new(text)),
+            ("group", |machine, text| machine.group = text),
+            ("public address", |machine, text| machine.addresses.public = Some(text)),
+            ("private address", |machine, text| machine.addresses.private = Some(text)),
+            ("host", |machine, text| machine.login.host = Some(text)),
+            ("user", |machine, text| machine.login.user = Some(text)),
+        ];
+        for (field, spoil) in fields {
+            let mut spoiled = machine();
+            spoil(&mut spoiled, format!("a\n  ProxyCommand evil {}", "x".repeat(300)));
+            let error = spoiled.check().unwrap_err();
+            assert_eq!(error.field, field);
+            assert!(!error.to_string().contains('\n') && error.to_string().len() < 200, "{error}");
+        }
+        for bad in ["$(id)", "a b", "-oProxyCommand=x", "`id`", "a\u{85}b"] {
+            let mut spoiled = machine();
+            spoiled.addresses.public = Some(bad.to_owned());
+            assert!(spoiled.check().is_err(), "{bad:?} was accepted");
+        }
     }
 }

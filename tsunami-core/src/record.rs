@@ -9,10 +9,12 @@
 //!     lock                    locked for as long as a controller lives
 //!     …                       what the provider and the connector keep there
 //! ```
+//!
+//! What another user may have written is named, and neither read nor touched: see [`private`].
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::machine::{Deadline, Machine, RunId};
+use crate::private;
 
 /// Nobody takes this long to make or remove a record.
 const HALF_MADE: Duration = Duration::from_secs(600);
@@ -87,8 +90,9 @@ impl State {
     /// Records a run, durably, and takes its lock.
     pub(crate) fn create(&self, record: &RunRecord) -> Result<(RunDirectory, RunLock), Error> {
         let directory = RunDirectory { path: self.root.join(record.run.as_str()) };
-        let failed = |source| Error::Record { action: "write", path: directory.path.clone(), source };
+        let failed = |source| Error::record("write", &directory.path, source);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(failed)?;
+        private::check_directory(&self.root).map_err(failed)?;
         self.sweep();
         // Made under another name, so that no run is ever seen without its record and its lock.
         let new = RunDirectory { path: self.root.join(format!(".new-{}", record.run)) };
@@ -96,7 +100,7 @@ impl State {
         let lock = new.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
         new.write_record(record)?;
         fs::rename(&new.path, &directory.path).map_err(failed)?;
-        sync_directory(&self.root).map_err(failed)?;
+        private::sync(&self.root).map_err(failed)?;
         Ok((directory, lock))
     }
 
@@ -112,9 +116,10 @@ impl State {
         }
     }
 
-    /// All runs known here, oldest first.
+    /// All runs known here, oldest first. They are known by name only: whether one can be believed shows when
+    /// it is [checked](RunDirectory::check) or read.
     pub fn runs(&self) -> Result<Vec<RunDirectory>, Error> {
-        let failed = |source| Error::Record { action: "read", path: self.root.clone(), source };
+        let failed = |source| Error::record("read", &self.root, source);
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -131,8 +136,8 @@ impl State {
         Ok(runs)
     }
 
-    /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment with
-    /// one recorded run.
+    /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment
+    /// with one recorded run.
     pub fn find(&self, name: &str) -> Result<RunDirectory, Error> {
         let runs = self.runs()?;
         if name.is_empty() {
@@ -182,6 +187,11 @@ impl RunDirectory {
         name.parse().expect("directories are listed only when their name is a run id")
     }
 
+    /// Fails with [`Error::Untrusted`] if another user may have written what the run's directory holds.
+    pub fn check(&self) -> Result<(), Error> {
+        private::check_run(&self.path).map_err(|source| Error::record("read", &self.path, source))
+    }
+
     /// What was recorded.
     pub fn record(&self) -> Result<RunRecord, Error> {
         self.read("record.json")
@@ -189,10 +199,13 @@ impl RunDirectory {
 
     /// The run's machines as last seen; empty before the first was launched.
     pub fn machines(&self) -> Result<Vec<Machine>, Error> {
-        match self.read("machines.json") {
-            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            other => other,
-        }
+        let machines: Vec<Machine> = match self.read("machines.json") {
+            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let checked = machines.iter().try_for_each(Machine::check).map_err(io::Error::other);
+        checked.map_err(|source| Error::record("read", &self.path.join("machines.json"), source))?;
+        Ok(machines)
     }
 
     /// Whether a process that controls the run is alive.
@@ -211,7 +224,7 @@ impl RunDirectory {
 
     /// Says to all processes that the run is being torn down.
     pub(crate) fn mark_ending(&self) -> io::Result<()> {
-        fs::write(self.path.join("ending"), "")
+        private::write(&self.path.join("ending"), b"")
     }
 
     /// Whether the run may still create something: it is recorded, and nobody tears it down.
@@ -221,9 +234,10 @@ impl RunDirectory {
 
     /// Takes the lock, or `None` if another process has it.
     pub(crate) fn lock(&self) -> Result<Option<RunLock>, Error> {
+        self.check()?;
         let path = self.path.join("lock");
-        let failed = |source| Error::Record { action: "lock", path: path.clone(), source };
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        let failed = |source| Error::record("lock", &path, source);
+        let file = private::open_appending(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(RunLock { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -233,6 +247,10 @@ impl RunDirectory {
 
     /// Forgets the run. Only for when everything it created is confirmed gone.
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        match self.check() {
+            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            checked => checked?,
+        }
         // Moved away first, so that no run is ever seen without its record.
         let old = self.path.with_file_name(format!(".old-{}", self.id()));
         match fs::rename(&self.path, &old).and_then(|()| fs::remove_dir_all(&old)) {
@@ -244,31 +262,18 @@ impl RunDirectory {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
+        self.check()?;
         let path = self.path.join(name);
-        fs::read(&path)
-            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-            .map_err(|source| Error::Record { action: "read", path, source })
+        let value = private::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        value.map_err(|source| Error::record("read", &path, source))
     }
 
-    /// Replaces a file as a whole: after a crash it holds the old value or the new one, and the new one once
-    /// this has returned.
     fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), Error> {
         let path = self.path.join(name);
-        let temporary = self.path.join(format!(".{name}.new"));
-        let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(value)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            sync_directory(&self.path)
-        };
-        write().map_err(|source| Error::Record { action: "write", path: path.clone(), source })
+        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from);
+        let written = written.and_then(|bytes| private::write(&path, &bytes));
+        written.map_err(|source| Error::record("write", &path, source))
     }
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]
@@ -341,6 +346,84 @@ mod tests {
         assert!(directory.is_controlled().unwrap());
         drop(lock);
         assert!(!directory.is_controlled().unwrap());
+    }
+
+    #[test]
+    fn a_run_that_another_user_may_have_written_is_named_and_not_read() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path().join("runs"));
+        let (directory, lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
+        drop(lock);
+        directory.write_machines(&[]).unwrap();
+        let (runs, run) = (state.root().to_owned(), directory.path().to_owned());
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let named = |path: &Path| {
+            let runs = state.runs().unwrap();
+            assert_eq!(runs.iter().map(RunDirectory::id).collect::<Vec<_>>(), [directory.id()]);
+            let refused = |what: &str, result: Result<(), Error>| match result {
+                Err(Error::Untrusted(untrusted)) => assert_eq!(untrusted.path, path, "{what}"),
+                other => panic!("{what} of {}: {other:?}", path.display()),
+            };
+            refused("record", directory.record().map(drop));
+            if path.extension().is_none() {
+                refused("machines", directory.machines().map(drop));
+                refused("lock", directory.is_controlled().map(drop));
+                refused("removal", directory.remove());
+            }
+        };
+        for (path, before) in
+            [(root.path(), 0o700), (&runs, 0o700), (&run, 0o700), (&run.join("record.json"), 0o600)]
+        {
+            set(path, before | 0o022);
+            named(path);
+            set(path, before);
+        }
+        // What a provider keeps there, too.
+        fs::create_dir(run.join("aws")).unwrap();
+        set(&run.join("aws"), 0o777);
+        named(&run.join("aws"));
+        fs::remove_dir(run.join("aws")).unwrap();
+        directory.record().unwrap();
+        fs::rename(&run, root.path().join("elsewhere")).unwrap();
+        symlink(root.path().join("elsewhere"), &run).unwrap();
+        named(&run);
+        // Where all runs are kept may be a link: that is the user's choice.
+        let by_link = State::at(root.path().join("link"));
+        fs::remove_file(&run).unwrap();
+        fs::rename(root.path().join("elsewhere"), &run).unwrap();
+        symlink(&runs, by_link.root()).unwrap();
+        by_link.runs().unwrap()[0].record().unwrap();
+        set(&runs, 0o777);
+        assert!(matches!(by_link.runs().unwrap()[0].record(), Err(Error::Untrusted(_))));
+        assert!(matches!(by_link.create(&record("20260101-bbbb", "redis")), Err(Error::Untrusted(_))));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(32),
+            failure_persistence: None,
+            ..proptest::prelude::ProptestConfig::default()
+        })]
+
+        #[test]
+        fn a_record_of_any_bytes_is_read_or_is_an_error(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+            cut in 0..400_usize, byte in proptest::prelude::any::<u8>(),
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let (directory, _lock) = State::at(root.path()).create(&record("20260101-aaaa", "redis")).unwrap();
+            let mut spoiled = fs::read(directory.path().join("record.json")).unwrap();
+            directory.write_machines(&[]).unwrap();
+            let cut = cut % spoiled.len();
+            spoiled[cut] = byte;
+            for bytes in [bytes, spoiled.clone(), spoiled[..cut].to_vec()] {
+                for file in ["record.json", "machines.json"] {
+                    fs::write(directory.path().join(file), &bytes).unwrap();
+                }
+                let _ = (directory.record(), directory.machines(), directory.is_controlled());
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The engine on the fake cloud and paused time. Every test ends with an empty cloud.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -8,9 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Cluster, Command, Download, Error, EventKind, Exit, Group, Keep, MachineSpec, MockConnector,
-    MockProvider, Plan, Price, ProviderError, ProviderErrorKind, Quote, Recorder, Report, SessionError,
-    SessionErrorKind, State, Tsunami,
+    Addresses, Cluster, Command, Download, Error, EventKind, Exit, Group, Keep, Login, Machine, MachineId,
+    MachineSpec, MachineState, MockConnector, MockProvider, Plan, Price, ProviderError, ProviderErrorKind,
+    Quote, Recorder, Report, RunFilter, SessionError, SessionErrorKind, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -696,6 +697,57 @@ async fn mocks_stand_in_for_single_calls() {
     let error = tsunami.run(plan, nothing).await.unwrap_err();
     assert_eq!(error.help(), Some("ask for more"));
     world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_whose_address_is_none_is_not_connected_to() {
+    let world = World::new();
+    let mut provider = MockProvider::new();
+    provider.expect_name().return_const("mock".to_owned());
+    provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
+    provider.expect_launch().returning(|_| Ok(vec![MachineId::new("i-1")]));
+    provider.expect_terminate().returning(|_| Ok(Vec::new()));
+    let ended = Arc::new(AtomicBool::new(false));
+    let gone = ended.clone();
+    provider.expect_list().returning(move |filter| {
+        let RunFilter::Run(run) = filter else { return Ok(Vec::new()) };
+        let address = "10.0.0.1\nerror: all is lost".to_owned();
+        let machine = Machine {
+            id: MachineId::new("i-1"),
+            run: run.clone(),
+            group: "node".to_owned(),
+            index: 0,
+            state: MachineState::Running,
+            addresses: Addresses { public: Some(address), ..Addresses::default() },
+            login: Login { user: None, host: None, port: None, host_key: None, directory: None },
+            expires: None,
+            description: String::new(),
+            price: Price::Free,
+            ended: None,
+            interrupted: None,
+        };
+        Ok(if gone.load(Ordering::Relaxed) { Vec::new() } else { vec![machine] })
+    });
+    provider.expect_consistency().return_const(Duration::ZERO);
+    let mut connector = MockConnector::new();
+    connector.expect_prepare().returning(|_, _| Ok("ssh-ed25519 key".to_owned()));
+    connector.expect_connect().never();
+    connector.expect_finish().return_const(());
+    let recorder = Arc::new(Recorder::default());
+    let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector)).state(world.state.clone());
+    let tsunami = tsunami.observer(recorder.clone());
+    let plan = Plan::new("odd").group(Group::new("node", MachineSpec::default()));
+    let plan = plan.connect_timeout(Duration::from_secs(5));
+    let run = tokio::spawn(async move { tsunami.run(plan, nothing).await });
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    ended.store(true, Ordering::Relaxed);
+    assert!(matches!(run.await.unwrap().unwrap_err(), Error::Connect { .. }));
+    let told = recorder.events().into_iter().any(|event| {
+        let EventKind::ListingFailed { error } = event.kind else { return false };
+        error.contains(r"10.0.0.1\n") && !error.contains('\n')
+    });
+    assert!(told, "the field is named, in one line");
 }
 
 fn replaceable() -> Plan {

@@ -1,10 +1,12 @@
 //! Connections to the machines of runs.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,13 +15,16 @@ use async_trait::async_trait;
 use ssh_key::PublicKey;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, sleep};
-use tsunami_core::{Connector, Machine, RunId, Session, SessionError, SessionErrorKind};
+use tokio::time::{Instant, sleep, timeout};
+use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT};
+use tsunami_core::{Connector, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
-use crate::config::{self, Files, JUMP, Resolved, SshOptions};
+use crate::config::{
+    self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
+};
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
-use crate::master::{Master, cannot_run_ssh};
+use crate::master::{Master, arguments, cannot_run_ssh};
 use crate::session::SshSession;
 use crate::watchdog::Arming;
 use crate::{keys, probe};
@@ -39,7 +44,7 @@ const LOGIN_PATIENCE: Duration = Duration::from_secs(15);
 pub struct SshConnector {
     options: SshOptions,
     runs: Mutex<HashMap<RunId, Arc<RunSsh>>>,
-    kex: OnceCell<String>,
+    defaults: OnceCell<Arc<Resolved>>,
 }
 
 /// What is shared by the connections of a run in this process.
@@ -48,18 +53,42 @@ pub(crate) struct RunSsh {
     run: RunId,
     files: Files,
     options: SshOptions,
+    /// What ssh does without any configuration.
+    defaults: Arc<Resolved>,
     jump: OnceCell<Master>,
+    /// Done once the way through the jump host is written down.
+    jump_written: OnceCell<()>,
     next_socket: AtomicU32,
-    writing: Mutex<()>,
-    /// Connections of closed sessions to machines that existed before the run, which teardown visits once more.
+    /// Entries for files of the run, to be written together by whoever is next: a write takes as long as the
+    /// disk does.
+    unwritten: Mutex<Vec<Unwritten>>,
+    writing: tokio::sync::Mutex<()>,
+    /// Connections of closed sessions to machines that existed before the run, which teardown visits once
+    /// more.
     parked: Mutex<HashMap<String, Master>>,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
 }
 
-/// The ssh_config that a run keeps in its directory.
-pub fn run_config(run_directory: &Path) -> PathBuf {
-    Files::in_directory(&run_directory.join("ssh")).config
+/// An entry on its way into a file, where it takes the place of the one that begins with `key`.
+#[derive(Clone, Debug)]
+struct Unwritten {
+    file: PathBuf,
+    key: String,
+    entry: String,
+}
+
+/// The ssh_config that a run keeps in its directory. Fails if another user may have written it, or what it
+/// names.
+pub fn run_config(run_directory: &Path) -> io::Result<PathBuf> {
+    let directory = run_directory.join("ssh");
+    private::check_run(run_directory)?;
+    private::check_subdirectory(&directory)?;
+    let files = Files::in_directory(&directory);
+    for file in [&files.config, &files.hosts, &files.known_hosts, &files.key] {
+        private::check(file)?;
+    }
+    Ok(files.config)
 }
 
 impl SshConnector {
@@ -72,22 +101,22 @@ impl SshConnector {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).get(run).cloned()
     }
 
-    /// The key exchanges to offer, given what this computer's ssh knows.
-    async fn kex(&self, options: &SshOptions) -> Result<String, SessionError> {
-        if let Some(kex) = &options.kex {
-            return Ok(kex.clone());
-        }
+    /// What ssh does without any configuration.
+    async fn defaults(&self) -> Result<Arc<Resolved>, SessionError> {
         let ask = async || {
-            let output = Command::new("ssh").args(["-Q", "kex"]).output().await;
-            let known = output.map_err(|error| cannot_run_ssh(&error))?.stdout;
-            let known = String::from_utf8_lossy(&known).into_owned();
-            let wanted = ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"];
-            let wanted: Vec<_> =
-                wanted.into_iter().filter(|kex| known.lines().any(|line| line == *kex)).collect();
-            Ok(format!("^{}", wanted.join(",")))
+            let mut ssh = Command::new("ssh");
+            Ok(Arc::new(resolved(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?))
         };
-        self.kex.get_or_try_init(ask).await.cloned()
+        self.defaults.get_or_try_init(ask).await.cloned()
     }
+}
+
+/// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
+fn preferred_kex(defaults: &Resolved) -> Option<String> {
+    let offered = defaults.get("kexalgorithms").unwrap_or_default();
+    let wanted = ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"];
+    let wanted: Vec<_> = wanted.into_iter().filter(|kex| offered.split(',').any(|it| it == *kex)).collect();
+    (!wanted.is_empty()).then(|| format!("^{}", wanted.join(",")))
 }
 
 #[async_trait]
@@ -95,9 +124,7 @@ impl Connector for SshConnector {
     async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
         let directory = directory.join("ssh");
         let failed = |error| local(format!("cannot write to {}", directory.display()), error);
-        if let Some(odd) =
-            directory.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]".contains(*c))
-        {
+        if let Some(odd) = odd_in_a_path(&directory) {
             let message = format!(
                 "ssh cannot be given the path {}: it contains `{}`",
                 directory.display(),
@@ -106,28 +133,37 @@ impl Connector for SshConnector {
             return Err(SessionError::new(SessionErrorKind::Local, message)
                 .help("set XDG_STATE_HOME to a directory with a plainer name"));
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+        let run_directory = directory.parent().unwrap_or(Path::new("/"));
+        DirBuilder::new().recursive(true).mode(0o700).create(run_directory).map_err(failed)?;
+        private::check_run(run_directory).map_err(failed)?;
+        private::make_directory(&directory).map_err(failed)?;
         let files = Files::in_directory(&directory);
         let key = keys::obtain(&files.key, &format!("tsunami-{run}")).map_err(failed)?;
         if self.prepared(run).is_some() {
             return Ok(key);
         }
         let options = remembered(&files, &self.options).map_err(failed)?;
-        let mut main = config::main_config(&options, &files, &self.kex(&options).await?);
-        if let Some(jump) = &options.jump {
-            main.push_str(&config::jump_host(jump, &options, &files));
+        let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
+        options.check().map_err(unfit)?;
+        let defaults = self.defaults().await?;
+        let kex = options.kex.clone().or_else(|| preferred_kex(&defaults));
+        let main = config::main_config(&options, &files, kex.as_deref()).map_err(unfit)?;
+        replace(&files.config, |_| main).map_err(failed)?;
+        for file in [&files.hosts, &files.known_hosts] {
+            private::open_appending(file).and_then(|_| private::check(file)).map_err(failed)?;
         }
-        write_private(&files.config, &main).map_err(failed)?;
-        open_appending(&files.hosts).and_then(|_| open_appending(&files.known_hosts)).map_err(failed)?;
         let janitor = Janitor::start(&socket_directories(&directory));
         let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
             run: run.clone(),
             files,
             options,
+            defaults,
             jump: OnceCell::new(),
+            jump_written: OnceCell::new(),
             next_socket: AtomicU32::new(0),
-            writing: Mutex::default(),
+            unwritten: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
             parked: Mutex::default(),
             janitor: Mutex::new(Some(janitor)),
         };
@@ -138,7 +174,7 @@ impl Connector for SshConnector {
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
         let session = self.open(machine, deadline).await?;
         if let Some(directory) = &machine.login.directory {
-            let was_connected = self.note_connected(machine)?;
+            let was_connected = self.note_connected(machine).await?;
             let until = machine.expires.unwrap_or_else(SystemTime::now);
             let armed = session.arm(directory, until, Arming::Ensure).await;
             if armed.is_err() && !session.has_shell() && !was_connected {
@@ -186,7 +222,7 @@ impl SshConnector {
             let hopeless = error.kind != SessionErrorKind::Connect
                 || refused && (machine.login.directory.is_some() || begun.elapsed() > LOGIN_PATIENCE);
             if hopeless || Instant::now() + pause >= deadline {
-                return Err(ssh.explain(machine, route.as_ref(), error).await);
+                return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), %error, "not connected yet");
             sleep(pause).await;
@@ -197,12 +233,16 @@ impl SshConnector {
 
     /// Notes that something is about to be put on a machine that existed before the run. Returns whether that had
     /// been noted before.
-    fn note_connected(&self, machine: &Machine) -> Result<bool, SessionError> {
+    async fn note_connected(&self, machine: &Machine) -> Result<bool, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
         let path = ssh.files.connected(&machine.name());
-        let noted = path.exists();
-        let written = write_private(&path, "");
-        written.map_err(|error| local(format!("cannot write {}", path.display()), error)).map(|()| noted)
+        let note = path.clone();
+        let noted = tokio::task::spawn_blocking(move || {
+            let noted = note.exists();
+            private::write(&note, b"").map(|()| noted)
+        });
+        let noted = noted.await.map_err(io::Error::other).flatten();
+        noted.map_err(|error| local(format!("cannot write {}", path.display()), error))
     }
 
     fn forget_connected(&self, machine: &Machine) -> Result<(), SessionError> {
@@ -219,7 +259,7 @@ impl SshConnector {
 
     /// The name or address that ssh would connect to for a host.
     pub(crate) async fn host_name(&self, host: &HostAddress) -> Result<String, SessionError> {
-        let resolved = resolve(&self.options, &host.host, host.user.as_deref(), host.port).await?;
+        let resolved = resolve(&self.options, host, self.options.user.as_deref(), true).await?;
         Ok(resolved.get("hostname").unwrap_or(&host.host).to_owned())
     }
 }
@@ -241,130 +281,280 @@ impl RunSsh {
 
     /// Starts a master for a machine, or for one more connection to it.
     pub(crate) async fn master(&self, machine: &Machine, deadline: Instant) -> Result<Master, SessionError> {
+        let options = self.way(machine, deadline).await?;
+        self.start(&machine.name(), &options, deadline).await
+    }
+
+    /// What stands before the config's settings for a connection to a machine.
+    async fn way(&self, machine: &Machine, deadline: Instant) -> Result<Vec<Setting>, SessionError> {
+        let unfit = |error: Unfit| error.of(&machine.name());
         let mut options = Vec::new();
         if let Some((host, port)) = config::endpoint(machine) {
-            // What the config says of the name may be about its predecessor again: another process, which fetches
-            // files from that, has written it.
-            options.extend([format!("HostName={host}"), format!("Port={port}")]);
+            // What the config says of the name may be about its predecessor again: another process, which
+            // fetches files from that, has written it.
+            options.extend(config::destination(&host, port).map_err(unfit)?);
         }
         if self.options.jump.is_some() {
             let jump = self.jump.get_or_try_init(|| self.start(JUMP, &[], deadline)).await?;
             // One connection to the jump host serves all.
-            let [config, socket] = [self.files.config.as_path(), jump.socket()].map(config::quoted);
-            let proxy = format!("ProxyCommand=ssh -F {config} -S {socket} -W [%h]:%p {JUMP}");
-            options.push(proxy);
+            let proxy = CommandLine::through(JUMP, &self.files.config, Some(jump.socket()));
+            options.push(Setting::proxy(proxy.map_err(unfit)?));
         }
-        self.start(&machine.name(), &options, deadline).await
+        Ok(options)
     }
 
     async fn start(
         &self,
         alias: &str,
-        options: &[String],
+        options: &[Setting],
         deadline: Instant,
     ) -> Result<Master, SessionError> {
+        let (socket, group) = self.socket()?;
+        let alias = Word::alias(alias).map_err(|error| error.of(alias))?;
+        Master::start(&self.files.config, &alias, socket, group, options, deadline).await
+    }
+
+    /// A name of its own in the directory of control sockets, and the process group of those who use it.
+    fn socket(&self) -> Result<(PathBuf, i32), SessionError> {
         let number = self.next_socket.fetch_add(1, Ordering::Relaxed);
-        let (socket, group) = match &*self.janitor.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(janitor) => (janitor.directory().join(number.to_string()), janitor.group()),
-            None => return Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
-        };
-        Master::start(&self.files.config, alias, socket, group, options, deadline).await
+        match &*self.janitor.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(janitor) => Ok((janitor.directory().join(number.to_string()), janitor.group())),
+            None => Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
+        }
     }
 
     /// Writes down how to reach a machine. Returns the address and port to probe, unless the way is not a
     /// direct one.
     async fn route(&self, machine: &Machine) -> Result<Option<(String, u16)>, SessionError> {
-        let (text, probe) = match &machine.login.host_key {
+        let name = machine.name();
+        machine.check().map_err(|error| {
+            let message = format!("{}: {error}", tsunami_core::shown(&name));
+            SessionError::new(SessionErrorKind::Local, message)
+        })?;
+        let unfit = |error: Unfit| error.of(&name);
+        if let Some(jump) = &self.options.jump {
+            let write = async || self.write_jumps(jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.map(drop);
+            self.jump_written.get_or_try_init(write).await?;
+        }
+        let (entry, probe) = match &machine.login.host_key {
             Some(key) => {
                 let probe = config::endpoint(machine).ok_or_else(|| {
-                    SessionError::new(SessionErrorKind::Connect, format!("{} has no address", machine.name()))
+                    SessionError::new(SessionErrorKind::Connect, format!("{name} has no address"))
                 })?;
-                let alias = format!("{} ", machine.name());
-                self.write(|| put(&self.files.known_hosts, &alias, &format!("{alias}{key}\n")))?;
-                (config::owned_machine(machine, &self.options, &self.files), Some(probe))
+                let line = config::known_host(machine, key).map_err(unfit)?;
+                self.put(&self.files.known_hosts, format!("{name} "), line);
+                let entry = Entry::of_machine(machine, &self.options, &self.files);
+                (entry.map_err(unfit)?, Some(probe))
             }
             None => {
                 let login = &machine.login;
-                let host = login.host.as_deref().unwrap_or_default();
-                let resolved = resolve(&self.options, host, login.user.as_deref(), login.port).await?;
-                let text = config::existing_machine(machine, &self.options, &self.files, &resolved);
+                let host = HostAddress {
+                    user: login.user.clone(),
+                    host: login.host.clone().unwrap_or_default(),
+                    port: login.port,
+                };
+                let resolved = resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
+                let through = match (&self.options.jump, resolved.jumps()) {
+                    (Some(_), _) => Some(JUMP.to_owned()),
+                    (None, Some(jumps)) => Some(self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?),
+                    (None, None) => None,
+                };
+                let entry = Entry::of_host(
+                    &name,
+                    &host,
+                    &resolved,
+                    &self.defaults,
+                    through.as_deref(),
+                    &self.options,
+                    &self.files,
+                );
                 let host = resolved.get("hostname").unwrap_or_default().to_owned();
                 let port = resolved.get("port").and_then(|port| port.parse().ok()).unwrap_or(22);
-                (text, (!resolved.is_proxied()).then_some((host, port)))
+                (entry.map_err(unfit)?, (!resolved.is_proxied()).then_some((host, port)))
             }
         };
-        let alias = format!("Host {}\n", machine.name());
-        self.write(|| put(&self.files.hosts, &alias, &text))?;
+        self.put(&self.files.hosts, entry.head(), entry.to_string());
+        self.written().await?;
         Ok(probe.filter(|_| self.options.jump.is_none()))
     }
 
-    fn write(&self, write: impl FnOnce() -> io::Result<()>) -> Result<(), SessionError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        write().map_err(|error| local(format!("cannot write beside {}", self.files.config.display()), error))
+    /// Writes down how to reach jump hosts, the first as the user reaches it and each other one through the
+    /// one before, and returns the last one's alias. At most `left` of them.
+    async fn write_jumps(
+        &self,
+        list: &str,
+        last: Option<&str>,
+        left: &mut usize,
+    ) -> Result<String, SessionError> {
+        let unfit = |error: Unfit| error.of(JUMP);
+        let mut through: Option<String> = None;
+        let hosts = jump_hosts(list).map_err(unfit)?;
+        for (number, host) in (1..).zip(&hosts) {
+            *left = left.checked_sub(1).ok_or_else(|| {
+                let message = format!("more than {JUMPS_LIMIT} jump hosts: {}", tsunami_core::shown(list));
+                SessionError::new(SessionErrorKind::Local, message)
+            })?;
+            // A key that was given is for hosts that were named beside it, not for what the user's ssh_config
+            // names.
+            let resolved = resolve(&self.options, host, None, last.is_some()).await?;
+            if through.is_none()
+                && let Some(jumps) = resolved.jumps()
+            {
+                through = Some(Box::pin(self.write_jumps(jumps, None, left)).await?);
+            }
+            let alias = match last.filter(|_| number == hosts.len()) {
+                Some(alias) => alias.to_owned(),
+                None => {
+                    let mut hasher = DefaultHasher::new();
+                    (host.to_string(), &through).hash(&mut hasher);
+                    format!("{JUMP}-{:016x}", hasher.finish())
+                }
+            };
+            let entry = Entry::of_host(
+                &alias,
+                host,
+                &resolved,
+                &self.defaults,
+                through.as_deref(),
+                &self.options,
+                &self.files,
+            );
+            let entry = entry.map_err(unfit)?;
+            self.put(&self.files.hosts, entry.head(), entry.to_string());
+            through = Some(alias);
+        }
+        through.ok_or_else(|| SessionError::new(SessionErrorKind::Local, "no jump host is named"))
+    }
+
+    fn put(&self, file: &Path, key: String, entry: String) {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        unwritten.push(Unwritten { file: file.to_owned(), key, entry });
+    }
+
+    /// Waits until what was put is in its files.
+    async fn written(&self) -> Result<(), SessionError> {
+        let _one_at_a_time = self.writing.lock().await;
+        let unwritten = || self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = std::mem::take(&mut *unwritten());
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
+        let batch = entries.clone();
+        let write = move || files.iter().try_for_each(|file| put_all(file, &batch));
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten();
+        written.map_err(|error| {
+            // Each of the others shall hear of it too.
+            unwritten().extend(entries);
+            local(format!("cannot write beside {}", self.files.config.display()), error)
+        })
     }
 
     /// Adds to an error what the user can do about it.
-    async fn explain(
-        &self,
-        machine: &Machine,
-        route: Option<&(String, u16)>,
-        error: SessionError,
-    ) -> SessionError {
-        if error.kind != SessionErrorKind::HostKey || machine.login.host_key.is_some() {
+    async fn explain(&self, machine: &Machine, error: SessionError, deadline: Instant) -> SessionError {
+        if error.kind != SessionErrorKind::HostKey {
             return error;
         }
-        match route {
-            Some((host, port)) if error.message.contains("host key is known for") => {
-                match shown_key(host, *port).await {
-                    Some((fingerprint, line)) => error.help(format!(
-                        "{host} showed the key {fingerprint}. If it is the right one, add this line to your \
-                     known_hosts, or pass --accept-new-hosts:\n  {line}"
-                    )),
-                    None => error,
-                }
-            }
-            _ => error.help(
-                "the host's key is not the known one: if that is expected, remove the old key with \
-                             `ssh-keygen -R`, else do not connect",
-            ),
+        let is_jump = self.options.jump.is_some() && self.jump.get().is_none();
+        if machine.login.host_key.is_some() && !is_jump {
+            return error;
         }
+        let name = if is_jump { JUMP.to_owned() } else { machine.name() };
+        if error.message.contains("REVOKED HOST KEY") {
+            return error.help("the key that the host showed is marked as revoked: do not connect");
+        }
+        if error.message.contains("IDENTIFICATION HAS CHANGED") {
+            return error.help(
+                "the host's key is not the known one: if that is expected, remove the old key with \
+                 `ssh-keygen -R`, else do not connect",
+            );
+        }
+        let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
+        let shown = match way {
+            Ok(way) => self.shown_key(&name, way).await,
+            Err(_) => None,
+        };
+        match shown {
+            Some((fingerprint, line)) => error.help(format!(
+                "{name} showed the key {fingerprint}. If it is the right one, add this line to your \
+                 known_hosts, or pass --accept-new-hosts:\n  {line}"
+            )),
+            None => error,
+        }
+    }
+
+    /// The key that a host shows to those who come the same way, as a fingerprint and as a line of
+    /// known_hosts. Nothing but the user's name is shown to the host.
+    async fn shown_key(&self, alias: &str, way: Vec<Setting>) -> Option<(String, String)> {
+        let (place, group) = self.socket().ok()?;
+        let known = place.with_extension("known");
+        private::write(&known, b"").ok()?;
+        let mut options = vec![
+            Setting::new("UserKnownHostsFile", Word::path("path", &known).ok()?),
+            Setting::new("StrictHostKeyChecking", Word::ours("accept-new")),
+            Setting::new("PreferredAuthentications", Word::ours("none")),
+        ];
+        options.extend(way);
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(&self.files.config).args(arguments(&options)).args([alias, "true"]);
+        ssh.env("SHELL", "/bin/sh").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut ssh = ssh.kill_on_drop(true).process_group(group).spawn().ok()?;
+        let _ = timeout(HOST_KEY_TIMEOUT, ssh.wait()).await;
+        let text = String::from_utf8(private::read(&known).ok()?).ok()?;
+        let line = text.lines().next()?;
+        let key = PublicKey::from_openssh(line.split_once(' ')?.1).ok()?;
+        Some((key.fingerprint(Default::default()).to_string(), line.to_owned()))
     }
 }
 
 /// The options that the run began with; these, if it begins now.
 fn remembered(files: &Files, options: &SshOptions) -> io::Result<SshOptions> {
-    match fs::read(&files.options) {
+    match private::read(&files.options) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write_private(&files.options, &serde_json::to_string_pretty(options)?)?;
+            private::write(&files.options, &serde_json::to_vec_pretty(options)?)?;
             Ok(options.clone())
         }
         Err(error) => Err(error),
     }
 }
 
-/// Asks ssh what it would do to reach a host that existed before the run.
+/// Asks ssh what it would do to reach a host that existed before the run, as `user` if nobody else is named
+/// for it, and with the options' key if that is meant for it.
 async fn resolve(
     options: &SshOptions,
-    host: &str,
+    host: &HostAddress,
     user: Option<&str>,
-    port: Option<u16>,
+    with_key: bool,
 ) -> Result<Resolved, SessionError> {
+    // What comes from a run's directory has not been read as an address yet.
+    let odd = |_| {
+        SessionError::new(SessionErrorKind::Local, format!("`{}` names no host", host.host.escape_debug()))
+    };
+    host.to_string().parse::<HostAddress>().map_err(odd)?;
     let mut command = Command::new("ssh");
     command.arg("-G");
     if let Some(config) = &options.config {
+        // It may name programs.
+        private::check_chosen(config)
+            .map_err(|error| local(format!("ssh_config {} is refused", config.display()), error))?;
         command.arg("-F").arg(config);
     }
-    if let Some(user) = user.or(options.user.as_deref()) {
+    if let Some(user) = host.user.as_deref().or(user) {
         command.args(["-l", user]);
     }
-    if let Some(port) = port {
+    if let Some(port) = host.port {
         command.args(["-p", &port.to_string()]);
     }
-    if let Some(key) = &options.key {
+    if let Some(key) = options.key.as_ref().filter(|_| with_key) {
         command.arg("-i").arg(key);
     }
-    let output = command.arg("--").arg(host).output().await.map_err(|error| cannot_run_ssh(&error))?;
+    resolved(command.arg("--").arg(&host.host)).await
+}
+
+/// What `ssh -G` says.
+async fn resolved(ssh: &mut Command) -> Result<Resolved, SessionError> {
+    let output = ssh.stdin(Stdio::null()).output().await.map_err(|error| cannot_run_ssh(&error))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(SessionError::new(SessionErrorKind::Local, said));
@@ -372,40 +562,30 @@ async fn resolve(
     Ok(Resolved::parse(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// The key that a host shows, as a fingerprint and as a line of known_hosts.
-async fn shown_key(host: &str, port: u16) -> Option<(String, String)> {
-    let mut scan = Command::new("ssh-keyscan");
-    scan.args(["-T", "5", "-t", "ed25519,ecdsa,rsa", "-p", &port.to_string(), "--", host]);
-    let output = scan.output().await.ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    lines.sort_by_key(|line| !line.contains("ssh-ed25519"));
-    let line = *lines.first()?;
-    let key = PublicKey::from_openssh(line.split_once(' ')?.1).ok()?;
-    Some((key.fingerprint(Default::default()).to_string(), line.to_owned()))
-}
-
 /// Where control sockets may go, as templates: below `preferred` if that path is short enough.
 fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
+    let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
     let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
     let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
-    std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).collect()
+    let plain = |template: &PathBuf| odd_in_a_path(template).is_none();
+    std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).filter(plain).collect()
 }
 
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
+/// What ssh would not take for itself in a path of ours.
+fn odd_in_a_path(path: &Path) -> Option<char> {
+    path.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]\u{fffd}".contains(*c))
 }
 
-/// Puts an entry, whose further lines are indented, into a file: in place of the one that begins with `key`.
-/// Appends in one write, or replaces the file, so that an ssh that reads it meanwhile sees whole entries.
-fn put(path: &Path, key: &str, entry: &str) -> io::Result<()> {
-    // Other processes may be at it, in the same directory.
-    let directory = fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
-    directory.lock()?;
-    let present = fs::read_to_string(path)?;
+/// Puts those entries that are for it into a file.
+fn put_all(file: &Path, entries: &[Unwritten]) -> io::Result<()> {
+    let entries = entries.iter().filter(|it| it.file == file);
+    replace(file, |present| entries.fold(present.to_owned(), |text, it| put(&text, &it.key, &it.entry)))
+}
+
+/// Puts an entry, whose further lines are indented, in place of the one that begins with `key`.
+fn put(present: &str, key: &str, entry: &str) -> String {
     let (mut old, mut others) = (String::new(), String::new());
     let mut is_old = false;
     for line in present.split_inclusive('\n') {
@@ -414,19 +594,21 @@ fn put(path: &Path, key: &str, entry: &str) -> io::Result<()> {
         }
         if is_old { &mut old } else { &mut others }.push_str(line);
     }
-    if old == entry {
-        return Ok(());
-    }
-    if old.is_empty() {
-        return open_appending(path)?.write_all(entry.as_bytes());
-    }
-    let new = path.with_extension("new");
-    write_private(&new, &(others + entry))?;
-    fs::rename(new, path)
+    if old == entry { present.to_owned() } else { others + entry }
 }
 
-fn open_appending(path: &Path) -> io::Result<fs::File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+/// Replaces a file as a whole by what is made of it, so that an ssh that reads it meanwhile sees the one or
+/// the other. What stays the same is not written.
+fn replace(path: &Path, change: impl FnOnce(&str) -> String) -> io::Result<()> {
+    // Other processes may be at it, in the same directory.
+    let directory = fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+    directory.lock()?;
+    let present = match private::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        present => Some(String::from_utf8_lossy(&present?).into_owned()),
+    };
+    let changed = change(present.as_deref().unwrap_or_default());
+    if present.as_ref() == Some(&changed) { Ok(()) } else { private::write(path, changed.as_bytes()) }
 }
 
 fn not_prepared(run: &RunId) -> SessionError {
@@ -435,4 +617,192 @@ fn not_prepared(run: &RunId) -> SessionError {
 
 fn local(message: impl Into<String>, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{cases, hostile};
+    use proptest::prelude::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use tempfile::TempDir;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn run() -> RunId {
+        "20260101-000000-aaaa".parse().unwrap()
+    }
+
+    async fn prepared(options: SshOptions, root: &TempDir) -> (SshConnector, PathBuf) {
+        let connector = SshConnector::new(options);
+        let directory = root.path().join(run().as_str());
+        connector.prepare(&run(), &directory).await.unwrap();
+        (connector, directory)
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_a_runs_configuration_sees_all_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (_first, directory) = prepared(SshOptions::default(), &root).await;
+        let config = run_config(&directory).unwrap();
+        let state =
+            |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec())).unwrap();
+        let (before, text) = (state(&config), fs::read_to_string(&config).unwrap());
+        let (_second, _) = prepared(SshOptions::default(), &root).await;
+        assert_eq!(state(&config), before, "another process has nothing to change");
+
+        let hosts = directory.join("ssh/hosts");
+        let put = |key: &str, entry: &str| {
+            let (file, key, entry) = (hosts.clone(), key.to_owned(), entry.to_owned());
+            put_all(&hosts, &[Unwritten { file, key, entry }]).unwrap();
+        };
+        put("Host a-0\n", "Host a-0\n  Port 1\n");
+        for (key, entry) in [("Host b-0\n", "Host b-0\n  Port 2\n"), ("Host a-0\n", "Host a-0\n  Port 3\n")] {
+            let mut reader = fs::File::open(&hosts).unwrap();
+            let whole = fs::read_to_string(&hosts).unwrap();
+            put(key, entry);
+            let mut read = String::new();
+            io::Read::read_to_string(&mut reader, &mut read).unwrap();
+            assert_eq!(read, whole, "what was opened before stays what it was");
+        }
+        assert_eq!(fs::read_to_string(&hosts).unwrap(), "Host b-0\n  Port 2\nHost a-0\n  Port 3\n");
+        let before = state(&hosts);
+        put("Host a-0\n", "Host a-0\n  Port 3\n");
+        assert_eq!(state(&hosts), before);
+
+        // What an older version wrote, or half wrote, is replaced.
+        private::write(&config, b"Host *\n  Inclu").unwrap();
+        let (_third, _) = prepared(SshOptions::default(), &root).await;
+        assert_eq!(fs::read_to_string(&config).unwrap(), text);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_entry_finds_it_or_hears_why_not() {
+        let root = tempfile::tempdir().unwrap();
+        let (connector, directory) = prepared(SshOptions::default(), &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let write = |number: u32| {
+            let (ssh, hosts) = (ssh.clone(), directory.join("ssh/hosts"));
+            async move {
+                ssh.put(&hosts, format!("Host a-{number}\n"), format!("Host a-{number}\n  Port 1\n"));
+                ssh.written().await.map(|()| fs::read_to_string(&hosts).unwrap())
+            }
+        };
+        let tasks: Vec<_> = (0..100).map(|number| tokio::spawn(write(number))).collect();
+        for (number, task) in (0..).zip(tasks) {
+            let seen = task.await.unwrap().unwrap();
+            assert!(seen.contains(&format!("Host a-{number}\n")), "{seen}");
+        }
+        fs::remove_file(directory.join("ssh/hosts")).unwrap();
+        fs::create_dir(directory.join("ssh/hosts")).unwrap();
+        let hosts = directory.join("ssh/hosts");
+        ssh.put(&hosts, "Host a-200\n".to_owned(), "Host a-200\n".to_owned());
+        for _ in 0..2 {
+            ssh.written().await.unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runs_directory_that_others_may_write_is_not_used() {
+        let root = tempfile::tempdir().unwrap();
+        let (_connector, directory) = prepared(SshOptions::default(), &root).await;
+        for path in [directory.clone(), directory.join("ssh"), directory.join("ssh/options.json")] {
+            let mode = fs::metadata(&path).unwrap().mode();
+            set_mode(&path, mode | 0o022);
+            let error = SshConnector::default().prepare(&run(), &directory).await.unwrap_err();
+            let chain = tsunami_core::ErrorChain(&error).to_string();
+            assert!(chain.contains("may be written by others"), "{}: {chain}", path.display());
+            set_mode(&path, mode);
+        }
+        for name in ["config", "hosts", "known_hosts", "id_ed25519"] {
+            set_mode(&directory.join("ssh").join(name), 0o620);
+            assert!(run_config(&directory).is_err(), "{name}");
+            set_mode(&directory.join("ssh").join(name), 0o600);
+        }
+        run_config(&directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_remembered_configuration_that_others_may_write_runs_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let open = root.path().join("open");
+        fs::create_dir(&open).unwrap();
+        let (theirs, ran) = (open.join("ssh_config"), root.path().join("ran"));
+        fs::write(&theirs, format!("Match exec \"touch {}\"\n  User x\n", ran.display())).unwrap();
+        set_mode(&theirs, 0o644);
+        let options = SshOptions { config: Some(theirs.clone()), ..SshOptions::default() };
+        let (connector, _) = prepared(options, &root).await;
+        let host: HostAddress = "box".parse().unwrap();
+        for (path, mode) in [(&open, 0o777), (&theirs, 0o646)] {
+            let before = fs::metadata(path).unwrap().mode();
+            set_mode(path, mode);
+            let error = connector.host_name(&host).await.unwrap_err();
+            assert!(error.message.contains(theirs.to_str().unwrap()), "{error}");
+            assert!(!ran.exists());
+            set_mode(path, before);
+        }
+        connector.host_name(&host).await.unwrap();
+        assert!(ran.exists(), "a user's own configuration is used");
+    }
+
+    #[tokio::test]
+    async fn jump_hosts_that_lead_to_each_other_are_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let theirs = root.path().join("ssh_config");
+        fs::write(&theirs, "Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n").unwrap();
+        let options = SshOptions { config: Some(theirs), ..SshOptions::default() };
+        let (connector, _) = prepared(options, &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let error = ssh.write_jumps("a", None, &mut { JUMPS_LIMIT }).await.unwrap_err();
+        assert!(error.message.contains("more than 8 jump hosts"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn several_jump_hosts_are_passed_in_their_order() {
+        let root = tempfile::tempdir().unwrap();
+        let options = SshOptions { jump: Some("a@one,[::1]:2222,two".to_owned()), ..SshOptions::default() };
+        let jump = options.jump.clone().unwrap();
+        let (connector, directory) = prepared(options, &root).await;
+        let ssh = connector.prepared(&run()).unwrap();
+        let last = ssh.write_jumps(&jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.unwrap();
+        ssh.written().await.unwrap();
+        let (mut alias, mut passed) = (last, Vec::new());
+        loop {
+            let mut ask = Command::new("ssh");
+            let entry = resolved(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
+            let entry = entry.await.unwrap();
+            passed.push(format!("{}:{}", entry.get("hostname").unwrap(), entry.get("port").unwrap()));
+            let Some(through) = entry.get("proxycommand") else { break };
+            alias = through.rsplit_once(' ').unwrap().1.to_owned();
+        }
+        assert_eq!(passed, ["two:22", "::1:2222", "one:22"]);
+    }
+
+    proptest! {
+        #![proptest_config(cases(32))]
+
+        #[test]
+        fn options_that_make_no_sense_are_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..64), jump in hostile(), user in hostile(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let files = Files::in_directory(directory.path());
+            let options = SshOptions { jump: Some(jump), user: Some(user), ..SshOptions::default() };
+            for bytes in [bytes, serde_json::to_vec(&options).unwrap()] {
+                private::write(&files.options, &bytes).unwrap();
+                if let Ok(read) = remembered(&files, &SshOptions::default())
+                    && read.check().is_ok()
+                {
+                    let odd = |text: &str| {
+                        // A machine's account ends in a `$`.
+                        let text = text.strip_suffix('$').unwrap_or(text);
+                        text.contains(|c: char| c.is_control() || c.is_whitespace() || "$`'\"".contains(c))
+                    };
+                    prop_assert!(!read.jump.as_deref().is_some_and(odd) && !read.user.as_deref().is_some_and(odd));
+                }
+            }
+        }
+    }
 }

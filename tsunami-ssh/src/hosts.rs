@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::num::NonZeroU32;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use tokio::net::lookup_host;
 use tokio::time::Instant;
 use tsunami_core::{
     Addresses, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState,
-    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
 };
 
 use crate::SshConnector;
+use crate::config::is_user;
 use crate::session::SshSession;
 use crate::watchdog::Arming;
 
@@ -28,9 +30,9 @@ const LEAVING: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
-/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's
-/// processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands
-/// changed elsewhere stays. Host keys are checked against the user's known hosts.
+/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the
+/// run's processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What
+/// commands changed elsewhere stays. Host keys are checked against the user's known hosts.
 #[derive(Debug)]
 pub struct HostsProvider {
     root: PathBuf,
@@ -81,6 +83,7 @@ impl FromStr for HostAddress {
 
     fn from_str(text: &str) -> Result<Self, InvalidHost> {
         let invalid = || InvalidHost(text.to_owned());
+        // A user of a directory service has an `@` of their own.
         let (user, rest) = text.rsplit_once('@').map_or((None, text), |(user, rest)| (Some(user), rest));
         let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),
@@ -88,12 +91,11 @@ impl FromStr for HostAddress {
             None if rest.matches(':').count() > 1 => (rest, None),
             None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
         };
-        let usable = |word: &str| {
-            !word.is_empty()
-                && !word.starts_with('-')
-                && word.chars().all(|c| c.is_ascii_graphic() && c != '"')
-        };
-        if !usable(host) || !user.is_none_or(usable) {
+        // A name in an ssh_config may be almost anything; what a shell or ssh would read otherwise is no
+        // name.
+        let plain = |c: char| c.is_ascii_graphic() && !"'`\"$\\;&<>|(){}[]*?!#,@".contains(c);
+        let usable = !host.is_empty() && !host.starts_with('-') && host.chars().all(plain);
+        if !usable || !user.is_none_or(is_user) {
             return Err(invalid());
         }
         let port = port.map(|port| port.parse().map_err(|_| invalid())).transpose()?;
@@ -106,8 +108,11 @@ impl fmt::Display for HostAddress {
         if let Some(user) = &self.user {
             write!(f, "{user}@")?;
         }
-        f.write_str(&self.host)?;
-        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+        match self.port {
+            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
+        }
     }
 }
 
@@ -122,20 +127,42 @@ impl HostsProvider {
         self.root.join(run.as_str()).join("hosts")
     }
 
-    /// The machines that the run took.
-    fn taken(&self, run: &RunId) -> Vec<Machine> {
-        let files = fs::read_dir(self.directory(run)).into_iter().flatten().flatten();
-        let read = |path: PathBuf| serde_json::from_slice::<Vec<Machine>>(&fs::read(path).ok()?).ok();
-        files.filter_map(|file| read(file.path())).flatten().collect()
+    /// The machines that the run took. What can't be read, or could be another user's, is an error: hosts
+    /// that are not known can't be left.
+    fn taken(&self, run: &RunId) -> io::Result<Vec<Machine>> {
+        let directory = self.directory(run);
+        let files = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
+        private::check_run(directory.parent().unwrap_or(&self.root))?;
+        let mut taken = Vec::new();
+        for file in files {
+            let path = file?.path();
+            // One that was being written when its process ended was never valid.
+            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+                continue;
+            }
+            let machines: Vec<Machine> = serde_json::from_slice(&private::read(&path)?)?;
+            machines.iter().try_for_each(Machine::check).map_err(io::Error::other)?;
+            // What is removed is the run's own, whatever is written there.
+            let own = Some(home_directory(run));
+            if machines.iter().any(|machine| machine.run != *run || machine.login.directory != own) {
+                let message = format!("{} is not about {run}", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            taken.extend(machines);
+        }
+        Ok(taken)
     }
 
     fn write(&self, run: &RunId, group: &str, machines: &[Machine]) -> io::Result<()> {
-        let path = self.directory(run).join(group);
-        fs::create_dir_all(self.directory(run))?;
-        let new = self.directory(run).join(format!(".{group}"));
-        fs::write(&new, serde_json::to_vec_pretty(machines)?)?;
-        fs::File::open(&new)?.sync_all()?;
-        fs::rename(new, path)
+        let directory = self.directory(run);
+        let above = directory.parent().unwrap_or(&self.root);
+        DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+        private::check_run(above)?;
+        private::make_directory(&directory)?;
+        private::write(&directory.join(group), &serde_json::to_vec_pretty(machines)?)
     }
 
     /// Connects as the run would.
@@ -211,7 +238,7 @@ impl Provider for HostsProvider {
                     host: Some(host.host.clone()),
                     port: host.port,
                     host_key: None,
-                    directory: Some(format!(".tsunami/{}", request.run)),
+                    directory: Some(home_directory(&request.run)),
                 },
                 expires: Some(request.deadline.at),
                 description: host.to_string(),
@@ -236,11 +263,20 @@ impl Provider for HostsProvider {
                 entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
             }
         };
-        Ok(runs.iter().flat_map(|run| self.taken(run)).collect())
+        let mut machines = Vec::new();
+        for run in &runs {
+            match self.taken(run) {
+                Ok(taken) => machines.extend(taken),
+                // Another run's fault is for whoever asks about that run.
+                Err(error) if *filter == RunFilter::All => tracing::warn!(%run, %error, "hosts not listed"),
+                Err(error) => return Err(unreadable("list", error)),
+            }
+        }
+        Ok(machines)
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        let mut machines = self.taken(run);
+        let mut machines = self.taken(run).map_err(|error| unreadable("extend", error))?;
         for machine in &mut machines {
             machine.expires = Some(until);
         }
@@ -269,7 +305,7 @@ impl Provider for HostsProvider {
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
-        let machines = self.taken(run);
+        let machines = self.taken(run).map_err(|error| unreadable("terminate", error))?;
         let touched = machines.iter().filter(|machine| self.connector.was_connected(&self.root, machine));
         let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
         if left.is_empty() {
@@ -302,6 +338,16 @@ fn hosts(spec: &MachineSpec) -> Result<&[HostAddress], ProviderError> {
     })
 }
 
+/// The run's directory on a host, below the home.
+fn home_directory(run: &RunId) -> String {
+    format!(".tsunami/{run}")
+}
+
+fn unreadable(operation: &'static str, error: io::Error) -> ProviderError {
+    ProviderError::new(ProviderErrorKind::Other, operation, "cannot read which hosts the run took")
+        .source(error)
+}
+
 fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -312,6 +358,52 @@ fn remove(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tsunami_core::{Deadline, Notes};
+
+    #[tokio::test]
+    async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
+        let root = tempfile::tempdir().unwrap();
+        let provider = HostsProvider::new(root.path(), Arc::default());
+        let run: RunId = "20260101-000000-aaaa".parse().unwrap();
+        let lifetime = Duration::from_secs(60);
+        let request = LaunchRequest {
+            run: run.clone(),
+            experiment: "test".to_owned(),
+            group: "node".to_owned(),
+            count: NonZeroU32::MIN,
+            spec: MachineSpec::new(HostsSpec { hosts: vec!["127.0.0.1".parse().unwrap()] }),
+            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
+            authorized_key: String::new(),
+            replace: Vec::new(),
+            notes: Notes::default(),
+        };
+        provider.launch(&request).await.unwrap();
+        let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));
+        let text = fs::read_to_string(&file).unwrap();
+        for spoiled in [
+            "[{".to_owned(),
+            text.replace(".tsunami/20260101-000000-aaaa", "Documents"),
+            text.replace("\"run\": \"20260101-000000-aaaa\"", "\"run\": \"20260101-000000-bbbb\""),
+            text.replace("\"node\"", "\"../node\""),
+        ] {
+            assert_ne!(spoiled, text);
+            fs::write(&file, spoiled).unwrap();
+            provider.terminate(&run).await.unwrap_err();
+            provider.list(&RunFilter::Run(run.clone())).await.unwrap_err();
+            assert_eq!(provider.list(&RunFilter::All).await.unwrap(), []);
+            assert!(file.exists(), "what it says may still be needed");
+        }
+        fs::write(&file, text).unwrap();
+        for path in [&directory, &file] {
+            let mode = fs::metadata(path).unwrap().permissions();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o722)).unwrap();
+            provider.terminate(&run).await.unwrap_err();
+            fs::set_permissions(path, mode).unwrap();
+        }
+        assert_eq!(provider.terminate(&run).await.unwrap(), []);
+        assert!(!directory.exists());
+    }
 
     #[test]
     fn hosts_are_read_in_every_form() {
@@ -321,11 +413,16 @@ mod tests {
             ("u@10.0.0.5:22", Some("u"), "10.0.0.5", Some(22)),
             ("[fe80::1]:2222", None, "fe80::1", Some(2222)),
             ("fe80::1", None, "fe80::1", None),
+            ("u@corp.example@box:22", Some("u@corp.example"), "box", Some(22)),
+            ("CORP\\u@box", Some("CORP\\u"), "box", None),
         ] {
             let read: HostAddress = text.parse().unwrap();
             assert_eq!((read.user.as_deref(), read.host.as_str(), read.port), (user, host, port), "{text}");
         }
-        for bad in ["", "-x", "u@-x", "a b", "a\nb", "-u@h", "h:0x", "h:99999", "@h", "h\"x"] {
+        for bad in [
+            "", "-x", "u@-x", "a b", "a\nb", "-u@h", "h:0x", "h:99999", "@h", "h\"x", "$(id)", "u;x@h",
+            "a,b", "h`id`",
+        ] {
             assert!(bad.parse::<HostAddress>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -1,18 +1,17 @@
 //! Key pairs: ed25519, made in this process, never leaving this computer.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
+use tsunami_core::private;
 
-/// Makes a key pair, writes its private half to `path` (0600) and returns the public one as OpenSSH writes it.
-/// A pair that is there already is used.
+/// Makes a key pair, writes its private half to `path` (0600) and returns the public one as OpenSSH writes
+/// it. A pair that is there already is used.
 pub(crate) fn obtain(path: &Path, comment: &str) -> io::Result<String> {
     let public = |key: &PrivateKey| key.public_key().to_openssh().map_err(io::Error::other);
-    match std::fs::read(path) {
+    match private::read(path) {
         Ok(bytes) => return public(&PrivateKey::from_openssh(bytes).map_err(io::Error::other)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -20,16 +19,7 @@ pub(crate) fn obtain(path: &Path, comment: &str) -> io::Result<String> {
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
     key.set_comment(comment);
     let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
-    // Whole or not at all, whatever interrupts us.
-    let new = path.with_extension("new");
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?
-        .write_all(text.as_bytes())?;
-    std::fs::rename(new, path)?;
+    private::write(path, text.as_bytes())?;
     public(&key)
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tsunami_core::{
     Addresses, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState, Price,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
 };
 
 use crate::keys;
@@ -108,7 +108,7 @@ struct Listener {
 
 impl Remembered {
     fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(directory.join("machine.json")).ok()?).ok()
+        serde_json::from_slice(&private::read(&directory.join("machine.json")).ok()?).ok()
     }
 
     fn write(&self, directory: &Path) -> io::Result<()> {

@@ -14,13 +14,13 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tsunami_core::limits::SSH_STDERR_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
+
+use crate::config::{Setting, Word};
 
 /// How often to look for the control socket, which ssh makes once it has logged in.
 const POLL: Duration = Duration::from_millis(5);
-
-/// How much of what ssh says is kept.
-const SAID: usize = 8 << 10;
 
 /// A connected master. Dropping it ends the process.
 #[derive(Debug)]
@@ -46,26 +46,28 @@ impl Said {
         while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
             let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             said.extend_from_slice(&buffer[..count]);
-            let excess = said.len().saturating_sub(SAID);
+            let excess = said.len().saturating_sub(SSH_STDERR_LIMIT);
             said.drain(..excess);
         }
     }
 }
 
 impl Master {
-    /// Connects to an alias of a config, with a control socket at `socket`, and with these options before those
-    /// of the config. The process joins the process group `group`.
+    /// Connects to an alias of a config, with a control socket at `socket`, and with these options before
+    /// those of the config. The process joins the process group `group`.
     pub(crate) async fn start(
         config: &Path,
-        alias: &str,
+        alias: &Word,
         socket: PathBuf,
         group: i32,
-        options: &[String],
+        options: &[Setting],
         deadline: Instant,
     ) -> Result<Self, SessionError> {
         let mut command = Command::new("ssh");
         command.arg("-F").arg(config).args(["-M", "-N", "-T", "-S"]).arg(&socket);
-        command.args(options.iter().flat_map(|option| ["-o", option])).arg(alias);
+        command.args(arguments(options)).arg(alias.to_string());
+        // ssh hands what a connection goes through to the user's shell, which may read it in ways of its own.
+        command.env("SHELL", "/bin/sh");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.kill_on_drop(true).process_group(group);
         let mut child = command.spawn().map_err(|error| cannot_run_ssh(&error))?;
@@ -136,6 +138,11 @@ async fn finished(listener: Option<JoinHandle<()>>, said: &Said) -> String {
     said.text()
 }
 
+/// Settings as arguments of `ssh`.
+pub(crate) fn arguments(options: &[Setting]) -> impl Iterator<Item = String> {
+    options.iter().flat_map(|option| ["-o".to_owned(), option.to_string()])
+}
+
 pub(crate) fn cannot_run_ssh(error: &std::io::Error) -> SessionError {
     let message = format!("cannot run `ssh`: {error}");
     let told = SessionError::new(SessionErrorKind::Local, message);
@@ -155,8 +162,15 @@ fn explain(said: &str) -> SessionError {
     if host_key.iter().any(|sign| said.contains(sign)) {
         return SessionError::new(SessionErrorKind::HostKey, message);
     }
-    let configuration =
-        ["Bad configuration option", "no such identity", "Unsupported", "Bad SSH2", "keyword"];
+    // What two sides cannot agree on today they cannot agree on in a minute.
+    let configuration = [
+        "Bad configuration option",
+        "no such identity",
+        "Unsupported",
+        "Bad SSH2",
+        "keyword",
+        "Unable to negotiate",
+    ];
     if configuration.iter().any(|sign| said.contains(sign)) && !said.contains("Permission denied") {
         return SessionError::new(SessionErrorKind::Local, message);
     }

@@ -21,8 +21,8 @@ const PACKAGES: [&str; 6] =
 
 /// The tests on local machines, and those that cost nothing. The others don't care who runs them. They are
 /// chosen by target: with other packages chosen, cargo would build the AWS SDK once more.
-const AS_ANOTHER: [&str; 8] =
-    ["--lib", "--bins", "--test", "conformance", "--test", "logins", "--test", "e2e"];
+const AS_ANOTHER: [&str; 10] =
+    ["--lib", "--bins", "--test", "conformance", "--test", "logins", "--test", "umask", "--test", "e2e"];
 
 /// Settings of the one who runs the tests that reach them as another user too.
 const KEPT: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_TEST_THREADS", "TSUNAMI_LOG"];

@@ -40,7 +40,8 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
                 say(&format!("{}: {}", directory.id(), error.render(false)));
-                status = status.max(error.status());
+                let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
+                status = status.max(if untouched { REMAINS } else { error.status() });
             }
         }
     }
@@ -48,7 +49,12 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
 }
 
 async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken) -> Result<(), Error> {
+    // What another user may have written is neither believed nor removed.
+    directory.check()?;
     if let Err(error) = directory.record() {
+        if let CoreError::Untrusted(_) = error {
+            return Err(error.into());
+        }
         return unrecorded(directory, state, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));

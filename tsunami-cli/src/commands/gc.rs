@@ -27,12 +27,17 @@ struct Row {
 pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool) -> Result<u8, Error> {
     let state = State::standard()?;
     let mut rows = Vec::new();
+    let mut status = 0;
     if mine {
-        for directory in state.runs()?.iter().filter(|directory| is_abandoned(directory)) {
-            rows.push(own(directory, &state, dry_run).await);
+        for directory in &state.runs()? {
+            if let Err(error) = directory.check() {
+                say(&format!("{} is left alone: {error}", directory.id()));
+                status = REMAINS;
+            } else if is_abandoned(directory) {
+                rows.push(own(directory, &state, dry_run).await);
+            }
         }
     }
-    let mut status = 0;
     // Whoever asks for their own only has perhaps no account at all.
     if !mine || cloud.provider.is_some() || !cloud.region.is_empty() {
         let (connected, survey) = aws::survey(&state, cloud, true).await?;

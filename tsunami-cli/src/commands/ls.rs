@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tsunami_core::{MachineState, RunDirectory, RunFilter, RunId, State};
+use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
 use super::recorded;
 use crate::args::CloudArgs;
@@ -32,11 +32,16 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
         return by_tag(json, cloud, &state).await;
     }
     let mut rows = Vec::new();
-    for directory in state.runs()? {
-        match row(&directory, &state).await {
+    let directories = state.runs()?;
+    for directory in &directories {
+        match row(directory, &state).await {
             Ok(row) => rows.push(row),
             // One broken record must not hide the others.
-            Err(error) => say(&format!("{}: {}", directory.id(), error.render(false))),
+            Err(error) => {
+                let record = matches!(error, Error::Core(CoreError::Untrusted(_) | CoreError::Record { .. }));
+                let unreadable = if record { "unreadable: " } else { "" };
+                say(&format!("{}: {unreadable}{}", directory.id(), error.render(false)));
+            }
         }
     }
     let mut text = String::new();
@@ -45,12 +50,12 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
             let line = serde_json::to_string(row).map_err(tsunami_core::Error::from)?;
             let _ = writeln!(text, "{line}");
         }
-    } else if rows.is_empty() {
+    } else if directories.is_empty() {
         say("no runs");
-    } else {
+    } else if !rows.is_empty() {
         let _ = writeln!(
             text,
-            "{:<22} {:<16} {:<8} {:>9} {:<16} {:>8} {:>8}",
+            "{:<30} {:<16} {:<8} {:>9} {:<16} {:>8} {:>8}",
             "RUN", "EXPERIMENT", "PROVIDER", "MACHINES", "STATE", "AGE", "LEFT"
         );
         for row in &rows {
@@ -60,7 +65,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
             let run = run.as_str();
             let _ = writeln!(
                 text,
-                "{run:<22} {experiment:<16} {provider:<8} {count:>9} {state:<16} {age:>8} {left:>8}"
+                "{run:<30} {experiment:<16} {provider:<8} {count:>9} {state:<16} {age:>8} {left:>8}"
             );
         }
     }

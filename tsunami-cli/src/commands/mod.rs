@@ -14,7 +14,7 @@ mod up;
 
 use std::sync::Arc;
 
-use tsunami_core::{RunDirectory, State, Tsunami};
+use tsunami_core::{Error as CoreError, RunDirectory, State, Tsunami};
 
 use crate::args::{Args, Command, FileArgs};
 use crate::compose::{Backend, aws};
@@ -43,10 +43,15 @@ pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     }
 }
 
-/// Names runs whose controller died: killed with signal 9, or with its computer. What can't be read is told by
-/// `tsunami ls`.
+/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user
+/// may have written. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
     let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
+    for run in &runs {
+        if let Err(error @ CoreError::Untrusted(_)) = run.check() {
+            say(&format!("run {} is left alone: {error}", run.id()));
+        }
+    }
     let abandoned = |run: &RunDirectory| {
         run.is_controlled().is_ok_and(|controlled| !controlled)
             && run.record().is_ok_and(|record| !record.kept)

@@ -20,7 +20,9 @@ pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Resu
         (None, _) => return Err(unknown("say which machine".to_owned(), &machines)),
     };
     let mut ssh = std::process::Command::new("ssh");
-    ssh.arg("-F").arg(tsunami_ssh::run_config(directory.path())).arg(machine);
+    let config = tsunami_ssh::run_config(directory.path()).map_err(|error| Error::Exec(error.into()))?;
+    // What a connection goes through is written for this shell, whatever the user's own is.
+    ssh.env("SHELL", "/bin/sh").arg("-F").arg(config).arg(machine);
     if !words.is_empty() {
         // As with `exec`, one word is a line for the shell. A shell stays in between: ssh itself would say 255
         // for a signal.

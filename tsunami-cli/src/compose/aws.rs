@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey};
-use tsunami_core::{Error as CoreError, MachineSpec, RunDirectory, RunRecord, State, Tsunami};
+use tsunami_core::{Error as CoreError, MachineSpec, RunDirectory, RunRecord, State, Tsunami, private};
 use tsunami_ssh::{SshConnector, SshOptions};
 
 use super::Backend;
@@ -66,12 +66,12 @@ pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Resul
     let mut regions = BTreeSet::new();
     for file in fs::read_dir(&journal).map_err(Error::file("read", &journal))? {
         let path = file.map_err(Error::file("read", &journal))?.path();
-        let entry = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let entry = private::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let region = entry.and_then(|entry| entry.pointer("/create/region")?.as_str().map(str::to_owned));
         regions.extend(region);
     }
     // Another account's listings would be empty, and prove nothing.
-    let settings = fs::read(journal.join("settings.json")).map_err(Error::file("read", &journal))?;
+    let settings = private::read(&journal.join("settings.json")).map_err(Error::file("read", &journal))?;
     let Ec2Settings { account, profile, .. } = serde_json::from_slice(&settings).map_err(CoreError::other)?;
     let options =
         Ec2Options { profile, account: Some(account), regions: regions.into_iter().collect(), ..options() };

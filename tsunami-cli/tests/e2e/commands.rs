@@ -1,6 +1,8 @@
 //! The commands for machines that are up.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use crate::world::World;
 
@@ -150,4 +152,66 @@ fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     world.tsunami(["ls"]).assert_says(&[&run, "cannot read the record"]);
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
     world.assert_clean();
+}
+
+/// Another user who may write where runs are kept could name a program for ssh to run, or machines to end.
+#[test]
+fn runs_that_another_user_may_have_written_are_named_and_left_alone() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let other = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let directory = world.path("state/tsunami/runs").join(&run);
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+
+    // What would run if the options were believed.
+    let ran = world.path("ran");
+    let theirs = world.write("theirs", &format!("Match exec \"touch {}\"\n", ran.display()));
+    let options = directory.join("ssh/options.json");
+    let text = fs::read_to_string(&options).unwrap();
+    let planted = text.replace("\"config\": null", &format!("\"config\": {theirs:?}"));
+    assert_ne!(planted, text);
+    fs::write(&options, planted.replace("\"jump\": null", "\"jump\": \"127.0.0.1\"")).unwrap();
+
+    set(&directory, 0o722);
+    let before = listing(&directory);
+    let why = ["may be written by others", directory.to_str().unwrap(), "0722", "ls -ld"];
+    let ls = world.tsunami(["ls", "--json"]);
+    ls.assert_status(0).assert_says(&why).assert_says(&["unreadable"]);
+    assert!(ls.stdout.contains(&other) && !ls.stdout.contains(&run), "{}", ls.stdout);
+    world.tsunami(["down", &run]).assert_status(6).assert_says(&why);
+    for command in ["exec", "ssh"] {
+        assert_ne!(world.tsunami([command, &run, "--", "true"]).assert_says(&why).status, Some(0));
+    }
+    let down = world.tsunami(["down", "--all"]);
+    down.assert_status(6).assert_says(&why).assert_says(&[&format!("{other}: everything is gone")]);
+    assert_eq!(world.runs(), std::slice::from_ref(&run));
+    assert_eq!(listing(&directory), before, "nothing of it is touched");
+
+    // The directory above all of them is no better.
+    set(&directory, 0o700);
+    set(&world.path("state/tsunami/runs"), 0o777);
+    world.tsunami(["down", "--all"]).assert_status(6).assert_says(&["may be written by others", &run]);
+    world.tsunami([&"run".into(), &file]).assert_status(2).assert_says(&["may be written by others"]);
+    set(&world.path("state/tsunami/runs"), 0o700);
+    assert!(!ran.exists());
+
+    fs::write(&options, text).unwrap();
+    world.tsunami(["down", "--all"]).assert_status(0);
+    world.assert_clean();
+}
+
+/// The names, modes and times of all that is in a directory.
+fn listing(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        found.push(format!("{} {:o} {:?}", path.display(), metadata.mode(), metadata.modified().unwrap()));
+        if metadata.is_dir() {
+            found.extend(listing(&path));
+        }
+    }
+    found.sort();
+    found
 }

@@ -199,3 +199,45 @@ fn a_jump_host_reaches_machines() {
     let setup = fs::read_to_string(existing.world.path("work/out/logs/node-0/setup.log")).unwrap();
     assert!(setup.contains("through"), "{setup}");
 }
+
+/// A name in an ssh_config means there what it means to ssh: with its own jump host, under another name, with a key
+/// and known hosts whose paths have spaces.
+#[test]
+fn a_name_in_an_ssh_config_is_reached_as_ssh_reaches_it() {
+    let existing = Existing::new(2);
+    let (spaced, key) = (existing.world.path("work/my keys"), existing.world.path("work/my keys/the key"));
+    fs::create_dir(&spaced).unwrap();
+    fs::copy(&existing.key, &key).unwrap();
+    let known = existing.world.write("my keys/known hosts", &fs::read_to_string(existing.known()).unwrap());
+    let mut config = String::new();
+    for (name, host, more) in
+        [("bastion", &existing.hosts[0], ""), ("box", &existing.hosts[1], "  ProxyJump bastion\n")]
+    {
+        let (user, address) = host.split_once('@').unwrap();
+        let (address, port) = address.split_once(':').unwrap();
+        config.push_str(&format!(
+            "Host {name}\n  HostName {address}\n  Port {port}\n  User {user}\n  IdentityFile {key:?}\n  \
+             UserKnownHostsFile {known:?}\n{more}"
+        ));
+    }
+    config.push_str("Host *\n  RemoteCommand false\n  ForwardAgent yes\n  ControlPath none\n");
+    let config = existing.world.write("config", &config);
+    let text = format!(
+        "name = \"x\"\nprovider = \"hosts\"\n[ssh]\nconfig = {config:?}\nconnect_timeout = \"20s\"\n[group.node]\n\
+         hosts = [\"box\"]\nsetup = \"echo through\"\n"
+    );
+    let file = existing.world.write("x.toml", &text);
+    existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out".into()]).assert_status(0);
+    let setup = fs::read_to_string(existing.world.path("work/out/logs/node-0/setup.log")).unwrap();
+    assert!(setup.contains("through"), "{setup}");
+
+    // Whoever is not known is told of, also behind the jump host.
+    let jump = existing.hosts[0].split_once('@').unwrap().1.split_once(':').unwrap().0.to_owned();
+    let lines = fs::read_to_string(&known).unwrap();
+    let lines = lines.lines().filter(|line| line.contains(&format!("[{jump}]"))).collect::<Vec<_>>();
+    fs::write(&known, lines.join("\n") + "\n").unwrap();
+    let run = existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out2".into()]);
+    run.assert_status(4).assert_says(&["SHA256:", "ssh-ed25519 AAAA", "--accept-new-hosts"]);
+    assert!(!run.stderr.contains("ssh-keygen -R"), "{}", run.stderr);
+    existing.assert_left_as_found();
+}

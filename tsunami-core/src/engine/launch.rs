@@ -413,6 +413,7 @@ impl Run {
         listed.sort_by_key(|machine| (machine.interrupted.is_none(), known(machine).is_none()));
         let mut machines = BTreeMap::new();
         for mut machine in listed {
+            machine.check().map_err(Error::other)?;
             machine.index = known(&machine).map_or(machine.index, |known| known.index);
             // One that was replaced may live on for a while, but has no place any more.
             let group = self.record.groups.iter().find(|group| group.name == machine.group);

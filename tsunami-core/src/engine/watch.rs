@@ -125,6 +125,11 @@ impl Watch {
             match listed.map_err(|_| unanswered()).and_then(|listed| listed.map_err(|e| e.to_string())) {
                 Ok(machines) => {
                     pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
+                    let (machines, odd): (Vec<_>, Vec<_>) =
+                        machines.into_iter().partition(|machine| machine.check().is_ok());
+                    for error in odd.iter().filter_map(|machine| machine.check().err()) {
+                        run.events.emit(EventKind::ListingFailed { error: error.to_string() });
+                    }
                     self.take_in(machines, &mut seen, begun, patience);
                 }
                 Err(error) => {
