@@ -923,8 +923,10 @@ fn what_is_no_text() {
             "12:13 `client-0` is a machine, not text (write its `.ip`, or another of its facts)",
             "13:36 a machine has no `ipp` (did you mean `ip`?)",
             "14:4 a list is no text (put it together with `| join(' ')`)",
-            "15:9 filter shout is unknown",
-            "16:4 shout is unknown",
+            "15:9 filter shout is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
+             reverse, list, select, reject, selectattr, rejectattr, min, max, sum, upper, lower, trim, replace, split, \
+             string, int, float, abs, round)",
+            "16:4 shout is unknown (there are no functions here; a filter stands behind its value, as `ip | q`)",
             "17:4 unable to calculate 1 / 0",
         ],
     );

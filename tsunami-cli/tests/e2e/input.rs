@@ -1,6 +1,7 @@
 //! Bad input: a clear error with its place, exit status 2, and nothing started.
 
 use std::fs;
+use std::process::Command;
 
 use crate::world::World;
 
@@ -131,4 +132,56 @@ fn what_could_be_read_forever_is_no_upload() {
         "name = 'x'\n[group.a]\nupload = [{ from = '/dev/zero', to = 'x' }]\n",
         &["x.toml:3:20", "`/dev/zero` is neither a file nor a directory"],
     );
+}
+
+/// Runs `plan` with 512 MiB of address space; a bomb ends in an error that says where it is, and in little more.
+#[track_caller]
+fn defused(text: &str, says: &str) {
+    let world = World::new();
+    let file = world.write("x.toml", text);
+    let tsunami = world.command(["plan"]);
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg("ulimit -v 524288; exec \"$0\" plan \"$1\"").arg(tsunami.get_program()).arg(file);
+    limited.current_dir(world.path("work"));
+    limited.envs(tsunami.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = limited.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let start: String = text.chars().skip(60).take(120).collect();
+    assert_eq!(output.status.code(), Some(2), "{start}\n{stderr}");
+    assert!(stderr.contains(says), "{start}\n{stderr}");
+    assert!(stderr.len() < 16 << 10, "{start} gave {} bytes", stderr.len());
+}
+
+#[test]
+fn templates_that_explode_are_errors_in_their_place() {
+    for (bomb, part, times, end) in [
+        ("{{ 'x' | indent(2000000000) }}", "", 0, ""),
+        ("{{ '%4000000000d' | format(1) }}", "", 0, ""),
+        ("{{ [1] | batch(2000000000, 0) | length }}", "", 0, ""),
+        ("{{ range(100000) | join('aaaaaaaaaaaaaaaaaaaa') }}", "", 0, ""),
+        ("{{ 'x' * 1000000000 }}", "", 0, ""),
+        ("{{ [[1] * 100000000] == [[1] * 100000000] }}", "", 0, ""),
+        ("{{ (client * 100000000) | list }}", "", 0, ""),
+        ("{{ client | map('default', client, true) | join }}", "", 0, ""),
+        ("{{ client | map(attribute='ip', default=client) | string }}", "", 0, ""),
+        ("{{ 'a'", " | replace('a', 'aaaaaaaaaa')", 30, " }}"),
+        ("{{ client | map(attribute='ip') | join('", "z", 900, "') }}"),
+        ("{{ 1", "+1", 200_000, " }}"),
+        ("{{ ip", "~ip", 200_000, " }}"),
+        ("{{ ip", "|q", 200_000, " }}"),
+        ("{{ ip", "[0:]", 200_000, " }}"),
+        ("{{ ", "(", 200_000, " }}"),
+        ("{{ ", "not ", 200_000, "1 }}"),
+        ("{{ ", "9", 500_000, " }}"),
+        ("", "{{ client | map(attribute='ip') | join(' ') }}", 15_000, ""),
+        ("", "{{ nope }}", 90_000, ""),
+    ] {
+        let template = format!("{bomb}{}{end}", part.repeat(times));
+        defused(
+            &format!(
+                "name = 'x'\n[group.client]\ncount = 10000\n[[step]]\non = 'client'\nrun = \"\"\"\n{template}\"\"\"\n"
+            ),
+            "x.toml:",
+        );
+    }
 }
