@@ -24,3 +24,8 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 pub(crate) fn is_interactive() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
+
+/// Marks what a terminal would act on: each such character becomes one U+FFFD, so that columns stay where they are.
+pub(crate) fn mark(text: &str) -> String {
+    text.replace(|c| !crate::reporter::harmless(c), "\u{fffd}")
+}

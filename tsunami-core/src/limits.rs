@@ -18,3 +18,27 @@ pub const TEMPLATE_EXPRESSION_LIMIT: usize = 1 << 10;
 
 /// How many problems of an experiment file are noted, with what may have been meant; the rest is only counted.
 pub const PROBLEM_LIMIT: usize = 200;
+
+/// The largest experiment file that is read, in bytes. What people write by hand is a hundredth of it.
+pub const EXPERIMENT_FILE_LIMIT: u64 = 1 << 20;
+
+/// The largest file of user data that is read, in bytes. EC2 takes a quarter of it.
+pub const USER_DATA_FILE_LIMIT: u64 = 64 << 10;
+
+/// The most groups of an experiment.
+pub const GROUP_LIMIT: usize = 1000;
+
+/// The most machines of an experiment. More is a slip of the finger.
+pub const MACHINE_LIMIT: u32 = 10_000;
+
+/// The most steps of an experiment.
+pub const STEP_LIMIT: usize = 1000;
+
+/// The most machines of all steps together, each counted in each of its steps: a thousand machines in two hundred.
+pub const STEP_MACHINES_LIMIT: usize = 200_000;
+
+/// The longest value of `--set`, in bytes.
+pub const SET_VALUE_LIMIT: usize = 64 << 10;
+
+/// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.
+pub const NAME_LIMIT: usize = 100;

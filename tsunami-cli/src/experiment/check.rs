@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use tsunami_core::Addresses;
-use tsunami_core::limits::{PROBLEM_LIMIT, TEMPLATE_FUEL, TEMPLATES_FUEL};
+use tsunami_core::limits::{PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, TEMPLATES_FUEL};
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
-use super::problem::Problem;
+use super::problem::{Notes, Problem};
 use super::template::{Facts, Fleet, Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 
 /// On so many machines a template is rendered in vain; what is wrong on others alone shows when that is mended.
 const FAILED_MACHINES: usize = 10;
+
+/// What it takes to render next to nothing, in the template engine's fuel.
+const RENDER_FUEL: u64 = 1000;
 
 /// How much of a text is shown, in characters.
 const EXCERPT: usize = 200;
@@ -23,24 +26,24 @@ pub(super) fn templates(
     contents: &Contents,
     templates: &[Placed],
     set: &[(String, String)],
-) -> Vec<Problem> {
-    let mut problems = set_values(contents, templates, set);
+    notes: &mut Notes,
+) {
+    notes.extend(set_values(contents, templates, set));
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
     if contents.groups_are_whole {
         let fleet = Fleet::from(placeholders(&contents.groups));
         let mut fuel = TEMPLATES_FUEL;
         for placed in templates {
-            problems.extend(rendered(source, placed, &fleet, set, &mut fuel));
-            if fuel == 0 && problems.is_empty() {
+            notes.extend(rendered(source, placed, &fleet, set, &mut fuel));
+            if fuel == 0 && notes.is_empty() {
                 let message = "rendering all templates for all machines takes too much work, from here on";
-                problems.push(Problem::at(placed.span.clone(), message));
+                notes.note(Problem::at(placed.span.clone(), message));
             }
-            if fuel == 0 || problems.len() > PROBLEM_LIMIT {
+            if fuel == 0 || notes.is_full() {
                 break;
             }
         }
     }
-    problems
 }
 
 /// Renders one template for each machine it is for, as far as there is fuel. A place in it is complained about once.
@@ -80,7 +83,7 @@ fn rendered(
             }
             Ok(Rendered { text: rendered, work }) => {
                 // The engine doesn't count that it reads the text anew each time.
-                *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + 1);
+                *fuel = fuel.saturating_sub(work + text.len() as u64 + RENDER_FUEL);
                 if let Some(mut wrong) = wrong_with(placed.kind, &rendered) {
                     if rendered != text {
                         let start: String = rendered.chars().take(EXCERPT).collect();
@@ -116,7 +119,7 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
     let used: HashSet<String> = templates.iter().flat_map(|placed| placed.template.names()).collect();
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
-    for (name, _) in set {
+    for (name, value) in set {
         let wrong = if !is_word(name) {
             format!("`{name}` is no name: {}", WORD)
         } else if is_reserved(name) {
@@ -125,6 +128,10 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
             format!("`{name}` is a group")
         } else if !seen.insert(name) {
             format!("`{name}` is given twice")
+        } else if value.len() > SET_VALUE_LIMIT {
+            format!("the value is longer than {} KiB", SET_VALUE_LIMIT >> 10)
+        } else if value.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\n')) {
+            "the value holds control characters, as no text in the file can".to_owned()
         } else if contents.templates_are_whole && !used.contains(name) {
             format!("no template uses `{name}`")
         } else {

@@ -14,7 +14,7 @@ pub(crate) use json::Json;
 pub(crate) use live::Live;
 pub(crate) use logs::Logs;
 pub(crate) use plain::Plain;
-pub(crate) use sanitize::{sanitize, sanitize_lines};
+pub(crate) use sanitize::{harmless, sanitize, sanitize_lines};
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

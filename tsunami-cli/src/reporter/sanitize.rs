@@ -52,7 +52,7 @@ pub(crate) fn sanitize_bytes(bytes: &[u8]) -> String {
     }
 }
 
-fn harmless(c: char) -> bool {
+pub(crate) fn harmless(c: char) -> bool {
     c == '\t' || !(c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
 }
 
