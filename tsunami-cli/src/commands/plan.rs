@@ -9,7 +9,7 @@ use super::load;
 use crate::args::FileArgs;
 use crate::compose::{self, Backend};
 use crate::error::Error;
-use crate::terminal::print;
+use crate::terminal::{one_line, print};
 
 pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let experiment = load(args)?;
@@ -25,7 +25,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
         let mut title = group.name.as_str();
         for offer in &quote.offers {
             let count = if title.is_empty() { "or".to_owned() } else { group.size.count().to_string() };
-            let (what, price) = (&offer.description, price(offer.price));
+            let (what, price) = (one_line(&offer.description), price(offer.price));
             let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
             title = "";
         }
@@ -34,7 +34,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let mut noted = Vec::new();
     for note in quotes.iter().flat_map(|quote| &quote.notes) {
         if !noted.contains(&note) {
-            let _ = writeln!(text, "  {note}");
+            let _ = writeln!(text, "  {}", one_line(note));
             noted.push(note);
         }
     }

@@ -267,7 +267,7 @@ impl<'a> Reader<'a> {
         hosts: &mut HashSet<String>,
     ) -> Option<Group> {
         if name.len() > NAME_LIMIT {
-            let message = format!("`{name}` can't name a group: it is longer than {NAME_LIMIT} bytes");
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
             self.note(Problem::at(span.clone(), message));
         } else if !is_word(name) {
             self.note(

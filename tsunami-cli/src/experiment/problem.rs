@@ -14,7 +14,7 @@ const MOST_LISTED: usize = 40;
 /// So many problems are shown; the rest often goes away with them.
 const SHOWN: usize = 20;
 /// How much of a message is shown, in characters.
-const LONGEST: usize = 1000;
+const LONGEST: usize = 500;
 /// How much of a line is shown to either side of a problem, in bytes, if the line is longer than twice that.
 const AROUND: usize = 500;
 

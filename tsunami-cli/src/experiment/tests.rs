@@ -234,16 +234,13 @@ fn more_than_anybody_needs_is_refused() {
     let name = "x".repeat(NAME_LIMIT + 1);
     refuses(
         &format!("name = \"{name}\"\n[group.{name}]"),
-        &[
-            &format!("1:8 `{name}` can't be a name: it is longer than 100 bytes"),
-            &format!("2:8 `{name}` can't name a group: it is longer than 100 bytes"),
-        ],
+        &["1:8 this name is longer than 100 bytes", "2:8 this name is longer than 100 bytes"],
     );
     let setup = format!("setup = [{}]", "\"{{ ip }}\",".repeat(60));
     let problems = Dir::new().problems(group(&format!("count = 10000\n{setup}")), &[]);
     assert_eq!(
         problems,
-        ["4:552 rendering all templates for all machines takes too much work, from here on"]
+        ["4:549 rendering all templates for all machines takes too much work, from here on"]
     );
 }
 
@@ -279,7 +276,15 @@ fn what_a_terminal_would_act_on_is_marked_where_it_stands() {
         .load("name = \"x\"\n[group.a]\n\"a\\nerror: \u{9b}b\u{202e}\" = 1 # \u{9b}\u{feff}é\n", &[])
         .unwrap_err()
         .to_string();
-    insta::assert_snapshot!(shown.replace(&format!("{}/", dir.0.path().display()), ""), @"");
+    insta::assert_snapshot!(shown.replace(&format!("{}/", dir.0.path().display()), ""), @r#"
+    error: unknown key `a�error: �b�`
+     --> x.toml:3:1
+      |
+    3 | "a\nerror: �b�" = 1 # ��é
+      | ^^^^^^^^^^^^^^^
+      |
+      = help: known here: count, hosts, setup, upload, env
+    "#);
 }
 
 #[test]

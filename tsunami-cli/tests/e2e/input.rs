@@ -1,9 +1,9 @@
 //! Bad input: a clear error with its place, exit status 2, and nothing started.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 #[track_caller]
 fn refused(text: &str, says: &[&str]) {
@@ -184,4 +184,68 @@ fn templates_that_explode_are_errors_in_their_place() {
             "x.toml:",
         );
     }
+}
+
+#[test]
+fn files_that_would_take_for_ever_are_refused() {
+    let machines = "name = 'x'\n[group.a]\ncount = 10000\n";
+    let names: String = (0..70_000).map(|i| format!("'b-{i}',")).collect();
+    let keys: String = (0..70_000).map(|i| format!("nam{i} = 1\n")).collect();
+    for (text, says) in [
+        (format!("{machines}{}", "#".repeat(2 << 20)), "larger than 1024 KiB"),
+        (format!("{keys}name = 'x'\n[group.a]\n"), "and 69980 more problems"),
+        (format!("{machines}[[step]]\nrun = 'x'\non = [{names}]\n"), "and 69980 more problems"),
+        (
+            format!("{machines}[[step]]\nrun = 'x'\non = [{}]\n", "'all',".repeat(100_000) + "'none'"),
+            "`none`",
+        ),
+        (format!("{machines}setup = [{}]\n", "'{{ nope }}',".repeat(70_000)), "`nope` is undefined"),
+        ("[".repeat(1 << 20), "x.toml:1:"),
+        (format!("a = {}", "[".repeat(1 << 19)), "recursion depth"),
+        (format!("{}a = 1", "a.".repeat(1 << 18)), "recursion limit"),
+        ("=\n".repeat(1 << 18), "more problems"),
+        (format!("name = '{}'\n", "x".repeat(1 << 19)), "longer than 100 bytes"),
+    ] {
+        defused(&text, says);
+    }
+    let world = World::new();
+    let pipe = world.path("work/pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut plan = world.command(["plan", "pipe"]).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("a pipe is refused without anybody writing to it", || match plan.try_wait() {
+        Ok(Some(status)) if status.code() == Some(2) => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+}
+
+#[test]
+fn nothing_that_a_terminal_acts_on_comes_from_arguments_or_files() {
+    let world = World::new();
+    let hostile = "x\nerror: forged\u{1b}]0;t\u{7}\u{9b}2J\u{202e}\u{e0041}";
+    let file =
+        world.write("x.toml", &format!("name = 'x'\n[group.a] # \u{9b}2J\u{202e}\n'{}' = 1\n", "\u{9b}1m"));
+    let with = |value: &str| format!("{value}={hostile}");
+    for (args, status) in [
+        (vec!["plan", hostile], 2),
+        (vec!["logs", hostile], 2),
+        (vec!["down", hostile], 2),
+        (vec!["exec", hostile, "--", "true"], 125),
+        (vec![hostile], 2),
+        (vec!["ls", hostile], 2),
+        (vec!["extend", "x", hostile], 2),
+        (vec!["plan", "x.toml"], 2),
+        (vec!["plan", "x.toml", "--set", &with("n")], 2),
+        (vec!["plan", "x.toml", "--set", &with(hostile)], 2),
+    ] {
+        let ended = world.tsunami(&args);
+        ended.assert_status(status);
+        let acts = |c: char| c != '\n' && c.is_control() || "\u{202e}\u{e0041}".contains(c);
+        assert!(
+            !ended.stderr.contains(acts) && !ended.stderr.contains("\nerror: forged"),
+            "{:?}",
+            ended.stderr
+        );
+    }
+    assert!(file.exists());
+    world.assert_clean();
 }

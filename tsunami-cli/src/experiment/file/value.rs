@@ -39,7 +39,7 @@ impl Reader<'_> {
     pub(super) fn name(&mut self, value: &Value<'_>) -> Option<String> {
         let name = self.text(value)?;
         if name.len() > NAME_LIMIT {
-            let message = format!("`{name}` can't be a name: it is longer than {NAME_LIMIT} bytes");
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
             self.note(Problem::at(value.span(), message));
             return None;
         }
