@@ -5,6 +5,8 @@ mod commands;
 mod compose;
 mod error;
 mod experiment;
+#[cfg(test)]
+mod fuzz;
 mod reporter;
 mod results;
 mod secrets;

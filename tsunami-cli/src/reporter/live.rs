@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwins
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::sanitize::{Lines, sanitize_bytes};
-use super::text::{Text, first_line, span};
+use super::text::{Text, WIDEST, first_line, span};
 use super::{Verbosity, lock};
 use crate::terminal::{Message, Style, one_line};
 
@@ -363,7 +363,7 @@ impl State {
         let all = self.machines.len() <= shown;
         let wanted = |machine: &&Machine| all || !machine.settled || !machine.commands.is_empty();
         let chosen: Vec<&Machine> = self.machines.iter().filter(wanted).take(shown).collect();
-        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
+        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0).min(WIDEST);
         let mut rows: Vec<String> =
             chosen.iter().map(|machine| machine.row(width, now, self.colour)).collect();
         if chosen.len() < self.machines.len() {

@@ -15,6 +15,8 @@ pub(crate) use live::Live;
 pub(crate) use logs::Logs;
 pub(crate) use plain::Plain;
 pub(crate) use sanitize::{harmless, sanitize, sanitize_bytes};
+#[cfg(test)]
+pub(crate) use text::tests::{Shared, little_run};
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -22,6 +22,8 @@ pub(super) struct Text {
 
 /// Where a line begins, when there is no time to show.
 const NO_TIME: &str = "         ";
+/// Names wider than this don't set in what stands beside them any further.
+pub(super) const WIDEST: usize = 128;
 /// How many machines of a step are named.
 const NAMED: usize = 6;
 
@@ -41,7 +43,7 @@ impl Text {
                         + group.count.saturating_sub(1).checked_ilog10().unwrap_or(0) as usize
                         + 1
                 });
-                self.width = names.max().unwrap_or(0);
+                self.width = names.max().unwrap_or(0).min(WIDEST);
             }
             EventKind::CommandFinished { machine, stage, .. } => self.finish(machine, stage, out),
             _ => {}
@@ -198,7 +200,7 @@ impl Text {
     fn lines(&self, elapsed: f64, who: &str, style: Style, what: &str, out: &mut Message) {
         let time = format!("[{elapsed:5.1}s]");
         let who = one_line(who);
-        let indent = if who.is_empty() { 0 } else { self.width.max(who.len()) + 2 };
+        let indent = if who.is_empty() { 0 } else { self.width.max(who.len()).min(WIDEST) + 2 };
         for (i, line) in what.trim_end().split('\n').enumerate() {
             match i {
                 0 => out.line(&[
@@ -251,7 +253,7 @@ fn number(count: usize, what: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
@@ -262,10 +264,10 @@ pub(super) mod tests {
 
     /// A writer whose text can be read.
     #[derive(Clone, Default)]
-    pub(in crate::reporter) struct Shared(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Shared(Arc<Mutex<Vec<u8>>>);
 
     impl Shared {
-        pub(in crate::reporter) fn text(&self) -> String {
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(lock(&self.0).clone()).unwrap()
         }
     }
@@ -304,7 +306,7 @@ pub(super) mod tests {
     }
 
     /// One server and two clients, of which one fails.
-    pub(in crate::reporter) fn little_run() -> Vec<Event> {
+    pub(crate) fn little_run() -> Vec<Event> {
         use EventKind::*;
         let groups =
             [("server", 1), ("client", 2)].map(|(name, count)| GroupSize { name: name.into(), count });
