@@ -15,7 +15,7 @@ use minijinja::{Error, ErrorKind};
 use tsunami_core::Addresses;
 use tsunami_core::limits::{PROBLEM_LIMIT, TEMPLATE_OUTPUT_LIMIT};
 
-use self::language::{ENGINE, FILTERS, TESTS, expressions, refused};
+use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
 
 /// What every machine can be asked for, as `x.ip` of another or as `ip` of its own.
@@ -64,7 +64,11 @@ impl Template {
     /// Takes the text, if it is well formed.
     pub(crate) fn new(source: impl Into<String>) -> Result<Self, TemplateError> {
         let source = source.into();
-        if let Some(error) = expressions(&source).into_iter().find_map(|range| refused(&source, range)) {
+        let expressions = expressions(&source);
+        if let Some(error) = expressions.iter().find_map(|range| refused(&source, range.clone())) {
+            return Err(error);
+        }
+        if let Some(error) = mistaken(&source, &expressions) {
             return Err(error);
         }
         match ENGINE.template_from_str(&source) {
@@ -596,10 +600,27 @@ mod tests {
 
     #[test]
     fn only_two_braces_are_special() {
-        let text = "a='${#x[@]}' {% if %} {# no comment #} ${x%%} { } }}\n\n";
+        let text = "a='${#x[@]}' {%s} {%d if %} {#x#} {# ${x%%} { } %} }}\n\n";
         renders(text, text);
+        renders("{{ '{% if x %}{# y #}' }} {{ '{%' }} if x %}", "{% if x %}{# y #} {% if x %}");
         renders("{{ '{{' }}.Names}}", "{{.Names}}");
         renders("<{{ '<&>' }}>", "<<&>>");
+    }
+
+    #[test]
+    fn what_looks_like_a_block_or_a_comment_is_not_passed_to_the_shell() {
+        for (template, literal) in [
+            ("a {% for m in client %}{{ m.ip }}{% endfor %}", "{%"),
+            ("a {%- set x = 1 -%}", "{%"),
+            ("a {% if x\n%} b", "{%"),
+            ("a {# a comment #} b", "{#"),
+            ("a {#- a comment\n over lines -#} b", "{#"),
+        ] {
+            let error = Template::new(template).unwrap_err();
+            let help = format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`");
+            assert_eq!(error.message, format!("`{literal}` is nothing special here: only `{{{{ }}}}` is"));
+            assert_eq!((error.help, error.range), (Some(help), Some(2..4)), "{template}");
+        }
     }
 
     #[test]

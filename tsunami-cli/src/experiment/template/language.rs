@@ -78,6 +78,37 @@ pub(super) const TESTS: &[&str] = &[
 /// Filters that make a number, whatever they are given.
 const NUMBERS: &[&str] = &["int", "float", "length", "count", "round", "abs"];
 
+/// The words that begin a block of jinja's.
+const STATEMENTS: &[&str] = &[
+    "for",
+    "endfor",
+    "if",
+    "elif",
+    "else",
+    "endif",
+    "set",
+    "endset",
+    "with",
+    "endwith",
+    "filter",
+    "endfilter",
+    "macro",
+    "endmacro",
+    "call",
+    "endcall",
+    "do",
+    "block",
+    "endblock",
+    "include",
+    "import",
+    "from",
+    "extends",
+    "raw",
+    "endraw",
+    "autoescape",
+    "endautoescape",
+];
+
 pub(super) static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut engine = Environment::empty();
     // Blocks and comments can't be turned off; delimiters with NUL, which no file may contain, are as good.
@@ -311,6 +342,38 @@ pub(super) fn refused(source: &str, range: Range<usize>) -> Option<TemplateError
         help: Some("write a number behind it, and before it a number, `index`, or `… | int`".to_owned()),
         range: Some(range.start + at..range.start + at + 1),
         too_much: true,
+    })
+}
+
+/// What is written like a block or a comment of jinja's, and would go to the shell as it is: `{% for …`, `{# … #}`.
+/// What a shell's own text has of it, as `${#x}` or `{%s}`, looks otherwise.
+pub(super) fn mistaken(source: &str, expressions: &[Range<usize>]) -> Option<TemplateError> {
+    let begins = |at: usize, start: &str| {
+        let inside = source[at + start.len()..].trim_start_matches(['-', '+']);
+        let word = inside.trim_start();
+        let word = &word[..word.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(word.len())];
+        match start {
+            "{%" => STATEMENTS.contains(&word),
+            _ => inside.starts_with(char::is_whitespace) && !source[..at].ends_with('$'),
+        }
+    };
+    let is_inside = |at: usize| {
+        let next = expressions.partition_point(|range| range.end <= at);
+        expressions.get(next).is_some_and(|range| range.start <= at)
+    };
+    let (at, literal) = [("{%", "%}"), ("{#", " #}"), ("{#", "-#}")]
+        .into_iter()
+        .filter_map(|(start, end)| {
+            let last = source.rfind(end)?;
+            let mut found = source[..last].match_indices(start).map(|(at, _)| at);
+            found.find(|at| !is_inside(*at) && begins(*at, start)).map(|at| (at, start))
+        })
+        .min()?;
+    Some(TemplateError {
+        message: format!("`{literal}` is nothing special here: only `{{{{ }}}}` is"),
+        help: Some(format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`")),
+        range: Some(at..at + literal.len()),
+        too_much: false,
     })
 }
 
