@@ -11,6 +11,9 @@ use crate::compose::{self, Backend};
 use crate::error::Error;
 use crate::terminal::{one_line, print};
 
+/// How many machines of a step are named.
+const NAMED: usize = 20;
+
 pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let experiment = load(args)?;
     let Backend { provider, connector } =
@@ -39,7 +42,11 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
         }
     }
     for step in &experiment.steps {
-        let _ = writeln!(text, "  step {:<11} on {}", step.name, step.on.join(", "));
+        let mut on = step.on.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        if step.on.len() > NAMED {
+            let _ = write!(on, " and {} more", step.on.len() - NAMED);
+        }
+        let _ = writeln!(text, "  step {:<11} on {on}", step.name);
     }
     let most = plan.most(&quotes);
     let _ = match most.map(|most| (most, hourly(&plan, &quotes))) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use tsunami_core::Addresses;
-use tsunami_core::limits::{PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, TEMPLATES_FUEL};
+use tsunami_core::limits::{PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL};
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
 use super::problem::{Notes, Problem};
@@ -12,27 +12,28 @@ use super::template::{Facts, Fleet, Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 
 /// On so many machines a template is rendered in vain; what is wrong on others alone shows when that is mended.
-const FAILED_MACHINES: usize = 10;
+const FAILED_MACHINES: usize = 5;
 
 /// What it takes to render next to nothing, in the template engine's fuel.
-const RENDER_FUEL: u64 = 1000;
+const RENDER_FUEL: u64 = 25;
 
 /// How much of a text is shown, in characters.
 const EXCERPT: usize = 200;
 
-/// What is wrong with the templates of a file, and with the `--set` values they are given.
+/// Notes what is wrong with the templates of a file, as far as there is fuel to render them, and with the `--set`
+/// values they are given.
 pub(super) fn templates(
     source: &str,
     contents: &Contents,
     templates: &[Placed],
     set: &[(String, String)],
     notes: &mut Notes,
+    mut fuel: u64,
 ) {
     notes.extend(set_values(contents, templates, set));
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
     if contents.groups_are_whole {
         let fleet = Fleet::from(placeholders(&contents.groups));
-        let mut fuel = TEMPLATES_FUEL;
         for placed in templates {
             notes.extend(rendered(source, placed, &fleet, set, &mut fuel));
             if fuel == 0 && notes.is_empty() {
@@ -83,7 +84,7 @@ fn rendered(
             }
             Ok(Rendered { text: rendered, work }) => {
                 // The engine doesn't count that it reads the text anew each time.
-                *fuel = fuel.saturating_sub(work + text.len() as u64 + RENDER_FUEL);
+                *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + RENDER_FUEL);
                 if let Some(mut wrong) = wrong_with(placed.kind, &rendered) {
                     if rendered != text {
                         let start: String = rendered.chars().take(EXCERPT).collect();

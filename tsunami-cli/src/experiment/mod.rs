@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs, io};
 
-use tsunami_core::limits::EXPERIMENT_FILE_LIMIT;
+use tsunami_core::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 
 pub(crate) use self::problem::{Problem, Problems};
 pub(crate) use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
@@ -377,7 +377,7 @@ impl Experiment {
         let contents = reader.read();
         let (mut notes, templates) = reader.finish();
         if let Some(contents) = &contents {
-            check::templates(&source, contents, &templates, set, &mut notes);
+            check::templates(&source, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
             Some(contents) if notes.is_empty() => Ok(Self {

@@ -5,12 +5,13 @@
 
 mod language;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::{fmt, io};
 
-use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
+use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
 use tsunami_core::Addresses;
 use tsunami_core::limits::{PROBLEM_LIMIT, TEMPLATE_OUTPUT_LIMIT};
@@ -444,6 +445,11 @@ impl Object for Machines {
         Enumerator::Seq(self.members().len())
     }
 
+    // Compared one by one, all with all, machines would take longer than the engine counts.
+    fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<Ordering> {
+        Some(self.group.cmp(&other.downcast_ref::<Self>()?.group))
+    }
+
     // Nobody wants it as text, and spelled out for a thousand machines it would be long.
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.group)
@@ -491,6 +497,10 @@ impl Machine {
 impl Object for Machine {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Str(ATTRIBUTES)
+    }
+
+    fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<Ordering> {
+        Some(self.at.cmp(&other.downcast_ref::<Self>()?.at))
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -671,6 +681,30 @@ mod tests {
             "6000 14 32 3",
         );
         renders("{{ m | default('5') }} {{ '**' }}", "5 **");
+        renders(
+            "{{ client[0] == client[0] }} {{ client[0] in client }} {{ server[0] in client }}",
+            "True True False",
+        );
+    }
+
+    #[test]
+    fn the_filters_and_tests_that_are_named_are_there_and_no_others() {
+        let is_unknown = |template: String| {
+            on_client(&template).is_err_and(|error| error.message.ends_with(" is unknown"))
+        };
+        assert!(FILTERS.iter().all(|filter| !is_unknown(format!("{{{{ ip | {filter} }}}}"))));
+        assert!(TESTS.iter().all(|test| !is_unknown(format!("{{{{ ip is {test} }}}}"))));
+        for other in [
+            "indent", "format", "batch", "slice", "pprint", "tojson", "safe", "zip", "chain", "groupby",
+            "sum",
+        ] {
+            assert!(is_unknown(format!("{{{{ ip | {other} }}}}")), "{other}");
+        }
+        for other in
+            ["range(3)", "dict()", "namespace()", "debug()", "ip is sameas(ip)", "[ip] | map('indent')"]
+        {
+            assert!(is_unknown(format!("{{{{ {other} }}}}")), "{other}");
+        }
     }
 
     #[test]

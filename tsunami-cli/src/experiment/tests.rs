@@ -2,6 +2,7 @@
 
 use tsunami_core::limits::{GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT};
 
+use super::problem::Notes;
 use super::*;
 
 /// The directory of an experiment file, with a few files that it may name.
@@ -236,12 +237,23 @@ fn more_than_anybody_needs_is_refused() {
         &format!("name = \"{name}\"\n[group.{name}]"),
         &["1:8 this name is longer than 100 bytes", "2:8 this name is longer than 100 bytes"],
     );
-    let setup = format!("setup = [{}]", "\"{{ ip }}\",".repeat(60));
-    let problems = Dir::new().problems(group(&format!("count = 10000\n{setup}")), &[]);
-    assert_eq!(
-        problems,
-        ["4:549 rendering all templates for all machines takes too much work, from here on"]
-    );
+}
+
+#[test]
+fn rendering_all_templates_has_an_end() {
+    let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
+    let mut reader = Reader::new(&source, Path::new("."), &|_| None);
+    let contents = reader.read().unwrap();
+    let (_, templates) = reader.finish();
+    for (fuel, message) in [
+        (10_000, None),
+        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
+    ] {
+        let mut notes = Notes::default();
+        check::templates(&source, &contents, &templates, &[], &mut notes, fuel);
+        let problems = Problems::new(Path::new("x.toml"), &source, notes);
+        assert_eq!(problems.iter().next().map(Problem::message), message);
+    }
 }
 
 #[test]
@@ -1022,7 +1034,7 @@ fn what_is_no_text() {
             "13:36 a machine has no `ipp` (did you mean `ip`?)",
             "14:4 a list is no text (put it together with `| join(' ')`)",
             "15:9 filter shout is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
-             reverse, list, select, reject, selectattr, rejectattr, min, max, sum, upper, lower, trim, replace, split, \
+             reverse, list, select, reject, selectattr, rejectattr, min, max, upper, lower, trim, replace, split, \
              string, int, float, abs, round)",
             "16:4 shout is unknown (there are no functions here; a filter stands behind its value, as `ip | q`)",
             "17:4 unable to calculate 1 / 0",

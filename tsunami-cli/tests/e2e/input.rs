@@ -134,15 +134,15 @@ fn what_could_be_read_forever_is_no_upload() {
     );
 }
 
-/// Runs `plan` with 512 MiB of address space; a bomb ends in an error that says where it is, and in little more.
+/// Runs `plan` with 1 GiB of address space, most of which threads on many processors may take; a bomb ends in an error that says where it is, and in little more.
 #[track_caller]
 fn defused(text: &str, says: &str) {
     let world = World::new();
     let file = world.write("x.toml", text);
     let tsunami = world.command(["plan"]);
     let mut limited = Command::new("sh");
-    limited.arg("-c").arg("ulimit -v 524288; exec \"$0\" plan \"$1\"").arg(tsunami.get_program()).arg(file);
-    limited.current_dir(world.path("work"));
+    limited.arg("-c").arg("ulimit -v 1048576; exec \"$0\" plan \"$1\"").arg(tsunami.get_program()).arg(file);
+    limited.current_dir(world.path("work")).env("MALLOC_ARENA_MAX", "2");
     limited.envs(tsunami.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = limited.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);

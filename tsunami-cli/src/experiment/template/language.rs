@@ -36,7 +36,6 @@ pub(super) const FILTERS: &[&str] = &[
     "rejectattr",
     "min",
     "max",
-    "sum",
     "upper",
     "lower",
     "trim",
@@ -165,7 +164,6 @@ fn add_filters(engine: &mut Environment<'_>) {
     engine.add_filter("rejectattr", filters::rejectattr);
     engine.add_filter("min", filters::min);
     engine.add_filter("max", filters::max);
-    engine.add_filter("sum", filters::sum);
     engine.add_filter("upper", filters::upper);
     engine.add_filter("lower", filters::lower);
     engine.add_filter("trim", filters::trim);
