@@ -1,6 +1,6 @@
 //! `tsunami exec`: one command on many machines at once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,8 +83,8 @@ struct Printer(Mutex<Printing>);
 #[derive(Debug, Default)]
 struct Printing {
     prefix: bool,
-    /// Lines that have no end yet.
-    begun: HashMap<(String, Stream), Vec<u8>>,
+    /// Lines that have no end yet, by machine and whether they are standard error's.
+    begun: BTreeMap<(String, bool), Vec<u8>>,
 }
 
 /// A line longer than this is printed in pieces.
@@ -97,7 +97,8 @@ impl Printer {
 
     /// Prints the lines that have no end.
     fn flush(&self) {
-        for ((machine, stream), line) in std::mem::take(&mut self.lock().begun) {
+        for ((machine, stderr), line) in std::mem::take(&mut self.lock().begun) {
+            let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
             if !line.is_empty() {
                 // Nobody reads it any more: that is no failure of the command.
                 let _ = put(Some(&machine), stream, &line);
@@ -114,7 +115,7 @@ impl Observer for Printer {
         if !printing.prefix {
             return put(None, stream, bytes);
         }
-        let begun = printing.begun.entry((origin.machine.to_owned(), stream)).or_default();
+        let begun = printing.begun.entry((origin.machine.to_owned(), stream == Stream::Stderr)).or_default();
         begun.extend_from_slice(bytes);
         let whole = match begun.iter().rposition(|&byte| byte == b'\n') {
             Some(end) => end + 1,

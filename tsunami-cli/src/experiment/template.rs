@@ -778,6 +778,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_undefined_is_named_whatever_is_done_with_it() {
+        for filter in ["q", "length", "first", "last", "reverse", "map('upper')", "join", "upper"] {
+            let error = on_client(&format!("{{{{ nope | {filter} }}}}")).unwrap_err();
+            assert_eq!(error.message, "`nope` is undefined", "{filter}");
+        }
+    }
+
+    #[test]
     fn setup_knows_only_itself() {
         let fleet = fleet();
         let scope = Scope::setup(&fleet.machines()[0], &[]);

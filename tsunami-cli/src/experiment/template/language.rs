@@ -204,10 +204,10 @@ fn add_tests(engine: &mut Environment<'_>) {
     engine.add_test("endingwith", tests::is_endingwith);
 }
 
-/// Pays for a look at every item, where the engine's own filter would not.
+/// Pays for a look at every item, where the engine's own filter would not, and refuses what is undefined.
 fn pay_for(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     if value.is_undefined() {
-        return Err(Error::from(ErrorKind::UndefinedError));
+        StringInput::new(state, value)?; // it knows how to name it
     }
     state.consume_fuel(value.len().unwrap_or(0) as u64)
 }
@@ -268,10 +268,10 @@ fn map(
 ) -> Result<Vec<Value>, Error> {
     let attribute = kwargs.get::<Option<&str>>("attribute")?;
     kwargs.assert_all_used()?;
+    pay_for(state, value)?;
     let mut mapped = Vec::new();
     for item in value.try_iter()?.checked() {
         let item = item?;
-        state.consume_fuel(1)?;
         mapped.push(match (attribute, filter) {
             (Some(attribute), None) => item.get_attr(attribute)?,
             (None, Some(filter)) if FILTERS.contains(&filter) => {
