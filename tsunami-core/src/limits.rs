@@ -5,11 +5,11 @@
 
 /// The most that one template of an experiment file may take to render, in the template engine's fuel: roughly one
 /// for each operation and each 64 bytes of text. The addresses of ten thousand machines, joined, take 50,000.
-pub const TEMPLATE_FUEL: u64 = 250_000;
+pub const TEMPLATE_FUEL: u64 = 150_000;
 
 /// The most that checking all templates of a file for all machines may take, in the same fuel: ten seconds or so. A
-/// short template takes fifty, so that two hundred fit for each of ten thousand machines.
-pub const TEMPLATES_FUEL: u64 = 100_000_000;
+/// short template takes fifty, so that a hundred fit for each of ten thousand machines.
+pub const TEMPLATES_FUEL: u64 = 50_000_000;
 
 /// The longest text that a template may become, in bytes. Commands are far shorter; files are uploaded.
 pub const TEMPLATE_OUTPUT_LIMIT: usize = 1 << 20;

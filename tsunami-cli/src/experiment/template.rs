@@ -14,7 +14,7 @@ use std::{fmt, io};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
 use tsunami_core::Addresses;
-use tsunami_core::limits::{PROBLEM_LIMIT, TEMPLATE_OUTPUT_LIMIT};
+use tsunami_core::limits::TEMPLATE_OUTPUT_LIMIT;
 
 use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
@@ -46,6 +46,9 @@ const RESERVED: &[&str] = &[
     "self",
     "loop",
 ];
+
+/// So many expressions of a template that fails are looked at one by one.
+const ONE_BY_ONE: usize = 20;
 
 /// How to say that two braces are just two braces.
 const LITERAL: &str = "to write a literal `{{`, write `{{ '{{' }}`";
@@ -126,7 +129,7 @@ impl Template {
     /// The expressions that begin with the one that a place is in, as many as may be looked at one by one.
     fn expressions_from(&self, place: Option<&Range<usize>>) -> impl Iterator<Item = Range<usize>> {
         let start = place.map_or(0, |place| place.start);
-        expressions(&self.source).into_iter().filter(move |range| range.end > start).take(PROBLEM_LIMIT)
+        expressions(&self.source).into_iter().filter(move |range| range.end > start).take(ONE_BY_ONE)
     }
 
     /// The names that the template wants to be told; none if it is plain text.
