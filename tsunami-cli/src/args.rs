@@ -9,7 +9,7 @@ use crate::reporter::{self, ColourChoice, Verbosity};
 
 /// Short experiments on short-lived machines: launch, set up, run, collect, tear down.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, bin_name = "tsunami", max_term_width = 100)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -1,13 +1,13 @@
 //! What went wrong, for people, and the exit status that says it to programs.
 
-use std::fmt::Write as _;
+use std::error::Error as StdError;
 use std::path::PathBuf;
 
-use tsunami_core::{Error as CoreError, ErrorChain, ProviderError, ProviderErrorKind};
+use tsunami_core::{Error as CoreError, ProviderError, ProviderErrorKind, QuoteFailure};
 
 use crate::experiment::Problems;
-use crate::reporter::{sanitize, sanitize_lines};
 use crate::secrets::Secrets;
+use crate::terminal::{Message, Style};
 
 /// The experiment failed: a command failed or timed out.
 pub(crate) const FAILED: u8 = 1;
@@ -38,7 +38,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The provider could not even be asked.
-    #[cfg_attr(not(feature = "aws"), expect(dead_code, reason = "only EC2 has to be asked first"))]
+    #[cfg_attr(not(any(feature = "aws", test)), expect(dead_code, reason = "only EC2 has to be asked first"))]
     #[error(transparent)]
     Provider(ProviderError),
     /// A run failed whose logs are in this directory.
@@ -79,80 +79,124 @@ impl Error {
     }
 
     /// All that there is to say, for standard error.
-    pub(crate) fn render(&self, colour: bool) -> String {
-        let text = self.text(colour);
-        match self {
-            Self::Run { secrets, .. } => secrets.redact(&text),
-            _ => text,
+    pub(crate) fn render(&self, colour: bool) -> Message {
+        let mut told = Told { message: Message::new(colour), secrets: None };
+        let (error, logs) = match self {
+            Self::Experiment(problems) => {
+                told.message.drawing(&problems.render(colour));
+                return told.message;
+            }
+            Self::Usage(_) | Self::File { .. } => {
+                told.chain(self);
+                return told.message;
+            }
+            Self::Provider(error) => {
+                told.chain(error);
+                told.help(error.help.as_deref());
+                return told.message;
+            }
+            Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
+                told.line("interrupted");
+                return told.message;
+            }
+            Self::Run { error: CoreError::Cancelled, .. } => {
+                told.line("interrupted; everything is torn down");
+                return told.message;
+            }
+            Self::Core(error) | Self::Exec(error) => (error, None),
+            Self::Run { error, logs, secrets } => {
+                told.secrets = Some(secrets);
+                (error, Some(logs))
+            }
+        };
+        told.core(error, logs);
+        let Told { message, secrets } = told;
+        // Cleaning may have put together what was no secret before.
+        match secrets {
+            Some(secrets) => message.map(|text| secrets.redact(text)),
+            None => message,
+        }
+    }
+}
+
+/// An error as it is being told.
+struct Told<'a> {
+    message: Message,
+    secrets: Option<&'a Secrets>,
+}
+
+impl Told<'_> {
+    /// Adds a line of ours with a text of somebody else's, of which no secret is shown.
+    fn entry(&mut self, start: &[(Style, &str)], text: &str) {
+        match self.secrets {
+            Some(secrets) => self.message.entry(start, &secrets.redact(text)),
+            None => self.message.entry(start, text),
         }
     }
 
-    fn text(&self, colour: bool) -> String {
-        let (error, logs) = match self {
-            Self::Experiment(problems) => return problems.render(colour),
-            Self::Usage(message) => {
-                return format!("{}: {}", label("error", colour), sanitize_lines(message));
+    fn line(&mut self, text: &str) {
+        self.entry(&[], text);
+    }
+
+    fn help(&mut self, help: Option<&str>) {
+        if let Some(help) = help {
+            self.entry(&[(Style::Help, "help"), (Style::Plain, ": ")], help);
+        }
+    }
+
+    fn title(&mut self, text: &str) {
+        self.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
+    }
+
+    /// An error and all that it stems from.
+    fn chain(&mut self, error: &dyn StdError) {
+        self.title(&error.to_string());
+        self.sources(error);
+    }
+
+    fn sources(&mut self, error: &dyn StdError) {
+        let mut next = error.source();
+        while let Some(error) = next {
+            self.entry(&[(Style::Plain, "  because: ")], &error.to_string());
+            next = error.source();
+        }
+    }
+
+    fn core(&mut self, error: &CoreError, logs: Option<&PathBuf>) {
+        match error {
+            // Its own words list the groups, with whatever their provider said.
+            CoreError::Quote { failures } => {
+                self.title("the plan cannot be launched");
+                for QuoteFailure { group, error } in failures {
+                    self.entry(
+                        &[(Style::Plain, "  group "), (Style::Plain, group), (Style::Plain, ": ")],
+                        &error.to_string(),
+                    );
+                }
             }
-            Self::File { .. } => {
-                return format!(
-                    "{}: {}",
-                    label("error", colour),
-                    sanitize_lines(&ErrorChain(self).to_string())
-                );
-            }
-            Self::Provider(error) => {
-                let what = sanitize_lines(&ErrorChain(error).to_string());
-                let help = error
-                    .help
-                    .as_deref()
-                    .map(|help| format!("\n{}: {}", label("help", colour), sanitize_lines(help)));
-                return format!("{}: {what}{}", label("error", colour), help.unwrap_or_default());
-            }
-            Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
-                return "interrupted".to_owned();
-            }
-            Self::Run { error: CoreError::Cancelled, .. } => {
-                return "interrupted; everything is torn down".to_owned();
-            }
-            Self::Core(error) | Self::Exec(error) => (error, None),
-            Self::Run { error, logs, .. } => (error, Some(logs)),
-        };
-        let mut text =
-            format!("{}: {}", label("error", colour), sanitize_lines(&ErrorChain(error).to_string()));
+            _ => self.chain(error),
+        }
         if let CoreError::Plan { problems } = error {
             for problem in problems {
-                let _ = write!(text, "\n  {}", sanitize_lines(&problem.to_string()));
+                self.entry(&[(Style::Plain, "  ")], &problem.to_string());
             }
         }
-        if let Some(stderr) = error.stderr() {
-            for line in stderr.lines() {
-                let _ = write!(text, "\n  | {}", sanitize(line));
-            }
+        for line in error.stderr().unwrap_or_default().lines() {
+            self.entry(&[(Style::Plain, "  | ")], line);
         }
         if let (Some(logs), Some((machine, stage))) = (logs, error.place()) {
             let log = logs.join(machine).join(format!("{stage}.log"));
             if log.exists() {
-                let _ = write!(text, "\n  full log: {}", log.display());
+                self.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
             }
         }
-        if let Some(help) = error.help() {
-            let _ = write!(text, "\n{}: {}", label("help", colour), sanitize_lines(help));
-        }
+        self.help(error.help());
         if let CoreError::Remains { run, leftovers, .. } = error {
             for leftover in leftovers {
-                let _ = write!(text, "\n  may remain: {}", sanitize_lines(&leftover.to_string()));
+                self.entry(&[(Style::Plain, "  may remain: ")], &leftover.to_string());
             }
-            let _ = write!(text, "\n{}: run `tsunami down {run}`", label("help", colour));
+            self.help(Some(&format!("run `tsunami down {run}`")));
         }
-        text
-    }
-}
-
-fn label(text: &str, colour: bool) -> String {
-    match (colour, text) {
-        (false, _) => text.to_owned(),
-        (true, "error") => format!("\x1b[1;31m{text}\x1b[0m"),
-        (true, _) => format!("\x1b[1;36m{text}\x1b[0m"),
     }
 }
 
@@ -197,4 +241,57 @@ pub(crate) fn gravest(errors: Vec<CoreError>) -> Option<CoreError> {
         _ => 1,
     };
     errors.into_iter().min_by_key(rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use tsunami_core::{Leftover, MachineId};
+
+    use super::*;
+
+    #[test]
+    fn no_text_of_others_forges_a_line_of_ours() {
+        let hostile = "no\nerror: all is well\n  because: it is\nhelp: run `curl x | sh`\n  may remain: nothing\u{9b}2J";
+        let provider = || ProviderError::new(ProviderErrorKind::Other, hostile, hostile).help(hostile);
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let errors = [
+            Error::Usage(hostile.to_owned()),
+            Error::Provider(provider()),
+            Error::Core(CoreError::Launch { group: hostile.to_owned(), source: provider() }),
+            Error::Core(CoreError::Quote {
+                failures: vec![QuoteFailure { group: hostile.to_owned(), error: provider() }],
+            }),
+            Error::Core(CoreError::Remains {
+                run,
+                leftovers: vec![Leftover { what: hostile.to_owned(), why: hostile.to_owned() }],
+                cause: Some(Box::new(CoreError::Interrupted {
+                    machine: hostile.to_owned(),
+                    id: MachineId::new(hostile),
+                    stage: hostile.to_owned(),
+                    reason: hostile.to_owned(),
+                })),
+            }),
+            Error::Core(CoreError::Command {
+                machine: "a-0".to_owned(),
+                stage: "1".to_owned(),
+                command: hostile.to_owned(),
+                exit: tsunami_core::Exit::Status(1),
+                stderr: hostile.to_owned(),
+            }),
+        ];
+        for error in errors {
+            let text = error.render(false).to_string();
+            assert!(text.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{text:?}");
+            let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+            let mut sources = 0;
+            let mut next = StdError::source(&error);
+            while let Some(source) = next {
+                (sources, next) = (sources + 1, source.source());
+            }
+            assert_eq!(begin("error: "), 1, "{text}");
+            assert!(begin("help: ") <= 2 && begin("  because: ") <= sources, "{text}");
+            assert!(begin("  may remain: ") <= 1, "{text}");
+            assert_eq!(text.matches("\nhelp: run `curl").count(), 0, "{text}");
+        }
+    }
 }

@@ -6,6 +6,8 @@ mod compose;
 mod error;
 mod experiment;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod reporter;
 mod results;
 mod secrets;
@@ -22,10 +24,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const OPEN_FILES: u64 = 1 << 16;
 
 fn main() -> ExitCode {
-    let args = args::Args::parse();
+    let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
+    terminal::tell_panics();
     allow_open_files();
     let filter = tracing_subscriber::EnvFilter::from_env("TSUNAMI_LOG");
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(terminal::Diagnostics).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -37,13 +40,26 @@ fn main() -> ExitCode {
     let status = match runtime.block_on(commands::run(args)) {
         Ok(status) => status,
         Err(error) => {
-            terminal::say(&error.render(colour));
+            terminal::show(&error.render(colour));
             error.status()
         }
     };
     // Nothing that matters runs any more; a blocking read must not hold the process.
     runtime.shutdown_background();
     ExitCode::from(status)
+}
+
+/// Says how the program is to be used, or what is wrong with how it was, which shows the user's own words.
+fn misused(error: clap::Error) -> ! {
+    let words = std::env::args_os().map(|word| terminal::mark(&word.to_string_lossy()));
+    match args::Args::try_parse_from(words) {
+        Err(error) => error.exit(),
+        // Words that aren't UTF-8 are right once they are marked.
+        Ok(_) => {
+            terminal::say(&error.to_string());
+            std::process::exit(error.exit_code())
+        }
+    }
 }
 
 /// Every machine takes a few open files, and a shell allows 1,024 by default, where the system allows more.

@@ -1,18 +1,170 @@
-//! The two streams that the user sees. That nobody reads them is no reason to fail.
+//! The one door to the terminal.
+//!
+//! What is shown comes from everywhere: from machines, services, files and names that others chose. A terminal acts
+//! on some of it, and a line that somebody else began may read like one of ours. Everything that this program says
+//! is therefore a [`Message`], which takes text only after cleaning it, keeps it in the line it was meant for, and
+//! adds colours itself. That nobody reads what is written is no reason to fail.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use tracing_subscriber::fmt::MakeWriter;
+use tsunami_core::Stream;
 
 use crate::error::Error;
+use crate::reporter::{harmless, sanitize, sanitize_bytes};
 
-/// Writes a line to standard error: progress and messages.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+/// How far a line is set in that goes on with the text of the line before.
+const CONTINUED: usize = 4;
+
+/// How a part of a line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    Plain,
+    Faint,
+    Good,
+    Warning,
+    Bad,
+    /// The word that begins an error.
+    Error,
+    /// The word that begins advice.
+    Help,
 }
 
-/// Writes text to standard output: results. A reader that has gone does not mind; a full disk is an error.
+impl Style {
+    /// The parameters of the SGR sequence.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Faint => "2",
+            Self::Good => "32",
+            Self::Warning => "33",
+            Self::Bad => "31",
+            Self::Error => "1;31",
+            Self::Help => "1;36",
+        }
+    }
+}
+
+/// Whole lines, fit for a terminal: there is no way to put in what isn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message {
+    text: String,
+    colour: bool,
+}
+
+impl Message {
+    /// One without lines, whose parts get colours or don't.
+    pub(crate) fn new(colour: bool) -> Self {
+        Self { text: String::new(), colour }
+    }
+
+    /// Adds a line of these parts. A part stays within the line, whatever is in it.
+    pub(crate) fn line(&mut self, parts: &[(Style, &str)]) {
+        for (style, part) in parts {
+            let (part, code) = (sanitize(part), style.code());
+            match self.colour && !code.is_empty() && !part.is_empty() {
+                true => self.text.extend(["\u{1b}[", code, "m", &part, "\u{1b}[0m"]),
+                false => self.text.push_str(&part),
+            }
+        }
+        self.text.push('\n');
+    }
+
+    /// Adds a line that begins with these parts and goes on with a text. What the text has beyond its first line
+    /// comes below, set in further than any line of ours.
+    pub(crate) fn entry(&mut self, start: &[(Style, &str)], text: &str) {
+        let set_in = start.first().map_or(0, |(_, part)| part.len() - part.trim_start_matches(' ').len());
+        let mut lines = text.trim_end().lines();
+        let first = [start, &[(Style::Plain, lines.next().unwrap_or_default())]].concat();
+        self.line(&first);
+        for line in lines {
+            self.line(&[(Style::Plain, &" ".repeat(set_in + CONTINUED)), (Style::Plain, line)]);
+        }
+    }
+
+    /// Adds lines that a library drew, with its own colours, around texts that were [marked](mark) before.
+    pub(crate) fn drawing(&mut self, drawn: &str) {
+        for line in drawn.lines() {
+            let mut rest = line;
+            while let Some((before, colour, after)) = split_at_colour(rest) {
+                self.text.push_str(&sanitize(before));
+                self.text.push_str(colour);
+                rest = after;
+            }
+            self.text.push_str(&sanitize(rest));
+            self.text.push('\n');
+        }
+    }
+
+    /// The same, changed by somebody who knows what not to show.
+    pub(crate) fn map(self, change: impl FnOnce(&str) -> String) -> Self {
+        Self { text: change(&self.text), ..self }
+    }
+
+    /// The lines, each with its end.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.text.clear();
+    }
+
+    /// The lines, which are gone from here then.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.colour))
+    }
+}
+
+/// The lines, without the end of the last.
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text.trim_end_matches('\n'))
+    }
+}
+
+/// The first colour in a text, with what is before and after it.
+fn split_at_colour(text: &str) -> Option<(&str, &str, &str)> {
+    let mut from = 0;
+    loop {
+        let start = from + text[from..].find("\u{1b}[")?;
+        let parameters = &text[start + 2..];
+        let end = parameters.find(|c: char| !(c.is_ascii_digit() || c == ';')).unwrap_or(parameters.len());
+        if parameters[end..].starts_with('m') {
+            let end = start + 2 + end + 1;
+            return Some((&text[..start], &text[start..end], &text[end..]));
+        }
+        from = start + 2;
+    }
+}
+
+/// Writes a message to standard error: progress, and what went wrong.
+pub(crate) fn show(message: &Message) {
+    let _ = io::stderr().lock().write_all(message.text.as_bytes());
+}
+
+/// Writes a line to standard error. What the text has beyond its first line is set in.
+pub(crate) fn say(text: &str) {
+    let mut message = Message::new(false);
+    message.entry(&[], text);
+    show(&message);
+}
+
+/// Writes lines to standard output: results. Names in them must have been [kept to one line](one_line) before. A
+/// reader that has gone does not mind; a full disk is an error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    let mut message = Message::new(false);
+    for line in text.lines() {
+        message.line(&[(Style::Plain, line)]);
+    }
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(message.text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::file("write to", "standard output")(error))
         }
@@ -20,7 +172,113 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     }
 }
 
+/// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal.
+pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    let mut to: Box<dyn Write> = match stream {
+        Stream::Stdout => Box::new(io::stdout()),
+        Stream::Stderr => Box::new(io::stderr()),
+    };
+    let terminal = match stream {
+        Stream::Stdout => io::stdout().is_terminal(),
+        Stream::Stderr => io::stderr().is_terminal(),
+    };
+    match terminal {
+        true => to.write_all(clean_lines(bytes).as_bytes())?,
+        false => to.write_all(bytes)?,
+    }
+    to.flush()
+}
+
+/// Text of several lines, which stay lines, without what a terminal would act on.
+fn clean_lines(bytes: &[u8]) -> String {
+    bytes.split(|&byte| byte == b'\n').map(sanitize_bytes).collect::<Vec<_>>().join("\n")
+}
+
+/// A name that stays within its line, wherever it is put.
+pub(crate) fn one_line(text: &str) -> String {
+    sanitize(&text.replace(['\n', '\u{2028}', '\u{2029}', '\u{85}'], " ")).into_owned()
+}
+
+/// Marks what a terminal would act on: each such character becomes one U+FFFD, so that columns stay where they are.
+pub(crate) fn mark(text: &str) -> String {
+    text.replace(|c| !harmless(c), "\u{fffd}")
+}
+
 /// Whether standard error is a screen that can be drawn on.
 pub(crate) fn is_interactive() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Where diagnostics are written: to standard error, each as an entry of its own.
+#[derive(Debug)]
+pub(crate) struct Diagnostics;
+
+impl Write for Diagnostics {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        say(&clean_lines(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Diagnostics {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
+
+/// Sends through the door what a panic says.
+pub(crate) fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        say(&panic.to_string());
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            say(&trace.to_string());
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_stays_in_its_line_and_only_our_colours_pass() {
+        let mut message = Message::new(true);
+        message.line(&[(Style::Error, "error"), (Style::Plain, ": a\nerror: \u{1b}[31mforged\u{9b}0m")]);
+        message.line(&[(Style::Good, "\u{1b}[0m")]);
+        assert_eq!(message.as_str(), "\u{1b}[1;31merror\u{1b}[0m: aerror: forged\n\n");
+    }
+
+    #[test]
+    fn what_goes_on_is_set_in_further_than_anything_of_ours() {
+        let mut message = Message::new(false);
+        message.entry(&[(Style::Plain, "error: ")], "no\nerror: forged\r\n  because: forged\u{2028}x\n\n");
+        message.entry(&[(Style::Plain, "  because: ")], "of\nthis");
+        assert_eq!(
+            message.to_string(),
+            "error: no\n    error: forged\n      because: forgedx\n  because: of\n      this"
+        );
+        assert_eq!(one_line("a\nb\u{1b}[1mc"), "a bc");
+    }
+
+    #[test]
+    fn of_a_drawing_the_colours_stay_and_nothing_else() {
+        let mut message = Message::new(true);
+        message.drawing("\u{1b}[1;31merror\u{1b}[0m: a\u{1b}[2J\u{1b}]0;x\u{7}b\u{1b}[\n\u{9b}1mc\u{1b}[m");
+        assert_eq!(message.as_str(), "\u{1b}[1;31merror\u{1b}[0m: ab\nc\u{1b}[m\n");
+    }
+
+    #[test]
+    fn a_mark_takes_the_place_of_what_it_marks() {
+        assert_eq!(
+            mark("a\u{1b}[1m\u{9b}\u{202e}\u{feff}\u{e0041}\nb\tc"),
+            "a\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}b\tc"
+        );
+    }
 }

@@ -11,9 +11,8 @@ use tsunami_ssh::SshOptions;
 use super::recorded;
 use crate::compose::{Backend, aws};
 use crate::error::{Error, REMAINS};
-use crate::reporter::sanitize;
 use crate::signals;
-use crate::terminal::say;
+use crate::terminal::{one_line, say};
 
 pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -64,7 +63,7 @@ async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken)
 /// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
 async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -> Result<(), Error> {
     let run = directory.id();
-    say(&format!("{run}: {}; going by what lies beside it", sanitize(&ErrorChain(&error).to_string())));
+    say(&format!("{run}: {}; going by what lies beside it", one_line(&ErrorChain(&error).to_string())));
     let mut leftovers = Vec::new();
     // Providers that keep something there keep it under their own names.
     for name in ["local", "hosts"] {
@@ -93,7 +92,7 @@ impl Observer for Waiting {
     fn event(&self, event: &Event) {
         if let EventKind::StillThere { leftovers } = &event.kind {
             for leftover in leftovers {
-                say(&format!("{}: still there: {}", self.0, sanitize(&leftover.to_string())));
+                say(&format!("{}: still there: {leftover}", self.0));
             }
         }
     }

@@ -1,9 +1,8 @@
 //! `tsunami exec`: one command on many machines at once.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
@@ -12,9 +11,8 @@ use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin
 
 use super::recorded;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error};
-use crate::reporter::sanitize;
 use crate::signals;
-use crate::terminal::say;
+use crate::terminal::{one_line, pass_on, say, show};
 
 pub(crate) async fn exec(
     name: &str,
@@ -59,7 +57,7 @@ pub(crate) async fn exec(
             Ok(output) => status = status.max(output.exit.code()),
             Err(error) => {
                 let error = Error::Exec(error);
-                say(&error.render(false));
+                show(&error.render(false));
                 status = status.max(error.status());
             }
         }
@@ -85,7 +83,7 @@ struct Printer(Mutex<Printing>);
 #[derive(Debug, Default)]
 struct Printing {
     prefix: bool,
-    /// Lines that have no end yet.
+    /// Lines that have no end yet, by machine and whether they are standard error's.
     begun: BTreeMap<(String, bool), Vec<u8>>,
 }
 
@@ -100,9 +98,10 @@ impl Printer {
     /// Prints the lines that have no end.
     fn flush(&self) {
         for ((machine, stderr), line) in std::mem::take(&mut self.lock().begun) {
+            let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
             if !line.is_empty() {
                 // Nobody reads it any more: that is no failure of the command.
-                let _ = put(Some(&machine), stderr, &line);
+                let _ = put(Some(&machine), stream, &line);
             }
         }
     }
@@ -112,12 +111,11 @@ impl Observer for Printer {
     fn event(&self, _: &Event) {}
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-        let stderr = stream == Stream::Stderr;
         let mut printing = self.lock();
         if !printing.prefix {
-            return put(None, stderr, bytes);
+            return put(None, stream, bytes);
         }
-        let begun = printing.begun.entry((origin.machine.to_owned(), stderr)).or_default();
+        let begun = printing.begun.entry((origin.machine.to_owned(), stream == Stream::Stderr)).or_default();
         begun.extend_from_slice(bytes);
         let whole = match begun.iter().rposition(|&byte| byte == b'\n') {
             Some(end) => end + 1,
@@ -127,32 +125,17 @@ impl Observer for Printer {
         let lines: Vec<u8> = begun.drain(..whole).collect();
         lines
             .split_inclusive(|&byte| byte == b'\n')
-            .try_for_each(|line| put(Some(origin.machine), stderr, line))
+            .try_for_each(|line| put(Some(origin.machine), stream, line))
     }
 }
 
-/// Writes to the stream that the bytes came from. Terminals get no control sequences.
-fn put(machine: Option<&str>, stderr: bool, bytes: &[u8]) -> io::Result<()> {
-    let terminal = if stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
-    let mut text = Vec::new();
-    if let Some(machine) = machine {
-        text.extend_from_slice(format!("{machine} | ").as_bytes());
-    }
-    let shown: Cow<'_, [u8]> = match terminal {
-        true => Cow::Owned(
-            String::from_utf8_lossy(bytes)
-                .split('\n')
-                .map(sanitize)
-                .collect::<Vec<_>>()
-                .join("\n")
-                .into_bytes(),
-        ),
-        false => Cow::Borrowed(bytes),
-    };
-    text.extend_from_slice(&shown);
-    if machine.is_some() && !text.ends_with(b"\n") {
+/// Writes to the stream that the bytes came from.
+fn put(machine: Option<&str>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    let Some(machine) = machine else { return pass_on(stream, bytes) };
+    let mut text = format!("{} | ", one_line(machine)).into_bytes();
+    text.extend_from_slice(bytes);
+    if !text.ends_with(b"\n") {
         text.push(b'\n');
     }
-    let write = |mut stream: Box<dyn Write>| stream.write_all(&text).and_then(|()| stream.flush());
-    write(if stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) })
+    pass_on(stream, &text)
 }

@@ -9,7 +9,8 @@ use super::recorded;
 use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, REMAINS};
-use crate::terminal::{print, say};
+use crate::reporter::json as to_json;
+use crate::terminal::{one_line, print, say};
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);
@@ -69,7 +70,7 @@ impl Row {
         let (outcome, error) = match ended {
             None => ("would be removed", None),
             Some(Ok(())) => ("removed", None),
-            Some(Err(error)) => ("remains", Some(Error::Core(error).render(false))),
+            Some(Err(error)) => ("remains", Some(Error::Core(error).render(false).to_string())),
         };
         Self { run, outcome, things, error }
     }
@@ -97,13 +98,13 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
     let mut text = String::new();
     for row in rows {
         if json {
-            text.push_str(&serde_json::to_string(row).map_err(CoreError::from)?);
+            text.push_str(&to_json(row).map_err(CoreError::from)?);
             text.push('\n');
             continue;
         }
         text.push_str(&format!("{}: {}\n", row.run, row.outcome));
         for thing in &row.things {
-            text.push_str(&format!("  {thing}\n"));
+            text.push_str(&format!("  {}\n", one_line(thing)));
         }
         if let Some(error) = &row.error {
             say(error);

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tsunami_core::{Error as CoreError, State};
+use tsunami_core::{Error as CoreError, State, Stream};
 
 use crate::error::{Error, USAGE};
-use crate::reporter::sanitize;
-use crate::terminal::say;
+use crate::terminal::{one_line, pass_on, say};
 
 /// How often the files are looked at while following.
 const POLL: Duration = Duration::from_millis(200);
@@ -88,22 +87,13 @@ fn show(path: &Path, from: u64, heading: Option<&Path>) -> std::io::Result<u64> 
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(from))?;
     let (mut buffer, mut total) = (vec![0; 64 << 10], 0);
-    let stdout = std::io::stdout();
-    let terminal = stdout.is_terminal();
     while let count @ 1.. = file.read(&mut buffer)? {
-        let mut stdout = stdout.lock();
         if let Some(heading) = heading.filter(|_| total == 0) {
-            writeln!(stdout, "==> {} <==", heading.display())?;
+            let heading = format!("==> {} <==\n", one_line(&heading.to_string_lossy()));
+            pass_on(Stream::Stdout, heading.as_bytes())?;
         }
         total += count as u64;
-        if terminal {
-            let text = String::from_utf8_lossy(&buffer[..count]);
-            let lines: Vec<_> = text.split('\n').map(sanitize).collect();
-            stdout.write_all(lines.join("\n").as_bytes())?;
-        } else {
-            stdout.write_all(&buffer[..count])?;
-        }
-        stdout.flush()?;
+        pass_on(Stream::Stdout, &buffer[..count])?;
     }
     Ok(total)
 }

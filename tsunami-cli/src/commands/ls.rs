@@ -10,7 +10,8 @@ use super::recorded;
 use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, LAUNCH};
-use crate::terminal::{print, say};
+use crate::reporter::json as to_json;
+use crate::terminal::{one_line, print, say};
 
 /// One run, as `--json` shows it. Times in seconds.
 #[derive(Serialize)]
@@ -47,7 +48,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
     let mut text = String::new();
     if json {
         for row in &rows {
-            let line = serde_json::to_string(row).map_err(tsunami_core::Error::from)?;
+            let line = to_json(row).map_err(tsunami_core::Error::from)?;
             let _ = writeln!(text, "{line}");
         }
     } else if directories.is_empty() {
@@ -62,6 +63,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
             let Row { run, experiment, provider, state, machines_running, machines, age, left } = row;
             let count = format!("{machines_running}/{machines}");
             let [age, left] = [*age, *left].map(short);
+            let [experiment, provider] = [experiment, provider].map(|name| one_line(name));
             let run = run.as_str();
             let _ = writeln!(
                 text,
@@ -93,13 +95,13 @@ async fn by_tag(json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Erro
         let left = found.expires.duration_since(now).unwrap_or_default().as_secs();
         if json {
             let row = serde_json::json!({"run": found.run, "left": left, "things": found.things});
-            let _ = writeln!(text, "{row}");
+            let _ = writeln!(text, "{}", to_json(&row).map_err(tsunami_core::Error::from)?);
             continue;
         }
         let left = if left == 0 { "over".to_owned() } else { format!("{} left", short(left)) };
         let _ = writeln!(text, "{}, {left}", found.run);
         for thing in &found.things {
-            let _ = writeln!(text, "  {thing}");
+            let _ = writeln!(text, "  {}", one_line(thing));
         }
     }
     if survey.runs.is_empty() && survey.failures.is_empty() {

@@ -9,7 +9,10 @@ use super::load;
 use crate::args::FileArgs;
 use crate::compose::{self, Backend};
 use crate::error::Error;
-use crate::terminal::print;
+use crate::terminal::{one_line, print};
+
+/// How many machines of a step are named.
+const NAMED: usize = 20;
 
 pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let experiment = load(args)?;
@@ -25,7 +28,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
         let mut title = group.name.as_str();
         for offer in &quote.offers {
             let count = if title.is_empty() { "or".to_owned() } else { group.size.count().to_string() };
-            let (what, price) = (&offer.description, price(offer.price));
+            let (what, price) = (one_line(&offer.description), price(offer.price));
             let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
             title = "";
         }
@@ -34,12 +37,16 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let mut noted = Vec::new();
     for note in quotes.iter().flat_map(|quote| &quote.notes) {
         if !noted.contains(&note) {
-            let _ = writeln!(text, "  {note}");
+            let _ = writeln!(text, "  {}", one_line(note));
             noted.push(note);
         }
     }
     for step in &experiment.steps {
-        let _ = writeln!(text, "  step {:<11} on {}", step.name, step.on.join(", "));
+        let mut on = step.on.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        if step.on.len() > NAMED {
+            let _ = write!(on, " and {} more", step.on.len() - NAMED);
+        }
+        let _ = writeln!(text, "  step {:<11} on {on}", step.name);
     }
     let most = plan.most(&quotes);
     let _ = match most.map(|most| (most, hourly(&plan, &quotes))) {

@@ -16,9 +16,9 @@ use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::reporter::{Json, Live, Plain, Verbosity};
 use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
+use crate::signals;
 use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
-use crate::terminal::{is_interactive, say};
-use crate::{reporter, signals};
+use crate::terminal::{is_interactive, say, show};
 
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -157,7 +157,7 @@ impl Stage {
         match (error, written) {
             (Some(error), Ok(())) => Err(error),
             (Some(error), Err(second)) => {
-                say(&second.render(false));
+                show(&second.render(false));
                 Err(error)
             }
             (None, written) => written.map(|()| 0),
@@ -206,7 +206,7 @@ impl Progress {
             say("may remain: machines whose launch was not answered");
         }
         for machine in machines {
-            say(&format!("may remain: {}", reporter::sanitize(machine)));
+            say(&format!("may remain: {machine}"));
         }
         say(&format!("`tsunami down {run}` removes what is left"));
         REMAINS

@@ -4,53 +4,91 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use tsunami_core::Addresses;
+use tsunami_core::limits::{PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL};
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
-use super::problem::Problem;
-use super::template::{Facts, Fleet, Scope, is_reserved};
+use super::problem::{Notes, Problem};
+use super::template::{Facts, Fleet, Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 
-/// What is wrong with the templates of a file, and with the `--set` values they are given.
+/// On so many machines a template is rendered in vain; what is wrong on others alone shows when that is mended.
+const FAILED_MACHINES: usize = 3;
+
+/// What it takes to render next to nothing, in the template engine's fuel.
+const RENDER_FUEL: u64 = 25;
+
+/// How much of a text is shown, in characters.
+const EXCERPT: usize = 200;
+
+/// Notes what is wrong with the templates of a file, as far as there is fuel to render them, and with the `--set`
+/// values they are given.
 pub(super) fn templates(
     source: &str,
     contents: &Contents,
     templates: &[Placed],
     set: &[(String, String)],
-) -> Vec<Problem> {
-    let mut problems = set_values(contents, templates, set);
+    notes: &mut Notes,
+    mut fuel: u64,
+) {
+    notes.extend(set_values(contents, templates, set));
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
     if contents.groups_are_whole {
         let fleet = Fleet::from(placeholders(&contents.groups));
         for placed in templates {
-            problems.extend(rendered(source, placed, &fleet, set));
+            notes.extend(rendered(source, placed, &fleet, set, &mut fuel));
+            if fuel == 0 && notes.is_empty() {
+                let message = "rendering all templates for all machines takes too much work, from here on";
+                notes.note(Problem::at(placed.span.clone(), message));
+            }
+            if fuel == 0 || notes.is_full() {
+                break;
+            }
         }
     }
-    problems
 }
 
-/// Renders one template for each machine it is for. A place in it is complained about once.
-fn rendered(source: &str, placed: &Placed, fleet: &Fleet, set: &[(String, String)]) -> Vec<Problem> {
+/// Renders one template for each machine it is for, as far as there is fuel. A place in it is complained about once.
+fn rendered(
+    source: &str,
+    placed: &Placed,
+    fleet: &Fleet,
+    set: &[(String, String)],
+    fuel: &mut u64,
+) -> Vec<Problem> {
     let text = placed.template.source();
     // Plain text comes out the same on every machine.
     let enough = if placed.template.names().is_empty() { 1 } else { usize::MAX };
     let machines = fleet.machines().iter().filter(|machine| placed.machines.contains(&machine.name));
-    let mut problems = BTreeMap::new();
+    let (mut problems, mut failed) = (BTreeMap::new(), 0);
     for machine in machines.take(enough) {
+        if *fuel == 0 || problems.len() > PROBLEM_LIMIT {
+            break;
+        }
         let scope = match placed.in_step {
             true => Scope::step(machine, fleet, "1", set),
             false => Scope::setup(machine, set),
         };
         match placed.template.check(&scope) {
             Err(errors) => {
+                // What failed doesn't tell what it took.
+                *fuel = fuel.saturating_sub(TEMPLATE_FUEL * placed.template.attempts() as u64);
+                failed += 1;
+                let enough = failed == FAILED_MACHINES || errors.iter().any(|error| error.too_much);
                 for error in errors {
                     let at = error.range.as_ref().map(|range| range.start);
                     problems.entry(at).or_insert_with(|| template_problem(source, &placed.span, text, error));
                 }
+                if enough {
+                    break;
+                }
             }
-            Ok(rendered) => {
+            Ok(Rendered { text: rendered, work }) => {
+                // The engine doesn't count that it reads the text anew each time.
+                *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + RENDER_FUEL);
                 if let Some(mut wrong) = wrong_with(placed.kind, &rendered) {
                     if rendered != text {
-                        wrong = format!("{wrong}, once rendered for `{}`: {rendered:?}", machine.name);
+                        let start: String = rendered.chars().take(EXCERPT).collect();
+                        wrong = format!("{wrong}, once rendered for `{}`: {start:?}", machine.name);
                     }
                     problems.entry(None).or_insert_with(|| Problem::at(placed.span.clone(), wrong));
                 }
@@ -82,7 +120,7 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
     let used: HashSet<String> = templates.iter().flat_map(|placed| placed.template.names()).collect();
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
-    for (name, _) in set {
+    for (name, value) in set {
         let wrong = if !is_word(name) {
             format!("`{name}` is no name: {}", WORD)
         } else if is_reserved(name) {
@@ -91,6 +129,10 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
             format!("`{name}` is a group")
         } else if !seen.insert(name) {
             format!("`{name}` is given twice")
+        } else if value.len() > SET_VALUE_LIMIT {
+            format!("the value is longer than {} KiB", SET_VALUE_LIMIT >> 10)
+        } else if value.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\n')) {
+            "the value holds control characters, as no text in the file can".to_owned()
         } else if contents.templates_are_whole && !used.contains(name) {
             format!("no template uses `{name}`")
         } else {

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tsunami_core::limits::{GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT};
 
 use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};
-use super::problem::{Problem, suggest};
+use super::problem::{Notes, Problem, suggest};
 use super::template::{Template, TemplateError, is_reserved};
 use super::{
     Action, Aws, EnvValue, Group, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret, Setup, Size, Ssh,
@@ -34,8 +35,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// How long something started may take to come up, if the file doesn't say.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// More machines than this in a group is a slip of the finger.
-const MOST_MACHINES: u32 = 10_000;
 
 /// What the names of groups and parameters look like, in words.
 pub(super) const WORD: &str = "use a lower-case letter, then lower-case letters, digits and `_`";
@@ -92,11 +91,13 @@ pub(super) struct Reader<'a> {
     source: &'a str,
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
-    problems: Vec<Problem>,
+    notes: Notes,
     placed: Vec<Placed>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
     templates_are_whole: bool,
+    /// How many machines the steps met so far have, each counted in each of its steps.
+    step_machines: usize,
     /// What `[aws]` says, for all groups.
     base: Aws,
     in_group: bool,
@@ -112,18 +113,19 @@ impl<'a> Reader<'a> {
             source,
             dir,
             lookup_env,
-            problems: vec![],
+            notes: Notes::default(),
             placed: vec![],
             sizes: vec![],
             templates_are_whole: true,
+            step_machines: 0,
             base: Aws::default(),
             in_group: false,
         }
     }
 
     /// What was noted, and the templates found.
-    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Placed>) {
-        (self.problems, self.placed)
+    pub(super) fn finish(self) -> (Notes, Vec<Placed>) {
+        (self.notes, self.placed)
     }
 
     /// Reads the file; `None` if it isn't TOML.
@@ -131,7 +133,7 @@ impl<'a> Reader<'a> {
         let (root, errors) = DeTable::parse_recoverable(self.source);
         if !errors.is_empty() {
             // What could be recovered has holes, and complaining about those would help nobody.
-            self.problems.extend(errors.iter().map(|error| match error.span() {
+            self.notes.extend(errors.iter().map(|error| match error.span() {
                 Some(span) => Problem::at(span, error.message()),
                 None => Problem::general(error.message()),
             }));
@@ -244,8 +246,14 @@ impl<'a> Reader<'a> {
             self.note(Problem::at(value.span(), "there is no group of machines").help(help));
         }
         let mut hosts = HashSet::new();
-        let entries = entries(table).into_iter();
+        let entries = entries(table);
+        if let Some((_, span, _)) = entries.get(GROUP_LIMIT) {
+            let message = format!("an experiment has at most {GROUP_LIMIT} groups");
+            self.note(Problem::at(span.clone(), message));
+        }
         entries
+            .into_iter()
+            .take(GROUP_LIMIT)
             .filter_map(|(name, span, value)| self.group(name, span, value, provider, &mut hosts))
             .collect()
     }
@@ -258,7 +266,10 @@ impl<'a> Reader<'a> {
         provider: Option<ProviderKind>,
         hosts: &mut HashSet<String>,
     ) -> Option<Group> {
-        if !is_word(name) {
+        if name.len() > NAME_LIMIT {
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
+            self.note(Problem::at(span.clone(), message));
+        } else if !is_word(name) {
             self.note(
                 Problem::at(span.clone(), format!("`{name}` can't name a group")).help(WORD.to_owned()),
             );
@@ -292,7 +303,15 @@ impl<'a> Reader<'a> {
             }
             aws
         });
-        let size = self.size(table, span, provider, hosts);
+        let others: u32 = self.sizes.iter().filter_map(|(_, size)| *size).sum();
+        let size = self.size(table, span.clone(), provider, hosts).filter(|size| {
+            let fits = size.count() <= MACHINE_LIMIT - others;
+            if !fits {
+                let message = format!("an experiment has at most {MACHINE_LIMIT} machines");
+                self.notes.note(Problem::at(span, message));
+            }
+            fits
+        });
         let count = size.as_ref().map(Size::count);
         if let Some((_, known)) = self.sizes.last_mut() {
             *known = count;
@@ -341,9 +360,9 @@ impl<'a> Reader<'a> {
             self.wrong_type(value, "a number of machines");
             return None;
         };
-        let count = number(integer).filter(|count| *count <= MOST_MACHINES).and_then(NonZeroU32::new);
+        let count = number(integer).filter(|count| *count <= MACHINE_LIMIT).and_then(NonZeroU32::new);
         if count.is_none() {
-            self.note(Problem::at(value.span(), format!("a group has from 1 to {MOST_MACHINES} machines")));
+            self.note(Problem::at(value.span(), format!("a group has from 1 to {MACHINE_LIMIT} machines")));
         }
         count
     }
@@ -465,7 +484,11 @@ impl<'a> Reader<'a> {
         let mut number = 0;
         self.list_of(root, "step", |reader, value| {
             number += 1;
-            reader.step(value, number, &mut names)
+            if number == STEP_LIMIT + 1 {
+                let message = format!("an experiment has at most {STEP_LIMIT} steps");
+                reader.note(Problem::at(value.span(), message));
+            }
+            if number > STEP_LIMIT { None } else { reader.step(value, number, &mut names) }
         })
     }
 
@@ -518,7 +541,20 @@ impl<'a> Reader<'a> {
                 Problem::at(value.span(), "this names no machine").help("\"all\" is all of them".to_owned()),
             );
         }
-        let named: HashSet<String> = targets.into_iter().flat_map(|target| self.target(target)).collect();
+        let mut seen = HashSet::new();
+        let mut named = HashSet::new();
+        for target in targets {
+            if target.get_ref().as_str().is_none_or(|text| seen.insert(text)) {
+                named.extend(self.target(target));
+            }
+        }
+        self.step_machines += named.len();
+        if self.step_machines > STEP_MACHINES_LIMIT {
+            let message =
+                format!("the steps up to here have more than {STEP_MACHINES_LIMIT} machines in all");
+            self.note(Problem::at(value.span(), message));
+            return vec![];
+        }
         self.all_machines().filter(|machine| named.contains(machine)).collect()
     }
 
@@ -538,7 +574,10 @@ impl<'a> Reader<'a> {
         match group {
             // The group's own problem comes first.
             Some((_, None)) => vec![],
-            Some((group, Some(size))) if (0..*size).any(|index| machine_name(group, index) == **target) => {
+            Some((group, Some(size)))
+                if index_in(group, target)
+                    .is_some_and(|index| index < *size && machine_name(group, index) == **target) =>
+            {
                 vec![target.to_string()]
             }
             Some((group, Some(size))) => {
@@ -550,14 +589,19 @@ impl<'a> Reader<'a> {
                 vec![]
             }
             None => {
-                let groups = self.sizes.iter().map(|(group, _)| group.clone());
-                let known: Vec<_> = groups.chain(["all".to_owned()]).chain(self.all_machines()).collect();
-                let likely = suggest(target, known.iter().map(String::as_str));
+                // To look for what was meant among many takes a while.
+                let likely = if self.notes.is_full() { None } else { self.likely_target(target) };
                 let message = format!("there is no group or machine `{target}`");
                 self.note(Problem::at(value.span(), message).help(likely));
                 vec![]
             }
         }
+    }
+
+    fn likely_target(&self, target: &str) -> Option<String> {
+        let groups = self.sizes.iter().map(|(group, _)| group.clone());
+        let known: Vec<_> = groups.chain(["all".to_owned()]).chain(self.all_machines()).collect();
+        suggest(target, known.iter().map(String::as_str))
     }
 
     fn all_machines(&self) -> impl Iterator<Item = String> {
@@ -658,6 +702,11 @@ pub(super) fn locate(source: &str, span: &Span, text: &str, part: Option<Span>) 
         (Some(at), Some(part)) => span.start + at + part.start..span.start + at + part.end,
         _ => span.clone(),
     }
+}
+
+/// The number that a machine of the group would have by this name.
+fn index_in(group: &str, machine: &str) -> Option<u32> {
+    machine.strip_prefix(group)?.strip_prefix('-')?.parse().ok()
 }
 
 /// Whether this can name a group or a parameter.

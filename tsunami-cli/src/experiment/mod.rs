@@ -12,10 +12,13 @@ mod template;
 mod tests;
 
 use std::ffi::{OsStr, OsString};
+use std::io::Read as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fmt, fs};
+use std::{fmt, fs, io};
+
+use tsunami_core::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 
 pub(crate) use self::problem::{Problem, Problems};
 pub(crate) use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
@@ -372,12 +375,12 @@ impl Experiment {
         };
         let mut reader = Reader::new(&source, dir, lookup_env);
         let contents = reader.read();
-        let (mut problems, templates) = reader.finish();
+        let (mut notes, templates) = reader.finish();
         if let Some(contents) = &contents {
-            problems.extend(check::templates(&source, contents, &templates, set));
+            check::templates(&source, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
-            Some(contents) if problems.is_empty() => Ok(Self {
+            Some(contents) if notes.is_empty() => Ok(Self {
                 name: contents.name,
                 provider: contents.provider,
                 lifetime: contents.lifetime,
@@ -388,7 +391,7 @@ impl Experiment {
                 set: set.to_vec(),
                 source,
             }),
-            _ => Err(Problems::new(path, &source, problems)),
+            _ => Err(Problems::new(path, &source, notes)),
         }
     }
 
@@ -419,18 +422,40 @@ fn machine_name(group: &str, index: u32) -> String {
     format!("{group}-{index}")
 }
 
-/// The file's text; anything but readable UTF-8 is a problem of its own.
+/// The file's text; anything but readable UTF-8 of a sensible length is a problem of its own.
 fn read(path: &Path) -> Result<String, Problems> {
-    let bytes = fs::read(path).map_err(|error| {
-        let problem = Problem::general(format!("the experiment file can't be read: {error}"));
-        Problems::new(path, "", vec![problem])
-    })?;
+    let refused = |problem| Problems::one(path, "", problem);
+    let bytes = match read_at_most(path, EXPERIMENT_FILE_LIMIT) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => {
+            let limit = EXPERIMENT_FILE_LIMIT >> 10;
+            let help = "what machines need can be a file that is uploaded".to_owned();
+            return Err(refused(
+                Problem::general(format!("the experiment file is larger than {limit} KiB")).help(help),
+            ));
+        }
+        Err(error) => {
+            return Err(refused(Problem::general(format!("the experiment file can't be read: {error}"))));
+        }
+    };
     String::from_utf8(bytes).map_err(|error| {
         let start = error.utf8_error().valid_up_to();
         let problem = Problem::at(
             start..start + char::REPLACEMENT_CHARACTER.len_utf8(),
             "the experiment file isn't UTF-8 from here on",
         );
-        Problems::new(path, &String::from_utf8_lossy(error.as_bytes()), vec![problem])
+        Problems::one(path, &String::from_utf8_lossy(error.as_bytes()), problem)
     })
+}
+
+/// What a file holds; `None` if that is more than `limit` bytes. A pipe or a device, which may never end or never
+/// begin, isn't read at all.
+fn read_at_most(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let kind = fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a link to one"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }

@@ -5,9 +5,18 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use tsunami_core::limits::PROBLEM_LIMIT;
+
+use crate::terminal::mark;
 
 /// A longer list of known words than this is no help.
 const MOST_LISTED: usize = 40;
+/// So many problems are shown; the rest often goes away with them.
+const SHOWN: usize = 20;
+/// How much of a message is shown, in characters.
+const LONGEST: usize = 500;
+/// How much of a line is shown to either side of a problem, in bytes, if the line is longer than twice that.
+const AROUND: usize = 500;
 
 /// One thing that is wrong, where it stands, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,22 +56,62 @@ impl Problem {
     }
 }
 
+/// Notes what is wrong, and from the [`PROBLEM_LIMIT`] on only how much.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    problems: Vec<Problem>,
+    dropped: usize,
+}
+
+impl Notes {
+    pub(super) fn note(&mut self, problem: Problem) {
+        if self.is_full() {
+            self.dropped += 1;
+        } else {
+            self.problems.push(problem);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Whether nobody will see what is noted from now on.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= PROBLEM_LIMIT
+    }
+}
+
+impl Extend<Problem> for Notes {
+    fn extend<T: IntoIterator<Item = Problem>>(&mut self, problems: T) {
+        problems.into_iter().for_each(|problem| self.note(problem));
+    }
+}
+
 /// Everything that is wrong with an experiment file, in the order of the file.
 ///
-/// [`Display`](fmt::Display) shows all of it without colours; see [`render`](Self::render).
+/// [`Display`](fmt::Display) shows it without colours; see [`render`](Self::render).
 #[derive(Debug, Clone)]
 pub(crate) struct Problems {
     path: PathBuf,
     source: String,
     problems: Vec<Problem>,
+    /// How many were not noted.
+    dropped: usize,
 }
 
 impl Problems {
-    pub(super) fn new(path: &Path, source: &str, mut problems: Vec<Problem>) -> Self {
+    pub(super) fn new(path: &Path, source: &str, notes: Notes) -> Self {
+        let Notes { mut problems, dropped } = notes;
         // What has no place goes last: it is most often about `--set`, and the file reads better on its own.
         problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
         problems.dedup();
-        Self { path: path.to_owned(), source: source.to_owned(), problems }
+        Self { path: path.to_owned(), source: source.to_owned(), problems, dropped }
+    }
+
+    /// The one thing that is wrong.
+    pub(super) fn one(path: &Path, source: &str, problem: Problem) -> Self {
+        Self::new(path, source, Notes { problems: vec![problem], dropped: 0 })
     }
 
     /// How many problems there are; never zero.
@@ -80,38 +129,71 @@ impl Problems {
     /// The line and column at which a problem begins, both counted from one, the column in characters.
     #[cfg(test)]
     pub(crate) fn place(&self, problem: &Problem) -> Option<(usize, usize)> {
-        let before = self.source.get(..problem.span.as_ref()?.start)?;
+        self.place_of(problem.span.as_ref()?.start)
+    }
+
+    fn place_of(&self, start: usize) -> Option<(usize, usize)> {
+        let before = self.source.get(..start)?;
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
     }
 
-    /// All problems, each with its place and the line of the file it is about, in colour if asked.
+    /// The problems, each with its place and the line of the file it is about, in colour if asked. What a terminal
+    /// would act on is marked in them.
     pub(crate) fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-        let path = self.path.to_string_lossy();
-        let shown: Vec<_> =
-            self.problems.iter().map(|problem| self.show(problem, &path, &renderer)).collect();
+        let path = mark(&self.path.to_string_lossy());
+        let shown = self.problems.iter().take(SHOWN);
+        let mut shown: Vec<_> = shown.map(|problem| self.show(problem, &path, &renderer)).collect();
+        let more = self.problems.len().saturating_sub(SHOWN) + self.dropped;
+        if more > 0 {
+            shown.push(format!("… and {more} more problem{}", if more == 1 { "" } else { "s" }));
+        }
         shown.join("\n\n")
     }
 
     fn show(&self, problem: &Problem, path: &str, renderer: &Renderer) -> String {
-        let group = Group::with_title(Level::ERROR.primary_title(&problem.message));
-        let group = match &problem.span {
-            Some(span) => group.element(
-                Snippet::source(&self.source)
-                    .path(path)
-                    .annotation(AnnotationKind::Primary.span(self.first_line(span))),
-            ),
+        let (message, help) = (shorten(&problem.message), problem.help.as_deref().map(shorten));
+        let group = Group::with_title(Level::ERROR.primary_title(&message));
+        let place = problem.span.as_ref().and_then(|span| Some((span, self.place_of(span.start)?)));
+        let group = match place {
+            Some((span, (line, column))) => {
+                let (text, span, whole) = self.excerpt(span);
+                let snippet =
+                    Snippet::source(text).line_start(line).annotation(AnnotationKind::Primary.span(span));
+                match whole {
+                    true => group.element(snippet.path(path)),
+                    false => {
+                        group.element(Origin::path(path).line(line).char_column(column)).element(snippet)
+                    }
+                }
+            }
             None => group.element(Origin::path(path)),
         };
-        let help = problem.help.as_deref().map(|help| Level::HELP.message(help));
+        let help = help.as_deref().map(|help| Level::HELP.message(help));
         renderer.render(&[group.elements(help)])
     }
 
+    /// The line that a problem begins in, or what of it is near, where in that the problem stands, and whether it is
+    /// the line's beginning.
+    ///
     /// A string over many lines is pointed at by its first: drawing a frame around all of it hides the rest.
-    fn first_line(&self, span: &Range<usize>) -> Range<usize> {
-        let text = self.source.get(span.clone()).unwrap_or_default();
-        span.start..span.start + text.find(['\r', '\n']).unwrap_or(text.len())
+    fn excerpt(&self, span: &Range<usize>) -> (String, Range<usize>, bool) {
+        let (before, rest) = self.source.split_at(span.start);
+        let before = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
+        let rest = &rest[..rest.find(['\r', '\n']).unwrap_or(rest.len())];
+        let (part, after) = rest.split_at(rest.floor_char_boundary(span.len()));
+        let mut from = before.len().saturating_sub(AROUND);
+        let mut to = after.len().min(AROUND);
+        if before.len() + rest.len() <= 2 * AROUND {
+            (from, to) = (0, after.len());
+        }
+        let (before, after) =
+            (&before[before.ceil_char_boundary(from)..], &after[..after.floor_char_boundary(to)]);
+        let part = &part[..part.floor_char_boundary(AROUND)];
+        let [before, part, after] = [before, part, after].map(mark);
+        let span = before.len()..before.len() + part.len();
+        (format!("{before}{part}{after}"), span, from == 0)
     }
 }
 
@@ -122,6 +204,14 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+/// A message without what a terminal would act on, and not longer than can be read.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", mark(&text[..end])),
+        None => mark(text),
+    }
+}
 
 /// The help for a word that is not among those known: the nearest of them, or else all.
 pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
@@ -140,7 +230,9 @@ pub(super) fn likely<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // A third of the letters wrong is a slip; more is another word.
     let slip = (word.chars().count() / 3).max(1);
+    let letters = word.chars().count();
     known
+        .filter(|candidate| candidate.chars().count().abs_diff(letters) <= slip)
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= slip && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)
@@ -165,17 +257,17 @@ mod tests {
     fn places_are_counted_in_characters_from_one() {
         let source = "a = 1\nkäse = 2\n";
         let two = source.find('2').unwrap();
-        let problems = Problems::new(Path::new("x.toml"), source, vec![Problem::at(two..two + 1, "bad")]);
+        let problems = Problems::one(Path::new("x.toml"), source, Problem::at(two..two + 1, "bad"));
         assert_eq!(problems.place(&problems.problems[0]), Some((2, 8)));
         assert!(problems.to_string().contains("x.toml:2:8"), "{problems}");
     }
 
     #[test]
     fn colours_only_when_asked() {
-        let problems = Problems::new(Path::new("x.toml"), "a = 1\n", vec![Problem::at(0..1, "bad")]);
+        let problems = Problems::one(Path::new("x.toml"), "a = 1\n", Problem::at(0..1, "bad"));
         assert!(!problems.render(false).contains('\u{1b}'));
         assert!(problems.render(true).contains('\u{1b}'));
-        let hostile = Problems::new(Path::new("x"), "", vec![Problem::general("\u{1b}]0;x\u{7}")]);
+        let hostile = Problems::one(Path::new("x"), "", Problem::general("\u{1b}]0;x\u{7}"));
         assert!(!hostile.render(false).contains(['\u{1b}', '\u{7}']), "{hostile}");
     }
 }

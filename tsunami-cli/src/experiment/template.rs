@@ -3,17 +3,20 @@
 //! What a template may know is a [`Scope`], built from plain [`Facts`]. Whoever renders decides what the
 //! facts are: placeholders when a file is checked, the real addresses when a run is under way.
 
+mod language;
+
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
+use std::{fmt, io};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, StringInput, Value, ValueKind};
-use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, escape_formatter, filters,
-};
+use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
+use minijinja::{Error, ErrorKind};
 use tsunami_core::Addresses;
+use tsunami_core::limits::TEMPLATE_OUTPUT_LIMIT;
 
+use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
 
 /// What every machine can be asked for, as `x.ip` of another or as `ip` of its own.
@@ -44,6 +47,9 @@ const RESERVED: &[&str] = &[
     "loop",
 ];
 
+/// So many expressions of a template that fails are looked at one by one.
+const ONE_BY_ONE: usize = 20;
+
 /// How to say that two braces are just two braces.
 const LITERAL: &str = "to write a literal `{{`, write `{{ '{{' }}`";
 
@@ -62,6 +68,13 @@ impl Template {
     /// Takes the text, if it is well formed.
     pub(crate) fn new(source: impl Into<String>) -> Result<Self, TemplateError> {
         let source = source.into();
+        let expressions = expressions(&source);
+        if let Some(error) = expressions.iter().find_map(|range| refused(&source, range.clone())) {
+            return Err(error);
+        }
+        if let Some(error) = mistaken(&source, &expressions) {
+            return Err(error);
+        }
         match ENGINE.template_from_str(&source) {
             Ok(_) => Ok(Self { source }),
             Err(error) => Err(TemplateError::new(&error, &source, None)),
@@ -75,28 +88,79 @@ impl Template {
 
     /// The text with every `{{ }}` replaced by what it stands for.
     pub(crate) fn render(&self, scope: &Scope) -> Result<String, TemplateError> {
-        ENGINE
-            .template_from_str(&self.source)
-            .and_then(|template| template.render(Value::from_dyn_object(scope.0.clone())))
-            .map_err(|error| TemplateError::new(&error, &self.source, Some(scope)))
+        self.rendered(scope).map(|rendered| rendered.text)
+    }
+
+    fn rendered(&self, scope: &Scope) -> Result<Rendered, TemplateError> {
+        let render = || {
+            let template = ENGINE.template_from_str(&self.source)?;
+            let mut output = Output::default();
+            let context = Value::from_dyn_object(scope.0.clone());
+            let work = template.render_captured_to(context, &mut output)?.state().fuel_levels();
+            // The engine writes whole characters.
+            let text = String::from_utf8(output.0).map_err(|error| invalid(error.to_string(), None))?;
+            Ok(Rendered { text, work: work.map_or(0, |(work, _)| work) })
+        };
+        render().map_err(|error| TemplateError::new(&error, &self.source, Some(scope)))
     }
 
     /// Renders, and when that fails says so for each of the template's expressions, not only the first.
-    pub(super) fn check(&self, scope: &Scope) -> Result<String, Vec<TemplateError>> {
-        self.render(scope).map_err(|first| {
+    pub(super) fn check(&self, scope: &Scope) -> Result<Rendered, Vec<TemplateError>> {
+        self.rendered(scope).map_err(|first| {
+            // What took too much as a whole would take it again in parts.
+            if first.too_much {
+                return vec![first];
+            }
             let failing = |range: Range<usize>| {
                 let mut error = Self::new(&self.source[range.clone()]).ok()?.render(scope).err()?;
                 error.range = error.range.map(|within| range.start + within.start..range.start + within.end);
                 Some(error)
             };
-            let all: Vec<_> = expressions(&self.source).into_iter().filter_map(failing).collect();
+            let all: Vec<_> = self.expressions_from(first.range.as_ref()).filter_map(failing).collect();
             if all.is_empty() { vec![first] } else { all }
         })
+    }
+
+    /// How often it takes to render, at the most, to tell all that is wrong.
+    pub(super) fn attempts(&self) -> usize {
+        1 + self.expressions_from(None).count()
+    }
+
+    /// The expressions that begin with the one that a place is in, as many as may be looked at one by one.
+    fn expressions_from(&self, place: Option<&Range<usize>>) -> impl Iterator<Item = Range<usize>> {
+        let start = place.map_or(0, |place| place.start);
+        expressions(&self.source).into_iter().filter(move |range| range.end > start).take(ONE_BY_ONE)
     }
 
     /// The names that the template wants to be told; none if it is plain text.
     pub(super) fn names(&self) -> HashSet<String> {
         ENGINE.template_from_str(&self.source).map(|t| t.undeclared_variables(false)).unwrap_or_default()
+    }
+}
+
+/// What a template stands for, and what it took to find out.
+#[derive(Debug)]
+pub(super) struct Rendered {
+    pub(super) text: String,
+    /// In the engine's own units, of which there are [`TEMPLATE_FUEL`](tsunami_core::limits::TEMPLATE_FUEL).
+    pub(super) work: u64,
+}
+
+/// Takes no more than [`TEMPLATE_OUTPUT_LIMIT`].
+#[derive(Default)]
+struct Output(Vec<u8>);
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > TEMPLATE_OUTPUT_LIMIT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -110,6 +174,8 @@ pub(crate) struct TemplateError {
     pub(crate) help: Option<String>,
     /// The part of the template's text it is about (in bytes), if that is known.
     pub(crate) range: Option<Range<usize>>,
+    /// Whether it was given up for what it would take.
+    pub(super) too_much: bool,
 }
 
 impl TemplateError {
@@ -119,7 +185,7 @@ impl TemplateError {
             .and_then(|source| source.downcast_ref())
             .map(|Help(h)| h.clone());
         let range = error.range().filter(|range| source.get(range.clone()).is_some());
-        let this = Self { message: detail, help, range };
+        let this = Self { message: detail, help, range, too_much: false };
         match error.kind() {
             ErrorKind::SyntaxError => Self {
                 message: format!("not a template: {}", this.message),
@@ -127,6 +193,24 @@ impl TemplateError {
                 ..this
             },
             ErrorKind::UndefinedError => this.about_name(source, scope),
+            ErrorKind::UnknownFilter => this.about_word("filter ", FILTERS),
+            ErrorKind::UnknownTest => this.about_word("test ", TESTS),
+            ErrorKind::UnknownFunction => {
+                let help = "there are no functions here; a filter stands behind its value, as `ip | q`";
+                Self { help: Some(help.to_owned()), ..this }
+            }
+            ErrorKind::OutOfFuel => Self {
+                message: "this takes more work than a template may".to_owned(),
+                help: Some("let a command on the machine do it".to_owned()),
+                too_much: true,
+                ..this
+            },
+            ErrorKind::WriteFailure => Self {
+                message: format!("this becomes longer than {} KiB", TEMPLATE_OUTPUT_LIMIT >> 10),
+                help: Some("bring long texts to the machine as files, with `upload`".to_owned()),
+                too_much: true,
+                ..this
+            },
             _ => this,
         }
     }
@@ -141,38 +225,15 @@ impl TemplateError {
             None => range.clone(),
         });
         let help = self.help.or_else(|| scope.and_then(|scope| scope.0.help_for(name)));
-        Self { message: self.message, help, range }
+        Self { message: self.message, help, range, too_much: false }
     }
-}
 
-/// Where the template's expressions stand, braces included.
-fn expressions(source: &str) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    let mut position = 0;
-    while let Some(start) = source[position..].find("{{").map(|at| position + at) {
-        let end = end_of_expression(source, start + 2);
-        found.push(start..end);
-        position = end;
+    /// Knows which word was meant in "filter shout is unknown".
+    fn about_word(self, kind: &str, known: &[&str]) -> Self {
+        let word = self.message.strip_prefix(kind).and_then(|rest| rest.strip_suffix(" is unknown"));
+        let help = word.and_then(|word| suggest(word, known.iter().copied()));
+        Self { help, ..self }
     }
-    found
-}
-
-/// The end of the expression whose inside begins at `start`: behind the first `}}` outside of quotes.
-fn end_of_expression(source: &str, start: usize) -> usize {
-    let mut quote = None;
-    let mut escaped = false;
-    let bytes = source.as_bytes();
-    for (at, &byte) in bytes.iter().enumerate().skip(start) {
-        match (quote, byte) {
-            _ if escaped => escaped = false,
-            (Some(_), b'\\') => escaped = true,
-            (Some(open), _) if open == byte => quote = None,
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (None, b'}') if bytes.get(at + 1) == Some(&b'}') => return at + 2,
-            _ => {}
-        }
-    }
-    source.len()
 }
 
 /// Where `word` stands in `text` as a word of its own.
@@ -387,6 +448,16 @@ impl Object for Machines {
         Enumerator::Seq(self.members().len())
     }
 
+    // Compared one by one, all with all, machines would take longer than the engine counts.
+    fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<Ordering> {
+        Some(self.group.cmp(&other.downcast_ref::<Self>()?.group))
+    }
+
+    // Nobody wants it as text, and spelled out for a thousand machines it would be long.
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.group)
+    }
+
     // What doesn't exist is an error at once rather than undefined: filters such as `map` and `join` would
     // make an empty word of something undefined.
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
@@ -431,6 +502,14 @@ impl Object for Machine {
         Enumerator::Str(ATTRIBUTES)
     }
 
+    fn custom_cmp(self: &Arc<Self>, other: &DynObject) -> Option<Ordering> {
+        Some(self.at.cmp(&other.downcast_ref::<Self>()?.at))
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.fleet.machines[self.at].name)
+    }
+
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let name = key.as_str()?;
         let known = attribute(&self.seen_by, &self.fleet.machines[self.at], name);
@@ -456,75 +535,10 @@ fn invalid(message: String, help: impl Into<Option<String>>) -> Error {
     }
 }
 
-/// The language: jinja's expressions, nothing else of it.
-static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut engine = Environment::new();
-    // Blocks and comments can't be turned off; delimiters with NUL, which no file may contain, are as good.
-    let syntax = SyntaxConfig::builder()
-        .block_delimiters("\0{%", "%}\0")
-        .comment_delimiters("\0{#", "#}\0")
-        .keep_trailing_newline(true)
-        .build();
-    engine.set_syntax(syntax.expect("the delimiters are constants and distinct"));
-    engine.set_undefined_behavior(UndefinedBehavior::Strict);
-    engine.set_auto_escape_callback(|_| AutoEscape::None);
-    engine.set_debug(true); // without it errors don't know their place
-    engine.set_formatter(|out, state, value| {
-        must_be_text(value)?;
-        escape_formatter(out, state, value)
-    });
-    engine.add_filter("q", quote);
-    engine.add_filter("join", join);
-    engine
-});
-
-/// Refuses what has no obvious spelling in a command: `{"ip": …}` in a shell is never what anybody meant.
-fn must_be_text(value: &Value) -> Result<(), Error> {
-    if let Some(machines) = value.downcast_object_ref::<Machines>() {
-        return Err(machines.is_no_text());
-    }
-    if let Some(machine) = value.downcast_object_ref::<Machine>() {
-        return Err(machine.is_no_text());
-    }
-    match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable => {
-            Err(invalid("a list is no text".to_owned(), "put it together with `| join(' ')`".to_owned()))
-        }
-        kind @ (ValueKind::Map | ValueKind::Plain | ValueKind::Bytes) => {
-            Err(Error::new(ErrorKind::InvalidOperation, format!("a {kind} is no text")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `q`: one word for the shell, whatever is in it.
-fn quote(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
-    must_be_text(value)?;
-    let text = StringInput::new(state, value)?;
-    let quoted = shlex::try_quote(text.as_str());
-    quoted.map(String::from).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
-}
-
-/// `join`, of text only: jinja's own would spell out machines and skip over what is undefined.
-fn join(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    joiner: Option<StringInput<'_>>,
-    attribute: Option<&str>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
-    if attribute.is_none() && !kwargs.has("attribute") {
-        for item in value.try_iter()?.checked() {
-            let item = item?;
-            must_be_text(&item)?;
-            StringInput::new(state, &item)?;
-        }
-    }
-    filters::join(state, value, joiner, attribute, kwargs)
-}
-
 #[cfg(test)]
 mod tests {
+    use tsunami_core::limits::TEMPLATE_EXPRESSION_LIMIT;
+
     use super::*;
 
     fn machine(group: &str, index: u32, network: &str, public: Option<&str>) -> Facts {
@@ -599,10 +613,27 @@ mod tests {
 
     #[test]
     fn only_two_braces_are_special() {
-        let text = "a='${#x[@]}' {% if %} {# no comment #} ${x%%} { } }}\n\n";
+        let text = "a='${#x[@]}' {%s} {%d if %} {#x#} {# ${x%%} { } %} }}\n\n";
         renders(text, text);
+        renders("{{ '{% if x %}{# y #}' }} {{ '{%' }} if x %}", "{% if x %}{# y #} {% if x %}");
         renders("{{ '{{' }}.Names}}", "{{.Names}}");
         renders("<{{ '<&>' }}>", "<<&>>");
+    }
+
+    #[test]
+    fn what_looks_like_a_block_or_a_comment_is_not_passed_to_the_shell() {
+        for (template, literal) in [
+            ("a {% for m in client %}{{ m.ip }}{% endfor %}", "{%"),
+            ("a {%- set x = 1 -%}", "{%"),
+            ("a {% if x\n%} b", "{%"),
+            ("a {# a comment #} b", "{#"),
+            ("a {#- a comment\n over lines -#} b", "{#"),
+        ] {
+            let error = Template::new(template).unwrap_err();
+            let help = format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`");
+            assert_eq!(error.message, format!("`{literal}` is nothing special here: only `{{{{ }}}}` is"));
+            assert_eq!((error.help, error.range), (Some(help), Some(2..4)), "{template}");
+        }
     }
 
     #[test]
@@ -633,7 +664,128 @@ mod tests {
         let all = Template::new("{{ '}}' ~ x }} {{ ip }} {{ {'a': {'b': y}}.a.b }}").unwrap();
         let errors = all.check(&Scope::step(&fleet.machines()[0], &fleet, "1", &[])).unwrap_err();
         let ranges: Vec<_> = errors.into_iter().map(|error| error.range).collect();
-        assert_eq!(ranges, [Some(10..11)], "the other comes when this is mended");
+        assert_eq!(ranges, [Some(10..11), Some(39..40)]);
+    }
+
+    #[test]
+    fn what_users_of_addresses_need_is_there() {
+        renders(
+            "{{ client | rejectattr('name', 'eq', name) | map(attribute='ip') | join(',') }}",
+            "10.0.2.1",
+        );
+        renders("{{ client | map(attribute='name') | map('upper') | join(' ') }}", "CLIENT-0 CLIENT-1");
+        renders(
+            "{{ ip | replace('.', '-') }} {{ ip.split('.')[0] if false else (ip | split('.') | first) }}",
+            "10-0-2-0 10",
+        );
+        renders("{{ client | map(attribute='index') | max }} {{ client | last | string }}", "1 client-1");
+        renders(
+            "{{ 6000 + index * 10 }} {{ '7' | int * 2 }} {{ 2 ** 3 * 4 }} {{ client[1].index * 3 }}",
+            "6000 14 32 3",
+        );
+        renders("{{ m | default('5') }} {{ '**' }}", "5 **");
+        renders(
+            "{{ client[0] == client[0] }} {{ client[0] in client }} {{ server[0] in client }}",
+            "True True False",
+        );
+    }
+
+    #[test]
+    fn the_filters_and_tests_that_are_named_are_there_and_no_others() {
+        let is_unknown = |template: String| {
+            on_client(&template).is_err_and(|error| error.message.ends_with(" is unknown"))
+        };
+        assert!(FILTERS.iter().all(|filter| !is_unknown(format!("{{{{ ip | {filter} }}}}"))));
+        assert!(TESTS.iter().all(|test| !is_unknown(format!("{{{{ ip is {test} }}}}"))));
+        for other in [
+            "indent", "format", "batch", "slice", "pprint", "tojson", "safe", "zip", "chain", "groupby",
+            "sum",
+        ] {
+            assert!(is_unknown(format!("{{{{ ip | {other} }}}}")), "{other}");
+        }
+        for other in
+            ["range(3)", "dict()", "namespace()", "debug()", "ip is sameas(ip)", "[ip] | map('indent')"]
+        {
+            assert!(is_unknown(format!("{{{{ {other} }}}}")), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_numbers_are_multiplied() {
+        for template in [
+            "{{ 'x' * 3 }}",
+            "{{ 3 * 'x' }}",
+            "{{ [1] * 3 }}",
+            "{{ (1, 2) * 3 }}",
+            "{{ client * 3 }}",
+            "{{ 3 * client }}",
+            "{{ n * 3 }}",
+            "{{ ('x' ~ n | int) * 3 }}",
+            "{{ {'index': [1]}.index * 3 }}",
+            "{{ x.1 * 3 }}",
+            "{{ 3 * index.x }}",
+            "{{ 'it\\'s' * 3 }}",
+            "{{ 2 * 3 * n }}",
+            "{{ '}}' * 3 }}",
+        ] {
+            let error = Template::new(template).unwrap_err();
+            assert_eq!(error.message, "not a template: `*` is for numbers", "{template}");
+            assert_eq!(&template[error.range.unwrap()], "*");
+        }
+    }
+
+    #[test]
+    fn the_longest_expressions_do_not_exhaust_the_stack() {
+        let long = |start: &str, part: &str, end: &str| {
+            let count = (TEMPLATE_EXPRESSION_LIMIT - 6 - start.len()) / (part.len() + end.len());
+            let template = format!("{{{{ {start}{}{} }}}}", part.repeat(count), end.repeat(count));
+            assert!(template.len() > TEMPLATE_EXPRESSION_LIMIT - 60, "{}", template.len());
+            let error = on_client(&template).err();
+            assert!(error.is_none_or(|error| !error.message.contains("longer")), "{template}");
+        };
+        for (start, part, end) in [
+            ("1", "+1", ""),
+            ("ip", "~ip", ""),
+            ("ip", "|q", ""),
+            ("ip", ".a", ""),
+            ("ip", "[0:]", ""),
+            ("1", " if 1 else 1", ""),
+            ("1", "<1", ""),
+            ("1", " is odd", ""),
+            ("q", "()", ""),
+            ("", "not ", ""),
+            ("", "-", ""),
+            ("", "(", ")"),
+            ("", "[", "]"),
+            ("", "{1:", "}"),
+            ("ip", "|default(ip", ")"),
+        ] {
+            long(start, part, end);
+        }
+        let error = Template::new(format!("a {{{{ 1{} }}}}", "+1".repeat(600))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not a template: this expression is longer than 1024 bytes; to write a literal `{{`, write `{{ '{{' }}`"
+        );
+        assert_eq!(error.range, Some(2..4));
+    }
+
+    #[test]
+    fn what_takes_too_much_is_given_up() {
+        let deep = format!("{{{{ ip{} }}}}", " | replace('', '0123456789')".repeat(30));
+        let error = on_client(&deep).unwrap_err();
+        assert_eq!(error.message, "this takes more work than a template may");
+        assert!(error.range.is_some() && error.too_much);
+        let long = format!("{}{{{{ ip }}}}", "x".repeat(TEMPLATE_OUTPUT_LIMIT));
+        assert_eq!(on_client(&long).unwrap_err().message, "this becomes longer than 1024 KiB");
+    }
+
+    #[test]
+    fn what_is_undefined_is_named_whatever_is_done_with_it() {
+        for filter in ["q", "length", "first", "last", "reverse", "map('upper')", "join", "upper"] {
+            let error = on_client(&format!("{{{{ nope | {filter} }}}}")).unwrap_err();
+            assert_eq!(error.message, "`nope` is undefined", "{filter}");
+        }
     }
 
     #[test]

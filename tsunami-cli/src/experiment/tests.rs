@@ -1,5 +1,8 @@
 //! Whole files, as a user would write them and get them wrong.
 
+use tsunami_core::limits::{GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT};
+
+use super::problem::Notes;
 use super::*;
 
 /// The directory of an experiment file, with a few files that it may name.
@@ -174,6 +177,14 @@ fn set_values_must_be_of_use() {
             "--set 9x: `9x` is no name: use a lower-case letter, then lower-case letters, digits and `_`",
         ]
     );
+    let long = "x".repeat(65 << 10);
+    assert_eq!(
+        Dir::new().problems(REDIS, &[("n", "a\u{1b}b"), ("o", &long)]),
+        [
+            "--set n: the value holds control characters, as no text in the file can",
+            "--set o: the value is longer than 64 KiB",
+        ]
+    );
     let text = step("run = \"{{ n | default('5') }}\"");
     assert!(Dir::new().load(text, &[]).is_ok(), "a value may have a default");
 }
@@ -187,6 +198,105 @@ fn files_that_cannot_be_read() {
         assert!(problems.to_string().contains(reason), "{problems}");
         assert!(problems.to_string().contains(path), "{problems}");
     }
+}
+
+#[test]
+fn what_may_never_end_is_not_read() {
+    let problems = Experiment::load(Path::new("/dev/null"), &[], &|_| None).unwrap_err();
+    assert!(problems.to_string().contains("it is neither a file nor a link to one"), "{problems}");
+    let large = "#".repeat(EXPERIMENT_FILE_LIMIT as usize + 1);
+    assert_eq!(
+        Dir::new().problems(large, &[]),
+        ["the experiment file is larger than 1024 KiB (what machines need can be a file that is uploaded)"]
+    );
+    let dir = Dir::new();
+    fs::write(dir.0.path().join("data"), "#".repeat(USER_DATA_FILE_LIMIT as usize + 1)).unwrap();
+    let text = "name = \"x\"\nprovider = \"aws\"\n[group.a]\ninstance = \"m\"\nuser_data = \"data\"";
+    assert_eq!(dir.problems(text, &[]), ["5:13 `data` is larger than 64 KiB; EC2 takes less"]);
+}
+
+#[test]
+fn more_than_anybody_needs_is_refused() {
+    let groups: String = (0..=GROUP_LIMIT).map(|i| format!("[group.g{i}]\n")).collect();
+    refuses(&format!("name = \"x\"\n{groups}"), &["1002:8 an experiment has at most 1000 groups"]);
+    refuses(
+        "name = \"x\"\n[group.a]\ncount = 10000\n[group.b]\n",
+        &["4:8 an experiment has at most 10000 machines"],
+    );
+    refuses(
+        &step(&format!("run = \"x\"\n{}", "[[step]]\non = \"all\"\nrun = \"x\"\n".repeat(STEP_LIMIT))),
+        &["3005:1 an experiment has at most 1000 steps"],
+    );
+    let steps = "[[step]]\non = \"all\"\nrun = \"x\"\n".repeat(21);
+    refuses(
+        &format!("name = \"x\"\n[group.a]\ncount = 10000\n{steps}"),
+        &["65:6 the steps up to here have more than 200000 machines in all"],
+    );
+    let name = "x".repeat(NAME_LIMIT + 1);
+    refuses(
+        &format!("name = \"{name}\"\n[group.{name}]"),
+        &["1:8 this name is longer than 100 bytes", "2:8 this name is longer than 100 bytes"],
+    );
+}
+
+#[test]
+fn rendering_all_templates_has_an_end() {
+    let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
+    let mut reader = Reader::new(&source, Path::new("."), &|_| None);
+    let contents = reader.read().unwrap();
+    let (_, templates) = reader.finish();
+    for (fuel, message) in [
+        (10_000, None),
+        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
+    ] {
+        let mut notes = Notes::default();
+        check::templates(&source, &contents, &templates, &[], &mut notes, fuel);
+        let problems = Problems::new(Path::new("x.toml"), &source, notes);
+        assert_eq!(problems.iter().next().map(Problem::message), message);
+    }
+}
+
+#[test]
+fn of_many_problems_the_first_are_shown_and_the_rest_is_counted() {
+    let keys: String = (0..5000).map(|i| format!("key{i} = 1\n")).collect();
+    let problems = Dir::new().load(format!("{keys}name = \"x\"\n[group.a]\n"), &[]).unwrap_err();
+    assert_eq!(problems.len(), PROBLEM_LIMIT);
+    let shown = problems.to_string();
+    assert_eq!(shown.matches("error: ").count(), 20, "{shown}");
+    assert!(shown.ends_with("\n\n… and 4980 more problems"), "{shown}");
+}
+
+#[test]
+fn a_long_line_is_cut_around_the_problem() {
+    let text =
+        format!("# {}\nname = \"{}x\" # {}\n[group.a]\n", "é".repeat(9), " ".repeat(5000), "é".repeat(5000));
+    let dir = Dir::new();
+    let shown = dir.load(text, &[]).unwrap_err().to_string();
+    assert!(shown.len() < 4000 && shown.contains("x.toml:2:8"), "{shown}");
+    let setup = format!("setup = [{} \"{{{{ nope }}}}\"]", "\"true\",".repeat(1000));
+    let shown = dir.load(group(&setup), &[]).unwrap_err().to_string();
+    assert!(shown.len() < 2000 && shown.contains("x.toml:3:7015"), "{shown}");
+}
+
+#[test]
+fn what_a_terminal_would_act_on_is_marked_where_it_stands() {
+    let text = "name = \"x\"\n[group.a] # \u{9b}2J\u{202e}\nsetup = '\u{9d}0;\u{200b}\u{2028}\u{e0041}' # é\nco\u{feff} = 1\n\"a\\nerror: b\" = 1\n";
+    let dir = Dir::new();
+    let shown = dir.load(text.replace("'\u{9d}", "'{{ a\u{9d}"), &[]).unwrap_err().to_string();
+    assert!(shown.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{shown:?}");
+    let shown = dir
+        .load("name = \"x\"\n[group.a]\n\"a\\nerror: \u{9b}b\u{202e}\" = 1 # \u{9b}\u{feff}é\n", &[])
+        .unwrap_err()
+        .to_string();
+    insta::assert_snapshot!(shown.replace(&format!("{}/", dir.0.path().display()), ""), @r#"
+    error: unknown key `a�error: �b�`
+     --> x.toml:3:1
+      |
+    3 | "a\nerror: �b�" = 1 # ��é
+      | ^^^^^^^^^^^^^^^
+      |
+      = help: known here: count, hosts, setup, upload, env
+    "#);
 }
 
 #[test]
@@ -923,8 +1033,10 @@ fn what_is_no_text() {
             "12:13 `client-0` is a machine, not text (write its `.ip`, or another of its facts)",
             "13:36 a machine has no `ipp` (did you mean `ip`?)",
             "14:4 a list is no text (put it together with `| join(' ')`)",
-            "15:9 filter shout is unknown",
-            "16:4 shout is unknown",
+            "15:9 filter shout is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
+             reverse, list, select, reject, selectattr, rejectattr, min, max, upper, lower, trim, replace, split, \
+             string, int, float, abs, round)",
+            "16:4 shout is unknown (there are no functions here; a filter stands behind its value, as `ip | q`)",
             "17:4 unable to calculate 1 / 0",
         ],
     );

@@ -4,9 +4,36 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Mutex;
 
+use serde::Serialize;
+use serde_json::ser::Formatter;
 use tsunami_core::{Event, Observer};
 
-use super::{again, lock};
+use super::{again, harmless, lock};
+
+/// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
+/// act on.
+pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Escaping))?;
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
+}
+
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c| !harmless(c)) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let mut chars = rest[at..].chars();
+            for unit in chars.next().iter().flat_map(|c| c.encode_utf16(&mut [0; 2]).to_vec()) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
 
 /// Writes each event as one line of JSON, at once. After a first error nothing more is written, so that no line
 /// follows half of another.
@@ -45,9 +72,9 @@ impl Observer for Json {
 }
 
 fn write(writer: &mut dyn Write, event: &Event) -> io::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
-    writer.write_all(&line)?;
+    let mut line = json(event)?;
+    line.push('\n');
+    writer.write_all(line.as_bytes())?;
     writer.flush()
 }
 
@@ -66,6 +93,18 @@ mod tests {
         assert_eq!(read, little_run());
         assert!(!text.contains('\u{1b}'), "JSON escapes control characters");
         assert!(json.error().is_none());
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_escaped_and_reads_back() {
+        let text = "a\u{1b}]0;\u{7}\u{9b}2J\u{7f}\u{85}\u{202e}\u{200b}\u{2028}\u{feff}\u{e0041}\t\n\"\\é✓\u{10ffff}";
+        let written = json(&serde_json::json!({ text: [text] })).unwrap();
+        assert!(written.chars().all(|c| harmless(c) && c != '\t'), "{written}");
+        assert!(
+            written.contains("\\u009b2J\\u007f\\u0085\\u202e\\u200b\\u2028\\ufeff\\udb40\\udc41"),
+            "{written}"
+        );
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap()[text][0], text);
     }
 
     #[test]

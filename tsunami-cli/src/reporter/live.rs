@@ -11,9 +11,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
-use super::sanitize::{Lines, sanitize, sanitize_bytes};
-use super::text::{Style, Text, first_line, paint, span};
+use super::sanitize::{Lines, sanitize_bytes};
+use super::text::{Text, WIDEST, first_line, span};
 use super::{Verbosity, lock};
+use crate::terminal::{Message, Style, one_line};
 
 /// How often the lines are brought up to date.
 const REFRESH: Duration = Duration::from_millis(100);
@@ -49,7 +50,7 @@ struct State {
     verbosity: Verbosity,
     colour: bool,
     /// Lines to be printed above.
-    queue: String,
+    queue: Message,
     stopped: bool,
     machines: Vec<Machine>,
     places: HashMap<String, usize>,
@@ -95,10 +96,10 @@ impl Live {
         verbosity: Verbosity,
     ) -> Self {
         let state = State {
-            text: Text::new(verbosity, colour),
+            text: Text::new(verbosity),
             verbosity,
             colour,
-            queue: String::new(),
+            queue: Message::new(colour),
             stopped: false,
             machines: Vec::new(),
             places: HashMap::new(),
@@ -138,8 +139,7 @@ impl Live {
     pub(crate) fn say(&self, line: &str) {
         {
             let mut state = lock(&self.shared.state);
-            state.queue.push_str(line);
-            state.queue.push('\n');
+            state.queue.entry(&[], line);
         }
         self.shared.draw();
     }
@@ -185,7 +185,7 @@ impl Observer for Live {
         let full = {
             let mut state = lock(&self.shared.state);
             state.output(origin, stream, bytes);
-            state.queue.len() > QUEUE
+            state.queue.as_str().len() > QUEUE
         };
         if full {
             self.shared.draw();
@@ -214,10 +214,10 @@ impl Shared {
             let mut state = lock(&self.state);
             let shown = (self.height)().map_or(SHOWN, |height| height.saturating_sub(4).clamp(1, SHOWN));
             let rows = if state.stopped { Vec::new() } else { state.rows(Instant::now(), shown) };
-            (std::mem::take(&mut state.queue), rows)
+            (state.queue.take(), rows)
         };
         if !queue.is_empty() {
-            let _ = self.multi.println(queue.trim_end_matches('\n'));
+            let _ = self.multi.println(queue.to_string());
         }
         let mut changed = false;
         while bars.len() > rows.len() {
@@ -262,7 +262,7 @@ impl State {
         }
         match &event.kind {
             EventKind::RunStarted { experiment, deadline, groups, .. } => {
-                self.experiment = sanitize(experiment).into_owned();
+                self.experiment = one_line(experiment);
                 "launching".clone_into(&mut self.phase);
                 let left = Duration::try_from_secs_f64(deadline - event.at).unwrap_or_default();
                 self.deadline = now.checked_add(left);
@@ -316,9 +316,9 @@ impl State {
                 }
                 machine.last.clear();
             }
-            EventKind::TrialStarted { trial } => self.phase = format!("trial {}", sanitize(trial)),
+            EventKind::TrialStarted { trial } => self.phase = format!("trial {}", one_line(trial)),
             EventKind::StepStarted { trial, step, .. } => {
-                self.phase = format!("trial {}: {}", sanitize(trial), sanitize(step));
+                self.phase = format!("trial {}: {}", one_line(trial), one_line(step));
             }
             EventKind::TearingDown { .. } => "tearing down".clone_into(&mut self.phase),
             EventKind::Kept { .. } => "kept".clone_into(&mut self.phase),
@@ -363,24 +363,32 @@ impl State {
         let all = self.machines.len() <= shown;
         let wanted = |machine: &&Machine| all || !machine.settled || !machine.commands.is_empty();
         let chosen: Vec<&Machine> = self.machines.iter().filter(wanted).take(shown).collect();
-        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0);
+        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0).min(WIDEST);
         let mut rows: Vec<String> =
             chosen.iter().map(|machine| machine.row(width, now, self.colour)).collect();
         if chosen.len() < self.machines.len() {
             rows.push(format!("… and {} more", self.machines.len() - chosen.len()));
         }
-        let mut whole = format!("{}  {}", self.experiment, self.phase);
-        let ready = format!("{}/{} ready", self.count("ready"), self.machines.len());
-        whole.extend(["  ", &ready]);
-        let lost = self.count("failed") + self.count("gone");
-        if lost > 0 {
-            whole.extend(["  ", &paint(self.colour, Style::Bad, &format!("{lost} failed"))]);
-        }
-        if let Some(deadline) = self.deadline {
+        let whole = format!("{}  {}", self.experiment, self.phase);
+        let ready = format!("  {}/{} ready", self.count("ready"), self.machines.len());
+        let lost = match self.count("failed") + self.count("gone") {
+            0 => String::new(),
+            lost => format!("{lost} failed"),
+        };
+        let left = self.deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(now).as_secs();
-            whole.extend(["  ", &span(left as f64), " left"]);
-        }
-        rows.push(whole);
+            format!("  {} left", span(left as f64))
+        });
+        rows.push(row(
+            self.colour,
+            &[
+                (Style::Plain, &whole),
+                (Style::Plain, &ready),
+                (Style::Plain, if lost.is_empty() { "" } else { "  " }),
+                (Style::Bad, &lost),
+                (Style::Plain, left.as_deref().unwrap_or_default()),
+            ],
+        ));
         rows
     }
 }
@@ -388,7 +396,7 @@ impl State {
 impl Machine {
     fn new(name: &str, now: Instant) -> Self {
         Self {
-            name: sanitize(name).into_owned(),
+            name: one_line(name),
             id: None,
             state: "launching",
             style: Style::Plain,
@@ -406,25 +414,33 @@ impl Machine {
 
     fn row(&self, width: usize, now: Instant, colour: bool) -> String {
         let running = self.commands.last();
-        let state = running.map_or(self.state.into(), |running| sanitize(&running.stage));
+        let state = running.map_or(self.state.into(), |running| one_line(&running.stage));
         let style = if running.is_some() { Style::Plain } else { self.style };
-        let state = paint(colour, style, &format!("{state:10}"));
         let since = running.map_or(self.since, |running| running.since);
         let idle = running.is_none() && self.settled;
         let time = if idle { String::new() } else { span(now.duration_since(since).as_secs() as f64) };
         let what = match running {
-            Some(running) if self.last.is_empty() => sanitize(&running.command).into_owned(),
+            Some(running) if self.last.is_empty() => one_line(&running.command),
             Some(_) => sanitize_bytes(&self.last),
             None => String::new(),
         };
-        format!(
-            "{:width$}  {state}  {time:>7}  {}",
-            self.name,
-            paint(colour, Style::Faint, &what.replace('\t', " "))
+        row(
+            colour,
+            &[
+                (Style::Plain, &format!("{:width$}  ", self.name)),
+                (style, &format!("{state:10}")),
+                (Style::Plain, &format!("  {time:>7}  ")),
+                (Style::Faint, &what.replace('\t', " ")),
+            ],
         )
-        .trim_end()
-        .to_owned()
     }
+}
+
+/// One of the changing lines.
+fn row(colour: bool, parts: &[(Style, &str)]) -> String {
+    let mut row = Message::new(colour);
+    row.line(parts);
+    row.as_str().trim_end().to_owned()
 }
 
 #[cfg(test)]

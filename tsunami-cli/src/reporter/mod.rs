@@ -10,11 +10,13 @@ mod text;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub(crate) use json::Json;
+pub(crate) use json::{Json, json};
 pub(crate) use live::Live;
 pub(crate) use logs::Logs;
 pub(crate) use plain::Plain;
-pub(crate) use sanitize::{sanitize, sanitize_lines};
+pub(crate) use sanitize::{harmless, sanitize, sanitize_bytes};
+#[cfg(test)]
+pub(crate) use text::tests::{Shared, little_run};
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

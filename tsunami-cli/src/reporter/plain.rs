@@ -8,6 +8,7 @@ use tsunami_core::{Event, Observer, Origin, Stream};
 
 use super::text::Text;
 use super::{Verbosity, lock};
+use crate::terminal::Message;
 
 /// Writes a line for each thing worth telling. The only control characters are colours, if they are wanted.
 ///
@@ -17,13 +18,13 @@ pub(crate) struct Plain(Mutex<State>);
 struct State {
     writer: Box<dyn Write + Send>,
     text: Text,
-    buffer: String,
+    buffer: Message,
 }
 
 impl Plain {
     /// Writes to `writer`.
     pub(crate) fn new(writer: Box<dyn Write + Send>, verbosity: Verbosity, colour: bool) -> Self {
-        Self(Mutex::new(State { writer, text: Text::new(verbosity, colour), buffer: String::new() }))
+        Self(Mutex::new(State { writer, text: Text::new(verbosity), buffer: Message::new(colour) }))
     }
 }
 
@@ -34,11 +35,12 @@ impl fmt::Debug for Plain {
 }
 
 impl State {
-    fn write(&mut self, make: impl FnOnce(&mut Text, &mut String)) {
+    fn write(&mut self, make: impl FnOnce(&mut Text, &mut Message)) {
         self.buffer.clear();
         make(&mut self.text, &mut self.buffer);
         if !self.buffer.is_empty() {
-            let written = self.writer.write_all(self.buffer.as_bytes()).and_then(|()| self.writer.flush());
+            let written =
+                self.writer.write_all(self.buffer.as_str().as_bytes()).and_then(|()| self.writer.flush());
             // Nowhere to say so.
             drop(written);
         }

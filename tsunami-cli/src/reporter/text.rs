@@ -7,41 +7,33 @@ use std::time::Duration;
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
-use super::sanitize::{Lines, sanitize, sanitize_bytes};
+use super::sanitize::{Lines, sanitize_bytes};
+use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
 #[derive(Debug)]
 pub(super) struct Text {
     verbosity: Verbosity,
-    colour: bool,
     /// How wide names are.
     width: usize,
     /// What has no end of line yet, by machine, stage and stream.
     partial: HashMap<String, HashMap<String, [Lines; 2]>>,
 }
 
-/// How a line looks, as SGR parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
-    Plain,
-    Faint,
-    Good,
-    Warning,
-    Bad,
-}
-
 /// Where a line begins, when there is no time to show.
 const NO_TIME: &str = "         ";
+/// Names wider than this don't set in what stands beside them any further.
+pub(super) const WIDEST: usize = 128;
 /// How many machines of a step are named.
 const NAMED: usize = 6;
 
 impl Text {
-    pub(super) fn new(verbosity: Verbosity, colour: bool) -> Self {
-        Self { verbosity, colour, width: 0, partial: HashMap::new() }
+    pub(super) fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity, width: 0, partial: HashMap::new() }
     }
 
     /// Appends what there is to say of an event, as whole lines.
-    pub(super) fn event(&mut self, event: &Event, out: &mut String) {
+    pub(super) fn event(&mut self, event: &Event, out: &mut Message) {
         use Verbosity::{Normal, Quiet, Verbose};
         match &event.kind {
             EventKind::RunStarted { groups, .. } => {
@@ -51,7 +43,7 @@ impl Text {
                         + group.count.saturating_sub(1).checked_ilog10().unwrap_or(0) as usize
                         + 1
                 });
-                self.width = names.max().unwrap_or(0);
+                self.width = names.max().unwrap_or(0).min(WIDEST);
             }
             EventKind::CommandFinished { machine, stage, .. } => self.finish(machine, stage, out),
             _ => {}
@@ -162,7 +154,7 @@ impl Text {
             EventKind::TornDown { leftovers, seconds } => {
                 let count = number(leftovers.len(), "thing");
                 let mut what = format!("torn down after {}, but {count} may remain:", span(*seconds));
-                leftovers.iter().for_each(|leftover| what.extend(["\n", &leftover.to_string()]));
+                leftovers.iter().for_each(|leftover| what.extend(["\n", &one_line(&leftover.to_string())]));
                 (Quiet, Style::Bad, "", what)
             }
             EventKind::Kept { until } => {
@@ -180,7 +172,7 @@ impl Text {
     }
 
     /// Appends the lines of output that these bytes complete, if output is shown at all.
-    pub(super) fn output(&mut self, origin: &Origin<'_>, stream: Stream, bytes: &[u8], out: &mut String) {
+    pub(super) fn output(&mut self, origin: &Origin<'_>, stream: Stream, bytes: &[u8], out: &mut Message) {
         if self.verbosity < Verbosity::Verbose {
             return;
         }
@@ -196,7 +188,7 @@ impl Text {
     }
 
     /// Appends what a command wrote without an end of line.
-    fn finish(&mut self, machine: &str, stage: &str, out: &mut String) {
+    fn finish(&mut self, machine: &str, stage: &str, out: &mut Message) {
         let Some(stages) = self.partial.get_mut(machine) else { return };
         for mut lines in stages.remove(stage).into_iter().flatten() {
             lines.finish(|line| output_line(self.width, machine, stage, line, out));
@@ -205,23 +197,28 @@ impl Text {
 
     /// Appends a line; what `what` has beyond its first line comes below, indented so that it can't be taken for
     /// a line of ours.
-    fn lines(&self, elapsed: f64, who: &str, style: Style, what: &str, out: &mut String) {
-        let time = paint(self.colour, Style::Faint, &format!("[{elapsed:5.1}s]"));
-        let who = sanitize(who);
-        let indent = if who.is_empty() { 0 } else { self.width.max(who.len()) + 2 };
-        let mut start = format!("{time} {who:indent$}");
+    fn lines(&self, elapsed: f64, who: &str, style: Style, what: &str, out: &mut Message) {
+        let time = format!("[{elapsed:5.1}s]");
+        let who = one_line(who);
+        let indent = if who.is_empty() { 0 } else { self.width.max(who.len()).min(WIDEST) + 2 };
         for (i, line) in what.trim_end().split('\n').enumerate() {
-            if i == 1 {
-                start = format!("{NO_TIME} {:indent$}", "");
+            match i {
+                0 => out.line(&[
+                    (Style::Faint, &time),
+                    (Style::Plain, " "),
+                    (Style::Plain, &format!("{who:indent$}")),
+                    (style, line),
+                ]),
+                _ => out.line(&[(Style::Plain, &format!("{NO_TIME} {:indent$}", "")), (style, line)]),
             }
-            let _ = writeln!(out, "{start}{}", paint(self.colour, style, &sanitize(line)));
         }
     }
 }
 
-fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut String) {
-    let (machine, stage) = (sanitize(machine), sanitize(stage));
-    let _ = writeln!(out, "{NO_TIME}{machine:width$}  {stage} | {}", sanitize_bytes(line));
+fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut Message) {
+    let (machine, stage) = (one_line(machine), one_line(stage));
+    let start = format!("{NO_TIME}{machine:width$}  {stage} | ");
+    out.line(&[(Style::Plain, &start), (Style::Plain, &sanitize_bytes(line))]);
 }
 
 fn ended(what: String, ok: bool, seconds: f64) -> (Verbosity, Style, &'static str, String) {
@@ -251,42 +248,26 @@ pub(super) fn span(seconds: f64) -> String {
     humantime::format_duration(whole).to_string()
 }
 
-/// Text in a colour, if colours are wanted.
-pub(super) fn paint(colour: bool, style: Style, text: &str) -> String {
-    let code = match style {
-        Style::Faint => "2",
-        Style::Good => "32",
-        Style::Warning => "33",
-        Style::Bad => "31",
-        Style::Plain => "",
-    };
-    if colour && !code.is_empty() && !text.is_empty() {
-        format!("\u{1b}[{code}m{text}\u{1b}[0m")
-    } else {
-        text.to_owned()
-    }
-}
-
 fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
     use tsunami_core::{Exit, GroupSize, Leftover, MachineId, Observer as _};
 
     use super::*;
-    use crate::reporter::{Plain, lock};
+    use crate::reporter::{Plain, lock, sanitize};
 
     /// A writer whose text can be read.
     #[derive(Clone, Default)]
-    pub(in crate::reporter) struct Shared(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Shared(Arc<Mutex<Vec<u8>>>);
 
     impl Shared {
-        pub(in crate::reporter) fn text(&self) -> String {
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(lock(&self.0).clone()).unwrap()
         }
     }
@@ -325,7 +306,7 @@ pub(super) mod tests {
     }
 
     /// One server and two clients, of which one fails.
-    pub(in crate::reporter) fn little_run() -> Vec<Event> {
+    pub(crate) fn little_run() -> Vec<Event> {
         use EventKind::*;
         let groups =
             [("server", 1), ("client", 2)].map(|(name, count)| GroupSize { name: name.into(), count });

@@ -1,8 +1,9 @@
 //! Bad input: a clear error with its place, exit status 2, and nothing started.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 #[track_caller]
 fn refused(text: &str, says: &[&str]) {
@@ -131,4 +132,120 @@ fn what_could_be_read_forever_is_no_upload() {
         "name = 'x'\n[group.a]\nupload = [{ from = '/dev/zero', to = 'x' }]\n",
         &["x.toml:3:20", "`/dev/zero` is neither a file nor a directory"],
     );
+}
+
+/// Runs `plan` with 1 GiB of address space, most of which threads on many processors may take; a bomb ends in an error that says where it is, and in little more.
+#[track_caller]
+fn defused(text: &str, says: &str) {
+    let world = World::new();
+    let file = world.write("x.toml", text);
+    let tsunami = world.command(["plan"]);
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg("ulimit -v 1048576; exec \"$0\" plan \"$1\"").arg(tsunami.get_program()).arg(file);
+    limited.current_dir(world.path("work")).env("MALLOC_ARENA_MAX", "2");
+    limited.envs(tsunami.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = limited.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let start: String = text.chars().skip(60).take(120).collect();
+    assert_eq!(output.status.code(), Some(2), "{start}\n{stderr}");
+    assert!(stderr.contains(says), "{start}\n{stderr}");
+    assert!(stderr.len() < 16 << 10, "{start} gave {} bytes", stderr.len());
+}
+
+#[test]
+fn templates_that_explode_are_errors_in_their_place() {
+    for (bomb, part, times, end) in [
+        ("{{ 'x' | indent(2000000000) }}", "", 0, ""),
+        ("{{ '%4000000000d' | format(1) }}", "", 0, ""),
+        ("{{ [1] | batch(2000000000, 0) | length }}", "", 0, ""),
+        ("{{ range(100000) | join('aaaaaaaaaaaaaaaaaaaa') }}", "", 0, ""),
+        ("{{ 'x' * 1000000000 }}", "", 0, ""),
+        ("{{ [[1] * 100000000] == [[1] * 100000000] }}", "", 0, ""),
+        ("{{ (client * 100000000) | list }}", "", 0, ""),
+        ("{{ client | map('default', client, true) | join }}", "", 0, ""),
+        ("{{ client | map(attribute='ip', default=client) | string }}", "", 0, ""),
+        ("{{ 'a'", " | replace('a', 'aaaaaaaaaa')", 30, " }}"),
+        ("{{ client | map(attribute='ip') | join('", "z", 900, "') }}"),
+        ("{{ 1", "+1", 200_000, " }}"),
+        ("{{ ip", "~ip", 200_000, " }}"),
+        ("{{ ip", "|q", 200_000, " }}"),
+        ("{{ ip", "[0:]", 200_000, " }}"),
+        ("{{ ", "(", 200_000, " }}"),
+        ("{{ ", "not ", 200_000, "1 }}"),
+        ("{{ ", "9", 500_000, " }}"),
+        ("", "{{ client | map(attribute='ip') | join(' ') }}", 15_000, ""),
+        ("", "{{ nope }}", 90_000, ""),
+    ] {
+        let template = format!("{bomb}{}{end}", part.repeat(times));
+        defused(
+            &format!(
+                "name = 'x'\n[group.client]\ncount = 10000\n[[step]]\non = 'client'\nrun = \"\"\"\n{template}\"\"\"\n"
+            ),
+            "x.toml:",
+        );
+    }
+}
+
+#[test]
+fn files_that_would_take_for_ever_are_refused() {
+    let machines = "name = 'x'\n[group.a]\ncount = 10000\n";
+    let names: String = (0..70_000).map(|i| format!("'b-{i}',")).collect();
+    let keys: String = (0..70_000).map(|i| format!("nam{i} = 1\n")).collect();
+    for (text, says) in [
+        (format!("{machines}{}", "#".repeat(2 << 20)), "larger than 1024 KiB"),
+        (format!("{keys}name = 'x'\n[group.a]\n"), "and 69980 more problems"),
+        (format!("{machines}[[step]]\nrun = 'x'\non = [{names}]\n"), "and 69980 more problems"),
+        (
+            format!("{machines}[[step]]\nrun = 'x'\non = [{}]\n", "'all',".repeat(100_000) + "'none'"),
+            "`none`",
+        ),
+        (format!("{machines}setup = [{}]\n", "'{{ nope }}',".repeat(70_000)), "`nope` is undefined"),
+        ("[".repeat(1 << 20), "x.toml:1:"),
+        (format!("a = {}", "[".repeat(1 << 19)), "recursion depth"),
+        (format!("{}a = 1", "a.".repeat(1 << 18)), "recursion limit"),
+        ("=\n".repeat(1 << 18), "more problems"),
+        (format!("name = '{}'\n", "x".repeat(1 << 19)), "longer than 100 bytes"),
+    ] {
+        defused(&text, says);
+    }
+    let world = World::new();
+    let pipe = world.path("work/pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut plan = world.command(["plan", "pipe"]).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("a pipe is refused without anybody writing to it", || match plan.try_wait() {
+        Ok(Some(status)) if status.code() == Some(2) => Ok(()),
+        status => Err(format!("{status:?}")),
+    });
+}
+
+#[test]
+fn nothing_that_a_terminal_acts_on_comes_from_arguments_or_files() {
+    let world = World::new();
+    let hostile = "x\nerror: forged\u{1b}]0;t\u{7}\u{9b}2J\u{202e}\u{e0041}";
+    let file =
+        world.write("x.toml", &format!("name = 'x'\n[group.a] # \u{9b}2J\u{202e}\n'{}' = 1\n", "\u{9b}1m"));
+    let with = |value: &str| format!("{value}={hostile}");
+    for (args, status) in [
+        (vec!["plan", hostile], 2),
+        (vec!["logs", hostile], 2),
+        (vec!["down", hostile], 2),
+        (vec!["exec", hostile, "--", "true"], 125),
+        (vec![hostile], 2),
+        (vec!["ls", hostile], 2),
+        (vec!["extend", "x", hostile], 2),
+        (vec!["plan", "x.toml"], 2),
+        (vec!["plan", "x.toml", "--set", &with("n")], 2),
+        (vec!["plan", "x.toml", "--set", &with(hostile)], 2),
+    ] {
+        let ended = world.tsunami(&args);
+        ended.assert_status(status);
+        let acts = |c: char| c != '\n' && c.is_control() || "\u{202e}\u{e0041}".contains(c);
+        assert!(
+            !ended.stderr.contains(acts) && !ended.stderr.contains("\nerror: forged"),
+            "{:?}",
+            ended.stderr
+        );
+    }
+    assert!(file.exists());
+    world.assert_clean();
 }

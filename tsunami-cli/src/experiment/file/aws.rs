@@ -1,13 +1,13 @@
 //! `[aws]`, and what a group says instead.
 
-use std::fs;
 use std::num::NonZeroU32;
 
 use toml::de::{DeTable, DeValue};
+use tsunami_core::limits::USER_DATA_FILE_LIMIT;
 
 use super::value::{entries, number};
 use super::{Problem, Reader, Span, Value, suggest};
-use crate::experiment::{Aws, Disk, Market, OnInterruption, SpotBlock};
+use crate::experiment::{Aws, Disk, Market, OnInterruption, SpotBlock, read_at_most};
 
 /// The keys of `[aws]`, any of which a group may override.
 pub(super) const AWS_KEYS: &[&str] = &[
@@ -224,9 +224,15 @@ impl Reader<'_> {
 
     fn user_data(&mut self, value: &Value<'_>) -> Option<String> {
         let path = self.file(value)?;
-        match fs::read(&path).map(String::from_utf8) {
-            Ok(Ok(text)) => Some(text),
-            Ok(Err(_)) => {
+        match read_at_most(&path, USER_DATA_FILE_LIMIT).map(|bytes| bytes.map(String::from_utf8)) {
+            Ok(Some(Ok(text))) => Some(text),
+            Ok(None) => {
+                let limit = USER_DATA_FILE_LIMIT >> 10;
+                let message = format!("`{}` is larger than {limit} KiB; EC2 takes less", path.display());
+                self.note(Problem::at(value.span(), message));
+                None
+            }
+            Ok(Some(Err(_))) => {
                 let message =
                     format!("`{}` is not UTF-8 text; compressed user data isn't supported", path.display());
                 self.note(Problem::at(value.span(), message));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
+use tsunami_core::limits::NAME_LIMIT;
 
 use super::{
     Kind, LONGEST, Placed, Problem, Reader, Span, Template, Use, Value, is_name, suggest, template_problem,
@@ -37,6 +38,11 @@ impl Reader<'_> {
 
     pub(super) fn name(&mut self, value: &Value<'_>) -> Option<String> {
         let name = self.text(value)?;
+        if name.len() > NAME_LIMIT {
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
+            self.note(Problem::at(value.span(), message));
+            return None;
+        }
         if is_name(name) {
             return Some(name.to_owned());
         }
@@ -191,7 +197,7 @@ impl Reader<'_> {
     // Notes
 
     pub(super) fn note(&mut self, problem: Problem) {
-        self.problems.push(problem);
+        self.notes.note(problem);
     }
 
     /// Notes every key but the known ones. The later ones are promised, but not there yet.
