@@ -134,21 +134,32 @@ impl Create {
 
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
     pub(crate) async fn make(&self, region: &Region, journal: &Journal) -> Result<Made, MakeError> {
-        match journal.entry(self)?.and_then(|entry| entry.outcome) {
+        let earlier = journal.entry(self)?;
+        let again = earlier.as_ref().is_some_and(|entry| entry.outcome.is_none());
+        match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(Made { ids, ..Made::default() }),
             _ => journal.begin(self)?,
         }
         let answer = self.ask(region).await;
-        self.settle(journal, &answer)?;
+        if self.settles(&answer, again) {
+            self.settle(journal, &answer)?;
+        }
         Ok(answer?)
     }
 
-    /// Writes down what came of the request, if that is known.
+    /// Whether an answer tells what the request created, also where it is made again as its first answer was lost.
+    pub(crate) fn settles(&self, answer: &Answer<Made>, again: bool) -> bool {
+        match answer {
+            Ok(_) => true,
+            Err(failure) => failure.answered && !(again && failure.is_beside_the_point()),
+        }
+    }
+
+    /// Writes down what came of the request.
     pub(crate) fn settle(&self, journal: &Journal, answer: &Answer<Made>) -> io::Result<()> {
         match answer {
             Ok(made) => journal.end(self, Outcome::Created(made.ids.clone())),
-            Err(failure) if failure.answered => journal.end(self, Outcome::Refused(failure.code.clone())),
-            Err(_) => Ok(()),
+            Err(failure) => journal.end(self, Outcome::Refused(failure.code.clone())),
         }
     }
 

@@ -75,6 +75,31 @@ impl Failure {
                 .any(|thing| self.code.starts_with(thing))
     }
 
+    /// Whether it is the caller that AWS turns away, whatever is asked for.
+    pub(crate) fn is_about_caller(&self) -> bool {
+        let denied =
+            matches!(self.code.as_str(), "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException");
+        self.kind == ProviderErrorKind::Unauthorized && !denied
+    }
+
+    /// Whether an instance may not be ended before its protection is lifted.
+    pub(crate) fn is_protection(&self) -> bool {
+        self.code == "OperationNotPermitted" && self.message.contains("disableApiTermination")
+    }
+
+    /// Whether a refusal of a request that is made again tells nothing of the one before it.
+    pub(crate) fn is_beside_the_point(&self) -> bool {
+        self.kind.is_transient() || self.kind == ProviderErrorKind::Unauthorized
+    }
+
+    /// What AWS said, and what the user can do.
+    pub(crate) fn explained(&self) -> String {
+        match help(self) {
+            Some(help) => format!("{self} ({help})"),
+            None => self.to_string(),
+        }
+    }
+
     /// Whether AWS says that the thing is there already.
     pub(crate) fn is_duplicate(&self) -> bool {
         self.code.ends_with(".Duplicate") || self.code == "InvalidLaunchTemplateName.AlreadyExistsException"

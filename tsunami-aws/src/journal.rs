@@ -117,25 +117,38 @@ impl Journal {
 
     /// All requests of the run, in the order of their names.
     pub(crate) fn entries(&self) -> io::Result<Vec<Entry>> {
+        match self.legible() {
+            (_, Some(error)) => Err(error),
+            (entries, None) => Ok(entries),
+        }
+    }
+
+    /// The requests that can be read, and what is wrong with the first that can't.
+    pub(crate) fn legible(&self) -> (Vec<Entry>, Option<io::Error>) {
         let files = match fs::read_dir(&self.directory) {
             Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), None),
+            Err(error) => return (Vec::new(), Some(error)),
         };
-        let mut names = Vec::new();
+        let (mut names, mut wrong) = (Vec::new(), None);
         for file in files {
-            let name = file?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("create-") && name.ends_with(".json") {
-                names.push(name);
+            match file.map(|file| file.file_name().to_string_lossy().into_owned()) {
+                Ok(name) if name.starts_with("create-") && name.ends_with(".json") => names.push(name),
+                Ok(_) => {}
+                Err(error) => wrong = Some(error),
             }
         }
         names.sort();
-        let name_it =
-            |name: &String, error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
-        names
-            .iter()
-            .filter_map(|name| self.read(name).map_err(|error| name_it(name, error)).transpose())
-            .collect()
+        let mut entries = Vec::new();
+        for name in names {
+            match self.read(&name) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => {
+                    wrong = wrong.or(Some(io::Error::new(error.kind(), format!("{name}: {error}"))))
+                }
+            }
+        }
+        (entries, wrong)
     }
 
     /// The security group that the run made for itself in a region.

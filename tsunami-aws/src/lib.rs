@@ -43,4 +43,5 @@ mod user_data;
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
 pub use strays::{Found, Survey};
+pub use teardown::remembered;
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

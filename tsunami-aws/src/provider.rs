@@ -29,8 +29,9 @@ use crate::journal::Journal;
 use crate::launch::{self, Launch, authorize};
 use crate::region::Region;
 use crate::spec::Ec2Spec;
+use crate::teardown::{self, Left, Stays};
 use crate::user_data::UserData;
-use crate::{address, inventory, tag, teardown};
+use crate::{address, inventory, tag};
 
 /// The service that tells a caller its address, unless [`Ec2Options::address_service`] names another.
 pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
@@ -423,8 +424,10 @@ impl Provider for Ec2Provider {
                 !matches!(state, Some(InstanceStateName::Terminated | InstanceStateName::ShuttingDown))
             });
             let ids = living.filter_map(|instance| instance.instance_id().map(str::to_owned));
-            let things = inventory::things(region, &filter).await?;
-            let ids: Vec<String> = ids.chain(things.iter().filter_map(|owned| owned.thing.id())).collect();
+            let mut ids: Vec<String> = ids.collect();
+            for (_, found) in inventory::things(region, &filter).await {
+                ids.extend(found?.into_iter().map(|owned| owned.thing.id).filter(|id| !id.is_empty()));
+            }
             // CreateTags takes a thousand things at once.
             for ids in ids.chunks(1000) {
                 let tag = aws_sdk_ec2::types::Tag::builder();
@@ -462,21 +465,15 @@ impl Provider for Ec2Provider {
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let journal = self.journal(run);
         let ended = self.regions.iter().map(|region| teardown::terminate(region, run, &journal));
-        let mut left = Vec::new();
-        for (region, ended) in self.regions.iter().zip(join_all(ended).await) {
-            match ended {
-                Ok(of_region) => left.extend(of_region),
-                // One region that does not answer keeps no other from being cleared.
-                Err(error) => left.push(Leftover {
-                    what: format!("anything the run created in {}", region.name),
-                    why: match &error.help {
-                        Some(help) => format!("{error} ({help})"),
-                        None => error.to_string(),
-                    },
-                }),
-            }
+        let left: Vec<Left> = join_all(ended).await.into_iter().flatten().collect();
+        let is = |stays: Stays| left.iter().any(|left| left.stays == stays);
+        let mended = is(Stays::UntilMended) && !is(Stays::ForNow);
+        let left = left.into_iter().map(|left| left.leftover).collect();
+        if !mended {
+            return Ok(left);
         }
-        Ok(left)
+        let message = "what is left stays until somebody changes what keeps it";
+        Err(ProviderError::new(ProviderErrorKind::Unauthorized, "terminate", message).remains(left))
     }
 
     fn consistency(&self) -> Duration {

@@ -23,6 +23,8 @@ DEFAULTS = {
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
     "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
+    # Instances that EC2 fails to end, and all that are named beside them, by a fault of its own.
+    "unendable": [],
 }
 
 

@@ -9,6 +9,7 @@ GET, POST /_sim/capacity               [{"region", "zone", "type", "market": eac
 POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...]}
 POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
                                        back; without "outside", only the machine itself is told before
+POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
 GET /_sim/instances                    all instances, with what a test may ask of them
@@ -80,6 +81,10 @@ class Control:
 
     def post_interrupt(self, given):
         self.instances.interrupt(given["instance"], float(given.get("notice", 120)), given.get("outside", True))
+
+    def post_protect(self, given):
+        with self.account.lock:
+            self.instances.find(given["instance"]).disable_api_termination = given.get("on", True)
 
     def post_poweroff(self, given):
         self.instances.power_off(given["instance"])

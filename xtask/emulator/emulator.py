@@ -85,7 +85,7 @@ class Emulator:
         }
         for owner, actions in (
             (instances, ("DescribeInstances", "DescribeInstanceStatus", "TerminateInstances", "StopInstances",
-                         "StartInstances", "RebootInstances", "DescribeSpotInstanceRequests",
+                         "StartInstances", "RebootInstances", "ModifyInstanceAttribute", "DescribeSpotInstanceRequests",
                          "CancelSpotInstanceRequests")),
             (launcher, ("DescribeFleets", "DeleteFleets")),
             (resources, ("CreatePlacementGroup", "DescribePlacementGroups", "DeletePlacementGroup",

@@ -13,4 +13,5 @@ mod launches;
 mod refusals;
 mod scale;
 mod storm;
+mod teardown;
 mod world;
