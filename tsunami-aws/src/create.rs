@@ -24,6 +24,7 @@ use crate::error::{Answer, Failure};
 use crate::journal::{Journal, Outcome};
 use crate::region::Region;
 use crate::spec::Disk;
+use crate::{inventory, tag};
 
 /// The tags of a thing.
 pub(crate) type Tags = BTreeMap<String, String>;
@@ -225,7 +226,12 @@ impl Create {
         let request = region.ec2.describe_security_groups();
         let request = request.filters(filter("group-name", &self.name)).filters(filter("vpc-id", vpc));
         let found = region.call("DescribeSecurityGroups", || request.clone().send()).await?;
-        let id = found.security_groups().iter().find_map(|group| group.group_id());
+        // Looked at here too: an endpoint may know no filters.
+        let ours = |group: &&aws_sdk_ec2::types::SecurityGroup| {
+            let run = inventory::value(group.tags(), tag::RUN);
+            group.group_name() == Some(&self.name) && run == self.tags.get(tag::RUN).map(String::as_str)
+        };
+        let id = found.security_groups().iter().find(ours).and_then(|group| group.group_id());
         id.map(Made::one).ok_or_else(|| Failure {
             kind: ProviderErrorKind::Unavailable,
             code: "NotSeenYet".to_owned(),
@@ -306,7 +312,8 @@ impl Create {
     async fn instances_of(&self, region: &Region, fleet: &str) -> Answer<Vec<String>> {
         let request = region.ec2.describe_fleets().fleet_ids(fleet);
         let answer = region.call("DescribeFleets", || request.clone().send()).await?;
-        let instances = answer.fleets().iter().flat_map(|fleet| fleet.instances());
+        let ours = answer.fleets().iter().filter(|found| found.fleet_id() == Some(fleet));
+        let instances = ours.flat_map(|fleet| fleet.instances());
         Ok(instances.flat_map(|instances| instances.instance_ids()).cloned().collect())
     }
 

@@ -4,6 +4,9 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use crate::limited::is_too_long;
+use crate::text::line;
+
 /// An answer of AWS that is an error, or none at all.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} in {region}: {code}: {message}")]
@@ -38,6 +41,11 @@ impl Failure {
                 }
                 (code, message, true)
             }
+            _ if is_too_long(error) => (
+                "AnswerTooLong".to_owned(),
+                "what it answers is longer than any answer of use".to_owned(),
+                false,
+            ),
             SdkError::ConstructionFailure(_) => ("NotSent".to_owned(), root_cause(error), true),
             SdkError::TimeoutError(_) => ("NoAnswer".to_owned(), "no answer in time".to_owned(), false),
             SdkError::DispatchFailure(_) if is_about_credentials(error) => {
@@ -45,6 +53,7 @@ impl Failure {
             }
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
+        let (code, message) = (line(&code), line(&message));
         Self { kind: kind(&code), code, message, operation, region: region.to_owned(), answered }
     }
 
@@ -54,8 +63,8 @@ impl Failure {
         let elsewhere = code == "InvalidFleetConfiguration" && message.contains("not supported");
         Self {
             kind: if elsewhere { ProviderErrorKind::Capacity } else { kind(code) },
-            code: code.to_owned(),
-            message: message.to_owned(),
+            code: line(code),
+            message: line(message),
             operation: "CreateFleet",
             region: region.to_owned(),
             answered: true,
@@ -248,6 +257,9 @@ fn help(failure: &Failure) -> Option<String> {
         "InsufficientFreeAddressesInSubnet" => "give another `subnet` or `zone`".to_owned(),
         "InvalidKeyPair.NotFound" | "InvalidGroup.NotFound" => {
             "something removed a part of the run while it was being launched".to_owned()
+        }
+        "AnswerTooLong" | "EndlessListing" => {
+            format!("see what it is that answers for AWS in {region} (a proxy, AWS_ENDPOINT_URL)")
         }
         "NoAnswer" => format!("see that this computer reaches AWS in {region} (a proxy, AWS_ENDPOINT_URL)"),
         _ => return None,

@@ -12,7 +12,7 @@ use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, Ru
 use crate::error::Answer;
 use crate::journal::{GroupNotes, Journal};
 use crate::region::Region;
-use crate::tag;
+use crate::{tag, text};
 
 /// The most that one page holds.
 const PAGE: i32 = 1000;
@@ -36,10 +36,11 @@ pub(crate) fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 macro_rules! pages {
     ($region:expr, $operation:literal, $request:expr, $items:ident) => {{
         let (mut items, mut next) = (Vec::new(), None);
+        let mut pages = crate::limited::Pages::of($operation, &$region.name);
         loop {
             let request = $request.set_next_token(next);
             let answer = $region.call($operation, || request.clone().send()).await?;
-            next = answer.next_token.filter(|token| !token.is_empty());
+            next = pages.next(answer.next_token)?;
             items.extend(answer.$items.unwrap_or_default());
             if next.is_none() {
                 break items;
@@ -47,6 +48,8 @@ macro_rules! pages {
         }
     }};
 }
+
+pub(crate) use pages;
 
 /// The instances of a run, or of any, terminated ones included for as long as EC2 shows them.
 pub(crate) async fn instances(region: &Region, filter: &RunFilter) -> Answer<Vec<Instance>> {
@@ -78,7 +81,7 @@ async fn interruptions(region: &Region, filter: &RunFilter) -> Answer<HashMap<St
     let interrupted = requests.into_iter().filter_map(|request| {
         let status = request.status?;
         let code = status.code.filter(|code| is_interruption(code))?;
-        let message = status.message.unwrap_or_default();
+        let message = text::line(&status.message.unwrap_or_default());
         Some((request.instance_id?, format!("EC2 takes the spot machine back ({code}): {message}")))
     });
     Ok(interrupted.collect())
@@ -114,43 +117,44 @@ pub(crate) async fn machines(
     for instance in &instances {
         let tags = instance.tags();
         let run: Option<RunId> = value(tags, tag::RUN).and_then(|run| run.parse().ok());
-        let (Some(run), Some(id)) = (run, instance.instance_id()) else { continue };
-        let group = value(tags, tag::GROUP).unwrap_or_default().to_owned();
+        let (Some(run), Some(id)) = (run, text::word(instance.instance_id())) else { continue };
+        let group = text::group(value(tags, tag::GROUP)).unwrap_or_default();
         let (notes, host_key, next) = known.entry((run.clone(), group.clone())).or_insert_with(|| {
             let journal = journal(&run);
             let notes = journal.group(&group).unwrap_or_default();
             let next = u32::try_from(notes.places.len()).unwrap_or_default();
             (notes, journal.public_host_key(), next)
         });
-        let place = notes.places.iter().position(|place| place.as_deref() == Some(id));
+        let place = notes.places.iter().position(|place| place.as_ref() == Some(&id));
         let index = place.and_then(|place| u32::try_from(place).ok()).unwrap_or_else(|| {
             *next += 1;
             *next - 1
         });
-        let kind = instance.instance_type().map_or("", |kind| kind.as_str());
-        let zone =
-            instance.placement().and_then(|placement| placement.availability_zone()).unwrap_or_default();
+        let kind = text::word(instance.instance_type().map(|kind| kind.as_str())).unwrap_or_default();
+        let zone = instance.placement().and_then(|placement| placement.availability_zone());
+        let zone = text::word(zone).unwrap_or_default();
         let market = if is_spot(instance) { "spot" } else { "on-demand" };
-        let price = notes.prices.get(&GroupNotes::price_key(is_spot(instance), kind, zone));
+        let price = notes.prices.get(&GroupNotes::price_key(is_spot(instance), &kind, &zone));
         let reason = instance
             .state_reason()
             .filter(|reason| reason.code().is_some_and(|code| code.starts_with("Server.SpotInstance")));
         let reason = reason.map(|reason| {
-            format!("EC2 took the spot machine back: {}", reason.message().unwrap_or_default())
+            format!("EC2 took the spot machine back: {}", text::line(reason.message().unwrap_or_default()))
         });
         machines.push(Machine {
+            interrupted: interrupted.get(&id).cloned().or(reason),
             id: MachineId::new(id),
             run,
             group,
             index,
             state: state(instance),
             addresses: Addresses {
-                public: instance.public_ip_address().map(str::to_owned),
-                private: instance.private_ip_address().map(str::to_owned),
-                network: instance.vpc_id().map(|vpc| format!("{} {vpc}", region.name)),
+                public: text::address(instance.public_ip_address()),
+                private: text::address(instance.private_ip_address()),
+                network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
             },
             login: Login {
-                user: value(tags, tag::USER).map(str::to_owned),
+                user: text::user(value(tags, tag::USER)),
                 host: None,
                 port: None,
                 host_key: host_key.clone(),
@@ -160,7 +164,6 @@ pub(crate) async fn machines(
             description: format!("{kind} in {zone}, {market}"),
             price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
             ended: ended(instance),
-            interrupted: interrupted.get(id).cloned().or(reason),
         });
     }
     Ok(machines)
@@ -180,7 +183,7 @@ fn ended(instance: &Instance) -> Option<String> {
         }
         _ => "",
     };
-    Some(format!("{code}: {}{hint}", reason.message().unwrap_or_default()))
+    Some(text::line(&format!("{code}: {}{hint}", reason.message().unwrap_or_default())))
 }
 
 /// When a thing of tsunami's expires, by its tag.
@@ -271,10 +274,14 @@ pub(crate) async fn things(region: &Region, filter: &RunFilter) -> Vec<(Kind, An
 /// All that there is of one kind.
 async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<Owned>> {
     let mut owned = Vec::new();
-    let mut add = |tags: &[Tag], thing: Thing| {
-        if let Some(run) = run_of(region, filter, tags) {
-            owned.push(Owned { thing, run, expires: expires(tags) });
+    let mut add = |tags: &[Tag], mut thing: Thing| {
+        let Some(run) = run_of(region, filter, tags) else { return };
+        if text::word(Some(&thing.name)).is_none() {
+            // It is named as far as that can be done, and let be.
+            thing.name = format!("{:?}", text::line(&thing.name));
+            thing.busy = Some("neither EC2 nor tsunami gives such names".to_owned());
         }
+        owned.push(Owned { thing, run, expires: expires(tags) });
     };
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     let ec2 = &region.ec2;

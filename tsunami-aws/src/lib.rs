@@ -32,12 +32,14 @@ mod ground;
 mod inventory;
 mod journal;
 mod launch;
+mod limited;
 mod provider;
 mod region;
 mod spec;
 mod strays;
 mod tag;
 mod teardown;
+mod text;
 mod user_data;
 
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};

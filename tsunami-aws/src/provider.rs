@@ -13,8 +13,10 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_ec2::types::{InstanceStateName, IpPermission, IpRange};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use aws_types::service_config::ServiceConfigKey;
 use futures_util::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tsunami_core::{
@@ -27,6 +29,7 @@ use crate::error::{Answer, Failure};
 use crate::ground::{Ground, invalid};
 use crate::journal::Journal;
 use crate::launch::{self, Launch, authorize};
+use crate::limited::{LimitedAnswers, with_timeouts};
 use crate::region::Region;
 use crate::spec::Ec2Spec;
 use crate::teardown::{self, Left, Stays};
@@ -40,8 +43,7 @@ pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>
 const CONSISTENCY: Duration = Duration::from_secs(5);
 
-/// How long one attempt at a request may take; launching a thousand machines takes EC2 a while.
-const ATTEMPT: Duration = Duration::from_secs(90);
+/// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// How far a machine's own deadline may be from the one in its tags: they are told to the second, at once.
@@ -56,6 +58,8 @@ pub struct Ec2Options {
     pub regions: Vec<String>,
     /// The account that the credentials must be for, if that is known.
     pub account: Option<String>,
+    /// The endpoint that must be in use, as [`Ec2Settings::endpoint`] has it, if that is known.
+    pub endpoint: Option<String>,
     /// The service that tells this computer's address; `None` is [`ADDRESS_SERVICE`].
     pub address_service: Option<String>,
 }
@@ -70,6 +74,10 @@ pub struct Ec2Settings {
     /// The profile, if one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// What answers for EC2: `aws`, or a digest of the URL that the environment or the profile names. Records of
+    /// old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// Launches machines on EC2.
@@ -112,6 +120,11 @@ impl Ec2Provider {
         config: SdkConfig,
         options: Ec2Options,
     ) -> Result<Self, ProviderError> {
+        let config = with_timeouts(config);
+        let endpoint = endpoint(&config);
+        if let Some(expected) = options.endpoint.filter(|expected| *expected != endpoint) {
+            return Err(another_endpoint(&expected));
+        }
         let regions = match (options.regions.as_slice(), config.region()) {
             ([], Some(region)) => vec![region.to_string()],
             ([], None) => {
@@ -146,8 +159,12 @@ impl Ec2Provider {
             owner,
             root: root.into(),
             regions: regions.iter().map(|name| Region::new(&config, name)).collect(),
-            settings: Ec2Settings { account, regions, profile: options.profile },
-            pricing: aws_sdk_pricing::Client::new(&pricing),
+            settings: Ec2Settings { account, regions, profile: options.profile, endpoint: Some(endpoint) },
+            pricing: {
+                let config =
+                    aws_sdk_pricing::config::Builder::from(&pricing).interceptor(LimitedAnswers::default());
+                aws_sdk_pricing::Client::from_conf(config.build())
+            },
             address_service: options.address_service.unwrap_or_else(|| ADDRESS_SERVICE.to_owned()),
             address: OnceCell::new(),
             grounds: Default::default(),
@@ -283,8 +300,7 @@ impl Ec2Provider {
 
 /// The configuration, as aws-config finds it. Repetitions and patience are ours.
 async fn load(options: &Ec2Options) -> SdkConfig {
-    let timeouts =
-        TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(ATTEMPT).build();
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts);
@@ -299,11 +315,43 @@ async fn load(options: &Ec2Options) -> SdkConfig {
     loader.load().await
 }
 
+/// What answers for EC2 where the environment and the profile name nothing else.
+const AWS: &str = "aws";
+
+/// What answers for EC2, in a form that a record may hold: it names no place to send credentials to.
+fn endpoint(config: &SdkConfig) -> String {
+    let key = ServiceConfigKey::builder().service_id("EC2").env("AWS_ENDPOINT_URL").profile("endpoint_url");
+    let own = key.build().ok().and_then(|key| config.service_config()?.load_config(key));
+    let own = own.filter(|_| !config.get_origin("endpoint_url").is_client_config());
+    match own.as_deref().or(config.endpoint_url()) {
+        None => AWS.to_owned(),
+        Some(url) => {
+            let digest = format!("{:x}", Sha256::digest(url.trim_end_matches('/')));
+            digest[..ENDPOINT_DIGEST].to_owned()
+        }
+    }
+}
+
+/// So many digits of a digest tell endpoints apart.
+const ENDPOINT_DIGEST: usize = 16;
+
+fn another_endpoint(expected: &str) -> ProviderError {
+    let message = "the run is at another endpoint than the one that the environment or the profile names now";
+    let help = match expected {
+        AWS => {
+            "it is at AWS itself: unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2 (in a profile: `endpoint_url`)"
+        }
+        _ => "set AWS_ENDPOINT_URL to what it was when the run was launched",
+    };
+    ProviderError::new(ProviderErrorKind::Unauthorized, "connect", message).help(help)
+}
+
 /// The account, and who is asking.
 async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String)> {
     let region = Region::new(config, region);
     let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
-    let sts = aws_sdk_sts::Client::new(&config);
+    let sts = aws_sdk_sts::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+    let sts = aws_sdk_sts::Client::from_conf(sts.build());
     let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
     let account = caller.account().unwrap_or_default().to_owned();
     let arn = caller.arn().unwrap_or_default();

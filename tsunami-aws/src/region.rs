@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tsunami_core::ProviderErrorKind;
 
 use crate::error::{Answer, Failure};
+use crate::limited::LimitedAnswers;
 
 /// How often a request is made before its failure is passed on.
 const ATTEMPTS: u32 = 6;
@@ -41,8 +42,16 @@ impl Region {
         let config = config.to_builder().region(aws_config::Region::new(name.to_owned())).build();
         Self {
             name: name.to_owned(),
-            ec2: Client::new(&config),
-            ssm: aws_sdk_ssm::Client::new(&config),
+            ec2: {
+                let config =
+                    aws_sdk_ec2::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+                Client::from_conf(config.build())
+            },
+            ssm: {
+                let config =
+                    aws_sdk_ssm::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+                aws_sdk_ssm::Client::from_conf(config.build())
+            },
             default_subnets: OnceCell::new(),
             told: Mutex::default(),
             strangers: Once::new(),

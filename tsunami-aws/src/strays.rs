@@ -16,10 +16,10 @@ use serde::Serialize;
 use tsunami_core::{ProviderError, RunFilter, RunId};
 
 use crate::error::{Answer, Failure};
-use crate::inventory;
 use crate::provider::Ec2Provider;
 use crate::region::Region;
 use crate::teardown::describe;
+use crate::{inventory, text};
 
 /// What one run has, in all the regions that were looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -111,7 +111,7 @@ async fn look(region: &Region) -> Look {
                 let state = instance.state().and_then(|state| state.name()).cloned();
                 let run = inventory::run_of(region, &RunFilter::All, instance.tags());
                 if let (Some(run), false) = (run, state == Some(InstanceStateName::Terminated)) {
-                    let id = instance.instance_id().unwrap_or_default();
+                    let id = text::word(instance.instance_id()).unwrap_or_default();
                     let state = state.as_ref().map_or("unknown", InstanceStateName::as_str);
                     let what = format!("machine {id} in {}: {state}", region.name);
                     look.add(run, inventory::expires(instance.tags()), what);

@@ -12,7 +12,7 @@ use crate::error::{Answer, Failure};
 use crate::inventory::{self, Kind, Thing};
 use crate::journal::{Entry, Journal, Outcome};
 use crate::region::Region;
-use crate::tag;
+use crate::{tag, text};
 
 /// TerminateInstances takes so many at once.
 const BATCH: usize = 1000;
@@ -190,24 +190,22 @@ impl<'a> Machines<'a> {
         let listed = inventory::instances(self.region, filter).await;
         let mut ending = Vec::new();
         for instance in listed.iter().flatten() {
-            let (Some(id), state) = (instance.instance_id(), instance.state().and_then(|state| state.name()))
-            else {
-                continue;
-            };
+            let state = instance.state().and_then(|state| state.name());
+            let Some(id) = text::word(instance.instance_id()) else { continue };
             if state == Some(&InstanceStateName::Terminated) {
-                self.fates.insert(id.to_owned(), Fate::Over);
+                self.fates.insert(id, Fate::Over);
                 continue;
             }
-            let known = self.known.entry(id.to_owned()).or_default();
+            let known = self.known.entry(id.clone()).or_default();
             known.listed =
                 Some(state.cloned().unwrap_or_else(|| InstanceStateName::from("in no known state")));
-            if let Some(group) = inventory::value(instance.tags(), tag::GROUP) {
-                known.group = group.to_owned();
+            if let Some(group) = text::group(inventory::value(instance.tags(), tag::GROUP)) {
+                known.group = group;
             }
             if state == Some(&InstanceStateName::ShuttingDown) {
-                self.fates.insert(id.to_owned(), Fate::Ending);
-            } else if matches!(self.fates.get(id), None | Some(Fate::Unknown)) {
-                ending.push(id.to_owned());
+                self.fates.insert(id, Fate::Ending);
+            } else if matches!(self.fates.get(&id), None | Some(Fate::Unknown)) {
+                ending.push(id);
             }
         }
         // Just made, long gone, or the listing failed: EC2's answer tells.
@@ -314,7 +312,7 @@ impl<'a> Machines<'a> {
             let (why, stays) = match (self.fates.get(id), &known.listed) {
                 (Some(Fate::Over), _) => return None,
                 (Some(Fate::Refused(why, stays)), _) => (why.clone(), *stays),
-                (_, Some(state)) => (state.as_str().to_owned(), Stays::ForNow),
+                (_, Some(state)) => (text::line(state.as_str()), Stays::ForNow),
                 (Some(Fate::Unknown), None) if !known.is_young() => return None,
                 (Some(Fate::Unknown), None) => ("just made, and not shown yet".to_owned(), Stays::ForNow),
                 (Some(Fate::Ending) | None, None) => ("just told to end".to_owned(), Stays::ForNow),

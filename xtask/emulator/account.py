@@ -25,6 +25,8 @@ DEFAULTS = {
     "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
     # Instances that EC2 fails to end, and all that are named beside them, by a fault of its own.
     "unendable": [],
+    # An endpoint that is not EC2: it knows no filters, and says of instances whatever is given here.
+    "ignore_filters": False, "forged": {}, "forged_tags": {},
 }
 
 
@@ -64,6 +66,7 @@ class Account:
         self.config = json.loads(json.dumps(self.defaults))
         self.capacity = []
         self.denied = []
+        self.policy = None
 
     def reset(self):
         from moto.moto_api._internal.models import moto_api_backend

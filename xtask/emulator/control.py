@@ -7,6 +7,7 @@ GET, POST /_sim/faults, POST /_sim/faults/clear
 GET /_sim/held, POST /_sim/release     calls being held, by their number in the log; {"n": N} releases one only
 GET, POST /_sim/capacity               [{"region", "zone", "type", "market": each "*" if absent, "free": N, "code"}]
 POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...]}
+POST /_sim/policy                      what the caller may do, as IAM takes it; {} lets them do everything
 POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
                                        back; without "outside", only the machine itself is told before
 POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
@@ -98,6 +99,9 @@ class Control:
 
     def post_permissions(self, given):
         self.account.denied = list(given.get("deny", []))
+
+    def post_policy(self, given):
+        self.account.policy = given or None
 
     def post_reset(self, _given):
         self.faults.clear()

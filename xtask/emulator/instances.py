@@ -278,6 +278,7 @@ class Instances:
             result["IamInstanceProfile"] = life.profile
         if state == "terminated":
             return result
+        result["Tags"] = tag_list({**region.backend.tags.get(one.id, {}), **self.account.config["forged_tags"]})
         nic, names = one.nics[0], {group.id: group.name for group in one.security_groups}
         groups = [{"GroupId": group, "GroupName": names.get(group, "")} for group in life.groups]
         public = nic.public_ip if state in ("running", "shutting-down") else None
@@ -302,7 +303,7 @@ class Instances:
                                                "DeleteOnTermination": bool(block.delete_on_termination)}}
                 for device, block in one.get_block_device_mapping],
         }
-        return result
+        return result | self.account.config["forged"]
 
     def describe_instance_status(self, call):
         params, region = call.params, self.account.region(call.region)

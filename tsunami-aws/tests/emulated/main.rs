@@ -9,6 +9,7 @@ mod emulator;
 
 mod conformance;
 mod faults;
+mod hostile;
 mod launches;
 mod refusals;
 mod scale;

@@ -55,8 +55,8 @@ pub(crate) async fn of(experiment: &Experiment, state: &State, ssh: SshOptions) 
 /// What a recorded run was made with.
 pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Backend, Error> {
     let settings: Ec2Settings = serde_json::from_value(record.settings.clone()).map_err(CoreError::other)?;
-    let Ec2Settings { account, regions, profile } = settings;
-    let options = Ec2Options { profile, regions, account: Some(account), ..options() };
+    let Ec2Settings { account, regions, profile, endpoint } = settings;
+    let options = Ec2Options { profile, regions, account: Some(account), endpoint, ..options() };
     backend(state, options, SshOptions::default()).await
 }
 
@@ -72,9 +72,10 @@ pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Resul
     }
     // Another account's listings would be empty, and prove nothing.
     let settings = fs::read(journal.join("settings.json")).map_err(Error::file("read", &journal))?;
-    let Ec2Settings { account, profile, .. } = serde_json::from_slice(&settings).map_err(CoreError::other)?;
-    let options =
-        Ec2Options { profile, account: Some(account), regions: regions.into_iter().collect(), ..options() };
+    let Ec2Settings { account, profile, endpoint, .. } =
+        serde_json::from_slice(&settings).map_err(CoreError::other)?;
+    let regions = regions.into_iter().collect();
+    let options = Ec2Options { profile, account: Some(account), regions, endpoint, ..options() };
     let Backend { provider, connector } = backend(state, options, SshOptions::default()).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
 }

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
+use crate::emulator::Emulator;
 use crate::world::{Ended, eventually};
 
 /// An experiment of two groups, which asks for one machine each and does nothing with them.
@@ -290,6 +291,31 @@ fn a_machine_that_may_not_be_ended_is_named_with_the_command_and_the_others_are_
     cloud.tsunami(["gc", "--region", "eu-west-1"]).assert_status(6).assert_says(&[&command]);
     cloud.emulator.configure(json!({"clock_skew": 0.0}));
     cloud.emulator.post("permissions", &json!({"deny": []}));
+    cloud.tsunami(["down", &run]).assert_status(0);
+    cloud.assert_clean();
+}
+
+#[test]
+fn a_run_is_looked_for_nowhere_but_at_its_own_endpoint() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let id = cloud.emulator.living()[0]["id"].as_str().unwrap().to_owned();
+    let other = Emulator::without_machines();
+    for command in [&["down", &run][..], &["ls"], &["gc", "--mine"]] {
+        let elsewhere = cloud.command(command).env("AWS_ENDPOINT_URL", other.endpoint()).output().unwrap();
+        let said = Ended::from(elsewhere);
+        if command[0] == "gc" {
+            // It is kept, and so nobody's to remove.
+            said.assert_status(0);
+        } else {
+            said.assert_status(6).assert_says(&[&run, &id, "set AWS_ENDPOINT_URL"]);
+        }
+    }
+    assert_eq!(other.calls().len(), 0, "another endpoint was asked");
+    let record =
+        fs::read_to_string(cloud.world.path("state/tsunami/runs").join(&run).join("record.json")).unwrap();
+    assert!(record.contains("\"endpoint\"") && !record.contains(&cloud.emulator.endpoint()), "{record}");
     cloud.tsunami(["down", &run]).assert_status(0);
     cloud.assert_clean();
 }
