@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tsunami_core::limits::{ADMISSION_OUTPUT_LIMIT, ADMISSION_TIMEOUT};
 use tsunami_core::{
     Command, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink, Price,
     Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
@@ -33,8 +34,8 @@ use crate::limited::{LimitedAnswers, with_timeouts};
 use crate::region::Region;
 use crate::spec::Ec2Spec;
 use crate::teardown::{self, Left, Stays};
-use crate::user_data::UserData;
-use crate::{address, inventory, tag};
+use crate::user_data::{DEADLINE_DIGITS, UserData};
+use crate::{address, inventory, tag, text};
 
 /// The service that tells a caller its address, unless [`Ec2Options::address_service`] names another.
 pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
@@ -427,14 +428,14 @@ impl Provider for Ec2Provider {
     }
 
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        let armed = remote(session, Command::shell("tsunami-deadline status")).await?;
-        let armed_at = armed.split_whitespace().nth(1).and_then(|at| at.parse().ok());
-        let armed_at = armed_at.map(|at| UNIX_EPOCH + Duration::from_secs(at));
-        let fits = armed_at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
+        let status = Command::shell("tsunami-deadline status");
+        let armed = within(ADMISSION_TIMEOUT, remote(session, status)).await?;
+        let fits =
+            armed_at(&armed).zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
         if !fits {
             let expires = machine.expires.map(launch::timestamp).unwrap_or_default();
             let message =
-                format!("its deadline is not the promised one, {expires}: it says `{}`", armed.trim());
+                format!("its deadline is not the promised one, {expires}: it says `{}`", text::line(&armed));
             return Err(ProviderError::new(ProviderErrorKind::Other, "deadline", message));
         }
         self.open_ports(&machine.run).await?;
@@ -452,8 +453,8 @@ impl Provider for Ec2Provider {
         // Isolated, so that no module in the home directory passes for one of Python's own.
         let listen = Command::program("python3").arg("-I").arg("-c").arg(NOTICE);
         match remote(session, listen).await {
-            Ok(notice) if !notice.trim().is_empty() => {
-                format!("EC2 takes the spot machine back, as the machine was told: {}", notice.trim())
+            Ok(said) if is_notice(&said) => {
+                format!("EC2 takes the spot machine back, as the machine was told: {}", text::line(&said))
             }
             // Listings go on telling.
             other => {
@@ -507,7 +508,7 @@ impl Provider for Ec2Provider {
              if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
              $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
         );
-        remote(session, Command::shell(line)).await.map(drop)
+        within(ADMISSION_TIMEOUT, remote(session, Command::shell(line))).await.map(drop)
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
@@ -585,6 +586,36 @@ fn is_cidr(text: &str) -> bool {
     })
 }
 
+/// When a machine says that it ends itself: `armed AT FOR`, both in seconds, and nothing beside that.
+fn armed_at(status: &str) -> Option<SystemTime> {
+    let number = |word: &str| {
+        let digits = word.len() <= DEADLINE_DIGITS && word.bytes().all(|byte| byte.is_ascii_digit());
+        word.parse().ok().filter(|_| digits)
+    };
+    let line = status.strip_suffix('\n').unwrap_or(status);
+    let [at, lifetime] = line.strip_prefix("armed ")?.split(' ').collect::<Vec<_>>().try_into().ok()?;
+    let _: u64 = number(lifetime)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(number(at)?))
+}
+
+/// Whether a machine says what EC2 says there: what happens to it, and when.
+fn is_notice(said: &str) -> bool {
+    let words: Vec<&str> = said.trim_end().split(' ').collect();
+    matches!(words[..], ["terminate" | "stop" | "hibernate", "at", time] if humantime::parse_rfc3339(time).is_ok())
+}
+
+/// Gives a machine a while to say something.
+async fn within<T>(
+    limit: Duration,
+    said: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    let limit_over = |_| {
+        let message = format!("no answer within {}", humantime::format_duration(limit));
+        Err(ProviderError::new(ProviderErrorKind::Other, "first connection", message))
+    };
+    tokio::time::timeout(limit, said).await.unwrap_or_else(limit_over)
+}
+
 /// Runs a command on a machine, which must succeed, and returns what it wrote.
 async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, ProviderError> {
     let failed = |message: String| ProviderError::new(ProviderErrorKind::Other, "first connection", message);
@@ -597,7 +628,7 @@ async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, 
         exit => Err(failed(format!(
             "`{}` ended with {exit}: {}",
             command.to_string().lines().next().unwrap_or_default(),
-            stderr.trim()
+            text::line(&stderr)
         ))),
     }
 }
@@ -615,10 +646,49 @@ impl Said {
 
 impl OutputSink for Said {
     fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
-        const MOST: usize = 8 << 10;
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = if stream == Stream::Stdout { &mut said.0 } else { &mut said.1 };
-        kept.extend_from_slice(&bytes[..bytes.len().min(MOST.saturating_sub(kept.len()))]);
+        kept.extend_from_slice(&bytes[..bytes.len().min(ADMISSION_OUTPUT_LIMIT.saturating_sub(kept.len()))]);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_believed_its_deadline_only_in_the_words_that_were_agreed_on() {
+        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(armed_at("armed 1800000000 2700\n"), at(1_800_000_000));
+        for lie in [
+            "",
+            "armed",
+            "armed 1800000000",
+            "armed +1800000000 2700",
+            "armed -1 2700",
+            "disarmed 1800000000 2700",
+            "armed 1800000000 2700 3",
+            "armed 1800000000 2700\n\n",
+            "armed 1800000000\n2700",
+            "armed 18446744073709551615 2700",
+            "armed 1800000000 99999999999999999999",
+        ] {
+            assert_eq!(armed_at(lie), None, "{lie:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_believed_its_end_only_in_the_words_of_ec2() {
+        assert!(is_notice("terminate at 2026-11-27T06:00:00Z\n"));
+        for lie in [
+            "",
+            "terminate",
+            "terminate at noon",
+            "dance at 2026-11-27T06:00:00Z",
+            "x\nterminate at 2026-11-27T06:00:00Z",
+        ] {
+            assert!(!is_notice(lie), "{lie:?}");
+        }
     }
 }

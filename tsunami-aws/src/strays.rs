@@ -52,7 +52,9 @@ impl Ec2Provider {
         let region = self.default_region();
         let request = region.ec2.describe_regions();
         let answer = region.call("DescribeRegions", || request.clone().send()).await?;
-        Ok(answer.regions().iter().filter_map(|region| region.region_name().map(str::to_owned)).collect())
+        // They become parts of hosts' names.
+        let names = answer.regions().iter().filter_map(|region| text::word(region.region_name()));
+        Ok(names.filter(|name| !name.contains(['.', '_'])).collect())
     }
 
     /// Looks in all of this provider's regions for whatever carries a run's tag and an expiry, and is not gone.
