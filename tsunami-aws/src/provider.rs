@@ -474,9 +474,7 @@ impl Provider for Ec2Provider {
             });
             let ids = living.filter_map(|instance| instance.instance_id().map(str::to_owned));
             let mut ids: Vec<String> = ids.collect();
-            for (_, found) in inventory::things(region, &filter).await {
-                ids.extend(found?.into_iter().map(|owned| owned.thing.id).filter(|id| !id.is_empty()));
-            }
+            ids.extend(teardown::taggable(region, run, &self.journal(run)).await?);
             // CreateTags takes a thousand things at once.
             for ids in ids.chunks(1000) {
                 let tag = aws_sdk_ec2::types::Tag::builder();

@@ -102,10 +102,11 @@ async fn look(region: &Region) -> Look {
     let mut look = Look::default();
     match service_time(region).await {
         Ok(now) => look.now = now,
-        Err(failure) => {
+        Err(failure) if failure.is_about_caller() || !failure.answered => {
             look.failed(region, "everything", &failure);
             return look;
         }
+        Err(failure) => look.failed(region, "the service's clock", &failure),
     }
     match inventory::instances(region, &RunFilter::All).await {
         Ok(instances) => {

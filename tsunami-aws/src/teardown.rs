@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceStateName};
-use tsunami_core::{Leftover, RunFilter, RunId};
+use tsunami_core::{Leftover, ProviderErrorKind, RunFilter, RunId};
 
 use crate::create::What;
 use crate::error::{Answer, Failure};
@@ -17,7 +17,7 @@ use crate::{tag, text};
 /// TerminateInstances takes so many at once.
 const BATCH: usize = 1000;
 
-/// So many refusals in a row that name no machine speak for all that are left to ask for.
+/// So many refusals in a row, that name no machine or deny each, speak for all that are left to ask for.
 const REFUSALS_IN_A_ROW: u32 = 10;
 
 /// For how long EC2 may deny knowing an instance that it has just made.
@@ -50,11 +50,17 @@ impl Left {
     }
 
     fn failed(what: String, failure: &Failure) -> Self {
-        let stays = match failure.kind.is_final() {
-            true => Stays::UntilMended,
-            false => Stays::ForNow,
-        };
-        Self::new(what, failure.explained(), stays)
+        Self::new(what, failure.explained(), Stays::after(failure))
+    }
+}
+
+impl Stays {
+    /// EC2 calls much invalid that is only in use for a moment longer; a caller who may not, may not later either.
+    fn after(failure: &Failure) -> Self {
+        match failure.kind {
+            ProviderErrorKind::Unauthorized => Self::UntilMended,
+            _ => Self::ForNow,
+        }
     }
 }
 
@@ -242,12 +248,11 @@ impl<'a> Machines<'a> {
                 self.refused(&batch[0], failure).await;
                 continue;
             }
-            refusals = if named.is_empty() { refusals + 1 } else { 0 };
-            let of_all =
-                failure.is_about_caller() || failure.kind == tsunami_core::ProviderErrorKind::Throttled;
+            let denied = failure.kind == ProviderErrorKind::Unauthorized;
+            refusals = if named.is_empty() || denied { refusals + 1 } else { 0 };
+            let of_all = failure.is_about_caller() || failure.kind == ProviderErrorKind::Throttled;
             if of_all || refusals > REFUSALS_IN_A_ROW {
-                let stays = if failure.kind.is_final() { Stays::UntilMended } else { Stays::ForNow };
-                let fate = Fate::Refused(failure.explained(), stays);
+                let fate = Fate::Refused(failure.explained(), Stays::after(&failure));
                 self.fates.extend(batch.into_iter().map(|id| (id, fate.clone())));
             } else if named.is_empty() || others.is_empty() {
                 let (first, second) = batch.split_at(batch.len() / 2);
@@ -290,7 +295,7 @@ impl<'a> Machines<'a> {
                 }
             }
         }
-        let (mut why, mut stays) = (failure.explained(), Stays::ForNow);
+        let mut why = failure.explained();
         if let Some(Err(not_lifted)) = lifted {
             let region = &self.region.name;
             why = format!(
@@ -300,10 +305,7 @@ impl<'a> Machines<'a> {
             );
             failure = not_lifted;
         }
-        if failure.kind.is_final() {
-            stays = Stays::UntilMended;
-        }
-        self.fates.insert(id.to_owned(), Fate::Refused(why, stays));
+        self.fates.insert(id.to_owned(), Fate::Refused(why, Stays::after(&failure)));
     }
 
     /// The machines that are not known to be gone.
@@ -359,9 +361,28 @@ fn unseen(region: &Region, kind: Kind, failure: &Failure, entries: &[Entry]) -> 
     if failure.is_about_caller() {
         return Some(Left::failed(whatever_else(region), failure));
     }
-    let may_have_any = entries.is_empty() || entries.iter().any(|entry| may_make(entry, kind));
     let what = format!("{}s of the run in {}", kind.name(), region.name);
-    may_have_any.then(|| Left::failed(what, failure))
+    may_have(entries, kind).then(|| Left::failed(what, failure))
+}
+
+fn may_have(entries: &[Entry], kind: Kind) -> bool {
+    entries.is_empty() || entries.iter().any(|entry| may_make(entry, kind))
+}
+
+/// The ids of everything that a run has in a region beside its machines, for tags.
+pub(crate) async fn taggable(region: &Region, run: &RunId, journal: &Journal) -> Answer<Vec<String>> {
+    let entries = of_region(journal.legible().0, region);
+    let mut ids = Vec::new();
+    for (kind, found) in inventory::things(region, &RunFilter::Run(run.clone())).await {
+        match found {
+            Ok(found) => {
+                ids.extend(found.into_iter().map(|owned| owned.thing.id).filter(|id| !id.is_empty()))
+            }
+            Err(failure) if may_have(&entries, kind) => return Err(failure),
+            Err(_) => {}
+        }
+    }
+    Ok(ids)
 }
 
 fn whatever_else(region: &Region) -> String {

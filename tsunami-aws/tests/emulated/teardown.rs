@@ -157,6 +157,44 @@ async fn a_kind_that_the_run_never_made_needs_no_permission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_use_for_a_moment_longer_is_waited_for() {
+    let world = World::new();
+    let (provider, run, _) = up(&world, 2, Ec2Spec { placement_group: true, ..spec() }).await;
+    for (action, code) in [
+        ("DeletePlacementGroup", "InvalidPlacementGroup.InUse"),
+        ("DeleteSecurityGroup", "DependencyViolation"),
+        ("DeleteKeyPair", "InvalidParameterValue"),
+    ] {
+        world.emulator.fault(json!({"action": action, "nth": 1, "kind": "error", "code": code}));
+    }
+    // No attempt calls it final.
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_looked_at_hides_nothing_else_from_a_survey_or_an_extension() {
+    let world = World::new();
+    let (provider, run, _) = up(&world, 2, Ec2Spec { markets: vec![Market::OnDemand], ..spec() }).await;
+    deny(&world, &["ec2:DescribeVolumes", "ec2:DescribePlacementGroups"]);
+    let survey = provider.survey().await;
+    assert_eq!(survey.runs.iter().map(|found| &found.run).collect::<Vec<_>>(), [&run]);
+    let things = survey.runs[0].things.join("\n");
+    assert!(things.contains("machine i-") && things.contains("security group sg-"), "{things}");
+    let failures = survey.failures.join("\n");
+    assert!(failures.contains("volumes") && failures.contains("ec2:DescribePlacementGroups"), "{failures}");
+    // Those that the run has made must be found to be extended; it has made no placement group.
+    let until = std::time::SystemTime::now() + Duration::from_secs(7200);
+    let error = provider.extend(&run, until).await.unwrap_err();
+    assert!(error.help.unwrap().contains("ec2:DescribeVolumes"));
+    deny(&world, &["ec2:DescribePlacementGroups"]);
+    provider.extend(&run, until).await.unwrap();
+    deny(&world, &[]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_token_ends_the_waiting_and_everything_is_named() {
     let world = World::new();
     let tsunami = world.tsunami(world.provider().await);
