@@ -348,7 +348,7 @@ async fn a_refusal_that_is_final_ends_the_teardown_at_once() {
     world.cloud.fault(Call::Terminate, 1, Fault::Error(ProviderErrorKind::Unauthorized));
     let error = world.run(server_and_clients(), nothing).await.unwrap_err();
     let Error::Remains { leftovers, .. } = &error else { panic!("{error:?}") };
-    assert_eq!((world.cloud.calls(Call::Terminate), leftovers.len()), (1, 4), "{leftovers:?}");
+    assert_eq!((world.cloud.calls(Call::Terminate), leftovers.len()), (1, 5), "{leftovers:?}");
     // Allowed again, another process finishes the job.
     let runs = world.state.runs().unwrap();
     world.tsunami().down(&runs[0]).await.unwrap();

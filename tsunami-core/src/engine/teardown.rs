@@ -171,11 +171,21 @@ fn failed(error: ProviderError, names: &[String]) -> Attempt {
 #[error("no answer after {}", humantime::format_duration(ANSWERING))]
 struct Unanswered;
 
+/// Where nothing is known by its name.
+const ANYTHING: &str = "anything the run created";
+
+/// What a request may have created whose answer was lost.
+const ANYTHING_ELSE: &str = "anything else the run created";
+
 /// What is left is not known, since the provider did not say: as far as anything is known to have been there.
 pub(super) fn unknown(error: &(dyn std::error::Error + 'static), names: &[String]) -> Vec<Leftover> {
     let why = ErrorChain(error).to_string();
-    match names {
-        [] => vec![Leftover { what: "anything the run created".to_owned(), why }],
-        names => names.iter().map(|what| Leftover { what: what.clone(), why: why.clone() }).collect(),
-    }
+    let names = names.iter().map(String::as_str).filter(|name| ![ANYTHING, ANYTHING_ELSE].contains(name));
+    let names: Vec<_> = names.collect();
+    let anything = if names.is_empty() { ANYTHING } else { ANYTHING_ELSE };
+    names
+        .into_iter()
+        .chain([anything])
+        .map(|what| Leftover { what: what.to_owned(), why: why.clone() })
+        .collect()
 }
