@@ -250,11 +250,13 @@ pub(crate) struct Thing {
     pub(crate) id: String,
     /// Why it can't be removed as yet: the state of a volume, an instance of a spot request.
     pub(crate) busy: Option<String>,
+    /// Whether it is of nobody's making that is known here, whatever its tag says. Its name is for people only.
+    pub(crate) odd: bool,
 }
 
 impl Thing {
     pub(crate) fn new(kind: Kind, name: impl Into<String>, id: impl Into<String>) -> Self {
-        Self { kind, name: name.into(), id: id.into(), busy: None }
+        Self { kind, name: name.into(), id: id.into(), busy: None, odd: false }
     }
 }
 
@@ -279,7 +281,7 @@ async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<
         if text::word(Some(&thing.name)).is_none() {
             // It is named as far as that can be done, and let be.
             thing.name = format!("{:?}", text::line(&thing.name));
-            thing.busy = Some("neither EC2 nor tsunami gives such names".to_owned());
+            thing.odd = true;
         }
         owned.push(Owned { thing, run, expires: expires(tags) });
     };

@@ -344,7 +344,10 @@ async fn remove_things(region: &Region, filter: &RunFilter, entries: &[Entry], i
         };
         for thing in things {
             let what = describe(&thing, region);
-            if let Some(busy) = &thing.busy {
+            if thing.odd {
+                let why = "neither EC2 nor tsunami gives such names, so it is for you to remove";
+                left.push(Left::new(what, why, Stays::UntilMended));
+            } else if let Some(busy) = &thing.busy {
                 left.push(Left::new(what, busy, Stays::InUse));
             } else if in_use && kind.is_used_by_machines() {
                 left.push(Left::new(what, "the machines have to go first", Stays::InUse));

@@ -68,6 +68,34 @@ async fn text_where_a_value_belongs_passes_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_put_the_tag_on_is_named_in_one_line_and_let_be() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 1, spec())).await.unwrap();
+    let named = [("Action", "CreateKeyPair"), ("KeyName", "theirs%0Aerror:%20lost")];
+    let tag = [
+        ("TagSpecification.1.ResourceType", "key-pair"),
+        ("TagSpecification.1.Tag.1.Key", "tsunami:run"),
+        ("TagSpecification.1.Tag.1.Value", run.as_str()),
+    ];
+    let answer = world.emulator.ec2(REGION, &[&named[..], &tag].concat());
+    assert!(answer.contains("200 OK"), "{answer}");
+    let left = loop {
+        match provider.terminate(&run).await {
+            Ok(left) => assert_ne!(left, []),
+            Err(error) => break error.remains,
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left[0].what, "key pair \"theirs error: lost\" in eu-west-1");
+    assert_eq!(world.emulator.remaining().len(), 1);
+    world.emulator.ec2(REGION, &[("Action", "DeleteKeyPair"), named[1]]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_is_looked_for_only_at_the_endpoint_where_it_was_made() {
     let (here, there) = (World::new(), World::new());
     let settings = here.provider().await.settings().clone();
