@@ -4,6 +4,7 @@ mod launch;
 mod teardown;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Cluster, Host};
 use crate::error::{Error, QuoteFailure};
 use crate::event::{EventKind, Events, GroupSize, Observer, seconds_since_epoch};
-use crate::machine::{Deadline, Machine, RunId};
+use crate::machine::{Deadline, Machine, MachineId, RunId, machine_name};
 use crate::plan::Plan;
 use crate::provider::{Leftover, Provider, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
@@ -252,7 +253,8 @@ impl Tsunami {
     pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
         let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
         let provider = &self.provider;
-        let leftovers = Ending { provider, run, events: &events, impatient: &self.cancel }.until_gone().await;
+        let ending = Ending { provider, run, events: &events, impatient: &self.cancel, launched: Vec::new() };
+        let leftovers = ending.until_gone().await;
         ended(run.clone(), Ok(()), leftovers)
     }
 
@@ -345,6 +347,7 @@ impl Tsunami {
             provider: self.provider.clone(),
             connector: self.connector.clone(),
             creates: TaskTracker::new(),
+            launched: Mutex::default(),
             tasks: self.tasks.clone(),
             sessions: Mutex::default(),
             seed: self.seed.unwrap_or_default(),
@@ -373,6 +376,8 @@ struct Run {
     impatient: CancellationToken,
     /// Requests that create something. Never aborted: awaited in teardown.
     creates: TaskTracker,
+    /// What they are known to have created, by which it is named if it may remain.
+    launched: Mutex<BTreeSet<String>>,
     /// Where work goes that outlives a dropped handle.
     tasks: TaskTracker,
     sessions: Mutex<Vec<Arc<dyn Session>>>,
@@ -416,6 +421,16 @@ impl Run {
             // What can't be read has not moved.
             deadline = self.directory.record().map_or(deadline, |record| record.deadline);
         }
+    }
+
+    fn note_launched(&self, group: &str, ids: &[MachineId]) {
+        let names =
+            (0..).zip(ids).map(|(index, id)| format!("machine {id} ({})", machine_name(group, index)));
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+    }
+
+    fn launched(&self) -> Vec<String> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Session>>> {
@@ -557,7 +572,7 @@ impl Running {
             Ok(leftovers) => leftovers,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
-                Err(error) => vec![teardown::unknown(&error)], // The runtime is shutting down.
+                Err(error) => teardown::unknown(&error, &self.run.launched()), // The runtime is shutting down.
             },
         };
         let result = match how {
