@@ -27,7 +27,13 @@ fn main() -> ExitCode {
     let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
     terminal::tell_panics();
     allow_open_files();
-    let filter = tracing_subscriber::EnvFilter::from_env("TSUNAMI_LOG");
+    let filter = tracing_subscriber::EnvFilter::builder().with_env_var("TSUNAMI_LOG");
+    let filter = filter.try_from_env().unwrap_or_else(|error| {
+        if std::env::var_os("TSUNAMI_LOG").is_some() {
+            terminal::say(&format!("TSUNAMI_LOG is ignored: {error}"));
+        }
+        Default::default()
+    });
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(terminal::Diagnostics).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

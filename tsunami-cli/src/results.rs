@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tsunami_core::{Event, Observer, Report, RunId, private};
+use tsunami_core::{Event, Observer, Report, RunId, State, private};
 
 use crate::error::Error;
 use crate::experiment::{Experiment, ProviderKind, Setup};
@@ -69,6 +69,12 @@ impl Results {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);
         let directory = std::path::absolute(&directory).map_err(Error::file("use", &directory))?;
+        if State::standard().is_ok_and(|state| directory.starts_with(state.root())) {
+            return Err(Error::Usage(format!(
+                "{} is where runs are recorded: results go elsewhere",
+                directory.display()
+            )));
+        }
         files::make_directory(&directory).map_err(Error::file("make the results directory", &directory))?;
         let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
         checked.map_err(Error::file("write results to", &directory))?;

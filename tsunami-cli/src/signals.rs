@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +11,12 @@ use crate::error::Error;
 
 /// Signals this soon after the first are taken for the same one.
 const DEBOUNCE: Duration = Duration::from_secs(1);
+
+/// A file that may grow no further is an error to whoever writes it, and no reason to end without a teardown.
+pub(crate) fn outlive_full_files() {
+    // Once it is listened for, it does nothing.
+    let _ = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
+}
 
 /// Cancels `token` at the first SIGINT, SIGTERM or SIGHUP, saying so with `tell`. At the second, `give_up` says
 /// what remains, and the process ends with the status it returns.

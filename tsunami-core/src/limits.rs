@@ -88,6 +88,12 @@ pub const TEMPLATE_EXPRESSION_LIMIT: usize = 1 << 10;
 /// How many problems of an experiment file are noted, with what may have been meant; the rest is only counted.
 pub const PROBLEM_LIMIT: usize = 200;
 
+/// The longest word for which a likely one is looked for, in characters: the work grows with its square.
+pub const SUGGESTION_WORD_LIMIT: usize = 32;
+
+/// How many words are compared with one that is not known.
+pub const SUGGESTION_CANDIDATES_LIMIT: usize = 1000;
+
 /// The largest experiment file that is read, in bytes. What people write by hand is a hundredth of it.
 pub const EXPERIMENT_FILE_LIMIT: u64 = 1 << 20;
 

@@ -163,7 +163,8 @@ pub fn check_chosen(path: &Path) -> io::Result<()> {
 
 /// Opens a file of a checked directory to append to it or to lock it, and makes it if it isn't there.
 pub fn open_appending(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    // A pipe in its place must not make anybody wait.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
 }
 
@@ -306,6 +307,14 @@ mod tests {
             std::os::unix::fs::chown(directory.path(), Some(12345), None).unwrap();
             assert_eq!(fault(check_directory(directory.path())), Some(Fault::Owner));
         }
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_makes_nobody_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(read(&path).is_err() && check(&path).is_err() && open_appending(&path).is_err());
     }
 
     #[test]

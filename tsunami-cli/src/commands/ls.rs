@@ -134,7 +134,7 @@ async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
         provider: record.provider,
         state,
         machines_running,
-        machines: record.groups.iter().map(|group| group.count).sum(),
+        machines: record.groups.iter().fold(0, |all, group| all.saturating_add(group.count)),
         age: now.duration_since(record.created).unwrap_or_default().as_secs(),
         left: deadline.duration_since(now).unwrap_or_default().as_secs(),
     })

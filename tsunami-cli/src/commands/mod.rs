@@ -20,10 +20,12 @@ use crate::args::{Args, Command, FileArgs};
 use crate::compose::{Backend, aws};
 use crate::error::Error;
 use crate::experiment::Experiment;
+use crate::signals;
 use crate::terminal::say;
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {
+    signals::outlive_full_files();
     let (colour, verbosity) = (args.colour(), args.verbosity());
     if !matches!(args.command, Command::Ls { .. } | Command::Down { .. } | Command::Gc { .. }) {
         name_abandoned_runs();

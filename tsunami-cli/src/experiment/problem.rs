@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
-use tsunami_core::limits::PROBLEM_LIMIT;
+use tsunami_core::limits::{PROBLEM_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 
 use crate::terminal::mark;
 
@@ -231,7 +231,11 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
     // A third of the letters wrong is a slip; more is another word.
     let slip = (word.chars().count() / 3).max(1);
     let letters = word.chars().count();
+    if letters > SUGGESTION_WORD_LIMIT {
+        return None;
+    }
     known
+        .take(SUGGESTION_CANDIDATES_LIMIT)
         .filter(|candidate| candidate.chars().count().abs_diff(letters) <= slip)
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= slip && *distance < candidate.chars().count())
@@ -251,6 +255,8 @@ mod tests {
         assert_eq!(suggest("colour", known), Some("known here: run, start, ready, timeout".into()));
         assert_eq!(suggest("x", ["n"]), Some("known here: n".into()), "one letter is no likeness");
         assert_eq!(suggest("x", []), None);
+        let long = "b".repeat(SUGGESTION_WORD_LIMIT + 1);
+        assert_eq!(likely(&long, [format!("{long}b").as_str()]), None, "that would take long, many times");
     }
 
     #[test]

@@ -173,6 +173,7 @@ fn templates_that_explode_are_errors_in_their_place() {
         ("{{ ", "(", 200_000, " }}"),
         ("{{ ", "not ", 200_000, "1 }}"),
         ("{{ ", "9", 500_000, " }}"),
+        ("{{ 'abc'[::-9223372036854775808] }}", "", 0, ""),
         ("", "{{ client | map(attribute='ip') | join(' ') }}", 15_000, ""),
         ("", "{{ nope }}", 90_000, ""),
     ] {
@@ -190,10 +191,18 @@ fn templates_that_explode_are_errors_in_their_place() {
 fn files_that_would_take_for_ever_are_refused() {
     let machines = "name = 'x'\n[group.a]\ncount = 10000\n";
     let names: String = (0..70_000).map(|i| format!("'b-{i}',")).collect();
+    let long: String = (0..9_000).map(|i| format!("'{}{i}',", "b".repeat(90))).collect();
     let keys: String = (0..70_000).map(|i| format!("nam{i} = 1\n")).collect();
     for (text, says) in [
         (format!("{machines}{}", "#".repeat(2 << 20)), "larger than 1024 KiB"),
         (format!("{keys}name = 'x'\n[group.a]\n"), "and 69980 more problems"),
+        (
+            format!(
+                "name = 'x'\n[group.{}]\ncount = 9999\n[[step]]\nrun = 'x'\non = [{long}]\n",
+                "a".repeat(95)
+            ),
+            "and 8980 more problems",
+        ),
         (format!("{machines}[[step]]\nrun = 'x'\non = [{names}]\n"), "and 69980 more problems"),
         (
             format!("{machines}[[step]]\nrun = 'x'\non = [{}]\n", "'all',".repeat(100_000) + "'none'"),

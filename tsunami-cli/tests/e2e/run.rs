@@ -435,5 +435,22 @@ fn results_go_to_no_directory_that_others_may_write() {
     let run = world.tsunami([&"run".into(), &file]);
     run.assert_status(2).assert_says(&["may be written by others", "mode 0777"]);
     assert!(!run.stderr.contains("launching"), "{}", run.stderr);
+    let among_runs = world.path("state/tsunami/runs/x");
+    let run = world.tsunami([&"run".into(), &file, &"-o".into(), &among_runs]);
+    run.assert_status(2).assert_says(&["where runs are recorded"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_no_reason_to_leave_machines_behind() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\nsetup = 'head -c 300000 /dev/zero'\n");
+    let mut limited = std::process::Command::new("prlimit");
+    let tsunami = world.command([&"run".into(), &file]);
+    limited.arg("--fsize=100000").arg(tsunami.get_program()).args(tsunami.get_args());
+    limited.envs(tsunami.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = limited.current_dir(world.path("work")).stdin(std::process::Stdio::null()).output().unwrap();
+    assert!(ended.status.code().is_some(), "it was killed: {ended:?}");
+    world.tsunami(["down", "--all"]).assert_status(0);
     world.assert_clean();
 }

@@ -321,6 +321,32 @@ fn end_of_expression(source: &str, start: usize) -> usize {
     source.len()
 }
 
+/// So many digits fit a number of the engine's, whatever its sign: it reckons with such numbers unchecked.
+const DIGITS: usize = 18;
+
+/// The place of a number outside of quotes that the engine can't reckon with.
+fn long_number(expression: &str) -> Option<usize> {
+    let (mut quote, mut escaped, mut digits) = (None, false, 0);
+    for (at, byte) in expression.bytes().enumerate() {
+        match (quote, byte) {
+            _ if escaped => escaped = false,
+            (Some(_), b'\\') => escaped = true,
+            (Some(opened_by), _) if opened_by == byte => quote = None,
+            (None, b'"' | b'\'') => quote = Some(byte),
+            _ => {}
+        }
+        match byte {
+            b'0'..=b'9' if quote.is_none() => digits += 1,
+            b'_' => {}
+            _ => digits = 0,
+        }
+        if digits > DIGITS {
+            return Some(at + 1 - digits);
+        }
+    }
+    None
+}
+
 /// Why an expression is not even looked at: the engine would do so without a bound.
 pub(super) fn refused(source: &str, range: Range<usize>) -> Option<TemplateError> {
     // The engine takes apart what is nested by calling itself, also along a chain of operators and filters.
@@ -332,6 +358,14 @@ pub(super) fn refused(source: &str, range: Range<usize>) -> Option<TemplateError
             help: Some(LITERAL.to_owned()),
             range: Some(range.start..range.start + 2),
             too_much: true,
+        });
+    }
+    if let Some(at) = long_number(&source[range.clone()]) {
+        return Some(TemplateError {
+            message: format!("not a template: no number has more than {DIGITS} digits"),
+            help: None,
+            range: Some(range.start + at..range.start + at + 1),
+            too_much: false,
         });
     }
     let at = repetition(&source[range.clone()])?;
