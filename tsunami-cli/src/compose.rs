@@ -132,7 +132,7 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
         let command = match setup {
             Setup::Command(line) => Command::shell(render(line, &scope)?),
             Setup::Script(path) => {
-                let remote = format!(".tsunami-setup-{number}");
+                let remote = script_name(number);
                 host.upload(path, &remote).await?;
                 // `exec` leaves the choice of the interpreter to the script's `#!` line.
                 Command::shell(format!("chmod u+x {remote} && exec ./{remote}"))
@@ -142,6 +142,11 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
         command.run().await?;
     }
     Ok(())
+}
+
+/// The name that a set-up script has on a machine.
+pub(crate) fn script_name(number: usize) -> String {
+    format!(".tsunami-setup-{number}")
 }
 
 /// Adds to a command's environment the facts and what the file says.
