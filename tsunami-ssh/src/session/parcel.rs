@@ -59,6 +59,9 @@ const BLOCK: u64 = 512;
 /// Bytes that holes must spare before they are sent as such, which not every tar understands.
 const HOLES_WORTH: u64 = 1 << 20;
 
+/// Names of directories, and their modes.
+type Directories = Vec<(PathBuf, u32)>;
+
 /// What goes to a machine, and under which names.
 #[derive(Debug)]
 pub(super) struct Parcel {
@@ -120,7 +123,7 @@ impl Parcel {
 /// The files and links below a directory, and the directories, each after the one that it is in.
 ///
 /// What is neither, as a socket, means nothing on another machine and is left out.
-fn entries(root: &Path) -> io::Result<(Vec<PathBuf>, Vec<(PathBuf, u32)>)> {
+fn entries(root: &Path) -> io::Result<(Vec<PathBuf>, Directories)> {
     let is_sent = |kind: FileType| kind.is_file() || kind.is_symlink();
     let (mut files, mut directories) = (Vec::new(), Vec::new());
     let mut stack = vec![PathBuf::from(".")];
