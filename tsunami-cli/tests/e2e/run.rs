@@ -175,6 +175,38 @@ fn a_port_is_seen_when_something_listens_on_it() {
 }
 
 #[test]
+fn a_script_runs_by_its_own_interpreter_or_says_which_is_missing() {
+    let world = World::new();
+    world.write("args.sh", "#!/usr/bin/env -S bash -eu\necho \"$BASH_VERSION\" \"$0\" $#\n");
+    world.write("odd.sh", "#!/no/such interpreter\n");
+    let file = world
+        .write("x.toml", "name = 'x'\n[group.n]\nsetup = [{ script = 'args.sh' }, { script = 'odd.sh' }]\n");
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["status 127", "interpreter /no/such is not on this machine"]);
+    let log = fs::read_to_string(world.results().join("logs/n-0/setup.log")).unwrap();
+    assert!(log.contains(" ./.tsunami-setup-0 0"), "{log}");
+    world.assert_clean();
+}
+
+#[test]
+fn commands_see_nothing_of_how_they_are_reached() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\nenv = { OWN = 'x' }\n[[step]]\nname = 'see'\non = 'n'\nrun = 'env > env.txt'\n\
+                collect = ['env.txt']\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    let env = fs::read_to_string(world.results().join("trials/1/see/n-0/env.txt")).unwrap();
+    let mut ours: Vec<&str> = env.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    ours.retain(|name| name.starts_with("TSUNAMI_") || name.starts_with('_') || name.contains("COMMAND"));
+    ours.sort_unstable();
+    let facts = ["GROUP", "INDEX", "IP", "NAME", "N_IPS", "RUN_ID", "STEP", "TRIAL"];
+    let facts: Vec<String> =
+        facts.iter().map(|name| format!("TSUNAMI_{name}")).chain(["_".to_owned()]).collect();
+    assert_eq!(ours, facts, "{env}");
+    world.assert_clean();
+}
+
+#[test]
 fn a_stranger_on_the_port_is_not_taken_for_the_server() {
     let world = World::new();
     let strangers = ["127.0.0.1:0", "[::1]:0"].map(|address| std::net::TcpListener::bind(address).unwrap());
