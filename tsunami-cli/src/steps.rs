@@ -22,10 +22,8 @@ use crate::experiment::{
 use crate::results::Results;
 use clean::Kept;
 
-/// Repeats a command line, `$1`, until it succeeds. It runs as every command line does.
-const UNTIL: &str = r#"
-if command -v bash >/dev/null 2>&1; then set -- bash --norc -eo pipefail -c "$1"; else set -- sh -e -c "$1"; fi
-until "$@"; do sleep 0.25; done"#;
+/// Repeats a command line until it succeeds.
+const UNTIL: &str = include_str!("steps/until.sh");
 
 /// Waits for a server; its beginning says how.
 const LISTENING: &str = include_str!("steps/listening.sh");
@@ -235,7 +233,7 @@ impl<'a> Trial<'a> {
                 }
                 ReadyWhen::Command(template) => {
                     let line = render(template, &self.scope(host))?;
-                    let until = Command::program("sh").arg("-c").arg(UNTIL).arg("sh").arg(line);
+                    let until = own_script("until", UNTIL).arg(line);
                     self.command(step, &looks, until)?.run().await.map(drop)
                 }
                 ReadyWhen::Log(_) => match signals.log {
@@ -319,7 +317,7 @@ impl<'a> Trial<'a> {
         let used: BTreeSet<&String> = self.experiment.steps.iter().flat_map(|step| &step.on).collect();
         let hosts = used.into_iter().filter_map(|name| self.cluster.host(name));
         let sweeps = hosts.map(|host| {
-            let command = Command::program("sh").arg("-c").arg(SWEEP).arg("sh").arg(&self.name);
+            let command = own_script("sweep", SWEEP).arg(&self.name);
             // What goes on running there may disturb the next attempt.
             host.stage("sweep").command(command).despite_interruption().run()
         });
@@ -362,9 +360,15 @@ fn ended_early(host: &Host, step: &Step, line: &str, output: tsunami_core::Outpu
     }
 }
 
+/// A command made of a script of tsunami's own, of which logs and events show the name.
+fn own_script(name: &str, script: &str) -> Command {
+    let start = r#"script=$TSUNAMI_SCRIPT; unset TSUNAMI_SCRIPT; eval "$script""#;
+    Command::program("sh").arg("-c").arg(start).arg(name).env("TSUNAMI_SCRIPT", script)
+}
+
 /// The script that looks for listeners, with its first two arguments.
 fn listening(mode: &str, port: u16) -> Command {
-    Command::program("sh").arg("-c").arg(LISTENING).arg("sh").arg(mode).arg(format!("{port:04X}"))
+    own_script("listening", LISTENING).arg(mode).arg(format!("{port:04X}"))
 }
 
 /// The addresses by which a machine is known, as the kernel's tables have them.

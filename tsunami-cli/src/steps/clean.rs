@@ -7,9 +7,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
-use tsunami_core::{Command, Error, Host, Stdin};
+use tsunami_core::{Error, Host, Stdin};
 
-use super::Trial;
+use super::{Trial, own_script};
 use crate::compose::render;
 use crate::experiment::{Scope, Setup, Step};
 
@@ -41,7 +41,7 @@ impl Kept {
         let key = (step.name.clone(), host.name().to_owned());
         let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let Some(began) = began else { return Ok(vec![true; patterns.len()]) };
-        let script = Command::program("sh").arg("-c").arg(FRESH).arg("sh").arg(began);
+        let script = own_script("fresh", FRESH).arg(began);
         let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
         let mut command = host.stage("clean").command(script);
         if let Some(cwd) = cwd {
@@ -66,8 +66,7 @@ impl Trial<'_> {
                     None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host)?),
                 };
                 let (patterns, cwd) = self.patterns(step, &host)?;
-                let script =
-                    Command::program("sh").arg("-c").arg(CLEAN).arg("sh").arg(cwd.unwrap_or_default());
+                let script = own_script("clean", CLEAN).arg(cwd.unwrap_or_default());
                 let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
                 let command =
                     host.stage("clean").command(script).stdin(Stdin::Bytes(uploaded.clone().into()));

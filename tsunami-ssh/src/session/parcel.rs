@@ -16,40 +16,8 @@ use tsunami_core::{SessionError, SessionErrorKind};
 use super::archive::Piece;
 use super::shell::one_line;
 
-/// Run with the directory to unpack in and the mode that it gets if it is new. Reads lines of script, up to an empty
-/// one, that make the directories below it; unpacks the archive that follows.
-///
-/// `d` makes directories, unless they are there. `l` makes one that its owner may not write to, once it is full:
-/// the last ones first, since those before them may hide them. `-o`: files belong to who unpacks.
-pub(super) const UNPACK: &str = r#"
-_n='
-'
-late=
-mkdir -p ${2:+-m "$2"} -- "$1" || exit
-cd -- "$1" || exit
-d() {
-    mode=$1
-    shift
-    for name; do
-        shift
-        [ ! -d "$name" ] || continue
-        if [ -e "$name" ] || [ -L "$name" ]; then rm -f -- "$name"; fi
-        set -- "$@" "$name"
-    done
-    [ $# -eq 0 ] || mkdir -m "$mode" -- "$@" || exit
-}
-l() {
-    [ ! -d "$3" ] || return 0
-    d "$1" "$3"
-    late=$line$_n$late
-}
-while IFS= read -r line && [ -n "$line" ]; do
-    eval "$line"
-done
-tar -xpof - || exit
-l() { chmod "$2" "$3" || exit; }
-eval "$late"
-"#;
+/// Unpacks a parcel; its beginning says how.
+pub(super) const UNPACK: &str = include_str!("parcel.sh");
 
 /// Bytes in one line of directories, and a few more: it is far from what a shell takes, and a process makes them all.
 const LINE_BYTES: usize = 16 << 10;

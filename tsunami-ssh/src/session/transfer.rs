@@ -7,45 +7,8 @@ use tsunami_core::{Exit, SessionError, SessionErrorKind};
 
 use super::unpack::{BrokenOff, Unpacked};
 
-/// Run with patterns: says on standard error how many matches each has, and packs them to standard output.
-/// With an empty IFS an unquoted expansion is matched against file names, and split or expanded no further.
-///
-/// GNU tar takes the names from a pipe, any number of them; others take them as arguments. Some shells let `.*` match
-/// the directory itself and the one above.
-pub(super) const PACK: &str = r#"
-IFS=
-case $(tar --version 2>/dev/null) in
-*GNU*)
-    for pattern; do
-        count=0
-        for name in $pattern; do
-            case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
-            if [ -e "$name" ] || [ -L "$name" ]; then
-                printf '%s\0' "$name"
-                count=$((count + 1))
-            fi
-        done
-        echo "matches: $count" >&2
-    done | LC_ALL=C tar --sparse --null --verbatim-files-from -T - -cf -
-    exit
-    ;;
-esac
-i=$#
-while [ $i -gt 0 ]; do
-    pattern=$1 count=0
-    shift
-    for name in $pattern; do
-        case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
-        if [ -e "$name" ] || [ -L "$name" ]; then
-            set -- "$@" "$name"
-            count=$((count + 1))
-        fi
-    done
-    echo "matches: $count" >&2
-    i=$((i - 1))
-done
-[ $# -eq 0 ] || exec tar -cf - -- "$@"
-"#;
+/// Packs what patterns match; its beginning says how.
+pub(super) const PACK: &str = include_str!("pack.sh");
 
 /// How many matches each pattern had, or why not everything came home. `said` is what [`PACK`] said on standard error.
 pub(super) fn outcome(
