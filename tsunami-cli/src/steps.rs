@@ -291,15 +291,16 @@ impl<'a> Trial<'a> {
         }
         let into = self.results.collected(&self.name, &step.name, host.name());
         let (patterns, cwd) = self.patterns(step, host)?;
-        let is_new = self.kept.is_new(step, host, &patterns, cwd.as_ref()).await?;
-        let new = |all: &[String]| {
-            all.iter().zip(&is_new).filter(|(_, new)| **new).map(|(one, _)| one.clone()).collect()
-        };
-        let mut matches = host.download(&Download { patterns: new(&patterns), cwd, into }).await?.into_iter();
-        for ((pattern, text), is_new) in step.collect.iter().zip(&patterns).zip(&is_new) {
-            let count = if *is_new { matches.next().unwrap_or(0) } else { 0 };
+        let wanted = self.kept.of_this_trial(step, host, &patterns, cwd.as_ref()).await?;
+        let download = Download { patterns: wanted.concat(), cwd, into };
+        let mut matches = host.download(&download).await?.into_iter();
+        for ((pattern, text), wanted) in step.collect.iter().zip(&patterns).zip(&wanted) {
+            let count: usize = matches.by_ref().take(wanted.len()).sum();
             if count == 0 && !pattern.optional {
-                return Err(host.error(format!("nothing matches `{text}` in `collect`")));
+                return Err(host.error(match wanted[..] {
+                    [] => format!("all that matches `{text}` in `collect` is older than the trial"),
+                    _ => format!("nothing matches `{text}` in `collect`"),
+                }));
             }
         }
         Ok(())
@@ -362,8 +363,7 @@ fn ended_early(host: &Host, step: &Step, line: &str, output: tsunami_core::Outpu
 
 /// A command made of a script of tsunami's own, of which logs and events show the name.
 fn own_script(name: &str, script: &str) -> Command {
-    let start = r#"script=$TSUNAMI_SCRIPT; unset TSUNAMI_SCRIPT; eval "$script""#;
-    Command::program("sh").arg("-c").arg(start).arg(name).env("TSUNAMI_SCRIPT", script)
+    Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
 }
 
 /// The script that looks for listeners, with its first two arguments.
@@ -375,7 +375,8 @@ fn listening(mode: &str, port: u16) -> Command {
 fn own_addresses(host: &Host) -> String {
     let addresses = &host.machine().addresses;
     let known = [Some(host.ip()), addresses.public.as_deref(), addresses.private.as_deref()];
-    known.into_iter().flatten().filter_map(hexadecimal).collect::<Vec<_>>().join(" ")
+    let known: BTreeSet<String> = known.into_iter().flatten().filter_map(hexadecimal).collect();
+    known.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 /// An address as /proc/net/tcp or tcp6 writes it: words of four bytes, the last byte first.

@@ -30,28 +30,53 @@ impl Kept {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, began.to_owned());
     }
 
-    /// Which of a step's patterns match something of this trial's.
-    pub(super) async fn is_new(
+    /// What is to be brought home for each of a step's patterns: the pattern itself, unless it matches something that
+    /// is older than the trial.
+    pub(super) async fn of_this_trial(
         &self,
         step: &Step,
         host: &Host,
         patterns: &[String],
         cwd: Option<&String>,
-    ) -> Result<Vec<bool>, Error> {
+    ) -> Result<Vec<Vec<String>>, Error> {
         let key = (step.name.clone(), host.name().to_owned());
         let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let Some(began) = began else { return Ok(vec![true; patterns.len()]) };
+        let Some(began) = began else {
+            return Ok(patterns.iter().map(|pattern| vec![pattern.clone()]).collect());
+        };
         let script = own_script("fresh", FRESH).arg(began);
         let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
         let mut command = host.stage("clean").command(script);
         if let Some(cwd) = cwd {
             command = command.cwd(cwd);
         }
-        let counts = command.run().await?;
-        let counts = counts.stdout();
-        let mut counts = counts.lines();
-        Ok(patterns.iter().map(|_| counts.next().is_some_and(|count| count.trim() != "0")).collect())
+        let said = command.run().await?.stdout;
+        new_matches(patterns, &said)
+            .ok_or_else(|| host.error("the machine doesn't tell what is newer than the trial"))
     }
+}
+
+/// Reads what the script says: for each pattern what is to be brought home.
+fn new_matches(patterns: &[String], said: &[u8]) -> Option<Vec<Vec<String>>> {
+    let mut pieces = said.split(|byte| *byte == 0);
+    let of_one = |pattern: &String| {
+        let (mut names, mut old) = (Vec::new(), false);
+        loop {
+            match pieces.next()? {
+                b"." => break,
+                b"!" => old = true,
+                piece => names.push(only(piece.strip_prefix(b"=")?)),
+            }
+        }
+        Some(if old { names } else { vec![pattern.clone()] })
+    };
+    patterns.iter().map(of_one).collect()
+}
+
+/// A pattern that matches this name, and hardly any other.
+fn only(name: &[u8]) -> String {
+    let special = |c| matches!(c, '*' | '?' | '[' | '\\' | char::REPLACEMENT_CHARACTER);
+    String::from_utf8_lossy(name).replace(special, "?")
 }
 
 impl Trial<'_> {
@@ -259,11 +284,11 @@ mod tests {
     #[test]
     fn what_is_kept_counts_once_it_is_new() {
         for shell in SHELLS {
-            let own = place(&["began", "old", "new", "d/old", "e/old", "e/new"]);
+            let own = place(&["began", "old", "n[w", "d/old", "e/old", "e/new"]);
             for (name, ago) in [
                 ("began", 100),
                 ("old", 200),
-                ("new", 0),
+                ("n[w", 0),
                 ("d/old", 200),
                 ("e/old", 200),
                 ("d", 200),
@@ -273,7 +298,10 @@ mod tests {
                 File::open(own.path().join(name)).unwrap().set_modified(time).unwrap();
             }
             let args = ["began", "old", "n*", "d", "e", "*", "none"];
-            assert_eq!(says(shell, FRESH, own.path(), &args, b""), "0\n1\n0\n1\n2\n0\n", "{shell:?}");
+            let patterns = args[1..].iter().map(|pattern| pattern.to_string()).collect::<Vec<_>>();
+            let new = new_matches(&patterns, says(shell, FRESH, own.path(), &args, b"").as_bytes()).unwrap();
+            let expected: [&[&str]; 6] = [&[], &["n*"], &[], &["e"], &["e", "n?w"], &["none"]];
+            assert_eq!(new, expected, "{shell:?}");
         }
     }
 }

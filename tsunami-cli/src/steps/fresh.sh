@@ -1,13 +1,14 @@
-# Prints for each of the patterns $2… how many of its matches are newer than the file $1, or hold something that is.
+# Prints what of the matches of the patterns $2… is newer than the file $1, or holds something that is. A zero ends each
+# piece: `=NAME` for what is, `!` for what is not, `.` at the end of a pattern.
 began=$1
 shift
 IFS=
 for pattern; do
-    count=0
     for name in $pattern; do
         case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
+        if [ ! -e "$name" ] && [ ! -L "$name" ]; then continue; fi
         newer=$(find -H "./$name" -newer "$began" -print 2>/dev/null | head -n 1)
-        [ -z "$newer" ] || count=$((count + 1))
+        if [ -n "$newer" ]; then printf '=%s\0' "$name"; else printf '!\0'; fi
     done
-    echo "$count"
+    printf '.\0'
 done

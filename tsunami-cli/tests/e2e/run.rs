@@ -281,17 +281,25 @@ fn a_trial_removes_only_what_is_the_machines_own() {
             cwd = "{0}"
             run = "echo new > made.csv"
             collect = ["*.csv"]
+            [[step]]
+            name = "given"
+            on = "n"
+            run = "true"
+            collect = ["input.csv"]
             "#,
             outside.display()
         ),
     );
     let ended = world.tsunami([&"run".into(), &file]);
-    ended.assert_status(0);
+    ended
+        .assert_status(1)
+        .assert_says(&["all that matches `input.csv` in `collect` is older than the trial"]);
     assert_eq!(fs::read_to_string(outside.join("data.csv")).unwrap(), "precious");
     let home = world.results().join("trials/1");
     assert_eq!(fs::read_to_string(home.join("linked/n-0/new.csv")).unwrap(), "new\n");
-    assert!(fs::read_to_string(home.join("linked/n-0/input.csv")).is_ok_and(|text| text == "given"));
+    assert!(fs::read_to_string(home.join("linked/n-0/input.csv")).is_err(), "it was uploaded");
     assert!(!home.join("linked/n-0/own.csv").exists() && !home.join("linked/n-0/way").exists());
+    assert!(!home.join("made/n-0/data.csv").exists(), "it is older than the trial");
     assert!(!home.join("outside/n-0/data.csv").exists(), "it is older than the trial");
     assert_eq!(fs::read_to_string(home.join("made/n-0/made.csv")).unwrap(), "new\n");
     world.assert_clean();
