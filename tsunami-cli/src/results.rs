@@ -233,7 +233,9 @@ fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Re
         return entries.iter().try_for_each(|entry| digest(root, &relative.join(entry.file_name()), files));
     }
     if metadata.is_file() {
-        let (mut file, mut hasher, mut buffer) = (File::open(&path)?, Sha256::new(), vec![0; 64 << 10]);
+        // It may grow for ever.
+        let mut file = File::open(&path)?.take(metadata.len());
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
         while let count @ 1.. = file.read(&mut buffer)? {
             hasher.update(&buffer[..count]);
         }

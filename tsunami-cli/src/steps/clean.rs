@@ -272,6 +272,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mounted_is_not_emptied() {
+        if !rustix::process::geteuid().is_root() {
+            // An ordinary user mounts nothing; these tests run as root too.
+            return;
+        }
+        for shell in SHELLS {
+            let (own, other) = (place(&["d/x", "d/m nt/y"]), place(&["precious"]));
+            let (from, to) = (other.path().display(), own.path().join("d/m nt"));
+            let script = format!("mount --bind '{from}' '{}' && exec \"$@\"", to.display());
+            let program =
+                [&["--mount", "sh", "-c", &script, "sh"], shell, &["-c", CLEAN, "clean", "", "d"]].concat();
+            let cleaned =
+                Process::new("unshare").args(program).current_dir(own.path()).stdin(Stdio::null()).status();
+            assert!(cleaned.unwrap().success());
+            assert_eq!(
+                (files(own.path()), files(other.path())),
+                (vec![".tsunami-trial".to_owned(), "d/m nt/y".to_owned()], vec!["precious".to_owned()]),
+                "{shell:?}"
+            );
+        }
+    }
+
+    #[test]
     fn an_absolute_upload_stays_too() {
         for shell in SHELLS {
             let own = place(&["a", "b"]);
