@@ -275,7 +275,9 @@ impl<'a> Trial<'a> {
         match when {
             ReadyWhen::Port(port) => match self.listeners(step, host, *port).await {
                 Ok(sockets) if !sockets.is_empty() => {
-                    format!("what listens on port {port} there was not started by this step")
+                    format!(
+                        "what listens on port {port} was not started by this step, or nobody else can reach it"
+                    )
                 }
                 _ => format!("nothing listens on port {port}"),
             },

@@ -4,8 +4,8 @@
 #   before PORT      prints the sockets that listen on the port (in hexadecimal)
 #   wait PORT SOCKETS ADDRESSES NAME TRIAL STEP
 #                    waits until a process of that step's listens on it, on whatever address. Where nobody shows whose
-#                    a socket is, as with another user's, it is one that was not among SOCKETS before, and listens on
-#                    everything or on one of ADDRESSES (as the kernel writes them), which are the machine's own.
+#                    a socket is, as with another user's, it is one that was not among SOCKETS before, and can be
+#                    reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
 mode=$1 port=$2 before=" $3 " own=" $4 " name=$5 trial=$6 step=$7
 
 # Sets sockets: ` address:number address:number `.
@@ -47,13 +47,10 @@ is_the_steps() {
     return 1
 }
 
+# Whether an address is the machine's: all are but those of the loopback, which several machines share.
 is_own() {
-    case $1 in
-    00000000 | 00000000000000000000000000000000) return 0 ;;
-    # Addresses of this computer alone.
-    ??????7F | 00000000000000000000000001000000) [ "$own" != '  ' ] || return 1 ;;
-    esac
-    case $own in '  ' | *" ${1#0000000000000000FFFF0000} "*) return 0 ;; esac
+    case ${1#0000000000000000FFFF0000} in ??????7F | 00000000000000000000000001000000) ;; *) return 0 ;; esac
+    case $own in *" ${1#0000000000000000FFFF0000} "*) return 0 ;; esac
     return 1
 }
 
