@@ -19,8 +19,8 @@ use tsunami_ssh::{
 
 use crate::error::Error;
 use crate::experiment::{
-    EnvValue, Experiment, Facts, Fleet, Group, OnInterruption, ProviderKind, Scope, Setup, Size, Ssh,
-    Template, TemplateError, Transport, variables,
+    EnvValue, Experiment, Facts, Fleet, Group, Interpreter, OnInterruption, ProviderKind, Scope, Setup, Size,
+    Ssh, Template, TemplateError, Transport, Unusable, variables,
 };
 
 /// A provider and a connector that fit each other.
@@ -132,16 +132,35 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
         let command = match setup {
             Setup::Command(line) => Command::shell(render(line, &scope)?),
             Setup::Script(path) => {
-                let remote = format!(".tsunami-setup-{number}");
+                let remote = script_name(number);
                 host.upload(path, &remote).await?;
-                // `exec` leaves the choice of the interpreter to the script's `#!` line.
-                Command::shell(format!("chmod u+x {remote} && exec ./{remote}"))
+                Command::shell(script_line(path, &remote).map_err(|error| host.error(error))?)
             }
         };
         let command = with_env(host.command(command), &env, &group.env, &scope)?;
         command.run().await?;
     }
     Ok(())
+}
+
+/// The line that runs a set-up script: by its interpreter, since it may lie where nothing may be executed.
+fn script_line(script: &Path, remote: &str) -> Result<String, String> {
+    let Interpreter { program, argument } = Interpreter::of(script).map_err(|error| match error {
+        Unusable::Unreadable(error) => format!("{} can't be read: {error}", script.display()),
+        Unusable::Wrong { message, .. } => format!("{} {message}", script.display()),
+    })?;
+    let quoted = |text: &str| shlex::try_quote(text).map(String::from).map_err(|error| error.to_string());
+    let argument = argument.map(|text| quoted(&text)).transpose()?.map(|text| text + " ").unwrap_or_default();
+    let missing = quoted(&format!("the script's interpreter {program} is not on this machine"))?;
+    let program = quoted(&program)?;
+    Ok(format!(
+        "chmod u+x {remote}; [ -x {program} ] || {{ echo {missing} >&2; exit 127; }}; exec {program} {argument}./{remote}"
+    ))
+}
+
+/// The name that a set-up script has on a machine.
+pub(crate) fn script_name(number: usize) -> String {
+    format!(".tsunami-setup-{number}")
 }
 
 /// Adds to a command's environment the facts and what the file says.

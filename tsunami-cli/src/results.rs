@@ -23,18 +23,18 @@ pub(crate) struct Results {
     logs: Arc<Logs>,
 }
 
-/// What was uploaded, for those who want to repeat the run.
+/// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
 #[derive(Serialize)]
 struct Digested {
     group: String,
-    from: PathBuf,
+    from: String,
     to: String,
     files: Vec<DigestedFile>,
 }
 
 #[derive(Serialize)]
 struct DigestedFile {
-    path: PathBuf,
+    path: String,
     size: u64,
     sha256: String,
 }
@@ -207,7 +207,12 @@ fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> 
             let mut files = Vec::new();
             digest(&upload.from, Path::new(""), &mut files).map_err(Error::file("read", &upload.from))?;
             let to = upload.to.source().to_owned();
-            uploads.push(Digested { group: group.name.clone(), from: upload.from.clone(), to, files });
+            uploads.push(Digested {
+                group: group.name.clone(),
+                from: upload.from.to_string_lossy().into_owned(),
+                to,
+                files,
+            });
         }
     }
     let write = |name: &str, value: serde_json::Result<String>| {
@@ -236,12 +241,18 @@ fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Re
         return entries.iter().try_for_each(|entry| digest(root, &relative.join(entry.file_name()), files));
     }
     if metadata.is_file() {
-        let (mut file, mut hasher, mut buffer) = (File::open(&path)?, Sha256::new(), vec![0; 64 << 10]);
+        // It may grow for ever.
+        let mut file = File::open(&path)?.take(metadata.len());
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
         while let count @ 1.. = file.read(&mut buffer)? {
             hasher.update(&buffer[..count]);
         }
         let sha256 = format!("{:x}", hasher.finalize());
-        files.push(DigestedFile { path: relative.to_owned(), size: metadata.len(), sha256 });
+        files.push(DigestedFile {
+            path: relative.to_string_lossy().into_owned(),
+            size: metadata.len(),
+            sha256,
+        });
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! The steps of an experiment, on machines that are up.
 
+mod clean;
+
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
@@ -17,48 +20,19 @@ use crate::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
 use crate::results::Results;
+use clean::Kept;
 
-/// Repeats a command line, `$1`, until it succeeds. It runs as every command line does.
-const UNTIL: &str = r#"
-if command -v bash >/dev/null 2>&1; then set -- bash -eo pipefail -c "$1"; else set -- sh -e -c "$1"; fi
-until "$@"; do sleep 0.25; done"#;
+/// Repeats a command line until it succeeds.
+const UNTIL: &str = include_str!("steps/until.sh");
 
-/// Succeeds once something listens on port `$1` (in hexadecimal) of one of this machine's addresses. Reads the
-/// kernel's table: a connection would disturb a server that takes only one. Addresses there are hexadecimal too,
-/// and `$2` is the machine's own; all of 127.0.0.1 and the wildcards count as well.
-const LISTENING: &str = r#"
-while :; do
-    while read -r _ local _ state _; do
-        case $state:$local in
-        "0A:$2:$1" | "0A:0100007F:$1" | "0A:00000000:$1" | 0A:????????????????????????????????:"$1") exit 0 ;;
-        esac
-    done <<EOF
-$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
-EOF
-    sleep 0.05
-done"#;
+/// Waits for a server; its beginning says how.
+const LISTENING: &str = include_str!("steps/listening.sh");
 
-/// Ends all processes of trial `$1`, by the mark in their environment: TERM, five seconds, KILL. Fails if some
-/// are left.
-const SWEEP: &str = r#"
-trial=$1 tries=0
-while :; do
-    set -- $(grep -lzxF -- "TSUNAMI_RUN_ID=$TSUNAMI_RUN_ID" /proc/[0-9]*/environ 2>/dev/null)
-    [ $# -eq 0 ] || set -- $(grep -lzxF -- "TSUNAMI_TRIAL=$trial" "$@" 2>/dev/null)
-    pids=
-    for file; do
-        pid=${file#/proc/}
-        pids="$pids ${pid%/environ}"
-    done
-    [ -n "$pids" ] || exit 0
-    case $tries in
-    0) kill -s TERM $pids ;;
-    5?) kill -s KILL $pids ;;
-    60) echo "still running:$pids" >&2; exit 1 ;;
-    esac
-    tries=$((tries + 1))
-    sleep 0.1
-done"#;
+/// Ends what a trial has left.
+const SWEEP: &str = include_str!("steps/sweep.sh");
+
+/// The variable that tells a step's processes.
+const STEP: &str = "TSUNAMI_STEP";
 
 /// The name of the only trial.
 pub(crate) const FIRST_TRIAL: &str = "1";
@@ -72,6 +46,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) signs: &'a Signs,
     pub(crate) name: String,
     pub(crate) fleet: Fleet,
+    /// What earlier trials have left where nothing is removed.
+    kept: Kept,
     /// Ends all that the steps have begun.
     over: CancellationToken,
 }
@@ -81,6 +57,13 @@ struct Background<'a> {
     step: &'a Step,
     host: Host,
     process: Process,
+}
+
+/// What tells that something started has come up.
+struct Signals {
+    /// The sockets that listened before.
+    before: String,
+    log: Option<oneshot::Receiver<()>>,
 }
 
 /// How a machine's part of a step ended: with a process that goes on, perhaps.
@@ -95,7 +78,7 @@ impl<'a> Trial<'a> {
     ) -> Self {
         let fleet = Fleet::from(cluster.hosts().iter().map(facts).collect::<Vec<_>>());
         let (name, over) = (FIRST_TRIAL.to_owned(), CancellationToken::new());
-        Self { cluster, experiment, results, signs, name, fleet, over }
+        Self { cluster, experiment, results, signs, name, fleet, kept: Kept::default(), over }
     }
 
     /// Does all steps in order, then ends what was started. Ends early when a machine is interrupted: what the
@@ -190,9 +173,15 @@ impl<'a> Trial<'a> {
                     }
                     _ => None,
                 };
+                let before = match ready.as_ref().map(|ready| &ready.when) {
+                    Some(ReadyWhen::Port(port)) => self.listeners(step, &host, *port).await?,
+                    _ => String::new(),
+                };
                 let mut process = self.command(step, &host, Command::shell(&line))?.start();
                 let up = match ready {
-                    Some(ready) => self.ready(step, &host, ready, log, &line, &mut process).await,
+                    Some(ready) => {
+                        self.ready(step, &host, ready, Signals { before, log }, &line, &mut process).await
+                    }
                     None => Ok(()),
                 };
                 if let Err(error) = up {
@@ -211,7 +200,7 @@ impl<'a> Trial<'a> {
         let me = facts(host);
         let scope = self.scope(host);
         let group = self.experiment.group(host.group());
-        let mut command = host.command(command).cancel_on(self.over.clone());
+        let mut command = host.command(command).cancel_on(self.over.clone()).env(STEP, &step.name);
         command = with_env(command, &variables(&me, &self.fleet, Some(&self.name)), &[], &scope)?;
         if let Some(group) = group {
             command = with_env(command, &[], &group.env, &Scope::setup(&me, &self.experiment.set))?;
@@ -229,23 +218,25 @@ impl<'a> Trial<'a> {
         step: &Step,
         host: &Host,
         ready: &Ready,
-        log: Option<oneshot::Receiver<()>>,
+        signals: Signals,
         line: &str,
         process: &mut Process,
     ) -> Result<(), Error> {
+        // What is asked again and again is no part of the server's own log.
+        let looks = host.stage(&format!("{}.ready", step.name));
         let is_ready = async {
             match &ready.when {
                 ReadyWhen::Port(port) => {
-                    let command = Command::program("sh").arg("-c").arg(LISTENING).arg("sh");
-                    let command = command.arg(format!("{port:04X}")).arg(hexadecimal(host.ip()));
-                    host.command(command).run().await.map(drop)
+                    let command = listening("wait", *port).arg(&signals.before).arg(own_addresses(host));
+                    let command = command.arg(host.name()).arg(&self.name).arg(&step.name);
+                    looks.command(command).run().await.map(drop)
                 }
                 ReadyWhen::Command(template) => {
                     let line = render(template, &self.scope(host))?;
-                    let until = Command::program("sh").arg("-c").arg(UNTIL).arg("sh").arg(line);
-                    self.command(step, host, until)?.run().await.map(drop)
+                    let until = own_script("until", UNTIL).arg(line);
+                    self.command(step, &looks, until)?.run().await.map(drop)
                 }
-                ReadyWhen::Log(_) => match log {
+                ReadyWhen::Log(_) => match signals.log {
                     Some(seen) => seen.await.map_err(Error::other),
                     None => Ok(()),
                 },
@@ -253,11 +244,45 @@ impl<'a> Trial<'a> {
         };
         tokio::select! {
             biased;
-            is_ready = timeout(ready.timeout, is_ready) => is_ready.unwrap_or_else(|_| {
-                let within = humantime::format_duration(ready.timeout);
-                Err(host.error(format!("`{line}` was not ready within {within}: {}", describe(&ready.when))))
-            }),
-            ended = process.wait() => Err(ended_early(host, step, line, ended?)),
+            is_ready = timeout(ready.timeout, is_ready) => match is_ready {
+                Ok(is_ready) => is_ready,
+                Err(_) => {
+                    let within = humantime::format_duration(ready.timeout);
+                    let missing = self.missing(step, host, &ready.when).await;
+                    Err(host.error(format!("`{line}` was not ready within {within}: {missing}")))
+                }
+            },
+            ended = process.wait() => match ended? {
+                output if output.exit.success() => Err(host.error(format!(
+                    "`{line}` ended with status 0 before it was ready: a `start` stays in the foreground until the \
+                     trial ends. Have it not put itself in the background (as `nginx -g 'daemon off;'` and \
+                     `redis-server --daemonize no`), or make it a `run` if it is to end"
+                ))),
+                output => Err(ended_early(host, step, line, output)),
+            },
+        }
+    }
+
+    /// The sockets that listen on a port, as the script has them.
+    async fn listeners(&self, step: &Step, host: &Host, port: u16) -> Result<String, Error> {
+        let looks = host.stage(&format!("{}.ready", step.name));
+        let output = looks.command(listening("before", port)).run().await?;
+        Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    /// What was waited for in vain.
+    async fn missing(&self, step: &Step, host: &Host, when: &ReadyWhen) -> String {
+        match when {
+            ReadyWhen::Port(port) => match self.listeners(step, host, *port).await {
+                Ok(sockets) if !sockets.is_empty() => {
+                    format!(
+                        "what listens on port {port} was not started by this step, or nobody else can reach it"
+                    )
+                }
+                _ => format!("nothing listens on port {port}"),
+            },
+            ReadyWhen::Command(command) => format!("`{}` does not succeed", command.source()),
+            ReadyWhen::Log(text) => format!("its output does not have `{}`", text.source()),
         }
     }
 
@@ -268,10 +293,16 @@ impl<'a> Trial<'a> {
         }
         let into = self.results.collected(&self.name, &step.name, host.name());
         let (patterns, cwd) = self.patterns(step, host)?;
-        let matches = host.download(&Download { patterns: patterns.clone(), cwd, into }).await?;
-        for ((pattern, text), count) in step.collect.iter().zip(&patterns).zip(matches) {
+        let wanted = self.kept.of_this_trial(step, host, &patterns, cwd.as_ref()).await?;
+        let download = Download { patterns: wanted.concat(), cwd, into };
+        let mut matches = host.download(&download).await?.into_iter();
+        for ((pattern, text), wanted) in step.collect.iter().zip(&patterns).zip(&wanted) {
+            let count: usize = matches.by_ref().take(wanted.len()).sum();
             if count == 0 && !pattern.optional {
-                return Err(host.error(format!("nothing matches `{text}` in `collect`")));
+                return Err(host.error(match wanted[..] {
+                    [] => format!("all that matches `{text}` in `collect` is older than the trial"),
+                    _ => format!("nothing matches `{text}` in `collect`"),
+                }));
             }
         }
         Ok(())
@@ -284,35 +315,12 @@ impl<'a> Trial<'a> {
         Ok((patterns, step.cwd.as_ref().map(|cwd| render(cwd, &scope)).transpose()?))
     }
 
-    /// Removes what the steps will collect, so that no trial brings home another's files.
-    async fn clean(&self) -> Result<(), Error> {
-        const REMOVE: &str =
-            r#"IFS=; for pattern; do for name in $pattern; do rm -rf -- "$name"; done; done"#;
-        let mut removals = Vec::new();
-        for step in self.experiment.steps.iter().filter(|step| !step.collect.is_empty()) {
-            for host in self.hosts(step)? {
-                let (patterns, cwd) = self.patterns(step, &host)?;
-                let command = Command::program("sh").arg("-c").arg(REMOVE).arg("sh");
-                let mut command = patterns.iter().fold(command, |command, pattern| command.arg(pattern));
-                if let Some(cwd) = cwd {
-                    // A directory that the trial is yet to make has nothing to remove.
-                    let enter = r#"cd -- "$1" 2>/dev/null || exit 0; shift; "#;
-                    command =
-                        Command::program("sh").arg("-c").arg(format!("{enter}{REMOVE}")).arg("sh").arg(cwd);
-                    command = patterns.iter().fold(command, |command, pattern| command.arg(pattern));
-                }
-                removals.push(host.stage("clean").command(command).run());
-            }
-        }
-        join_all(removals).await.into_iter().try_for_each(|removed| removed.map(drop))
-    }
-
     /// Ends what the trial's commands have left in the background.
     async fn sweep(&self) -> Result<(), Error> {
         let used: BTreeSet<&String> = self.experiment.steps.iter().flat_map(|step| &step.on).collect();
         let hosts = used.into_iter().filter_map(|name| self.cluster.host(name));
         let sweeps = hosts.map(|host| {
-            let command = Command::program("sh").arg("-c").arg(SWEEP).arg("sh").arg(&self.name);
+            let command = own_script("sweep", SWEEP).arg(&self.name);
             // What goes on running there may disturb the next attempt.
             host.stage("sweep").command(command).despite_interruption().run()
         });
@@ -336,15 +344,6 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// What was waited for in vain.
-fn describe(when: &ReadyWhen) -> String {
-    match when {
-        ReadyWhen::Port(port) => format!("nothing listens on port {port}"),
-        ReadyWhen::Command(command) => format!("`{}` does not succeed", command.source()),
-        ReadyWhen::Log(text) => format!("its output does not have `{}`", text.source()),
-    }
-}
-
 fn started(step: &Step) -> String {
     match &step.action {
         Action::Start { command, .. } | Action::Run { command, .. } => command.source().to_owned(),
@@ -364,10 +363,32 @@ fn ended_early(host: &Host, step: &Step, line: &str, output: tsunami_core::Outpu
     }
 }
 
-/// An IPv4 address as /proc/net/tcp writes it; anything else matches no line.
-fn hexadecimal(address: &str) -> String {
-    let octets = address.parse::<std::net::Ipv4Addr>().map(|address| address.octets());
-    octets.map_or_else(|_| "-".to_owned(), |[a, b, c, d]| format!("{d:02X}{c:02X}{b:02X}{a:02X}"))
+/// A command made of a script of tsunami's own, of which logs and events show the name.
+fn own_script(name: &str, script: &str) -> Command {
+    Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
+}
+
+/// The script that looks for listeners, with its first two arguments.
+fn listening(mode: &str, port: u16) -> Command {
+    own_script("listening", LISTENING).arg(mode).arg(format!("{port:04X}"))
+}
+
+/// The addresses by which a machine is known, as the kernel's tables have them.
+fn own_addresses(host: &Host) -> String {
+    let addresses = &host.machine().addresses;
+    let known = [Some(host.ip()), addresses.public.as_deref(), addresses.private.as_deref()];
+    let known: BTreeSet<String> = known.into_iter().flatten().filter_map(hexadecimal).collect();
+    known.into_iter().collect::<Vec<_>>().join(" ")
+}
+
+/// An address as /proc/net/tcp or tcp6 writes it: words of four bytes, the last byte first.
+fn hexadecimal(address: &str) -> Option<String> {
+    let octets = match address.parse().ok()? {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let word = |word: &[u8]| word.iter().rev().map(|byte| format!("{byte:02X}")).collect::<String>();
+    Some(octets.chunks(4).map(word).collect())
 }
 
 fn round(seconds: f64) -> f64 {
@@ -437,8 +458,9 @@ mod tests {
 
     #[test]
     fn addresses_are_written_as_the_kernel_does() {
-        assert_eq!(hexadecimal("127.0.0.1"), "0100007F");
-        assert_eq!(hexadecimal("fe80::1"), "-");
+        assert_eq!(hexadecimal("127.0.0.1").unwrap(), "0100007F");
+        assert_eq!(hexadecimal("::1").unwrap(), "00000000000000000000000001000000");
+        assert_eq!(hexadecimal("db.example"), None);
     }
 
     #[test]
@@ -454,5 +476,76 @@ mod tests {
         }
         signs.output(&origin, Stream::Stderr, b"ready").unwrap();
         assert!(seeing.try_recv().is_ok() && signs.waiting.lock().unwrap().is_empty());
+    }
+
+    /// Whether the script that waits for a listener is done soon. It can see whose a socket is, or, as somebody else,
+    /// it can't.
+    fn is_ready(port: u16, before: &str, own: &str, hidden: bool) -> bool {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["3", "setpriv"]);
+        if hidden {
+            command.args(["--reuid=65534", "--clear-groups"]);
+        }
+        command.args([
+            "sh",
+            "-c",
+            LISTENING,
+            "sh",
+            "wait",
+            &format!("{port:04X}"),
+            before,
+            own,
+            "a-0",
+            "1",
+            "serve",
+        ]);
+        command.env("TSUNAMI_RUN_ID", "x").status().unwrap().success()
+    }
+
+    #[test]
+    fn a_stranger_makes_nobody_ready() {
+        let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = stranger.local_addr().unwrap().port();
+        let own = hexadecimal("127.0.0.1").unwrap();
+        assert!(!is_ready(port, "", &own, false), "this process is no step's");
+        let mut server = std::process::Command::new("perl");
+        let listen = "IO::Socket::INET->new(LocalAddr => '127.0.0.2', LocalPort => shift, Listen => 1) or die; sleep 100";
+        // Its environment is its parent's business.
+        let line = r#"env -i "$0" -MIO::Socket::INET -e "my \$s = $1" "$2"; true"#;
+        let server =
+            server.args(["-e", "exec @ARGV", "sh", "-c", line, "/usr/bin/perl", listen, &port.to_string()]);
+        let marks =
+            [("TSUNAMI_RUN_ID", "x"), ("TSUNAMI_NAME", "a-0"), ("TSUNAMI_TRIAL", "1"), (STEP, "serve")];
+        let mut server =
+            std::os::unix::process::CommandExt::process_group(server.envs(marks), 0).spawn().unwrap();
+        let ready = is_ready(port, "", "", false);
+        let group = rustix::process::Pid::from_child(&server);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        server.wait().unwrap();
+        assert!(ready, "it is the server that listens, though beside a stranger");
+    }
+
+    #[test]
+    fn where_nobody_shows_it_a_new_listener_on_an_own_address_will_do() {
+        if !rustix::process::geteuid().is_root() {
+            // Whose processes could not be seen?
+            return a_stranger_makes_nobody_ready();
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let own = hexadecimal("127.0.0.1").unwrap();
+        let before = std::process::Command::new("sh")
+            .args(["-c", LISTENING, "sh", "before", &format!("{port:04X}")])
+            .output();
+        let before = String::from_utf8(before.unwrap().stdout).unwrap();
+        assert!(is_ready(port, "", &own, true));
+        assert!(!is_ready(port, before.trim(), &own, true), "it was there before");
+        assert!(
+            !is_ready(port, "", &hexadecimal("127.0.0.9").unwrap(), true),
+            "the address is another machine's"
+        );
+        assert!(!is_ready(port, "", "", true), "nobody else can reach it");
+        let wildcard = std::net::TcpListener::bind("[::]:0").unwrap();
+        assert!(is_ready(wildcard.local_addr().unwrap().port(), "", &own, true));
     }
 }

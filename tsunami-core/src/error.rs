@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::limits::SHOWN_COMMAND_LIMIT;
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
 use crate::private::Untrusted;
@@ -96,7 +97,7 @@ pub enum Error {
         most: Option<f64>,
     },
     /// A command ended with a status other than 0, or by a signal.
-    #[error("{machine}: stage {stage}: `{command}` ended with {exit}")]
+    #[error("{machine}: stage {stage}: `{}` ended with {exit}", shown(command))]
     Command {
         /// The machine.
         machine: String,
@@ -110,7 +111,8 @@ pub enum Error {
         stderr: String,
     },
     /// A command took longer than it may.
-    #[error("{machine}: stage {stage}: `{command}` timed out after {}{}", humantime::format_duration(*after),
+    #[error("{machine}: stage {stage}: `{}` timed out after {}{}", shown(command),
+        humantime::format_duration(*after),
         if *gone { "" } else { "; it may still be running" })]
     Timeout {
         /// The machine.
@@ -342,5 +344,28 @@ fn over_budget(budget: f64, most: Option<f64>) -> String {
 }
 
 fn running(command: Option<&str>) -> String {
-    command.map(|command| format!(" while running `{command}`")).unwrap_or_default()
+    command.map(|command| format!(" while running `{}`", shown(command))).unwrap_or_default()
+}
+
+/// The beginning of a command.
+fn shown(command: &str) -> String {
+    let (lines, characters) = SHOWN_COMMAND_LIMIT;
+    let of_lines = command.match_indices('\n').nth(lines - 1).map_or(command.len(), |(at, _)| at);
+    let of_characters = command.char_indices().nth(characters).map_or(command.len(), |(at, _)| at);
+    let end = of_lines.min(of_characters);
+    let more = if command[end..].trim().is_empty() { "" } else { " …" };
+    format!("{}{more}", &command[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_beginning_of_a_long_command() {
+        assert_eq!(shown("a\nb\n"), "a\nb\n");
+        let (lines, characters) = SHOWN_COMMAND_LIMIT;
+        assert_eq!(shown(&"x\n".repeat(4000)).lines().count(), lines);
+        assert_eq!(shown(&"é".repeat(1 << 17)), format!("{} …", "é".repeat(characters)));
+    }
 }

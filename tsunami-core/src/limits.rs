@@ -97,6 +97,15 @@ pub const SUGGESTION_CANDIDATES_LIMIT: usize = 1000;
 /// The largest experiment file that is read, in bytes. What people write by hand is a hundredth of it.
 pub const EXPERIMENT_FILE_LIMIT: u64 = 1 << 20;
 
+/// The longest command line, in bytes. Linux takes 128 KiB for one argument of a program, with the zero at its end.
+pub const COMMAND_LIMIT: usize = (128 << 10) - 1;
+
+/// The longest value of a variable, in bytes. The same holds for it, together with its name.
+pub const VARIABLE_LIMIT: usize = (128 << 10) - 1024;
+
+/// How much of a command an error shows, in lines and in characters. All of it is in the log and the events.
+pub const SHOWN_COMMAND_LIMIT: (usize, usize) = (10, 1000);
+
 /// The largest file of user data that is read, in bytes. EC2 takes a quarter of it.
 pub const USER_DATA_FILE_LIMIT: u64 = 64 << 10;
 

@@ -16,19 +16,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Is given templates for `mktemp`, of which the first that can be made is the directory.
-const SCRIPT: &str = r#"
-trap "" HUP INT TERM PIPE
-for template; do directory=$(mktemp -d -- "$template") && break; done
-if [ -n "$directory" ]; then
-    printf %s "$directory"
-    exec > /dev/null 2>&1
-    read -r _
-    # It ignores this itself. A master that is just making its socket could otherwise keep the directory.
-    kill -TERM 0
-    rm -rf -- "$directory" || rm -rf -- "$directory"
-fi
-kill -KILL 0
-"#;
+const SCRIPT: &str = include_str!("janitor.sh");
 
 #[derive(Debug)]
 pub(crate) struct Janitor {

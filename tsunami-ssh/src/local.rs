@@ -388,8 +388,10 @@ impl Sshd<'_> {
              HOME={home} TSUNAMI_RUN_ID={run}\n\
              export HOME TSUNAMI_RUN_ID\n\
              cd \"$HOME\" || exit\n\
-             [ -n \"$SSH_ORIGINAL_COMMAND\" ] || exec \"${{SHELL:-/bin/sh}}\"\n\
-             exec \"${{SHELL:-/bin/sh}}\" -c \"$SSH_ORIGINAL_COMMAND\"\n"
+             line=$SSH_ORIGINAL_COMMAND\n\
+             unset SSH_ORIGINAL_COMMAND\n\
+             [ -n \"$line\" ] || exec \"${{SHELL:-/bin/sh}}\"\n\
+             exec \"${{SHELL:-/bin/sh}}\" -c \"$line\"\n"
         )
     }
 

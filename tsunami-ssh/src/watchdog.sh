@@ -1,3 +1,4 @@
+# shellcheck disable=SC1007,SC2013,SC2015,SC2046,SC2086 # process numbers are split on purpose; `a && b || c` is read as it stands
 # Ends the processes of a run. Runs on the machine itself: beside the machines of `local`, on each of `hosts`.
 #
 #   watch RUN DIRECTORY SECONDS HOW

@@ -20,10 +20,11 @@ const TOOLS: [(&str, &str); 5] = [
 
 /// Those that only the tests call. The first three are shells that machines may have; the last ones make and boot a
 /// machine.
-const TEST_TOOLS: [(&str, &str); 11] = [
+const TEST_TOOLS: [(&str, &str); 12] = [
     ("busybox", "busybox"),
     ("tcsh", "tcsh"),
     ("fish", "fish"),
+    ("shellcheck", "shellcheck"),
     ("pgrep", "procps"),
     ("pkill", "procps"),
     ("setpriv", "util-linux"),

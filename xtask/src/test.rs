@@ -1,9 +1,10 @@
 //! Checks and tests. What `local` does depends on being root, so its tests run as root and as an ordinary user.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -83,6 +84,7 @@ pub(crate) fn test(quick: bool) -> Result {
     if !quick {
         parts.part("dependencies", dependencies)?;
     }
+    parts.part("shellcheck", shellcheck)?;
     // Some tests tell figures.
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     if !is_root() {
@@ -111,6 +113,26 @@ fn dependencies() -> Result<Outcome> {
     let outcome = succeeds(checked)?.into();
     eprintln!("xtask: security advisories are not checked here");
     Ok(outcome)
+}
+
+/// Checks all scripts that belong to the repository. What they do on purpose says so beside it.
+fn shellcheck() -> Result<Outcome> {
+    let mut list = Command::new("git");
+    let listed = list
+        .current_dir(root())
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.sh"])
+        .output()?;
+    let scripts: Vec<&OsStr> = listed
+        .stdout
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(OsStr::from_bytes)
+        .collect();
+    if !listed.status.success() || scripts.is_empty() {
+        return Ok(Outcome::LeftOut("takes a git repository, which knows the scripts"));
+    }
+    Ok(succeeds(Command::new("shellcheck").current_dir(root()).args(["-s", "sh", "--"]).args(scripts))?
+        .into())
 }
 
 /// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run. Without

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use tsunami_core::Addresses;
-use tsunami_core::limits::{PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL};
+use tsunami_core::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
 use super::problem::{Notes, Problem};
@@ -100,10 +100,19 @@ fn rendered(
 
 /// What is wrong with a text, given what it is for.
 fn wrong_with(kind: Kind, text: &str) -> Option<String> {
+    let limit = if kind == Kind::Value { VARIABLE_LIMIT } else { COMMAND_LIMIT };
     let wrong = if text.contains('\0') {
         "this holds a NUL character, which no command can be given"
+    } else if text.len() > limit {
+        return Some(format!(
+            "this has {} bytes, and Linux takes at most {limit} in one piece: upload a file or use a script",
+            text.len()
+        ));
     } else if kind != Kind::Value && text.trim().is_empty() {
         "this is empty"
+    } else if kind == Kind::Path && text.starts_with('~') {
+        "`~` stands for nothing here: this is relative to the machine's working directory, which is its home except \
+         on `hosts`"
     } else if kind == Kind::Pattern && text.starts_with(['/', '~']) {
         // What is collected comes home under its own name, so it must be below the working directory.
         "this isn't relative to the working directory"

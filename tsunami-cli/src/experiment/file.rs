@@ -9,8 +9,6 @@ mod value;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::fs;
-use std::io::Read as _;
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -19,15 +17,17 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use tsunami_core::limits::{GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT};
+use tsunami_core::limits::{
+    GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT,
+};
 
 use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};
 use super::problem::{Notes, Problem, suggest};
 use super::template::{Template, TemplateError, is_reserved};
 use super::{
-    Action, Aws, EnvValue, Group, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret, Setup, Size, Ssh,
-    Step, Transport, Upload, machine_name,
+    Action, Aws, EnvValue, Group, Interpreter, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret,
+    Setup, Size, Ssh, Step, Transport, Unusable, Upload, machine_name,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -411,16 +411,14 @@ impl<'a> Reader<'a> {
 
     fn script(&mut self, value: &Value<'_>) -> Option<PathBuf> {
         let path = self.file(value)?;
-        let mut start = Vec::new();
-        match fs::File::open(&path).and_then(|file| file.take(2).read_to_end(&mut start)) {
-            Ok(_) if start == b"#!" => Some(path),
-            Ok(_) => {
-                let message = format!("`{}` doesn't begin with `#!`", path.display());
-                let help = "say what runs it in its first line, as `#!/bin/bash`".to_owned();
-                self.note(Problem::at(value.span(), message).help(help));
+        match Interpreter::of(&path) {
+            Ok(_) => Some(path),
+            Err(Unusable::Wrong { message, help }) => {
+                let message = format!("`{}` {message}", path.display());
+                self.note(Problem::at(value.span(), message).help(help.to_owned()));
                 None
             }
-            Err(error) => {
+            Err(Unusable::Unreadable(error)) => {
                 self.note(unreadable(value, &path, &error));
                 None
             }
@@ -468,6 +466,13 @@ impl<'a> Reader<'a> {
         let value = self.required(table, "from_env", value.span())?;
         let variable = self.text(value)?.to_owned();
         match (self.lookup_env)(&variable) {
+            Some(secret) if secret.len() > VARIABLE_LIMIT => {
+                let message = format!(
+                    "`{variable}` is longer than {VARIABLE_LIMIT} bytes, and no command can be given it"
+                );
+                self.note(Problem::at(value.span(), message));
+                None
+            }
             Some(secret) => Some(EnvValue::FromEnv { variable, value: Secret(secret) }),
             None => {
                 let message = format!("`{variable}` is not set in the environment");

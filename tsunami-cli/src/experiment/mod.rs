@@ -7,6 +7,7 @@
 mod check;
 mod file;
 mod problem;
+mod script;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use std::{fmt, fs, io};
 use tsunami_core::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 
 pub(crate) use self::problem::{Problem, Problems};
+pub(crate) use self::script::{Interpreter, Unusable};
 pub(crate) use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
 
 use self::file::Reader;
@@ -373,11 +375,13 @@ impl Experiment {
             Some(dir) if dir != Path::new("") => dir,
             _ => Path::new("."),
         };
-        let mut reader = Reader::new(&source, dir, lookup_env);
+        // A line's ending is nothing that a command should see.
+        let text = source.replace("\r\n", "\n");
+        let mut reader = Reader::new(&text, dir, lookup_env);
         let contents = reader.read();
         let (mut notes, templates) = reader.finish();
         if let Some(contents) = &contents {
-            check::templates(&source, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
+            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
             Some(contents) if notes.is_empty() => Ok(Self {
@@ -391,7 +395,7 @@ impl Experiment {
                 set: set.to_vec(),
                 source,
             }),
-            _ => Err(Problems::new(path, &source, notes)),
+            _ => Err(Problems::new(path, &text, notes)),
         }
     }
 

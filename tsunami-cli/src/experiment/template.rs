@@ -14,7 +14,7 @@ use std::{fmt, io};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
 use tsunami_core::Addresses;
-use tsunami_core::limits::TEMPLATE_OUTPUT_LIMIT;
+use tsunami_core::limits::{TEMPLATE_OUTPUT_LIMIT, VARIABLE_LIMIT};
 
 use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
@@ -313,7 +313,11 @@ pub(crate) fn variables(me: &Facts, all: &Fleet, trial: Option<&str>) -> Vec<(St
         variables.push(("TSUNAMI_TRIAL".to_owned(), trial.to_owned()));
         for (group, members) in all.groups.iter() {
             let ips: Vec<_> = members.iter().filter_map(|&at| address_from(me, &all.machines[at])).collect();
-            variables.push((format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips.join(" ")));
+            let ips = ips.join(" ");
+            // With one that is too long no command would start at all.
+            if ips.len() <= VARIABLE_LIMIT {
+                variables.push((format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips));
+            }
         }
     }
     variables

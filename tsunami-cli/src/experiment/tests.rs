@@ -1,6 +1,8 @@
 //! Whole files, as a user would write them and get them wrong.
 
-use tsunami_core::limits::{GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT};
+use tsunami_core::limits::{
+    COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT, VARIABLE_LIMIT,
+};
 
 use super::problem::Notes;
 use super::*;
@@ -237,6 +239,45 @@ fn more_than_anybody_needs_is_refused() {
         &format!("name = \"{name}\"\n[group.{name}]"),
         &["1:8 this name is longer than 100 bytes", "2:8 this name is longer than 100 bytes"],
     );
+}
+
+#[test]
+fn line_endings_are_those_of_unix() {
+    let dir = Dir::new();
+    let text = group("setup = \"\"\"\nif true; then\n  echo \\r\\n\nfi\n\"\"\"").replace('\n', "\r\n");
+    let experiment = dir.load(&text, &[]).unwrap();
+    let Setup::Command(command) = &experiment.groups[0].setup[0] else { panic!("{experiment:?}") };
+    assert_eq!((command.source(), experiment.source), ("if true; then\n  echo \r\n\nfi\n", text.clone()));
+    fs::write(dir.0.path().join("windows.sh"), "#!/bin/sh\r\necho\r\n").unwrap();
+    let problems = dir.problems(text + "\r\n[group.b]\r\nsetup = { script = \"windows.sh\" }\r\n", &[]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with("9:20 `windows.sh` has the line endings of Windows (CRLF)"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn what_no_program_can_be_given_is_refused() {
+    let long = |length| "x".repeat(length);
+    for (limit, keys) in [
+        (COMMAND_LIMIT, &(|text: &str| format!("setup = \"{text}\"")) as &dyn Fn(&str) -> String),
+        (VARIABLE_LIMIT, &|text| format!("env = {{ A = \"{text}\" }}")),
+    ] {
+        let dir = Dir::new();
+        assert!(dir.load(group(&keys(&long(limit))), &[]).is_ok());
+        let problems = dir.problems(group(&keys(&long(limit + 1))), &[]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(&format!("this has {} bytes", limit + 1)), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_tilde_is_no_home() {
+    let message = "`~` stands for nothing here: this is relative to the machine's working directory, which is its \
+                   home except on `hosts`";
+    refuses(&group("upload = [{ from = \"ok.sh\", to = \"~/bin/tool\" }]"), &[&format!("3:34 {message}")]);
+    refuses(&step("run = \"x\"\ncwd = \"~\""), &[&format!("8:7 {message}")]);
 }
 
 #[test]

@@ -175,6 +175,137 @@ fn a_port_is_seen_when_something_listens_on_it() {
 }
 
 #[test]
+fn a_script_runs_by_its_own_interpreter_or_says_which_is_missing() {
+    let world = World::new();
+    world.write("args.sh", "#!/usr/bin/env -S bash -eu\necho \"$BASH_VERSION\" \"$0\" $#\n");
+    world.write("odd.sh", "#!/no/such interpreter\n");
+    let file = world
+        .write("x.toml", "name = 'x'\n[group.n]\nsetup = [{ script = 'args.sh' }, { script = 'odd.sh' }]\n");
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["status 127", "interpreter /no/such is not on this machine"]);
+    let log = fs::read_to_string(world.results().join("logs/n-0/setup.log")).unwrap();
+    assert!(log.contains(" ./.tsunami-setup-0 0"), "{log}");
+    world.assert_clean();
+}
+
+#[test]
+fn commands_see_nothing_of_how_they_are_reached() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\nenv = { OWN = 'x' }\n[[step]]\nname = 'see'\non = 'n'\nrun = 'env > env.txt'\n\
+                collect = ['env.txt']\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    let env = fs::read_to_string(world.results().join("trials/1/see/n-0/env.txt")).unwrap();
+    let mut ours: Vec<&str> = env.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    ours.retain(|name| name.starts_with("TSUNAMI_") || name.starts_with('_') || name.contains("COMMAND"));
+    ours.sort_unstable();
+    let facts = ["GROUP", "INDEX", "IP", "NAME", "N_IPS", "RUN_ID", "STEP", "TRIAL"];
+    let facts: Vec<String> =
+        facts.iter().map(|name| format!("TSUNAMI_{name}")).chain(["_".to_owned()]).collect();
+    assert_eq!(ours, facts, "{env}");
+    world.assert_clean();
+}
+
+#[test]
+fn a_stranger_on_the_port_is_not_taken_for_the_server() {
+    let world = World::new();
+    let strangers = ["127.0.0.1:0", "[::1]:0"].map(|address| std::net::TcpListener::bind(address).unwrap());
+    for port in strangers.iter().map(|stranger| stranger.local_addr().unwrap().port()) {
+        let text = format!(
+            "name = 'x'\n[group.s]\n[[step]]\non = 's'\nstart = 'exec sleep 1000'\n\
+             ready = {{ port = {port}, timeout = '2s' }}\n"
+        );
+        let file = world.write("x.toml", &text);
+        let ended = world.tsunami([&"run".into(), &file]);
+        ended.assert_status(1).assert_says(&["not ready within 2s", "was not started by this step"]);
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn a_server_that_puts_itself_in_the_background_is_told_not_to() {
+    let world = World::new();
+    for ready in ["{ port = 7002 }", "{ log = 'never' }"] {
+        let text = format!(
+            "name = 'x'\n[group.s]\n[[step]]\nname = 'serve'\non = 's'\n\
+             start = 'setsid sleep 1013 >/dev/null 2>&1 & sleep 0.1; exit 0'\nready = {ready}\n"
+        );
+        let file = world.write("x.toml", &text);
+        world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&["stays in the foreground"]);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn readiness_leaves_no_trace_in_a_servers_log() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.s]\n[[step]]\nname = 'serve'\non = 's'\n\
+                start = 'sleep 1; touch up; echo serving; exec sleep 1000'\n\
+                ready = { command = 'echo asked; test -e up' }\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    let log = |name: &str| fs::read_to_string(world.results().join(format!("logs/s-0/{name}.log"))).unwrap();
+    assert!(log("serve").contains("serving") && !log("serve").contains("asked"), "{}", log("serve"));
+    assert!(log("serve.ready").contains("asked"));
+    world.assert_clean();
+}
+
+#[test]
+fn a_trial_removes_only_what_is_the_machines_own() {
+    let world = World::new();
+    let outside = world.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("data.csv"), "precious").unwrap();
+    world.write("input.csv", "given");
+    let file = world.write(
+        "x.toml",
+        &format!(
+            r#"name = "x"
+            [group.n]
+            upload = [{{ from = "input.csv", to = "input.csv" }}]
+            setup = "ln -s {0} way; echo old > own.csv"
+            [[step]]
+            name = "linked"
+            on = "n"
+            run = "ls own.csv input.csv || true; echo new > new.csv"
+            collect = ["way/*.csv?", "*.csv"]
+            [[step]]
+            name = "outside"
+            on = "n"
+            cwd = "{0}"
+            run = "true"
+            collect = ["data.csv?"]
+            [[step]]
+            name = "made"
+            on = "n"
+            cwd = "{0}"
+            run = "echo new > made.csv"
+            collect = ["*.csv"]
+            [[step]]
+            name = "given"
+            on = "n"
+            run = "true"
+            collect = ["input.csv"]
+            "#,
+            outside.display()
+        ),
+    );
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended
+        .assert_status(1)
+        .assert_says(&["all that matches `input.csv` in `collect` is older than the trial"]);
+    assert_eq!(fs::read_to_string(outside.join("data.csv")).unwrap(), "precious");
+    let home = world.results().join("trials/1");
+    assert_eq!(fs::read_to_string(home.join("linked/n-0/new.csv")).unwrap(), "new\n");
+    assert!(fs::read_to_string(home.join("linked/n-0/input.csv")).is_err(), "it was uploaded");
+    assert!(!home.join("linked/n-0/own.csv").exists() && !home.join("linked/n-0/way").exists());
+    assert!(!home.join("made/n-0/data.csv").exists(), "it is older than the trial");
+    assert!(!home.join("outside/n-0/data.csv").exists(), "it is older than the trial");
+    assert_eq!(fs::read_to_string(home.join("made/n-0/made.csv")).unwrap(), "new\n");
+    world.assert_clean();
+}
+
+#[test]
 fn what_a_trial_leaves_in_the_background_ends_with_it() {
     let world = World::new();
     let text = "name = 'x'\n[group.n]\n[[step]]\non = 'n'\nstart = 'sleep 1011 >/dev/null 2>&1 & sleep 0.1; exit 0'\n\

@@ -1,3 +1,4 @@
+# shellcheck disable=SC2015,SC2086 # process numbers are split on purpose, and `a && b || c` is read as it stands
 # Ends the process group $2, if it is one that a command of the run $1 has made: TERM, five seconds, KILL. Prints "gone"
 # once nothing of it runs, else "left". The number comes from the machine, which may lie.
 # Root's processes in it (`sudo …`) are reached with sudo where that asks no questions.

@@ -1,6 +1,7 @@
 //! A session: one machine, one or more masters, any number of supervised commands.
 
 mod archive;
+mod parcel;
 mod shell;
 mod supervisor;
 mod transfer;
@@ -35,9 +36,9 @@ use tsunami_core::{
 use crate::connector::RunSsh;
 use crate::master::Master;
 use crate::watchdog::{self, Arming};
+use parcel::Parcel;
 use shell::{AfterPreamble, Preamble};
 use supervisor::{Note, Notes};
-use transfer::Parcel;
 
 /// Commands at a time on one connection: sshd allows 10 channels (`MaxSessions`), of which one is kept for
 /// ending commands and for checks.
@@ -790,7 +791,7 @@ impl Session for SshSession {
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         let parcel = Parcel::new(from, to)?;
-        let unpack = own_script(transfer::UNPACK, [&parcel.directory]);
+        let unpack = own_script(parcel::UNPACK, [&parcel.directory, &parcel.mode]);
         let said = Arc::new(Said::default());
         let never = CancellationToken::new();
         let exit = self.shared.run(&unpack, Input::Parcel(parcel), None, said.clone(), &never).await?;

@@ -1,3 +1,4 @@
+# shellcheck disable=SC2154 # the line that it reads sets what begins with `_`
 # Runs one command under supervision. Expects on standard input one line of shell: the environment, the
 # directory and the arguments, prepared by the controller; what follows is the command's own input. Speaks to
 # the controller in notes on standard error, which begin with a mark that nobody else knows:

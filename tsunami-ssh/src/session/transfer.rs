@@ -1,124 +1,14 @@
-//! Files as tar streams: one command each way, whatever their number.
+//! What a machine sends: one tar stream, whatever the number of files.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 
-use tar::{Builder, HeaderMode};
 use tsunami_core::limits::ARCHIVE_ENTRIES_LIMIT;
 use tsunami_core::{Exit, SessionError, SessionErrorKind};
 
 use super::unpack::{BrokenOff, Unpacked};
 
-/// Run with the directory: unpacks into it what comes on standard input. `-o`: files belong to who unpacks.
-pub(super) const UNPACK: &str = r#"mkdir -p -- "$1" && cd -- "$1" && exec tar -xpof -"#;
-
-/// Run with patterns: says on standard error how many matches each has, and packs them to standard output.
-/// With an empty IFS an unquoted expansion is matched against file names, and split or expanded no further.
-///
-/// GNU tar takes the names from a pipe, any number of them; others take them as arguments. Some shells let `.*` match
-/// the directory itself and the one above.
-pub(super) const PACK: &str = r#"
-IFS=
-case $(tar --version 2>/dev/null) in
-*GNU*)
-    for pattern; do
-        count=0
-        for name in $pattern; do
-            case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
-            if [ -e "$name" ] || [ -L "$name" ]; then
-                printf '%s\0' "$name"
-                count=$((count + 1))
-            fi
-        done
-        echo "matches: $count" >&2
-    done | LC_ALL=C tar --sparse --null --verbatim-files-from -T - -cf -
-    exit
-    ;;
-esac
-i=$#
-while [ $i -gt 0 ]; do
-    pattern=$1 count=0
-    shift
-    for name in $pattern; do
-        case $name in "$pattern") ;; . | .. | */. | */..) continue ;; esac
-        if [ -e "$name" ] || [ -L "$name" ]; then
-            set -- "$@" "$name"
-            count=$((count + 1))
-        fi
-    done
-    echo "matches: $count" >&2
-    i=$((i - 1))
-done
-[ $# -eq 0 ] || exec tar -cf - -- "$@"
-"#;
-
-/// What goes to a machine, and under which names.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    from: PathBuf,
-    /// The file's name there; `None` for a directory, whose contents are sent.
-    name: Option<String>,
-    /// The directory to unpack in.
-    pub(super) directory: String,
-}
-
-impl Parcel {
-    /// Decides what `to` means, and that `from` can be read.
-    pub(super) fn new(from: &Path, to: &str) -> Result<Self, SessionError> {
-        let metadata = fs::metadata(from).map_err(|error| unreadable(from, error))?;
-        if to.is_empty() {
-            return Err(SessionError::new(SessionErrorKind::Local, "the destination is empty"));
-        }
-        let from = from.to_owned();
-        if metadata.is_dir() {
-            return Ok(Self { from, name: None, directory: dotted(to) });
-        }
-        if !metadata.is_file() {
-            // To read a pipe or a device might take forever.
-            let message = format!("{} is neither a file nor a directory", from.display());
-            return Err(SessionError::new(SessionErrorKind::Local, message));
-        }
-        File::open(&from).map_err(|error| unreadable(&from, error))?;
-        let (directory, name) = match to.rsplit_once('/') {
-            Some((directory, "")) => (if directory.is_empty() { "/" } else { directory }, file_name(&from)?),
-            Some(("", name)) => ("/", name.to_owned()),
-            Some((directory, name)) => (directory, name.to_owned()),
-            None => (".", to.to_owned()),
-        };
-        Ok(Self { from, name: Some(name), directory: dotted(directory) })
-    }
-
-    /// Writes the tar stream.
-    pub(super) fn pack(&self, into: impl Write) -> io::Result<()> {
-        let mut builder = Builder::new(into);
-        builder.mode(HeaderMode::Complete);
-        match &self.name {
-            Some(name) => builder.append_path_with_name(&self.from, Path::new("./").join(name))?,
-            None => {
-                builder.follow_symlinks(false);
-                builder.append_dir_all(".", &self.from)?;
-            }
-        }
-        builder.into_inner()?.flush()
-    }
-}
-
-fn file_name(path: &Path) -> Result<String, SessionError> {
-    let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-    name.ok_or_else(|| {
-        SessionError::new(SessionErrorKind::Local, format!("{} has no usable name", path.display()))
-    })
-}
-
-/// A relative directory that begins with `-` is no option, and `~` no home.
-fn dotted(directory: &str) -> String {
-    if directory.starts_with('/') { directory.to_owned() } else { format!("./{directory}") }
-}
-
-fn unreadable(path: &Path, error: io::Error) -> SessionError {
-    SessionError::new(SessionErrorKind::Local, format!("cannot read {}", path.display())).source(error)
-}
+/// Packs what patterns match; its beginning says how.
+pub(super) const PACK: &str = include_str!("pack.sh");
 
 /// How many matches each pattern had, or why not everything came home. `said` is what [`PACK`] said on standard error.
 pub(super) fn outcome(
@@ -190,6 +80,7 @@ fn is_passing(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
     use std::process::Command as Process;
 
@@ -284,24 +175,5 @@ mod tests {
                 assert!(!home.path().join("other").exists());
             }
         }
-    }
-
-    #[test]
-    fn a_destination_means_what_it_says() {
-        let root = tempfile::tempdir().unwrap();
-        let file = root.path().join("prog");
-        fs::write(&file, "x").unwrap();
-        let place = |to: &str| {
-            let parcel = Parcel::new(&file, to).unwrap();
-            (parcel.directory, parcel.name.unwrap())
-        };
-        assert_eq!(place("bin/tool"), ("./bin".into(), "tool".into()));
-        assert_eq!(place("bin/"), ("./bin".into(), "prog".into()));
-        assert_eq!(place("tool"), ("./.".into(), "tool".into()));
-        assert_eq!(place("/etc/tool"), ("/etc".into(), "tool".into()));
-        assert_eq!(place("/tool"), ("/".into(), "tool".into()));
-        assert_eq!(place("-x/tool"), ("./-x".into(), "tool".into()));
-        assert_eq!(Parcel::new(root.path(), "data").unwrap().directory, "./data");
-        assert!(Parcel::new(&file, "").is_err());
     }
 }

@@ -1,0 +1,330 @@
+//! What is removed before a trial, and what of that can't be.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::future::join_all;
+use tsunami_core::{Error, Host, Stdin};
+
+use super::{Trial, own_script};
+use crate::compose::render;
+use crate::experiment::{Scope, Setup, Step};
+
+/// Removes what an earlier trial left.
+const CLEAN: &str = include_str!("clean.sh");
+
+/// Tells what is new from what was kept.
+const FRESH: &str = include_str!("fresh.sh");
+
+/// Where something that `collect` matches was there before the trial and stays: by step and machine, the file that
+/// is older than whatever this trial makes.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Mutex<HashMap<(String, String), String>>);
+
+impl Kept {
+    fn note(&self, step: &Step, host: &Host, began: &str) {
+        let key = (step.name.clone(), host.name().to_owned());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, began.to_owned());
+    }
+
+    /// What is to be brought home for each of a step's patterns: the pattern itself, unless it matches something that
+    /// is older than the trial.
+    pub(super) async fn of_this_trial(
+        &self,
+        step: &Step,
+        host: &Host,
+        patterns: &[String],
+        cwd: Option<&String>,
+    ) -> Result<Vec<Vec<String>>, Error> {
+        let key = (step.name.clone(), host.name().to_owned());
+        let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let Some(began) = began else {
+            return Ok(patterns.iter().map(|pattern| vec![pattern.clone()]).collect());
+        };
+        let script = own_script("fresh", FRESH).arg(began);
+        let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
+        let mut command = host.stage("clean").command(script);
+        if let Some(cwd) = cwd {
+            command = command.cwd(cwd);
+        }
+        let said = command.run().await?.stdout;
+        new_matches(patterns, &said)
+            .ok_or_else(|| host.error("the machine doesn't tell what is newer than the trial"))
+    }
+}
+
+/// Reads what the script says: for each pattern what is to be brought home.
+fn new_matches(patterns: &[String], said: &[u8]) -> Option<Vec<Vec<String>>> {
+    let mut pieces = said.split(|byte| *byte == 0);
+    let of_one = |pattern: &String| {
+        let (mut names, mut old) = (Vec::new(), false);
+        loop {
+            match pieces.next()? {
+                b"." => break,
+                b"!" => old = true,
+                piece => names.push(only(piece.strip_prefix(b"=")?)),
+            }
+        }
+        Some(if old { names } else { vec![pattern.clone()] })
+    };
+    patterns.iter().map(of_one).collect()
+}
+
+/// A pattern that matches this name, and hardly any other.
+fn only(name: &[u8]) -> String {
+    let special = |c| matches!(c, '*' | '?' | '[' | '\\' | char::REPLACEMENT_CHARACTER);
+    String::from_utf8_lossy(name).replace(special, "?")
+}
+
+impl Trial<'_> {
+    /// Removes what the steps will collect, so that no trial brings home another's files.
+    pub(super) async fn clean(&self) -> Result<(), Error> {
+        let mut removals = Vec::new();
+        let mut uploads = HashMap::new();
+        for step in self.experiment.steps.iter().filter(|step| !step.collect.is_empty()) {
+            for host in self.hosts(step)? {
+                let uploaded = match uploads.get(host.name()) {
+                    Some(uploaded) => uploaded,
+                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host)?),
+                };
+                let (patterns, cwd) = self.patterns(step, &host)?;
+                let script = own_script("clean", CLEAN).arg(cwd.unwrap_or_default());
+                let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
+                let command =
+                    host.stage("clean").command(script).stdin(Stdin::Bytes(uploaded.clone().into()));
+                removals.push(async move {
+                    let output = command.run().await?;
+                    let said = output.stdout();
+                    if let Some(began) = said.trim_end_matches('\n').strip_prefix("kept ") {
+                        self.kept.note(step, &host, began);
+                    }
+                    Ok(())
+                });
+            }
+        }
+        join_all(removals).await.into_iter().collect()
+    }
+
+    /// What was uploaded to a machine, as the script reads it.
+    fn uploaded(&self, host: &Host) -> Result<Vec<u8>, Error> {
+        let mut names = Vec::new();
+        if let Some(group) = self.experiment.group(host.group()) {
+            let scope = Scope::setup(&super::facts(host), &self.experiment.set);
+            for upload in &group.upload {
+                let to = render(&upload.to, &scope)?;
+                // What can't be read now was uploaded by another run, or not at all.
+                let _ = names_of(&upload.from, &to, &mut names);
+            }
+            let scripts =
+                group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
+            names.extend(scripts.map(|(number, _)| PathBuf::from(crate::compose::script_name(number))));
+        }
+        Ok(listed(&names))
+    }
+}
+
+/// The names that an upload has on a machine.
+fn names_of(from: &Path, to: &str, names: &mut Vec<PathBuf>) -> io::Result<()> {
+    let mut root = PathBuf::from(to);
+    if !fs::metadata(from)?.is_dir() {
+        if to.ends_with('/') {
+            root.push(from.file_name().unwrap_or_default());
+        }
+        names.push(root);
+        return Ok(());
+    }
+    let mut stack = vec![(from.to_owned(), root)];
+    while let Some((from, to)) = stack.pop() {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let name = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                stack.push((entry.path(), name));
+            } else {
+                names.push(name);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Names in the form that no name has: each ends with two slashes, and one that is not absolute begins with `//./`.
+fn listed(names: &[PathBuf]) -> Vec<u8> {
+    let mut list = b"//".to_vec();
+    for name in names {
+        list.extend_from_slice(plain(name).as_os_str().as_encoded_bytes());
+        list.extend_from_slice(b"//");
+    }
+    list
+}
+
+/// A name without detours.
+fn plain(name: &Path) -> PathBuf {
+    let mut plain = if name.is_absolute() { PathBuf::new() } else { PathBuf::from(".") };
+    for part in name.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+    use std::process::{Command as Process, Stdio};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    const SHELLS: [&[&str]; 3] = [&["sh"], &["bash", "--posix"], &["busybox", "sh"]];
+
+    /// Runs a script in a directory, and returns what it says.
+    fn says(shell: &[&str], script: &str, place: &Path, args: &[&str], input: &[u8]) -> String {
+        let mut command = Process::new(shell[0]);
+        command.args(&shell[1..]).args(["-c", script, "sh"]).args(args).current_dir(place);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{shell:?} {args:?}: {} {said}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// All files and links below a directory.
+    fn files(root: &Path) -> Vec<String> {
+        let mut names = Vec::new();
+        names_of(root, "", &mut names).unwrap();
+        let mut names: Vec<_> = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn place(names: &[&str]) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = place.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        place
+    }
+
+    #[test]
+    fn only_what_is_the_machines_own_is_removed() {
+        let odd = "it's [odd]\n*.csv";
+        for shell in SHELLS {
+            let root = place(&["out/a", "other/a.csv"]);
+            let own =
+                place(&["a.csv", "b.csv", "keep", "d/a.csv", "d/b.csv", "d/x/y", "given/a.csv", odd, ".h"]);
+            let outside = root.path().join("out");
+            symlink(&outside, own.path().join("way")).unwrap();
+            symlink("d", own.path().join("near")).unwrap();
+            symlink(outside.join("a"), own.path().join("link.csv")).unwrap();
+            let uploaded = listed(&["b.csv", "./given//a.csv", "d/../d/x/y"].map(PathBuf::from));
+            let clean = |cwd: &str, patterns: &[&str]| {
+                let args = [&[cwd], patterns].concat();
+                says(shell, CLEAN, own.path(), &args, &uploaded)
+            };
+            let kept =
+                format!("kept {}\n", own.path().canonicalize().unwrap().join(".tsunami-trial").display());
+            // A link is removed, what it leads to is not.
+            assert_eq!(clean("", &["*.csv", "none"]), kept, "an uploaded file stays");
+            let left = [
+                ".h",
+                ".tsunami-trial",
+                "b.csv",
+                "d/a.csv",
+                "d/b.csv",
+                "d/x/y",
+                "given/a.csv",
+                "keep",
+                "near",
+                "way",
+            ];
+            assert_eq!(files(own.path()), left, "{shell:?}");
+            assert_eq!(clean("", &["way/*", "near/*"]), kept, "a link leads there");
+            assert_eq!(clean(outside.to_str().unwrap(), &["*"]), kept, "the file names another directory");
+            assert_eq!(clean("way", &["a"]), kept, "the directory is elsewhere");
+            assert_eq!(clean("missing", &["*"]), "");
+            assert_eq!((files(own.path()).len(), files(root.path()).len()), (left.len(), 2), "{shell:?}");
+            // All of a directory but what was uploaded; and what begins where the step's directory is.
+            assert_eq!(clean("", &["d/"]), kept);
+            assert_eq!(clean(own.path().join("given").to_str().unwrap(), &["../keep", ".*", "*"]), kept);
+            assert_eq!(clean("given/..", &[".h", "keep"]), "");
+            assert_eq!(
+                files(own.path()),
+                [".tsunami-trial", "b.csv", "d/x/y", "given/a.csv", "near", "way"],
+                "{shell:?}"
+            );
+            // Nothing of another trial, nothing kept.
+            assert_eq!(clean("", &["keep", "near"]), "");
+            assert_eq!(files(root.path()), ["other/a.csv", "out/a"], "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_is_not_emptied() {
+        if !rustix::process::geteuid().is_root() {
+            // An ordinary user mounts nothing; these tests run as root too.
+            return;
+        }
+        for shell in SHELLS {
+            let (own, other) = (place(&["d/x", "d/m nt/y"]), place(&["precious"]));
+            let (from, to) = (other.path().display(), own.path().join("d/m nt"));
+            let script = format!("mount --bind '{from}' '{}' && exec \"$@\"", to.display());
+            let program =
+                [&["--mount", "sh", "-c", &script, "sh"], shell, &["-c", CLEAN, "clean", "", "d"]].concat();
+            let cleaned =
+                Process::new("unshare").args(program).current_dir(own.path()).stdin(Stdio::null()).status();
+            assert!(cleaned.unwrap().success());
+            assert_eq!(
+                (files(own.path()), files(other.path())),
+                (vec![".tsunami-trial".to_owned(), "d/m nt/y".to_owned()], vec!["precious".to_owned()]),
+                "{shell:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_absolute_upload_stays_too() {
+        for shell in SHELLS {
+            let own = place(&["a", "b"]);
+            let base = own.path().canonicalize().unwrap();
+            says(shell, CLEAN, &base, &["", "*"], &listed(&[base.join("a")]));
+            assert_eq!(files(&base), [".tsunami-trial", "a"], "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_counts_once_it_is_new() {
+        for shell in SHELLS {
+            let own = place(&["began", "old", "n[w", "d/old", "e/old", "e/new"]);
+            for (name, ago) in [
+                ("began", 100),
+                ("old", 200),
+                ("n[w", 0),
+                ("d/old", 200),
+                ("e/old", 200),
+                ("d", 200),
+                ("e", 200),
+            ] {
+                let time = SystemTime::now() - Duration::from_secs(ago);
+                File::open(own.path().join(name)).unwrap().set_modified(time).unwrap();
+            }
+            let args = ["began", "old", "n*", "d", "e", "*", "none"];
+            let patterns = args[1..].iter().map(|pattern| pattern.to_string()).collect::<Vec<_>>();
+            let new = new_matches(&patterns, says(shell, FRESH, own.path(), &args, b"").as_bytes()).unwrap();
+            let expected: [&[&str]; 6] = [&[], &["n*"], &[], &["e"], &["e", "n?w"], &["none"]];
+            assert_eq!(new, expected, "{shell:?}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+# Removes what the patterns $2… match in the directory $1 (or ''), so that no trial brings home another's files. Only
+# what lies in the machine's own working directory, where this begins, is removed: nothing through a link, nothing that
+# is mounted, and nothing that was uploaded. Standard input has the names of that: `//./a/file///tmp/absolute//`.
+#
+# If something that matches stays, says `kept` and the file by whose time it can be told what is newer.
+cwd=$1 kept=''
+base=$(pwd -P) uploaded=$(cat)
+base=${base%/}
+n='
+'
+# Mount points, in which the kernel writes spaces and the like as numbers.
+mounts=$n$(while read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
+shift
+cd -- "${cwd:-.}" 2>/dev/null || exit 0
+here=$(pwd -P)
+IFS=
+
+# Whether a link is on the way to a relative name.
+through_a_link() {
+    way='' rest=$1
+    while [ "$rest" != "${rest#*/}" ]; do
+        way=$way${rest%%/*} rest=${rest#*/}
+        [ ! -L "$way" ] || return 0
+        way=$way/
+    done
+    return 1
+}
+
+# Removes an absolute name without links on its way, except for what is to stay below it.
+remove() {
+    case $uploaded in *"//./${1#"$base/"}//"* | *"//$1//"*) return ;; esac
+    case $mounts in *"$n$1$n"*) return ;; esac
+    case $mounts$uploaded in
+    *"$n$1/"* | *"//./${1#"$base/"}/"* | *"//$1/"*)
+        [ ! -L "$1" ] || return 0
+        for child in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+            if [ -e "$child" ] || [ -L "$child" ]; then remove "$child"; fi
+        done
+        ;;
+    *) rm -rf -- "$1" 2>/dev/null ;;
+    esac
+}
+
+for pattern; do
+    for name in $pattern; do
+        while [ "$name" != "${name%/}" ]; do name=${name%/}; done
+        case $name in '' | . | .. | */. | */..) continue ;; esac
+        if [ ! -e "$name" ] && [ ! -L "$name" ]; then continue; fi
+        if ! through_a_link "$name"; then
+            parent=$here
+            case $name in */*) parent=$(cd -- "./${name%/*}" && pwd -P) ;; esac
+            parent=${parent%/}
+            case $parent/ in "$base"/*) remove "$parent/${name##*/}" ;; esac
+        fi
+        if [ -e "$name" ] || [ -L "$name" ]; then kept=yes; fi
+    done
+done
+[ -n "$kept" ] || exit 0
+: >"$base/.tsunami-trial" && printf 'kept %s\n' "$base/.tsunami-trial"

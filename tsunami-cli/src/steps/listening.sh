@@ -1,0 +1,77 @@
+# Whether the server that a step has started has come up. Reads the kernel's tables: a connection would disturb a server
+# that takes only one.
+#
+#   before PORT      prints the sockets that listen on the port (in hexadecimal)
+#   wait PORT SOCKETS ADDRESSES NAME TRIAL STEP
+#                    waits until a process of that step's listens on it, on whatever address. Where nobody shows whose
+#                    a socket is, as with another user's, it is one that was not among SOCKETS before, and can be
+#                    reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
+mode=$1 port=$2 before=" $3 " own=" $4 " name=$5 trial=$6 step=$7
+
+# Sets sockets: ` address:number address:number `.
+look() {
+    sockets=' '
+    while read -r _ local _ state _ _ _ _ _ number _; do
+        case $state:${local##*:} in "0A:$port") sockets="$sockets${local%:*}:$number " ;; esac
+    done <<EOT
+$(grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null)
+EOT
+}
+
+# Prints those of the sockets whose processes can be seen: `number:process`.
+owners() {
+    # shellcheck disable=SC2012 # these names are numbers, and no find tells what a link is in all systems
+    ls -l /proc/[0-9]*/fd 2>/dev/null | while read -r line; do
+        case $line in
+        /proc/*:) process=${line#/proc/} process=${process%%/*} ;;
+        *'socket:['*)
+            number=${line##*'socket:['} number=${number%]}
+            case $sockets in *":$number "*) echo "$number:$process" ;; esac
+            ;;
+        esac
+    done
+}
+
+# Whether a process, or one that it descends from, is marked as the step's.
+is_the_steps() {
+    process=$1
+    while [ "${process:-0}" -gt 1 ]; do
+        marks=$(grep -zxFc -e "TSUNAMI_RUN_ID=$TSUNAMI_RUN_ID" -e "TSUNAMI_NAME=$name" -e "TSUNAMI_TRIAL=$trial" \
+            -e "TSUNAMI_STEP=$step" "/proc/$process/environ" 2>/dev/null)
+        [ "$marks" != 4 ] || return 0
+        { read -r line <"/proc/$process/stat"; } 2>/dev/null || return 1
+        # shellcheck disable=SC2086 # fields
+        set -- ${line##*) }
+        process=$2
+    done
+    return 1
+}
+
+# Whether an address is the machine's: all are but those of the loopback, which several machines share.
+is_own() {
+    case ${1#0000000000000000FFFF0000} in ??????7F | 00000000000000000000000001000000) ;; *) return 0 ;; esac
+    case $own in *" ${1#0000000000000000FFFF0000} "*) return 0 ;; esac
+    return 1
+}
+
+if [ "$mode" = before ]; then
+    look
+    for socket in $sockets; do echo "${socket##*:}"; done
+    exit 0
+fi
+while :; do
+    look
+    if [ "$sockets" != ' ' ]; then
+        owned=" $(owners | tr '\n' ' ')"
+        for owner in $owned; do
+            ! is_the_steps "${owner#*:}" || exit 0
+        done
+        for socket in $sockets; do
+            case $owned in *" ${socket##*:}:"*) continue ;; esac
+            case $before in *" ${socket##*:} "*) continue ;; esac
+            ! is_own "${socket%:*}" || exit 0
+        done
+        sleep 0.15
+    fi
+    sleep 0.05
+done
