@@ -463,7 +463,9 @@ impl World {
     }
 
     fn tsunami_on(&self, cloud: FakeCloud) -> Tsunami {
-        Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).state(self.state.clone()).started_at(epoch())
+        // What crashes finishes nothing.
+        let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).outlive_runtime(false);
+        tsunami.state(self.state.clone()).started_at(epoch())
     }
 
     fn is_recorded(&self) -> bool {
@@ -571,6 +573,7 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
         .observer(events.clone())
         .state(world.state.clone())
         .cancel_on(world.cancel.clone())
+        .outlive_runtime(false)
         .started_at(epoch())
         .seed(schedule.seed);
     schedule.arm(&world);

@@ -1,12 +1,14 @@
 //! From nothing to machines that are set up: all groups at once, each machine as soon as it can.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::foreign::has_panicked;
 use super::watch::Watch;
 use super::{Ended, Run};
 use crate::cluster::{Cluster, Host};
@@ -214,7 +216,16 @@ impl Mender {
             replace: replaced.into_iter().filter(|(group, _)| *group == place).map(|(_, id)| id).collect(),
             notes: Notes::new(note),
         };
-        let create = run.creates.spawn(run.clone().create(request));
+        run.undecided.fetch_add(1, Ordering::Relaxed);
+        let creating = run.clone();
+        let create = run.creates.spawn(async move {
+            let created = creating.clone().create(request).await;
+            // One that panicked may have asked for something, like one that is dropped.
+            if !created.as_ref().is_err_and(has_panicked) {
+                creating.undecided.fetch_sub(1, Ordering::Relaxed);
+            }
+            created
+        });
         let launched = create.await.map_err(Error::other)?;
         let ids = launched.map_err(|source| Error::Launch { group: group.name.clone(), source })?;
         run.events.emit(EventKind::Launched { group: group.name.clone(), machines: ids.clone() });
