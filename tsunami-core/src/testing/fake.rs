@@ -179,7 +179,8 @@ struct Inner {
     on_command: Option<CommandHandler>,
     files: BTreeMap<(MachineId, String), Vec<u8>>,
     log: Vec<(String, String)>,
-    prepared: BTreeSet<RunId>,
+    /// What each controller has prepared and not finished.
+    prepared: BTreeSet<(u32, RunId)>,
     lag: Duration,
     clock: Option<(Instant, SystemTime)>,
     controllers: u32,
@@ -274,7 +275,10 @@ impl FakeCloud {
     /// now on happens. What it has asked for happens at its time, up to two minutes later, or never, as the seed
     /// decides.
     pub fn crash(&self) {
-        self.lock().crashed.insert(self.controller);
+        let mut inner = self.lock();
+        inner.crashed.insert(self.controller);
+        // That ends with its process.
+        inner.prepared.retain(|(controller, _)| *controller != self.controller);
     }
 
     /// Makes listings miss machines for up to this long after their launch, each as long as the seed decides.
@@ -682,7 +686,7 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
 impl Connector for FakeCloud {
     async fn prepare(&self, run: &RunId, _: &Path) -> Result<String, SessionError> {
         self.enter(Call::Prepare).await;
-        self.lock().prepared.insert(run.clone());
+        self.lock().prepared.insert((self.controller, run.clone()));
         Ok("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g fake".to_owned())
     }
 
@@ -705,7 +709,7 @@ impl Connector for FakeCloud {
 
     async fn finish(&self, run: &RunId) {
         self.alive().await;
-        self.lock().prepared.remove(run);
+        self.lock().prepared.remove(&(self.controller, run.clone()));
     }
 }
 
