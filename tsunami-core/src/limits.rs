@@ -94,6 +94,10 @@ pub const EXPERIMENT_FILE_LIMIT: u64 = 1 << 20;
 /// The largest file of user data that is read, in bytes. EC2 takes a quarter of it.
 pub const USER_DATA_FILE_LIMIT: u64 = 64 << 10;
 
+/// The longest that a machine may live, and that anything in an experiment may take: a year. Longer ones are slips of
+/// the finger, and overflow what counts time.
+pub const DURATION_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The most groups of an experiment.
 pub const GROUP_LIMIT: usize = 1000;
 
