@@ -330,4 +330,9 @@ impl ProviderErrorKind {
     pub fn is_transient(self) -> bool {
         matches!(self, Self::Throttled | Self::Unavailable)
     }
+
+    /// Whether only a person can change the answer, so that a teardown need not wait for another one.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::InvalidSpec | Self::Unsupported | Self::Unauthorized)
+    }
 }

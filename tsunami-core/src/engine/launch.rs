@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::foreign::has_panicked;
-use super::watch::Watch;
+use super::watch::{REASON_TIMEOUT, Watch};
 use super::{Ended, Run};
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
@@ -24,9 +24,6 @@ const LAUNCH_ATTEMPTS: u32 = 8;
 /// The pause before the first repetition; every further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long an interruption may take to show in a listing, once the connection is lost.
-const HEARING: Duration = Duration::from_secs(10);
-
 /// What a task of the launch comes back with.
 enum Done {
     Launched {
@@ -40,6 +37,7 @@ enum Done {
     /// The provider took the machine back before it was set up.
     Interrupted {
         group: usize,
+        index: u32,
         id: MachineId,
         error: Error,
     },
@@ -53,8 +51,8 @@ pub(crate) struct Mender {
     run: Arc<Run>,
     plan: Arc<Plan>,
     watch: Watch,
-    /// The machines that were replaced, each by its group's place.
-    replaced: Arc<Mutex<Vec<(usize, MachineId)>>>,
+    /// The machines that were replaced, by the places of their groups and their own.
+    replaced: Arc<Mutex<BTreeMap<(usize, u32), MachineId>>>,
 }
 
 impl Run {
@@ -87,11 +85,13 @@ impl Mender {
         // The machines that were begun with, by the places of their groups and their own.
         let mut begun: BTreeMap<(usize, u32), MachineId> =
             hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
+        let mut over = std::pin::pin!(run.lifetime_over());
         let result = loop {
             let joined = tokio::select! {
                 biased;
                 () = run.cancel.cancelled() => break Err(Error::Cancelled.into()),
-                over = run.lifetime_over() => break Err(over.into()),
+                over = &mut over => break Err(over.into()),
+                refusal = self.watch.refused() => break Err(Error::other(refusal).into()),
                 joined = tasks.join_next() => joined,
             };
             match joined.map(|joined| joined.map_err(panicked)) {
@@ -101,8 +101,8 @@ impl Mender {
                     self.welcome(group, ids, &mut begun, &mut tasks)
                 }
                 Some(Ok(Ok(Done::Up { group, host }))) => drop(hosts.insert((group, host.index()), host)),
-                Some(Ok(Ok(Done::Interrupted { group, id, error }))) => {
-                    match self.replace(group, &id, error) {
+                Some(Ok(Ok(Done::Interrupted { group, index, id, error }))) => {
+                    match self.replace((group, index), &id, error) {
                         Ok(()) => drop(tasks.spawn(self.clone().launch(group))),
                         Err(error) => break Err(error.into()),
                     }
@@ -137,36 +137,35 @@ impl Mender {
         self.watch.look_now();
     }
 
-    /// Notes that a machine no longer counts, if it may be replaced.
-    fn replace(&self, group: usize, id: &MachineId, interrupted: Error) -> Result<(), Error> {
+    /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget
+    /// reckons with.
+    fn replace(&self, place: (usize, u32), id: &MachineId, interrupted: Error) -> Result<(), Error> {
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
-        if replaced.contains(&(group, id.clone())) {
+        match replaced.get(&place) {
             // By an attempt before this one, which was dropped, or whose cluster the caller did not take.
-            return Ok(());
+            Some(before) if before == id => Ok(()),
+            None if self.plan.groups[place.0].replace_interrupted => {
+                replaced.insert(place, id.clone());
+                Ok(())
+            }
+            _ => Err(interrupted),
         }
-        if !self.plan.groups[group].replace_interrupted {
-            return Err(interrupted);
-        }
-        // One round of replacements is what a budget reckons with.
-        if replaced.iter().filter(|(other, _)| *other == group).count()
-            >= self.plan.groups[group].count as usize
-        {
-            return Err(interrupted);
-        }
-        replaced.push((group, id.clone()));
-        Ok(())
     }
 
     /// Replaces what was interrupted since the cluster was brought up.
     pub(crate) async fn repair(&self, cluster: &Cluster) -> Result<Cluster, Error> {
         self.watch.look_now();
+        let unheard =
+            |host: &Host| host.interruption().is_none() && self.watch.is_unexplained(&host.machine().id);
         let heard = async {
-            while !cluster.hosts().iter().any(|host| host.interruption().is_some()) {
+            while !cluster.hosts().iter().any(|host| host.interruption().is_some())
+                || cluster.hosts().iter().any(unheard)
+            {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
         // None is no error: there may be nothing to repair.
-        let _ = tokio::time::timeout(HEARING, heard).await;
+        let _ = tokio::time::timeout(REASON_TIMEOUT, heard).await;
         let mut hosts = BTreeMap::new();
         let mut groups = BTreeSet::new();
         for host in cluster.hosts() {
@@ -175,7 +174,7 @@ impl Mender {
             };
             match host.interruption() {
                 Some(error) => {
-                    self.replace(group, &host.machine().id, error)?;
+                    self.replace((group, host.index()), &host.machine().id, error)?;
                     groups.insert(group);
                 }
                 None => drop(hosts.insert((group, host.index()), host.clone())),
@@ -213,7 +212,11 @@ impl Mender {
             // Somebody may have moved it since.
             deadline: run.directory.record().map_or(run.record.deadline, |record| record.deadline),
             authorized_key: run.authorized_key.clone(),
-            replace: replaced.into_iter().filter(|(group, _)| *group == place).map(|(_, id)| id).collect(),
+            replace: replaced
+                .into_iter()
+                .filter(|((group, _), _)| *group == place)
+                .map(|(_, id)| id)
+                .collect(),
             notes: Notes::new(note),
         };
         run.undecided.fetch_add(1, Ordering::Relaxed);
@@ -241,9 +244,13 @@ impl Mender {
             let host = self.reach(&name, &group.name, &awaited, &mut stage).await?;
             if let Some(setup) = &group.setup {
                 stage = "setup";
-                setup(host.stage(stage))
-                    .await
-                    .map_err(|error| host.stage(stage).interruption().unwrap_or(error))?;
+                if let Err(error) = setup(host.stage(stage)).await {
+                    if matches!(error, Error::Lost { .. }) {
+                        self.watch.look_now();
+                        let _ = tokio::time::timeout(REASON_TIMEOUT, host.interrupted()).await;
+                    }
+                    return Err(host.stage(stage).interruption().unwrap_or(error));
+                }
             }
             Ok(host)
         }
@@ -259,7 +266,8 @@ impl Mender {
                 self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
                 match error {
                     Error::Interrupted { .. } => {
-                        Ok(Done::Interrupted { group: awaited.group, id: awaited.id, error })
+                        let Awaited { id, group, index, .. } = awaited;
+                        Ok(Done::Interrupted { group, index, id, error })
                     }
                     error => Err(error),
                 }
@@ -310,7 +318,7 @@ impl Mender {
         let running = tokio::time::timeout_at(awaited.deadline, watch.running(&awaited.id)).await;
         let machine = running.map_err(|_| too_late("it was not seen running with an address"))?;
         if machine.state != MachineState::Running || machine.interrupted.is_some() {
-            return Err(lost(stage, machine));
+            return Err(lost(stage, watch.explained(machine).await));
         }
         // The launch's answer decides which machine is which, not the order of a listing.
         let machine = Machine { group: group.to_owned(), index: awaited.index, ..machine };
@@ -325,7 +333,9 @@ impl Mender {
         let host = tokio::select! {
             biased;
             host = run.admitted(machine, awaited.deadline, within) => host?,
-            machine = watch.leaving(&awaited.id) => return Err(lost(stage, machine)),
+            machine = watch.leaving(&awaited.id) => {
+                return Err(lost(stage, watch.explained(machine).await));
+            }
         };
         run.tell_when_leaving(&host, watch);
         Ok(host)
@@ -461,23 +471,30 @@ struct Awaited {
 /// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
 /// connection may take long to notice.
 async fn tell_when_leaving(run: Arc<Run>, host: Host, watch: Watch) {
-    let (name, id) = (host.name(), &host.machine().id);
-    let interrupted = tokio::select! {
-        biased;
-        machine = watch.leaving(id) => machine.interrupted,
-        notice = run.provider.notice(host.machine(), host.session()) => Some(notice),
-    };
-    if let Some(reason) = interrupted {
-        run.events.emit(EventKind::Interrupted {
-            machine: name.to_owned(),
-            id: id.clone(),
-            reason: reason.clone(),
-        });
+    let (machine, id) = (host.name(), &host.machine().id);
+    let interrupted = |reason: String| {
+        let (machine, id) = (machine.to_owned(), id.clone());
+        run.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
         host.mark_interrupted(&reason);
+    };
+    tokio::select! {
+        biased;
+        reason = watch.interrupted(id) => interrupted(reason),
+        reason = run.provider.notice(host.machine(), host.session()) => interrupted(reason),
+        () = watch.gone(id) => {}
     }
     watch.gone(id).await;
-    run.events.emit(EventKind::MachineGone { machine: name.to_owned(), id: id.clone() });
+    run.events.emit(EventKind::MachineGone { machine: machine.to_owned(), id: id.clone() });
+    if host.interruption().is_none()
+        && let Ok(reason) = tokio::time::timeout(REASON_TIMEOUT, watch.interrupted(id)).await
+    {
+        interrupted(reason);
+    }
     host.mark_gone();
+    if host.interruption().is_none() {
+        // Too late for what ran there, and not for a replacement.
+        interrupted(watch.interrupted(id).await);
+    }
 }
 
 /// A set-up closure's panic is kept for later; a task that was aborted belongs to a run that is ending.

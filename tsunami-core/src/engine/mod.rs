@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Cluster, Host};
 use crate::error::{Error, QuoteFailure};
 use crate::event::{EventKind, Events, GroupSize, Guarded as GuardedObserver, Observer, seconds_since_epoch};
+use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, RunId};
 use crate::plan::Plan;
 use crate::provider::{Leftover, Provider, Quote, RunFilter};
@@ -29,6 +30,9 @@ use crate::session::{Connector, Session};
 use foreign::Guarded;
 pub(crate) use launch::Mender;
 use teardown::{Assured, Ending};
+
+/// How often the record is asked whether somebody has moved the end of the lifetime.
+const DEADLINE_LOOK_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs experiments: the place where a provider and a connector meet.
 ///
@@ -298,7 +302,13 @@ impl Tsunami {
     /// Moves the end of a recorded run's machines to `until`: on the machines first, then where the provider
     /// keeps it, then in the record. A controller that is waiting for the end learns of it. If some of it fails,
     /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
+    ///
+    /// Nothing is moved if the lifetime would be longer than [`DURATION_LIMIT`].
     pub async fn extend(&self, directory: &RunDirectory, until: SystemTime) -> Result<(), Error> {
+        let lifetime = until.duration_since(directory.record()?.created).unwrap_or_default();
+        if lifetime > DURATION_LIMIT {
+            return Err(Error::LifetimeTooLong { lifetime, limit: DURATION_LIMIT });
+        }
         let running = self.attach(directory, |_| true).await?;
         let moved = running.run.extend(running.cluster().hosts(), until).await;
         running.detach().await;
@@ -453,20 +463,6 @@ impl Run {
         self.directory.write_record(&RunRecord { deadline, most, ..record })
     }
 
-    /// Waits until the lifetime is over, also if somebody moves its end meanwhile.
-    async fn lifetime_over(&self) -> Error {
-        let mut deadline = self.record.deadline;
-        loop {
-            let left = deadline.at.duration_since(self.events.now()).unwrap_or_default();
-            if left.is_zero() {
-                return Error::LifetimeOver(deadline.lifetime);
-            }
-            tokio::time::sleep(left).await;
-            // What can't be read has not moved.
-            deadline = self.directory.record().map_or(deadline, |record| record.deadline);
-        }
-    }
-
     /// Begins something that outlives a dropped handle.
     fn spawn<T: Send + 'static>(
         &self,
@@ -481,6 +477,20 @@ impl Run {
         self.close_sessions().await;
         self.finish().await;
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Waits until the lifetime is over, also if somebody has moved its end, or moves it meanwhile.
+    async fn lifetime_over(&self) -> Error {
+        let mut deadline = self.record.deadline;
+        loop {
+            // What can't be read has not moved.
+            deadline = self.directory.record().map_or(deadline, |record| record.deadline);
+            let left = deadline.at.duration_since(self.events.now()).unwrap_or_default();
+            if left.is_zero() {
+                return Error::LifetimeOver(deadline.lifetime);
+            }
+            tokio::time::sleep(left.min(DEADLINE_LOOK_PAUSE)).await;
+        }
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Session>>> {
@@ -547,20 +557,23 @@ impl Running {
     }
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
-    pub async fn keep(mut self) -> Result<(), Error> {
-        let kept = self.run.directory.record().and_then(|record| {
-            let record = RunRecord { kept: true, ..record };
-            self.run.directory.write_record(&record).map(|()| record)
-        });
-        let record = match kept {
-            Ok(record) => record,
-            // Machines that nobody would find again are not kept.
+    pub async fn keep(self) -> Result<(), Error> {
+        match self.record_kept() {
+            Ok(record) => self.leave(&record).await,
             Err(error) => return self.tear_down(error.into()).await,
-        };
-        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
-        self.charge = Charge::Attached;
-        self.detach().await;
+        }
         Ok(())
+    }
+
+    /// Machines that nobody would find again are not kept.
+    fn record_kept(&self) -> Result<RunRecord, Error> {
+        let record = RunRecord { kept: true, ..self.run.directory.record()? };
+        self.run.directory.write_record(&record).map(|()| record)
+    }
+
+    async fn leave(self, record: &RunRecord) {
+        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
+        self.detach().await;
     }
 
     /// Disconnects from machines that were attached to, and leaves them as they are.
@@ -605,12 +618,20 @@ impl Running {
                 self.detach().await;
                 resume_unwind(panic)
             }
+            Ended::Result(result) if self.charge == Charge::Ours => match self.record_kept() {
+                Ok(record) => {
+                    self.finished(&result);
+                    self.leave(&record).await;
+                    result
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the machines are not kept");
+                    self.tear_down(Ended::Result(result.and(Err(error)))).await
+                }
+            },
             Ended::Result(result) => {
                 self.finished(&result);
-                match self.charge {
-                    Charge::Ours => self.keep().await?,
-                    Charge::Attached | Charge::None => self.detach().await,
-                }
+                self.detach().await;
                 result
             }
         }
