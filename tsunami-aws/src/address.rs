@@ -1,20 +1,16 @@
 //! The address by which the world sees this computer.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use aws_smithy_runtime::client::orchestrator::operation::Operation;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, OrchestratorError};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
+use tsunami_core::limits::{ADDRESS_ANSWER_LIMIT, ADDRESS_ANSWER_TIMEOUT};
 use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
 
-/// How long the service may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// No address is longer than this.
-const LONGEST: usize = 64;
+use crate::limited::LimitedAnswers;
 
 /// Asks a service that answers with the caller's address and nothing else. Returns it as a CIDR block.
 pub(crate) async fn discover(client: &SharedHttpClient, service: &str) -> Result<String, ProviderError> {
@@ -37,7 +33,7 @@ pub(crate) async fn discover(client: &SharedHttpClient, service: &str) -> Result
 }
 
 async fn ask(client: &SharedHttpClient, service: &str) -> Result<String, String> {
-    let timeouts = TimeoutConfig::builder().operation_timeout(PATIENCE).build();
+    let timeouts = TimeoutConfig::builder().operation_timeout(ADDRESS_ANSWER_TIMEOUT).build();
     let operation = Operation::builder()
         .service_name("address")
         .operation_name("Get")
@@ -45,11 +41,12 @@ async fn ask(client: &SharedHttpClient, service: &str) -> Result<String, String>
         .endpoint_url(service)
         .no_auth()
         .no_retry()
+        .interceptor(LimitedAnswers(ADDRESS_ANSWER_LIMIT))
         .timeout_config(timeouts)
         .serializer(|()| Ok(HttpRequest::new(SdkBody::empty())))
         .deserializer(|response: &HttpResponse| {
             let body = response.body().bytes().unwrap_or_default();
-            match response.status().is_success() && body.len() <= LONGEST {
+            match response.status().is_success() {
                 true => Ok(String::from_utf8_lossy(body).into_owned()),
                 false => Err(OrchestratorError::other(format!("status {}", response.status().as_u16()))),
             }

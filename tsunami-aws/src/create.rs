@@ -24,6 +24,7 @@ use crate::error::{Answer, Failure};
 use crate::journal::{Journal, Outcome};
 use crate::region::Region;
 use crate::spec::Disk;
+use crate::{inventory, tag};
 
 /// The tags of a thing.
 pub(crate) type Tags = BTreeMap<String, String>;
@@ -134,21 +135,32 @@ impl Create {
 
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
     pub(crate) async fn make(&self, region: &Region, journal: &Journal) -> Result<Made, MakeError> {
-        match journal.entry(self)?.and_then(|entry| entry.outcome) {
+        let earlier = journal.entry(self)?;
+        let again = earlier.as_ref().is_some_and(|entry| entry.outcome.is_none());
+        match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(Made { ids, ..Made::default() }),
             _ => journal.begin(self)?,
         }
         let answer = self.ask(region).await;
-        self.settle(journal, &answer)?;
+        if self.settles(&answer, again) {
+            self.settle(journal, &answer)?;
+        }
         Ok(answer?)
     }
 
-    /// Writes down what came of the request, if that is known.
+    /// Whether an answer tells what the request created, also where it is made again as its first answer was lost.
+    pub(crate) fn settles(&self, answer: &Answer<Made>, again: bool) -> bool {
+        match answer {
+            Ok(_) => true,
+            Err(failure) => failure.answered && !(again && failure.is_beside_the_point()),
+        }
+    }
+
+    /// Writes down what came of the request.
     pub(crate) fn settle(&self, journal: &Journal, answer: &Answer<Made>) -> io::Result<()> {
         match answer {
             Ok(made) => journal.end(self, Outcome::Created(made.ids.clone())),
-            Err(failure) if failure.answered => journal.end(self, Outcome::Refused(failure.code.clone())),
-            Err(_) => Ok(()),
+            Err(failure) => journal.end(self, Outcome::Refused(failure.code.clone())),
         }
     }
 
@@ -214,7 +226,12 @@ impl Create {
         let request = region.ec2.describe_security_groups();
         let request = request.filters(filter("group-name", &self.name)).filters(filter("vpc-id", vpc));
         let found = region.call("DescribeSecurityGroups", || request.clone().send()).await?;
-        let id = found.security_groups().iter().find_map(|group| group.group_id());
+        // Looked at here too: an endpoint may know no filters.
+        let ours = |group: &&aws_sdk_ec2::types::SecurityGroup| {
+            let run = inventory::value(group.tags(), tag::RUN);
+            group.group_name() == Some(&self.name) && run == self.tags.get(tag::RUN).map(String::as_str)
+        };
+        let id = found.security_groups().iter().find(ours).and_then(|group| group.group_id());
         id.map(Made::one).ok_or_else(|| Failure {
             kind: ProviderErrorKind::Unavailable,
             code: "NotSeenYet".to_owned(),
@@ -295,7 +312,8 @@ impl Create {
     async fn instances_of(&self, region: &Region, fleet: &str) -> Answer<Vec<String>> {
         let request = region.ec2.describe_fleets().fleet_ids(fleet);
         let answer = region.call("DescribeFleets", || request.clone().send()).await?;
-        let instances = answer.fleets().iter().flat_map(|fleet| fleet.instances());
+        let ours = answer.fleets().iter().filter(|found| found.fleet_id() == Some(fleet));
+        let instances = ours.flat_map(|fleet| fleet.instances());
         Ok(instances.flat_map(|instances| instances.instance_ids()).cloned().collect())
     }
 

@@ -4,6 +4,9 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use crate::limited::is_too_long;
+use crate::text::line;
+
 /// An answer of AWS that is an error, or none at all.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} in {region}: {code}: {message}")]
@@ -38,6 +41,11 @@ impl Failure {
                 }
                 (code, message, true)
             }
+            _ if is_too_long(error) => (
+                "AnswerTooLong".to_owned(),
+                "what it answers is longer than any answer of use".to_owned(),
+                false,
+            ),
             SdkError::ConstructionFailure(_) => ("NotSent".to_owned(), root_cause(error), true),
             SdkError::TimeoutError(_) => ("NoAnswer".to_owned(), "no answer in time".to_owned(), false),
             SdkError::DispatchFailure(_) if is_about_credentials(error) => {
@@ -45,6 +53,7 @@ impl Failure {
             }
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
+        let (code, message) = (line(&code), line(&message));
         Self { kind: kind(&code), code, message, operation, region: region.to_owned(), answered }
     }
 
@@ -54,8 +63,8 @@ impl Failure {
         let elsewhere = code == "InvalidFleetConfiguration" && message.contains("not supported");
         Self {
             kind: if elsewhere { ProviderErrorKind::Capacity } else { kind(code) },
-            code: code.to_owned(),
-            message: message.to_owned(),
+            code: line(code),
+            message: line(message),
             operation: "CreateFleet",
             region: region.to_owned(),
             answered: true,
@@ -73,6 +82,31 @@ impl Failure {
             && ["InvalidGroup", "InvalidKeyPair", "InvalidLaunchTemplate", "InvalidPlacementGroup"]
                 .iter()
                 .any(|thing| self.code.starts_with(thing))
+    }
+
+    /// Whether it is the caller that AWS turns away, whatever is asked for.
+    pub(crate) fn is_about_caller(&self) -> bool {
+        let denied =
+            matches!(self.code.as_str(), "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException");
+        self.kind == ProviderErrorKind::Unauthorized && !denied
+    }
+
+    /// Whether an instance may not be ended before its protection is lifted.
+    pub(crate) fn is_protection(&self) -> bool {
+        self.code == "OperationNotPermitted" && self.message.contains("disableApiTermination")
+    }
+
+    /// Whether a refusal of a request that is made again tells nothing of the one before it.
+    pub(crate) fn is_beside_the_point(&self) -> bool {
+        self.kind.is_transient() || self.kind == ProviderErrorKind::Unauthorized
+    }
+
+    /// What AWS said, and what the user can do.
+    pub(crate) fn explained(&self) -> String {
+        match help(self) {
+            Some(help) => format!("{self} ({help})"),
+            None => self.to_string(),
+        }
     }
 
     /// Whether AWS says that the thing is there already.
@@ -223,6 +257,9 @@ fn help(failure: &Failure) -> Option<String> {
         "InsufficientFreeAddressesInSubnet" => "give another `subnet` or `zone`".to_owned(),
         "InvalidKeyPair.NotFound" | "InvalidGroup.NotFound" => {
             "something removed a part of the run while it was being launched".to_owned()
+        }
+        "AnswerTooLong" | "EndlessListing" => {
+            format!("see what it is that answers for AWS in {region} (a proxy, AWS_ENDPOINT_URL)")
         }
         "NoAnswer" => format!("see that this computer reaches AWS in {region} (a proxy, AWS_ENDPOINT_URL)"),
         _ => return None,

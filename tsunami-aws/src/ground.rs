@@ -11,6 +11,7 @@ use tsunami_core::{Price, ProviderError, ProviderErrorKind};
 
 use crate::create::Pool;
 use crate::error::{Answer, Failure};
+use crate::inventory::pages;
 use crate::region::Region;
 use crate::spec::{Ec2Spec, Market};
 
@@ -385,22 +386,15 @@ async fn offered(
 ) -> Result<BTreeMap<String, BTreeSet<String>>, ProviderError> {
     let types = Filter::builder().name("instance-type").set_values(Some(spec.instances.clone())).build();
     let mut offered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let mut next = None;
-    loop {
-        let request = region.ec2.describe_instance_type_offerings();
-        let request = request.location_type(LocationType::AvailabilityZone).filters(types.clone());
-        let request = request.set_next_token(next);
-        let answer = region.call("DescribeInstanceTypeOfferings", || request.clone().send()).await?;
-        for offering in answer.instance_type_offerings() {
-            if let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) {
-                offered.entry(kind.as_str().to_owned()).or_default().insert(zone.to_owned());
-            }
-        }
-        next = answer.next_token;
-        if next.as_deref().is_none_or(str::is_empty) {
-            return Ok(offered);
+    let request = region.ec2.describe_instance_type_offerings();
+    let request = request.location_type(LocationType::AvailabilityZone).filters(types);
+    for offering in pages!(region, "DescribeInstanceTypeOfferings", request.clone(), instance_type_offerings)
+    {
+        if let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) {
+            offered.entry(kind.as_str().to_owned()).or_default().insert(zone.to_owned());
         }
     }
+    Ok(offered)
 }
 
 fn not_offered(
@@ -436,25 +430,19 @@ async fn spot_prices(
     }
     let types: Vec<_> = spec.instances.iter().map(|name| InstanceType::from(name.as_str())).collect();
     let now = DateTime::from(std::time::SystemTime::now());
-    let mut next = None;
-    loop {
-        let request = region.ec2.describe_spot_price_history().set_instance_types(Some(types.clone()));
-        let request = request.product_descriptions("Linux/UNIX").start_time(now).set_next_token(next);
-        let answer = region.call("DescribeSpotPriceHistory", || request.clone().send()).await?;
-        for price in answer.spot_price_history() {
-            let dollars = price.spot_price().and_then(|price| price.parse().ok());
-            if let (Some(kind), Some(zone), Some(dollars)) =
-                (price.instance_type(), price.availability_zone(), dollars)
-            {
-                // The latest comes first.
-                prices.entry((kind.as_str().to_owned(), zone.to_owned())).or_insert(dollars);
-            }
-        }
-        next = answer.next_token;
-        if next.as_deref().is_none_or(str::is_empty) {
-            return Ok(prices);
+    let request = region.ec2.describe_spot_price_history().set_instance_types(Some(types));
+    let request = request.product_descriptions("Linux/UNIX").start_time(now);
+    for price in pages!(region, "DescribeSpotPriceHistory", request.clone(), spot_price_history) {
+        let dollars = price.spot_price().and_then(|price| price.parse().ok());
+        let dollars = dollars.filter(|dollars: &f64| dollars.is_finite() && *dollars > 0.0);
+        if let (Some(kind), Some(zone), Some(dollars)) =
+            (price.instance_type(), price.availability_zone(), dollars)
+        {
+            // The latest comes first.
+            prices.entry((kind.as_str().to_owned(), zone.to_owned())).or_insert(dollars);
         }
     }
+    Ok(prices)
 }
 
 /// What the types cost on demand, where that can be found out, and what to say where it can't.

@@ -6,12 +6,13 @@ use std::time::SystemTime;
 use aws_sdk_ec2::types::{
     Filter, Instance, InstanceLifecycleType, InstanceStateName, SpotInstanceState, Tag,
 };
+use futures_util::future::join_all;
 use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, RunFilter, RunId};
 
 use crate::error::Answer;
 use crate::journal::{GroupNotes, Journal};
 use crate::region::Region;
-use crate::tag;
+use crate::{tag, text};
 
 /// The most that one page holds.
 const PAGE: i32 = 1000;
@@ -35,10 +36,11 @@ pub(crate) fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
 macro_rules! pages {
     ($region:expr, $operation:literal, $request:expr, $items:ident) => {{
         let (mut items, mut next) = (Vec::new(), None);
+        let mut pages = crate::limited::Pages::of($operation, &$region.name);
         loop {
             let request = $request.set_next_token(next);
             let answer = $region.call($operation, || request.clone().send()).await?;
-            next = answer.next_token.filter(|token| !token.is_empty());
+            next = pages.next(answer.next_token)?;
             items.extend(answer.$items.unwrap_or_default());
             if next.is_none() {
                 break items;
@@ -47,11 +49,29 @@ macro_rules! pages {
     }};
 }
 
+pub(crate) use pages;
+
 /// The instances of a run, or of any, terminated ones included for as long as EC2 shows them.
 pub(crate) async fn instances(region: &Region, filter: &RunFilter) -> Answer<Vec<Instance>> {
     let request = region.ec2.describe_instances().filters(tagged(filter)).max_results(PAGE);
     let reservations = pages!(region, "DescribeInstances", request.clone(), reservations);
-    Ok(reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default()).collect())
+    let instances =
+        reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default());
+    Ok(instances.filter(|instance| run_of(region, filter, instance.tags()).is_some()).collect())
+}
+
+/// The run that a thing belongs to by its tag, if it is one that was asked for. An endpoint may know no filters,
+/// and what it shows beside that is nobody's here: it is never touched.
+pub(crate) fn run_of(region: &Region, filter: &RunFilter, tags: &[Tag]) -> Option<RunId> {
+    let run: Option<RunId> = value(tags, tag::RUN).and_then(|run| run.parse().ok());
+    let asked_for = match filter {
+        RunFilter::Run(wanted) => run.as_ref() == Some(wanted),
+        RunFilter::All => run.is_some(),
+    };
+    if !asked_for {
+        region.shows_strangers();
+    }
+    run.filter(|_| asked_for)
 }
 
 /// What the service says of spot machines that it means to take back, or took, by instance.
@@ -61,7 +81,7 @@ async fn interruptions(region: &Region, filter: &RunFilter) -> Answer<HashMap<St
     let interrupted = requests.into_iter().filter_map(|request| {
         let status = request.status?;
         let code = status.code.filter(|code| is_interruption(code))?;
-        let message = status.message.unwrap_or_default();
+        let message = text::line(&status.message.unwrap_or_default());
         Some((request.instance_id?, format!("EC2 takes the spot machine back ({code}): {message}")))
     });
     Ok(interrupted.collect())
@@ -97,43 +117,44 @@ pub(crate) async fn machines(
     for instance in &instances {
         let tags = instance.tags();
         let run: Option<RunId> = value(tags, tag::RUN).and_then(|run| run.parse().ok());
-        let (Some(run), Some(id)) = (run, instance.instance_id()) else { continue };
-        let group = value(tags, tag::GROUP).unwrap_or_default().to_owned();
+        let (Some(run), Some(id)) = (run, text::word(instance.instance_id())) else { continue };
+        let group = text::group(value(tags, tag::GROUP)).unwrap_or_default();
         let (notes, host_key, next) = known.entry((run.clone(), group.clone())).or_insert_with(|| {
             let journal = journal(&run);
             let notes = journal.group(&group).unwrap_or_default();
             let next = u32::try_from(notes.places.len()).unwrap_or_default();
             (notes, journal.public_host_key(), next)
         });
-        let place = notes.places.iter().position(|place| place.as_deref() == Some(id));
+        let place = notes.places.iter().position(|place| place.as_ref() == Some(&id));
         let index = place.and_then(|place| u32::try_from(place).ok()).unwrap_or_else(|| {
             *next += 1;
             *next - 1
         });
-        let kind = instance.instance_type().map_or("", |kind| kind.as_str());
-        let zone =
-            instance.placement().and_then(|placement| placement.availability_zone()).unwrap_or_default();
+        let kind = text::word(instance.instance_type().map(|kind| kind.as_str())).unwrap_or_default();
+        let zone = instance.placement().and_then(|placement| placement.availability_zone());
+        let zone = text::word(zone).unwrap_or_default();
         let market = if is_spot(instance) { "spot" } else { "on-demand" };
-        let price = notes.prices.get(&GroupNotes::price_key(is_spot(instance), kind, zone));
+        let price = notes.prices.get(&GroupNotes::price_key(is_spot(instance), &kind, &zone));
         let reason = instance
             .state_reason()
             .filter(|reason| reason.code().is_some_and(|code| code.starts_with("Server.SpotInstance")));
         let reason = reason.map(|reason| {
-            format!("EC2 took the spot machine back: {}", reason.message().unwrap_or_default())
+            format!("EC2 took the spot machine back: {}", text::line(reason.message().unwrap_or_default()))
         });
         machines.push(Machine {
+            interrupted: interrupted.get(&id).cloned().or(reason),
             id: MachineId::new(id),
             run,
             group,
             index,
             state: state(instance),
             addresses: Addresses {
-                public: instance.public_ip_address().map(str::to_owned),
-                private: instance.private_ip_address().map(str::to_owned),
-                network: instance.vpc_id().map(|vpc| format!("{} {vpc}", region.name)),
+                public: text::address(instance.public_ip_address()),
+                private: text::address(instance.private_ip_address()),
+                network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
             },
             login: Login {
-                user: value(tags, tag::USER).map(str::to_owned),
+                user: text::user(value(tags, tag::USER)),
                 host: None,
                 port: None,
                 host_key: host_key.clone(),
@@ -143,7 +164,6 @@ pub(crate) async fn machines(
             description: format!("{kind} in {zone}, {market}"),
             price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
             ended: ended(instance),
-            interrupted: interrupted.get(id).cloned().or(reason),
         });
     }
     Ok(machines)
@@ -163,7 +183,7 @@ fn ended(instance: &Instance) -> Option<String> {
         }
         _ => "",
     };
-    Some(format!("{code}: {}{hint}", reason.message().unwrap_or_default()))
+    Some(text::line(&format!("{code}: {}{hint}", reason.message().unwrap_or_default())))
 }
 
 /// When a thing of tsunami's expires, by its tag.
@@ -182,35 +202,61 @@ fn state(instance: &Instance) -> MachineState {
     }
 }
 
+/// The kinds of things that a run has beside its instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    KeyPair,
+    LaunchTemplate,
+    PlacementGroup,
+    SecurityGroup,
+    SpotRequest,
+    Volume,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::KeyPair,
+        Self::LaunchTemplate,
+        Self::PlacementGroup,
+        Self::SecurityGroup,
+        Self::SpotRequest,
+        Self::Volume,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::KeyPair => "key pair",
+            Self::LaunchTemplate => "launch template",
+            Self::PlacementGroup => "placement group",
+            Self::SecurityGroup => "security group",
+            Self::SpotRequest => "spot request",
+            Self::Volume => "volume",
+        }
+    }
+
+    /// Whether it can't go while machines are there.
+    pub(crate) fn is_used_by_machines(self) -> bool {
+        matches!(self, Self::PlacementGroup | Self::SecurityGroup)
+    }
+}
+
 /// Something that a run has, beside its instances.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Thing {
-    KeyPair {
-        name: String,
-        id: String,
-    },
-    LaunchTemplate(String),
-    SecurityGroup(String),
-    PlacementGroup {
-        name: String,
-        id: String,
-    },
-    /// A root volume whose instance is gone, and its state.
-    Volume(String, String),
-    /// A spot request without an instance that is ended, and whether it can be cancelled.
-    SpotRequest(String, bool),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Thing {
+    pub(crate) kind: Kind,
+    /// By which it is removed.
+    pub(crate) name: String,
+    /// By which it is tagged; empty where that is not known.
+    pub(crate) id: String,
+    /// Why it can't be removed as yet: the state of a volume, an instance of a spot request.
+    pub(crate) busy: Option<String>,
+    /// Whether it is of nobody's making that is known here, whatever its tag says. Its name is for people only.
+    pub(crate) odd: bool,
 }
 
 impl Thing {
-    /// Its id, as CreateTags takes it.
-    pub(crate) fn id(&self) -> Option<String> {
-        let (Self::KeyPair { id, .. }
-        | Self::PlacementGroup { id, .. }
-        | Self::LaunchTemplate(id)
-        | Self::SecurityGroup(id)
-        | Self::Volume(id, _)
-        | Self::SpotRequest(id, _)) = self;
-        (!id.is_empty()).then(|| id.clone())
+    pub(crate) fn new(kind: Kind, name: impl Into<String>, id: impl Into<String>) -> Self {
+        Self { kind, name: name.into(), id: id.into(), busy: None, odd: false }
     }
 }
 
@@ -222,68 +268,77 @@ pub(crate) struct Owned {
     pub(crate) expires: Option<SystemTime>,
 }
 
-/// All that there is beside instances.
-pub(crate) async fn things(region: &Region, filter: &RunFilter) -> Answer<Vec<Owned>> {
+/// All that there is beside instances, kind by kind: what can't be seen of one hides none of the others.
+pub(crate) async fn things(region: &Region, filter: &RunFilter) -> Vec<(Kind, Answer<Vec<Owned>>)> {
+    join_all(Kind::ALL.map(async |kind| (kind, of_kind(region, filter, kind).await))).await
+}
+
+/// All that there is of one kind.
+async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<Owned>> {
     let mut owned = Vec::new();
-    let mut add = |tags: Option<&Vec<Tag>>, thing: Option<Thing>| {
-        let tags = tags.map_or(&[][..], |tags| tags.as_slice());
-        let run = value(tags, tag::RUN).and_then(|run| run.parse().ok());
-        if let (Some(run), Some(thing)) = (run, thing) {
-            owned.push(Owned { thing, run, expires: expires(tags) });
+    let mut add = |tags: &[Tag], mut thing: Thing| {
+        let Some(run) = run_of(region, filter, tags) else { return };
+        if text::word(Some(&thing.name)).is_none() {
+            // It is named as far as that can be done, and let be.
+            thing.name = format!("{:?}", text::line(&thing.name));
+            thing.odd = true;
         }
+        owned.push(Owned { thing, run, expires: expires(tags) });
     };
+    let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     let ec2 = &region.ec2;
-    let (key_pairs, placement_groups, templates, groups, volumes, requests) = tokio::try_join!(
-        async {
+    match kind {
+        Kind::KeyPair => {
             let request = ec2.describe_key_pairs().filters(tagged(filter));
-            region.call("DescribeKeyPairs", || request.clone().send()).await
-        },
-        async {
-            let request = ec2.describe_placement_groups().filters(tagged(filter));
-            region.call("DescribePlacementGroups", || request.clone().send()).await
-        },
-        async {
-            let request = ec2.describe_launch_templates().filters(tagged(filter));
-            Ok(pages!(region, "DescribeLaunchTemplates", request.clone(), launch_templates))
-        },
-        async {
-            let request = ec2.describe_security_groups().filters(tagged(filter)).max_results(PAGE);
-            Ok(pages!(region, "DescribeSecurityGroups", request.clone(), security_groups))
-        },
-        async {
-            let request = ec2.describe_volumes().filters(tagged(filter)).max_results(500);
-            Ok(pages!(region, "DescribeVolumes", request.clone(), volumes))
-        },
-        async {
-            let request = ec2.describe_spot_instance_requests().filters(tagged(filter)).max_results(PAGE);
-            Ok(pages!(region, "DescribeSpotInstanceRequests", request.clone(), spot_instance_requests))
-        },
-    )?;
-    for pair in key_pairs.key_pairs() {
-        let id = pair.key_pair_id.clone().unwrap_or_default();
-        add(pair.tags.as_ref(), pair.key_name.clone().map(|name| Thing::KeyPair { name, id }));
-    }
-    for group in placement_groups.placement_groups() {
-        let id = group.group_id.clone().unwrap_or_default();
-        add(group.tags.as_ref(), group.group_name.clone().map(|name| Thing::PlacementGroup { name, id }));
-    }
-    for template in &templates {
-        add(template.tags.as_ref(), template.launch_template_id.clone().map(Thing::LaunchTemplate));
-    }
-    for group in &groups {
-        add(group.tags.as_ref(), group.group_id.clone().map(Thing::SecurityGroup));
-    }
-    for volume in &volumes {
-        let state = volume.state().map_or("", |state| state.as_str()).to_owned();
-        if state != "deleted" {
-            add(volume.tags.as_ref(), volume.volume_id.clone().map(|id| Thing::Volume(id, state)));
+            let answer = region.call("DescribeKeyPairs", || request.clone().send()).await?;
+            for pair in answer.key_pairs() {
+                add(pair.tags(), Thing::new(kind, text(pair.key_name()), text(pair.key_pair_id())));
+            }
         }
-    }
-    for request in &requests {
-        let state = request.state().cloned().unwrap_or(SpotInstanceState::Open);
-        if matches!(state, SpotInstanceState::Open | SpotInstanceState::Active) {
-            let id = request.spot_instance_request_id.clone();
-            add(request.tags.as_ref(), id.map(|id| Thing::SpotRequest(id, state == SpotInstanceState::Open)));
+        Kind::LaunchTemplate => {
+            let request = ec2.describe_launch_templates().filters(tagged(filter));
+            for template in pages!(region, "DescribeLaunchTemplates", request.clone(), launch_templates) {
+                let (name, id) = (template.launch_template_name(), template.launch_template_id());
+                add(template.tags(), Thing::new(kind, text(name), text(id)));
+            }
+        }
+        Kind::PlacementGroup => {
+            let request = ec2.describe_placement_groups().filters(tagged(filter));
+            let answer = region.call("DescribePlacementGroups", || request.clone().send()).await?;
+            for group in answer.placement_groups() {
+                add(group.tags(), Thing::new(kind, text(group.group_name()), text(group.group_id())));
+            }
+        }
+        Kind::SecurityGroup => {
+            let request = ec2.describe_security_groups().filters(tagged(filter)).max_results(PAGE);
+            for group in pages!(region, "DescribeSecurityGroups", request.clone(), security_groups) {
+                add(group.tags(), Thing::new(kind, text(group.group_id()), text(group.group_id())));
+            }
+        }
+        Kind::SpotRequest => {
+            let request = ec2.describe_spot_instance_requests().filters(tagged(filter)).max_results(PAGE);
+            let found =
+                pages!(region, "DescribeSpotInstanceRequests", request.clone(), spot_instance_requests);
+            for request in found {
+                let busy = match request.state() {
+                    Some(SpotInstanceState::Active) => Some("its instance has not ended yet".to_owned()),
+                    Some(SpotInstanceState::Open) | None => None,
+                    _ => continue,
+                };
+                let id = text(request.spot_instance_request_id());
+                add(request.tags(), Thing { busy, ..Thing::new(kind, id.clone(), id) });
+            }
+        }
+        Kind::Volume => {
+            let request = ec2.describe_volumes().filters(tagged(filter)).max_results(500);
+            for volume in pages!(region, "DescribeVolumes", request.clone(), volumes) {
+                let state = volume.state().map_or("", |state| state.as_str());
+                if state != "deleted" {
+                    let busy = (state != "available").then(|| state.to_owned());
+                    let id = text(volume.volume_id());
+                    add(volume.tags(), Thing { busy, ..Thing::new(kind, id.clone(), id) });
+                }
+            }
         }
     }
     Ok(owned)

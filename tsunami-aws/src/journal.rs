@@ -4,9 +4,8 @@
 //! its answer tells what it created. Whatever else is kept here is a hint; the tags are the truth.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -15,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
-use tsunami_core::RunId;
+use tsunami_core::{RunId, private};
 
 use crate::create::{Create, Pool, What};
 use crate::provider::Ec2Settings;
@@ -74,7 +73,7 @@ impl Journal {
     pub(crate) fn host_key(&self) -> io::Result<(String, String)> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.directory.join("host_key");
-        let key = match fs::read(&path) {
+        let key = match private::read(&path) {
             Ok(bytes) => PrivateKey::from_openssh(bytes).map_err(io::Error::other)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
@@ -117,25 +116,38 @@ impl Journal {
 
     /// All requests of the run, in the order of their names.
     pub(crate) fn entries(&self) -> io::Result<Vec<Entry>> {
+        match self.legible() {
+            (_, Some(error)) => Err(error),
+            (entries, None) => Ok(entries),
+        }
+    }
+
+    /// The requests that can be read, and what is wrong with the first that can't.
+    pub(crate) fn legible(&self) -> (Vec<Entry>, Option<io::Error>) {
         let files = match fs::read_dir(&self.directory) {
             Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), None),
+            Err(error) => return (Vec::new(), Some(error)),
         };
-        let mut names = Vec::new();
+        let (mut names, mut wrong) = (Vec::new(), None);
         for file in files {
-            let name = file?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("create-") && name.ends_with(".json") {
-                names.push(name);
+            match file.map(|file| file.file_name().to_string_lossy().into_owned()) {
+                Ok(name) if name.starts_with("create-") && name.ends_with(".json") => names.push(name),
+                Ok(_) => {}
+                Err(error) => wrong = Some(error),
             }
         }
         names.sort();
-        let name_it =
-            |name: &String, error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
-        names
-            .iter()
-            .filter_map(|name| self.read(name).map_err(|error| name_it(name, error)).transpose())
-            .collect()
+        let mut entries = Vec::new();
+        for name in names {
+            match self.read(&name) {
+                Ok(entry) => entries.extend(entry),
+                Err(error) => {
+                    wrong = wrong.or(Some(io::Error::new(error.kind(), format!("{name}: {error}"))))
+                }
+            }
+        }
+        (entries, wrong)
     }
 
     /// The security group that the run made for itself in a region.
@@ -171,7 +183,7 @@ impl Journal {
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
-        match fs::read(self.directory.join(name)) {
+        match private::read(&self.directory.join(name)) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -180,13 +192,8 @@ impl Journal {
 
     /// Replaces a file as a whole, durably.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        let (path, new) = (self.directory.join(name), self.directory.join(format!(".{name}.new")));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(new, path)?;
-        File::open(&self.directory)?.sync_all()
+        private::make_directory(&self.directory)?;
+        private::write(&self.directory.join(name), bytes)
     }
 }
 

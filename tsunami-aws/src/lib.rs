@@ -32,15 +32,18 @@ mod ground;
 mod inventory;
 mod journal;
 mod launch;
+mod limited;
 mod provider;
 mod region;
 mod spec;
 mod strays;
 mod tag;
 mod teardown;
+mod text;
 mod user_data;
 
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
 pub use strays::{Found, Survey};
+pub use teardown::remembered;
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

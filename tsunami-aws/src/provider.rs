@@ -13,10 +13,13 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_ec2::types::{InstanceStateName, IpPermission, IpRange};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use aws_types::service_config::ServiceConfigKey;
 use futures_util::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tsunami_core::limits::{ADMISSION_OUTPUT_LIMIT, ADMISSION_TIMEOUT};
 use tsunami_core::{
     Command, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink, Price,
     Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
@@ -27,10 +30,12 @@ use crate::error::{Answer, Failure};
 use crate::ground::{Ground, invalid};
 use crate::journal::Journal;
 use crate::launch::{self, Launch, authorize};
+use crate::limited::{LimitedAnswers, with_timeouts};
 use crate::region::Region;
 use crate::spec::Ec2Spec;
-use crate::user_data::UserData;
-use crate::{address, inventory, tag, teardown};
+use crate::teardown::{self, Left, Stays};
+use crate::user_data::{DEADLINE_DIGITS, UserData};
+use crate::{address, inventory, tag, text};
 
 /// The service that tells a caller its address, unless [`Ec2Options::address_service`] names another.
 pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
@@ -39,8 +44,7 @@ pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>
 const CONSISTENCY: Duration = Duration::from_secs(5);
 
-/// How long one attempt at a request may take; launching a thousand machines takes EC2 a while.
-const ATTEMPT: Duration = Duration::from_secs(90);
+/// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// How far a machine's own deadline may be from the one in its tags: they are told to the second, at once.
@@ -55,6 +59,8 @@ pub struct Ec2Options {
     pub regions: Vec<String>,
     /// The account that the credentials must be for, if that is known.
     pub account: Option<String>,
+    /// The endpoint that must be in use, as [`Ec2Settings::endpoint`] has it, if that is known.
+    pub endpoint: Option<String>,
     /// The service that tells this computer's address; `None` is [`ADDRESS_SERVICE`].
     pub address_service: Option<String>,
 }
@@ -69,6 +75,10 @@ pub struct Ec2Settings {
     /// The profile, if one was named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// What answers for EC2: `aws`, or a digest of the URL that the environment or the profile names. Records of
+    /// old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
 }
 
 /// Launches machines on EC2.
@@ -111,6 +121,11 @@ impl Ec2Provider {
         config: SdkConfig,
         options: Ec2Options,
     ) -> Result<Self, ProviderError> {
+        let config = with_timeouts(config);
+        let endpoint = endpoint(&config);
+        if let Some(expected) = options.endpoint.filter(|expected| *expected != endpoint) {
+            return Err(another_endpoint(&expected));
+        }
         let regions = match (options.regions.as_slice(), config.region()) {
             ([], Some(region)) => vec![region.to_string()],
             ([], None) => {
@@ -145,8 +160,12 @@ impl Ec2Provider {
             owner,
             root: root.into(),
             regions: regions.iter().map(|name| Region::new(&config, name)).collect(),
-            settings: Ec2Settings { account, regions, profile: options.profile },
-            pricing: aws_sdk_pricing::Client::new(&pricing),
+            settings: Ec2Settings { account, regions, profile: options.profile, endpoint: Some(endpoint) },
+            pricing: {
+                let config =
+                    aws_sdk_pricing::config::Builder::from(&pricing).interceptor(LimitedAnswers::default());
+                aws_sdk_pricing::Client::from_conf(config.build())
+            },
             address_service: options.address_service.unwrap_or_else(|| ADDRESS_SERVICE.to_owned()),
             address: OnceCell::new(),
             grounds: Default::default(),
@@ -282,8 +301,7 @@ impl Ec2Provider {
 
 /// The configuration, as aws-config finds it. Repetitions and patience are ours.
 async fn load(options: &Ec2Options) -> SdkConfig {
-    let timeouts =
-        TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(ATTEMPT).build();
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts);
@@ -298,11 +316,43 @@ async fn load(options: &Ec2Options) -> SdkConfig {
     loader.load().await
 }
 
+/// What answers for EC2 where the environment and the profile name nothing else.
+const AWS: &str = "aws";
+
+/// What answers for EC2, in a form that a record may hold: it names no place to send credentials to.
+fn endpoint(config: &SdkConfig) -> String {
+    let key = ServiceConfigKey::builder().service_id("EC2").env("AWS_ENDPOINT_URL").profile("endpoint_url");
+    let own = key.build().ok().and_then(|key| config.service_config()?.load_config(key));
+    let own = own.filter(|_| !config.get_origin("endpoint_url").is_client_config());
+    match own.as_deref().or(config.endpoint_url()) {
+        None => AWS.to_owned(),
+        Some(url) => {
+            let digest = format!("{:x}", Sha256::digest(url.trim_end_matches('/')));
+            digest[..ENDPOINT_DIGEST].to_owned()
+        }
+    }
+}
+
+/// So many digits of a digest tell endpoints apart.
+const ENDPOINT_DIGEST: usize = 16;
+
+fn another_endpoint(expected: &str) -> ProviderError {
+    let message = "the run is at another endpoint than the one that the environment or the profile names now";
+    let help = match expected {
+        AWS => {
+            "it is at AWS itself: unset AWS_ENDPOINT_URL and AWS_ENDPOINT_URL_EC2 (in a profile: `endpoint_url`)"
+        }
+        _ => "set AWS_ENDPOINT_URL to what it was when the run was launched",
+    };
+    ProviderError::new(ProviderErrorKind::Unauthorized, "connect", message).help(help)
+}
+
 /// The account, and who is asking.
 async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String)> {
     let region = Region::new(config, region);
     let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
-    let sts = aws_sdk_sts::Client::new(&config);
+    let sts = aws_sdk_sts::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+    let sts = aws_sdk_sts::Client::from_conf(sts.build());
     let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
     let account = caller.account().unwrap_or_default().to_owned();
     let arn = caller.arn().unwrap_or_default();
@@ -378,14 +428,14 @@ impl Provider for Ec2Provider {
     }
 
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        let armed = remote(session, Command::shell("tsunami-deadline status")).await?;
-        let armed_at = armed.split_whitespace().nth(1).and_then(|at| at.parse().ok());
-        let armed_at = armed_at.map(|at| UNIX_EPOCH + Duration::from_secs(at));
-        let fits = armed_at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
+        let status = Command::shell("tsunami-deadline status");
+        let armed = within(ADMISSION_TIMEOUT, remote(session, status)).await?;
+        let fits =
+            armed_at(&armed).zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
         if !fits {
             let expires = machine.expires.map(launch::timestamp).unwrap_or_default();
             let message =
-                format!("its deadline is not the promised one, {expires}: it says `{}`", armed.trim());
+                format!("its deadline is not the promised one, {expires}: it says `{}`", text::line(&armed));
             return Err(ProviderError::new(ProviderErrorKind::Other, "deadline", message));
         }
         self.open_ports(&machine.run).await?;
@@ -403,8 +453,8 @@ impl Provider for Ec2Provider {
         // Isolated, so that no module in the home directory passes for one of Python's own.
         let listen = Command::program("python3").arg("-I").arg("-c").arg(NOTICE);
         match remote(session, listen).await {
-            Ok(notice) if !notice.trim().is_empty() => {
-                format!("EC2 takes the spot machine back, as the machine was told: {}", notice.trim())
+            Ok(said) if is_notice(&said) => {
+                format!("EC2 takes the spot machine back, as the machine was told: {}", text::line(&said))
             }
             // Listings go on telling.
             other => {
@@ -423,8 +473,8 @@ impl Provider for Ec2Provider {
                 !matches!(state, Some(InstanceStateName::Terminated | InstanceStateName::ShuttingDown))
             });
             let ids = living.filter_map(|instance| instance.instance_id().map(str::to_owned));
-            let things = inventory::things(region, &filter).await?;
-            let ids: Vec<String> = ids.chain(things.iter().filter_map(|owned| owned.thing.id())).collect();
+            let mut ids: Vec<String> = ids.collect();
+            ids.extend(teardown::taggable(region, run, &self.journal(run)).await?);
             // CreateTags takes a thousand things at once.
             for ids in ids.chunks(1000) {
                 let tag = aws_sdk_ec2::types::Tag::builder();
@@ -456,27 +506,21 @@ impl Provider for Ec2Provider {
              if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
              $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
         );
-        remote(session, Command::shell(line)).await.map(drop)
+        within(ADMISSION_TIMEOUT, remote(session, Command::shell(line))).await.map(drop)
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let journal = self.journal(run);
         let ended = self.regions.iter().map(|region| teardown::terminate(region, run, &journal));
-        let mut left = Vec::new();
-        for (region, ended) in self.regions.iter().zip(join_all(ended).await) {
-            match ended {
-                Ok(of_region) => left.extend(of_region),
-                // One region that does not answer keeps no other from being cleared.
-                Err(error) => left.push(Leftover {
-                    what: format!("anything the run created in {}", region.name),
-                    why: match &error.help {
-                        Some(help) => format!("{error} ({help})"),
-                        None => error.to_string(),
-                    },
-                }),
-            }
+        let left: Vec<Left> = join_all(ended).await.into_iter().flatten().collect();
+        let is = |stays: Stays| left.iter().any(|left| left.stays == stays);
+        let mended = is(Stays::UntilMended) && !is(Stays::ForNow);
+        let left = left.into_iter().map(|left| left.leftover).collect();
+        if !mended {
+            return Ok(left);
         }
-        Ok(left)
+        let message = "what is left stays until somebody changes what keeps it";
+        Err(ProviderError::new(ProviderErrorKind::Unauthorized, "terminate", message).remains(left))
     }
 
     fn consistency(&self) -> Duration {
@@ -540,6 +584,36 @@ fn is_cidr(text: &str) -> bool {
     })
 }
 
+/// When a machine says that it ends itself: `armed AT FOR`, both in seconds, and nothing beside that.
+fn armed_at(status: &str) -> Option<SystemTime> {
+    let number = |word: &str| {
+        let digits = word.len() <= DEADLINE_DIGITS && word.bytes().all(|byte| byte.is_ascii_digit());
+        word.parse().ok().filter(|_| digits)
+    };
+    let line = status.strip_suffix('\n').unwrap_or(status);
+    let [at, lifetime] = line.strip_prefix("armed ")?.split(' ').collect::<Vec<_>>().try_into().ok()?;
+    let _: u64 = number(lifetime)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(number(at)?))
+}
+
+/// Whether a machine says what EC2 says there: what happens to it, and when.
+fn is_notice(said: &str) -> bool {
+    let words: Vec<&str> = said.trim_end().split(' ').collect();
+    matches!(words[..], ["terminate" | "stop" | "hibernate", "at", time] if humantime::parse_rfc3339(time).is_ok())
+}
+
+/// Gives a machine a while to say something.
+async fn within<T>(
+    limit: Duration,
+    said: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    let limit_over = |_| {
+        let message = format!("no answer within {}", humantime::format_duration(limit));
+        Err(ProviderError::new(ProviderErrorKind::Other, "first connection", message))
+    };
+    tokio::time::timeout(limit, said).await.unwrap_or_else(limit_over)
+}
+
 /// Runs a command on a machine, which must succeed, and returns what it wrote.
 async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, ProviderError> {
     let failed = |message: String| ProviderError::new(ProviderErrorKind::Other, "first connection", message);
@@ -552,7 +626,7 @@ async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, 
         exit => Err(failed(format!(
             "`{}` ended with {exit}: {}",
             command.to_string().lines().next().unwrap_or_default(),
-            stderr.trim()
+            text::line(&stderr)
         ))),
     }
 }
@@ -570,10 +644,49 @@ impl Said {
 
 impl OutputSink for Said {
     fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
-        const MOST: usize = 8 << 10;
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = if stream == Stream::Stdout { &mut said.0 } else { &mut said.1 };
-        kept.extend_from_slice(&bytes[..bytes.len().min(MOST.saturating_sub(kept.len()))]);
+        kept.extend_from_slice(&bytes[..bytes.len().min(ADMISSION_OUTPUT_LIMIT.saturating_sub(kept.len()))]);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_believed_its_deadline_only_in_the_words_that_were_agreed_on() {
+        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(armed_at("armed 1800000000 2700\n"), at(1_800_000_000));
+        for lie in [
+            "",
+            "armed",
+            "armed 1800000000",
+            "armed +1800000000 2700",
+            "armed -1 2700",
+            "disarmed 1800000000 2700",
+            "armed 1800000000 2700 3",
+            "armed 1800000000 2700\n\n",
+            "armed 1800000000\n2700",
+            "armed 18446744073709551615 2700",
+            "armed 1800000000 99999999999999999999",
+        ] {
+            assert_eq!(armed_at(lie), None, "{lie:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_believed_its_end_only_in_the_words_of_ec2() {
+        assert!(is_notice("terminate at 2026-11-27T06:00:00Z\n"));
+        for lie in [
+            "",
+            "terminate",
+            "terminate at noon",
+            "dance at 2026-11-27T06:00:00Z",
+            "x\nterminate at 2026-11-27T06:00:00Z",
+        ] {
+            assert!(!is_notice(lie), "{lie:?}");
+        }
     }
 }

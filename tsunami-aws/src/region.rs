@@ -1,7 +1,8 @@
 //! One region's services, and the pace at which they are called.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tsunami_core::ProviderErrorKind;
 
 use crate::error::{Answer, Failure};
+use crate::limited::LimitedAnswers;
 
 /// How often a request is made before its failure is passed on.
 const ATTEMPTS: u32 = 6;
@@ -28,6 +30,10 @@ pub(crate) struct Region {
     pub(crate) ssm: aws_sdk_ssm::Client,
     /// The default subnets, once they were looked up: the network and a subnet in each zone.
     pub(crate) default_subnets: OnceCell<Vec<(String, String, String)>>,
+    /// The instances that EC2 has been told to end, and has not refused to.
+    told: Mutex<BTreeSet<String>>,
+    /// Whether it was said that listings show what was not asked for.
+    strangers: Once,
     pace: Pace,
 }
 
@@ -36,11 +42,35 @@ impl Region {
         let config = config.to_builder().region(aws_config::Region::new(name.to_owned())).build();
         Self {
             name: name.to_owned(),
-            ec2: Client::new(&config),
-            ssm: aws_sdk_ssm::Client::new(&config),
+            ec2: {
+                let config =
+                    aws_sdk_ec2::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+                Client::from_conf(config.build())
+            },
+            ssm: {
+                let config =
+                    aws_sdk_ssm::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+                aws_sdk_ssm::Client::from_conf(config.build())
+            },
             default_subnets: OnceCell::new(),
+            told: Mutex::default(),
+            strangers: Once::new(),
             pace: Pace::default(),
         }
+    }
+
+    pub(crate) fn told(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says once that a listing shows what it was not asked for.
+    pub(crate) fn shows_strangers(&self) {
+        self.strangers.call_once(|| {
+            tracing::warn!(
+                region = self.name,
+                "listings show what belongs to no run that was asked for; it is let be"
+            );
+        });
     }
 
     /// Makes a request, and repeats it while that may help. What it creates must be the same every time.
@@ -83,11 +113,11 @@ impl Region {
         E: std::error::Error + ProvideErrorMetadata + 'static,
         R: Debug + 'static,
     {
-        self.pace.wait().await;
+        self.pace.wait(operation).await;
         let answer = request().await.map_err(|error| Failure::new(operation, &self.name, &error));
         match &answer {
-            Err(failure) if failure.kind == ProviderErrorKind::Throttled => self.pace.throttled(),
-            _ => self.pace.fine(),
+            Err(failure) if failure.kind == ProviderErrorKind::Throttled => self.pace.throttled(operation),
+            _ => self.pace.fine(operation),
         }
         answer
     }
@@ -98,33 +128,41 @@ fn pause(attempt: u32) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-/// Backs off from a region that throttles: all that is asked there waits together, in place of each for itself.
+/// Backs off from an action that a region throttles: all that ask for it wait together, in place of each for itself.
+/// EC2 counts each action by itself, so no listing keeps anything from being ended.
 #[derive(Debug, Default)]
-struct Pace(Mutex<(u32, Option<Instant>)>);
+struct Pace(Mutex<HashMap<&'static str, Held>>);
+
+/// How often in a row an action was throttled, and until when it is left alone.
+type Held = (u32, Option<Instant>);
 
 impl Pace {
-    async fn wait(&self) {
+    async fn wait(&self, action: &'static str) {
         loop {
-            let until = self.0.lock().unwrap_or_else(PoisonError::into_inner).1;
-            match until {
+            match self.with(action, |held| held.1) {
                 Some(until) if until > Instant::now() => sleep_until(until).await,
                 _ => return,
             }
         }
     }
 
-    fn throttled(&self) {
-        let (streak, until) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        // Requests that were under way together are throttled together, which counts once.
-        if until.is_none_or(|until| until <= now) {
-            *streak += 1;
-            *until = Some(now + pause(*streak));
-        }
+    fn throttled(&self, action: &'static str) {
+        self.with(action, |(streak, until)| {
+            let now = Instant::now();
+            // Requests that were under way together are throttled together, which counts once.
+            if until.is_none_or(|until| until <= now) {
+                *streak += 1;
+                *until = Some(now + pause(*streak));
+            }
+        });
     }
 
-    fn fine(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = 0;
+    fn fine(&self, action: &'static str) {
+        self.with(action, |held| held.0 = 0);
+    }
+
+    fn with<T>(&self, action: &'static str, change: impl FnOnce(&mut Held) -> T) -> T {
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(action).or_default())
     }
 }
 
@@ -133,23 +171,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_region_that_throttles_is_left_alone_by_all_together() {
+    async fn an_action_that_is_throttled_is_left_alone_by_all_together_and_no_other_is() {
         let pace = Pace::default();
         let begun = Instant::now();
         for _ in 0..10 {
-            pace.throttled();
+            pace.throttled("a");
         }
-        pace.wait().await;
+        pace.wait("another").await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        pace.wait("a").await;
         let first = begun.elapsed();
         assert!(first > Duration::from_millis(100) && first <= FIRST_PAUSE, "{first:?}");
-        pace.throttled();
+        pace.throttled("a");
         let again = Instant::now();
-        pace.wait().await;
+        pace.wait("a").await;
         assert!(again.elapsed() > FIRST_PAUSE - Duration::from_millis(1), "{:?}", again.elapsed());
-        pace.fine();
-        pace.throttled();
+        pace.fine("a");
+        pace.throttled("a");
         let again = Instant::now();
-        pace.wait().await;
+        pace.wait("a").await;
         assert!(again.elapsed() <= FIRST_PAUSE);
     }
 }

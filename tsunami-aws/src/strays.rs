@@ -13,13 +13,13 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use futures_util::future::join_all;
 use serde::Serialize;
-use tsunami_core::{ErrorChain, ProviderError, RunFilter, RunId};
+use tsunami_core::{ProviderError, RunFilter, RunId};
 
-use crate::error::Answer;
-use crate::inventory;
+use crate::error::{Answer, Failure};
 use crate::provider::Ec2Provider;
 use crate::region::Region;
 use crate::teardown::describe;
+use crate::{inventory, text};
 
 /// What one run has, in all the regions that were looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -37,7 +37,7 @@ pub struct Found {
 pub struct Survey {
     /// The runs, by their ids.
     pub runs: Vec<Found>,
-    /// The regions that could not be looked at, and why. What is there is not known.
+    /// What could not be looked at, in which region, and why. What is there is not known.
     pub failures: Vec<String>,
     /// The time by the service's own clock; `None` if no region answered.
     pub now: Option<SystemTime>,
@@ -52,25 +52,22 @@ impl Ec2Provider {
         let region = self.default_region();
         let request = region.ec2.describe_regions();
         let answer = region.call("DescribeRegions", || request.clone().send()).await?;
-        Ok(answer.regions().iter().filter_map(|region| region.region_name().map(str::to_owned)).collect())
+        // They become parts of hosts' names.
+        let names = answer.regions().iter().filter_map(|region| text::word(region.region_name()));
+        Ok(names.filter(|name| !name.contains(['.', '_'])).collect())
     }
 
     /// Looks in all of this provider's regions for whatever carries a run's tag and an expiry, and is not gone.
     /// Changes nothing.
     pub async fn survey(&self) -> Survey {
-        let looked = self.all_regions().iter().map(async |region| (region, look(region).await));
         let (mut by_run, mut survey) = (ByRun::new(), Survey::default());
-        for (region, found) in join_all(looked).await {
-            match found {
-                Ok((now, found)) => {
-                    survey.now = survey.now.max(now);
-                    for (run, (expires, things)) in found {
-                        let of_run = by_run.entry(run).or_default();
-                        of_run.0 = of_run.0.max(expires);
-                        of_run.1.extend(things);
-                    }
-                }
-                Err(failure) => survey.failures.push(format!("{}: {}", region.name, ErrorChain(&failure))),
+        for look in join_all(self.all_regions().iter().map(look)).await {
+            survey.now = survey.now.max(look.now);
+            survey.failures.extend(look.failures);
+            for (run, (expires, things)) in look.by_run {
+                let of_run = by_run.entry(run).or_default();
+                of_run.0 = of_run.0.max(expires);
+                of_run.1.extend(things);
             }
         }
         // What has no expiry was not made by a launch of tsunami's, whatever its tag says.
@@ -81,32 +78,63 @@ impl Ec2Provider {
     }
 }
 
-async fn look(region: &Region) -> Answer<(Option<SystemTime>, ByRun)> {
-    let mut by_run = ByRun::new();
-    let mut add = |run: RunId, expires: Option<SystemTime>, what: String| {
-        let of_run = by_run.entry(run).or_default();
+/// What is seen in one region. What can't be looked at hides nothing else.
+#[derive(Default)]
+struct Look {
+    now: Option<SystemTime>,
+    by_run: ByRun,
+    failures: Vec<String>,
+}
+
+impl Look {
+    fn add(&mut self, run: RunId, expires: Option<SystemTime>, what: String) {
+        let of_run = self.by_run.entry(run).or_default();
         of_run.0 = of_run.0.max(expires);
         of_run.1.push(what);
-    };
-    let now = service_time(region).await?;
-    for instance in inventory::instances(region, &RunFilter::All).await? {
-        let state = instance.state().and_then(|state| state.name()).cloned();
-        let run = inventory::value(instance.tags(), crate::tag::RUN).and_then(|run| run.parse().ok());
-        if let (Some(run), false) = (run, state == Some(InstanceStateName::Terminated)) {
-            let id = instance.instance_id().unwrap_or_default();
-            let state = state.as_ref().map_or("unknown", InstanceStateName::as_str);
-            add(
-                run,
-                inventory::expires(instance.tags()),
-                format!("machine {id} in {}: {state}", region.name),
-            );
+    }
+
+    fn failed(&mut self, region: &Region, what: &str, failure: &Failure) {
+        self.failures.push(format!("{}: {what}: {}", region.name, failure.explained()));
+    }
+}
+
+async fn look(region: &Region) -> Look {
+    let mut look = Look::default();
+    match service_time(region).await {
+        Ok(now) => look.now = now,
+        Err(failure) if failure.is_about_caller() || !failure.answered => {
+            look.failed(region, "everything", &failure);
+            return look;
+        }
+        Err(failure) => look.failed(region, "the service's clock", &failure),
+    }
+    match inventory::instances(region, &RunFilter::All).await {
+        Ok(instances) => {
+            for instance in instances {
+                let state = instance.state().and_then(|state| state.name()).cloned();
+                let run = inventory::run_of(region, &RunFilter::All, instance.tags());
+                if let (Some(run), false) = (run, state == Some(InstanceStateName::Terminated)) {
+                    let id = text::word(instance.instance_id()).unwrap_or_default();
+                    let state = state.as_ref().map_or("unknown", InstanceStateName::as_str);
+                    let what = format!("machine {id} in {}: {state}", region.name);
+                    look.add(run, inventory::expires(instance.tags()), what);
+                }
+            }
+        }
+        Err(failure) => look.failed(region, "machines", &failure),
+    }
+    for (kind, found) in inventory::things(region, &RunFilter::All).await {
+        match found {
+            Ok(found) => {
+                for owned in found {
+                    let what = describe(&owned.thing, region);
+                    look.add(owned.run, owned.expires, what);
+                }
+            }
+            Err(failure) => look.failed(region, &format!("{}s", kind.name()), &failure),
         }
     }
-    for owned in inventory::things(region, &RunFilter::All).await? {
-        let what = describe(&owned.thing, region);
-        add(owned.run, owned.expires, what);
-    }
-    Ok((now, by_run))
+    look
 }
 
 /// The time by the service's clock, as an answer's header has it.

@@ -1,19 +1,24 @@
-//! The end of a run in one region: by remembered ids and by tag, until neither shows anything.
+//! The end of a run in one region: what is known is ended first, then what is found by tag, until nothing is listed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_ec2::types::{InstanceStateChange, InstanceStateName};
-use tsunami_core::{Leftover, ProviderError, RunFilter, RunId};
+use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceStateName};
+use tsunami_core::{Leftover, ProviderErrorKind, RunFilter, RunId};
 
-use crate::error::Answer;
-use crate::inventory::{self, Thing};
+use crate::create::What;
+use crate::error::{Answer, Failure};
+use crate::inventory::{self, Kind, Thing};
 use crate::journal::{Entry, Journal, Outcome};
 use crate::region::Region;
-use crate::tag;
+use crate::{tag, text};
 
 /// TerminateInstances takes so many at once.
 const BATCH: usize = 1000;
+
+/// So many refusals in a row, that name no machine or deny each, speak for all that are left to ask for.
+const REFUSALS_IN_A_ROW: u32 = 10;
 
 /// For how long EC2 may deny knowing an instance that it has just made.
 const INVISIBLE: Duration = Duration::from_secs(120);
@@ -21,231 +26,463 @@ const INVISIBLE: Duration = Duration::from_secs(120);
 /// A request that is older than this is not made again: whatever it created is in the listings.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 
+/// Something that is still there.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) leftover: Leftover,
+    pub(crate) stays: Stays,
+}
+
+/// For how long something is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// Until another attempt, or by itself no longer than that.
+    ForNow,
+    /// Until what uses it is gone.
+    InUse,
+    /// Until somebody changes what keeps it.
+    UntilMended,
+}
+
+impl Left {
+    fn new(what: String, why: impl Into<String>, stays: Stays) -> Self {
+        Self { leftover: Leftover { what, why: why.into() }, stays }
+    }
+
+    fn failed(what: String, failure: &Failure) -> Self {
+        Self::new(what, failure.explained(), Stays::after(failure))
+    }
+}
+
+impl Stays {
+    /// EC2 calls much invalid that is only in use for a moment longer; a caller who may not, may not later either.
+    fn after(failure: &Failure) -> Self {
+        match failure.kind {
+            ProviderErrorKind::Unauthorized => Self::UntilMended,
+            _ => Self::ForNow,
+        }
+    }
+}
+
 /// Ends all that a run has in a region, and says what is still there.
-pub(crate) async fn terminate(
-    region: &Region,
-    run: &RunId,
-    journal: &Journal,
-) -> Result<Vec<Leftover>, ProviderError> {
-    // First what may yet come: then nothing comes behind the back of what follows.
+pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -> Vec<Left> {
+    let mut machines = Machines::new(region);
+    let (entries, _) = journal.legible();
+    machines.remember(&of_region(entries, region));
+    // Before anything is looked at, which may fail.
+    machines.end_known().await;
     let mut left = settle(region, journal).await;
+    let (entries, broken) = journal.legible();
+    let entries = of_region(entries, region);
+    if let Some(error) = broken {
+        let what = format!("what only the run's journal knows of {}", region.name);
+        left.push(Left::new(what, format!("the journal can't be read: {error}"), Stays::ForNow));
+    }
+    machines.remember(&entries);
+    machines.end_known().await;
     let filter = RunFilter::Run(run.clone());
-    // A journal that can't be read keeps nobody from ending what the tags show.
-    let remembered = remembered(region, journal).unwrap_or_else(|error| {
-        left.push(troubled(region, &error));
-        Vec::new()
-    });
-    left.extend(end_instances(region, &filter, &remembered).await?);
-    if !left.is_empty() {
-        // The rest is in use by what is still there; keys and templates are not.
-        return Ok(left);
+    if let Err(failure) = machines.end_listed(&filter).await {
+        left.push(Left::failed(whatever_else(region), &failure));
     }
-    for owned in inventory::things(region, &filter).await? {
-        if let Some(why) = remove(region, &owned.thing).await {
-            left.push(Leftover { what: describe(&owned.thing, region), why });
-        }
-    }
+    let of_machines = machines.left();
+    let in_use = !of_machines.is_empty();
+    left.extend(of_machines);
+    left.extend(remove_things(region, &filter, &entries, in_use).await);
     if left.is_empty() {
-        for owned in inventory::things(region, &filter).await? {
-            left.push(Leftover { what: describe(&owned.thing, region), why: "still listed".to_owned() });
+        for (kind, found) in inventory::things(region, &filter).await {
+            match found {
+                Ok(found) => {
+                    left.extend(found.iter().map(|owned| {
+                        Left::new(describe(&owned.thing, region), "still listed", Stays::ForNow)
+                    }))
+                }
+                Err(failure) => left.extend(unseen(region, kind, &failure, &entries)),
+            }
         }
     }
-    Ok(left)
+    // What is said of one kind may be said of them all.
+    let mut said = BTreeSet::new();
+    left.retain(|left| said.insert(left.leftover.what.clone()));
+    left
 }
 
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
-async fn settle(region: &Region, journal: &Journal) -> Vec<Leftover> {
+async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let mut left = Vec::new();
-    let entries = match journal.entries() {
-        Ok(entries) => entries,
-        Err(error) => return vec![troubled(region, &error)],
-    };
-    for Entry { create, asked, .. } in of_region(entries, region).filter(|entry| entry.outcome.is_none()) {
+    for Entry { create, asked, .. } in
+        of_region(journal.legible().0, region).iter().filter(|entry| entry.outcome.is_none())
+    {
         if create.makes_instances() && asked.elapsed().is_ok_and(|age| age > FORGOTTEN) {
             // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
             continue;
         }
         let answer = create.ask(region).await;
-        if let Err(error) = create.settle(journal, &answer) {
-            tracing::debug!(%error, "the outcome is not written down, and will be asked for again");
-        }
-        if let Err(failure) = answer
-            && !failure.answered
-        {
+        if create.settles(&answer, true) {
+            if let Err(error) = create.settle(journal, &answer) {
+                tracing::debug!(%error, "the outcome is not written down, and will be asked for again");
+            }
+        } else if let Err(failure) = answer {
             let what = format!("what the request {} may have created in {}", create.name(), region.name);
-            left.push(Leftover { what, why: failure.to_string() });
+            left.push(Left::failed(what, &failure));
         }
     }
     left
 }
 
-fn troubled(region: &Region, error: &std::io::Error) -> Leftover {
-    let what = format!("what only the run's journal knows of {}", region.name);
-    Leftover { what, why: format!("the journal can't be read: {error}") }
+fn of_region(entries: Vec<Entry>, region: &Region) -> Vec<Entry> {
+    entries.into_iter().filter(|entry| entry.create.region == region.name).collect()
 }
 
-/// The instances that are known to have been made, and when.
-fn remembered(region: &Region, journal: &Journal) -> std::io::Result<Vec<(String, SystemTime)>> {
-    let entries = journal.entries()?;
-    let made = of_region(entries, region).filter(|entry| entry.create.makes_instances());
-    let ids = made.flat_map(|entry| match entry.outcome {
-        Some(Outcome::Created(ids)) => ids.into_iter().map(|id| (id, entry.asked)).collect(),
-        _ => Vec::new(),
-    });
-    Ok(ids.collect())
+/// A run's machines in a region, and how far their end has come.
+struct Machines<'a> {
+    region: &'a Region,
+    known: BTreeMap<String, Known>,
+    /// What came of asking for their end, in this attempt.
+    fates: BTreeMap<String, Fate>,
 }
 
-fn of_region(entries: Vec<Entry>, region: &Region) -> impl Iterator<Item = Entry> {
-    let name = region.name.clone();
-    entries.into_iter().filter(move |entry| entry.create.region == name)
+/// What is known of a machine beside its fate.
+#[derive(Clone, Default)]
+struct Known {
+    group: String,
+    /// When it was asked for, where this run did.
+    made: Option<SystemTime>,
+    /// The state that a listing shows, unless it is over.
+    listed: Option<InstanceStateName>,
 }
 
-/// Ends instances and says which have not ended yet.
-async fn end_instances(
-    region: &Region,
-    filter: &RunFilter,
-    remembered: &[(String, SystemTime)],
-) -> Result<Vec<Leftover>, ProviderError> {
-    let listed = inventory::instances(region, filter).await?;
-    let mut left = Vec::new();
-    let mut ending = Vec::new();
-    for instance in &listed {
-        let id = instance.instance_id().unwrap_or_default().to_owned();
-        let state = instance.state().and_then(|state| state.name()).cloned();
-        if state == Some(InstanceStateName::Terminated) {
-            continue;
-        }
-        let group = inventory::value(instance.tags(), tag::GROUP).unwrap_or_default();
-        let why = state.as_ref().map_or("in no known state", InstanceStateName::as_str);
-        left.push(Leftover {
-            what: format!("machine {id} ({group}) in {}", region.name),
-            why: why.to_owned(),
-        });
-        if state != Some(InstanceStateName::ShuttingDown) {
-            ending.push(id);
+/// What came of ending a machine.
+#[derive(Clone, Debug)]
+enum Fate {
+    Ending,
+    /// It had ended before. It may have lost its tags already.
+    Over,
+    /// EC2 does not know it.
+    Unknown,
+    Refused(String, Stays),
+}
+
+impl<'a> Machines<'a> {
+    fn new(region: &'a Region) -> Self {
+        Self { region, known: BTreeMap::new(), fates: BTreeMap::new() }
+    }
+
+    /// Takes in what requests are known to have created.
+    fn remember(&mut self, entries: &[Entry]) {
+        for entry in entries.iter().filter(|entry| entry.create.makes_instances()) {
+            let Some(Outcome::Created(ids)) = &entry.outcome else { continue };
+            for id in ids {
+                let group = entry.create.tags.get(tag::GROUP).cloned().unwrap_or_default();
+                self.known.insert(id.clone(), Known { group, made: Some(entry.asked), listed: None });
+            }
         }
     }
-    for batch in ending.chunks(BATCH) {
-        end(region, batch).await?;
+
+    /// Ends those that are known and have not been told to end.
+    async fn end_known(&mut self) {
+        let new: Vec<String> = {
+            let told = self.region.told();
+            self.known
+                .keys()
+                .filter(|id| !told.contains(*id) && !self.fates.contains_key(*id))
+                .cloned()
+                .collect()
+        };
+        self.end(new).await;
     }
-    // Those that are remembered and don't show: just made, or long gone.
-    let shown: BTreeSet<&str> = listed.iter().filter_map(|instance| instance.instance_id()).collect();
-    let hidden: Vec<_> = remembered.iter().filter(|(id, _)| !shown.contains(id.as_str())).collect();
-    if !hidden.is_empty() {
-        let ids: Vec<String> = hidden.iter().map(|(id, _)| id.clone()).collect();
-        let (mut unknown, mut over) = (BTreeSet::new(), BTreeSet::new());
-        for batch in ids.chunks(BATCH) {
-            let ended = end(region, batch).await?;
-            unknown.extend(ended.unknown);
-            over.extend(ended.over);
-        }
-        for (id, made) in hidden {
-            if over.contains(id) {
+
+    /// Ends those that a listing shows, and asks after those that it doesn't.
+    async fn end_listed(&mut self, filter: &RunFilter) -> Answer<()> {
+        let listed = inventory::instances(self.region, filter).await;
+        let mut ending = Vec::new();
+        for instance in listed.iter().flatten() {
+            let state = instance.state().and_then(|state| state.name());
+            let Some(id) = text::word(instance.instance_id()) else { continue };
+            if state == Some(&InstanceStateName::Terminated) {
+                self.fates.insert(id, Fate::Over);
                 continue;
             }
-            let young = made.elapsed().is_ok_and(|age| age < INVISIBLE);
-            match unknown.contains(id) {
-                true if !young => {}
-                known => left.push(Leftover {
-                    what: format!("machine {id} in {}", region.name),
-                    why: if known { "just made, and not shown yet" } else { "just told to end" }.to_owned(),
-                }),
+            let known = self.known.entry(id.clone()).or_default();
+            known.listed =
+                Some(state.cloned().unwrap_or_else(|| InstanceStateName::from("in no known state")));
+            if let Some(group) = text::group(inventory::value(instance.tags(), tag::GROUP)) {
+                known.group = group;
+            }
+            if state == Some(&InstanceStateName::ShuttingDown) {
+                self.fates.insert(id, Fate::Ending);
+            } else if matches!(self.fates.get(&id), None | Some(Fate::Unknown)) {
+                ending.push(id);
+            }
+        }
+        // Just made, long gone, or the listing failed: EC2's answer tells.
+        let hidden = self.known.keys().filter(|id| !self.fates.contains_key(*id) && !ending.contains(id));
+        ending.extend(hidden.cloned().collect::<Vec<_>>());
+        self.end(ending).await;
+        listed.map(drop)
+    }
+
+    /// Ends machines: all at once, or where EC2 refuses that, every one that it does not refuse.
+    ///
+    /// The guest's own shutdown is not skipped: some types refuse that option, and all that are named beside them.
+    async fn end(&mut self, ids: Vec<String>) {
+        let mut batches: Vec<Vec<String>> = ids.chunks(BATCH).rev().map(<[String]>::to_vec).collect();
+        let mut refusals = 0;
+        while let Some(batch) = batches.pop() {
+            let failure = match self.ask_to_end(&batch).await {
+                Ok(()) => {
+                    refusals = 0;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            // One that can't be ended keeps all that are named beside it from it. EC2 names it, as a rule.
+            let (named, others): (Vec<_>, Vec<_>) =
+                batch.iter().cloned().partition(|id| failure.message.contains(id.as_str()));
+            if failure.is_not_found() && (!named.is_empty() || batch.len() == 1) {
+                let unknown = if named.is_empty() { batch } else { named };
+                self.fates.extend(unknown.into_iter().map(|id| (id, Fate::Unknown)));
+                batches.extend((!others.is_empty()).then_some(others));
+                continue;
+            }
+            if batch.len() == 1 {
+                self.refused(&batch[0], failure).await;
+                continue;
+            }
+            let denied = failure.kind == ProviderErrorKind::Unauthorized;
+            refusals = if named.is_empty() || denied { refusals + 1 } else { 0 };
+            let of_all = failure.is_about_caller() || failure.kind == ProviderErrorKind::Throttled;
+            if of_all || refusals > REFUSALS_IN_A_ROW {
+                let fate = Fate::Refused(failure.explained(), Stays::after(&failure));
+                self.fates.extend(batch.into_iter().map(|id| (id, fate.clone())));
+            } else if named.is_empty() || others.is_empty() {
+                let (first, second) = batch.split_at(batch.len() / 2);
+                batches.extend([second.to_vec(), first.to_vec()]);
+            } else {
+                batches.extend(named.into_iter().map(|id| vec![id]));
+                batches.push(others);
             }
         }
     }
-    Ok(left)
-}
 
-/// What came of ending instances.
-#[derive(Default)]
-struct Ended {
-    /// Those that EC2 does not know.
-    unknown: Vec<String>,
-    /// Those that had ended before. They may have lost their tags already.
-    over: Vec<String>,
-}
-
-/// Terminates instances.
-async fn end(region: &Region, ids: &[String]) -> Answer<Ended> {
-    let mut unknown: Vec<String> = Vec::new();
-    loop {
-        let known: Vec<String> = ids.iter().filter(|id| !unknown.contains(id)).cloned().collect();
-        if known.is_empty() {
-            return Ok(Ended { unknown, over: Vec::new() });
-        }
-        let request = region.ec2.terminate_instances().set_instance_ids(Some(known.clone()));
-        // Nobody waits for the guest: its disks go with it.
-        let request = request.skip_os_shutdown(true);
-        match region.call("TerminateInstances", || request.clone().send()).await {
-            Ok(answer) => {
-                let terminated = |change: &&InstanceStateChange| {
-                    let state = change.current_state().and_then(|state| state.name());
-                    state == Some(&InstanceStateName::Terminated)
-                };
-                let over = answer.terminating_instances().iter().filter(terminated);
-                let over = over.filter_map(|change| change.instance_id().map(str::to_owned)).collect();
-                return Ok(Ended { unknown, over });
+    async fn ask_to_end(&mut self, ids: &[String]) -> Answer<()> {
+        let region = self.region;
+        let request = region.ec2.terminate_instances().set_instance_ids(Some(ids.to_vec()));
+        let answer = region.call("TerminateInstances", || request.clone().send()).await?;
+        region.told().extend(ids.iter().cloned());
+        self.fates.extend(ids.iter().map(|id| (id.clone(), Fate::Ending)));
+        for change in answer.terminating_instances() {
+            let state = change.current_state().and_then(|state| state.name());
+            if let (Some(id), Some(InstanceStateName::Terminated)) = (change.instance_id(), state) {
+                self.fates.insert(id.to_owned(), Fate::Over);
             }
-            // One id that is not known keeps all others from being ended.
-            Err(failure) if failure.is_not_found() => {
-                let named = known.into_iter().filter(|id| failure.message.contains(id.as_str()));
-                let before = unknown.len();
-                unknown.extend(named);
-                if unknown.len() == before {
-                    return Err(failure);
+        }
+        Ok(())
+    }
+
+    /// One machine was refused by itself. Its protection is lifted: it is the run's.
+    async fn refused(&mut self, id: &str, failure: Failure) {
+        let (mut failure, mut lifted) = (failure, None);
+        if failure.is_protection() {
+            let request = self.region.ec2.modify_instance_attribute().instance_id(id);
+            let request =
+                request.disable_api_termination(AttributeBooleanValue::builder().value(false).build());
+            let answer = self.region.call("ModifyInstanceAttribute", || request.clone().send()).await;
+            lifted = Some(answer.map(drop));
+            if let Some(Ok(())) = lifted {
+                match self.ask_to_end(std::slice::from_ref(&id.to_owned())).await {
+                    Ok(()) => return,
+                    Err(again) => failure = again,
                 }
             }
-            Err(failure) => return Err(failure),
+        }
+        let mut why = failure.explained();
+        if let Some(Err(not_lifted)) = lifted {
+            let region = &self.region.name;
+            why = format!(
+                "it is protected, which `aws ec2 modify-instance-attribute --no-disable-api-termination --instance-id \
+                 {id} --region {region}` ends: {why}; {}",
+                not_lifted.explained()
+            );
+            failure = not_lifted;
+        }
+        self.fates.insert(id.to_owned(), Fate::Refused(why, Stays::after(&failure)));
+    }
+
+    /// The machines that are not known to be gone.
+    fn left(&self) -> Vec<Left> {
+        let left = self.known.iter().filter_map(|(id, known)| {
+            let (why, stays) = match (self.fates.get(id), &known.listed) {
+                (Some(Fate::Over), _) => return None,
+                (Some(Fate::Refused(why, stays)), _) => (why.clone(), *stays),
+                (_, Some(state)) => (text::line(state.as_str()), Stays::ForNow),
+                (Some(Fate::Unknown), None) if !known.is_young() => return None,
+                (Some(Fate::Unknown), None) => ("just made, and not shown yet".to_owned(), Stays::ForNow),
+                (Some(Fate::Ending) | None, None) => ("just told to end".to_owned(), Stays::ForNow),
+            };
+            Some(Left::new(machine(id, &known.group, &self.region.name), why, stays))
+        });
+        left.collect()
+    }
+}
+
+impl Known {
+    fn is_young(&self) -> bool {
+        self.made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < INVISIBLE))
+    }
+}
+
+/// Removes what the run has beside its machines, kind by kind. What those use that are still there has to wait.
+async fn remove_things(region: &Region, filter: &RunFilter, entries: &[Entry], in_use: bool) -> Vec<Left> {
+    let mut left = Vec::new();
+    for (kind, found) in inventory::things(region, filter).await {
+        let things = match found {
+            Ok(found) => found.into_iter().map(|owned| owned.thing).collect(),
+            Err(failure) => {
+                left.extend(unseen(region, kind, &failure, entries));
+                made(entries, kind)
+            }
+        };
+        for thing in things {
+            let what = describe(&thing, region);
+            if thing.odd {
+                let why = "neither EC2 nor tsunami gives such names, so it is for you to remove";
+                left.push(Left::new(what, why, Stays::UntilMended));
+            } else if let Some(busy) = &thing.busy {
+                left.push(Left::new(what, busy, Stays::InUse));
+            } else if in_use && kind.is_used_by_machines() {
+                left.push(Left::new(what, "the machines have to go first", Stays::InUse));
+            } else if let Some(failure) = remove(region, &thing).await {
+                left.push(Left::failed(what, &failure));
+            }
         }
     }
+    left
+}
+
+/// What is to be said of a kind of things that could not be looked at, unless the run has made none.
+fn unseen(region: &Region, kind: Kind, failure: &Failure, entries: &[Entry]) -> Option<Left> {
+    if failure.is_about_caller() {
+        return Some(Left::failed(whatever_else(region), failure));
+    }
+    let what = format!("{}s of the run in {}", kind.name(), region.name);
+    may_have(entries, kind).then(|| Left::failed(what, failure))
+}
+
+fn may_have(entries: &[Entry], kind: Kind) -> bool {
+    entries.is_empty() || entries.iter().any(|entry| may_make(entry, kind))
+}
+
+/// The ids of everything that a run has in a region beside its machines, for tags.
+pub(crate) async fn taggable(region: &Region, run: &RunId, journal: &Journal) -> Answer<Vec<String>> {
+    let entries = of_region(journal.legible().0, region);
+    let mut ids = Vec::new();
+    for (kind, found) in inventory::things(region, &RunFilter::Run(run.clone())).await {
+        match found {
+            Ok(found) => {
+                ids.extend(found.into_iter().map(|owned| owned.thing.id).filter(|id| !id.is_empty()))
+            }
+            Err(failure) if may_have(&entries, kind) => return Err(failure),
+            Err(_) => {}
+        }
+    }
+    Ok(ids)
+}
+
+fn whatever_else(region: &Region) -> String {
+    format!("whatever else carries the run's tag in {}", region.name)
+}
+
+/// Whether a request may make things of a kind. Every request of a run is in its journal.
+fn may_make(Entry { create, .. }: &Entry, kind: Kind) -> bool {
+    match (&create.what, kind) {
+        (What::KeyPair { .. }, Kind::KeyPair)
+        | (What::LaunchTemplate(_), Kind::LaunchTemplate)
+        | (What::PlacementGroup, Kind::PlacementGroup)
+        | (What::SecurityGroup { .. }, Kind::SecurityGroup)
+        | (What::Fleet(_) | What::Instances(_), Kind::Volume) => true,
+        (What::Fleet(fleet) | What::Instances(fleet), Kind::SpotRequest) => fleet.spot,
+        _ => false,
+    }
+}
+
+/// What the run is known to have made of a kind.
+fn made(entries: &[Entry], kind: Kind) -> Vec<Thing> {
+    let made = entries.iter().filter(|entry| !entry.create.makes_instances() && may_make(entry, kind));
+    let names = made.filter_map(|entry| match &entry.outcome {
+        Some(Outcome::Created(names)) => names.first(),
+        _ => None,
+    });
+    names.map(|name| Thing::new(kind, name, "")).collect()
 }
 
 /// Removes one thing. Returns why it is still there.
-pub(crate) async fn remove(region: &Region, thing: &Thing) -> Option<String> {
-    let ec2 = &region.ec2;
-    let removed: Answer<()> = match thing {
-        Thing::KeyPair { name, .. } => {
+async fn remove(region: &Region, thing: &Thing) -> Option<Failure> {
+    let (ec2, name) = (&region.ec2, &thing.name);
+    let removed: Answer<()> = match thing.kind {
+        Kind::KeyPair => {
             let request = ec2.delete_key_pair().key_name(name);
             region.call("DeleteKeyPair", || request.clone().send()).await.map(drop)
         }
-        Thing::LaunchTemplate(id) => {
-            let request = ec2.delete_launch_template().launch_template_id(id);
+        Kind::LaunchTemplate => {
+            let request = ec2.delete_launch_template().launch_template_name(name);
             region.call("DeleteLaunchTemplate", || request.clone().send()).await.map(drop)
         }
-        Thing::SecurityGroup(id) => {
-            let request = ec2.delete_security_group().group_id(id);
+        Kind::SecurityGroup => {
+            let request = ec2.delete_security_group().group_id(name);
             region.call("DeleteSecurityGroup", || request.clone().send()).await.map(drop)
         }
-        Thing::PlacementGroup { name, .. } => {
+        Kind::PlacementGroup => {
             let request = ec2.delete_placement_group().group_name(name);
             region.call("DeletePlacementGroup", || request.clone().send()).await.map(drop)
         }
-        Thing::Volume(id, state) if state == "available" => {
-            let request = ec2.delete_volume().volume_id(id);
+        Kind::Volume => {
+            let request = ec2.delete_volume().volume_id(name);
             region.call("DeleteVolume", || request.clone().send()).await.map(drop)
         }
-        Thing::SpotRequest(id, true) => {
-            let request = ec2.cancel_spot_instance_requests().spot_instance_request_ids(id);
+        Kind::SpotRequest => {
+            let request = ec2.cancel_spot_instance_requests().spot_instance_request_ids(name);
             region.call("CancelSpotInstanceRequests", || request.clone().send()).await.map(drop)
         }
-        Thing::Volume(_, state) => return Some(state.clone()),
-        Thing::SpotRequest(_, false) => return Some("its instance has just ended".to_owned()),
     };
-    match removed {
-        Ok(()) => None,
-        Err(failure) if failure.is_not_found() => None,
-        Err(failure) => Some(failure.to_string()),
-    }
+    removed.err().filter(|failure| !failure.is_not_found())
 }
 
 pub(crate) fn describe(thing: &Thing, region: &Region) -> String {
-    let (kind, id) = match thing {
-        Thing::KeyPair { name, .. } => ("key pair", name),
-        Thing::LaunchTemplate(id) => ("launch template", id),
-        Thing::SecurityGroup(id) => ("security group", id),
-        Thing::PlacementGroup { name, .. } => ("placement group", name),
-        Thing::Volume(id, _) => ("volume", id),
-        Thing::SpotRequest(id, _) => ("spot request", id),
-    };
-    format!("{kind} {id} in {}", region.name)
+    named(thing, &region.name)
+}
+
+fn named(thing: &Thing, region: &str) -> String {
+    format!("{} {} in {region}", thing.kind.name(), thing.name)
+}
+
+fn machine(id: &str, group: &str, region: &str) -> String {
+    match group {
+        "" => format!("machine {id} in {region}"),
+        group => format!("machine {id} ({group}) in {region}"),
+    }
+}
+
+/// What a run is known to have created, by its journal in `root` alone: what may remain where nobody can be asked.
+pub fn remembered(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
+    let (entries, _) = Journal::of(root, run).legible();
+    let mut names = BTreeSet::new();
+    for entry in &entries {
+        let region = &entry.create.region;
+        let group = entry.create.tags.get(tag::GROUP).map(String::as_str).unwrap_or_default();
+        match &entry.outcome {
+            Some(Outcome::Created(ids)) if entry.create.makes_instances() => {
+                names.extend(ids.iter().map(|id| machine(id, group, region)));
+            }
+            Some(Outcome::Created(_)) => {
+                let kinds = Kind::ALL.into_iter().flat_map(|kind| made(std::slice::from_ref(entry), kind));
+                names.extend(kinds.map(|thing| named(&thing, region)));
+            }
+            Some(Outcome::Refused(_)) => {}
+            None => {
+                names
+                    .insert(format!("what the request {} may have created in {region}", entry.create.name()));
+            }
+        }
+    }
+    names.into_iter().map(|what| Leftover { what, why: why.to_owned() }).collect()
 }

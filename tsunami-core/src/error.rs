@@ -240,6 +240,9 @@ impl Error {
             Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
             Self::Prepare(source) => source.help.as_deref(),
             Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
+            Self::Other(error) => {
+                error.downcast_ref().and_then(|error: &ProviderError| error.help.as_deref())
+            }
             _ => None,
         }
     }

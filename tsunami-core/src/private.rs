@@ -117,14 +117,11 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write().inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
-/// Makes a directory for the user alone, or checks the one that is there, but not those above it.
+/// Makes a directory for the user alone, and what is missing above it, or checks the one that is there; those above it
+/// are not checked.
 pub fn make_directory(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            judge(path, &fs::symlink_metadata(path)?, Metadata::is_dir, Others::Nobody)
-        }
-        made => made,
-    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    judge(path, &fs::symlink_metadata(path)?, Metadata::is_dir, Others::Nobody)
 }
 
 /// Checks a directory that was chosen to keep something in, and all above it. Links that lead there are

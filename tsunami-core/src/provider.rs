@@ -78,8 +78,10 @@ pub trait Provider: Debug + Send + Sync + 'static {
     }
 
     /// Ends all that the run created and says what is still there. Idempotent; a run that is not known has
-    /// nothing left. Returns when nothing remains, or when asking again later is the only way on. A call without
-    /// answer for three minutes goes on, and another is made beside it.
+    /// nothing left. Returns when nothing remains, or when asking again later is the only way on. Where asking
+    /// again can't help, it is an error whose kind [is final](ProviderErrorKind::is_final), with what
+    /// [remains](ProviderError::remains). A call without answer for three minutes goes on, and another is made
+    /// beside it.
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError>;
 
     /// How long after a request its effect may be missing from a listing. Zero where listings are exact.
@@ -283,12 +285,15 @@ pub struct ProviderError {
     /// The error underneath.
     #[source]
     pub source: Option<BoxError>,
+    /// What may still exist, where a call to [`terminate`](Provider::terminate) is what failed.
+    pub remains: Vec<Leftover>,
 }
 
 impl ProviderError {
     /// An error of `kind` in `operation`.
     pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { kind, operation: operation.into(), message: message.into(), help: None, source: None }
+        let (operation, message) = (operation.into(), message.into());
+        Self { kind, operation, message, help: None, source: None, remains: Vec::new() }
     }
 
     /// Adds what the user can do about it.
@@ -300,6 +305,12 @@ impl ProviderError {
     /// Adds the error underneath. It is not repeated in the message.
     pub fn source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Adds what may still exist.
+    pub fn remains(mut self, remains: Vec<Leftover>) -> Self {
+        self.remains = remains;
         self
     }
 }

@@ -401,9 +401,8 @@ mod tests {
 
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig {
-            cases: std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(32),
             failure_persistence: None,
-            ..proptest::prelude::ProptestConfig::default()
+            ..proptest::prelude::ProptestConfig::with_cases(tsunami_core::testing::fuzz_cases(32))
         })]
 
         #[test]

@@ -334,6 +334,33 @@ async fn a_teardown_that_is_not_answered_is_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_unanswered_teardown_may_have_left_is_named() {
+    let world = World::new();
+    for nth in 1..200 {
+        world.cloud.fault(Call::Terminate, nth, Fault::Hang);
+    }
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    let Error::Remains { leftovers, .. } = error else { panic!("{error:?}") };
+    let named = |machine: &str| leftovers.iter().any(|left| left.what.contains(&format!("({machine})")));
+    for machine in ["server-0", "client-0", "client-1", "client-2"] {
+        assert!(named(machine), "{machine}: {leftovers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_is_final_ends_the_teardown_at_once() {
+    let world = World::new();
+    world.cloud.fault(Call::Terminate, 1, Fault::Error(ProviderErrorKind::Unauthorized));
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    let Error::Remains { leftovers, .. } = &error else { panic!("{error:?}") };
+    assert_eq!((world.cloud.calls(Call::Terminate), leftovers.len()), (1, 5), "{leftovers:?}");
+    // Allowed again, another process finishes the job.
+    let runs = world.state.runs().unwrap();
+    world.tsunami().down(&runs[0]).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_quote_that_is_not_answered_can_be_cancelled() {
     let world = World::new();
     world.cloud.fault(Call::Quote, 2, Fault::Hang);

@@ -643,12 +643,6 @@ pub(crate) mod tests {
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g";
 
-    /// How many values a property is tried with.
-    pub(crate) fn cases(few: u32) -> ProptestConfig {
-        let asked = std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
-        ProptestConfig { cases: asked.unwrap_or(few), failure_persistence: None, ..ProptestConfig::default() }
-    }
-
     /// Texts of all kinds: any characters, those of lines and shells above all, and lines that would be
     /// options.
     pub(crate) fn hostile() -> impl Strategy<Value = String> {
@@ -968,7 +962,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
-        #![proptest_config(cases(256))]
+        #![proptest_config(crate::fuzz::cases(256))]
 
         #[test]
         fn whatever_a_machine_is_said_to_be_only_our_keywords_are_written(
@@ -1032,7 +1026,7 @@ pub(crate) mod tests {
 
     proptest! {
         // Each asks ssh itself.
-        #![proptest_config(cases(24))]
+        #![proptest_config(crate::fuzz::cases(24))]
 
         #[test]
         fn ssh_reads_a_word_as_it_was_given(

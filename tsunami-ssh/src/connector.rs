@@ -622,7 +622,7 @@ fn local(message: impl Into<String>, error: io::Error) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{cases, hostile};
+    use crate::config::tests::hostile;
     use proptest::prelude::*;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use tempfile::TempDir;
@@ -781,7 +781,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(cases(32))]
+        #![proptest_config(crate::fuzz::cases(32))]
 
         #[test]
         fn options_that_make_no_sense_are_an_error(

@@ -41,3 +41,15 @@ pub use config::{SshOptions, Transport};
 pub use connector::{SshConnector, run_config};
 pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
+
+/// What others may write, at random.
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::ProptestConfig;
+
+    /// As many cases as are asked for, or a few.
+    pub(crate) fn cases(few: u32) -> ProptestConfig {
+        let cases = tsunami_core::testing::fuzz_cases(few);
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
+    }
+}

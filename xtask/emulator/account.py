@@ -23,6 +23,10 @@ DEFAULTS = {
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
     "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
+    # Instances that EC2 fails to end, and all that are named beside them, by a fault of its own.
+    "unendable": [],
+    # An endpoint that is not EC2: it knows no filters, and says of instances whatever is given here.
+    "ignore_filters": False, "forged": {}, "forged_tags": {},
 }
 
 
@@ -62,6 +66,7 @@ class Account:
         self.config = json.loads(json.dumps(self.defaults))
         self.capacity = []
         self.denied = []
+        self.policy = None
 
     def reset(self):
         from moto.moto_api._internal.models import moto_api_backend

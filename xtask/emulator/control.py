@@ -7,8 +7,10 @@ GET, POST /_sim/faults, POST /_sim/faults/clear
 GET /_sim/held, POST /_sim/release     calls being held, by their number in the log; {"n": N} releases one only
 GET, POST /_sim/capacity               [{"region", "zone", "type", "market": each "*" if absent, "free": N, "code"}]
 POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...]}
+POST /_sim/policy                      what the caller may do, as IAM takes it; {} lets them do everything
 POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
                                        back; without "outside", only the machine itself is told before
+POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
 GET /_sim/instances                    all instances, with what a test may ask of them
@@ -81,6 +83,10 @@ class Control:
     def post_interrupt(self, given):
         self.instances.interrupt(given["instance"], float(given.get("notice", 120)), given.get("outside", True))
 
+    def post_protect(self, given):
+        with self.account.lock:
+            self.instances.find(given["instance"]).disable_api_termination = given.get("on", True)
+
     def post_poweroff(self, given):
         self.instances.power_off(given["instance"])
 
@@ -93,6 +99,9 @@ class Control:
 
     def post_permissions(self, given):
         self.account.denied = list(given.get("deny", []))
+
+    def post_policy(self, given):
+        self.account.policy = given or None
 
     def post_reset(self, _given):
         self.faults.clear()

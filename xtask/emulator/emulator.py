@@ -18,6 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import machines as machinery  # noqa: E402
 import metadata  # noqa: E402
+import policy  # noqa: E402
 
 # moto would launch by these past all that is emulated here.
 REFUSED = ("RequestSpotInstances", "RequestSpotFleet")
@@ -85,7 +86,7 @@ class Emulator:
         }
         for owner, actions in (
             (instances, ("DescribeInstances", "DescribeInstanceStatus", "TerminateInstances", "StopInstances",
-                         "StartInstances", "RebootInstances", "DescribeSpotInstanceRequests",
+                         "StartInstances", "RebootInstances", "ModifyInstanceAttribute", "DescribeSpotInstanceRequests",
                          "CancelSpotInstanceRequests")),
             (launcher, ("DescribeFleets", "DeleteFleets")),
             (resources, ("CreatePlacementGroup", "DescribePlacementGroups", "DeletePlacementGroup",
@@ -139,6 +140,11 @@ class Emulator:
                 if call.service == "ec2":
                     # Every region has to be as configured before moto sees it.
                     self.account.region(call.region)
+                if self.account.policy:
+                    region = self.account.region(call.region) if call.service == "ec2" else None
+                    policy.authorize(self.account.policy, call, region)
+                if self.account.config["ignore_filters"]:
+                    call.forget("Filter.")
                 handler = self.handlers.get((call.service, call.action), self.account.moto)
                 # Launches are looked at first, so that a dry run finds what is wrong with them.
                 if call.form.get("DryRun") == "true" and call.action not in ("RunInstances", "CreateFleet"):

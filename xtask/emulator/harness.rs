@@ -88,19 +88,34 @@ impl Emulator {
         serde_json::from_str(&self.request("POST", path, &body.to_string())).unwrap()
     }
 
+    /// Asks EC2 itself, as a user of this account would, for an action with these parameters. What it answers, in XML.
+    pub(crate) fn ec2(&self, region: &str, parameters: &[(&str, &str)]) -> String {
+        let form: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let scope = format!(
+            "Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/{region}/ec2/aws4_request, x=x"
+        );
+        let kind = "Content-Type: application/x-www-form-urlencoded";
+        self.send("POST", "/", &format!("{scope}\r\n{kind}\r\n"), &form.join("&"))
+    }
+
     fn request(&self, method: &str, path: &str, body: &str) -> String {
+        let answer = self.send(method, &format!("/_sim/{path}"), "", body);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{method} {path}: {answer}");
+        body.to_owned()
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (host, length) = (&self.address, body.len());
         write!(
             stream,
-            "{method} /_sim/{path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         )
         .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(" 200 "), "{method} {path}: {answer}");
-        body.to_owned()
+        answer
     }
 
     /// Makes something go wrong with calls.

@@ -10,6 +10,9 @@ from protocol import ApiError, matches, page, tag_list
 
 STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 
+# The families of the older hypervisor, which refuse options of TerminateInstances.
+XEN = {"t1", "t2", "m1", "m2", "m3", "m4", "c1", "c3", "c4", "r3", "r4", "i2", "i3", "d2", "g3", "p2", "p3", "x1", "x1e"}
+
 BY_USER = ("Client.UserInitiatedShutdown", "User initiated shutdown")
 FROM_INSIDE = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
 BY_SPOT = ("Server.SpotInstanceTermination", "Spot instance termination")
@@ -275,6 +278,7 @@ class Instances:
             result["IamInstanceProfile"] = life.profile
         if state == "terminated":
             return result
+        result["Tags"] = tag_list({**region.backend.tags.get(one.id, {}), **self.account.config["forged_tags"]})
         nic, names = one.nics[0], {group.id: group.name for group in one.security_groups}
         groups = [{"GroupId": group, "GroupName": names.get(group, "")} for group in life.groups]
         public = nic.public_ip if state in ("running", "shutting-down") else None
@@ -299,7 +303,7 @@ class Instances:
                                                "DeleteOnTermination": bool(block.delete_on_termination)}}
                 for device, block in one.get_block_device_mapping],
         }
-        return result
+        return result | self.account.config["forged"]
 
     def describe_instance_status(self, call):
         params, region = call.params, self.account.region(call.region)
@@ -323,11 +327,31 @@ class Instances:
 
     def terminate_instances(self, call):
         instances = self.to_change(call)
+        options = [name for name in ("SkipOsShutdown", "Force") if call.form.get(name) == "true"]
         for one in instances:
-            if one.disable_api_termination:
-                raise ApiError("OperationNotPermitted", f"The instance '{one.id}' may not be terminated. Modify its "
-                               "'disableApiTermination' instance attribute and try again.")
+            if options and one.instance_type.partition(".")[0] in XEN:
+                raise ApiError("UnsupportedOperation", f"The parameter {options[0]} is not supported for the instance "
+                               f"type {one.instance_type} of the instance '{one.id}'.")
+        if any(one.id in self.account.config["unendable"] for one in instances):
+            raise ApiError("InternalError", "An internal error has occurred")
+        protected = [one for one in instances if one.disable_api_termination]
+        if protected:
+            # Those in zones without a protected one are ended all the same.
+            zones = {one.placement.zone for one in protected}
+            for one in instances:
+                if one.placement.zone not in zones:
+                    self.terminate(one, BY_USER)
+            raise ApiError("OperationNotPermitted", f"The instance '{protected[0].id}' may not be terminated. Modify "
+                           "its 'disableApiTermination' instance attribute and try again.")
         return {"TerminatingInstances": _changes(instances, lambda one: self.terminate(one, BY_USER))}
+
+    def modify_instance_attribute(self, call):
+        change = call.params.get("DisableApiTermination", {})
+        if "Value" not in change or len(call.params) != 2:
+            raise ApiError("UnsupportedOperation", "The emulator changes DisableApiTermination only.")
+        one, = self.named(self.account.region(call.region), [call.params["InstanceId"]])
+        one.disable_api_termination = change["Value"]
+        return {}
 
     def stop_instances(self, call):
         instances = self.to_change(call)

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 from xml.sax.saxutils import escape
 
 from moto.core.parse import PROTOCOL_PARSERS
@@ -66,6 +66,12 @@ class Call:
             form = dict(parse_qsl(text, keep_blank_values=True))
             action = form.get("Action", "")
         return cls(service, region, action, method, path, query, headers, body, form)
+
+    def forget(self, prefix):
+        """Drops parameters, as if the client had not sent them."""
+        self.form = {key: value for key, value in self.form.items() if not key.startswith(prefix)}
+        self.body = urlencode(self.form).encode() if self.form else self.body
+        self.__dict__.pop("params", None)
 
     @property
     def is_json(self):

@@ -41,21 +41,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
-    /// The tests of "nothing left behind" in their long form, with a summary.
-    Chaos {
-        /// Random schedules of the engine on the fake cloud.
-        #[arg(long, default_value_t = 100_000)]
-        schedules: u32,
-        /// Runs in a storm of faults on the emulator.
-        #[arg(long, default_value_t = 300)]
-        storms: u32,
-        /// How often a run on local machines is killed while it launches.
-        #[arg(long, default_value_t = 1000)]
-        kills: u32,
-        /// How often the release build launches local machines, on a busy computer.
-        #[arg(long, default_value_t = 1000)]
-        launches: u32,
-    },
+    /// The tests of "nothing left behind" and of hostile input in their long form, with a summary.
+    Chaos(test::Chaos),
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
     /// Start the emulator of EC2, for trying things by hand.
@@ -100,7 +87,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
-        Task::Chaos { schedules, storms, kills, launches } => test::chaos(schedules, storms, kills, launches),
+        Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::Moto { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

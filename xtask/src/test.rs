@@ -156,8 +156,28 @@ const FIGURES: [&str; 6] = [
     "launches of local machines",
 ];
 
-/// The tests of "nothing left behind", for longer than anybody waits for CI.
-pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32, launches: u32) -> Result {
+/// How long the long form is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chaos {
+    /// Random schedules of the engine on the fake cloud.
+    #[arg(long, default_value_t = 100_000)]
+    schedules: u32,
+    /// Runs in a storm of faults on the emulator.
+    #[arg(long, default_value_t = 300)]
+    storms: u32,
+    /// How often a run on local machines is killed while it launches.
+    #[arg(long, default_value_t = 1000)]
+    kills: u32,
+    /// How often the release build launches local machines, on a busy computer.
+    #[arg(long, default_value_t = 1000)]
+    launches: u32,
+    /// Random inputs for whatever reads what others may have written.
+    #[arg(long, default_value_t = 20_000)]
+    inputs: u32,
+}
+
+/// The tests of "nothing left behind" and of hostile input, for longer than anybody waits for CI.
+pub(crate) fn chaos(chaos: &Chaos) -> Result {
     setup(true)?;
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
@@ -166,15 +186,16 @@ pub(crate) fn chaos(schedules: u32, storms: u32, kills: u32, launches: u32) -> R
     let chosen = ["left_behind", "storm", "killed", "signal"];
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
-    tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", kills.to_string());
-    tests.env("TSUNAMI_CHAOS_RUNS", schedules.to_string()).env("TSUNAMI_STORM_RUNS", storms.to_string());
+    tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", chaos.kills.to_string());
+    tests.env("TSUNAMI_CHAOS_RUNS", chaos.schedules.to_string());
+    tests.env("TSUNAMI_STORM_RUNS", chaos.storms.to_string());
     let mut figures = Vec::new();
     let mut passed = read_figures(&mut tests, &mut figures)?;
-    if launches > 0 {
-        let busy = Busy::new()?;
-        passed &= matches!(test_release(launches)?, Outcome::Passed);
-        drop(busy);
-    }
+    let mut inputs = cargo(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    passed &= succeeds(inputs.env("TSUNAMI_FUZZ_CASES", chaos.inputs.to_string()))?;
+    let busy = Busy::new()?;
+    passed &= matches!(test_release(chaos.launches)?, Outcome::Passed);
+    drop(busy);
     eprintln!("xtask: {}", figures.join("\nxtask: "));
     if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
 }

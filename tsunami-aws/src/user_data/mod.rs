@@ -10,6 +10,12 @@ const BOOTHOOK: &str = include_str!("boothook.sh");
 /// The program that ends the machine.
 const DEADLINE: &str = include_str!("deadline.sh");
 
+/// Ends the documents in the boothook.
+const END_OF_DOCUMENT: &str = "TSUNAMI";
+
+/// The most digits of a number of seconds that `tsunami-deadline` takes.
+pub(crate) const DEADLINE_DIGITS: usize = 11;
+
 /// EC2 takes no more than this, before base64.
 pub const USER_DATA_LIMIT: usize = 16 << 10;
 
@@ -38,6 +44,12 @@ pub enum InvalidUserData {
         "the user data sets `{0}`, but the run's machines are known by a host key that tsunami makes for the run"
     )]
     HostKeys(&'static str),
+    /// The host key has something in it that no key has.
+    #[error("the host key for the machines is no private key as OpenSSH writes it")]
+    HostKey,
+    /// The machine would end later than any clock of its own can say.
+    #[error("the machines would end too far in the future")]
+    TooFar,
     /// It is more than EC2 takes.
     #[error("the user data has {0} bytes with tsunami's part of it, and EC2 takes {USER_DATA_LIMIT}")]
     TooLong(usize),
@@ -57,19 +69,23 @@ impl UserData<'_> {
     ///
     /// let lifetime = Duration::from_secs(3600);
     /// let own = "#cloud-config\npackages: [redis-server]\n";
-    /// let user_data = UserData { at: SystemTime::now() + lifetime, lifetime, host_key: "…", own: Some(own) };
+    /// let user_data = UserData { at: SystemTime::now() + lifetime, lifetime, host_key: "-----BEGIN OPENSSH PRIVATE KEY-----", own: Some(own) };
     /// assert!(user_data.compose()?.contains("packages: [redis-server]"));
     /// let keys = "#cloud-config\nssh_keys: {}\n";
     /// assert!(UserData { own: Some(keys), ..user_data }.compose().is_err());
     /// # Ok::<(), tsunami_aws::InvalidUserData>(())
     /// ```
     pub fn compose(&self) -> Result<String, InvalidUserData> {
+        let number = |seconds: u64| {
+            let digits = seconds.to_string();
+            if digits.len() <= DEADLINE_DIGITS { Ok(digits) } else { Err(InvalidUserData::TooFar) }
+        };
         let at = self.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let boothook = BOOTHOOK
             .replace("@TOOL@", DEADLINE.trim_end())
-            .replace("@AT@", &at.to_string())
-            .replace("@FOR@", &self.lifetime.as_secs().to_string())
-            .replace("@HOST_KEY@", self.host_key.trim_end());
+            .replace("@AT@", &number(at)?)
+            .replace("@FOR@", &number(self.lifetime.as_secs())?)
+            .replace("@HOST_KEY@", in_document(self.host_key.trim_end())?);
         let own = self.own.map(own_part).transpose()?.unwrap_or_default();
         let mut boundary = "tsunami".to_owned();
         while boothook.contains(&boundary_line(&boundary)) || own.contains(&boundary_line(&boundary)) {
@@ -90,6 +106,13 @@ impl UserData<'_> {
         }
         Ok(text)
     }
+}
+
+/// A key that stands in a shell's here-document, which no line of it ends.
+fn in_document(key: &str) -> Result<&str, InvalidUserData> {
+    let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '-' | ' ' | '\n');
+    let is_key = key.chars().all(usual) && key.lines().all(|line| line != END_OF_DOCUMENT);
+    if is_key { Ok(key) } else { Err(InvalidUserData::HostKey) }
 }
 
 fn boundary_line(boundary: &str) -> String {
@@ -120,7 +143,8 @@ fn own_part(own: &str) -> Result<String, InvalidUserData> {
     // cloud-init finds out what it is by its first line.
     let headers = "Content-Type: text/plain; charset=\"utf-8\"\n\
                    Content-Disposition: attachment; filename=\"user-data\"\n";
-    Ok(match own.is_ascii() {
+    let is_text = |byte: u8| (b' '..=b'~').contains(&byte) || matches!(byte, b'\n' | b'\t');
+    Ok(match own.bytes().all(is_text) {
         true => format!("{headers}\n{}", own.trim_end()),
         false => format!("{headers}Content-Transfer-Encoding: base64\n\n{}", base64::encode(own)),
     })
@@ -145,6 +169,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_but_a_key_and_numbers_stands_in_the_boothook() {
+        let lifetime = Duration::from_secs(2700);
+        let good = UserData { at: UNIX_EPOCH + lifetime, lifetime, host_key: "KEY", own: None };
+        good.compose().unwrap();
+        for host_key in ["KEY\nTSUNAMI\npoweroff", "TSUNAMI", "a\rb", "$(id)", "`id`", "a\u{0}", "@AT@"] {
+            let composed = UserData { host_key, ..good }.compose();
+            assert_eq!(composed, Err(InvalidUserData::HostKey), "{host_key:?}");
+        }
+        let far = UserData { lifetime: Duration::MAX, ..good };
+        assert_eq!(far.compose(), Err(InvalidUserData::TooFar));
+    }
+
+    #[test]
     fn host_keys_of_the_users_own_are_refused_however_they_are_written() {
         for own in [
             "#cloud-config\nssh_keys:\n  ed25519_private: x",
@@ -163,7 +200,11 @@ mod tests {
         assert!(
             compose(Some(multipart)).unwrap().contains("\nContent-Type: multipart/mixed; boundary=\"x\"\n")
         );
-        assert!(compose(Some("#!/bin/sh\necho ü")).unwrap().contains("base64"));
+        for odd in
+            ["#!/bin/sh\necho ü", "#!/bin/sh\necho \u{0}", "#!/bin/sh\r\necho", "#!/bin/sh\necho \u{1b}]"]
+        {
+            assert!(compose(Some(odd)).unwrap().contains("base64"), "{odd:?}");
+        }
         assert_eq!(compose(Some("hello")), Err(InvalidUserData::UnknownKind));
         assert!(matches!(
             compose(Some(&format!("#!{}", "x".repeat(16 << 10)))),

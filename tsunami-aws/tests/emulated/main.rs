@@ -9,8 +9,10 @@ mod emulator;
 
 mod conformance;
 mod faults;
+mod hostile;
 mod launches;
 mod refusals;
 mod scale;
 mod storm;
+mod teardown;
 mod world;

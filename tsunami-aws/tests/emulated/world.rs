@@ -1,6 +1,7 @@
 //! An emulator, a provider that talks to it, and an engine on top.
 
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -46,10 +47,26 @@ impl World {
     pub(crate) async fn try_provider(&self, regions: &[&str]) -> Result<Ec2Provider, ProviderError> {
         let options = Ec2Options {
             regions: regions.iter().map(|region| (*region).to_owned()).collect(),
-            address_service: Some(format!("{}/_sim/ip", self.emulator.endpoint())),
             ..Ec2Options::default()
         };
-        Ec2Provider::with_config(self.root.path(), self.config(), options).await
+        self.provider_with(options).await
+    }
+
+    pub(crate) async fn provider_with(&self, options: Ec2Options) -> Result<Ec2Provider, ProviderError> {
+        self.provider_at(self.root.path(), options).await
+    }
+
+    /// A provider of another computer's, where nothing is recorded.
+    pub(crate) async fn elsewhere(&self, root: &Path) -> Ec2Provider {
+        let options = Ec2Options { regions: vec![REGION.to_owned()], ..Ec2Options::default() };
+        self.provider_at(root, options).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn provider_at(&self, root: &Path, mut options: Ec2Options) -> Result<Ec2Provider, ProviderError> {
+        let service = options.address_service.take();
+        let service = service.unwrap_or_else(|| format!("{}/_sim/ip", self.emulator.endpoint()));
+        options.address_service = Some(service);
+        Ec2Provider::with_config(root, self.config(), options).await
     }
 
     fn config(&self) -> SdkConfig {

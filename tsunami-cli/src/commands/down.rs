@@ -8,7 +8,7 @@ use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, R
 
 use tsunami_ssh::SshOptions;
 
-use super::recorded;
+use super::recorded_or_remains;
 use crate::compose::{Backend, aws};
 use crate::error::{Error, REMAINS};
 use crate::signals;
@@ -57,7 +57,8 @@ async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken)
         return unrecorded(directory, state, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));
-    Ok(recorded(directory, state).await?.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
+    let engine = recorded_or_remains(directory, state).await?;
+    Ok(engine.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
 }
 
 /// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
@@ -75,7 +76,8 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
         }
     }
     if directory.path().join("aws").exists() {
-        let tsunami = aws::unrecorded(directory, state).await?;
+        let tsunami = aws::unrecorded(directory, state).await;
+        let tsunami = tsunami.map_err(|error| aws::remains(directory, state, error))?;
         tsunami.collect(&run).await?;
     }
     if !leftovers.is_empty() {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
 
-use super::recorded;
+use super::recorded_or_remains;
 use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, REMAINS};
@@ -87,8 +87,9 @@ async fn own(directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
     if dry_run {
         return Row::new(directory.id(), things, None);
     }
-    let ended = match recorded(directory, state).await {
+    let ended = match recorded_or_remains(directory, state).await {
         Ok(tsunami) => tsunami.down(directory).await,
+        Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),
     };
     Row::new(directory.id(), things, Some(ended))

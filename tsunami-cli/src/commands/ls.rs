@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
-use super::recorded;
+use super::recorded_or_remains;
 use crate::args::CloudArgs;
 use crate::compose::aws;
-use crate::error::{Error, LAUNCH};
+use crate::error::{Error, LAUNCH, REMAINS};
 use crate::reporter::json as to_json;
 use crate::terminal::{one_line, print, say};
 
@@ -32,7 +32,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
     if cloud.provider.is_some() || !cloud.region.is_empty() {
         return by_tag(json, cloud, &state).await;
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     for directory in &directories {
         match row(directory, &state).await {
@@ -42,6 +42,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
                 let record = matches!(error, Error::Core(CoreError::Untrusted(_) | CoreError::Record { .. }));
                 let unreadable = if record { "unreadable: " } else { "" };
                 say(&format!("{}: {unreadable}{}", directory.id(), error.render(false)));
+                status = REMAINS;
             }
         }
     }
@@ -80,7 +81,7 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
         };
         say(&format!("{}: {why}; `tsunami down {}` removes it", row.run, row.run));
     }
-    Ok(0)
+    Ok(status)
 }
 
 /// Lists the runs that are found by tag, whoever launched them.
@@ -113,7 +114,9 @@ async fn by_tag(json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Erro
 
 async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
     let record = directory.record()?;
-    let listed = recorded(directory, state).await?.list(&RunFilter::Run(record.run.clone())).await?;
+    let engine = recorded_or_remains(directory, state).await?;
+    let listed = engine.list(&RunFilter::Run(record.run.clone())).await;
+    let listed = listed.map_err(|error| aws::remains(directory, state, error.into()))?;
     let machines_running = listed.iter().filter(|machine| machine.state == MachineState::Running).count();
     let deadline = listed.iter().filter_map(|machine| machine.expires).max().unwrap_or(record.deadline.at);
     let now = SystemTime::now();

@@ -76,3 +76,9 @@ async fn recorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Er
     let backend = Backend::recorded(&directory.record()?, state).await?;
     Ok(Tsunami::new(backend.provider, backend.connector).state(state.clone()))
 }
+
+/// The engine for a recorded run that is looked for or ended. Where its provider can't even be asked, all that is
+/// known of the run may remain.
+async fn recorded_or_remains(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
+    recorded(directory, state).await.map_err(|error| aws::remains(directory, state, error))
+}

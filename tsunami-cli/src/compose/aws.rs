@@ -6,8 +6,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey};
-use tsunami_core::{Error as CoreError, MachineSpec, RunDirectory, RunRecord, State, Tsunami, private};
+use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey, remembered};
+use tsunami_core::{
+    Error as CoreError, Leftover, MachineSpec, RunDirectory, RunRecord, State, Tsunami, private,
+};
 use tsunami_ssh::{SshConnector, SshOptions};
 
 use super::Backend;
@@ -55,8 +57,8 @@ pub(crate) async fn of(experiment: &Experiment, state: &State, ssh: SshOptions) 
 /// What a recorded run was made with.
 pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Backend, Error> {
     let settings: Ec2Settings = serde_json::from_value(record.settings.clone()).map_err(CoreError::other)?;
-    let Ec2Settings { account, regions, profile } = settings;
-    let options = Ec2Options { profile, regions, account: Some(account), ..options() };
+    let Ec2Settings { account, regions, profile, endpoint } = settings;
+    let options = Ec2Options { profile, regions, account: Some(account), endpoint, ..options() };
     backend(state, options, SshOptions::default()).await
 }
 
@@ -72,11 +74,28 @@ pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Resul
     }
     // Another account's listings would be empty, and prove nothing.
     let settings = private::read(&journal.join("settings.json")).map_err(Error::file("read", &journal))?;
-    let Ec2Settings { account, profile, .. } = serde_json::from_slice(&settings).map_err(CoreError::other)?;
-    let options =
-        Ec2Options { profile, account: Some(account), regions: regions.into_iter().collect(), ..options() };
+    let Ec2Settings { account, profile, endpoint, .. } =
+        serde_json::from_slice(&settings).map_err(CoreError::other)?;
+    let regions = regions.into_iter().collect();
+    let options = Ec2Options { profile, account: Some(account), regions, endpoint, ..options() };
     let Backend { provider, connector } = backend(state, options, SshOptions::default()).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
+}
+
+/// What is to be said of a run whose account can't be asked: what is known of it may remain.
+pub(crate) fn remains(directory: &RunDirectory, state: &State, error: Error) -> Error {
+    let run = directory.id();
+    let error = match error {
+        Error::Provider(error) => CoreError::other(error),
+        Error::Core(error @ CoreError::Other(_)) if directory.path().join("aws").exists() => error,
+        other => return other,
+    };
+    let why = "nobody could be asked for it";
+    let mut leftovers = remembered(state.root(), &run, why);
+    if leftovers.is_empty() {
+        leftovers.push(Leftover { what: "anything the run created".to_owned(), why: why.to_owned() });
+    }
+    Error::Core(CoreError::Remains { run, leftovers, cause: Some(Box::new(error)) })
 }
 
 /// Looks for runs by tag, in the regions that are named; without any, in the configured one or in all that are

@@ -43,6 +43,10 @@ pub(crate) async fn unrecorded(_: &RunDirectory, _: &State) -> Result<Tsunami, E
     Err(left_out())
 }
 
+pub(crate) fn remains(_: &RunDirectory, _: &State, error: Error) -> Error {
+    error
+}
+
 fn left_out() -> Error {
     let how = "`cargo install --path tsunami-cli` builds it with EC2";
     Error::Usage(format!("this tsunami was built without the provider \"aws\"; {how}"))

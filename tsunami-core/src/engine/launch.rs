@@ -353,7 +353,10 @@ impl Run {
                 return Err(ProviderError::new(ProviderErrorKind::Other, "launch", why));
             }
             let error = match self.provider.launch(&request).await {
-                Ok(ids) => return Ok(ids),
+                Ok(ids) => {
+                    self.note_launched(&request.group, &ids);
+                    return Ok(ids);
+                }
                 Err(error) => error,
             };
             attempt += 1;

@@ -5,6 +5,7 @@ mod launch;
 mod teardown;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -21,7 +22,7 @@ use crate::cluster::{Cluster, Host};
 use crate::error::{Error, QuoteFailure};
 use crate::event::{EventKind, Events, GroupSize, Guarded as GuardedObserver, Observer, seconds_since_epoch};
 use crate::limits::DURATION_LIMIT;
-use crate::machine::{Deadline, Machine, RunId};
+use crate::machine::{Deadline, Machine, MachineId, RunId, machine_name};
 use crate::plan::Plan;
 use crate::provider::{Leftover, Provider, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
@@ -295,7 +296,8 @@ impl Tsunami {
     pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
         let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
         let provider = &self.provider;
-        let leftovers = Ending { provider, run, events: &events, impatient: &self.cancel }.until_gone().await;
+        let ending = Ending { provider, run, events: &events, impatient: &self.cancel, launched: Vec::new() };
+        let leftovers = ending.until_gone().await;
         ended(run.clone(), Ok(()), leftovers)
     }
 
@@ -394,6 +396,7 @@ impl Tsunami {
             provider: self.provider.clone(),
             connector: self.connector.clone(),
             creates: TaskTracker::new(),
+            launched: Mutex::default(),
             tasks: self.tasks.clone(),
             sessions: Mutex::default(),
             seed: self.seed.unwrap_or_default(),
@@ -426,6 +429,8 @@ struct Run {
     impatient: CancellationToken,
     /// Requests that create something. Never aborted: awaited in teardown.
     creates: TaskTracker,
+    /// What they are known to have created, by which it is named if it may remain.
+    launched: Mutex<BTreeSet<String>>,
     /// Where work goes that outlives a dropped handle.
     tasks: TaskTracker,
     sessions: Mutex<Vec<Arc<dyn Session>>>,
@@ -491,6 +496,16 @@ impl Run {
             }
             tokio::time::sleep(left.min(DEADLINE_LOOK_PAUSE)).await;
         }
+    }
+
+    fn note_launched(&self, group: &str, ids: &[MachineId]) {
+        let names =
+            (0..).zip(ids).map(|(index, id)| format!("machine {id} ({})", machine_name(group, index)));
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+    }
+
+    fn launched(&self) -> Vec<String> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     fn sessions(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Session>>> {
@@ -650,7 +665,7 @@ impl Running {
             Ok(leftovers) => leftovers,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
-                Err(error) => vec![teardown::unknown(&error)], // The runtime is shutting down.
+                Err(error) => teardown::unknown(&error, &self.run.launched()), // The runtime is shutting down.
             },
         };
         let result = match how {

@@ -16,7 +16,7 @@ use super::foreign::caught;
 use crate::ErrorChain;
 use crate::event::{EventKind, Events, rounded};
 use crate::machine::{MachineState, RunId};
-use crate::provider::{Leftover, Provider, RunFilter};
+use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
 
 /// How long sessions may take to end, killed commands included, and the connector after them: five seconds of grace
 /// and some more.
@@ -94,8 +94,8 @@ impl Run {
 
     /// Asks the provider to end everything, until nothing is left or its time is up.
     async fn terminate(&self) -> Vec<Leftover> {
-        let (provider, impatient) = (&self.provider, &self.impatient);
-        Ending { provider, run: &self.id, events: &self.events, impatient }.until_gone().await
+        let (provider, impatient, launched) = (&self.provider, &self.impatient, self.launched());
+        Ending { provider, run: &self.id, events: &self.events, impatient, launched }.until_gone().await
     }
 }
 
@@ -148,6 +148,15 @@ pub(super) struct Ending<'a> {
     pub(super) events: &'a Events,
     /// Nobody wants to wait for another attempt.
     pub(super) impatient: &'a CancellationToken,
+    /// The machines that are known to have been launched: their names, where the provider gives none.
+    pub(super) launched: Vec<String>,
+}
+
+/// What came of one attempt at ending a run.
+struct Attempt {
+    left: Vec<Leftover>,
+    /// Nothing but a person can bring the next one further.
+    last: bool,
 }
 
 impl Ending<'_> {
@@ -155,66 +164,89 @@ impl Ending<'_> {
     pub(super) async fn until_gone(&self) -> Vec<Leftover> {
         let deadline = Instant::now() + TERMINATING;
         let mut pause = FIRST_PAUSE;
+        // What an attempt without an answer may have left: what the one before it did.
+        let mut names = self.launched.clone();
         loop {
-            let leftovers = self.terminate_once().await;
-            if leftovers.is_empty() || Instant::now() + pause > deadline {
-                return leftovers;
+            let Attempt { left, last } = self.terminate_once(&names).await;
+            if left.is_empty() || last || Instant::now() + pause > deadline {
+                return left;
             }
-            self.events.emit(EventKind::StillThere { leftovers: leftovers.clone() });
+            self.events.emit(EventKind::StillThere { leftovers: left.clone() });
             if self.impatient.run_until_cancelled(sleep(pause)).await.is_none() {
-                return leftovers;
+                return left;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
+            names = left.into_iter().map(|leftover| leftover.what).collect();
         }
     }
 
     /// Asks twice, some time apart, where one answer may be behind the times.
-    async fn terminate_once(&self) -> Vec<Leftover> {
-        let first = self.terminate_and_list().await;
+    async fn terminate_once(&self, names: &[String]) -> Attempt {
+        let first = self.terminate_and_list(names).await;
         let consistency = self.provider.consistency();
-        if !first.is_empty() || consistency.is_zero() {
+        if !first.left.is_empty() || consistency.is_zero() {
             return first;
         }
         sleep(consistency).await;
-        self.terminate_and_list().await
+        self.terminate_and_list(names).await
     }
 
-    async fn terminate_and_list(&self) -> Vec<Leftover> {
+    async fn terminate_and_list(&self, names: &[String]) -> Attempt {
         // In a task of its own, as it is never dropped: one without answer may go on beside the next.
         let (provider, run) = (self.provider.clone(), self.run.clone());
         let terminating = tokio::spawn(async move { provider.terminate(&run).await });
         match timeout(ANSWERING, terminating).await {
-            Ok(Ok(Ok(leftovers))) if leftovers.is_empty() => self.still_listed().await,
-            Ok(Ok(Ok(leftovers))) => leftovers,
-            Ok(Ok(Err(error))) => vec![unknown(&error)],
-            Ok(Err(error)) => vec![unknown(&error)],
-            Err(_) => vec![unknown(&Unanswered)],
+            Ok(Ok(Ok(left))) if left.is_empty() => self.still_listed(names).await,
+            Ok(Ok(Ok(left))) => Attempt { left, last: false },
+            Ok(Ok(Err(error))) => failed(error, names),
+            Ok(Err(error)) => Attempt { left: unknown(&error, names), last: false },
+            Err(_) => Attempt { left: unknown(&Unanswered, names), last: false },
         }
     }
 
     /// The run's machines that a listing shows and that are not gone.
-    async fn still_listed(&self) -> Vec<Leftover> {
+    async fn still_listed(&self, names: &[String]) -> Attempt {
         let filter = RunFilter::Run(self.run.clone());
         match timeout(ANSWERING, self.provider.list(&filter)).await {
-            Ok(Ok(machines)) => machines
-                .iter()
-                .filter(|machine| machine.state != MachineState::Gone)
-                .map(|machine| Leftover {
+            Ok(Ok(machines)) => {
+                let there = machines.iter().filter(|machine| machine.state != MachineState::Gone);
+                let left = there.map(|machine| Leftover {
                     what: format!("machine {} ({})", machine.id, machine.name()),
                     why: "still listed".to_owned(),
-                })
-                .collect(),
-            Ok(Err(error)) => vec![unknown(&error)],
-            Err(_) => vec![unknown(&Unanswered)],
+                });
+                Attempt { left: left.collect(), last: false }
+            }
+            Ok(Err(error)) => failed(error, names),
+            Err(_) => Attempt { left: unknown(&Unanswered, names), last: false },
         }
     }
+}
+
+fn failed(error: ProviderError, names: &[String]) -> Attempt {
+    let last = error.kind.is_final();
+    let left = if error.remains.is_empty() { unknown(&error, names) } else { error.remains };
+    Attempt { left, last }
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("no answer after {}", humantime::format_duration(ANSWERING))]
 struct Unanswered;
 
-/// What is left is not known, since the provider did not say.
-pub(super) fn unknown(error: &(dyn std::error::Error + 'static)) -> Leftover {
-    Leftover { what: "anything the run created".to_owned(), why: ErrorChain(error).to_string() }
+/// Where nothing is known by its name.
+const ANYTHING: &str = "anything the run created";
+
+/// What a request may have created whose answer was lost.
+const ANYTHING_ELSE: &str = "anything else the run created";
+
+/// What is left is not known, since the provider did not say: as far as anything is known to have been there.
+pub(super) fn unknown(error: &(dyn std::error::Error + 'static), names: &[String]) -> Vec<Leftover> {
+    let why = ErrorChain(error).to_string();
+    let names = names.iter().map(String::as_str).filter(|name| ![ANYTHING, ANYTHING_ELSE].contains(name));
+    let names: Vec<_> = names.collect();
+    let anything = if names.is_empty() { ANYTHING } else { ANYTHING_ELSE };
+    names
+        .into_iter()
+        .chain([anything])
+        .map(|what| Leftover { what: what.to_owned(), why: why.clone() })
+        .collect()
 }

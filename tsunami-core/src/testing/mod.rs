@@ -9,3 +9,9 @@ pub mod conformance;
 mod fake;
 
 pub use fake::{Call, FakeCloud, Fault, MachineFault, Reply};
+
+/// How many cases a property is tried with: `TSUNAMI_FUZZ_CASES`, or a few.
+#[doc(hidden)]
+pub fn fuzz_cases(few: u32) -> u32 {
+    std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(few)
+}

@@ -219,6 +219,7 @@ fn ended(jobs: &str, statuses: &str) -> Option<Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::Write;
     use std::process::Stdio;
 
@@ -275,6 +276,44 @@ mod tests {
         let mut kill = std::process::Command::new(shell[0]);
         kill.args(&shell[1..]).args(["-c", KILL, "sh", run, &group.to_string()]);
         String::from_utf8(kill.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
+    /// What a machine that lies is made of.
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let words = [
+            &mark(7),
+            &mark(8),
+            "pid ",
+            "jobs ",
+            "said\n",
+            "end ",
+            "no ",
+            "Done(",
+            ")",
+            "\n",
+            " ",
+            "12",
+            "1",
+        ];
+        let word = proptest::sample::select(words.map(|word| word.as_bytes().to_vec()).to_vec());
+        let piece = prop_oneof![4 => word, 1 => proptest::collection::vec(any::<u8>(), 0..20)];
+        proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(crate::fuzz::cases(256))]
+
+        #[test]
+        fn whatever_a_machine_says_is_read_the_same_however_it_is_cut(said in pieces(), size in 1_usize..64) {
+            let whole = take_all(&[&said]);
+            prop_assert_eq!(&take_all(&said.chunks(size).collect::<Vec<_>>()), &whole);
+            let groups = whole.0.iter().filter_map(|note| match note {
+                Note::Started(group) => Some(*group),
+                _ => None,
+            });
+            prop_assert!(groups.into_iter().all(is_group));
+            prop_assert!(!String::from_utf8_lossy(&whole.1).contains(&mark(7)), "a note is no output");
+        }
     }
 
     #[test]

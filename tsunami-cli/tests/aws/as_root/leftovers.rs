@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
+use crate::emulator::Emulator;
 use crate::world::{Ended, eventually};
 
 /// An experiment of two groups, which asks for one machine each and does nothing with them.
@@ -162,7 +163,9 @@ fn gc_leaves_the_living_alone_and_says_what_it_would_do() {
     assert_eq!(cloud.emulator.living().len(), 2);
     // A permission is missing: what remains is named, and a cron job hears of it.
     cloud.emulator.post("permissions", &json!({"deny": ["ec2:DescribeInstances"]}));
-    gc(&[]).assert_status(6).assert_says(&["could not look in eu-west-1", "ec2:DescribeInstances"]);
+    gc(&["--dry-run"])
+        .assert_status(6)
+        .assert_says(&["could not look in eu-west-1: machines", "ec2:DescribeInstances"]);
     cloud.emulator.post("permissions", &json!({"deny": []}));
     let done = gc(&["--json"]);
     let row: Value = serde_json::from_str(done.assert_status(0).stdout.trim()).unwrap();
@@ -238,5 +241,90 @@ fn a_run_whose_record_is_broken_is_found_by_its_journal() {
     let record = cloud.world.path("state/tsunami/runs").join(&run).join("record.json");
     fs::write(record, "{").unwrap();
     cloud.tsunami(["down", &run]).assert_status(0).assert_says(&["going by what lies beside it"]);
+    cloud.assert_clean();
+}
+
+#[test]
+fn credentials_that_expired_are_said_with_what_may_remain_and_new_ones_are_picked_up() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let ids: Vec<String> =
+        cloud.emulator.living().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
+    let expired =
+        json!({"service": "*", "action": "*", "kind": "error", "code": "ExpiredToken", "status": 403});
+    cloud.emulator.fault(expired);
+    for command in [&["ls"][..], &["down", &run]] {
+        let said = cloud.tsunami(command);
+        said.assert_status(6).assert_says(&[
+            &ids[0],
+            &ids[1],
+            "have expired: get new ones",
+            "security group sg-",
+        ]);
+        assert!(!said.stderr.contains("no runs"), "{}", said.stderr);
+    }
+    cloud.emulator.post("faults/clear", &json!({}));
+    cloud.tsunami(["down", &run]).assert_status(0);
+    cloud.assert_clean();
+}
+
+#[test]
+fn a_machine_that_may_not_be_ended_is_named_with_the_command_and_the_others_are_gone() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let id = cloud.emulator.living()[0]["id"].as_str().unwrap().to_owned();
+    cloud.emulator.post("protect", &json!({"instance": id}));
+    cloud.emulator.post("permissions", &json!({"deny": ["ec2:ModifyInstanceAttribute"]}));
+    let command = format!(
+        "aws ec2 modify-instance-attribute --no-disable-api-termination --instance-id {id} --region eu-west-1"
+    );
+    cloud.tsunami(["down", &run]).assert_status(6).assert_says(&[
+        "may remain: machine ",
+        &command,
+        "ec2:ModifyInstanceAttribute",
+    ]);
+    assert_eq!(cloud.emulator.living().len(), 1);
+    // `gc`, from anywhere, says the same.
+    cloud.emulator.configure(json!({"clock_skew": 3600.0}));
+    cloud.tsunami(["gc", "--region", "eu-west-1"]).assert_status(6).assert_says(&[&command]);
+    cloud.emulator.configure(json!({"clock_skew": 0.0}));
+    cloud.emulator.post("permissions", &json!({"deny": []}));
+    cloud.tsunami(["down", &run]).assert_status(0);
+    cloud.assert_clean();
+}
+
+#[test]
+fn a_run_is_looked_for_nowhere_but_at_its_own_endpoint() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let id = cloud.emulator.living()[0]["id"].as_str().unwrap().to_owned();
+    let other = Emulator::without_machines();
+    for command in [&["down", &run][..], &["ls"], &["gc", "--mine"]] {
+        let elsewhere = cloud.command(command).env("AWS_ENDPOINT_URL", other.endpoint()).output().unwrap();
+        let said = Ended::from(elsewhere);
+        if command[0] == "gc" {
+            // It is kept, and so nobody's to remove.
+            said.assert_status(0);
+        } else {
+            said.assert_status(6).assert_says(&[&run, &id, "set AWS_ENDPOINT_URL"]);
+        }
+    }
+    // Also where only EC2's own endpoint is another.
+    let elsewhere =
+        cloud.command(["down", &run]).env("AWS_ENDPOINT_URL_EC2", other.endpoint()).output().unwrap();
+    Ended::from(elsewhere).assert_status(6).assert_says(&[&id, "set AWS_ENDPOINT_URL"]);
+    assert_eq!(other.calls().len(), 0, "another endpoint was asked");
+    let file = cloud.world.path("state/tsunami/runs").join(&run).join("record.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let settings = record["settings"].as_object_mut().unwrap();
+    let digest = settings.remove("endpoint").unwrap();
+    assert!(digest.as_str().unwrap().bytes().all(|byte| byte.is_ascii_hexdigit()), "{digest}");
+    assert!(!record.to_string().contains("127.0.0.1"), "{record}");
+    // As records of old are.
+    fs::write(&file, record.to_string()).unwrap();
+    cloud.tsunami(["down", &run]).assert_status(0);
     cloud.assert_clean();
 }

@@ -19,10 +19,14 @@ const IMPLIED: [&str; 5] = [
     "iam:PassRole",
 ];
 
-fn allowed() -> BTreeSet<String> {
+fn policy() -> Value {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let policy = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    let policy: Value = serde_json::from_str(policy).unwrap();
+    serde_json::from_str(policy).unwrap()
+}
+
+fn allowed() -> BTreeSet<String> {
+    let policy = policy();
     let statements = policy["Statement"].as_array().unwrap();
     let actions = statements.iter().flat_map(|statement| statement["Action"].as_array().unwrap());
     actions.map(|action| action.as_str().unwrap().to_owned()).collect()
@@ -31,6 +35,7 @@ fn allowed() -> BTreeSet<String> {
 #[test]
 fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
     let cloud = Cloud::new();
+    cloud.emulator.post("policy", &policy());
     let file = cloud.server_and_clients(
         "open_ports = [7777]\nmarket = [\"spot\", \"on-demand\"]",
         "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nplacement_group = true\niam_profile = \"bench\"",
@@ -40,6 +45,7 @@ fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
     let up = cloud.tsunami([OsStr::new("up"), file.as_os_str()]);
     let run = up.assert_status(0).stdout.trim().to_owned();
     cloud.tsunami(["extend", &run, "10m"]).assert_status(0);
+    cloud.emulator.post("protect", &json!({"instance": cloud.emulator.living()[0]["id"]}));
     cloud.tsunami(["down", &run]).assert_status(0);
     cloud.tsunami(["gc", "--region", "eu-west-1"]).assert_status(0);
     cloud.tsunami(["gc", "--region", "eu-west-1", "--dry-run"]).assert_status(0);
@@ -70,4 +76,62 @@ fn without_a_permission_of_the_policy_the_run_names_it() {
         let _ = fs::remove_dir_all(cloud.world.path("work/results"));
         cloud.assert_clean();
     }
+}
+
+#[test]
+fn who_has_the_policy_can_tag_and_end_nothing_of_anybody_elses() {
+    let cloud = Cloud::new();
+    let file = cloud.world.write(
+        "one.toml",
+        r#"
+        name = "one"
+        provider = "aws"
+        [aws]
+        region = "eu-west-1"
+        instance = "c7g.large"
+        user = "root"
+        ssh_from = "127.0.0.1/32"
+        [group.a]
+        "#,
+    );
+    let up = cloud.tsunami([OsStr::new("up"), file.as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    let own = cloud.emulator.living().remove(0);
+    let (own, image) = (own["id"].as_str().unwrap(), own["image"].as_str().unwrap());
+    let ec2 = |parameters: &[(&str, &str)]| cloud.emulator.ec2("eu-west-1", parameters);
+    let launched = ec2(&[
+        ("Action", "RunInstances"),
+        ("ImageId", image),
+        ("InstanceType", "c7g.large"),
+        ("MinCount", "1"),
+        ("MaxCount", "1"),
+    ]);
+    let stranger = launched
+        .split(['<', '>'])
+        .find(|word| word.starts_with("i-"))
+        .unwrap_or_else(|| panic!("{launched}"));
+    cloud.emulator.post("policy", &policy());
+    let tag = |id: &str, key: &str| {
+        ec2(&[("Action", "CreateTags"), ("ResourceId.1", id), ("Tag.1.Key", key), ("Tag.1.Value", "mine")])
+    };
+    let lift = ("DisableApiTermination.Value", "false");
+    for answer in [
+        tag(stranger, "tsunami:run"),
+        tag(stranger, "tsunami:expires"),
+        tag(own, "tsunami:run"),
+        ec2(&[("Action", "TerminateInstances"), ("InstanceId.1", stranger)]),
+        ec2(&[("Action", "TerminateInstances"), ("InstanceId.1", own), ("InstanceId.2", stranger)]),
+        ec2(&[("Action", "ModifyInstanceAttribute"), ("InstanceId", stranger), lift]),
+        ec2(&[("Action", "ModifyInstanceAttribute"), ("InstanceId", own), ("UserData.Value", "aWQ=")]),
+    ] {
+        assert!(answer.contains("UnauthorizedOperation"), "{answer}");
+    }
+    let answer = tag(own, "tsunami:expires");
+    assert!(answer.contains("200 OK"), "{answer}");
+    cloud.tsunami(["down", &run]).assert_status(0);
+    let living = cloud.emulator.living();
+    assert!(living.len() == 1 && living[0]["id"] == stranger, "{living:?}");
+    cloud.emulator.post("policy", &json!({}));
+    ec2(&[("Action", "TerminateInstances"), ("InstanceId.1", stranger)]);
+    cloud.assert_clean();
 }

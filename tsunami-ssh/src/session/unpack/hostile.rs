@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tsunami_core::limits::{ARCHIVE_EXTENSION_LIMIT, PATH_DEPTH_LIMIT};
 
 use super::*;
+use crate::fuzz::cases;
 
 /// An archive as it is put together.
 #[derive(Default)]
@@ -556,12 +557,6 @@ fn archive(entries: &[Raw]) -> Vec<u8> {
         sent.push(&mut header, EntryType::new(*kind), name, link, content);
     }
     sent.end()
-}
-
-/// As many cases as are wanted: `TSUNAMI_FUZZ_CASES`, or a few.
-fn cases(few: u32) -> ProptestConfig {
-    let wanted = std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
-    ProptestConfig { cases: wanted.unwrap_or(few), failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
