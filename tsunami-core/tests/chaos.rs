@@ -318,7 +318,10 @@ fn faults(rng: &mut Rng) -> Vec<(Call, u32, Fault)> {
             }
             _ => Fault::Hang,
         };
-        faults.push((call, rng.u32(1..=most), fault));
+        let nth = rng.u32(1..=most);
+        if call == Call::Launch || !matches!(fault, Fault::Partial(_)) {
+            faults.push((call, nth, fault));
+        }
     }
     if rng.u8(0..16) == 0 {
         // The service is out of order for long.

@@ -41,6 +41,7 @@ async fn connected() -> Box<dyn Session> {
     let cloud = FakeCloud::new(1);
     let run = RunId::generate(std::time::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(3600);
+    let authorized_key = cloud.prepare(&run, std::path::Path::new("unused")).await.unwrap();
     let request = LaunchRequest {
         run: run.clone(),
         experiment: "test".to_owned(),
@@ -48,7 +49,7 @@ async fn connected() -> Box<dyn Session> {
         count: NonZeroU32::MIN,
         spec: MachineSpec::default(),
         deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key: String::new(),
+        authorized_key,
         replace: Vec::new(),
         notes: tsunami_core::Notes::default(),
     };

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
-use tsunami_core::testing::{Call, FakeCloud, MachineFault};
+use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
-    Cluster, Command, Error, Event, Group, Keep, Leftover, MachineSpec, MockConnector, Observer, Origin,
-    Plan, State, Stream, Tsunami,
+    Cluster, Command, Error, Event, Group, Keep, Leftover, MachineSpec, Observer, Origin, Plan, State,
+    Stream, Tsunami,
 };
 
 struct World {
@@ -141,9 +141,7 @@ async fn a_connector_that_never_finishes_does_not_hold_a_teardown() {
             run: &tsunami_core::RunId,
             directory: &std::path::Path,
         ) -> Result<String, tsunami_core::SessionError> {
-            let mut prepared = MockConnector::new();
-            prepared.expect_prepare().returning(|_, _| Ok("ssh-ed25519 key".to_owned()));
-            tsunami_core::Connector::prepare(&prepared, run, directory).await
+            tsunami_core::Connector::prepare(&self.0, run, directory).await
         }
         async fn connect(
             &self,
@@ -152,7 +150,8 @@ async fn a_connector_that_never_finishes_does_not_hold_a_teardown() {
         ) -> Result<Box<dyn tsunami_core::Session>, tsunami_core::SessionError> {
             tsunami_core::Connector::connect(&self.0, machine, deadline).await
         }
-        async fn finish(&self, _: &tsunami_core::RunId) {
+        async fn finish(&self, run: &tsunami_core::RunId) {
+            tsunami_core::Connector::finish(&self.0, run).await;
             std::future::pending().await
         }
     }
@@ -267,7 +266,7 @@ fn what_was_being_asked_for_when_the_runtime_ended_is_named() {
     let (world, named) = (World::new(), Arc::new(Named::default()));
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     world.cloud.latency(Duration::from_millis(1)..Duration::from_millis(5));
-    world.cloud.fault(Call::Launch, 1, tsunami_core::testing::Fault::Slow(Duration::from_secs(600)));
+    world.cloud.fault(Call::Launch, 1, Fault::Slow(Duration::from_secs(600)));
     let (tsunami, cloud) = (world.tsunami().observer(named.clone()), world.cloud.clone());
     runtime.block_on(async {
         let run = tsunami.run(plan(), command);
@@ -353,5 +352,34 @@ async fn an_attached_handle_ends_with_all_that_it_began() {
         idle("dropped while connecting").await;
     }
     tsunami.down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connector_that_never_answers_does_not_hold_a_run() {
+    let hour = Duration::from_secs(3600);
+    for call in [Call::Prepare, Call::Connect, Call::Close] {
+        let world = World::new();
+        world.cloud.fault(call, 1, Fault::Hang);
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let token = cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(300)).await;
+            token.cancel();
+        });
+        let tsunami = world.tsunami().cancel_on(cancel);
+        let ended = timeout(hour, tsunami.run(plan(), command)).await;
+        match (call, ended.unwrap_or_else(|_| panic!("{call:?}: it never ends"))) {
+            (Call::Prepare, Err(Error::Cancelled)) | (Call::Connect, Err(Error::Connect { .. })) => {}
+            (Call::Close, Ok(())) => {}
+            (call, ended) => panic!("{call:?}: {ended:?}"),
+        }
+        world.assert_clear();
+    }
+    let world = World::new();
+    world.tsunami().up(plan()).await.unwrap().keep().await.unwrap();
+    world.cloud.fault(Call::Prepare, world.cloud.calls(Call::Prepare) + 1, Fault::Hang);
+    let directory = world.state.find("test").unwrap();
+    timeout(hour, world.tsunami().down(&directory)).await.expect("it never ends").unwrap();
     world.assert_clear();
 }

@@ -17,12 +17,16 @@ use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
 use crate::plan::Plan;
 use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind, RunFilter};
+use crate::session::{SessionError, SessionErrorKind};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
 
 /// The pause before the first repetition; every further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long after a machine's time is over its connector may take to say so.
+const CONNECT_GRACE: Duration = Duration::from_secs(10);
 
 /// What a task of the launch comes back with.
 enum Done {
@@ -288,7 +292,7 @@ impl Mender {
             machine: name.to_owned(),
             id: awaited.id.clone(),
             after: within,
-            source: crate::SessionError::new(crate::SessionErrorKind::Connect, message),
+            source: SessionError::new(SessionErrorKind::Connect, message),
         };
         let lost = |stage: &str, machine: Machine| match machine.interrupted {
             Some(reason) => {
@@ -399,7 +403,11 @@ impl Run {
     async fn connect(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
         let launched = deadline - within;
         let connecting = self.connector.connect(&machine, deadline);
-        let session = connecting.await.map_err(|source| Error::Connect {
+        // The connector says best what it saw last, and gets the time for that.
+        let connected = tokio::time::timeout_at(deadline + CONNECT_GRACE, connecting).await;
+        let unanswered =
+            |_| Err(SessionError::new(SessionErrorKind::Connect, "the connector gave no answer"));
+        let session = connected.unwrap_or_else(unanswered).map_err(|source| Error::Connect {
             machine: machine.name(),
             id: machine.id.clone(),
             after: Duration::from_secs(launched.elapsed().as_secs_f64().round() as u64),

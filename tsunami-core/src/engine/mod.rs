@@ -32,6 +32,9 @@ use foreign::Guarded;
 pub(crate) use launch::Mender;
 use teardown::{Assured, Ending};
 
+/// How long a connector may take to make ready for a teardown, which goes on without it.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How often the record is asked whether somebody has moved the end of the lifetime.
 const DEADLINE_LOOK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -284,7 +287,8 @@ impl Tsunami {
         let (connector, assured) = (self.connector.clone(), Assured::new(&run, "asked to"));
         let task = self.tasks.spawn(async move {
             // Only launches need the key: a disk without room for it keeps nothing from being ended.
-            let prepared = connector.prepare(&run.id, run.directory.path()).await;
+            let prepared = connector.prepare(&run.id, run.directory.path());
+            let prepared = tokio::time::timeout(PREPARE_TIMEOUT, prepared).await;
             tracing::debug!(?prepared, "for a teardown");
             Ok(assured.finish().await)
         });
@@ -358,11 +362,14 @@ impl Tsunami {
         };
         let state = self.state.clone().map_or_else(State::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
-        let run = match self.connector.prepare(&record.run, directory.path()).await {
+        let prepared =
+            cancel.run_until_cancelled(self.connector.prepare(&record.run, directory.path())).await;
+        let run = match prepared.map_or(Err(Error::Cancelled), |prepared| prepared.map_err(Error::Prepare)) {
             Ok(key) => Arc::new(self.open(record, directory, Some(lock), cancel, key)),
             Err(error) => {
+                self.connector.finish(&record.run).await;
                 directory.remove()?;
-                return Err(Error::Prepare(error));
+                return Err(error);
             }
         };
         run.events.emit(EventKind::RunStarted {
