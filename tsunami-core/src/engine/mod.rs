@@ -32,7 +32,8 @@ use foreign::Guarded;
 pub(crate) use launch::Mender;
 use teardown::{Assured, Ending};
 
-/// How long a connector may take to make ready for a teardown, which goes on without it.
+/// How long a connector may take to make ready for a teardown, which goes on without it, or to let go of what it
+/// could not prepare.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often the record is asked whether somebody has moved the end of the lifetime.
@@ -367,7 +368,9 @@ impl Tsunami {
         let run = match prepared.map_or(Err(Error::Cancelled), |prepared| prepared.map_err(Error::Prepare)) {
             Ok(key) => Arc::new(self.open(record, directory, Some(lock), cancel, key)),
             Err(error) => {
-                self.connector.finish(&record.run).await;
+                let finishing = self.connector.finish(&record.run);
+                let finished = tokio::time::timeout(PREPARE_TIMEOUT, finishing).await;
+                tracing::debug!(?finished, "a run that was not prepared");
                 directory.remove()?;
                 return Err(error);
             }
