@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tsunami_core::{Event, Observer, Report, RunId};
+use tsunami_core::{Event, Observer, Report, RunId, private};
 
 use crate::error::Error;
 use crate::experiment::{Experiment, ProviderKind, Setup};
@@ -70,6 +70,8 @@ impl Results {
         let directory = output.map_or_else(default, Path::to_owned);
         let directory = std::path::absolute(&directory).map_err(Error::file("use", &directory))?;
         files::make_directory(&directory).map_err(Error::file("make the results directory", &directory))?;
+        let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
+        checked.map_err(Error::file("write results to", &directory))?;
         let mut entries = fs::read_dir(&directory).map_err(Error::file("read", &directory))?;
         if entries.next().is_some() {
             return Err(Error::Usage(format!(

@@ -177,6 +177,32 @@ pub fn check_place(path: &Path) -> io::Result<()> {
     check_real(path, Metadata::is_dir, Others::Sticky)
 }
 
+/// Checks a directory that results are written into, by their names: nobody else may put a link into the way. The
+/// directories below `base`, where the user chose to work, must be the user's or root's; those above it are as the user
+/// found them, if not everybody may write there. Groups are the user's own choice.
+pub fn check_output(directory: &Path, base: &Path) -> io::Result<()> {
+    let distrust = |path: &Path, found: &Metadata, fault| -> io::Result<()> {
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+        Err(Untrusted { path: path.to_owned(), owner, mode, fault }.into())
+    };
+    let is_ours = |found: &Metadata| [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
+    for path in directory.ancestors() {
+        let found = fs::symlink_metadata(path)?;
+        let below = path == directory || path.starts_with(base) && path != base;
+        if !is_ours(&found) && (below || found.is_symlink()) {
+            return distrust(path, &found, Fault::Owner);
+        }
+    }
+    let real = fs::canonicalize(directory)?;
+    for path in real.ancestors() {
+        let found = fs::symlink_metadata(path)?;
+        if found.mode() & OTHERS_WRITE != 0 && (found.mode() & STICKY == 0 || path == real) {
+            return distrust(path, &found, Fault::Writable);
+        }
+    }
+    Ok(())
+}
+
 fn check_real(path: &Path, kind: fn(&Metadata) -> bool, others: Others) -> io::Result<()> {
     let real = fs::canonicalize(path)?;
     for above in real.ancestors().skip(1) {
@@ -317,6 +343,48 @@ mod tests {
             assert_eq!(chosen.is_ok(), mode == 0o770 && group_is_private, "{mode:o}: {chosen:?}");
             assert_eq!(fault(make_directory(&directory)), Some(Fault::Writable), "{mode:o}");
             assert_eq!(fault(check_subdirectory(&directory)), Some(Fault::Writable), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn nobody_else_may_put_anything_into_the_way_of_results() {
+        let top = tempfile::tempdir().unwrap();
+        let base = top.path().join("work");
+        let results = base.join("results/x/run");
+        fs::create_dir_all(&results).unwrap();
+        for directory in [&base, &base.join("results"), &base.join("results/x"), &results] {
+            // A group is the user's own choice.
+            set_mode(directory, 0o775);
+            check_output(&results, &base).unwrap();
+            set_mode(directory, 0o777);
+            assert_eq!(
+                fault(check_output(&results, &base)),
+                Some(Fault::Writable),
+                "{}",
+                directory.display()
+            );
+            set_mode(directory, 0o1777);
+            assert_eq!(
+                check_output(&results, &base).is_ok(),
+                *directory != results,
+                "{}",
+                directory.display()
+            );
+            set_mode(directory, 0o755);
+        }
+        let linked = base.join("linked");
+        symlink(base.join("results"), &linked).unwrap();
+        check_output(&linked.join("x/run"), &base).unwrap();
+        if rustix::process::geteuid().is_root() {
+            use std::os::unix::fs::{chown, lchown};
+            lchown(&linked, Some(12345), None).unwrap();
+            assert_eq!(fault(check_output(&linked.join("x/run"), &base)), Some(Fault::Owner));
+            chown(base.join("results/x"), Some(12345), None).unwrap();
+            assert_eq!(fault(check_output(&results, &base)), Some(Fault::Owner));
+            chown(base.join("results/x"), Some(0), None).unwrap();
+            // Where the user works may be somebody's whose place it is.
+            chown(&base, Some(12345), None).unwrap();
+            check_output(&results, &base).unwrap();
         }
     }
 

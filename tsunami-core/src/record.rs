@@ -194,7 +194,12 @@ impl RunDirectory {
 
     /// What was recorded.
     pub fn record(&self) -> Result<RunRecord, Error> {
-        self.read("record.json")
+        let record: RunRecord = self.read("record.json")?;
+        if record.run != self.id() {
+            let other = io::Error::other(format!("it is about another run, {}", record.run));
+            return Err(Error::record("read", &self.path.join("record.json"), other));
+        }
+        Ok(record)
     }
 
     /// The run's machines as last seen; empty before the first was launched.
@@ -332,6 +337,16 @@ mod tests {
             fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".new-20260101-cccc", "20260102-dddd"]);
+    }
+
+    #[test]
+    fn a_record_of_another_run_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path());
+        let (directory, _lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
+        directory.write_record(&record("20260102-bbbb", "redis")).unwrap();
+        let error = crate::ErrorChain(&directory.record().unwrap_err()).to_string();
+        assert!(error.contains("another run, 20260102-bbbb"), "{error}");
     }
 
     #[test]

@@ -13,10 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use ssh_key::PublicKey;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, sleep, timeout};
-use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT};
+use tokio::time::{Instant, sleep, timeout_at};
+use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use tsunami_core::{Connector, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
 use crate::config::{
@@ -471,7 +472,7 @@ impl RunSsh {
         }
         let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
         let shown = match way {
-            Ok(way) => self.shown_key(&name, way).await,
+            Ok(way) => self.shown_key(&name, way, deadline).await,
             Err(_) => None,
         };
         match shown {
@@ -483,28 +484,34 @@ impl RunSsh {
         }
     }
 
-    /// The key that a host shows to those who come the same way, as a fingerprint and as a line of
-    /// known_hosts. Nothing but the user's name is shown to the host.
-    async fn shown_key(&self, alias: &str, way: Vec<Setting>) -> Option<(String, String)> {
-        let (place, group) = self.socket().ok()?;
-        let known = place.with_extension("known");
-        private::write(&known, b"").ok()?;
-        let mut options = vec![
-            Setting::new("UserKnownHostsFile", Word::path("path", &known).ok()?),
-            Setting::new("StrictHostKeyChecking", Word::ours("accept-new")),
-            Setting::new("PreferredAuthentications", Word::ours("none")),
-        ];
+    /// The key that a host shows to those who come the same way, as a fingerprint and as a line of known_hosts. The
+    /// connection ends with the key exchange: nobody is named to the host, and nothing is logged in to.
+    async fn shown_key(&self, alias: &str, way: Vec<Setting>, deadline: Instant) -> Option<(String, String)> {
+        /// Tells the name that ssh looks for, and the key that it is shown, which stays unknown.
+        const TELL: &str = "KnownHostsCommand=/bin/sh -c 'echo \"$1 $2 $3\" >&2' sh %H %t %K";
+        let group = self.socket().ok()?.1;
+        let mut options = vec![Setting::new("StrictHostKeyChecking", Word::ours("yes"))];
         options.extend(way);
         let mut ssh = Command::new("ssh");
-        ssh.arg("-F").arg(&self.files.config).args(arguments(&options)).args([alias, "true"]);
-        ssh.env("SHELL", "/bin/sh").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ssh.arg("-F").arg(&self.files.config).args(arguments(&options)).args(["-o", TELL, alias, "true"]);
+        ssh.env("SHELL", "/bin/sh").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut ssh = ssh.kill_on_drop(true).process_group(group).spawn().ok()?;
-        let _ = timeout(HOST_KEY_TIMEOUT, ssh.wait()).await;
-        let text = String::from_utf8(private::read(&known).ok()?).ok()?;
-        let line = text.lines().next()?;
-        let key = PublicKey::from_openssh(line.split_once(' ')?.1).ok()?;
-        Some((key.fingerprint(Default::default()).to_string(), line.to_owned()))
+        let mut said = Vec::new();
+        let read = ssh.stderr.take()?.take(SSH_STDERR_LIMIT as u64);
+        // What was said before the time is over may be enough.
+        let _ = timeout_at(deadline.min(Instant::now() + HOST_KEY_TIMEOUT), read_all(read, &mut said)).await;
+        String::from_utf8_lossy(&said).lines().find_map(|line| {
+            let (name, key) = line.split_once(' ')?;
+            let key = PublicKey::from_openssh(key).ok()?;
+            let line = format!("{name} {}", key.to_openssh().ok()?);
+            Some((key.fingerprint(Default::default()).to_string(), line))
+        })
     }
+}
+
+async fn read_all(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>) {
+    // What came before an error is all there is.
+    let _ = from.read_to_end(into).await;
 }
 
 /// The options that the run began with; these, if it begins now.

@@ -21,6 +21,7 @@ use tsunami_core::{
 };
 
 use crate::SshConnector;
+use crate::config::Word;
 use crate::config::is_user;
 use crate::session::SshSession;
 use crate::watchdog::Arming;
@@ -324,6 +325,11 @@ impl HostsProvider {
         let name = self.connector.host_name(host).await.map_err(|error| {
             ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", format!("cannot resolve {host}"))
                 .source(error)
+        })?;
+        // Whatever an ssh_config makes of it.
+        Word::host(&name).map_err(|error| {
+            let message = format!("{host} leads to no address or name");
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", message).source(error)
         })?;
         // A name that only a jump host knows stays a name.
         let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();

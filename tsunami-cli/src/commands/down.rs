@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, RunDirectory, RunId, State};
+use tsunami_core::{
+    Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunDirectory, RunId, State,
+};
 
 use tsunami_ssh::SshOptions;
 
@@ -65,6 +67,7 @@ async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken)
 async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -> Result<(), Error> {
     let run = directory.id();
     say(&format!("{run}: {}; going by what lies beside it", one_line(&ErrorChain(&error).to_string())));
+    let is_told = ["local", "hosts", "aws"].iter().any(|name| directory.path().join(name).exists());
     let mut leftovers = Vec::new();
     // Providers that keep something there keep it under their own names.
     for name in ["local", "hosts"] {
@@ -79,6 +82,15 @@ async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -
         let tsunami = aws::unrecorded(directory, state).await;
         let tsunami = tsunami.map_err(|error| aws::remains(directory, state, error))?;
         tsunami.collect(&run).await?;
+    }
+    if !is_told {
+        let what = "whatever the run created".to_owned();
+        let why = format!(
+            "its record can't be read, and nothing beside it tells; if you know that nothing is left, `rm -r {}` \
+             forgets it",
+            directory.path().display()
+        );
+        leftovers.push(Leftover { what, why });
     }
     if !leftovers.is_empty() {
         return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));

@@ -144,6 +144,22 @@ fn a_slow_reader_loses_nothing() {
 }
 
 #[test]
+fn nothing_is_called_gone_of_a_run_that_nothing_tells_of() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let directory = world.path("state/tsunami/runs").join(&run);
+    let local = fs::read(directory.join("record.json")).unwrap();
+    fs::write(directory.join("record.json"), "{").unwrap();
+    fs::rename(directory.join("local"), world.path("local")).unwrap();
+    world.tsunami(["down", &run]).assert_status(6).assert_says(&["whatever the run created", "rm -r"]);
+    fs::rename(world.path("local"), directory.join("local")).unwrap();
+    fs::write(directory.join("record.json"), local).unwrap();
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
 fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\ncount = 2\n");
@@ -177,7 +193,7 @@ fn runs_that_another_user_may_have_written_are_named_and_left_alone() {
     let before = listing(&directory);
     let why = ["may be written by others", directory.to_str().unwrap(), "0722", "ls -ld"];
     let ls = world.tsunami(["ls", "--json"]);
-    ls.assert_status(0).assert_says(&why).assert_says(&["unreadable"]);
+    ls.assert_status(6).assert_says(&why).assert_says(&["unreadable"]);
     assert!(ls.stdout.contains(&other) && !ls.stdout.contains(&run), "{}", ls.stdout);
     world.tsunami(["down", &run]).assert_status(6).assert_says(&why);
     for command in ["exec", "ssh"] {

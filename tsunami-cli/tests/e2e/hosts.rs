@@ -98,6 +98,10 @@ fn an_unknown_host_is_refused_with_its_fingerprint_or_accepted_on_request() {
     let file = existing.file(nobody.to_str().unwrap(), "setup = \"true\"\n");
     let run = existing.world.tsunami([&"run".into(), &file, &"-o".into(), &"out1".into()]);
     run.assert_status(4).assert_says(&["SHA256:", "ssh-ed25519 AAAA", "--accept-new-hosts"]);
+    // The key was asked for, and nobody logged in.
+    let log = existing.key.parent().unwrap().parent().unwrap().join("local/e-0/sshd.log");
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains("[preauth]") && !log.contains(" user "), "{log}");
     let accepted = [&"run".into(), &file, &"-o".into(), &"out2".into(), &"--accept-new-hosts".into()];
     existing.world.tsunami(accepted).assert_status(0);
     assert_eq!(fs::read_to_string(nobody).unwrap(), "", "the user's file is read, never written");

@@ -422,3 +422,18 @@ fn local_machines_are_there_whenever_they_are_asked_for() {
     println!("launches of local machines: {launches}, all of them succeeded");
     world.assert_clean();
 }
+
+/// Whoever may write there could lead what machines send to any place of the user's.
+#[test]
+fn results_go_to_no_directory_that_others_may_write() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let results = world.path("work/results");
+    fs::create_dir(&results).unwrap();
+    fs::set_permissions(&results, fs::Permissions::from_mode(0o777)).unwrap();
+    let run = world.tsunami([&"run".into(), &file]);
+    run.assert_status(2).assert_says(&["may be written by others", "mode 0777"]);
+    assert!(!run.stderr.contains("launching"), "{}", run.stderr);
+    world.assert_clean();
+}
