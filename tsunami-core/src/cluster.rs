@@ -269,6 +269,11 @@ impl Host {
         self.inner.interrupted.cancel();
     }
 
+    /// Waits until the machine's provider says that it takes it back.
+    pub(crate) async fn interrupted(&self) {
+        self.inner.interrupted.cancelled().await;
+    }
+
     /// The error of a machine that its provider takes back, or took, before its time.
     pub fn interruption(&self) -> Option<Error> {
         self.inner.reason.get().map(|reason| Error::Interrupted {
@@ -446,7 +451,7 @@ impl HostCommand {
     pub fn start(mut self) -> Process {
         let stop = self.cancel.take().unwrap_or_default().child_token();
         let task = tokio::spawn(self.cancel_on(stop.clone()).output());
-        Process { stop, task: Some(task) }
+        Process { stop, state: ProcessState::Running(task) }
     }
 }
 
@@ -464,24 +469,40 @@ async fn cancelled(token: Option<&CancellationToken>) {
 #[derive(Debug)]
 pub struct Process {
     stop: CancellationToken,
-    task: Option<JoinHandle<Result<Output, Error>>>,
+    state: ProcessState,
+}
+
+#[derive(Debug)]
+enum ProcessState {
+    Running(JoinHandle<Result<Output, Error>>),
+    Ended(Output),
+    /// Its error has been handed out.
+    Failed,
 }
 
 impl Process {
-    /// Waits until the command ends by itself. May be dropped and called again.
+    /// Waits until the command ends by itself. May be dropped and called again, also when it has ended; an error
+    /// is told once.
     pub async fn wait(&mut self) -> Result<Output, Error> {
-        let Some(task) = &mut self.task else {
-            return Err(Error::other("the process was waited for already"));
+        let ended = match &mut self.state {
+            ProcessState::Running(task) => task.await.map_err(Error::other).flatten(),
+            ProcessState::Ended(output) => return Ok(output.clone()),
+            ProcessState::Failed => return Err(Error::other("the process failed, as was told before")),
         };
-        let ended = task.await;
-        self.task = None;
-        ended.map_err(Error::other)?
+        self.state = match &ended {
+            Ok(output) => ProcessState::Ended(output.clone()),
+            Err(_) => ProcessState::Failed,
+        };
+        ended
     }
 
     /// Ends the command: TERM, five seconds, then KILL. Returns once it is confirmed gone, with how it ended if
-    /// that happened before.
+    /// that happened before, and without an error that [`wait`](Self::wait) has told already.
     pub async fn stop(mut self) -> Result<Option<Output>, Error> {
         self.stop.cancel();
+        if matches!(self.state, ProcessState::Failed) {
+            return Ok(None);
+        }
         match self.wait().await {
             Ok(output) => Ok(Some(output)),
             Err(Error::Cancelled) => Ok(None),

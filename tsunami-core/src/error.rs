@@ -186,6 +186,15 @@ pub enum Error {
     /// The run's lifetime is over.
     #[error("the lifetime of {} is over", humantime::format_duration(*.0))]
     LifetimeOver(Duration),
+    /// A run's end can't be moved that far. Nothing was changed.
+    #[error("the lifetime would be {}, longer than {}", humantime::format_duration(*lifetime),
+        humantime::format_duration(*limit))]
+    LifetimeTooLong {
+        /// What it would be.
+        lifetime: Duration,
+        /// The longest there is.
+        limit: Duration,
+    },
     /// After the run ended, something may still exist.
     #[error("run {run}: {} may remain; `tsunami down {run}` removes it", count(leftovers.len(), "thing"))]
     Remains {

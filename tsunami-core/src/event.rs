@@ -1,6 +1,8 @@
 //! The story of a run, as it happens.
 
 use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -103,7 +105,8 @@ pub struct GroupSize {
     pub count: u32,
 }
 
-/// Watches a run. Both methods are called from within the engine and must not block for long.
+/// Watches a run. Both methods are called from within the engine and must not block for long. One that panics is
+/// left out from then on; the run goes on without it.
 pub trait Observer: Debug + Send + Sync + 'static {
     /// Something happened.
     fn event(&self, event: &Event);
@@ -141,16 +144,41 @@ impl Observer for Recorder {
     }
 }
 
+/// An observer, for as long as it does not panic: nothing that it does may keep a run from being torn down.
+#[derive(Clone, Debug)]
+pub(crate) struct Guarded {
+    observer: Arc<dyn Observer>,
+    panicked: Arc<AtomicBool>,
+}
+
+impl Guarded {
+    pub(crate) fn new(observer: Arc<dyn Observer>) -> Self {
+        Self { observer, panicked: Arc::default() }
+    }
+
+    /// Tells it something, and what it answers, if it does.
+    fn tell<T>(&self, tell: impl FnOnce(&dyn Observer) -> T) -> Option<T> {
+        if self.panicked.load(Ordering::Relaxed) {
+            return None;
+        }
+        let told = catch_unwind(AssertUnwindSafe(|| tell(&*self.observer)));
+        if told.is_err() && !self.panicked.swap(true, Ordering::Relaxed) {
+            tracing::error!(observer = ?std::any::type_name_of_val(&*self.observer), "an observer panicked and is left out");
+        }
+        told.ok()
+    }
+}
+
 /// Stamps events and hands them to all observers.
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
-    observers: Arc<[Arc<dyn Observer>]>,
+    observers: Arc<[Guarded]>,
     started_at: SystemTime,
     started: Instant,
 }
 
 impl Events {
-    pub(crate) fn new(observers: &[Arc<dyn Observer>], started_at: SystemTime) -> Self {
+    pub(crate) fn new(observers: &[Guarded], started_at: SystemTime) -> Self {
         Self { observers: observers.into(), started_at, started: Instant::now() }
     }
 
@@ -160,12 +188,13 @@ impl Events {
         let at = seconds_since_epoch(self.started_at + elapsed);
         let event = Event { at, elapsed: rounded(elapsed), kind };
         for observer in &*self.observers {
-            observer.event(&event);
+            observer.tell(|observer| observer.event(&event));
         }
     }
 
     pub(crate) fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
-        self.observers.iter().try_for_each(|observer| observer.output(origin, stream, bytes))
+        let tell = |observer: &Guarded| observer.tell(|observer| observer.output(origin, stream, bytes));
+        self.observers.iter().filter_map(tell).collect()
     }
 
     /// The time it is, by tokio's clock.

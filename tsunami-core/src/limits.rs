@@ -109,6 +109,10 @@ pub const SHOWN_COMMAND_LIMIT: (usize, usize) = (10, 1000);
 /// The largest file of user data that is read, in bytes. EC2 takes a quarter of it.
 pub const USER_DATA_FILE_LIMIT: u64 = 64 << 10;
 
+/// The longest that a machine may live, and that anything in an experiment may take: a year. Longer ones are slips of
+/// the finger, and overflow what counts time.
+pub const DURATION_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The most groups of an experiment.
 pub const GROUP_LIMIT: usize = 1000;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::cluster::Host;
 use crate::error::Error;
+use crate::limits::{DURATION_LIMIT, GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT};
 use crate::provider::{MachineSpec, Quote};
 
 /// The lifetime of machines whose plan says nothing else.
@@ -114,24 +115,38 @@ impl Plan {
         let mut problem = |about: &str, message: String| {
             problems.push(Problem { about: about.to_owned(), message });
         };
-        if !is_experiment_name(&self.name) {
+        let too_long = format!("a name has at most {NAME_LIMIT} bytes");
+        if self.name.len() > NAME_LIMIT {
+            problem("plan", too_long.clone());
+        } else if !is_experiment_name(&self.name) {
             problem("plan", format!("`{}` is not a name: write it as [A-Za-z0-9][A-Za-z0-9._-]*", self.name));
         }
         if self.groups.is_empty() {
             problem("plan", "it has no group of machines".to_owned());
         }
-        if self.lifetime.is_zero() {
-            problem("plan", "the lifetime is zero".to_owned());
+        for (what, duration) in [("lifetime", self.lifetime), ("connect timeout", self.connect_timeout)] {
+            if duration.is_zero() {
+                problem("plan", format!("the {what} is zero"));
+            } else if duration > DURATION_LIMIT {
+                let limit = humantime::format_duration(DURATION_LIMIT);
+                problem("plan", format!("the {what} is longer than {limit}"));
+            }
+        }
+        if self.groups.len() > GROUP_LIMIT {
+            problem("plan", format!("it has more than {GROUP_LIMIT} groups"));
+        }
+        let machines: u64 = self.groups.iter().map(|group| u64::from(group.count)).sum();
+        if machines > MACHINE_LIMIT.into() {
+            problem("plan", format!("it has more than {MACHINE_LIMIT} machines"));
         }
         if self.budget.is_some_and(|budget| !budget.is_finite() || budget < 0.0) {
             problem("plan", "the budget is not an amount of money".to_owned());
         }
-        if self.connect_timeout.is_zero() {
-            problem("plan", "the connect timeout is zero".to_owned());
-        }
         let mut seen = BTreeSet::new();
         for group in &self.groups {
-            if !is_group_name(&group.name) {
+            if group.name.len() > NAME_LIMIT {
+                problem(&group.name[..group.name.floor_char_boundary(NAME_LIMIT)], too_long.clone());
+            } else if !is_group_name(&group.name) {
                 problem(
                     &group.name,
                     format!("`{}` is not a group's name: write it as [a-z][a-z0-9_]*", group.name),
@@ -244,6 +259,30 @@ mod tests {
         let Err(Error::Plan { problems }) = plan.validate() else { panic!("accepted") };
         let about: Vec<&str> = problems.iter().map(|problem| problem.about.as_str()).collect();
         assert_eq!(about, ["plan", "plan", "Server", "client", "client"]);
+    }
+
+    #[test]
+    fn what_an_experiment_file_may_not_ask_for_no_plan_may() {
+        let of = |count| Group::new("node", MachineSpec::default()).count(count);
+        let year = DURATION_LIMIT;
+        let plan = || Plan::new("x").group(of(MACHINE_LIMIT)).lifetime(year).connect_timeout(year);
+        plan().validate().unwrap();
+        let groups = (0..=GROUP_LIMIT).map(|i| Group::new(format!("g{i}"), MachineSpec::default()));
+        let long = "é".repeat(NAME_LIMIT);
+        for (plan, problem) in [
+            (plan().lifetime(Duration::MAX), "lifetime is longer"),
+            (plan().lifetime(year + Duration::from_nanos(1)), "lifetime is longer"),
+            (plan().connect_timeout(Duration::MAX), "connect timeout is longer"),
+            (plan().group(Group::new("more", MachineSpec::default())), "machines"),
+            (plan().group(Group::new("more", MachineSpec::default()).count(u32::MAX)), "machines"),
+            (groups.fold(Plan::new("x"), Plan::group), "groups"),
+            (Plan::new("x".repeat(NAME_LIMIT + 1)).group(of(1)), "bytes"),
+            (Plan::new("x").group(Group::new(long, MachineSpec::default())), "bytes"),
+        ] {
+            let Err(Error::Plan { problems }) = plan.validate() else { panic!("accepted: {problem}") };
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].message.contains(problem), "{problems:?}");
+        }
     }
 
     #[test]

@@ -318,7 +318,10 @@ fn faults(rng: &mut Rng) -> Vec<(Call, u32, Fault)> {
             }
             _ => Fault::Hang,
         };
-        faults.push((call, rng.u32(1..=most), fault));
+        let nth = rng.u32(1..=most);
+        if call == Call::Launch || !matches!(fault, Fault::Partial(_)) {
+            faults.push((call, nth, fault));
+        }
     }
     if rng.u8(0..16) == 0 {
         // The service is out of order for long.
@@ -463,7 +466,9 @@ impl World {
     }
 
     fn tsunami_on(&self, cloud: FakeCloud) -> Tsunami {
-        Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).state(self.state.clone()).started_at(epoch())
+        // What crashes finishes nothing.
+        let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud)).outlive_runtime(false);
+        tsunami.state(self.state.clone()).started_at(epoch())
     }
 
     fn is_recorded(&self) -> bool {
@@ -571,6 +576,7 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
         .observer(events.clone())
         .state(world.state.clone())
         .cancel_on(world.cancel.clone())
+        .outlive_runtime(false)
         .started_at(epoch())
         .seed(schedule.seed);
     schedule.arm(&world);

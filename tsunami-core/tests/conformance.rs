@@ -1,6 +1,7 @@
 //! The fake cloud keeps the promises that it stands in for.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,14 @@ use tsunami_core::{Connector, Deadline, LaunchRequest, MachineSpec, Provider, Ru
 #[derive(Debug)]
 struct Fake(FakeCloud);
 
+impl Fake {
+    fn new() -> Self {
+        let cloud = FakeCloud::new(1);
+        cloud.latency(Duration::from_millis(1)..Duration::from_millis(5));
+        Self(cloud)
+    }
+}
+
 impl ProviderHarness for Fake {
     fn provider(&self) -> &dyn Provider {
         &self.0
@@ -19,13 +28,17 @@ impl ProviderHarness for Fake {
     fn spec(&self, _: NonZeroU32) -> MachineSpec {
         MachineSpec::default()
     }
+
+    fn connector(&self, _: &RunId) -> Option<(&dyn Connector, PathBuf)> {
+        Some((&self.0, PathBuf::new()))
+    }
 }
 
 mod provider {
     use super::*;
     tsunami_core::provider_conformance!(
         #[tokio::test(start_paused = true)],
-        async { Fake(FakeCloud::new(1)) }
+        async { Fake::new() }
     );
 }
 
@@ -41,6 +54,7 @@ async fn connected() -> Box<dyn Session> {
     let cloud = FakeCloud::new(1);
     let run = RunId::generate(std::time::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(3600);
+    let authorized_key = cloud.prepare(&run, std::path::Path::new("unused")).await.unwrap();
     let request = LaunchRequest {
         run: run.clone(),
         experiment: "test".to_owned(),
@@ -48,7 +62,7 @@ async fn connected() -> Box<dyn Session> {
         count: NonZeroU32::MIN,
         spec: MachineSpec::default(),
         deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key: String::new(),
+        authorized_key,
         replace: Vec::new(),
         notes: tsunami_core::Notes::default(),
     };

@@ -1,17 +1,21 @@
 //! The engine on the fake cloud and paused time. Every test ends with an empty cloud.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tsunami_core::limits::DURATION_LIMIT;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Addresses, Cluster, Command, Download, Error, EventKind, Exit, Group, Keep, Login, Machine, MachineId,
-    MachineSpec, MachineState, MockConnector, MockProvider, Plan, Price, ProviderError, ProviderErrorKind,
-    Quote, Recorder, Report, RunFilter, SessionError, SessionErrorKind, State, Tsunami,
+    Addresses, Cluster, Command, Download, Error, Event, EventKind, Exit, Group, Keep, LaunchRequest,
+    Leftover, Login, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer,
+    Plan, Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId,
+    SessionError, SessionErrorKind, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -466,10 +470,7 @@ async fn a_teardown_that_fails_names_what_remains_and_down_removes_it() {
     assert_eq!(world.cloud.machines().len(), 4);
     let runs = world.state.runs().unwrap();
     assert_eq!(runs.len(), 1);
-    for nth in 1..400 {
-        // Whatever was not used up by the first teardown.
-        world.cloud.fault(Call::Terminate, nth, Fault::Slow(Duration::ZERO));
-    }
+    world.cloud.calm();
     // Somebody without patience gets one attempt.
     let hasty = CancellationToken::new();
     hasty.cancel();
@@ -932,5 +933,289 @@ async fn a_run_is_torn_down_although_no_connection_could_be_prepared() {
     connector.expect_finish().return_const(());
     let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(connector)).state(world.state.clone());
     tsunami.down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+/// The fake, of whose machines something else is seen.
+struct Seen {
+    cloud: FakeCloud,
+    see: Box<dyn Fn(&mut Machine) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.cloud.fmt(f)
+    }
+}
+
+impl Seen {
+    fn tsunami(world: &World, see: impl Fn(&mut Machine) + Send + Sync + 'static) -> Tsunami {
+        let (cloud, provider) =
+            (world.cloud.clone(), Self { cloud: world.cloud.clone(), see: Box::new(see) });
+        let tsunami = Tsunami::new(Arc::new(provider), Arc::new(cloud)).state(world.state.clone());
+        tsunami.observer(world.events.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for Seen {
+    fn name(&self) -> String {
+        self.cloud.name()
+    }
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        self.cloud.quote(spec, count).await
+    }
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        self.cloud.launch(request).await
+    }
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let mut machines = self.cloud.list(filter).await?;
+        machines.iter_mut().for_each(&self.see);
+        Ok(machines)
+    }
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        self.cloud.extend(run, until).await
+    }
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        self.cloud.terminate(run).await
+    }
+}
+
+/// Says that machines of the name `client-0` were taken back, some time after they fulfil a condition.
+fn taken_back(when: fn(&Machine) -> bool, after: Duration) -> impl Fn(&mut Machine) + Send + Sync + 'static {
+    let seen = Mutex::new(BTreeMap::new());
+    move |machine: &mut Machine| {
+        if machine.name() == "client-0" && when(machine) {
+            let mut seen = seen.lock().unwrap();
+            let first = seen.entry(machine.id.clone()).or_insert_with(Instant::now);
+            if first.elapsed() >= after {
+                machine.interrupted = Some("its capacity is wanted back".to_owned());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reason_that_comes_after_its_machine_is_gone_is_heard() {
+    let gone = |machine: &Machine| machine.state == MachineState::Gone;
+    // While it boots, at the very beginning of its set-up, in the middle of it, and in the experiment.
+    for dies in [4, 21, 40, 300] {
+        let world = World::new();
+        let dies = Duration::from_secs(dies);
+        world.cloud.machine_fault("client-0", MachineFault::Dies(dies));
+        let cloud = world.cloud.clone();
+        let in_setup = dies < Duration::from_secs(60);
+        let begun = Instant::now();
+        let plan = replaceable();
+        if in_setup {
+            // Only the first of that name has the fault.
+            tokio::spawn(async move {
+                sleep(dies).await;
+                cloud.calm();
+            });
+        }
+        let tsunami = Seen::tsunami(&world, taken_back(gone, Duration::from_secs(4)));
+        let cloud = world.cloud.clone();
+        let run = tsunami.run(plan, move |cluster| async move {
+            if in_setup {
+                return Ok(());
+            }
+            cloud.calm();
+            let client = cluster.host("client-0").ok_or("no client")?.clone();
+            let error = client.command(Command::shell("sleep 1000")).run().await.unwrap_err();
+            assert!(matches!(error, Error::Lost { .. } | Error::Interrupted { .. }), "{error}");
+            let repaired = cluster.repair().await?;
+            assert_ne!(repaired.host("client-0").ok_or("no client")?.machine().id, client.machine().id);
+            assert!(matches!(client.interruption(), Some(Error::Interrupted { .. })));
+            Ok(())
+        });
+        run.await.unwrap_or_else(|error| panic!("{dies:?}: {error:?}"));
+        assert!(begun.elapsed() < Duration::from_secs(600));
+        assert_eq!(world.cloud.calls(Call::Launch), 3, "{dies:?}: one for each group, and a replacement");
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_is_not_replaced() {
+    // With one machine in each place replaced, the group's number is not yet reached.
+    let running = |machine: &Machine| machine.state == MachineState::Running;
+    let world = World::new();
+    let tsunami = Seen::tsunami(&world, taken_back(running, Duration::from_secs(100)));
+    let error = tsunami
+        .run(replaceable(), |cluster| async move {
+            cluster.interrupted().await;
+            let repaired = cluster.repair().await?;
+            repaired.interrupted().await;
+            repaired.repair().await.map(drop)
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error}");
+    assert_eq!(world.cloud.calls(Call::Launch), 3);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extended_run_goes_by_its_new_end() {
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    for (until, after, ends) in
+        [(hours(4), Duration::from_secs(4000), false), (hours(4), hours(5), true), (hours(2), hours(3), true)]
+    {
+        let world = World::new();
+        world.cloud.machine_fault("client-0", MachineFault::Interrupted(hours(3) / 2));
+        let running = world.tsunami().up(replaceable()).await.unwrap();
+        let directory = world.state.find("test").unwrap();
+        let end = directory.record().unwrap().created + until;
+        world.tsunami().extend(&directory, end).await.unwrap();
+        // After the first hour, whoever begins to wait for the end.
+        sleep(Duration::from_secs(3700)).await;
+        let begun = Instant::now();
+        let result = running
+            .run(|cluster| async move {
+                cluster.interrupted().await;
+                let repaired = cluster.repair().await?;
+                sleep(after).await;
+                repaired.hosts()[0].run("echo here").await.map(drop)
+            })
+            .await;
+        match ends {
+            true => assert!(matches!(result, Err(Error::LifetimeOver(_) | Error::Lost { .. })), "{result:?}"),
+            false => result.unwrap(),
+        }
+        assert!(begun.elapsed() < until, "{:?}", begun.elapsed());
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_made_shorter_ends_earlier() {
+    let world = World::new();
+    let (other, state) = (world.tsunami(), world.state.clone());
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(60)).await;
+        let directory = state.find("test").unwrap();
+        let end = directory.record().unwrap().created + Duration::from_secs(600);
+        other.extend(&directory, end).await.unwrap();
+    });
+    let begun = Instant::now();
+    let run = world.run(server_and_clients(), |_| async {
+        sleep(Duration::from_secs(3000)).await;
+        Ok(())
+    });
+    assert!(matches!(run.await, Err(Error::LifetimeOver(_))));
+    assert!(begun.elapsed() < Duration::from_secs(700));
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_too_far_away_moves_nothing() {
+    let world = World::new();
+    let running = world.tsunami().up(server_and_clients()).await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let before = directory.record().unwrap();
+    for years in [2, 8000] {
+        let until = before.deadline.at + Duration::from_secs(years * 365 * 24 * 3600);
+        let refused = world.tsunami().extend(&directory, until).await;
+        assert!(matches!(refused, Err(Error::LifetimeTooLong { .. })), "{refused:?}");
+        assert_eq!((directory.record().unwrap(), world.cloud.calls(Call::Extend)), (before.clone(), 0));
+    }
+    world.tsunami().extend(&directory, before.created + DURATION_LIMIT).await.unwrap();
+    running.down().await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_is_refused_for_good_ends_the_launch_with_the_reason() {
+    let world = World::new();
+    for nth in 2..200 {
+        world.cloud.fault(Call::List, nth, Fault::Error(ProviderErrorKind::Unauthorized));
+    }
+    let (cloud, plan) =
+        (world.cloud.clone(), server_and_clients().connect_timeout(Duration::from_secs(1800)));
+    let begun = Instant::now();
+    // What the teardown may see is another matter.
+    let observer = Arc::new(OnTeardown(Mutex::new(Some(Box::new(move || cloud.calm())))));
+    let error = world.tsunami().observer(observer).run(plan, nothing).await.unwrap_err();
+    assert!(matches!(&error, Error::Other(_)) && error.to_string().starts_with("List"), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    world.assert_clear();
+}
+
+struct OnTeardown(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl std::fmt::Debug for OnTeardown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnTeardown")
+    }
+}
+
+impl Observer for OnTeardown {
+    fn event(&self, event: &Event) {
+        if let EventKind::TearingDown { .. } = event.kind
+            && let Some(act) = self.0.lock().unwrap().take()
+        {
+            act();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_is_refused_later_leaves_the_run_alone() {
+    let world = World::new();
+    let cloud = world.cloud.clone();
+    let run = world.run(server_and_clients(), move |cluster| async move {
+        let before = cloud.calls(Call::List);
+        cloud.fault(Call::List, before + 1, Fault::Error(ProviderErrorKind::Unauthorized));
+        cluster.hosts()[0].run("sleep 60").await?;
+        assert!(cloud.calls(Call::List) > before + 2);
+        Ok(())
+    });
+    run.await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_finished_once_whatever_becomes_of_its_record() {
+    for fails in [false, true] {
+        let world = World::new();
+        let state = world.state.clone();
+        let tsunami = world.tsunami().keep(Keep::Always);
+        let run = tsunami.run(server_and_clients(), move |_| async move {
+            let record = state.find("test")?.path().join("record.json");
+            std::fs::remove_file(&record)?;
+            std::fs::create_dir(&record)?;
+            if fails { Err("not today".into()) } else { Ok(()) }
+        });
+        let error = run.await.unwrap_err();
+        assert_eq!(matches!(error, Error::Untrusted(_)), !fails, "{error:?}");
+        let events = world.events.events();
+        let finished = |event: &&Event| matches!(event.kind, EventKind::RunFinished { .. });
+        let finished: Vec<_> = events.iter().filter(finished).collect();
+        assert_eq!(finished.len(), 1, "{finished:?}");
+        assert!(matches!(finished[0].kind, EventKind::RunFinished { ok: false, .. }));
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_waited_for_can_be_stopped() {
+    let world = World::new();
+    let run = world.run(server_and_clients(), |cluster| async move {
+        let host = cluster.hosts()[0].clone();
+        let mut ended = host.command(Command::shell("echo done")).start();
+        assert_eq!(ended.wait().await?.stdout(), "done\n");
+        assert_eq!(ended.wait().await?.stdout(), "done\n", "and waited for again");
+        assert_eq!(ended.stop().await?.ok_or("no output")?.stdout(), "done\n");
+        let short = Duration::from_secs(1);
+        let mut failed = host.command(Command::shell("sleep 100")).timeout(short).start();
+        assert!(matches!(failed.wait().await, Err(Error::Timeout { .. })));
+        assert!(failed.stop().await?.is_none());
+        let mut running = host.command(Command::shell("sleep 100")).start();
+        assert!(timeout(short, running.wait()).await.is_err());
+        assert!(running.stop().await?.is_none());
+        Ok(())
+    });
+    run.await.unwrap();
     world.assert_clear();
 }

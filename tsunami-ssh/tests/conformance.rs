@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,15 +18,17 @@ use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConne
 #[derive(Debug)]
 struct Local {
     provider: LocalProvider,
+    connector: SshConnector,
     runs: Vec<RunId>,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Local {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let runs = (0..10).map(|_| unique_run()).collect();
-        Self { provider: LocalProvider::new(root.path()), runs, _root: root }
+        let connector = SshConnector::new(SshOptions::default());
+        Self { provider: LocalProvider::new(root.path()), connector, runs, root }
     }
 }
 
@@ -41,6 +44,15 @@ impl ProviderHarness for Local {
     fn run_id(&self, nth: u32) -> RunId {
         self.runs[nth as usize].clone()
     }
+
+    fn connector(&self, run: &RunId) -> Option<(&dyn Connector, PathBuf)> {
+        Some((&self.connector, self.root.path().join(run.as_str())))
+    }
+
+    // Nobody takes them back.
+    fn replaces_machines(&self) -> bool {
+        false
+    }
 }
 
 mod local_provider {
@@ -52,9 +64,10 @@ mod local_provider {
 #[derive(Debug)]
 struct Hosts {
     provider: HostsProvider,
+    connector: Arc<SshConnector>,
     runs: Vec<RunId>,
     existing: Machines,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Hosts {
@@ -63,7 +76,8 @@ impl Hosts {
         let root = tempfile::tempdir().unwrap();
         let connector = Arc::new(SshConnector::new(options(&existing)));
         let runs = (0..10).map(|_| unique_run()).collect();
-        Self { provider: HostsProvider::new(root.path(), connector), runs, existing, _root: root }
+        let provider = HostsProvider::new(root.path(), connector.clone());
+        Self { provider, connector, runs, existing, root }
     }
 }
 
@@ -104,6 +118,23 @@ impl ProviderHarness for Hosts {
 
     fn run_id(&self, nth: u32) -> RunId {
         self.runs[nth as usize].clone()
+    }
+
+    fn connector(&self, run: &RunId) -> Option<(&dyn Connector, PathBuf)> {
+        Some((&*self.connector, self.root.path().join(run.as_str())))
+    }
+
+    // Hosts outlive their run: only what it left there ends.
+    fn ends_machines(&self) -> bool {
+        false
+    }
+
+    fn replaces_machines(&self) -> bool {
+        false
+    }
+
+    fn makes_host_keys(&self) -> bool {
+        false
     }
 }
 

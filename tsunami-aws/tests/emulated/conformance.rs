@@ -29,6 +29,11 @@ impl ProviderHarness for Ec2 {
     fn spec(&self, _: NonZeroU32) -> MachineSpec {
         MachineSpec::new(spec())
     }
+
+    // The emulator's machines have no timer.
+    fn ends_machines(&self) -> bool {
+        false
+    }
 }
 
 impl Drop for Ec2 {

@@ -1,13 +1,15 @@
 //! From nothing to machines that are set up: all groups at once, each machine as soon as it can.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::watch::Watch;
+use super::foreign::has_panicked;
+use super::watch::{REASON_TIMEOUT, Watch};
 use super::{Ended, Run};
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
@@ -15,6 +17,7 @@ use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
 use crate::plan::Plan;
 use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind, RunFilter};
+use crate::session::{SessionError, SessionErrorKind};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -22,8 +25,8 @@ const LAUNCH_ATTEMPTS: u32 = 8;
 /// The pause before the first repetition; every further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long an interruption may take to show in a listing, once the connection is lost.
-const HEARING: Duration = Duration::from_secs(10);
+/// How long after a machine's time is over its connector may take to say so.
+const CONNECT_GRACE: Duration = Duration::from_secs(10);
 
 /// What a task of the launch comes back with.
 enum Done {
@@ -38,6 +41,7 @@ enum Done {
     /// The provider took the machine back before it was set up.
     Interrupted {
         group: usize,
+        index: u32,
         id: MachineId,
         error: Error,
     },
@@ -51,8 +55,8 @@ pub(crate) struct Mender {
     run: Arc<Run>,
     plan: Arc<Plan>,
     watch: Watch,
-    /// The machines that were replaced, each by its group's place.
-    replaced: Arc<Mutex<Vec<(usize, MachineId)>>>,
+    /// The machines that were replaced, by the places of their groups and their own.
+    replaced: Arc<Mutex<BTreeMap<(usize, u32), MachineId>>>,
 }
 
 impl Run {
@@ -85,11 +89,13 @@ impl Mender {
         // The machines that were begun with, by the places of their groups and their own.
         let mut begun: BTreeMap<(usize, u32), MachineId> =
             hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
+        let mut over = std::pin::pin!(run.lifetime_over());
         let result = loop {
             let joined = tokio::select! {
                 biased;
                 () = run.cancel.cancelled() => break Err(Error::Cancelled.into()),
-                over = run.lifetime_over() => break Err(over.into()),
+                over = &mut over => break Err(over.into()),
+                refusal = self.watch.refused() => break Err(Error::other(refusal).into()),
                 joined = tasks.join_next() => joined,
             };
             match joined.map(|joined| joined.map_err(panicked)) {
@@ -99,8 +105,8 @@ impl Mender {
                     self.welcome(group, ids, &mut begun, &mut tasks)
                 }
                 Some(Ok(Ok(Done::Up { group, host }))) => drop(hosts.insert((group, host.index()), host)),
-                Some(Ok(Ok(Done::Interrupted { group, id, error }))) => {
-                    match self.replace(group, &id, error) {
+                Some(Ok(Ok(Done::Interrupted { group, index, id, error }))) => {
+                    match self.replace((group, index), &id, error) {
                         Ok(()) => drop(tasks.spawn(self.clone().launch(group))),
                         Err(error) => break Err(error.into()),
                     }
@@ -135,36 +141,35 @@ impl Mender {
         self.watch.look_now();
     }
 
-    /// Notes that a machine no longer counts, if it may be replaced.
-    fn replace(&self, group: usize, id: &MachineId, interrupted: Error) -> Result<(), Error> {
+    /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget
+    /// reckons with.
+    fn replace(&self, place: (usize, u32), id: &MachineId, interrupted: Error) -> Result<(), Error> {
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
-        if replaced.contains(&(group, id.clone())) {
+        match replaced.get(&place) {
             // By an attempt before this one, which was dropped, or whose cluster the caller did not take.
-            return Ok(());
+            Some(before) if before == id => Ok(()),
+            None if self.plan.groups[place.0].replace_interrupted => {
+                replaced.insert(place, id.clone());
+                Ok(())
+            }
+            _ => Err(interrupted),
         }
-        if !self.plan.groups[group].replace_interrupted {
-            return Err(interrupted);
-        }
-        // One round of replacements is what a budget reckons with.
-        if replaced.iter().filter(|(other, _)| *other == group).count()
-            >= self.plan.groups[group].count as usize
-        {
-            return Err(interrupted);
-        }
-        replaced.push((group, id.clone()));
-        Ok(())
     }
 
     /// Replaces what was interrupted since the cluster was brought up.
     pub(crate) async fn repair(&self, cluster: &Cluster) -> Result<Cluster, Error> {
         self.watch.look_now();
+        let unheard =
+            |host: &Host| host.interruption().is_none() && self.watch.is_unexplained(&host.machine().id);
         let heard = async {
-            while !cluster.hosts().iter().any(|host| host.interruption().is_some()) {
+            while !cluster.hosts().iter().any(|host| host.interruption().is_some())
+                || cluster.hosts().iter().any(unheard)
+            {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
         // None is no error: there may be nothing to repair.
-        let _ = tokio::time::timeout(HEARING, heard).await;
+        let _ = tokio::time::timeout(REASON_TIMEOUT, heard).await;
         let mut hosts = BTreeMap::new();
         let mut groups = BTreeSet::new();
         for host in cluster.hosts() {
@@ -173,7 +178,7 @@ impl Mender {
             };
             match host.interruption() {
                 Some(error) => {
-                    self.replace(group, &host.machine().id, error)?;
+                    self.replace((group, host.index()), &host.machine().id, error)?;
                     groups.insert(group);
                 }
                 None => drop(hosts.insert((group, host.index()), host.clone())),
@@ -211,10 +216,23 @@ impl Mender {
             // Somebody may have moved it since.
             deadline: run.directory.record().map_or(run.record.deadline, |record| record.deadline),
             authorized_key: run.authorized_key.clone(),
-            replace: replaced.into_iter().filter(|(group, _)| *group == place).map(|(_, id)| id).collect(),
+            replace: replaced
+                .into_iter()
+                .filter(|((group, _), _)| *group == place)
+                .map(|(_, id)| id)
+                .collect(),
             notes: Notes::new(note),
         };
-        let create = run.creates.spawn(run.clone().create(request));
+        run.undecided.fetch_add(1, Ordering::Relaxed);
+        let creating = run.clone();
+        let create = run.creates.spawn(async move {
+            let created = creating.clone().create(request).await;
+            // One that panicked may have asked for something, like one that is dropped.
+            if !created.as_ref().is_err_and(has_panicked) {
+                creating.undecided.fetch_sub(1, Ordering::Relaxed);
+            }
+            created
+        });
         let launched = create.await.map_err(Error::other)?;
         let ids = launched.map_err(|source| Error::Launch { group: group.name.clone(), source })?;
         run.events.emit(EventKind::Launched { group: group.name.clone(), machines: ids.clone() });
@@ -230,9 +248,13 @@ impl Mender {
             let host = self.reach(&name, &group.name, &awaited, &mut stage).await?;
             if let Some(setup) = &group.setup {
                 stage = "setup";
-                setup(host.stage(stage))
-                    .await
-                    .map_err(|error| host.stage(stage).interruption().unwrap_or(error))?;
+                if let Err(error) = setup(host.stage(stage)).await {
+                    if matches!(error, Error::Lost { .. }) {
+                        self.watch.look_now();
+                        let _ = tokio::time::timeout(REASON_TIMEOUT, host.interrupted()).await;
+                    }
+                    return Err(host.stage(stage).interruption().unwrap_or(error));
+                }
             }
             Ok(host)
         }
@@ -248,7 +270,8 @@ impl Mender {
                 self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
                 match error {
                     Error::Interrupted { .. } => {
-                        Ok(Done::Interrupted { group: awaited.group, id: awaited.id, error })
+                        let Awaited { id, group, index, .. } = awaited;
+                        Ok(Done::Interrupted { group, index, id, error })
                     }
                     error => Err(error),
                 }
@@ -269,7 +292,7 @@ impl Mender {
             machine: name.to_owned(),
             id: awaited.id.clone(),
             after: within,
-            source: crate::SessionError::new(crate::SessionErrorKind::Connect, message),
+            source: SessionError::new(SessionErrorKind::Connect, message),
         };
         let lost = |stage: &str, machine: Machine| match machine.interrupted {
             Some(reason) => {
@@ -299,7 +322,7 @@ impl Mender {
         let running = tokio::time::timeout_at(awaited.deadline, watch.running(&awaited.id)).await;
         let machine = running.map_err(|_| too_late("it was not seen running with an address"))?;
         if machine.state != MachineState::Running || machine.interrupted.is_some() {
-            return Err(lost(stage, machine));
+            return Err(lost(stage, watch.explained(machine).await));
         }
         // The launch's answer decides which machine is which, not the order of a listing.
         let machine = Machine { group: group.to_owned(), index: awaited.index, ..machine };
@@ -314,7 +337,9 @@ impl Mender {
         let host = tokio::select! {
             biased;
             host = run.admitted(machine, awaited.deadline, within) => host?,
-            machine = watch.leaving(&awaited.id) => return Err(lost(stage, machine)),
+            machine = watch.leaving(&awaited.id) => {
+                return Err(lost(stage, watch.explained(machine).await));
+            }
         };
         run.tell_when_leaving(&host, watch);
         Ok(host)
@@ -378,7 +403,11 @@ impl Run {
     async fn connect(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
         let launched = deadline - within;
         let connecting = self.connector.connect(&machine, deadline);
-        let session = connecting.await.map_err(|source| Error::Connect {
+        // The connector says best what it saw last, and gets the time for that.
+        let connected = tokio::time::timeout_at(deadline + CONNECT_GRACE, connecting).await;
+        let unanswered =
+            |_| Err(SessionError::new(SessionErrorKind::Connect, "the connector gave no answer"));
+        let session = connected.unwrap_or_else(unanswered).map_err(|source| Error::Connect {
             machine: machine.name(),
             id: machine.id.clone(),
             after: Duration::from_secs(launched.elapsed().as_secs_f64().round() as u64),
@@ -453,23 +482,30 @@ struct Awaited {
 /// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
 /// connection may take long to notice.
 async fn tell_when_leaving(run: Arc<Run>, host: Host, watch: Watch) {
-    let (name, id) = (host.name(), &host.machine().id);
-    let interrupted = tokio::select! {
-        biased;
-        machine = watch.leaving(id) => machine.interrupted,
-        notice = run.provider.notice(host.machine(), host.session()) => Some(notice),
-    };
-    if let Some(reason) = interrupted {
-        run.events.emit(EventKind::Interrupted {
-            machine: name.to_owned(),
-            id: id.clone(),
-            reason: reason.clone(),
-        });
+    let (machine, id) = (host.name(), &host.machine().id);
+    let interrupted = |reason: String| {
+        let (machine, id) = (machine.to_owned(), id.clone());
+        run.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
         host.mark_interrupted(&reason);
+    };
+    tokio::select! {
+        biased;
+        reason = watch.interrupted(id) => interrupted(reason),
+        reason = run.provider.notice(host.machine(), host.session()) => interrupted(reason),
+        () = watch.gone(id) => {}
     }
     watch.gone(id).await;
-    run.events.emit(EventKind::MachineGone { machine: name.to_owned(), id: id.clone() });
+    run.events.emit(EventKind::MachineGone { machine: machine.to_owned(), id: id.clone() });
+    if host.interruption().is_none()
+        && let Ok(reason) = tokio::time::timeout(REASON_TIMEOUT, watch.interrupted(id)).await
+    {
+        interrupted(reason);
+    }
     host.mark_gone();
+    if host.interruption().is_none() {
+        // Too late for what ran there, and not for a replacement.
+        interrupted(watch.interrupted(id).await);
+    }
 }
 
 /// A set-up closure's panic is kept for later; a task that was aborted belongs to a run that is ending.

@@ -1,5 +1,6 @@
 //! The engine: launch, watch, connect, set up, hand over, tear down.
 
+mod foreign;
 mod launch;
 mod teardown;
 mod watch;
@@ -7,8 +8,9 @@ mod watch;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -18,15 +20,24 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Host};
 use crate::error::{Error, QuoteFailure};
-use crate::event::{EventKind, Events, GroupSize, Observer, seconds_since_epoch};
+use crate::event::{EventKind, Events, GroupSize, Guarded as GuardedObserver, Observer, seconds_since_epoch};
+use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, MachineId, RunId, machine_name};
 use crate::plan::Plan;
 use crate::provider::{Leftover, Provider, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
 use crate::session::{Connector, Session};
 
+use foreign::Guarded;
 pub(crate) use launch::Mender;
-use teardown::Ending;
+use teardown::{Assured, Ending};
+
+/// How long a connector may take to make ready for a teardown, which goes on without it, or to let go of what it
+/// could not prepare.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often the record is asked whether somebody has moved the end of the lifetime.
+const DEADLINE_LOOK_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs experiments: the place where a provider and a connector meet.
 ///
@@ -57,13 +68,14 @@ use teardown::Ending;
 pub struct Tsunami {
     provider: Arc<dyn Provider>,
     connector: Arc<dyn Connector>,
-    observers: Vec<Arc<dyn Observer>>,
+    observers: Vec<GuardedObserver>,
     state: Option<State>,
     results: Option<std::path::PathBuf>,
     cancel: CancellationToken,
     keep: Keep,
     started_at: Option<SystemTime>,
     seed: Option<u64>,
+    outlive_runtime: bool,
     tasks: TaskTracker,
 }
 
@@ -83,8 +95,8 @@ impl Tsunami {
     /// Machines from `provider`, reached through `connector`.
     pub fn new(provider: Arc<dyn Provider>, connector: Arc<dyn Connector>) -> Self {
         Self {
-            provider,
-            connector,
+            provider: Arc::new(Guarded(provider)),
+            connector: Arc::new(Guarded(connector)),
             observers: Vec::new(),
             state: None,
             results: None,
@@ -92,13 +104,14 @@ impl Tsunami {
             keep: Keep::Never,
             started_at: None,
             seed: None,
+            outlive_runtime: true,
             tasks: TaskTracker::new(),
         }
     }
 
     /// Adds an observer of the runs' events and output.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observers.push(observer);
+        self.observers.push(GuardedObserver::new(observer));
         self
     }
 
@@ -138,6 +151,14 @@ impl Tsunami {
         self
     }
 
+    /// Sets whether a runtime that ends while a run is being torn down is made to wait until another one, on a
+    /// thread of its own, has finished that: several minutes at most. Default: it is. Without it, what is left is
+    /// [`down`](Self::down)'s to remove, and the machines' own deadlines'.
+    pub fn outlive_runtime(mut self, outlive: bool) -> Self {
+        self.outlive_runtime = outlive;
+        self
+    }
+
     /// Asks for a run id, as the next run would get it.
     pub fn next_run_id(&self) -> RunId {
         let seed = self.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
@@ -161,9 +182,27 @@ impl Tsunami {
     /// Runs an experiment: launches the plan's machines, sets them all up, hands them to `body`, and tears
     /// everything down, whatever happens. Returns what `body` returns.
     ///
-    /// If `body` or a set-up closure panics, the panic goes on after the teardown. If the future is dropped,
-    /// the run is cancelled and torn down in the background; [`idle`](Self::idle) waits for that. `body` is
-    /// dropped where it stands when the run is cancelled or its lifetime is over.
+    /// If `body` or a set-up closure panics, the panic goes on after the teardown. `body` is dropped where it
+    /// stands when the run is cancelled or its lifetime is over.
+    ///
+    /// # When the future is dropped
+    ///
+    /// The run is cancelled and torn down in the background. **Await [`idle`](Self::idle) before the runtime
+    /// ends**, as after a time-out in `main`:
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tsunami_core::{Error, Plan, Tsunami};
+    /// # async fn example(tsunami: Tsunami, plan: Plan) -> Result<(), Error> {
+    /// let run = tsunami.run(plan, |cluster| async move { cluster.hosts()[0].run("./measure").await });
+    /// let measured = tokio::time::timeout(Duration::from_secs(600), run).await;
+    /// tsunami.idle().await;
+    /// println!("{}", measured.map_err(Error::other)??.stdout());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// A runtime that ends before that waits for the teardown, which is finished on another one; what was being
+    /// asked for by then is named as what may remain. See [`outlive_runtime`](Self::outlive_runtime).
     pub async fn run<T, F, Fut>(&self, plan: Plan, body: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -213,13 +252,16 @@ impl Tsunami {
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<Running, Error> {
         let record = directory.record()?;
-        let prepared = self.connector.prepare(&record.run, directory.path()).await;
-        let key = prepared.map_err(Error::Prepare)?;
-        let run = self.open(record, directory.clone(), None, self.cancel.child_token(), key);
+        let run = self.open(record, directory.clone(), None, self.cancel.child_token(), String::new());
         let run = Arc::new(run);
-        let connected = run.reconnect(wanted).await;
-        let mut running = Running { run, cluster: None, keep: self.keep, attached: true };
-        match connected {
+        // From here on whatever happens lets go of what was prepared and connected.
+        let mut running =
+            Running { run: run.clone(), cluster: None, keep: self.keep, charge: Charge::Attached };
+        let connected = async {
+            run.connector.prepare(&run.id, directory.path()).await.map_err(Error::Prepare)?;
+            run.reconnect(wanted).await
+        };
+        match connected.await {
             Ok(hosts) => {
                 running.run.watch_over(&hosts);
                 running.cluster =
@@ -227,25 +269,31 @@ impl Tsunami {
                 Ok(running)
             }
             Err(error) => {
-                running.disconnect().await;
+                running.detach().await;
                 Err(error)
             }
         }
     }
 
-    /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it.
+    /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it. If
+    /// the future is dropped, it goes on in the background; [`idle`](Self::idle) waits for that.
     ///
     /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
     /// removed by then is not tried again.
     pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
         let record = directory.record()?;
-        // Only launches need the key: a disk without room for it keeps nothing from being ended.
-        let prepared = self.connector.prepare(&record.run, directory.path()).await;
-        tracing::debug!(?prepared, "for a teardown");
         let mut run = self.open(record, directory.clone(), None, CancellationToken::new(), String::new());
         run.impatient = self.cancel.clone();
-        let leftovers = Arc::new(run).tear_down("asked to").await;
-        ended(directory.id(), Ok(()), leftovers)
+        let run = Arc::new(run);
+        let (connector, assured) = (self.connector.clone(), Assured::new(&run, "asked to"));
+        let task = self.tasks.spawn(async move {
+            // Only launches need the key: a disk without room for it keeps nothing from being ended.
+            let prepared = connector.prepare(&run.id, run.directory.path());
+            let prepared = tokio::time::timeout(PREPARE_TIMEOUT, prepared).await;
+            tracing::debug!(?prepared, "for a teardown");
+            Ok(assured.finish().await)
+        });
+        ended(directory.id(), Ok(()), joined(task.await)?)
     }
 
     /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
@@ -261,7 +309,13 @@ impl Tsunami {
     /// Moves the end of a recorded run's machines to `until`: on the machines first, then where the provider
     /// keeps it, then in the record. A controller that is waiting for the end learns of it. If some of it fails,
     /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
+    ///
+    /// Nothing is moved if the lifetime would be longer than [`DURATION_LIMIT`].
     pub async fn extend(&self, directory: &RunDirectory, until: SystemTime) -> Result<(), Error> {
+        let lifetime = until.duration_since(directory.record()?.created).unwrap_or_default();
+        if lifetime > DURATION_LIMIT {
+            return Err(Error::LifetimeTooLong { lifetime, limit: DURATION_LIMIT });
+        }
         let running = self.attach(directory, |_| true).await?;
         let moved = running.run.extend(running.cluster().hosts(), until).await;
         running.detach().await;
@@ -309,11 +363,16 @@ impl Tsunami {
         };
         let state = self.state.clone().map_or_else(State::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
-        let run = match self.connector.prepare(&record.run, directory.path()).await {
+        let prepared =
+            cancel.run_until_cancelled(self.connector.prepare(&record.run, directory.path())).await;
+        let run = match prepared.map_or(Err(Error::Cancelled), |prepared| prepared.map_err(Error::Prepare)) {
             Ok(key) => Arc::new(self.open(record, directory, Some(lock), cancel, key)),
             Err(error) => {
+                let finishing = self.connector.finish(&record.run);
+                let finished = tokio::time::timeout(PREPARE_TIMEOUT, finishing).await;
+                tracing::debug!(?finished, "a run that was not prepared");
                 directory.remove()?;
-                return Err(Error::Prepare(error));
+                return Err(error);
             }
         };
         run.events.emit(EventKind::RunStarted {
@@ -322,7 +381,7 @@ impl Tsunami {
             deadline: seconds_since_epoch(run.record.deadline.at),
             groups: run.record.groups.clone(),
         });
-        let mut running = Running { run, cluster: None, keep: self.keep, attached: false };
+        let mut running = Running { run, cluster: None, keep: self.keep, charge: Charge::Ours };
         match running.run.bring_up(plan).await {
             Ok(cluster) => {
                 running.cluster = Some(cluster);
@@ -357,6 +416,10 @@ impl Tsunami {
             cancel,
             impatient: CancellationToken::new(),
             lock: Mutex::new(lock),
+            runtime: tokio::runtime::Handle::current(),
+            outlive_runtime: self.outlive_runtime,
+            runtime_ended: AtomicBool::new(false),
+            undecided: AtomicUsize::new(0),
         }
     }
 }
@@ -384,6 +447,12 @@ struct Run {
     seed: u64,
     /// Says to other processes that somebody is in charge.
     lock: Mutex<Option<RunLock>>,
+    /// Where it runs, for what is begun from elsewhere.
+    runtime: tokio::runtime::Handle,
+    outlive_runtime: bool,
+    runtime_ended: AtomicBool,
+    /// How many of `creates` have no answer.
+    undecided: AtomicUsize,
 }
 
 impl Run {
@@ -409,17 +478,33 @@ impl Run {
         self.directory.write_record(&RunRecord { deadline, most, ..record })
     }
 
-    /// Waits until the lifetime is over, also if somebody moves its end meanwhile.
+    /// Begins something that outlives a dropped handle.
+    fn spawn<T: Send + 'static>(
+        &self,
+        doing: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.tasks.spawn_on(doing, &self.runtime)
+    }
+
+    /// Leaves the machines as they are.
+    async fn disconnect(&self) {
+        self.cancel.cancel();
+        self.close_sessions().await;
+        self.finish().await;
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Waits until the lifetime is over, also if somebody has moved its end, or moves it meanwhile.
     async fn lifetime_over(&self) -> Error {
         let mut deadline = self.record.deadline;
         loop {
+            // What can't be read has not moved.
+            deadline = self.directory.record().map_or(deadline, |record| record.deadline);
             let left = deadline.at.duration_since(self.events.now()).unwrap_or_default();
             if left.is_zero() {
                 return Error::LifetimeOver(deadline.lifetime);
             }
-            tokio::time::sleep(left).await;
-            // What can't be read has not moved.
-            deadline = self.directory.record().map_or(deadline, |record| record.deadline);
+            tokio::time::sleep(left.min(DEADLINE_LOOK_PAUSE)).await;
         }
     }
 
@@ -450,17 +535,28 @@ impl<T> From<Error> for Ended<T> {
     }
 }
 
+/// What a handle owes to its machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charge {
+    /// They are its own to tear down.
+    Ours,
+    /// Somebody else's to tear down, or left to themselves: it only disconnects.
+    Attached,
+    /// Nothing any more.
+    None,
+}
+
 /// Machines that are up.
 ///
-/// Dropping it tears them down in the background, unless it came from [`Tsunami::attach`];
-/// [`Tsunami::idle`] waits for that.
+/// Dropping it, wherever that is, tears them down in the background, on the runtime that it was made on; it
+/// disconnects from those that it came to by [`Tsunami::attach`]. [`Tsunami::idle`] waits for that, and should be
+/// awaited before the runtime ends: see [`Tsunami::run`].
 #[derive(Debug)]
 pub struct Running {
     run: Arc<Run>,
     cluster: Option<Cluster>,
     keep: Keep,
-    /// Somebody else's to tear down, or left to itself.
-    attached: bool,
+    charge: Charge,
 }
 
 impl Running {
@@ -486,33 +582,30 @@ impl Running {
     }
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
-    pub async fn keep(mut self) -> Result<(), Error> {
-        let kept = self.run.directory.record().and_then(|record| {
-            let record = RunRecord { kept: true, ..record };
-            self.run.directory.write_record(&record).map(|()| record)
-        });
-        let record = match kept {
-            Ok(record) => record,
-            // Machines that nobody would find again are not kept.
+    pub async fn keep(self) -> Result<(), Error> {
+        match self.record_kept() {
+            Ok(record) => self.leave(&record).await,
             Err(error) => return self.tear_down(error.into()).await,
-        };
-        self.attached = true;
-        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
-        self.disconnect().await;
+        }
         Ok(())
+    }
+
+    /// Machines that nobody would find again are not kept.
+    fn record_kept(&self) -> Result<RunRecord, Error> {
+        let record = RunRecord { kept: true, ..self.run.directory.record()? };
+        self.run.directory.write_record(&record).map(|()| record)
+    }
+
+    async fn leave(self, record: &RunRecord) {
+        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
+        self.detach().await;
     }
 
     /// Disconnects from machines that were attached to, and leaves them as they are.
     pub async fn detach(mut self) {
-        self.attached = true;
-        self.disconnect().await;
-    }
-
-    async fn disconnect(&self) {
-        self.run.cancel.cancel();
-        self.run.close_sessions().await;
-        self.run.connector.finish(&self.run.id).await;
-        self.run.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.charge = Charge::Attached;
+        self.run.disconnect().await;
+        self.charge = Charge::None;
     }
 
     /// Runs user code on the machines until it ends, is cancelled, or the lifetime is over.
@@ -545,14 +638,25 @@ impl Running {
             Ended::Panic(_) => false,
         };
         match how {
-            how if !keep && !self.attached => self.tear_down(how).await,
-            Ended::Panic(panic) => resume_unwind(panic),
+            how if !keep && self.charge == Charge::Ours => self.tear_down(how).await,
+            Ended::Panic(panic) => {
+                self.detach().await;
+                resume_unwind(panic)
+            }
+            Ended::Result(result) if self.charge == Charge::Ours => match self.record_kept() {
+                Ok(record) => {
+                    self.finished(&result);
+                    self.leave(&record).await;
+                    result
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the machines are not kept");
+                    self.tear_down(Ended::Result(result.and(Err(error)))).await
+                }
+            },
             Ended::Result(result) => {
                 self.finished(&result);
-                match self.attached {
-                    true => self.detach().await,
-                    false => self.keep().await?,
-                }
+                self.detach().await;
                 result
             }
         }
@@ -565,10 +669,9 @@ impl Running {
             Ended::Result(Err(error)) => error.to_string(),
             Ended::Panic(_) => "the program panicked".to_owned(),
         };
-        self.attached = true;
+        self.charge = Charge::None;
         // In a task of its own, so that it goes on if this is dropped.
-        let run = self.run.clone();
-        let leftovers = match self.run.tasks.spawn(async move { run.tear_down(&reason).await }).await {
+        let leftovers = match self.run.spawn(Assured::new(&self.run, &reason).finish()).await {
             Ok(leftovers) => leftovers,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
@@ -591,13 +694,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.attached {
-            return;
-        }
-        // Without a runtime nothing can be awaited: the record and the machines' own deadline remain.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let run = self.run.clone();
-            self.run.tasks.spawn_on(async move { run.tear_down("dropped").await }, &runtime);
+        match self.charge {
+            Charge::None => {}
+            Charge::Ours => drop(self.run.spawn(Assured::new(&self.run, "dropped").finish())),
+            Charge::Attached => {
+                self.run.cancel.cancel();
+                let run = self.run.clone();
+                drop(self.run.spawn(async move { run.disconnect().await }));
+            }
         }
     }
 }

@@ -1,19 +1,25 @@
 //! The end of a run: nothing is left behind, or what may be left is named.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Run;
+use super::foreign::caught;
 use crate::ErrorChain;
 use crate::event::{EventKind, Events, rounded};
 use crate::machine::{MachineState, RunId};
 use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
 
-/// How long sessions may take to end, killed commands included: five seconds of grace and some more.
+/// How long sessions may take to end, killed commands included, and the connector after them: five seconds of grace
+/// and some more.
 const CLOSING: Duration = Duration::from_secs(10);
 
 /// How long requests that create something may go unanswered before the run says so.
@@ -44,14 +50,21 @@ impl Run {
         }
         self.close_sessions().await;
         self.creates.close();
-        let settled = timeout(SETTLING, self.creates.wait()).await.is_ok();
+        // Those of a runtime that ended are never answered.
+        let runtime_ended = self.runtime_ended.load(Ordering::Relaxed);
+        let settling = if runtime_ended { Duration::ZERO } else { SETTLING };
+        let answered = timeout(settling, self.creates.wait()).await.is_ok();
+        let settled = self.undecided.load(Ordering::Relaxed) == 0;
         let mut leftovers = self.terminate().await;
         if !settled {
             // Without its answer an empty listing proves nothing.
-            let why = format!("unanswered after {}", humantime::format_duration(SETTLING));
+            let why = match answered || runtime_ended {
+                true => "it was broken off".to_owned(),
+                false => format!("unanswered after {}", humantime::format_duration(SETTLING)),
+            };
             leftovers.push(Leftover { what: "what a launch request may yet create".to_owned(), why });
         }
-        self.connector.finish(&self.id).await;
+        self.finish().await;
         if leftovers.is_empty()
             && let Err(error) = self.directory.remove()
         {
@@ -66,17 +79,65 @@ impl Run {
     /// Closes all sessions at once, which waits for commands that were being killed.
     pub(super) async fn close_sessions(&self) {
         let sessions = std::mem::take(&mut *self.sessions());
-        let closing = sessions.iter().map(|session| timeout(CLOSING, session.close()));
+        let closing = sessions.iter().map(|session| caught(timeout(CLOSING, session.close())));
         for closed in join_all(closing).await {
             // The machine is about to end, and what it ran with it: this decides nothing.
             tracing::debug!(?closed, "session closed");
         }
     }
 
+    /// Lets go of the connections.
+    pub(super) async fn finish(&self) {
+        let finished = timeout(CLOSING, self.connector.finish(&self.id)).await;
+        tracing::debug!(?finished, "connector finished");
+    }
+
     /// Asks the provider to end everything, until nothing is left or its time is up.
     async fn terminate(&self) -> Vec<Leftover> {
         let (provider, impatient, launched) = (&self.provider, &self.impatient, self.launched());
         Ending { provider, run: &self.id, events: &self.events, impatient, launched }.until_gone().await
+    }
+}
+
+/// A teardown that happens, also where the runtime that it is on ends first: that end then waits until the teardown
+/// has been finished on another one.
+pub(super) struct Assured {
+    run: Arc<Run>,
+    reason: String,
+    over: bool,
+}
+
+impl Assured {
+    pub(super) fn new(run: &Arc<Run>, reason: &str) -> Self {
+        Self { run: run.clone(), reason: reason.to_owned(), over: false }
+    }
+
+    pub(super) async fn finish(mut self) -> Vec<Leftover> {
+        let ended = AssertUnwindSafe(self.run.tear_down(&self.reason)).catch_unwind().await;
+        self.over = true;
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+impl Drop for Assured {
+    fn drop(&mut self) {
+        if self.over || !self.run.outlive_runtime {
+            return;
+        }
+        self.run.runtime_ended.store(true, Ordering::Relaxed);
+        let (run, reason) = (self.run.clone(), std::mem::take(&mut self.reason));
+        // On a thread of its own, since this one may be in a runtime yet, which can't be blocked on another.
+        let finish = move || -> std::io::Result<Vec<Leftover>> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(run.tear_down(&reason)))
+        };
+        let named = thread::Builder::new().name("tsunami-teardown".to_owned());
+        match named.spawn(finish).map(thread::JoinHandle::join) {
+            Ok(Ok(Ok(leftovers))) if leftovers.is_empty() => {}
+            ended => {
+                tracing::error!(run = %self.run.id, ?ended, "the runtime ended before the run was torn down")
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Run;
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState};
-use crate::provider::RunFilter;
+use crate::provider::{ProviderError, ProviderErrorKind, RunFilter};
 
 /// The pause between two listings while machines are awaited.
 const EAGER: Duration = Duration::from_secs(1);
@@ -21,6 +21,9 @@ const CALM: Duration = Duration::from_secs(5);
 
 /// The longest pause after listings that failed.
 const SLOWEST: Duration = Duration::from_secs(15);
+
+/// How long the reason of a machine's end may come after it: some listings later.
+pub(super) const REASON_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a listing may take. A run must not be blind because one was never answered.
 const LISTING: Duration = Duration::from_secs(60);
@@ -44,17 +47,19 @@ struct Seen {
 type Known = Arc<Mutex<BTreeMap<MachineId, watch::Sender<Option<Machine>>>>>;
 
 /// Steers the watcher, and hears from it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
     known: Known,
     calm: Arc<AtomicBool>,
     now: Arc<Notify>,
+    /// Why the last listing was refused, if only a person can change that.
+    refused: Arc<watch::Sender<Option<ProviderError>>>,
 }
 
 impl Watch {
     /// Makes the watcher of a run and the handle to it.
     pub(super) fn new(run: Arc<Run>) -> (impl Future<Output = ()> + Send + 'static, Self) {
-        let watch = Self { known: Known::default(), calm: Arc::default(), now: Arc::default() };
+        let watch = Self::default();
         (watch.clone().poll(run), watch)
     }
 
@@ -87,13 +92,47 @@ impl Watch {
 
     /// Waits until a machine is on its way out, or its provider says that it will be.
     pub(super) async fn leaving(&self, id: &MachineId) -> Machine {
-        let out = |machine: &Machine| matches!(machine.state, MachineState::Stopping | MachineState::Gone);
-        self.until(id, |machine| out(machine) || machine.interrupted.is_some()).await
+        self.until(id, |machine| is_out(machine) || machine.interrupted.is_some()).await
     }
 
     /// Waits until a machine is on its way out.
     pub(super) async fn gone(&self, id: &MachineId) {
-        self.until(id, |machine| matches!(machine.state, MachineState::Stopping | MachineState::Gone)).await;
+        self.until(id, is_out).await;
+    }
+
+    /// Whether a machine is on its way out, and its provider has not said that it takes it back.
+    pub(super) fn is_unexplained(&self, id: &MachineId) -> bool {
+        let unexplained = |machine: &Machine| is_out(machine) && machine.interrupted.is_none();
+        self.sender(id, |sender| sender.borrow().as_ref().is_some_and(unexplained))
+    }
+
+    /// Waits until a machine's provider says that it takes the machine back, or why it took it.
+    pub(super) async fn interrupted(&self, id: &MachineId) -> String {
+        match self.until(id, |machine| machine.interrupted.is_some()).await.interrupted {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Adds the reason to a machine that is leaving, where there is one: it may show later than the state.
+    pub(super) async fn explained(&self, machine: Machine) -> Machine {
+        if machine.interrupted.is_some() {
+            return machine;
+        }
+        let reason = tokio::time::timeout(REASON_TIMEOUT, self.interrupted(&machine.id)).await;
+        Machine { interrupted: reason.ok(), ..machine }
+    }
+
+    /// Waits until a listing is refused for good, without which nothing more is seen of any machine.
+    pub(super) async fn refused(&self) -> ProviderError {
+        let mut refused = self.refused.subscribe();
+        loop {
+            // `self` keeps the sender alive.
+            let _ = refused.wait_for(Option::is_some).await;
+            if let Some(error) = self.refused.send_replace(None) {
+                return error;
+            }
+        }
     }
 
     async fn until(&self, id: &MachineId, reached: impl Fn(&Machine) -> bool) -> Machine {
@@ -121,9 +160,13 @@ impl Watch {
             let begun = Instant::now();
             let filter = RunFilter::Run(run.id.clone());
             let listed = tokio::time::timeout(LISTING, run.provider.list(&filter)).await;
-            let unanswered = || format!("no answer after {}", humantime::format_duration(LISTING));
-            match listed.map_err(|_| unanswered()).and_then(|listed| listed.map_err(|e| e.to_string())) {
+            let unanswered = |_| {
+                let after = format!("no answer after {}", humantime::format_duration(LISTING));
+                Err(ProviderError::new(ProviderErrorKind::Unavailable, "list", after))
+            };
+            match listed.unwrap_or_else(unanswered) {
                 Ok(machines) => {
+                    self.refused.send_replace(None);
                     pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
                     let (machines, odd): (Vec<_>, Vec<_>) =
                         machines.into_iter().partition(|machine| machine.check().is_ok());
@@ -134,7 +177,8 @@ impl Watch {
                 }
                 Err(error) => {
                     pause = (pause * 2).min(SLOWEST);
-                    run.events.emit(EventKind::ListingFailed { error });
+                    run.events.emit(EventKind::ListingFailed { error: error.to_string() });
+                    self.refused.send_replace(error.kind.is_final().then_some(error));
                 }
             }
             tokio::select! {
@@ -178,13 +222,17 @@ impl Watch {
     }
 }
 
+fn is_out(machine: &Machine) -> bool {
+    matches!(machine.state, MachineState::Stopping | MachineState::Gone)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn listings_that_come_in_a_moment_prove_nothing() {
-        let watch = Watch { known: Known::default(), calm: Arc::default(), now: Arc::default() };
+        let watch = Watch::default();
         let machine = Machine {
             id: MachineId::new("i-1"),
             run: "20260101-000000-aaaa".parse().unwrap(),

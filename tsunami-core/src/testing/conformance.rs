@@ -28,11 +28,12 @@
 //! # fn main() {}
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -40,8 +41,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Command, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState, OutputSink,
-    Provider, ProviderError, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
+    OutputSink, Provider, ProviderError, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin,
+    Stream,
 };
 
 /// What a provider's suite needs.
@@ -66,6 +68,33 @@ pub trait ProviderHarness: Sync {
     fn isolates_runs(&self) -> bool {
         true
     }
+
+    /// What logs in to the provider's machines, and the run's own directory for it. Without one, the promises about
+    /// logging in are left out.
+    fn connector(&self, run: &RunId) -> Option<(&dyn Connector, PathBuf)> {
+        let _ = run;
+        None
+    }
+
+    /// Whether listings show that a machine has ended at its deadline, although nobody ever logged in to it.
+    fn ends_machines(&self) -> bool {
+        true
+    }
+
+    /// The lifetime of machines whose end a test waits for.
+    fn short_lifetime(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// Whether machines may be taken back, so that a launch replaces those that no longer count.
+    fn replaces_machines(&self) -> bool {
+        true
+    }
+
+    /// Whether the provider gives its machines their host keys.
+    fn makes_host_keys(&self) -> bool {
+        true
+    }
 }
 
 /// Makes a test of every promise of a provider, given a test attribute and an async block that makes a harness.
@@ -82,6 +111,13 @@ macro_rules! provider_conformance {
             terminate_leaves_nothing_and_may_be_repeated,
             terminating_one_run_leaves_the_other_alone,
             extend_moves_the_deadline,
+            machines_have_the_places_that_the_launch_said,
+            every_run_is_in_the_list_of_all,
+            a_machine_that_no_longer_counts_is_replaced_in_its_place,
+            a_machine_ends_at_its_deadline,
+            an_extended_machine_ends_at_its_new_deadline,
+            the_authorized_key_gets_in,
+            every_machine_has_a_host_key,
             a_spec_of_another_provider_is_refused
         );
     };
@@ -100,7 +136,13 @@ macro_rules! session_conformance {
             a_dropped_command_does_not_break_the_session,
             more_commands_than_channels_all_run,
             a_sink_that_fails_ends_the_command,
+            a_command_reads_a_local_file,
             files_go_out_and_come_home,
+            an_upload_arrives_where_it_was_sent,
+            a_download_starts_in_its_directory,
+            an_absolute_name_arrives_without_its_slash,
+            a_name_that_climbs_arrives_nowhere_else,
+            a_session_knows_whether_it_works,
             a_pattern_that_matches_nothing_counts_nothing,
             closing_twice_is_fine
         );
@@ -289,6 +331,156 @@ pub mod provider {
         terminate(harness, &request.run).await;
     }
 
+    /// Indices are places in what the launch returned, and each place is taken once.
+    pub async fn machines_have_the_places_that_the_launch_said(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        let ids = harness.provider().launch(&request).await.expect("launch");
+        let machines = running(harness, &request.run).await;
+        let places: BTreeMap<_, _> = machines.iter().map(|machine| (machine.index, &machine.id)).collect();
+        let said: BTreeMap<_, _> = (0..).zip(&ids).collect();
+        assert_eq!(places, said);
+        terminate(harness, &request.run).await;
+    }
+
+    /// Who cleans up an account sees the machines of all runs.
+    pub async fn every_run_is_in_the_list_of_all(harness: &dyn ProviderHarness) {
+        let runs = if harness.isolates_runs() { 2 } else { 1 };
+        let requests: Vec<_> = (1..=runs).map(|nth| request(harness, nth, "node")).collect();
+        for request in &requests {
+            let ids = harness.provider().launch(request).await.expect("launch");
+            running(harness, &request.run).await;
+            let all = harness.provider().list(&RunFilter::All).await.expect("list");
+            let of_run: BTreeSet<_> =
+                all.iter().filter(|machine| machine.run == request.run).map(|machine| &machine.id).collect();
+            assert_eq!(of_run, ids.iter().collect());
+        }
+        for request in &requests {
+            terminate(harness, &request.run).await;
+        }
+    }
+
+    /// A machine that the request names as one to be replaced is, and no other.
+    pub async fn a_machine_that_no_longer_counts_is_replaced_in_its_place(harness: &dyn ProviderHarness) {
+        if !harness.replaces_machines() {
+            return;
+        }
+        let mut request = request(harness, 1, "node");
+        let before = harness.provider().launch(&request).await.expect("launch");
+        running(harness, &request.run).await;
+        let place = before.len() - 1;
+        request.replace = vec![before[place].clone()];
+        let after = harness.provider().launch(&request).await.expect("launch a replacement");
+        assert_eq!((after.len(), &after[..place]), (before.len(), &before[..place]));
+        assert!(!before.contains(&after[place]), "{after:?} replaces nothing of {before:?}");
+        let again = harness.provider().launch(&request).await.expect("launch again");
+        assert_eq!(again, after, "one replacement is enough");
+        let machines = running(harness, &request.run).await;
+        let replacement = machines.iter().find(|machine| machine.id == after[place]).expect("it is listed");
+        assert_eq!((replacement.index as usize, replacement.group.as_str()), (place, "node"));
+        terminate(harness, &request.run).await;
+    }
+
+    /// Waits until nothing of a run is there, and says how long after `begun` that was.
+    async fn gone(harness: &dyn ProviderHarness, run: &RunId, begun: Instant, latest: Duration) -> Duration {
+        while !listed(harness, run).await.is_empty() {
+            assert!(begun.elapsed() < latest, "there after {latest:?}");
+            sleep(Duration::from_millis(200)).await;
+        }
+        begun.elapsed()
+    }
+
+    fn short_lived(harness: &dyn ProviderHarness) -> LaunchRequest {
+        let lifetime = harness.short_lifetime();
+        let deadline = Deadline { at: SystemTime::now() + lifetime, lifetime };
+        LaunchRequest { deadline, ..request(harness, 1, "node") }
+    }
+
+    /// How late a deadline may be kept.
+    const DEADLINE_TOLERANCE: Duration = Duration::from_secs(20);
+
+    /// Nobody has to end a machine.
+    pub async fn a_machine_ends_at_its_deadline(harness: &dyn ProviderHarness) {
+        if !harness.ends_machines() {
+            return;
+        }
+        let (request, begun) = (short_lived(harness), Instant::now());
+        harness.provider().launch(&request).await.expect("launch");
+        assert!(!listed(harness, &request.run).await.is_empty(), "nothing was launched");
+        gone(harness, &request.run, begun, request.deadline.lifetime + DEADLINE_TOLERANCE).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Not before, and not much later.
+    pub async fn an_extended_machine_ends_at_its_new_deadline(harness: &dyn ProviderHarness) {
+        if !harness.ends_machines() {
+            return;
+        }
+        let (request, begun) = (short_lived(harness), Instant::now());
+        harness.provider().launch(&request).await.expect("launch");
+        let longer = request.deadline.lifetime;
+        harness.provider().extend(&request.run, request.deadline.at + longer).await.expect("extend");
+        let lived = gone(harness, &request.run, begun, longer * 2 + DEADLINE_TOLERANCE).await;
+        // A second for clocks that count whole ones.
+        assert!(lived + Duration::from_secs(1) >= longer * 2, "it ended after {lived:?}");
+        terminate(harness, &request.run).await;
+    }
+
+    /// Launches machines for the key that the harness's connector prepares.
+    async fn launch_for<'a>(
+        harness: &'a dyn ProviderHarness,
+        request: &mut LaunchRequest,
+    ) -> Option<(&'a dyn Connector, Vec<Machine>)> {
+        let (connector, directory) = harness.connector(&request.run)?;
+        request.authorized_key = connector.prepare(&request.run, &directory).await.expect("prepare");
+        harness.provider().launch(request).await.expect("launch");
+        Some((connector, running(harness, &request.run).await))
+    }
+
+    async fn log_in(connector: &dyn Connector, machine: &Machine) -> Result<(), SessionError> {
+        let session = connector.connect(machine, Instant::now() + Duration::from_secs(20)).await?;
+        let exit = session.exec(&Command::shell("true"), Arc::new(()), &CancellationToken::new()).await?;
+        assert!(exit.success());
+        session.close().await
+    }
+
+    /// Whoever has the run's key can log in to each machine.
+    pub async fn the_authorized_key_gets_in(harness: &dyn ProviderHarness) {
+        let mut request = request(harness, 1, "node");
+        let Some((connector, machines)) = launch_for(harness, &mut request).await else { return };
+        for machine in &machines {
+            let entered = log_in(connector, machine).await;
+            entered.unwrap_or_else(|error| panic!("{}: {}", machine.name(), crate::ErrorChain(&error)));
+        }
+        connector.finish(&request.run).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// By which it is known, so that nobody is taken for it.
+    pub async fn every_machine_has_a_host_key(harness: &dyn ProviderHarness) {
+        if !harness.makes_host_keys() {
+            return;
+        }
+        let mut request = request(harness, 1, "node");
+        let other_key = request.authorized_key.clone();
+        let with_connector = launch_for(harness, &mut request).await;
+        if with_connector.is_none() {
+            harness.provider().launch(&request).await.expect("launch");
+        }
+        let machines = running(harness, &request.run).await;
+        for machine in &machines {
+            let key = machine.login.host_key.as_deref().unwrap_or_default();
+            assert!(key.split(' ').nth(1).is_some_and(|key| key.len() > 40), "{machine:?}");
+        }
+        if let Some((connector, _)) = with_connector {
+            let mut machine = machines[0].clone();
+            machine.login.host_key = Some(other_key);
+            let entered = log_in(connector, &machine).await.map_err(|error| error.kind);
+            assert_eq!(entered, Err(SessionErrorKind::HostKey), "it showed another key than its own");
+            connector.finish(&request.run).await;
+        }
+        terminate(harness, &request.run).await;
+    }
+
     /// A provider says so when it is given what it does not understand.
     pub async fn a_spec_of_another_provider_is_refused(harness: &dyn ProviderHarness) {
         #[derive(Debug)]
@@ -387,6 +579,15 @@ pub mod session {
         assert_eq!(text(session.as_ref(), Command::shell("cat")).await, "");
     }
 
+    /// What a local file holds arrives, and ends.
+    pub async fn a_command_reads_a_local_file(session: &impl AsRef<dyn Session>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("input");
+        fs::write(&path, "from a file\n").expect("write");
+        let command = Command::shell("cat").stdin(Stdin::File(path));
+        assert_eq!(text(session.as_ref(), command).await, "from a file\n");
+    }
+
     /// Cancelling ends a command long before its time.
     pub async fn a_cancelled_command_ends_and_says_so(session: &impl AsRef<dyn Session>) {
         let cancel = CancellationToken::new();
@@ -440,6 +641,104 @@ pub mod session {
         let matches = session.as_ref().download(&download(&["there.*"], &home)).await.expect("download");
         assert_eq!(matches, [1]);
         assert_eq!(fs::read(home.join("there.txt")).expect("read"), b"content\n");
+    }
+
+    async fn send(session: &dyn Session, to: &str, content: &str) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let here = directory.path().join("here.txt");
+        fs::write(&here, content).expect("write");
+        session.upload(&here, to).await.unwrap_or_else(|error| panic!("{to}: {}", crate::ErrorChain(&error)));
+    }
+
+    async fn cat(session: &dyn Session, path: &str) -> String {
+        text(session, Command::program("cat").arg(path)).await
+    }
+
+    /// A file under its new name or, in a directory, its own; a directory's contents in their new place.
+    pub async fn an_upload_arrives_where_it_was_sent(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        send(session, "into/named.txt", "named\n").await;
+        assert_eq!(cat(session, "into/named.txt").await, "named\n");
+        send(session, "into/", "slash\n").await;
+        assert_eq!(cat(session, "into/here.txt").await, "slash\n");
+        send(session, "new/deep/", "deep\n").await;
+        assert_eq!(cat(session, "new/deep/here.txt").await, "deep\n");
+        let directory = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir(directory.path().join("sub")).expect("mkdir");
+        fs::write(directory.path().join("sub/leaf.txt"), "leaf\n").expect("write");
+        for to in ["tree", "slashed/"] {
+            session.upload(directory.path(), to).await.expect("upload of a directory");
+            assert_eq!(cat(session, &format!("{}/sub/leaf.txt", to.trim_end_matches('/'))).await, "leaf\n");
+        }
+    }
+
+    fn names_below(directory: &Path) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+        let mut names = Vec::new();
+        for entry in entries {
+            let path = entry.expect("read").path();
+            let name = path.strip_prefix(directory).expect("below").display().to_string();
+            match path.is_dir() {
+                true => names.extend(names_below(&path).iter().map(|below| format!("{name}/{below}"))),
+                false => names.push(name),
+            }
+        }
+        names.sort();
+        names
+    }
+
+    /// Patterns and names are relative to it.
+    pub async fn a_download_starts_in_its_directory(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        send(session, "place/one.csv", "1\n").await;
+        send(session, "place/below/two.csv", "2\n").await;
+        send(session, "three.csv", "3\n").await;
+        let home = tempfile::tempdir().expect("temporary directory");
+        let cwd = Some("place".to_owned());
+        let download = Download { cwd, ..download(&["*.csv", "below/*.csv"], home.path()) };
+        assert_eq!(session.download(&download).await.expect("download"), [1, 1]);
+        assert_eq!(names_below(home.path()), ["below/two.csv", "one.csv"]);
+    }
+
+    /// The rest of it is as it was there.
+    pub async fn an_absolute_name_arrives_without_its_slash(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        send(session, "whole/one.csv", "1\n").await;
+        let there = text(session, Command::shell("pwd")).await;
+        let pattern = format!("{}/whole/*.csv", there.trim_end());
+        let home = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(session.download(&download(&[&pattern], home.path())).await.expect("download"), [1]);
+        let name = pattern.trim_start_matches('/').replace('*', "one");
+        assert_eq!(names_below(home.path()), [name]);
+    }
+
+    /// Nothing arrives outside of the place for it: what climbs arrives below, or the error names it. All else does.
+    pub async fn a_name_that_climbs_arrives_nowhere_else(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        send(session, "above.csv", "1\n").await;
+        send(session, "place/good.csv", "2\n").await;
+        let outside = tempfile::tempdir().expect("temporary directory");
+        let home = outside.path().join("a/b");
+        let cwd = Some("place".to_owned());
+        let download = Download { cwd, ..download(&["../above.csv", "good.csv"], &home) };
+        let arrived = match session.download(&download).await {
+            Ok(matches) => {
+                assert_eq!(matches, [1, 1]);
+                vec!["a/b/above.csv", "a/b/good.csv"]
+            }
+            Err(error) => {
+                assert!(crate::ErrorChain(&error).to_string().contains("above.csv"), "{error}");
+                vec!["a/b/good.csv"]
+            }
+        };
+        assert_eq!(names_below(outside.path()), arrived);
+    }
+
+    /// One that was closed does not.
+    pub async fn a_session_knows_whether_it_works(session: &impl AsRef<dyn Session>) {
+        session.as_ref().check().await.expect("it works");
+        session.as_ref().close().await.expect("close");
+        assert!(session.as_ref().check().await.is_err(), "it is closed");
     }
 
     /// Whether that is an error is not the session's to decide.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,8 @@ use crate::{
 ///
 /// Machines boot after some seconds and end at their deadline. Commands are answered by
 /// [`on_command`](Self::on_command); those it leaves alone by a very small shell of the fake's own, which knows
-/// `echo`, `cat`, `sleep`, `exit`, `true`, `false` and `kill -N $$` and takes anything else for a success.
+/// `echo`, `cat`, `pwd`, `sleep`, `exit`, `true`, `false` and `kill -N $$` and takes anything else for a success.
+/// Its machines have files, and no modes, links or empty directories.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -62,6 +63,12 @@ pub struct FakeCloud {
     controller: u32,
 }
 
+/// How long before its end a machine that is taken back, or whoever lists it, is told.
+const NOTICE: Duration = Duration::from_secs(120);
+
+/// Where commands run and files arrive on a fake machine.
+const HOME: &str = "/home/fake";
+
 /// The longest that a request of a crashed controller takes to arrive.
 const STRAGGLING: Duration = Duration::from_secs(120);
 
@@ -82,14 +89,30 @@ pub enum Call {
     Close,
 }
 
-/// What goes wrong with a call to the provider.
+impl Call {
+    /// What kind of error a session or a connector makes of a fault, since it knows none of a provider's.
+    fn session_error(self) -> SessionErrorKind {
+        match self {
+            Self::Connect => SessionErrorKind::Connect,
+            Self::Exec => SessionErrorKind::Remote,
+            Self::Upload | Self::Download => SessionErrorKind::Transfer,
+            Self::Close => SessionErrorKind::Lost,
+            _ => SessionErrorKind::Local,
+        }
+    }
+}
+
+/// What goes wrong with a call.
+///
+/// A connector or a session knows no [`ProviderErrorKind`], and fails with one of its own kinds: `Connect` for a
+/// connect, `Remote` for a command, `Transfer` for files, `Lost` for a close, `Local` for preparations.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// It is refused, and has no effect.
     Error(ProviderErrorKind),
     /// It takes effect, and its answer is lost.
     LostReply(ProviderErrorKind),
-    /// A launch makes only so many machines, then there is no capacity.
+    /// A launch, and nothing else, makes only so many machines, then there is no capacity.
     Partial(u32),
     /// It takes this much longer.
     Slow(Duration),
@@ -173,13 +196,17 @@ struct Inner {
     calls: BTreeMap<Call, u32>,
     total: u32,
     faults: BTreeMap<(Call, u32), Fault>,
+    /// The calls that have begun and have no answer yet.
+    under_way: BTreeSet<(Call, u32)>,
     machine_faults: Vec<(String, MachineFault)>,
     hooks: BTreeMap<u32, Hook>,
     call_hooks: BTreeMap<(Call, u32), Hook>,
     on_command: Option<CommandHandler>,
-    files: BTreeMap<(MachineId, String), Vec<u8>>,
+    /// By their machines and their absolute paths.
+    files: BTreeMap<(MachineId, PathBuf), Vec<u8>>,
     log: Vec<(String, String)>,
-    prepared: BTreeSet<RunId>,
+    /// What each controller has prepared and not finished.
+    prepared: BTreeSet<(u32, RunId)>,
     lag: Duration,
     clock: Option<(Instant, SystemTime)>,
     controllers: u32,
@@ -193,6 +220,9 @@ struct FakeMachine {
     group: String,
     index: u32,
     number: u32,
+    authorized_key: String,
+    is_replacement: bool,
+    launched_at: Instant,
     runs_at: Option<Instant>,
     ends_at: Instant,
     expires: SystemTime,
@@ -211,6 +241,30 @@ impl FakeMachine {
 
     fn is_listed(&self) -> bool {
         Instant::now() >= self.listed_at
+    }
+
+    fn host_key(&self) -> String {
+        // All but the number is how every such key begins.
+        format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{:A>43}", self.number)
+    }
+
+    /// Whatever is wrong with it from its launch on. Of the faults, only these show in the machine itself.
+    fn suffer(&mut self, fault: MachineFault) {
+        let end = |after: Duration| (self.launched_at + after).max(Instant::now());
+        match fault {
+            MachineFault::Interrupted(after) | MachineFault::Notified(after) if !self.is_replacement => {
+                self.ends_at = self.ends_at.min(end(after));
+                self.notice_at = Some(self.launched_at + after.saturating_sub(NOTICE));
+                self.notice_listed = matches!(fault, MachineFault::Interrupted(_));
+            }
+            MachineFault::SlowBoot(_) | MachineFault::NeverBoots if self.state() != MachineState::Pending => {
+                panic!("{} has booted already", self.name());
+            }
+            MachineFault::SlowBoot(after) => self.runs_at = Some(self.launched_at + after),
+            MachineFault::NeverBoots => self.runs_at = None,
+            MachineFault::Dies(after) => self.ends_at = self.ends_at.min(end(after)),
+            _ => {}
+        }
     }
 
     fn interrupted(&self) -> Option<String> {
@@ -247,6 +301,7 @@ impl FakeCloud {
             calls: BTreeMap::new(),
             total: 0,
             faults: BTreeMap::new(),
+            under_way: BTreeSet::new(),
             machine_faults: Vec::new(),
             hooks: BTreeMap::new(),
             call_hooks: BTreeMap::new(),
@@ -274,7 +329,10 @@ impl FakeCloud {
     /// now on happens. What it has asked for happens at its time, up to two minutes later, or never, as the seed
     /// decides.
     pub fn crash(&self) {
-        self.lock().crashed.insert(self.controller);
+        let mut inner = self.lock();
+        inner.crashed.insert(self.controller);
+        // That ends with its process.
+        inner.prepared.retain(|(controller, _)| *controller != self.controller);
     }
 
     /// Makes listings miss machines for up to this long after their launch, each as long as the seed decides.
@@ -301,14 +359,34 @@ impl FakeCloud {
         self.lock().latency = range;
     }
 
-    /// Makes the `nth` call of that kind (from 1) go wrong.
+    /// Makes the `nth` call of that kind (from 1) go wrong. One that is under way goes wrong where it stands.
+    ///
+    /// # Panics
+    ///
+    /// If that call is over, or if there can be no such fault of it.
     pub fn fault(&self, call: Call, nth: u32, fault: Fault) {
-        self.lock().faults.insert((call, nth), fault);
+        assert!(!matches!(fault, Fault::Partial(_)) || call == Call::Launch, "no {call:?} is ever partial");
+        let mut inner = self.lock();
+        let begun = inner.calls.get(&call).copied().unwrap_or_default();
+        let is_over = nth <= begun && !inner.under_way.contains(&(call, nth));
+        if is_over {
+            drop(inner);
+            panic!("call {nth} of {call:?} is over: there were {begun}");
+        }
+        inner.faults.insert((call, nth), fault);
     }
 
-    /// Makes something be wrong with the machine of that name.
+    /// Makes something be wrong with the machines of that name, those that are there and those that will be.
+    ///
+    /// # Panics
+    ///
+    /// If it is about a boot that is over.
     pub fn machine_fault(&self, machine: impl Into<String>, fault: MachineFault) {
-        self.lock().machine_faults.push((machine.into(), fault));
+        let (name, mut inner) = (machine.into(), self.lock());
+        let alive =
+            |machine: &&mut FakeMachine| machine.name() == name && machine.state() != MachineState::Gone;
+        inner.machines.values_mut().filter(alive).for_each(|machine| machine.suffer(fault));
+        inner.machine_faults.push((name, fault));
     }
 
     /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
@@ -377,51 +455,72 @@ impl FakeCloud {
 
     /// Counts a call, runs its hooks, and says how long it takes and what is to go wrong with it. Of a crashed
     /// controller there are no calls.
-    async fn begin(&self, call: Call) -> (Duration, Option<Fault>) {
+    async fn begin(&self, call: Call) -> Begun {
         self.alive().await;
-        let (delay, fault, hooks) = {
+        let (begun, hooks) = {
             let mut inner = self.lock();
             inner.total += 1;
             let total = inner.total;
             let count = inner.calls.entry(call).or_default();
             *count += 1;
             let nth = *count;
+            inner.under_way.insert((call, nth));
             let range = inner.latency.start.as_millis() as u64..=inner.latency.end.as_millis() as u64;
             let delay = Duration::from_millis(inner.rng.u64(range));
             let hooks = [inner.hooks.remove(&total), inner.call_hooks.remove(&(call, nth))];
-            (delay, inner.faults.remove(&(call, nth)), hooks)
+            (Begun { cloud: self.clone(), call, nth, delay }, hooks)
         };
         for hook in hooks.into_iter().flatten() {
             hook();
         }
         self.alive().await;
-        match fault {
-            Some(Fault::Slow(time)) => (delay + time, None),
-            fault => (delay, fault),
-        }
+        begun
     }
 
-    /// A call to something other than the provider. Only slowness can go wrong with it.
-    async fn enter(&self, call: Call) {
-        let (delay, _) = self.begin(call).await;
-        sleep(delay).await;
+    /// Makes one call to a connector or a session: what takes time, and what comes of it.
+    async fn session_call<T>(
+        &self,
+        call: Call,
+        doing: impl Future<Output = Result<(), SessionError>>,
+        effect: impl FnOnce() -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let begun = self.begin(call).await;
+        sleep(begun.delay).await;
+        let mut fault = begun.fault().await;
         self.alive().await;
+        let error = || Err(SessionError::new(call.session_error(), "injected fault"));
+        if let Some(Fault::Error(_)) = fault {
+            return error();
+        }
+        doing.await?;
+        fault = begun.fault().await.or(fault);
+        self.alive().await;
+        match fault {
+            Some(Fault::Error(_)) => error(),
+            Some(Fault::LostReply(_)) => effect().and_then(|_| error()),
+            Some(Fault::Hang) => {
+                effect()?;
+                std::future::pending().await
+            }
+            _ => effect(),
+        }
     }
 
     /// Makes one call to the provider.
     async fn call<T>(&self, call: Call, effect: impl FnOnce() -> T) -> Result<T, ProviderError> {
         let begun = self.begin(call).await;
-        self.answer(call, begun, effect).await
+        self.answer(call, &begun, |_| effect()).await
     }
 
     /// Lets a call's time pass and whatever goes wrong with it happen.
     async fn answer<T>(
         &self,
         call: Call,
-        (delay, fault): (Duration, Option<Fault>),
-        effect: impl FnOnce() -> T,
+        begun: &Begun,
+        effect: impl FnOnce(Option<Fault>) -> T,
     ) -> Result<T, ProviderError> {
-        sleep(delay).await;
+        sleep(begun.delay).await;
+        let fault = begun.fault().await;
         if self.has_crashed() {
             // It was under way when its controller crashed.
             let late = {
@@ -438,14 +537,14 @@ impl FakeCloud {
         let answer = match fault {
             Some(Fault::Error(kind)) => Err(error(kind)),
             Some(Fault::LostReply(kind)) => {
-                effect();
+                effect(fault);
                 Err(error(kind))
             }
             Some(Fault::Hang) => {
-                effect();
+                effect(fault);
                 std::future::pending().await
             }
-            _ => Ok(effect()),
+            _ => Ok(effect(fault)),
         };
         self.alive().await;
         answer
@@ -458,6 +557,33 @@ impl FakeCloud {
             (*by, &other.run, &other.group, &other.replace)
                 != (controller, &request.run, &request.group, &request.replace)
         });
+    }
+}
+
+/// A call that is under way.
+struct Begun {
+    cloud: FakeCloud,
+    call: Call,
+    nth: u32,
+    delay: Duration,
+}
+
+impl Begun {
+    /// What is to go wrong with it by now. Slowness has gone by.
+    async fn fault(&self) -> Option<Fault> {
+        loop {
+            let fault = self.cloud.lock().faults.remove(&(self.call, self.nth));
+            match fault {
+                Some(Fault::Slow(time)) => sleep(time).await,
+                fault => return fault,
+            }
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.cloud.lock().under_way.remove(&(self.call, self.nth));
     }
 }
 
@@ -490,6 +616,9 @@ impl Inner {
             group: request.group.clone(),
             index,
             number: self.next,
+            authorized_key: request.authorized_key.clone(),
+            is_replacement: !request.replace.is_empty(),
+            launched_at: now,
             runs_at: Some(now + Duration::from_millis(self.rng.u64(5_000..20_000))),
             ends_at: now + request.deadline.lifetime,
             expires: request.deadline.at,
@@ -501,20 +630,9 @@ impl Inner {
             let left = request.deadline.at.duration_since(time).unwrap_or_default();
             machine.ends_at = machine.ends_at.min(then + left);
         }
-        let first = request.replace.is_empty();
-        for (name, fault) in &self.machine_faults {
-            match fault {
-                _ if *name != machine.name() => {}
-                MachineFault::Interrupted(time) | MachineFault::Notified(time) if first => {
-                    machine.ends_at = machine.ends_at.min(now + *time);
-                    machine.notice_at = Some(now + time.saturating_sub(Duration::from_secs(120)));
-                    machine.notice_listed = matches!(fault, MachineFault::Interrupted(_));
-                }
-                MachineFault::SlowBoot(time) => machine.runs_at = Some(now + *time),
-                MachineFault::NeverBoots => machine.runs_at = None,
-                MachineFault::Dies(time) => machine.ends_at = machine.ends_at.min(now + *time),
-                _ => {}
-            }
+        let name = machine.name();
+        for (_, fault) in self.machine_faults.iter().filter(|(of, _)| *of == name) {
+            machine.suffer(*fault);
         }
         self.machines.insert(id.clone(), machine);
         id
@@ -558,15 +676,15 @@ impl Provider for FakeCloud {
         let (cloud, request) = (self.clone(), request.clone());
         // In a task of its own: dropping a request does not undo it.
         let launching = tokio::spawn(async move {
-            let at_most = match begun.1 {
-                Some(Fault::Partial(count)) => count,
-                _ => u32::MAX,
-            };
-            let effect = || {
+            let effect = |fault| {
+                let at_most = match fault {
+                    Some(Fault::Partial(count)) => count,
+                    _ => u32::MAX,
+                };
                 cloud.decided(&request);
                 cloud.lock().launch(&request, at_most)
             };
-            let answer = cloud.answer(Call::Launch, begun, effect).await;
+            let answer = cloud.answer(Call::Launch, &begun, effect).await;
             cloud.decided(&request);
             let ids = answer?;
             if ids.len() < request.count.get() as usize {
@@ -667,7 +785,7 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
             user: Some("fake".to_owned()),
             host: None,
             port: None,
-            host_key: None,
+            host_key: running.then(|| machine.host_key()),
             directory: None,
         },
         expires: Some(machine.expires),
@@ -678,34 +796,57 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
     }
 }
 
+/// The login key that the fake makes for a run, whichever controller asks.
+fn login_key(run: &RunId) -> String {
+    format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{:A<43.43} fake", run.as_str().replace('-', ""))
+}
+
 #[async_trait]
 impl Connector for FakeCloud {
     async fn prepare(&self, run: &RunId, _: &Path) -> Result<String, SessionError> {
-        self.enter(Call::Prepare).await;
-        self.lock().prepared.insert(run.clone());
-        Ok("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g fake".to_owned())
+        let prepare = || {
+            self.lock().prepared.insert((self.controller, run.clone()));
+            Ok(login_key(run))
+        };
+        self.session_call(Call::Prepare, async { Ok(()) }, prepare).await
     }
 
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
-        self.enter(Call::Connect).await;
         let name = machine.name();
-        let refuses =
-            self.lock().fault_of(&name, |fault| matches!(fault, MachineFault::RefusesSsh).then_some(()));
-        if refuses.is_some() {
-            sleep_until(deadline).await;
-            return Err(SessionError::new(SessionErrorKind::Connect, "connection refused"));
-        }
-        let drops = self.lock().fault_of(&name, |fault| match fault {
-            MachineFault::DropsSession(time) => Some(*time),
-            _ => None,
-        });
-        let drops_at = drops.map(|time| Instant::now() + time);
-        Ok(Box::new(FakeSession { cloud: self.clone(), id: machine.id.clone(), name, drops_at }))
+        let refuses = |fault: &MachineFault| matches!(fault, MachineFault::RefusesSsh).then_some(());
+        let answers = async {
+            if self.lock().fault_of(&name, refuses).is_some() {
+                sleep_until(deadline).await;
+                return Err(SessionError::new(SessionErrorKind::Connect, "connection refused"));
+            }
+            Ok(())
+        };
+        let connect = || {
+            if let Some(known) = self.lock().machines.get(&machine.id) {
+                if machine.login.host_key != Some(known.host_key()) {
+                    let message = "the machine showed another host key";
+                    return Err(SessionError::new(SessionErrorKind::HostKey, message));
+                }
+                if known.authorized_key != login_key(&machine.run) {
+                    let message = "permission denied (publickey)";
+                    return Err(SessionError::new(SessionErrorKind::Connect, message));
+                }
+            }
+            let session = FakeSession {
+                cloud: self.clone(),
+                id: machine.id.clone(),
+                name: name.clone(),
+                connected_at: Instant::now(),
+                closed: CancellationToken::new(),
+            };
+            Ok(Box::new(session) as Box<dyn Session>)
+        };
+        self.session_call(Call::Connect, answers, connect).await
     }
 
     async fn finish(&self, run: &RunId) {
         self.alive().await;
-        self.lock().prepared.remove(run);
+        self.lock().prepared.remove(&(self.controller, run.clone()));
     }
 }
 
@@ -714,28 +855,47 @@ struct FakeSession {
     cloud: FakeCloud,
     id: MachineId,
     name: String,
-    drops_at: Option<Instant>,
+    connected_at: Instant,
+    closed: CancellationToken,
 }
 
 impl FakeSession {
-    /// Resolves when the connection breaks: it drops, or its machine ends.
+    /// Resolves when the connection breaks: it drops, is closed, or its machine ends. Each may come to be known at
+    /// any time, so it looks every second.
     async fn broken(&self) -> SessionError {
+        let lost = |message| SessionError::new(SessionErrorKind::Lost, message);
         loop {
-            let ends_at = self.cloud.lock().machines.get(&self.id).map(|machine| machine.ends_at);
-            let at = [ends_at, self.drops_at].into_iter().flatten().min();
+            let at = {
+                let inner = self.cloud.lock();
+                let drops = inner.fault_of(&self.name, |fault| match fault {
+                    MachineFault::DropsSession(after) => Some(self.connected_at + *after),
+                    _ => None,
+                });
+                // A machine of another provider ends when the fake can't know.
+                [inner.machines.get(&self.id).map(|machine| machine.ends_at), drops]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            };
+            let look = Instant::now() + Duration::from_secs(1);
             match at {
-                Some(at) if at > Instant::now() => {
-                    sleep_until(at.min(Instant::now() + Duration::from_secs(1))).await
+                Some(at) if at <= Instant::now() => return lost("the connection broke"),
+                at => {
+                    tokio::select! {
+                        biased;
+                        () = self.closed.cancelled() => return lost("the session is closed"),
+                        () = sleep_until(at.map_or(look, |at| at.min(look))) => {}
+                    }
                 }
-                // A machine of another provider, whose end the fake does not know.
-                None => std::future::pending().await,
-                Some(_) => return SessionError::new(SessionErrorKind::Lost, "the connection broke"),
             }
         }
     }
 
     /// Does something that a broken connection interrupts.
-    async fn unless_broken<T>(&self, doing: impl Future<Output = T>) -> Result<T, SessionError> {
+    async fn unless_broken<T>(
+        &self,
+        doing: impl Future<Output = Result<T, SessionError>>,
+    ) -> Result<T, SessionError> {
         tokio::select! {
             biased;
             error = self.broken() => {
@@ -744,26 +904,33 @@ impl FakeSession {
             }
             done = doing => {
                 self.cloud.alive().await;
-                Ok(done)
+                done
             }
         }
     }
 
+    fn file(&self, path: PathBuf) -> Option<Vec<u8>> {
+        self.cloud.lock().files.get(&(self.id.clone(), path)).cloned()
+    }
+
     /// What the fake's own shell makes of a command.
-    fn shell(&self, command: &Command) -> Reply {
+    fn shell(&self, command: &Command) -> Result<Reply, SessionError> {
         let line = match &command.program {
             Program::Shell(line) | Program::ShellArgs(line, _) => line.clone(),
             Program::Args(_) => command.to_string(),
         };
+        let directory = resolve(Path::new(HOME), command.cwd.as_deref().unwrap_or_default());
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
-        match word {
+        Ok(match word {
             "echo" => Reply::stdout(format!("{rest}\n")),
+            "pwd" => Reply::stdout(format!("{}\n", directory.display())),
             "cat" if rest.is_empty() => match &command.stdin {
+                Stdin::Null => Reply::status(0),
                 Stdin::Bytes(bytes) => Reply::stdout(String::from_utf8_lossy(bytes)),
-                _ => Reply::status(0),
+                Stdin::File(path) => Reply::stdout(String::from_utf8_lossy(&read(path)?)),
             },
-            "cat" => match self.cloud.lock().files.get(&(self.id.clone(), rest.to_owned())) {
-                Some(bytes) => Reply::stdout(String::from_utf8_lossy(bytes)),
+            "cat" => match self.file(resolve(&directory, rest)) {
+                Some(bytes) => Reply::stdout(String::from_utf8_lossy(&bytes)),
                 None => Reply::status(1).stderr(format!("cat: {rest}: No such file or directory\n")),
             },
             "sleep" => Reply::status(0).after(Duration::from_secs_f64(rest.parse().unwrap_or(0.0))),
@@ -774,8 +941,105 @@ impl FakeSession {
                 Reply { exit: Exit::Signal(signal.unwrap_or(15)), ..Reply::status(0) }
             }
             _ => Reply::status(0),
+        })
+    }
+
+    /// The files that a pattern matches, with their names at home, and how many matches there are. A directory is
+    /// one, and comes whole.
+    fn matching(&self, directory: &Path, pattern: &str) -> (usize, Vec<(PathBuf, Vec<u8>)>) {
+        let wanted = resolve(directory, pattern);
+        let wanted: Vec<&str> = wanted.iter().filter_map(|part| part.to_str()).collect();
+        // Not resolved: a name at home is as it was asked for.
+        let climbs = Path::new(pattern).components().any(|part| part == Component::ParentDir);
+        let (mut matches, mut files) = (BTreeSet::new(), Vec::new());
+        for ((id, path), content) in &self.cloud.lock().files {
+            let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+            let fits = parts.len() >= wanted.len()
+                && wanted.iter().zip(&parts).all(|(pattern, name)| fits(pattern.as_bytes(), name.as_bytes()));
+            if *id != self.id || !fits {
+                continue;
+            }
+            matches.insert(parts[..wanted.len()].join("/"));
+            let below = match pattern.starts_with('/') {
+                true => path.strip_prefix("/").ok(),
+                false => path.strip_prefix(directory).ok(),
+            };
+            let name = match below {
+                Some(below) if !climbs => below.to_owned(),
+                _ => Path::new("..").join(path.strip_prefix("/").unwrap_or(path)),
+            };
+            files.push((name, content.clone()));
+        }
+        (matches.len(), files)
+    }
+}
+
+/// Where a name leads, seen from a directory.
+fn resolve(directory: &Path, name: &str) -> PathBuf {
+    let mut path = directory.to_owned();
+    for part in Path::new(name).components() {
+        match part {
+            Component::RootDir | Component::Prefix(_) => path = PathBuf::from("/"),
+            Component::ParentDir => drop(path.pop()),
+            Component::CurDir => {}
+            Component::Normal(part) => path.push(part),
         }
     }
+    path
+}
+
+/// Whether a name fits a shell's glob.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    fn rest(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern, name) {
+            ([], []) => true,
+            ([b'*', pattern @ ..], _) => (0..=name.len()).any(|taken| rest(pattern, &name[taken..])),
+            ([b'?', pattern @ ..], [_, name @ ..]) => rest(pattern, name),
+            ([b'[', set @ ..], [first, name @ ..]) if set.contains(&b']') => {
+                let end = set.iter().skip(1).position(|&byte| byte == b']').map_or(0, |end| end + 1);
+                let (set, pattern) = (&set[..end], &set[end + 1..]);
+                let (set, negated) = match set {
+                    [b'!' | b'^', set @ ..] => (set, true),
+                    set => (set, false),
+                };
+                is_in(set, *first) != negated && rest(pattern, name)
+            }
+            ([wanted, pattern @ ..], [first, name @ ..]) => wanted == first && rest(pattern, name),
+            _ => false,
+        }
+    }
+    // No wildcard stands for the first dot of a hidden file.
+    (name.first() != Some(&b'.') || pattern.first() == Some(&b'.')) && rest(pattern, name)
+}
+
+fn is_in(set: &[u8], byte: u8) -> bool {
+    match set {
+        [from, b'-', to, set @ ..] => (*from..=*to).contains(&byte) || is_in(set, byte),
+        [one, set @ ..] => *one == byte || is_in(set, byte),
+        [] => false,
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, SessionError> {
+    std::fs::read(path).map_err(|error| unreadable(path, error))
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> SessionError {
+    let message = format!("cannot read {}", path.display());
+    SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+/// The files below a local path, or the file that it is, with where each arrives.
+fn local_files(from: &Path, to: PathBuf, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<(), SessionError> {
+    if !std::fs::metadata(from).map_err(|error| unreadable(from, error))?.is_dir() {
+        files.push((to, read(from)?));
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(from).map_err(|error| unreadable(from, error))? {
+        let entry = entry.map_err(|error| unreadable(from, error))?;
+        local_files(&entry.path(), to.join(entry.file_name()), files)?;
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -788,72 +1052,92 @@ impl Session for FakeSession {
     ) -> Result<Exit, SessionError> {
         self.cloud.lock().log.push((self.name.clone(), command.to_string()));
         let handler = self.cloud.lock().on_command.clone();
-        let reply =
-            handler.and_then(|handler| handler(&self.name, command)).unwrap_or_else(|| self.shell(command));
+        let reply = match handler.and_then(|handler| handler(&self.name, command)) {
+            Some(reply) => reply,
+            None => self.shell(command)?,
+        };
         let running = async {
-            self.cloud.enter(Call::Exec).await;
             for (stream, bytes) in &reply.output {
-                output.write(*stream, bytes)?;
+                let written = output.write(*stream, bytes);
+                written
+                    .map_err(|error| SessionError::new(SessionErrorKind::Local, "output").source(error))?;
             }
             sleep(reply.after).await;
-            std::io::Result::Ok(())
+            Ok(())
+        };
+        let ended = || {
+            let directory = resolve(Path::new(HOME), command.cwd.as_deref().unwrap_or_default());
+            let mut inner = self.cloud.lock();
+            for (name, content) in &reply.files {
+                inner.files.insert((self.id.clone(), resolve(&directory, name)), content.clone());
+            }
+            Ok(reply.exit)
         };
         tokio::select! {
             biased;
-            () = cancel.cancelled() => {
-                return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled"));
-            }
-            done = self.unless_broken(running) => {
-                done?.map_err(|error| SessionError::new(SessionErrorKind::Local, "output").source(error))?;
-            }
+            () = cancel.cancelled() => Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
+            done = self.unless_broken(self.cloud.session_call(Call::Exec, running, ended)) => done,
         }
-        let mut inner = self.cloud.lock();
-        for (name, content) in reply.files {
-            inner.files.insert((self.id.clone(), name), content);
-        }
-        Ok(reply.exit)
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        self.unless_broken(self.cloud.enter(Call::Upload)).await?;
-        let content = std::fs::read(from).map_err(|error| {
-            let message = format!("cannot read {}", from.display());
-            SessionError::new(SessionErrorKind::Local, message).source(error)
-        })?;
-        self.cloud.lock().files.insert((self.id.clone(), to.to_owned()), content);
-        Ok(())
+        let arrive = || {
+            let mut to_path = resolve(Path::new(HOME), to);
+            if to.ends_with('/') && !from.is_dir() {
+                to_path.extend(from.file_name());
+            }
+            let mut files = Vec::new();
+            local_files(from, to_path, &mut files)?;
+            let mut inner = self.cloud.lock();
+            for (path, content) in files {
+                inner.files.insert((self.id.clone(), path), content);
+            }
+            Ok(())
+        };
+        self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
     }
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
-        self.unless_broken(self.cloud.enter(Call::Download)).await?;
         let failed = |error| SessionError::new(SessionErrorKind::Local, "cannot write").source(error);
-        std::fs::create_dir_all(&download.into).map_err(failed)?;
-        let mut matches = Vec::new();
-        for pattern in &download.patterns {
-            let (before, after) = pattern.split_once('*').unwrap_or((pattern, ""));
-            let fits = |name: &str| match pattern.contains('*') {
-                true => name.strip_prefix(before).is_some_and(|rest| rest.ends_with(after)),
-                false => name == pattern,
-            };
-            let inner = self.cloud.lock();
-            let mut count = 0;
-            for ((_, name), content) in
-                inner.files.iter().filter(|((id, name), _)| *id == self.id && fits(name))
-            {
-                std::fs::write(download.into.join(name), content).map_err(failed)?;
-                count += 1;
+        let bring = || {
+            let directory = resolve(Path::new(HOME), download.cwd.as_deref().unwrap_or_default());
+            std::fs::create_dir_all(&download.into).map_err(failed)?;
+            let (mut counts, mut left_out) = (Vec::new(), Vec::new());
+            for pattern in &download.patterns {
+                let (count, files) = self.matching(&directory, pattern);
+                counts.push(count);
+                for (name, content) in files {
+                    if name.starts_with("..") {
+                        left_out.push(name.display().to_string());
+                        continue;
+                    }
+                    let path = download.into.join(name);
+                    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(failed)?;
+                    std::fs::write(path, content).map_err(failed)?;
+                }
             }
-            matches.push(count);
-        }
-        Ok(matches)
+            if left_out.is_empty() {
+                return Ok(counts);
+            }
+            let message = format!("left out, outside of where files arrive: {}", left_out.join(", "));
+            Err(SessionError::new(SessionErrorKind::Transfer, message))
+        };
+        self.unless_broken(self.cloud.session_call(Call::Download, async { Ok(()) }, bring)).await
     }
 
     async fn check(&self) -> Result<(), SessionError> {
-        self.unless_broken(sleep(Duration::from_millis(1))).await
+        let answers = async {
+            sleep(Duration::from_millis(1)).await;
+            Ok(())
+        };
+        self.unless_broken(answers).await
     }
 
     async fn close(&self) -> Result<(), SessionError> {
-        self.cloud.enter(Call::Close).await;
-        Ok(())
+        let close = || {
+            self.closed.cancel();
+            Ok(())
+        };
+        self.cloud.session_call(Call::Close, async { Ok(()) }, close).await
     }
 }

@@ -1,0 +1,141 @@
+//! Providers and connectors are foreign code: what they panic with is an error like any other, so that a teardown
+//! goes on.
+
+use std::any::Any;
+use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::machine::{Machine, MachineId, RunId};
+use crate::provider::{
+    LaunchRequest, Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter,
+};
+use crate::session::{Connector, Session, SessionError, SessionErrorKind};
+
+/// How far listings of a provider may lag that panics when it is asked for that.
+const CAUTIOUS_CONSISTENCY: Duration = Duration::from_secs(5);
+
+/// Foreign code panicked, and what it said.
+#[derive(Debug, thiserror::Error)]
+#[error("that was a panic")]
+pub(super) struct Panicked(String);
+
+impl Panicked {
+    fn new(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        Self(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message").to_owned())
+    }
+}
+
+/// Awaits foreign code.
+pub(super) async fn caught<T>(doing: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(doing).catch_unwind().await.map_err(|panic| Panicked::new(&*panic))
+}
+
+/// Calls foreign code.
+pub(super) fn caught_call<T>(call: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| Panicked::new(&*panic))
+}
+
+/// Whether a request is as good as unanswered.
+pub(super) fn has_panicked(error: &ProviderError) -> bool {
+    error.source.as_ref().is_some_and(|source| source.is::<Panicked>())
+}
+
+/// A provider whose panics are errors.
+#[derive(Debug)]
+pub(super) struct Guarded<T: ?Sized>(pub(super) Arc<T>);
+
+async fn asked<T>(
+    operation: &str,
+    asking: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    let failed = |panic: Panicked| {
+        ProviderError::new(ProviderErrorKind::Other, operation, panic.0.clone()).source(panic)
+    };
+    caught(asking).await.map_err(failed)?
+}
+
+#[async_trait]
+impl Provider for Guarded<dyn Provider> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        self.0.settings()
+    }
+
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        asked("quote", async { self.0.quote(spec, count).await }).await
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        asked("launch", async { self.0.launch(request).await }).await
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        asked("list", async { self.0.list(filter).await }).await
+    }
+
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        asked("admit", async { self.0.admit(machine, session).await }).await
+    }
+
+    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        match caught(async { self.0.notice(machine, session).await }).await {
+            Ok(notice) => notice,
+            Err(Panicked(panic)) => {
+                tracing::error!(panic, "the provider hears no notice any more");
+                std::future::pending().await
+            }
+        }
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        asked("extend", async { self.0.extend(run, until).await }).await
+    }
+
+    async fn extend_on(
+        &self,
+        machine: &Machine,
+        session: &Arc<dyn Session>,
+        until: SystemTime,
+    ) -> Result<(), ProviderError> {
+        asked("extend", async { self.0.extend_on(machine, session, until).await }).await
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        asked("terminate", async { self.0.terminate(run).await }).await
+    }
+
+    fn consistency(&self) -> Duration {
+        caught_call(|| self.0.consistency()).unwrap_or(CAUTIOUS_CONSISTENCY)
+    }
+}
+
+#[async_trait]
+impl Connector for Guarded<dyn Connector> {
+    async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
+        let prepared = caught(async { self.0.prepare(run, directory).await }).await;
+        prepared.map_err(|panic| SessionError::new(SessionErrorKind::Local, panic.0.clone()).source(panic))?
+    }
+
+    async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
+        let connected = caught(async { self.0.connect(machine, deadline).await }).await;
+        connected
+            .map_err(|panic| SessionError::new(SessionErrorKind::Connect, panic.0.clone()).source(panic))?
+    }
+
+    async fn finish(&self, run: &RunId) {
+        if let Err(Panicked(panic)) = caught(async { self.0.finish(run).await }).await {
+            tracing::error!(panic, "the connector failed to finish");
+        }
+    }
+}

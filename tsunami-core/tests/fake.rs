@@ -1,0 +1,210 @@
+//! The fake cloud does what it is told, or panics with what it can't do.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
+use tsunami_core::{
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
+    Provider, ProviderErrorKind, RunFilter, RunId, Session, SessionError, SessionErrorKind,
+};
+
+async fn machine(cloud: &FakeCloud) -> Machine {
+    let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
+    let lifetime = Duration::from_secs(36_000);
+    let request = LaunchRequest {
+        run: run.clone(),
+        experiment: "test".to_owned(),
+        group: "node".to_owned(),
+        count: std::num::NonZeroU32::MIN,
+        spec: MachineSpec::default(),
+        deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+        authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
+        replace: Vec::new(),
+        notes: tsunami_core::Notes::default(),
+    };
+    cloud.launch(&request).await.unwrap();
+    sleep(Duration::from_secs(30)).await;
+    cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0)
+}
+
+async fn connect(cloud: &FakeCloud, machine: &Machine) -> Result<Box<dyn Session>, SessionError> {
+    cloud.connect(machine, Instant::now() + Duration::from_secs(10)).await
+}
+
+async fn exec(session: &dyn Session, line: &str) -> Result<Exit, SessionError> {
+    session.exec(&Command::shell(line), Arc::new(()), &CancellationToken::new()).await
+}
+
+/// A fake with a command that takes its time.
+fn cloud() -> FakeCloud {
+    let cloud = FakeCloud::new(1);
+    cloud.on_command(|_, command| {
+        let line = command.to_string();
+        let reply = Reply::status(0).after(Duration::from_secs(100)).file("left", "");
+        (line == "leave a file").then_some(reply)
+    });
+    cloud
+}
+
+/// Makes one call of a kind.
+async fn make(call: Call, cloud: &FakeCloud, machine: &Machine, session: &dyn Session, home: &Path) -> Made {
+    let run = RunId::generate(SystemTime::UNIX_EPOCH, 2);
+    let download = Download { patterns: vec!["back".to_owned()], cwd: None, into: home.to_owned() };
+    let made = match call {
+        Call::Prepare => cloud.prepare(&run, Path::new("unused")).await.map(drop),
+        Call::Connect => connect(cloud, machine).await.map(drop),
+        Call::Exec => exec(session, "leave a file").await.map(drop),
+        Call::Upload => session.upload(&home.join("here"), "there").await,
+        Call::Download => session.download(&download).await.map(drop),
+        Call::Close => session.close().await,
+        _ => panic!("{call:?} is a provider's"),
+    };
+    made.map_err(|error| error.kind)
+}
+
+type Made = Result<(), SessionErrorKind>;
+
+/// Whether a call took effect, where that can be seen.
+async fn effect(call: Call, session: &dyn Session, home: &Path) -> Option<bool> {
+    let there = async |name: &str| exec(session, &format!("cat {name}")).await.unwrap().success();
+    match call {
+        Call::Exec => Some(there("left").await),
+        Call::Upload => Some(there("there").await),
+        Call::Download => Some(home.join("back").exists()),
+        Call::Close => Some(session.check().await.is_err()),
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_of_every_call_to_a_connector_or_a_session_happens() {
+    let calls = [
+        (Call::Prepare, SessionErrorKind::Local),
+        (Call::Connect, SessionErrorKind::Connect),
+        (Call::Exec, SessionErrorKind::Remote),
+        (Call::Upload, SessionErrorKind::Transfer),
+        (Call::Download, SessionErrorKind::Transfer),
+        (Call::Close, SessionErrorKind::Lost),
+    ];
+    let slow = Duration::from_secs(1000);
+    let faults = [
+        Fault::Error(ProviderErrorKind::Unavailable),
+        Fault::LostReply(ProviderErrorKind::Unavailable),
+        Fault::Hang,
+        Fault::Slow(slow),
+    ];
+    for (call, kind) in calls {
+        for fault in faults {
+            // Before the call begins, while it begins, and while it is under way.
+            for when in 0..3 {
+                let cloud = cloud();
+                let machine = machine(&cloud).await;
+                let session = connect(&cloud, &machine).await.unwrap();
+                let home = tempfile::tempdir().unwrap();
+                let (session, home) = (&*session, home.path());
+                fs::write(home.join("here"), "").unwrap();
+                session.upload(&home.join("here"), "back").await.unwrap();
+                let (nth, teller) = (cloud.calls(call) + 1, cloud.clone());
+                match when {
+                    0 => cloud.fault(call, nth, fault),
+                    1 => cloud.at(call, nth, move || teller.fault(call, nth, fault)),
+                    _ => cloud.at(call, nth, move || {
+                        tokio::spawn(async move { teller.fault(call, nth, fault) });
+                    }),
+                }
+                let what = format!("{call:?}, {fault:?}, {when}");
+                let begun = Instant::now();
+                let made = timeout(slow * 2, make(call, &cloud, &machine, session, home)).await;
+                let (expected, takes_effect) = match fault {
+                    Fault::Error(_) => (Some(Err(kind)), false),
+                    Fault::LostReply(_) => (Some(Err(kind)), true),
+                    Fault::Hang => (None, true),
+                    _ => (Some(Ok(())), true),
+                };
+                assert_eq!(made.ok(), expected, "{what}");
+                assert_eq!(begun.elapsed() >= slow, matches!(fault, Fault::Hang | Fault::Slow(_)), "{what}");
+                assert_eq!(effect(call, session, home).await.unwrap_or(takes_effect), takes_effect, "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_command_can_be_cancelled() {
+    let cloud = cloud();
+    let machine = machine(&cloud).await;
+    let session = connect(&cloud, &machine).await.unwrap();
+    cloud.fault(Call::Exec, 1, Fault::Hang);
+    let cancel = CancellationToken::new();
+    let token = cancel.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(10)).await;
+        token.cancel();
+    });
+    let ended = session.exec(&Command::shell("true"), Arc::new(()), &cancel).await;
+    assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_of_a_machine_strikes_what_runs_there() {
+    let short = Duration::from_secs(40);
+    for fault in
+        [MachineFault::DropsSession(short), MachineFault::Dies(short), MachineFault::Interrupted(short)]
+    {
+        let cloud = cloud();
+        let machine = machine(&cloud).await;
+        let session = connect(&cloud, &machine).await.unwrap();
+        let teller = cloud.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(5)).await;
+            teller.machine_fault("node-0", fault);
+        });
+        let begun = Instant::now();
+        let ended = exec(&*session, "sleep 10000").await.map_err(|error| error.kind);
+        assert_eq!(ended, Err(SessionErrorKind::Lost), "{fault:?}");
+        assert!(begun.elapsed() <= short + Duration::from_secs(1), "{fault:?}: {:?}", begun.elapsed());
+        let now = cloud.list(&RunFilter::All).await.unwrap().remove(0);
+        let is_gone = now.state == MachineState::Gone;
+        assert_eq!(is_gone, !matches!(fault, MachineFault::DropsSession(_)), "{fault:?}");
+        assert_eq!(now.interrupted.is_some(), matches!(fault, MachineFault::Interrupted(_)), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_cannot_do_is_a_panic() {
+    let cloud = cloud();
+    machine(&cloud).await;
+    let refuses = |what: &str, tell: &dyn Fn()| {
+        assert!(catch_unwind(AssertUnwindSafe(tell)).is_err(), "{what}");
+    };
+    refuses("a call that is over", &|| cloud.fault(Call::Launch, 1, Fault::Hang));
+    refuses("a part of a listing", &|| cloud.fault(Call::List, 9, Fault::Partial(1)));
+    refuses("a part of a command", &|| cloud.fault(Call::Exec, 9, Fault::Partial(1)));
+    refuses("another boot", &|| cloud.machine_fault("node-0", MachineFault::NeverBoots));
+    refuses("a slower boot", &|| cloud.machine_fault("node-0", MachineFault::SlowBoot(Duration::ZERO)));
+    cloud.fault(Call::Launch, 2, Fault::Partial(0));
+    cloud.machine_fault("node-1", MachineFault::NeverBoots);
+    assert_eq!(cloud.machines(), ["node-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_runs_key_gets_in_and_only_to_the_machine_that_is_meant() {
+    let cloud = cloud();
+    let good = machine(&cloud).await;
+    let kind = async |machine: &Machine| connect(&cloud, machine).await.map(drop).map_err(|error| error.kind);
+    assert_eq!(kind(&good).await, Ok(()));
+    let mut bad = good.clone();
+    bad.run = RunId::generate(SystemTime::UNIX_EPOCH, 2);
+    assert_eq!(kind(&bad).await, Err(SessionErrorKind::Connect));
+    for key in [None, Some("ssh-ed25519 AAAA".to_owned())] {
+        let mut bad = good.clone();
+        bad.login.host_key = key;
+        assert_eq!(kind(&bad).await, Err(SessionErrorKind::HostKey));
+    }
+}

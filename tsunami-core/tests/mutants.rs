@@ -1,0 +1,412 @@
+//! Providers and sessions that break one promise each. The conformance suites find every one of them.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::testing::FakeCloud;
+use tsunami_core::testing::conformance::{self, ProviderHarness};
+use tsunami_core::{
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
+    OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, Session, SessionError, Stdin,
+};
+
+/// What a provider gets wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrong {
+    Nothing,
+    DeadlineNeverEnforced,
+    ExtendDoesNothing,
+    ExtendOnlySaysSo,
+    ReplaceIgnored,
+    ReplacesEverything,
+    AllIsEmpty,
+    NoLoginKey,
+    NoHostKey,
+    AnyHostKey,
+    IndexAlwaysZero,
+    OrderReversed,
+    OneTooFew,
+    LaunchesAgain,
+    ForgetsToTerminate,
+    TerminatesEverything,
+}
+
+#[derive(Debug)]
+struct WrongProvider {
+    wrong: Wrong,
+    cloud: FakeCloud,
+    runs: Mutex<BTreeSet<RunId>>,
+    launches: Mutex<u32>,
+}
+
+#[async_trait]
+impl Provider for WrongProvider {
+    fn name(&self) -> String {
+        self.cloud.name()
+    }
+
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        self.cloud.quote(spec, count).await
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        let mut request = request.clone();
+        self.runs.lock().unwrap().insert(request.run.clone());
+        let nth = {
+            let mut launches = self.launches.lock().unwrap();
+            *launches += 1;
+            *launches
+        };
+        match self.wrong {
+            Wrong::DeadlineNeverEnforced => {
+                let Deadline { at, lifetime } = request.deadline;
+                request.deadline = Deadline { at, lifetime: lifetime + Duration::from_secs(3600) };
+            }
+            Wrong::ReplaceIgnored => request.replace.clear(),
+            Wrong::ReplacesEverything if !request.replace.is_empty() => {
+                let all = self.cloud.list(&RunFilter::Run(request.run.clone())).await?;
+                request.replace = all.into_iter().map(|machine| machine.id).collect();
+            }
+            Wrong::NoLoginKey => request.authorized_key.clear(),
+            Wrong::OneTooFew => {
+                request.count = NonZeroU32::new(request.count.get() - 1).unwrap_or(NonZeroU32::MIN);
+            }
+            Wrong::LaunchesAgain if nth > 1 => {
+                let all = self.cloud.list(&RunFilter::Run(request.run.clone())).await?;
+                request.replace.extend(all.into_iter().map(|machine| machine.id));
+            }
+            _ => {}
+        }
+        let mut ids = self.cloud.launch(&request).await?;
+        if self.wrong == Wrong::OrderReversed {
+            ids.reverse();
+        }
+        Ok(ids)
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let mut machines = self.cloud.list(filter).await?;
+        match self.wrong {
+            Wrong::AllIsEmpty if *filter == RunFilter::All => machines.clear(),
+            Wrong::NoHostKey => machines.iter_mut().for_each(|machine| machine.login.host_key = None),
+            Wrong::IndexAlwaysZero => machines.iter_mut().for_each(|machine| machine.index = 0),
+            Wrong::ExtendOnlySaysSo => machines.iter_mut().for_each(|machine| {
+                machine.expires = machine.expires.map(|_| SystemTime::now() + Duration::from_secs(900));
+            }),
+            _ => {}
+        }
+        Ok(machines)
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        match self.wrong {
+            Wrong::ExtendDoesNothing | Wrong::ExtendOnlySaysSo => Ok(()),
+            _ => self.cloud.extend(run, until).await,
+        }
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        match self.wrong {
+            Wrong::ForgetsToTerminate => return Ok(Vec::new()),
+            Wrong::TerminatesEverything => {
+                let runs = self.runs.lock().unwrap().clone();
+                for run in runs {
+                    self.cloud.terminate(&run).await?;
+                }
+            }
+            _ => {}
+        }
+        self.cloud.terminate(run).await
+    }
+}
+
+impl ProviderHarness for WrongProvider {
+    fn provider(&self) -> &dyn Provider {
+        self
+    }
+
+    fn spec(&self, _: NonZeroU32) -> MachineSpec {
+        MachineSpec::default()
+    }
+
+    fn connector(&self, _: &RunId) -> Option<(&dyn Connector, PathBuf)> {
+        Some((self, PathBuf::new()))
+    }
+}
+
+#[async_trait]
+impl Connector for WrongProvider {
+    async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
+        self.cloud.prepare(run, directory).await
+    }
+
+    async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
+        let mut machine = machine.clone();
+        if self.wrong == Wrong::AnyHostKey {
+            let listed = self.cloud.list(&RunFilter::Run(machine.run.clone())).await.unwrap();
+            machine = listed.into_iter().find(|listed| listed.id == machine.id).unwrap();
+        }
+        self.cloud.connect(&machine, deadline).await
+    }
+
+    async fn finish(&self, run: &RunId) {
+        self.cloud.finish(run).await;
+    }
+}
+
+/// Whether a promise is kept.
+async fn kept(promise: impl Future<Output = ()>) -> Result<(), Box<dyn Any + Send>> {
+    AssertUnwindSafe(promise).catch_unwind().await
+}
+
+macro_rules! promises {
+    ($suite:ident, $harness:expr, $($promise:ident),+ $(,)?) => {{
+        let mut broken = Vec::new();
+        $(if kept(conformance::$suite::$promise($harness)).await.is_err() {
+            broken.push(stringify!($promise));
+        })+
+        broken
+    }};
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_wrong_provider_breaks_a_promise() {
+    let broken_by = async |wrong| {
+        let harness = || {
+            let cloud = FakeCloud::new(1);
+            cloud.latency(Duration::from_millis(1)..Duration::from_millis(5));
+            WrongProvider { wrong, cloud, runs: Mutex::default(), launches: Mutex::default() }
+        };
+        promises!(
+            provider,
+            &harness(),
+            launch_returns_as_many_machines_as_asked_for,
+            launching_a_group_again_gives_the_same_machines,
+            terminate_leaves_nothing_and_may_be_repeated,
+            terminating_one_run_leaves_the_other_alone,
+            extend_moves_the_deadline,
+            machines_have_the_places_that_the_launch_said,
+            every_run_is_in_the_list_of_all,
+            a_machine_that_no_longer_counts_is_replaced_in_its_place,
+            a_machine_ends_at_its_deadline,
+            an_extended_machine_ends_at_its_new_deadline,
+            the_authorized_key_gets_in,
+            every_machine_has_a_host_key,
+        )
+    };
+    assert_eq!(broken_by(Wrong::Nothing).await, [""; 0]);
+    for (wrong, promise) in [
+        (Wrong::DeadlineNeverEnforced, "a_machine_ends_at_its_deadline"),
+        (Wrong::ExtendDoesNothing, "extend_moves_the_deadline"),
+        (Wrong::ExtendOnlySaysSo, "an_extended_machine_ends_at_its_new_deadline"),
+        (Wrong::ReplaceIgnored, "a_machine_that_no_longer_counts_is_replaced_in_its_place"),
+        (Wrong::ReplacesEverything, "a_machine_that_no_longer_counts_is_replaced_in_its_place"),
+        (Wrong::AllIsEmpty, "every_run_is_in_the_list_of_all"),
+        (Wrong::NoLoginKey, "the_authorized_key_gets_in"),
+        (Wrong::NoHostKey, "every_machine_has_a_host_key"),
+        (Wrong::AnyHostKey, "every_machine_has_a_host_key"),
+        (Wrong::IndexAlwaysZero, "machines_have_the_places_that_the_launch_said"),
+        (Wrong::OrderReversed, "machines_have_the_places_that_the_launch_said"),
+        (Wrong::OneTooFew, "launch_returns_as_many_machines_as_asked_for"),
+        (Wrong::LaunchesAgain, "launching_a_group_again_gives_the_same_machines"),
+        (Wrong::ForgetsToTerminate, "terminate_leaves_nothing_and_may_be_repeated"),
+        (Wrong::TerminatesEverything, "terminating_one_run_leaves_the_other_alone"),
+    ] {
+        let broken = broken_by(wrong).await;
+        assert!(broken.contains(&promise), "{wrong:?} breaks only {broken:?}");
+    }
+}
+
+/// What a session gets wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum WrongSessionKind {
+    Nothing,
+    ClimbingNamesAccepted,
+    ClimbingNamesEndTheRest,
+    StdinFileIgnored,
+    StdinBytesIgnored,
+    TrailingSlashIgnored,
+    DirectoriesRefused,
+    DownloadDirectoryIgnored,
+    AbsoluteNamesFlattened,
+    CheckAlwaysWorks,
+    CheckNeverWorks,
+    StatusForgotten,
+    CancelIgnored,
+    SinkErrorsIgnored,
+    CountsFiles,
+}
+
+#[derive(Debug)]
+struct WrongSession {
+    wrong: WrongSessionKind,
+    inner: Box<dyn Session>,
+}
+
+impl AsRef<dyn Session> for WrongSession {
+    fn as_ref(&self) -> &(dyn Session + 'static) {
+        self
+    }
+}
+
+/// A sink that is never full.
+struct Patient(Arc<dyn OutputSink>);
+
+impl OutputSink for Patient {
+    fn write(&self, stream: tsunami_core::Stream, bytes: &[u8]) -> std::io::Result<()> {
+        let _ = self.0.write(stream, bytes);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Session for WrongSession {
+    async fn exec(
+        &self,
+        command: &Command,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        let (mut command, mut output) = (command.clone(), output);
+        let mut cancel = cancel.clone();
+        match (self.wrong, &command.stdin) {
+            (WrongSessionKind::StdinFileIgnored, Stdin::File(_))
+            | (WrongSessionKind::StdinBytesIgnored, Stdin::Bytes(_)) => command.stdin = Stdin::Null,
+            (WrongSessionKind::CancelIgnored, _) => cancel = CancellationToken::new(),
+            (WrongSessionKind::SinkErrorsIgnored, _) => output = Arc::new(Patient(output)),
+            _ => {}
+        }
+        let exit = self.inner.exec(&command, output, &cancel).await?;
+        Ok(if self.wrong == WrongSessionKind::StatusForgotten { Exit::Status(0) } else { exit })
+    }
+
+    async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+        let refused = tsunami_core::SessionErrorKind::Transfer;
+        match self.wrong {
+            WrongSessionKind::TrailingSlashIgnored => self.inner.upload(from, to.trim_end_matches('/')).await,
+            WrongSessionKind::DirectoriesRefused if from.is_dir() => {
+                Err(SessionError::new(refused, "it is a directory"))
+            }
+            _ => self.inner.upload(from, to).await,
+        }
+    }
+
+    async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
+        let mut wrong = download.clone();
+        match self.wrong {
+            WrongSessionKind::ClimbingNamesAccepted => {
+                let climbs = |pattern: &&String| pattern.starts_with("../");
+                for pattern in download.patterns.iter().filter(climbs) {
+                    std::fs::create_dir_all(&download.into).unwrap();
+                    std::fs::write(download.into.join(pattern), "climbed").unwrap();
+                }
+                wrong.patterns.iter_mut().for_each(|pattern| *pattern = pattern.replace("../", "no-such-"));
+            }
+            WrongSessionKind::ClimbingNamesEndTheRest
+                if download.patterns.iter().any(|pattern| pattern.contains("..")) =>
+            {
+                let error = tsunami_core::SessionErrorKind::Transfer;
+                return Err(SessionError::new(error, download.patterns.join(" ")));
+            }
+            WrongSessionKind::DownloadDirectoryIgnored => wrong.cwd = None,
+            WrongSessionKind::AbsoluteNamesFlattened => {
+                let home = |pattern: &mut String| *pattern = pattern.replace("/home/fake/", "");
+                wrong.patterns.iter_mut().for_each(home);
+            }
+            _ => {}
+        }
+        let mut counts = self.inner.download(&wrong).await?;
+        if self.wrong == WrongSessionKind::CountsFiles {
+            counts.push(0);
+        }
+        Ok(counts)
+    }
+
+    async fn check(&self) -> Result<(), SessionError> {
+        match self.wrong {
+            WrongSessionKind::CheckAlwaysWorks => Ok(()),
+            WrongSessionKind::CheckNeverWorks => {
+                Err(SessionError::new(tsunami_core::SessionErrorKind::Lost, "it is lost"))
+            }
+            _ => self.inner.check().await,
+        }
+    }
+
+    async fn close(&self) -> Result<(), SessionError> {
+        self.inner.close().await
+    }
+}
+
+async fn session(wrong: WrongSessionKind) -> WrongSession {
+    let cloud = FakeCloud::new(1);
+    let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
+    let lifetime = Duration::from_secs(36_000);
+    let request = LaunchRequest {
+        run: run.clone(),
+        experiment: "test".to_owned(),
+        group: "node".to_owned(),
+        count: NonZeroU32::MIN,
+        spec: MachineSpec::default(),
+        deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+        authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
+        replace: Vec::new(),
+        notes: tsunami_core::Notes::default(),
+    };
+    cloud.launch(&request).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let machine = cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0);
+    let inner = cloud.connect(&machine, Instant::now() + Duration::from_secs(10)).await.unwrap();
+    WrongSession { wrong, inner }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_wrong_session_breaks_a_promise() {
+    use WrongSessionKind as Wrong;
+    let broken_by = async |wrong| {
+        promises!(
+            session,
+            &session(wrong).await,
+            output_and_status_come_back,
+            a_command_reads_its_stdin,
+            a_command_reads_a_local_file,
+            a_cancelled_command_ends_and_says_so,
+            a_sink_that_fails_ends_the_command,
+            files_go_out_and_come_home,
+            an_upload_arrives_where_it_was_sent,
+            a_download_starts_in_its_directory,
+            an_absolute_name_arrives_without_its_slash,
+            a_name_that_climbs_arrives_nowhere_else,
+            a_pattern_that_matches_nothing_counts_nothing,
+            a_session_knows_whether_it_works,
+        )
+    };
+    assert_eq!(broken_by(Wrong::Nothing).await, [""; 0]);
+    for (wrong, promise) in [
+        (Wrong::ClimbingNamesAccepted, "a_name_that_climbs_arrives_nowhere_else"),
+        (Wrong::ClimbingNamesEndTheRest, "a_name_that_climbs_arrives_nowhere_else"),
+        (Wrong::StdinFileIgnored, "a_command_reads_a_local_file"),
+        (Wrong::StdinBytesIgnored, "a_command_reads_its_stdin"),
+        (Wrong::TrailingSlashIgnored, "an_upload_arrives_where_it_was_sent"),
+        (Wrong::DirectoriesRefused, "an_upload_arrives_where_it_was_sent"),
+        (Wrong::DownloadDirectoryIgnored, "a_download_starts_in_its_directory"),
+        (Wrong::AbsoluteNamesFlattened, "an_absolute_name_arrives_without_its_slash"),
+        (Wrong::CheckAlwaysWorks, "a_session_knows_whether_it_works"),
+        (Wrong::CheckNeverWorks, "a_session_knows_whether_it_works"),
+        (Wrong::StatusForgotten, "output_and_status_come_back"),
+        (Wrong::CancelIgnored, "a_cancelled_command_ends_and_says_so"),
+        (Wrong::SinkErrorsIgnored, "a_sink_that_fails_ends_the_command"),
+        (Wrong::CountsFiles, "a_pattern_that_matches_nothing_counts_nothing"),
+    ] {
+        let broken = broken_by(wrong).await;
+        assert!(broken.contains(&promise), "{wrong:?} breaks only {broken:?}");
+    }
+}
