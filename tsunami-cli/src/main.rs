@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             terminal::say(&format!("error: cannot start: {error}"));
+            terminal::finish();
             return ExitCode::from(error::USAGE);
         }
     };
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
             error.status()
         }
     };
+    terminal::finish();
     // Nothing that matters runs any more; a blocking read must not hold the process.
     runtime.shutdown_background();
     ExitCode::from(status)
@@ -57,6 +59,7 @@ fn misused(error: clap::Error) -> ! {
         // Words that aren't UTF-8 are right once they are marked.
         Ok(_) => {
             terminal::say(&error.to_string());
+            terminal::finish();
             std::process::exit(error.exit_code())
         }
     }

@@ -18,7 +18,7 @@ use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
 use crate::signals;
 use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
-use crate::terminal::{is_interactive, say, show};
+use crate::terminal::{self, Events, is_interactive, say, show};
 
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -43,6 +43,8 @@ pub(super) struct Stage {
     secrets: Secrets,
     live: Option<Arc<Live>>,
     quiet: bool,
+    /// Whether events go to standard output.
+    json: bool,
 }
 
 impl Stage {
@@ -71,10 +73,10 @@ impl Stage {
             .then(|| Arc::new(Live::new(colour, verbosity)));
         match &live {
             Some(live) => observers.push(live.clone()),
-            None => observers.push(Arc::new(Plain::new(Box::new(std::io::stderr()), verbosity, colour))),
+            None => observers.push(Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))),
         }
         if *json {
-            observers.push(Arc::new(Json::new(Box::new(std::io::stdout()))));
+            observers.push(Arc::new(Json::new(Box::new(Events))));
         }
         let secrets = Secrets::of(&experiment);
         tsunami = tsunami
@@ -98,7 +100,7 @@ impl Stage {
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet })
+        Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet, json: *json })
     }
 
     /// Launches, runs the steps, and tears down or keeps.
@@ -154,14 +156,13 @@ impl Stage {
         if !self.quiet {
             say(&format!("results: {}", self.results.directory().display()));
         }
-        match (error, written) {
-            (Some(error), Ok(())) => Err(error),
-            (Some(error), Err(second)) => {
-                show(&second.render(false));
-                Err(error)
-            }
-            (None, written) => written.map(|()| 0),
-        }
+        let events = if self.json { Events::finish() } else { Ok(()) };
+        // The gravest comes last, where it is seen.
+        let failures = [events.err(), written.err(), error];
+        let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
+        let last = failures.pop();
+        failures.iter().for_each(|failure| show(&failure.render(false)));
+        last.map_or(Ok(0), Err)
     }
 }
 

@@ -1,10 +1,13 @@
 //! Whatever ends a run, nothing is left behind.
 
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{World, eventually};
+use crate::world::{Ended, World, eventually};
 
 /// A run with something going on in every stage: set-up takes a moment, a server runs, a step takes forever.
 const FILE: &str = r#"name = "x"
@@ -226,4 +229,59 @@ fn after_kill_9_down_ends_what_has_lost_its_mark_too() {
     let left = std::process::Command::new("pgrep").args(["-f", "^sleep 101[45]$"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
     world.assert_clean();
+}
+
+/// Fills a pipe so that whoever writes to it waits. The reader's end must be kept.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (sent, progress) = std::sync::mpsc::channel();
+    let mut filling = writer.try_clone().unwrap();
+    // Its size is the system's business: it is full once a byte more has to wait.
+    std::thread::spawn(move || while filling.write_all(b" ").is_ok() && sent.send(()).is_ok() {});
+    while progress.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    (reader, writer)
+}
+
+/// Interrupts a step of a run of which nobody reads what it says, and returns what it wrote to the other stream.
+fn interrupted_unread(args: &[&str], stalled: fn(&mut Command, std::io::PipeWriter)) -> Ended {
+    let world = World::new();
+    let file = world.write("x.toml", FILE);
+    let (reader, writer) = full_pipe();
+    let mut command = world.command([&"run".into(), &file]);
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    stalled(&mut command, writer);
+    let child = command.spawn().unwrap();
+    drop(command);
+    eventually("the step has begun", || {
+        let processes = world.processes();
+        match processes.iter().any(|process| process.contains("sleep 1004")) {
+            true => Ok(()),
+            false => Err(processes.join("\n")),
+        }
+    });
+    let interrupted = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    ended.assert_status(5);
+    assert!(interrupted.elapsed() < Duration::from_secs(10), "{:?}", interrupted.elapsed());
+    world.assert_clean();
+    let events = fs::read_to_string(world.results().join("events.jsonl")).unwrap();
+    assert!(events.contains("\"torn_down\"") && events.contains("\"run_finished\""), "{events}");
+    drop(reader);
+    ended
+}
+
+#[test]
+fn a_reader_of_standard_error_that_stands_still_stops_nothing() {
+    interrupted_unread(&["-v"], |command, writer| {
+        command.stderr(writer);
+    });
+}
+
+#[test]
+fn a_reader_of_events_that_stands_still_stops_nothing_and_the_loss_is_said() {
+    let ended = interrupted_unread(&["--json"], |command, writer| {
+        command.stdout(writer);
+    });
+    ended.assert_says(&["everything is gone", "cannot write to standard output", "nobody reads it"]);
 }
