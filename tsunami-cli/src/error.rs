@@ -2,10 +2,15 @@
 
 use std::error::Error as StdError;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use tsunami_core::{Error as CoreError, ProviderError, ProviderErrorKind, QuoteFailure};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tsunami_core::{
+    Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure,
+};
 
 use crate::experiment::Problems;
+use crate::reporter::Tails;
 use crate::secrets::Secrets;
 use crate::terminal::{Message, Style};
 
@@ -25,6 +30,9 @@ pub(crate) const REMAINS: u8 = 6;
 pub(crate) const EXEC_FAILED: u8 = 125;
 /// `exec` and `ssh` lost contact.
 pub(crate) const EXEC_LOST: u8 = 255;
+
+/// How many failures are told beside the first.
+const OTHERS: usize = 20;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +55,7 @@ pub(crate) enum Error {
         #[source]
         error: CoreError,
         logs: PathBuf,
+        tails: Arc<Tails>,
         secrets: Secrets,
     },
     /// An error of `exec` or `ssh`, whose statuses are their own.
@@ -104,9 +113,9 @@ impl Error {
                 return told.message;
             }
             Self::Core(error) | Self::Exec(error) => (error, None),
-            Self::Run { error, logs, secrets } => {
+            Self::Run { error, logs, tails, secrets } => {
                 told.secrets = Some(secrets);
-                (error, Some(logs))
+                (error, Some((logs, tails)))
             }
         };
         told.core(error, logs);
@@ -162,7 +171,23 @@ impl Told<'_> {
         }
     }
 
-    fn core(&mut self, error: &CoreError, logs: Option<&PathBuf>) {
+    /// A line each of what failed later than what was told.
+    fn others(&mut self, error: &CoreError) {
+        let others = match error {
+            CoreError::Several(Failures { others, .. }) => others,
+            CoreError::Remains { cause: Some(cause), .. } => return self.others(cause),
+            _ => return,
+        };
+        for other in others.iter().take(OTHERS) {
+            let all = ErrorChain(other).to_string();
+            self.entry(&[(Style::Plain, "  then: ")], &all.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+        if let more @ 1.. = others.len().saturating_sub(OTHERS) {
+            self.line(&format!("  then: {more} more"));
+        }
+    }
+
+    fn core(&mut self, error: &CoreError, run: Option<(&PathBuf, &Arc<Tails>)>) {
         match error {
             // Its own words list the groups, with whatever their provider said.
             CoreError::Quote { failures } => {
@@ -174,6 +199,7 @@ impl Told<'_> {
                     );
                 }
             }
+            CoreError::Several(failures) => self.chain(&*failures.first),
             _ => self.chain(error),
         }
         if let CoreError::Plan { problems } = error {
@@ -181,15 +207,19 @@ impl Told<'_> {
                 self.entry(&[(Style::Plain, "  ")], &problem.to_string());
             }
         }
-        for line in error.stderr().unwrap_or_default().lines() {
-            self.entry(&[(Style::Plain, "  | ")], line);
+        let place = error.place();
+        let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
+        let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
+        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
+            self.entry(&[(Style::Plain, "  | ")], &line);
         }
-        if let (Some(logs), Some((machine, stage))) = (logs, error.place()) {
+        if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
             let log = logs.join(machine).join(format!("{stage}.log"));
             if log.exists() {
                 self.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
             }
         }
+        self.others(error);
         self.help(error.help());
         if let CoreError::Remains { run, leftovers, .. } = error {
             for leftover in leftovers {
@@ -211,6 +241,10 @@ fn status(error: &CoreError) -> u8 {
         | CoreError::Connect { .. }
         | CoreError::LifetimeOver(_) => LOST,
         CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
+        CoreError::Several(Failures { first, others }) => {
+            let all = std::iter::once(&**first).chain(others).map(status);
+            all.min_by_key(|&status| rank(status)).unwrap_or(FAILED)
+        }
         CoreError::Quote { failures } => {
             // What the user can mend in the file comes before what the account lacks.
             failures.iter().map(|failure| launch_status(failure.error.kind)).min().unwrap_or(LAUNCH)
@@ -233,14 +267,51 @@ fn launch_status(kind: ProviderErrorKind) -> u8 {
     }
 }
 
-/// Of several errors, the one that decides about the exit status: 4 before 1, and the first of its kind.
+/// What the status says, from what counts most to what counts least.
+fn rank(status: u8) -> u8 {
+    match status {
+        REMAINS => 0,
+        LOST => 1,
+        LAUNCH => 2,
+        INTERRUPTED => 4,
+        _ => 3,
+    }
+}
+
+/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
+/// before, tells nothing new unless it counts for more.
 pub(crate) fn gravest(errors: Vec<CoreError>) -> Option<CoreError> {
-    let rank = |error: &CoreError| match status(error) {
-        LOST => 0,
-        INTERRUPTED => 2,
-        _ => 1,
-    };
-    errors.into_iter().min_by_key(rank)
+    let flat = errors.into_iter().flat_map(|error| match error {
+        CoreError::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
+        error => vec![error],
+    });
+    let mut kept: Vec<CoreError> = Vec::new();
+    for error in flat {
+        let tells_nothing_new = |earlier: &CoreError| {
+            let same = match (earlier.place(), error.place()) {
+                (Some((machine, _)), Some((same, _))) => machine == same,
+                _ => matches!(error, CoreError::Cancelled),
+            };
+            same && rank(status(earlier)) <= rank(status(&error))
+        };
+        if !kept.iter().any(tells_nothing_new) {
+            kept.push(error);
+        }
+    }
+    if kept.iter().any(|error| !matches!(error, CoreError::Cancelled)) {
+        kept.retain(|error| !matches!(error, CoreError::Cancelled));
+    }
+    let mut kept = kept.into_iter();
+    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
+    if others.is_empty() {
+        return Some(first);
+    }
+    Some(CoreError::Several(Failures { first: Box::new(first), others }))
+}
+
+/// Awaits all of them at once. The results come in the order of time.
+pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 #[cfg(test)]
@@ -293,5 +364,32 @@ mod tests {
             assert!(begin("  may remain: ") <= 1, "{text}");
             assert_eq!(text.matches("\nhelp: run `curl").count(), 0, "{text}");
         }
+    }
+
+    #[test]
+    fn the_first_in_time_is_told_and_the_gravest_decides() {
+        let at = |machine: &str, what: &str| CoreError::At {
+            machine: machine.to_owned(),
+            stage: "load".to_owned(),
+            source: what.into(),
+        };
+        let lost = |machine: &str| CoreError::Lost {
+            machine: machine.to_owned(),
+            stage: "load".to_owned(),
+            command: None,
+            source: "gone".into(),
+        };
+        let one = gravest(vec![CoreError::Cancelled, at("a", "x"), CoreError::Cancelled, at("a", "again")]);
+        assert!(matches!(&one, Some(CoreError::At { .. })), "{one:?}");
+        let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
+        let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
+        assert_eq!(status(&all), LOST);
+        assert_eq!(
+            Error::Core(all).render(false).to_string(),
+            "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
+             then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
+        );
+        assert!(matches!(gravest(vec![CoreError::Cancelled]), Some(CoreError::Cancelled)));
+        assert!(gravest(Vec::new()).is_none());
     }
 }

@@ -12,7 +12,7 @@ use tsunami_core::{
 };
 
 use crate::compose::{facts, render, with_env};
-use crate::error::gravest;
+use crate::error::{gravest, in_time};
 use crate::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
@@ -131,7 +131,7 @@ impl<'a> Trial<'a> {
             let begun = Instant::now();
             let (trial, name) = (self.name.clone(), step.name.clone());
             self.cluster.emit(EventKind::StepStarted { trial, step: name, machines: step.on.clone() });
-            let parts = join_all(self.hosts(step)?.into_iter().map(|host| self.part(step, host))).await;
+            let parts = in_time(self.hosts(step)?.into_iter().map(|host| self.part(step, host))).await;
             let mut errors = Vec::new();
             for part in parts {
                 match part {
@@ -332,7 +332,7 @@ impl<'a> Trial<'a> {
                 _ => collected,
             }
         });
-        gravest(join_all(ends).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
+        gravest(in_time(ends).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
     }
 }
 

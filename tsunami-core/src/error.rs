@@ -195,9 +195,33 @@ pub enum Error {
         #[source]
         cause: Option<Box<Error>>,
     },
+    /// Several machines failed.
+    #[error(transparent)]
+    Several(Failures),
     /// An error of the program that uses tsunami.
     #[error(transparent)]
     Other(BoxError),
+}
+
+/// Several errors, of which the first in time is shown: the others may only follow from it.
+#[derive(Debug)]
+pub struct Failures {
+    /// The first.
+    pub first: Box<Error>,
+    /// The others, in the order of time.
+    pub others: Vec<Error>,
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {} followed", self.first, count(self.others.len(), "failure"))
+    }
+}
+
+impl std::error::Error for Failures {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.first.source()
+    }
 }
 
 /// A group that cannot be had, and why.
@@ -231,6 +255,7 @@ impl Error {
             Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
             Self::Prepare(source) => source.help.as_deref(),
             Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
+            Self::Several(failures) => failures.first.help(),
             _ => None,
         }
     }
@@ -246,6 +271,7 @@ impl Error {
             | Self::At { machine, stage, .. } => Some((machine, stage)),
             Self::Connect { machine, .. } | Self::Unfit { machine, .. } => Some((machine, "connect")),
             Self::Remains { cause: Some(cause), .. } => cause.place(),
+            Self::Several(failures) => failures.first.place(),
             _ => None,
         }
     }
@@ -255,6 +281,7 @@ impl Error {
         match self {
             Self::Command { stderr, .. } | Self::Timeout { stderr, .. } => Some(stderr.as_str()),
             Self::Remains { cause: Some(cause), .. } => cause.stderr(),
+            Self::Several(failures) => failures.first.stderr(),
             _ => None,
         }
         .filter(|stderr| !stderr.is_empty())

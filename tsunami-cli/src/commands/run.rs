@@ -5,7 +5,8 @@ use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Cluster, Error as CoreError, Event, EventKind, Keep, Observer, RunDirectory, RunId, State, Tsunami,
+    Cluster, Error as CoreError, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId, State,
+    Tsunami,
 };
 
 use super::load;
@@ -13,7 +14,7 @@ use crate::args::{RunArgs, UpArgs};
 use crate::compose::{self, Backend};
 use crate::error::{Error, REMAINS};
 use crate::experiment::{Experiment, Group, OnInterruption};
-use crate::reporter::{Json, Live, Plain, Verbosity};
+use crate::reporter::{Json, Live, Plain, Tails, Verbosity};
 use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
 use crate::signals;
@@ -40,6 +41,7 @@ pub(super) struct Stage {
     pub(super) run: RunId,
     results: Arc<Results>,
     signs: Arc<Signs>,
+    tails: Arc<Tails>,
     secrets: Secrets,
     live: Option<Arc<Live>>,
     quiet: bool,
@@ -68,7 +70,9 @@ impl Stage {
         let results = Arc::new(Results::create(&experiment, &run, output.as_deref())?);
         let (signs, cancel, progress) =
             (Arc::new(Signs::default()), CancellationToken::new(), Arc::new(Progress::default()));
+        let tails = Arc::new(Tails::default());
         let mut observers = results.observers();
+        observers.push(tails.clone());
         let live = (is_interactive() && verbosity != Verbosity::Quiet)
             .then(|| Arc::new(Live::new(colour, verbosity)));
         match &live {
@@ -100,7 +104,7 @@ impl Stage {
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet, json: *json })
+        Ok(Self { experiment, tsunami, run, results, signs, tails, secrets, live, quiet, json: *json })
     }
 
     /// Launches, runs the steps, and tears down or keeps.
@@ -150,7 +154,8 @@ impl Stage {
             live.finish();
         }
         let logs = self.results.logs();
-        let error = outcome.err().map(|error| Error::Run { error, logs, secrets: self.secrets.clone() });
+        let (tails, secrets) = (self.tails.clone(), self.secrets.clone());
+        let error = outcome.err().map(|error| Error::Run { error, logs, tails, secrets });
         let status = error.as_ref().map_or(0, Error::status);
         let written = self.results.finish(&self.experiment, status);
         if !self.quiet {
@@ -170,8 +175,12 @@ impl Stage {
 fn may_be_replaced(error: &CoreError, experiment: &Experiment) -> bool {
     let replaces =
         |group: &Group| group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
-    matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. })
-        && experiment.groups.iter().any(replaces)
+    let lost = |error: &CoreError| matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. });
+    let any_lost = match error {
+        CoreError::Several(Failures { first, others }) => lost(first) || others.iter().any(lost),
+        error => lost(error),
+    };
+    any_lost && experiment.groups.iter().any(replaces)
 }
 
 /// Replaces the machines that were interrupted, for another go at the trial; fails with `error` if there are

@@ -422,3 +422,34 @@ fn local_machines_are_there_whenever_they_are_asked_for() {
     println!("launches of local machines: {launches}, all of them succeeded");
     world.assert_clean();
 }
+
+#[test]
+fn of_several_failures_the_first_is_told_in_full_and_the_others_are_named() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+[group.n]
+count = 3
+[[step]]
+name = "load"
+on = "n"
+run = """
+case $TSUNAMI_INDEX in
+1) echo 'cannot bind'; exit 3 ;;
+0) sleep 1.5 ;;
+esac
+sleep 0.5"""
+collect = ["missing"]
+"#,
+    );
+    let ended = world.tsunami([&"run".into(), &"-q".into(), &file]);
+    ended.assert_status(1);
+    let told = &ended.stderr[ended.stderr.find("error: ").unwrap()..];
+    let mut lines = told.lines();
+    assert!(lines.next().unwrap().starts_with("error: n-1: stage load: "), "{told}");
+    let others: Vec<_> = told.lines().filter(|line| line.starts_with("  then: ")).collect();
+    assert!(told.contains("\n  | cannot bind\n") && told.contains("n-1/load.log"), "{told}");
+    assert!(others[0].contains("n-2") && others[1].contains("n-0") && others.len() == 2, "{told}");
+    world.assert_clean();
+}
