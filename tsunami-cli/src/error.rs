@@ -12,7 +12,7 @@ use tsunami_core::{
 use crate::experiment::Problems;
 use crate::reporter::Tails;
 use crate::secrets::Secrets;
-use crate::terminal::{Message, Style};
+use crate::terminal::{Message, Style, clean_lines};
 
 /// The experiment failed: a command failed or timed out.
 pub(crate) const FAILED: u8 = 1;
@@ -119,12 +119,7 @@ impl Error {
             }
         };
         told.core(error, logs);
-        let Told { message, secrets } = told;
-        // Cleaning may have put together what was no secret before.
-        match secrets {
-            Some(secrets) => message.map(|text| secrets.redact(text)),
-            None => message,
-        }
+        told.message
     }
 }
 
@@ -138,7 +133,8 @@ impl Told<'_> {
     /// Adds a line of ours with a text of somebody else's, of which no secret is shown.
     fn entry(&mut self, start: &[(Style, &str)], text: &str) {
         match self.secrets {
-            Some(secrets) => self.message.entry(start, &secrets.redact(text)),
+            // Cleaned first, which may put together what was no secret before.
+            Some(secrets) => self.message.entry(start, &secrets.redact(&clean_lines(text.as_bytes()))),
             None => self.message.entry(start, text),
         }
     }
@@ -216,7 +212,7 @@ impl Told<'_> {
         if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
             let log = logs.join(machine).join(format!("{stage}.log"));
             if log.exists() {
-                self.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
+                self.message.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
             }
         }
         self.others(error);

@@ -118,11 +118,6 @@ impl Message {
         }
     }
 
-    /// The same, changed by somebody who knows what not to show.
-    pub(crate) fn map(self, change: impl FnOnce(&str) -> String) -> Self {
-        Self { text: change(&self.text), ..self }
-    }
-
     /// The lines, each with its end.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
@@ -281,7 +276,7 @@ fn unless_gone(result: io::Result<()>) -> Result<(), Error> {
 }
 
 /// Text of several lines, which stay lines, without what a terminal would act on.
-fn clean_lines(bytes: &[u8]) -> String {
+pub(crate) fn clean_lines(bytes: &[u8]) -> String {
     bytes.split(|&byte| byte == b'\n').map(sanitize_bytes).collect::<Vec<_>>().join("\n")
 }
 

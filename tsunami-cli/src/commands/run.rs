@@ -83,6 +83,7 @@ impl Stage {
             observers.push(Arc::new(Json::new(Box::new(Events))));
         }
         let secrets = Secrets::of(&experiment);
+        secrets.warnings().for_each(|warning| say(&warning));
         tsunami = tsunami
             .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
             .observer(signs.clone())
