@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure,
+    Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure, RunId,
 };
 
 use crate::experiment::Problems;
@@ -58,6 +58,9 @@ pub(crate) enum Error {
         tails: Arc<Tails>,
         secrets: Secrets,
     },
+    /// Whatever failed then only followed from that.
+    #[error("run {0} was torn down by another process")]
+    TornDown(RunId),
     /// An error of `exec` or `ssh`, whose statuses are their own.
     #[error(transparent)]
     Exec(CoreError),
@@ -76,6 +79,7 @@ impl Error {
     pub(crate) fn status(&self) -> u8 {
         match self {
             Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => USAGE,
+            Self::TornDown(_) => INTERRUPTED,
             Self::Core(error) | Self::Run { error, .. } => status(error),
             Self::Provider(error) => launch_status(error.kind),
             Self::Exec(error) => match error {
@@ -95,7 +99,7 @@ impl Error {
                 told.message.drawing(&problems.render(colour));
                 return told.message;
             }
-            Self::Usage(_) | Self::File { .. } => {
+            Self::Usage(_) | Self::File { .. } | Self::TornDown(_) => {
                 told.chain(self);
                 return told.message;
             }

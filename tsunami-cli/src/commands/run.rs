@@ -1,5 +1,6 @@
 //! `tsunami run`: the whole thing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
@@ -44,6 +45,7 @@ pub(super) struct Stage {
     tails: Arc<Tails>,
     secrets: Secrets,
     live: Option<Arc<Live>>,
+    elsewhere: Arc<Elsewhere>,
     quiet: bool,
     /// Whether events go to standard output.
     json: bool,
@@ -65,8 +67,13 @@ impl Stage {
             Some(directory) => Backend::recorded(&directory.record()?, &state).await?,
             None => Backend::of(&experiment, file.accept_new_hosts, &state).await?,
         };
-        let mut tsunami = Tsunami::new(provider, connector).state(state);
+        let mut tsunami = Tsunami::new(provider, connector).state(state.clone());
         let run = tsunami.next_run_id();
+        let elsewhere = Arc::new(Elsewhere {
+            state,
+            machines_of: on.map_or_else(|| run.clone(), RunDirectory::id),
+            torn_down: AtomicBool::new(false),
+        });
         let results = Arc::new(Results::create(&experiment, &run, output.as_deref())?);
         let (signs, cancel, progress) =
             (Arc::new(Signs::default()), CancellationToken::new(), Arc::new(Progress::default()));
@@ -88,6 +95,7 @@ impl Stage {
             .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
             .observer(signs.clone())
             .observer(progress.clone())
+            .observer(elsewhere.clone())
             .results(results.directory())
             .cancel_on(cancel.clone());
         let bars = live.clone();
@@ -105,7 +113,19 @@ impl Stage {
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { experiment, tsunami, run, results, signs, tails, secrets, live, quiet, json: *json })
+        Ok(Self {
+            experiment,
+            tsunami,
+            run,
+            results,
+            signs,
+            tails,
+            secrets,
+            live,
+            elsewhere,
+            quiet,
+            json: *json,
+        })
     }
 
     /// Launches, runs the steps, and tears down or keeps.
@@ -126,7 +146,11 @@ impl Stage {
         });
         let usable = check_machines(&self.experiment, cluster.hosts());
         let steps = self.steps();
-        running.run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await).await
+        let ended = running
+            .run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await)
+            .await;
+        self.elsewhere.look();
+        ended
     }
 
     /// The experiment's steps, as a closure for the engine.
@@ -156,7 +180,13 @@ impl Stage {
         }
         let logs = self.results.logs();
         let (tails, secrets) = (self.tails.clone(), self.secrets.clone());
-        let error = outcome.err().map(|error| Error::Run { error, logs, tails, secrets });
+        let error = outcome.err().map(|error| match error {
+            error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
+                Error::Run { error, logs, tails, secrets }
+            }
+            _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of.clone()),
+            error => Error::Run { error, logs, tails, secrets },
+        });
         let status = error.as_ref().map_or(0, Error::status);
         let written = self.results.finish(&self.experiment, status);
         if !self.quiet {
@@ -169,6 +199,37 @@ impl Stage {
         let last = failures.pop();
         failures.iter().for_each(|failure| show(&failure.render(false)));
         last.map_or(Ok(0), Err)
+    }
+}
+
+/// Whether another process tore the run down: what fails then says nothing of the experiment.
+#[derive(Debug)]
+struct Elsewhere {
+    state: State,
+    machines_of: RunId,
+    torn_down: AtomicBool,
+}
+
+impl Elsewhere {
+    /// Looked at before a teardown of our own, which would look the same.
+    fn look(&self) {
+        let ending = match self.state.find(self.machines_of.as_str()) {
+            Ok(directory) => directory.is_ending(),
+            Err(error) => matches!(error, CoreError::UnknownRun { .. }),
+        };
+        self.torn_down.store(ending, Ordering::Relaxed);
+    }
+
+    fn has_torn_down(&self) -> bool {
+        self.torn_down.load(Ordering::Relaxed)
+    }
+}
+
+impl Observer for Elsewhere {
+    fn event(&self, event: &Event) {
+        if let EventKind::TearingDown { .. } = event.kind {
+            self.look();
+        }
     }
 }
 

@@ -194,8 +194,26 @@ fn down_ends_a_run_that_is_still_going() {
             assert!(ended.status == Some(0) || ended.stderr.contains("no run"), "{ended:?}");
         }
     });
-    run.end().assert_status(4);
+    let ended = run.end();
+    ended.assert_status(5).assert_says(&["was torn down by another process"]);
+    assert!(!ended.stderr.contains("error: client"), "{ended:?}");
     world.assert_clean();
+}
+
+#[test]
+fn down_at_any_moment_says_who_ended_the_run_and_minds_no_end_beside_its_own() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 2\nsetup = 'sleep 0.2'\n");
+    for moment in 0..12 {
+        let run = world.command([&"run".into(), &file]).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(moment * 150));
+        world.tsunami(["down", "--all"]).assert_status(0);
+        let ended = Ended::from(run.wait_with_output().unwrap());
+        // It may have ended before, or be recorded only later.
+        let said = ended.stderr.contains("was torn down by another process");
+        assert!(ended.status == Some(0) || ended.status == Some(5) && said, "{moment}: {ended:?}");
+        world.assert_clean();
+    }
 }
 
 /// `TSUNAMI_KILLS` says how many moments are tried.
