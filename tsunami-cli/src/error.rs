@@ -34,6 +34,9 @@ pub(crate) const EXEC_LOST: u8 = 255;
 /// How many failures are told beside the first.
 const OTHERS: usize = 20;
 
+/// How many characters of a line are shown that a command wrote, or of one for all of a failure.
+const LONGEST: usize = 500;
+
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -179,8 +182,8 @@ impl Told<'_> {
             _ => return,
         };
         for other in others.iter().take(OTHERS) {
-            let all = ErrorChain(other).to_string();
-            self.entry(&[(Style::Plain, "  then: ")], &all.split_whitespace().collect::<Vec<_>>().join(" "));
+            let all = ErrorChain(other).to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            self.entry(&[(Style::Plain, "  then: ")], &shortened(&all));
         }
         if let more @ 1.. = others.len().saturating_sub(OTHERS) {
             self.line(&format!("  then: {more} more"));
@@ -211,7 +214,7 @@ impl Told<'_> {
         let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
         let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
         for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
-            self.entry(&[(Style::Plain, "  | ")], &line);
+            self.entry(&[(Style::Plain, "  | ")], &shortened(&line));
         }
         if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
             let log = logs.join(machine).join(format!("{stage}.log"));
@@ -227,6 +230,14 @@ impl Told<'_> {
             }
             self.help(Some(&format!("run `tsunami down {run}`")));
         }
+    }
+}
+
+/// A line that may have been meant for a program.
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
     }
 }
 

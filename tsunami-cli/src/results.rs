@@ -151,10 +151,12 @@ impl Results {
         let path = self.directory.join("run.json");
         let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(Error::file("write", &path))?;
-        let failed = |name, error| Error::file("write", self.directory.join(name))(error);
-        let events = self.events.error().map(|error| failed("events.jsonl", error));
-        let logs = self.logs.error().map(|error| failed("logs", error));
-        events.or(logs).map_or(Ok(()), Err)
+        Ok(())
+    }
+
+    /// Why events or logs were not written to their end, if they weren't.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        self.logs.error().or_else(|| self.events.error())
     }
 }
 
@@ -191,7 +193,7 @@ fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> 
                 let to = directory.join(&group.name).join(name);
                 files::make_directory(&directory.join(&group.name))
                     .map_err(Error::file("make", directory))?;
-                let copy = || io::copy(&mut File::open(script)?, &mut files::create(&to)?);
+                let copy = || files::whole(&to, |copy| io::copy(&mut File::open(script)?, copy).map(drop));
                 copy().map_err(Error::file("copy", script))?;
             }
         }

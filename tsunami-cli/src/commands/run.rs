@@ -6,8 +6,8 @@ use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Cluster, Error as CoreError, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId, State,
-    Tsunami,
+    Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId,
+    State, Tsunami,
 };
 
 use super::load;
@@ -46,6 +46,7 @@ pub(super) struct Stage {
     secrets: Secrets,
     live: Option<Arc<Live>>,
     elsewhere: Arc<Elsewhere>,
+    colour: bool,
     quiet: bool,
     /// Whether events go to standard output.
     json: bool,
@@ -123,6 +124,7 @@ impl Stage {
             secrets,
             live,
             elsewhere,
+            colour,
             quiet,
             json: *json,
         })
@@ -187,19 +189,29 @@ impl Stage {
             _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of.clone()),
             error => Error::Run { error, logs, tails, secrets },
         });
-        let status = error.as_ref().map_or(0, Error::status);
-        let written = self.results.finish(&self.experiment, status);
+        // A command whose output can't be written down fails for nothing that its machine has done.
+        let local = self.results.error();
+        let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
+        let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
+        let local = local.map(Error::file("write to", self.results.directory()));
+        let status = error.as_ref().or(local.as_ref()).map_or(0, Error::status);
+        let written = self.results.finish(&self.experiment, status).err();
         if !self.quiet {
             say(&format!("results: {}", self.results.directory().display()));
         }
-        let events = if self.json { Events::finish() } else { Ok(()) };
+        let events = if self.json { Events::finish().err() } else { None };
         // The gravest comes last, where it is seen.
-        let failures = [events.err(), written.err(), error];
+        let failures = [events, written, local, error];
         let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
         let last = failures.pop();
-        failures.iter().for_each(|failure| show(&failure.render(false)));
+        failures.iter().for_each(|failure| show(&failure.render(self.colour)));
         last.map_or(Ok(0), Err)
     }
+}
+
+/// Whether an error of a run stems from one on this computer.
+fn follows(error: &Error, local: &std::io::Error) -> bool {
+    ErrorChain(error).to_string().contains(&local.to_string())
 }
 
 /// Whether another process tore the run down: what fails then says nothing of the experiment.

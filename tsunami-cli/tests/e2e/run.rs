@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::world::{Ended, World};
@@ -451,5 +451,18 @@ collect = ["missing"]
     let others: Vec<_> = told.lines().filter(|line| line.starts_with("  then: ")).collect();
     assert!(told.contains("\n  | cannot bind\n") && told.contains("n-1/load.log"), "{told}");
     assert!(others[0].contains("n-2") && others[1].contains("n-0") && others.len() == 2, "{told}");
+    world.assert_clean();
+}
+
+#[test]
+fn events_that_cannot_be_written_are_said_and_fail_the_command() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\n");
+    let mut command = world.command([&"run".into(), &"--json".into(), &file]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = Ended::from(command.stdout(full).stderr(Stdio::piped()).output().unwrap());
+    ended.assert_status(2).assert_says(&["everything is gone", "standard output", "No space left on device"]);
+    let run = fs::read_to_string(world.results().join("run.json")).unwrap();
+    assert!(run.contains("\"success\""), "{run}");
     world.assert_clean();
 }
