@@ -23,6 +23,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// As many files as it may ever be good to have open.
 const OPEN_FILES: u64 = 1 << 16;
 
+/// How many files a machine takes while two commands run on it: connections, their outputs and its logs.
+const FILES_PER_MACHINE: u64 = 8;
+
+/// How many files the program takes beside its machines.
+const FILES_BESIDE: u64 = 64;
+
 fn main() -> ExitCode {
     let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
     terminal::tell_panics();
@@ -73,4 +79,14 @@ fn allow_open_files() {
         // Where that is refused, the first file that can't be opened is named.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
+}
+
+/// What is to be known before so many machines are launched: that they may take more files than may be open.
+fn too_few_open_files(machines: usize) -> Option<String> {
+    let needed = machines as u64 * FILES_PER_MACHINE + FILES_BESIDE;
+    let allowed = getrlimit(Resource::Nofile).current.filter(|&allowed| allowed < needed)?;
+    Some(format!(
+        "{machines} machines take about {needed} open files, and this system allows {allowed} (`ulimit -Hn`): \
+         what can't be opened will fail"
+    ))
 }

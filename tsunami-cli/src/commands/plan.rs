@@ -42,7 +42,8 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
             noted.push(note);
         }
     }
-    for warning in Secrets::of(&experiment).warnings() {
+    let crowded = crate::too_few_open_files(experiment.machines().count());
+    for warning in Secrets::of(&experiment).warnings().chain(crowded) {
         let _ = writeln!(text, "  {}", one_line(&warning));
     }
     for step in &experiment.steps {

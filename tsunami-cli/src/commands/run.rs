@@ -91,7 +91,8 @@ impl Stage {
             observers.push(Arc::new(Json::new(Box::new(Events))));
         }
         let secrets = Secrets::of(&experiment);
-        secrets.warnings().for_each(|warning| say(&warning));
+        let crowded = crate::too_few_open_files(experiment.machines().count());
+        secrets.warnings().chain(crowded).for_each(|warning| say(&warning));
         tsunami = tsunami
             .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
             .observer(signs.clone())

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use crate::world::World;
+use crate::world::{Ended, World};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -214,4 +214,19 @@ fn listing(directory: &Path) -> Vec<String> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn what_will_fail_for_want_of_open_files_or_is_no_secret_is_said_beforehand() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\ncount = 100\nenv = { PIN = { from_env = 'E2E_PIN' } }\n[group.few]\ncount = 2\n";
+    let file = world.write("x.toml", text);
+    let limited = |limit: &str| {
+        let mut command = world.shell(&format!("ulimit -n {limit}; exec \"$@\""), [&"plan".into(), &file]);
+        Ended::from(command.env("E2E_PIN", "1234").output().unwrap()).assert_status(0).stdout.clone()
+    };
+    let planned = limited("800");
+    assert!(planned.contains("102 machines take about 880 open files"), "{planned}");
+    assert!(planned.contains("E2E_PIN has fewer than 8 bytes"), "{planned}");
+    assert!(!limited("900").contains("open files"));
 }
