@@ -12,7 +12,7 @@ use tsunami_core::{
 use crate::experiment::Problems;
 use crate::reporter::Tails;
 use crate::secrets::Secrets;
-use crate::terminal::{Message, Style, clean_lines};
+use crate::terminal::{self, Message, Style, clean_lines};
 
 /// The experiment failed: a command failed or timed out.
 pub(crate) const FAILED: u8 = 1;
@@ -28,6 +28,8 @@ pub(crate) const INTERRUPTED: u8 = 5;
 pub(crate) const REMAINS: u8 = 6;
 /// `exec` and `ssh` themselves failed.
 pub(crate) const EXEC_FAILED: u8 = 125;
+/// `exec` has nobody to print to any more, as a program that SIGPIPE ends.
+pub(crate) const UNREAD: u8 = 128 + 13;
 /// `exec` and `ssh` lost contact.
 pub(crate) const EXEC_LOST: u8 = 255;
 
@@ -94,11 +96,26 @@ impl Error {
         }
     }
 
-    /// All that there is to say, for standard error.
-    pub(crate) fn render(&self, colour: bool) -> Message {
-        let mut told = Told { message: Message::new(colour), secrets: None };
+    /// Says all that there is to say.
+    pub(crate) fn show(&self) {
+        terminal::show(&self.tell(terminal::message(), ""));
+    }
+
+    /// The same of one of many.
+    pub(crate) fn show_of(&self, who: &str) {
+        terminal::show(&self.tell(terminal::message(), &format!("{who}: ")));
+    }
+
+    /// All that there is to say, without colours.
+    pub(crate) fn text(&self) -> String {
+        self.tell(Message::new(false), "").to_string()
+    }
+
+    fn tell(&self, message: Message, who: &str) -> Message {
+        let mut told = Told { who, message, secrets: None };
         let (error, logs) = match self {
             Self::Experiment(problems) => {
+                let colour = told.message.has_colour();
                 told.message.drawing(&problems.render(colour));
                 return told.message;
             }
@@ -112,7 +129,7 @@ impl Error {
                 return told.message;
             }
             Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
-                told.line("interrupted");
+                told.entry(&[(Style::Plain, who)], "interrupted");
                 return told.message;
             }
             Self::Run { error: CoreError::Cancelled, .. } => {
@@ -132,6 +149,8 @@ impl Error {
 
 /// An error as it is being told.
 struct Told<'a> {
+    /// What its first line begins with.
+    who: &'a str,
     message: Message,
     secrets: Option<&'a Secrets>,
 }
@@ -157,7 +176,7 @@ impl Told<'_> {
     }
 
     fn title(&mut self, text: &str) {
-        self.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
+        self.entry(&[(Style::Plain, self.who), (Style::Error, "error"), (Style::Plain, ": ")], text);
     }
 
     /// An error and all that it stems from.
@@ -362,7 +381,7 @@ mod tests {
             }),
         ];
         for error in errors {
-            let text = error.render(false).to_string();
+            let text = error.text();
             assert!(text.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{text:?}");
             let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
             let mut sources = 0;
@@ -396,7 +415,7 @@ mod tests {
         let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
         assert_eq!(status(&all), LOST);
         assert_eq!(
-            Error::Core(all).render(false).to_string(),
+            Error::Core(all).text(),
             "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
              then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
         );

@@ -31,6 +31,7 @@ const FILES_BESIDE: u64 = 64;
 
 fn main() -> ExitCode {
     let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
+    terminal::use_colour(args.colour());
     terminal::tell_panics();
     allow_open_files();
     let filter = tracing_subscriber::EnvFilter::from_env("TSUNAMI_LOG");
@@ -38,16 +39,15 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            terminal::say(&format!("error: cannot start: {error}"));
+            terminal::complain(&format!("cannot start: {error}"));
             terminal::finish();
             return ExitCode::from(error::USAGE);
         }
     };
-    let colour = args.colour();
     let status = match runtime.block_on(commands::run(args)) {
         Ok(status) => status,
         Err(error) => {
-            terminal::show(&error.render(colour));
+            error.show();
             error.status()
         }
     };

@@ -11,6 +11,7 @@ mod outlet;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -118,6 +119,10 @@ impl Message {
         }
     }
 
+    pub(crate) fn has_colour(&self) -> bool {
+        self.colour
+    }
+
     /// The lines, each with its end.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
@@ -159,6 +164,19 @@ fn split_at_colour(text: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
+/// Whether what is said has colours.
+static COLOUR: AtomicBool = AtomicBool::new(false);
+
+/// Decides, for all that is said from now on, whether it has colours.
+pub(crate) fn use_colour(colour: bool) {
+    COLOUR.store(colour, Ordering::Relaxed);
+}
+
+/// A message for standard error.
+pub(crate) fn message() -> Message {
+    Message::new(COLOUR.load(Ordering::Relaxed))
+}
+
 /// The way to standard error.
 pub(crate) fn stderr() -> &'static Arc<Outlet> {
     &STDERR
@@ -173,6 +191,13 @@ pub(crate) fn show(message: &Message) {
 pub(crate) fn say(text: &str) {
     let mut message = Message::new(false);
     message.entry(&[], text);
+    show(&message);
+}
+
+/// Shows an error in a line.
+pub(crate) fn complain(text: &str) {
+    let mut message = message();
+    message.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
     show(&message);
 }
 

@@ -17,8 +17,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// Display says this level only; [`source`](std::error::Error::source) has the rest. What closures return is an
 /// `Error` too, so that `?` works on tsunami's own calls; anything else becomes one through
-/// [`Error::other`] or the `From` implementations.
-#[derive(Debug, thiserror::Error)]
+/// [`Error::other`] or the `From` implementations. Debug is for people too: it is what a `main` that returns an error
+/// shows.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The plan cannot be run. Nothing was started.
@@ -203,6 +204,25 @@ pub enum Error {
     Other(BoxError),
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", ErrorChain(self))?;
+        for line in self.stderr().unwrap_or_default().lines() {
+            write!(f, "\n  | {line}")?;
+        }
+        if let Self::Remains { leftovers, .. } = self {
+            leftovers.iter().try_for_each(|leftover| write!(f, "\n  may remain: {leftover}"))?;
+        }
+        if let Self::Several(Failures { others, .. }) = self {
+            others.iter().try_for_each(|other| write!(f, "\n  then: {other}"))?;
+        }
+        if let Self::Plan { problems } = self {
+            problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        }
+        self.help().map_or(Ok(()), |help| write!(f, "\nhelp: {help}"))
+    }
+}
+
 /// Several errors, of which the first in time is shown: the others may only follow from it.
 #[derive(Debug)]
 pub struct Failures {
@@ -367,4 +387,24 @@ fn over_budget(budget: f64, most: Option<f64>) -> String {
 
 fn running(command: Option<&str>) -> String {
     command.map(|command| format!(" while running `{command}`")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::ProviderErrorKind;
+
+    #[test]
+    fn what_a_main_function_shows_of_an_error_is_for_people() {
+        let source =
+            ProviderError::new(ProviderErrorKind::Capacity, "no room", "no room").help("ask elsewhere");
+        let launch = Error::Launch { group: "a".to_owned(), source };
+        let leftovers = vec![Leftover { what: "machine i-1".to_owned(), why: "no answer".to_owned() }];
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let error = Error::Remains { run, leftovers, cause: Some(Box::new(launch)) };
+        let shown = format!("{error:?}");
+        assert!(shown.starts_with("run 20231114-221320-abcd: 1 thing may remain; `tsunami down"), "{shown}");
+        assert!(shown.contains("\n  because: could not launch group a\n"), "{shown}");
+        assert!(shown.ends_with("\n  may remain: machine i-1: no answer\nhelp: ask elsewhere"), "{shown}");
+    }
 }

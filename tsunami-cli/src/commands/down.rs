@@ -41,7 +41,7 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
             Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
-                say(&format!("{}: {}", directory.id(), error.render(false)));
+                error.show_of(directory.id().as_str());
                 let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
                 status = status.max(if untouched { REMAINS } else { error.status() });
             }

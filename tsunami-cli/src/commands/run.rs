@@ -20,7 +20,7 @@ use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
 use crate::signals;
 use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
-use crate::terminal::{self, Events, is_interactive, say, show};
+use crate::terminal::{self, Events, is_interactive, say};
 
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -40,16 +40,15 @@ pub(super) struct Stage {
     pub(super) experiment: Arc<Experiment>,
     pub(super) tsunami: Tsunami,
     pub(super) run: RunId,
+    /// Whether events go to standard output.
+    pub(super) json: bool,
     results: Arc<Results>,
     signs: Arc<Signs>,
     tails: Arc<Tails>,
     secrets: Secrets,
     live: Option<Arc<Live>>,
     elsewhere: Arc<Elsewhere>,
-    colour: bool,
     quiet: bool,
-    /// Whether events go to standard output.
-    json: bool,
 }
 
 impl Stage {
@@ -105,12 +104,12 @@ impl Stage {
             Some(live) => live.say(line),
             None => say(line),
         };
-        let (bars, run_id) = (live.clone(), run.clone());
+        let (bars, run_id, attached) = (live.clone(), elsewhere.machines_of.clone(), on.is_some());
         let give_up = Arc::new(move || {
             if let Some(live) = &bars {
                 live.finish();
             }
-            progress.give_up(&run_id)
+            progress.give_up(&run_id, attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
@@ -125,7 +124,6 @@ impl Stage {
             secrets,
             live,
             elsewhere,
-            colour,
             quiet,
             json: *json,
         })
@@ -205,7 +203,7 @@ impl Stage {
         let failures = [events, written, local, error];
         let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
         let last = failures.pop();
-        failures.iter().for_each(|failure| show(&failure.render(self.colour)));
+        failures.iter().for_each(Error::show);
         last.map_or(Ok(0), Err)
     }
 }
@@ -281,19 +279,22 @@ type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), CoreError>> +
 struct Progress(Mutex<(Vec<String>, bool)>);
 
 impl Progress {
-    /// Says what may remain and how to remove it; returns the exit status for that.
-    fn give_up(&self, run: &RunId) -> u8 {
+    /// Says what may remain and how to remove it; returns the exit status for that. Machines that were `attached`
+    /// to stay anyway.
+    fn give_up(&self, run: &RunId, attached: bool) -> u8 {
         let (machines, clear) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *clear {
             return crate::error::INTERRUPTED;
         }
-        if machines.is_empty() {
+        if attached {
+            say(&format!("may remain: what the steps began on the machines of {run}, which stay up"));
+        } else if machines.is_empty() {
             say("may remain: machines whose launch was not answered");
         }
         for machine in machines {
             say(&format!("may remain: {machine}"));
         }
-        say(&format!("`tsunami down {run}` removes what is left"));
+        say(&format!("`tsunami down {run}` removes {}", if attached { "both" } else { "what is left" }));
         REMAINS
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{Ended, World, eventually};
+use crate::world::{Ended, Going, World, eventually};
 
 /// A run with something going on in every stage: set-up takes a moment, a server runs, a step takes forever.
 const FILE: &str = r#"name = "x"
@@ -214,6 +214,27 @@ fn down_at_any_moment_says_who_ended_the_run_and_minds_no_end_beside_its_own() {
         assert!(ended.status == Some(0) || ended.status == Some(5) && said, "{moment}: {ended:?}");
         world.assert_clean();
     }
+}
+
+#[test]
+fn giving_up_steps_on_machines_of_another_run_names_that_run() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 'deaf'\non = 'n'\nrun = \"trap '' TERM; while :; do sleep 0.1; done\"\n";
+    let file = world.write("x.toml", text);
+    let up = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let args = ["run".as_ref(), "--json".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str()];
+    let mut run = Going::of(world.command(args));
+    run.wait_for(&["\"command_started\"", "deaf"]);
+    std::thread::sleep(Duration::from_millis(500));
+    run.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(1500));
+    run.signal(Signal::INT);
+    let ended = run.end();
+    ended
+        .assert_status(6)
+        .assert_says(&["may remain: what the steps began", &format!("`tsunami down {up}`")]);
+    world.tsunami(["down", &up]).assert_status(0);
+    world.assert_clean();
 }
 
 /// `TSUNAMI_KILLS` says how many moments are tried.
