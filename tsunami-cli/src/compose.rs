@@ -130,15 +130,16 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
     let env = variables(&me, &Fleet::from(vec![me.clone()]), None);
     for (number, setup) in group.setup.iter().enumerate() {
         let command = match setup {
-            Setup::Command(line) => Command::shell(render(line, &scope)?),
+            Setup::Command(line) => host.command(Command::shell(render(line, &scope)?)),
             Setup::Script(path) => {
                 let remote = format!(".tsunami-setup-{number}");
                 host.upload(path, &remote).await?;
                 // `exec` leaves the choice of the interpreter to the script's `#!` line.
-                Command::shell(format!("chmod u+x {remote} && exec ./{remote}"))
+                let command = Command::shell(format!("chmod u+x {remote} && exec ./{remote}"));
+                host.command(command).called(path.to_string_lossy())
             }
         };
-        let command = with_env(host.command(command), &env, &group.env, &scope)?;
+        let command = with_env(command, &env, &group.env, &scope)?;
         command.run().await?;
     }
     Ok(())

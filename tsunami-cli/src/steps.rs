@@ -60,6 +60,11 @@ while :; do
     sleep 0.1
 done"#;
 
+/// What errors call the program's own commands.
+const CLEANING: &str = "removal of what an earlier trial collected";
+const CHECKING: &str = "the check whether it is ready";
+const SWEEPING: &str = "end of what the trial's commands left running";
+
 /// The name of the only trial.
 pub(crate) const FIRST_TRIAL: &str = "1";
 
@@ -238,12 +243,13 @@ impl<'a> Trial<'a> {
                 ReadyWhen::Port(port) => {
                     let command = Command::program("sh").arg("-c").arg(LISTENING).arg("sh");
                     let command = command.arg(format!("{port:04X}")).arg(hexadecimal(host.ip()));
-                    host.command(command).run().await.map(drop)
+                    host.command(command).called(CHECKING).unobserved().run().await.map(drop)
                 }
                 ReadyWhen::Command(template) => {
                     let line = render(template, &self.scope(host))?;
                     let until = Command::program("sh").arg("-c").arg(UNTIL).arg("sh").arg(line);
-                    self.command(step, host, until)?.run().await.map(drop)
+                    let command = self.command(step, host, until)?.called(CHECKING);
+                    command.unobserved().run().await.map(drop)
                 }
                 ReadyWhen::Log(_) => match log {
                     Some(seen) => seen.await.map_err(Error::other),
@@ -301,7 +307,8 @@ impl<'a> Trial<'a> {
                         Command::program("sh").arg("-c").arg(format!("{enter}{REMOVE}")).arg("sh").arg(cwd);
                     command = patterns.iter().fold(command, |command, pattern| command.arg(pattern));
                 }
-                removals.push(host.stage("clean").command(command).run());
+                let command = host.stage("clean").command(command).called(CLEANING).unobserved();
+                removals.push(command.run());
             }
         }
         join_all(removals).await.into_iter().try_for_each(|removed| removed.map(drop))
@@ -314,7 +321,8 @@ impl<'a> Trial<'a> {
         let sweeps = hosts.map(|host| {
             let command = Command::program("sh").arg("-c").arg(SWEEP).arg("sh").arg(&self.name);
             // What goes on running there may disturb the next attempt.
-            host.stage("sweep").command(command).despite_interruption().run()
+            let command = host.stage("sweep").command(command).called(SWEEPING).unobserved();
+            command.despite_interruption().run()
         });
         join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
     }

@@ -466,3 +466,40 @@ fn events_that_cannot_be_written_are_said_and_fail_the_command() {
     assert!(run.contains("\"success\""), "{run}");
     world.assert_clean();
 }
+
+#[test]
+fn what_the_program_does_by_itself_is_no_part_of_the_story() {
+    let world = World::new();
+    let script = world.write("prepare.sh", "#!/bin/sh\necho prepared\n");
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+    let text = r#"name = "x"
+[group.n]
+setup = { script = "prepare.sh" }
+[[step]]
+name = "serve"
+on = "n"
+start = "sleep 0.5; touch up; exec sleep 60"
+ready = { command = "echo asked; test -e up" }
+[[step]]
+name = "load"
+on = "n"
+run = "echo 1 > out.csv"
+collect = ["out.csv"]
+"#;
+    let file = world.write("x.toml", text);
+    let ended = world.tsunami([&"run".into(), &"-v".into(), &file]);
+    ended.assert_status(0).assert_says(&["setup: $ ", "prepare.sh", "serve: $ sleep 0.5"]);
+    let results = world.results();
+    let mut logs: Vec<_> =
+        fs::read_dir(results.join("logs/n-0")).unwrap().map(|log| log.unwrap().file_name()).collect();
+    logs.sort();
+    assert_eq!(logs, ["load.log", "serve.log", "setup.log"]);
+    let read = |name: &str| fs::read_to_string(results.join(name)).unwrap();
+    assert!(!read("logs/n-0/serve.log").contains("asked"), "{}", read("logs/n-0/serve.log"));
+    for told in [ended.stderr.clone(), read("events.jsonl"), read("run.json"), read("logs/n-0/setup.log")] {
+        for internal in ["IFS=", "/proc/", "until ", "exec ./", "\"sweep\"", "\"clean\""] {
+            assert!(!told.contains(internal), "`{internal}` in:\n{told}");
+        }
+    }
+    world.assert_clean();
+}
