@@ -283,8 +283,9 @@ fn write(outlet: &Outlet, bytes: &[u8]) -> io::Result<()> {
     })
 }
 
-/// Waits, and lets the runtime's other tasks go on meanwhile: one of them listens for signals.
-fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+/// Waits for a reader, or for whoever waits for one, and lets the runtime's other tasks go on meanwhile: one of them
+/// listens for signals.
+pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
         _ => wait(),

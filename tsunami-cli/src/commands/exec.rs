@@ -12,7 +12,7 @@ use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin
 use super::recorded;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
-use crate::terminal::{complain, one_line, pass_on, say};
+use crate::terminal::{complain, one_line, pass_on, say, waiting};
 
 pub(crate) async fn exec(
     name: &str,
@@ -121,17 +121,20 @@ impl Observer for Printer {
     fn event(&self, _: &Event) {}
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-        let mut printing = self.lock();
-        match printing.print(origin.machine, stream, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                if stream == Stream::Stdout {
-                    printing.unread = true;
-                    self.cancel.cancel();
+        // Another machine's output may be what is waited for.
+        waiting(|| {
+            let mut printing = self.lock();
+            match printing.print(origin.machine, stream, bytes) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    if stream == Stream::Stdout {
+                        printing.unread = true;
+                        self.cancel.cancel();
+                    }
+                    Ok(())
                 }
-                Ok(())
+                printed => printed,
             }
-            printed => printed,
-        }
+        })
     }
 }
 

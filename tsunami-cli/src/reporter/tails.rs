@@ -9,10 +9,14 @@ use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 use super::lock;
 use super::sanitize::{Lines, sanitize_bytes};
 
-/// How many lines of each output are kept. Each has a [bound](super::sanitize::LINE_LIMIT) of its own.
-const KEPT: usize = 10;
+/// How many lines of each output are told.
+const LINES: usize = 10;
 
-/// Keeps the last lines of both outputs, by machine and stage.
+/// Bytes of each output that are kept. Lines are made of them only when somebody wants to read them: a flood must cost
+/// little.
+const BYTES: usize = 4096;
+
+/// Keeps the end of both outputs, by machine and stage.
 #[derive(Debug, Default)]
 pub(crate) struct Tails(Mutex<HashMap<(String, String), Tail>>);
 
@@ -20,48 +24,68 @@ pub(crate) struct Tails(Mutex<HashMap<(String, String), Tail>>);
 struct Tail {
     /// How many commands go on in the stage: a server, and what asks whether it is ready.
     running: usize,
-    /// How many lines there were.
+    /// How many pieces there were.
     count: u64,
     outputs: [Output; 2],
 }
 
 #[derive(Debug, Default)]
 struct Output {
-    begun: Lines,
-    /// Which line it was, and the line.
-    last: VecDeque<(u64, String)>,
+    /// Which piece it was, and its bytes.
+    pieces: VecDeque<(u64, Vec<u8>)>,
+    size: usize,
+    /// Whether there was more before.
+    cut: bool,
 }
 
 impl Tails {
     /// The last lines of both outputs, in the order in which they came.
     pub(crate) fn of(&self, machine: &str, stage: &str) -> Vec<String> {
-        let mut tails = lock(&self.0);
-        let Some(tail) = tails.get_mut(&(machine.to_owned(), stage.to_owned())) else { return Vec::new() };
-        tail.finish();
-        let mut lines: Vec<_> = tail.outputs.iter().flat_map(|output| output.last.clone()).collect();
-        lines.sort();
-        lines.into_iter().map(|(_, line)| line).collect()
+        let tails = lock(&self.0);
+        tails.get(&(machine.to_owned(), stage.to_owned())).map(Tail::lines).unwrap_or_default()
     }
 }
 
 impl Tail {
     fn push(&mut self, stream: Stream, bytes: &[u8]) {
-        let Output { begun, last } = &mut self.outputs[usize::from(stream == Stream::Stderr)];
-        begun.push(bytes, |line| keep(last, &mut self.count, line));
-    }
-
-    /// Takes what has no end of line for a line.
-    fn finish(&mut self) {
-        for Output { begun, last } in &mut self.outputs {
-            begun.finish(|line| keep(last, &mut self.count, line));
+        let Output { pieces, size, cut } = &mut self.outputs[usize::from(stream == Stream::Stderr)];
+        let end = &bytes[bytes.len().saturating_sub(BYTES)..];
+        *cut |= end.len() < bytes.len();
+        *size += end.len();
+        match pieces.back_mut() {
+            // Nothing came in between.
+            Some((last, piece)) if *last + 1 == self.count && piece.len() + end.len() <= BYTES => {
+                piece.extend_from_slice(end);
+            }
+            _ => {
+                pieces.push_back((self.count, end.to_vec()));
+                self.count += 1;
+            }
+        }
+        while let Some((_, first)) = pieces.front()
+            && *size - first.len() >= BYTES
+        {
+            *size -= first.len();
+            *cut = true;
+            pieces.pop_front();
         }
     }
-}
 
-fn keep(last: &mut VecDeque<(u64, String)>, count: &mut u64, line: &[u8]) {
-    last.drain(..(last.len() + 1).saturating_sub(KEPT));
-    last.push_back((*count, sanitize_bytes(line)));
-    *count += 1;
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for output in &self.outputs {
+            let (mut begun, mut own) = (Lines::default(), Vec::new());
+            for (which, piece) in &output.pieces {
+                begun.push(piece, |line| own.push((*which, sanitize_bytes(line))));
+            }
+            begun.finish(|line| own.push((self.count, sanitize_bytes(line))));
+            // What is left of a line says less than none.
+            let torn = usize::from(output.cut && own.len() > 1);
+            lines.extend(own.drain(torn.max(own.len().saturating_sub(LINES))..));
+        }
+        lines.sort_by_key(|(which, _)| *which);
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
 }
 
 impl Observer for Tails {
@@ -78,7 +102,6 @@ impl Observer for Tails {
             }
             EventKind::CommandFinished { machine, stage, .. } => {
                 if let Some(tail) = lock(&self.0).get_mut(&(machine.clone(), stage.clone())) {
-                    tail.finish();
                     tail.running = tail.running.saturating_sub(1);
                 }
             }
@@ -118,5 +141,10 @@ mod tests {
             ["cannot bind".to_owned()].into_iter().chain((990..1000).map(|i| format!("line {i}"))).collect();
         assert_eq!(tails.of("a", "b"), [expected, vec!["second".to_owned()]].concat());
         assert_eq!(tails.of("a", "c"), Vec::<String>::new());
+        (0..100).for_each(|_| write(Stream::Stdout, &"x".repeat(3000)));
+        write(Stream::Stdout, "\nlast\n");
+        assert_eq!(tails.of("a", "b"), ["cannot bind", "last", "second"]);
+        let tails = lock(&tails.0);
+        assert!(tails.values().flat_map(|tail| &tail.outputs).all(|output| output.size < 2 * BYTES));
     }
 }

@@ -318,6 +318,26 @@ fn a_reader_of_standard_error_that_stands_still_stops_nothing() {
 }
 
 #[test]
+fn output_of_many_machines_that_nobody_reads_can_be_interrupted() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 5\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let mut command = world.command(["exec", &run, "--", "while :; do echo sleep 1016; done"]);
+    let (reader, writer) = full_pipe();
+    let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    std::thread::sleep(Duration::from_secs(2));
+    let interrupted = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    ended.assert_status(125).assert_says(&["stopping the command"]);
+    assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
+    drop(reader);
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
 fn a_reader_of_events_that_stands_still_stops_nothing_and_the_loss_is_said() {
     let ended = interrupted_unread(&["--json"], |command, writer| {
         command.stdout(writer);
