@@ -302,7 +302,7 @@ fn interrupted_unread(args: &[&str], stalled: fn(&mut Command, std::io::PipeWrit
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let ended = Ended::from(child.wait_with_output().unwrap());
     ended.assert_status(5);
-    assert!(interrupted.elapsed() < Duration::from_secs(10), "{:?}", interrupted.elapsed());
+    assert!(interrupted.elapsed() < Duration::from_secs(30), "{:?}", interrupted.elapsed());
     world.assert_clean();
     let events = fs::read_to_string(world.results().join("events.jsonl")).unwrap();
     assert!(events.contains("\"torn_down\"") && events.contains("\"run_finished\""), "{events}");
@@ -331,7 +331,7 @@ fn output_of_many_machines_that_nobody_reads_can_be_interrupted() {
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let ended = Ended::from(child.wait_with_output().unwrap());
     ended.assert_status(125).assert_says(&["stopping the command"]);
-    assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
+    assert!(interrupted.elapsed() < Duration::from_secs(60), "{:?}", interrupted.elapsed());
     drop(reader);
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
