@@ -157,6 +157,13 @@ pub(crate) struct CloudArgs {
     pub(crate) profile: Option<String>,
 }
 
+impl CloudArgs {
+    /// Whether anything says where to look.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.provider.is_some() || !self.region.is_empty() || self.profile.is_some()
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
@@ -196,5 +203,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_profile_alone_says_where_to_look() {
+        for (words, asked) in
+            [(&["ls"][..], false), (&["ls", "--profile", "x"], true), (&["ls", "--json"], false)]
+        {
+            let args = Args::parse_from([&["tsunami"], words].concat());
+            assert!(matches!(args.command, Command::Ls { cloud, .. } if cloud.is_asked() == asked));
+        }
     }
 }

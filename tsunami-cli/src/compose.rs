@@ -130,14 +130,15 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
     let env = variables(&me, &Fleet::from(vec![me.clone()]), None);
     for (number, setup) in group.setup.iter().enumerate() {
         let command = match setup {
-            Setup::Command(line) => Command::shell(render(line, &scope)?),
+            Setup::Command(line) => host.command(Command::shell(render(line, &scope)?)),
             Setup::Script(path) => {
                 let remote = script_name(number);
                 host.upload(path, &remote).await?;
-                Command::shell(script_line(path, &remote).map_err(|error| host.error(error))?)
+                let line = script_line(path, &remote).map_err(|error| host.error(error))?;
+                host.command(Command::shell(line)).called(path.to_string_lossy())
             }
         };
-        let command = with_env(host.command(command), &env, &group.env, &scope)?;
+        let command = with_env(command, &env, &group.env, &scope)?;
         command.run().await?;
     }
     Ok(())

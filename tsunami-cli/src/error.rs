@@ -2,12 +2,17 @@
 
 use std::error::Error as StdError;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use tsunami_core::{Error as CoreError, ProviderError, ProviderErrorKind, QuoteFailure};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tsunami_core::{
+    Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure, RunId,
+};
 
 use crate::experiment::Problems;
+use crate::reporter::Tails;
 use crate::secrets::Secrets;
-use crate::terminal::{Message, Style};
+use crate::terminal::{self, Message, Style, clean_lines};
 
 /// The experiment failed: a command failed or timed out.
 pub(crate) const FAILED: u8 = 1;
@@ -23,8 +28,16 @@ pub(crate) const INTERRUPTED: u8 = 5;
 pub(crate) const REMAINS: u8 = 6;
 /// `exec` and `ssh` themselves failed.
 pub(crate) const EXEC_FAILED: u8 = 125;
+/// `exec` has nobody to print to any more, as a program that SIGPIPE ends.
+pub(crate) const UNREAD: u8 = 128 + 13;
 /// `exec` and `ssh` lost contact.
 pub(crate) const EXEC_LOST: u8 = 255;
+
+/// How many failures are told beside the first.
+const OTHERS: usize = 20;
+
+/// How many characters of a line are shown that a command wrote, or of one for all of a failure.
+const LONGEST: usize = 500;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +60,12 @@ pub(crate) enum Error {
         #[source]
         error: CoreError,
         logs: PathBuf,
+        tails: Arc<Tails>,
         secrets: Secrets,
     },
+    /// Whatever failed then only followed from that.
+    #[error("run {0} was torn down by another process")]
+    TornDown(RunId),
     /// An error of `exec` or `ssh`, whose statuses are their own.
     #[error(transparent)]
     Exec(CoreError),
@@ -67,6 +84,7 @@ impl Error {
     pub(crate) fn status(&self) -> u8 {
         match self {
             Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => USAGE,
+            Self::TornDown(_) => INTERRUPTED,
             Self::Core(error) | Self::Run { error, .. } => status(error),
             Self::Provider(error) => launch_status(error.kind),
             Self::Exec(error) => match error {
@@ -78,15 +96,30 @@ impl Error {
         }
     }
 
-    /// All that there is to say, for standard error.
-    pub(crate) fn render(&self, colour: bool) -> Message {
-        let mut told = Told { message: Message::new(colour), secrets: None };
+    /// Says all that there is to say.
+    pub(crate) fn show(&self) {
+        terminal::show(&self.tell(terminal::message(), ""));
+    }
+
+    /// The same of one of many.
+    pub(crate) fn show_of(&self, who: &str) {
+        terminal::show(&self.tell(terminal::message(), &format!("{who}: ")));
+    }
+
+    /// All that there is to say, without colours.
+    pub(crate) fn text(&self) -> String {
+        self.tell(Message::new(false), "").to_string()
+    }
+
+    fn tell(&self, message: Message, who: &str) -> Message {
+        let mut told = Told { who, message, secrets: None };
         let (error, logs) = match self {
             Self::Experiment(problems) => {
+                let colour = told.message.has_colour();
                 told.message.drawing(&problems.render(colour));
                 return told.message;
             }
-            Self::Usage(_) | Self::File { .. } => {
+            Self::Usage(_) | Self::File { .. } | Self::TornDown(_) => {
                 told.chain(self);
                 return told.message;
             }
@@ -96,7 +129,7 @@ impl Error {
                 return told.message;
             }
             Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
-                told.line("interrupted");
+                told.entry(&[(Style::Plain, who)], "interrupted");
                 return told.message;
             }
             Self::Run { error: CoreError::Cancelled, .. } => {
@@ -104,23 +137,20 @@ impl Error {
                 return told.message;
             }
             Self::Core(error) | Self::Exec(error) => (error, None),
-            Self::Run { error, logs, secrets } => {
+            Self::Run { error, logs, tails, secrets } => {
                 told.secrets = Some(secrets);
-                (error, Some(logs))
+                (error, Some((logs, tails)))
             }
         };
         told.core(error, logs);
-        let Told { message, secrets } = told;
-        // Cleaning may have put together what was no secret before.
-        match secrets {
-            Some(secrets) => message.map(|text| secrets.redact(text)),
-            None => message,
-        }
+        told.message
     }
 }
 
 /// An error as it is being told.
 struct Told<'a> {
+    /// What its first line begins with.
+    who: &'a str,
     message: Message,
     secrets: Option<&'a Secrets>,
 }
@@ -129,7 +159,8 @@ impl Told<'_> {
     /// Adds a line of ours with a text of somebody else's, of which no secret is shown.
     fn entry(&mut self, start: &[(Style, &str)], text: &str) {
         match self.secrets {
-            Some(secrets) => self.message.entry(start, &secrets.redact(text)),
+            // Cleaned first, which may put together what was no secret before.
+            Some(secrets) => self.message.entry(start, &secrets.redact(&clean_lines(text.as_bytes()))),
             None => self.message.entry(start, text),
         }
     }
@@ -145,7 +176,7 @@ impl Told<'_> {
     }
 
     fn title(&mut self, text: &str) {
-        self.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
+        self.entry(&[(Style::Plain, self.who), (Style::Error, "error"), (Style::Plain, ": ")], text);
     }
 
     /// An error and all that it stems from.
@@ -162,7 +193,23 @@ impl Told<'_> {
         }
     }
 
-    fn core(&mut self, error: &CoreError, logs: Option<&PathBuf>) {
+    /// A line each of what failed later than what was told.
+    fn others(&mut self, error: &CoreError) {
+        let others = match error {
+            CoreError::Several(Failures { others, .. }) => others,
+            CoreError::Remains { cause: Some(cause), .. } => return self.others(cause),
+            _ => return,
+        };
+        for other in others.iter().take(OTHERS) {
+            let all = ErrorChain(other).to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            self.entry(&[(Style::Plain, "  then: ")], &shortened(&all));
+        }
+        if let more @ 1.. = others.len().saturating_sub(OTHERS) {
+            self.line(&format!("  then: {more} more"));
+        }
+    }
+
+    fn core(&mut self, error: &CoreError, run: Option<(&PathBuf, &Arc<Tails>)>) {
         match error {
             // Its own words list the groups, with whatever their provider said.
             CoreError::Quote { failures } => {
@@ -174,6 +221,7 @@ impl Told<'_> {
                     );
                 }
             }
+            CoreError::Several(failures) => self.chain(&*failures.first),
             _ => self.chain(error),
         }
         if let CoreError::Plan { problems } = error {
@@ -181,15 +229,19 @@ impl Told<'_> {
                 self.entry(&[(Style::Plain, "  ")], &problem.to_string());
             }
         }
-        for line in error.stderr().unwrap_or_default().lines() {
-            self.entry(&[(Style::Plain, "  | ")], line);
+        let place = error.place();
+        let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
+        let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
+        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
+            self.entry(&[(Style::Plain, "  | ")], &shortened(&line));
         }
-        if let (Some(logs), Some((machine, stage))) = (logs, error.place()) {
+        if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
             let log = logs.join(machine).join(format!("{stage}.log"));
             if log.exists() {
-                self.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
+                self.message.entry(&[(Style::Plain, "  full log: ")], &log.to_string_lossy());
             }
         }
+        self.others(error);
         self.help(error.help());
         if let CoreError::Remains { run, leftovers, .. } = error {
             for leftover in leftovers {
@@ -197,6 +249,14 @@ impl Told<'_> {
             }
             self.help(Some(&format!("run `tsunami down {run}`")));
         }
+    }
+}
+
+/// A line that may have been meant for a program.
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
     }
 }
 
@@ -211,6 +271,10 @@ fn status(error: &CoreError) -> u8 {
         | CoreError::Connect { .. }
         | CoreError::LifetimeOver(_) => LOST,
         CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
+        CoreError::Several(Failures { first, others }) => {
+            let all = std::iter::once(&**first).chain(others).map(status);
+            all.min_by_key(|&status| rank(status)).unwrap_or(FAILED)
+        }
         CoreError::Quote { failures } => {
             // What the user can mend in the file comes before what the account lacks.
             failures.iter().map(|failure| launch_status(failure.error.kind)).min().unwrap_or(LAUNCH)
@@ -233,14 +297,51 @@ fn launch_status(kind: ProviderErrorKind) -> u8 {
     }
 }
 
-/// Of several errors, the one that decides about the exit status: 4 before 1, and the first of its kind.
+/// What the status says, from what counts most to what counts least.
+fn rank(status: u8) -> u8 {
+    match status {
+        REMAINS => 0,
+        LOST => 1,
+        LAUNCH => 2,
+        INTERRUPTED => 4,
+        _ => 3,
+    }
+}
+
+/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
+/// before, tells nothing new unless it counts for more.
 pub(crate) fn gravest(errors: Vec<CoreError>) -> Option<CoreError> {
-    let rank = |error: &CoreError| match status(error) {
-        LOST => 0,
-        INTERRUPTED => 2,
-        _ => 1,
-    };
-    errors.into_iter().min_by_key(rank)
+    let flat = errors.into_iter().flat_map(|error| match error {
+        CoreError::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
+        error => vec![error],
+    });
+    let mut kept: Vec<CoreError> = Vec::new();
+    for error in flat {
+        let tells_nothing_new = |earlier: &CoreError| {
+            let same = match (earlier.place(), error.place()) {
+                (Some((machine, _)), Some((same, _))) => machine == same,
+                _ => matches!(error, CoreError::Cancelled),
+            };
+            same && rank(status(earlier)) <= rank(status(&error))
+        };
+        if !kept.iter().any(tells_nothing_new) {
+            kept.push(error);
+        }
+    }
+    if kept.iter().any(|error| !matches!(error, CoreError::Cancelled)) {
+        kept.retain(|error| !matches!(error, CoreError::Cancelled));
+    }
+    let mut kept = kept.into_iter();
+    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
+    if others.is_empty() {
+        return Some(first);
+    }
+    Some(CoreError::Several(Failures { first: Box::new(first), others }))
+}
+
+/// Awaits all of them at once. The results come in the order of time.
+pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 #[cfg(test)]
@@ -280,7 +381,7 @@ mod tests {
             }),
         ];
         for error in errors {
-            let text = error.render(false).to_string();
+            let text = error.text();
             assert!(text.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{text:?}");
             let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
             let mut sources = 0;
@@ -293,5 +394,32 @@ mod tests {
             assert!(begin("  may remain: ") <= 1, "{text}");
             assert_eq!(text.matches("\nhelp: run `curl").count(), 0, "{text}");
         }
+    }
+
+    #[test]
+    fn the_first_in_time_is_told_and_the_gravest_decides() {
+        let at = |machine: &str, what: &str| CoreError::At {
+            machine: machine.to_owned(),
+            stage: "load".to_owned(),
+            source: what.into(),
+        };
+        let lost = |machine: &str| CoreError::Lost {
+            machine: machine.to_owned(),
+            stage: "load".to_owned(),
+            command: None,
+            source: "gone".into(),
+        };
+        let one = gravest(vec![CoreError::Cancelled, at("a", "x"), CoreError::Cancelled, at("a", "again")]);
+        assert!(matches!(&one, Some(CoreError::At { .. })), "{one:?}");
+        let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
+        let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
+        assert_eq!(status(&all), LOST);
+        assert_eq!(
+            Error::Core(all).text(),
+            "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
+             then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
+        );
+        assert!(matches!(gravest(vec![CoreError::Cancelled]), Some(CoreError::Cancelled)));
+        assert!(gravest(Vec::new()).is_none());
     }
 }

@@ -23,8 +23,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// As many files as it may ever be good to have open.
 const OPEN_FILES: u64 = 1 << 16;
 
+/// How many files a machine takes while two commands run on it: connections, their outputs and its logs.
+const FILES_PER_MACHINE: u64 = 8;
+
+/// How many files the program takes beside its machines.
+const FILES_BESIDE: u64 = 64;
+
 fn main() -> ExitCode {
     let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
+    terminal::use_colour(args.colour());
     terminal::tell_panics();
     allow_open_files();
     let filter = tracing_subscriber::EnvFilter::builder().with_env_var("TSUNAMI_LOG");
@@ -38,18 +45,19 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            terminal::say(&format!("error: cannot start: {error}"));
+            terminal::complain(&format!("cannot start: {error}"));
+            terminal::finish();
             return ExitCode::from(error::USAGE);
         }
     };
-    let colour = args.colour();
     let status = match runtime.block_on(commands::run(args)) {
         Ok(status) => status,
         Err(error) => {
-            terminal::show(&error.render(colour));
+            error.show();
             error.status()
         }
     };
+    terminal::finish();
     // Nothing that matters runs any more; a blocking read must not hold the process.
     runtime.shutdown_background();
     ExitCode::from(status)
@@ -63,6 +71,7 @@ fn misused(error: clap::Error) -> ! {
         // Words that aren't UTF-8 are right once they are marked.
         Ok(_) => {
             terminal::say(&error.to_string());
+            terminal::finish();
             std::process::exit(error.exit_code())
         }
     }
@@ -76,4 +85,14 @@ fn allow_open_files() {
         // Where that is refused, the first file that can't be opened is named.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
+}
+
+/// What is to be known before so many machines are launched: that they may take more files than may be open.
+fn too_few_open_files(machines: usize) -> Option<String> {
+    let needed = machines as u64 * FILES_PER_MACHINE + FILES_BESIDE;
+    let allowed = getrlimit(Resource::Nofile).current.filter(|&allowed| allowed < needed)?;
+    Some(format!(
+        "{machines} machines take about {needed} open files, and this system allows {allowed} (`ulimit -Hn`): \
+         what can't be opened will fail"
+    ))
 }

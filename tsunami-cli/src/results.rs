@@ -1,5 +1,7 @@
 //! The directory that explains a run: what was asked for, what happened, what came of it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,9 @@ use crate::error::Error;
 use crate::experiment::{Experiment, ProviderKind, Setup};
 use crate::files;
 use crate::reporter::{Json, Logs};
+
+/// The name that a group's user data has among its inputs.
+const USER_DATA: &str = "user-data";
 
 /// A run's results directory.
 #[derive(Debug)]
@@ -159,10 +164,12 @@ impl Results {
         let path = self.directory.join("run.json");
         let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(Error::file("write", &path))?;
-        let failed = |name, error| Error::file("write", self.directory.join(name))(error);
-        let events = self.events.error().map(|error| failed("events.jsonl", error));
-        let logs = self.logs.error().map(|error| failed("logs", error));
-        events.or(logs).map_or(Ok(()), Err)
+        Ok(())
+    }
+
+    /// Why events or logs were not written to their end, if they weren't.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        self.logs.error().or_else(|| self.events.error())
     }
 }
 
@@ -188,20 +195,47 @@ impl Controller {
     }
 }
 
-/// Scripts as they are, `--set` values, and the digests of uploads.
+/// The scripts of a group, each once, and names for them in one directory: their own, with a number before it where
+/// that is taken.
+fn named<'a>(scripts: impl Iterator<Item = &'a Path>, with_user_data: bool) -> BTreeMap<OsString, &'a Path> {
+    let mut names = BTreeMap::new();
+    for script in scripts {
+        let own = script.file_name().unwrap_or(script.as_os_str());
+        let numbered = (2..).map(|number: usize| {
+            let mut name = OsString::from(format!("{number}-"));
+            name.push(own);
+            name
+        });
+        let free = |name: &OsString| {
+            names.get(name).is_none_or(|same| *same == script) && !(with_user_data && name == USER_DATA)
+        };
+        if let Some(name) = std::iter::once(own.to_owned()).chain(numbered).find(free) {
+            names.insert(name, script);
+        }
+    }
+    names
+}
+
+/// Scripts and user data as they are, `--set` values, and the digests of uploads.
 fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Error> {
     files::make_directory(directory).map_err(Error::file("make", directory))?;
     let mut uploads = Vec::new();
     for group in &experiment.groups {
-        for setup in &group.setup {
-            if let Setup::Script(script) = setup {
-                let name = script.file_name().unwrap_or(script.as_os_str());
-                let to = directory.join(&group.name).join(name);
-                files::make_directory(&directory.join(&group.name))
-                    .map_err(Error::file("make", directory))?;
-                let copy = || io::copy(&mut File::open(script)?, &mut files::create(&to)?);
-                copy().map_err(Error::file("copy", script))?;
-            }
+        let into = directory.join(&group.name);
+        let user_data = group.aws.as_ref().and_then(|aws| aws.user_data.as_deref());
+        if let Some(user_data) = user_data {
+            files::make_directory(&into).map_err(Error::file("make", &into))?;
+            let to = into.join(USER_DATA);
+            files::write(&to, user_data).map_err(Error::file("write", &to))?;
+        }
+        let scripts = group.setup.iter().filter_map(|setup| match setup {
+            Setup::Script(script) => Some(script.as_path()),
+            Setup::Command(_) => None,
+        });
+        for (name, script) in named(scripts, user_data.is_some()) {
+            files::make_directory(&into).map_err(Error::file("make", &into))?;
+            let copy = |copy: &mut File| io::copy(&mut File::open(script)?, copy).map(drop);
+            files::whole(&into.join(name), copy).map_err(Error::file("copy", script))?;
         }
         for upload in &group.upload {
             let mut files = Vec::new();
@@ -255,4 +289,42 @@ fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Re
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_of_the_same_name_and_user_data_are_all_kept() {
+        let scripts = ["a/setup.sh", "b/setup.sh", "a/setup.sh", "2-setup.sh", "user-data"].map(Path::new);
+        let names = |user_data| -> Vec<_> {
+            let named = named(scripts.into_iter(), user_data);
+            named.into_iter().map(|(name, path)| (name.into_string().unwrap(), path.to_owned())).collect()
+        };
+        let mut expected = [
+            ("2-2-setup.sh", "2-setup.sh"),
+            ("2-setup.sh", "b/setup.sh"),
+            ("setup.sh", "a/setup.sh"),
+            ("user-data", "user-data"),
+        ]
+        .map(|(name, path)| (name.to_owned(), PathBuf::from(path)));
+        assert_eq!(names(false), expected);
+        expected[3].0 = "2-user-data".to_owned();
+        expected.sort();
+        assert_eq!(names(true), expected);
+    }
+
+    #[test]
+    fn inputs_hold_the_user_data_of_each_group() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
+        let file = directory.path().join("x.toml");
+        let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'boot.sh'\n";
+        fs::write(&file, text).unwrap();
+        let experiment = Experiment::load(&file, &[], &|_| None).unwrap();
+        write_inputs(&experiment, &directory.path().join("inputs")).unwrap();
+        let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
+        assert_eq!(kept, "#!/bin/sh\n");
+    }
 }

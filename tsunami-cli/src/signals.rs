@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::terminal;
 
 /// Signals this soon after the first are taken for the same one.
 const DEBOUNCE: Duration = Duration::from_secs(1);
@@ -41,12 +42,15 @@ pub(crate) fn watch(
         };
         let name = next().await;
         token.cancel();
+        terminal::hurry();
         tell(&format!("{name}: {doing}; once more to give up waiting"));
         // A shell, a terminal or `timeout` may send the same signal twice, or to the whole group: that is nobody
         // who has lost patience. A closed terminal never is.
         let patience = Instant::now() + DEBOUNCE;
         while next().await == "SIGHUP" || Instant::now() < patience {}
-        std::process::exit(give_up().into());
+        let status = give_up();
+        terminal::finish();
+        std::process::exit(status.into());
     });
     Ok(())
 }

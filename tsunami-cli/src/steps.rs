@@ -15,7 +15,7 @@ use tsunami_core::{
 };
 
 use crate::compose::{facts, render, with_env};
-use crate::error::gravest;
+use crate::error::{gravest, in_time};
 use crate::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
@@ -33,6 +33,11 @@ const SWEEP: &str = include_str!("steps/sweep.sh");
 
 /// The variable that tells a step's processes.
 const STEP: &str = "TSUNAMI_STEP";
+
+/// What errors call the program's own commands.
+const CLEANING: &str = "removal of what an earlier trial collected";
+const CHECKING: &str = "the check whether it is ready";
+const SWEEPING: &str = "end of what the trial's commands left running";
 
 /// The name of the only trial.
 pub(crate) const FIRST_TRIAL: &str = "1";
@@ -114,7 +119,7 @@ impl<'a> Trial<'a> {
             let begun = Instant::now();
             let (trial, name) = (self.name.clone(), step.name.clone());
             self.cluster.emit(EventKind::StepStarted { trial, step: name, machines: step.on.clone() });
-            let parts = join_all(self.hosts(step)?.into_iter().map(|host| self.part(step, host))).await;
+            let parts = in_time(self.hosts(step)?.into_iter().map(|host| self.part(step, host))).await;
             let mut errors = Vec::new();
             for part in parts {
                 match part {
@@ -222,19 +227,19 @@ impl<'a> Trial<'a> {
         line: &str,
         process: &mut Process,
     ) -> Result<(), Error> {
-        // What is asked again and again is no part of the server's own log.
-        let looks = host.stage(&format!("{}.ready", step.name));
+        // What is asked again and again is no part of the story, nor of the server's own log.
         let is_ready = async {
             match &ready.when {
                 ReadyWhen::Port(port) => {
                     let command = listening("wait", *port).arg(&signals.before).arg(own_addresses(host));
                     let command = command.arg(host.name()).arg(&self.name).arg(&step.name);
-                    looks.command(command).run().await.map(drop)
+                    host.command(command).called(CHECKING).unobserved().run().await.map(drop)
                 }
                 ReadyWhen::Command(template) => {
                     let line = render(template, &self.scope(host))?;
                     let until = own_script("until", UNTIL).arg(line);
-                    self.command(step, &looks, until)?.run().await.map(drop)
+                    let command = self.command(step, host, until)?.called(CHECKING);
+                    command.unobserved().run().await.map(drop)
                 }
                 ReadyWhen::Log(_) => match signals.log {
                     Some(seen) => seen.await.map_err(Error::other),
@@ -265,8 +270,8 @@ impl<'a> Trial<'a> {
 
     /// The sockets that listen on a port, as the script has them.
     async fn listeners(&self, step: &Step, host: &Host, port: u16) -> Result<String, Error> {
-        let looks = host.stage(&format!("{}.ready", step.name));
-        let output = looks.command(listening("before", port)).run().await?;
+        let command = host.command(listening("before", port)).called(CHECKING).unobserved();
+        let output = command.run().await?;
         Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
@@ -322,7 +327,8 @@ impl<'a> Trial<'a> {
         let sweeps = hosts.map(|host| {
             let command = own_script("sweep", SWEEP).arg(&self.name);
             // What goes on running there may disturb the next attempt.
-            host.stage("sweep").command(command).despite_interruption().run()
+            let command = host.stage("sweep").command(command).called(SWEEPING).unobserved();
+            command.despite_interruption().run()
         });
         join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
     }
@@ -340,7 +346,7 @@ impl<'a> Trial<'a> {
                 _ => collected,
             }
         });
-        gravest(join_all(ends).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
+        gravest(in_time(ends).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
     }
 }
 

@@ -3,17 +3,38 @@
 //! What is shown comes from everywhere: from machines, services, files and names that others chose. A terminal acts
 //! on some of it, and a line that somebody else began may read like one of ours. Everything that this program says
 //! is therefore a [`Message`], which takes text only after cleaning it, keeps it in the line it was meant for, and
-//! adds colours itself. That nobody reads what is written is no reason to fail.
+//! adds colours itself. That nobody reads what is written is no reason to fail, nor to wait: an [`Outlet`] each writes
+//! to standard output and standard error.
+
+mod outlet;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
 
 use crate::error::Error;
 use crate::reporter::{harmless, sanitize, sanitize_bytes};
+
+pub(crate) use outlet::Outlet;
+use outlet::PROGRESS_LIMIT;
+#[cfg(test)]
+pub(crate) use outlet::tests::Stopped;
+
+/// How long the program waits at its end for a reader that stands still.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long what was said may take to appear before data that belongs below it.
+const ORDER_TIMEOUT: Duration = Duration::from_millis(100);
+
+static STDOUT: LazyLock<Arc<Outlet>> = LazyLock::new(|| Outlet::new(io::stdout()));
+static STDERR: LazyLock<Arc<Outlet>> = LazyLock::new(|| Outlet::new(io::stderr()));
 
 /// How far a line is set in that goes on with the text of the line before.
 const CONTINUED: usize = 4;
@@ -98,9 +119,8 @@ impl Message {
         }
     }
 
-    /// The same, changed by somebody who knows what not to show.
-    pub(crate) fn map(self, change: impl FnOnce(&str) -> String) -> Self {
-        Self { text: change(&self.text), ..self }
+    pub(crate) fn has_colour(&self) -> bool {
+        self.colour
     }
 
     /// The lines, each with its end.
@@ -144,15 +164,40 @@ fn split_at_colour(text: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
-/// Writes a message to standard error: progress, and what went wrong.
-pub(crate) fn show(message: &Message) {
-    let _ = io::stderr().lock().write_all(message.text.as_bytes());
+/// Whether what is said has colours.
+static COLOUR: AtomicBool = AtomicBool::new(false);
+
+/// Decides, for all that is said from now on, whether it has colours.
+pub(crate) fn use_colour(colour: bool) {
+    COLOUR.store(colour, Ordering::Relaxed);
 }
 
-/// Writes a line to standard error. What the text has beyond its first line is set in.
+/// A message for standard error.
+pub(crate) fn message() -> Message {
+    Message::new(COLOUR.load(Ordering::Relaxed))
+}
+
+/// The way to standard error.
+pub(crate) fn stderr() -> &'static Arc<Outlet> {
+    &STDERR
+}
+
+/// Shows a message on standard error: what went wrong, and what must be known. Never waits.
+pub(crate) fn show(message: &Message) {
+    STDERR.show_all(&message.text);
+}
+
+/// Shows a line on standard error. What the text has beyond its first line is set in.
 pub(crate) fn say(text: &str) {
     let mut message = Message::new(false);
     message.entry(&[], text);
+    show(&message);
+}
+
+/// Shows an error in a line.
+pub(crate) fn complain(text: &str) {
+    let mut message = message();
+    message.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
     show(&message);
 }
 
@@ -163,8 +208,92 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     for line in text.lines() {
         message.line(&[(Style::Plain, line)]);
     }
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(message.text.as_bytes()).and_then(|()| stdout.flush()) {
+    unless_gone(write(&STDOUT, message.text.as_bytes()))
+}
+
+/// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal. Waits for whoever
+/// reads it.
+pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    let (outlet, terminal) = match stream {
+        Stream::Stdout => (&STDOUT, io::stdout().is_terminal()),
+        Stream::Stderr => (&STDERR, io::stderr().is_terminal()),
+    };
+    match terminal {
+        true => write(outlet, clean_lines(bytes).as_bytes()),
+        false => write(outlet, bytes),
+    }
+}
+
+/// What goes on, on standard error: clean lines, which are left out if nobody reads them.
+#[derive(Debug)]
+pub(crate) struct Progress;
+
+impl Write for Progress {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        STDERR.show(&String::from_utf8_lossy(bytes), PROGRESS_LIMIT);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Events on standard output, which never wait. Lines must be fit for a terminal.
+#[derive(Debug)]
+pub(crate) struct Events;
+
+impl Write for Events {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        STDOUT.stream(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Events {
+    /// Waits for whoever reads them, as long as they go on reading. What was not written is an error.
+    pub(crate) fn finish() -> Result<(), Error> {
+        unless_gone(waiting(|| STDOUT.settle(LAST_WORDS_TIMEOUT)))
+    }
+}
+
+/// From now on nobody waits for a reader that stands still: somebody wants to see the end.
+pub(crate) fn hurry() {
+    STDOUT.hurry();
+    STDERR.hurry();
+}
+
+/// Brings out what was said, within a time. For the moment before the program ends.
+pub(crate) fn finish() {
+    for outlet in [&STDERR, &STDOUT] {
+        // Nowhere to say so.
+        let _ = waiting(|| outlet.settle(LAST_WORDS_TIMEOUT));
+    }
+}
+
+/// Writes data below what was said before.
+fn write(outlet: &Outlet, bytes: &[u8]) -> io::Result<()> {
+    waiting(|| {
+        let _ = STDERR.settle(ORDER_TIMEOUT);
+        outlet.write(bytes)
+    })
+}
+
+/// Waits for a reader, or for whoever waits for one, and lets the runtime's other tasks go on meanwhile: one of them
+/// listens for signals.
+pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
+}
+
+fn unless_gone(result: io::Result<()>) -> Result<(), Error> {
+    match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::file("write to", "standard output")(error))
         }
@@ -172,25 +301,8 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     }
 }
 
-/// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal.
-pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
-    let mut to: Box<dyn Write> = match stream {
-        Stream::Stdout => Box::new(io::stdout()),
-        Stream::Stderr => Box::new(io::stderr()),
-    };
-    let terminal = match stream {
-        Stream::Stdout => io::stdout().is_terminal(),
-        Stream::Stderr => io::stderr().is_terminal(),
-    };
-    match terminal {
-        true => to.write_all(clean_lines(bytes).as_bytes())?,
-        false => to.write_all(bytes)?,
-    }
-    to.flush()
-}
-
 /// Text of several lines, which stay lines, without what a terminal would act on.
-fn clean_lines(bytes: &[u8]) -> String {
+pub(crate) fn clean_lines(bytes: &[u8]) -> String {
     bytes.split(|&byte| byte == b'\n').map(sanitize_bytes).collect::<Vec<_>>().join("\n")
 }
 

@@ -207,7 +207,15 @@ impl Host {
 
     /// Prepares a command to run on the machine.
     pub fn command(&self, command: Command) -> HostCommand {
-        HostCommand { host: self.clone(), command, timeout: None, cancel: None, despite_interruption: false }
+        HostCommand {
+            host: self.clone(),
+            command,
+            words: None,
+            unobserved: false,
+            timeout: None,
+            cancel: None,
+            despite_interruption: false,
+        }
     }
 
     /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives.
@@ -307,6 +315,9 @@ impl Host {
 pub struct HostCommand {
     host: Host,
     command: Command,
+    /// What it is called in place of its command line.
+    words: Option<String>,
+    unobserved: bool,
     timeout: Option<Duration>,
     cancel: Option<CancellationToken>,
     despite_interruption: bool,
@@ -351,9 +362,27 @@ impl HostCommand {
         self
     }
 
+    /// Lets events and errors call it by these words, where its command line is nobody's business: the program's own
+    /// way to do something.
+    pub fn called(mut self, words: impl Into<String>) -> Self {
+        self.words = Some(words.into());
+        self
+    }
+
+    /// Tells no observer of it or its output: it is none of the commands that the run is about.
+    pub fn unobserved(mut self) -> Self {
+        self.unobserved = true;
+        self
+    }
+
+    /// What events and errors call it.
+    fn line(&self) -> String {
+        self.words.clone().unwrap_or_else(|| self.command.to_string())
+    }
+
     /// Runs it to its end, which must be status 0, and returns what it wrote.
     pub async fn run(self) -> Result<Output, Error> {
-        let (host, command) = (self.host.clone(), self.command.to_string());
+        let (host, command) = (self.host.clone(), self.line());
         let output = self.output().await?;
         if output.exit.success() {
             return Ok(output);
@@ -371,25 +400,31 @@ impl HostCommand {
     pub async fn output(self) -> Result<Output, Error> {
         let (name, stage) = (self.host.name().to_owned(), self.host.stage.to_string());
         let inner = &self.host.inner;
-        let line = self.command.to_string();
+        let line = self.line();
         let started =
             EventKind::CommandStarted { machine: name.clone(), stage: stage.clone(), command: line.clone() };
-        inner.events.emit(started);
+        if !self.unobserved {
+            inner.events.emit(started);
+        }
         let begun = Instant::now();
-        let capture = Arc::new(Capture { host: self.host.clone(), kept: Mutex::default() });
+        let unobserved = self.unobserved;
+        let capture = Arc::new(Capture { host: self.host.clone(), unobserved, kept: Mutex::default() });
         let result = self.execute(capture.clone()).await;
         let (exit, error) = match &result {
             Ok(exit) => (Some(*exit), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        inner.events.emit(EventKind::CommandFinished {
-            machine: name,
-            stage,
-            command: line,
-            exit,
-            error,
-            seconds: rounded(begun.elapsed()),
-        });
+        let seconds = rounded(begun.elapsed());
+        if !unobserved {
+            inner.events.emit(EventKind::CommandFinished {
+                machine: name,
+                stage,
+                command: line,
+                exit,
+                error,
+                seconds,
+            });
+        }
         let Kept { stdout, stderr, truncated, stderr_tail } = std::mem::take(&mut *capture.kept());
         match result {
             Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, stderr_tail }),
@@ -412,9 +447,9 @@ impl HostCommand {
             biased;
             result = &mut running => result,
             () = inner.interrupted.cancelled(), if !self.despite_interruption => {
-                return Err(self.host.lost(&self.command.to_string()));
+                return Err(self.host.lost(&self.line()));
             }
-            () = inner.gone.cancelled() => return Err(self.host.lost(&self.command.to_string())),
+            () = inner.gone.cancelled() => return Err(self.host.lost(&self.line())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;
                 stop.cancel();
@@ -429,12 +464,12 @@ impl HostCommand {
             (true, SessionErrorKind::Cancelled | SessionErrorKind::CancelledUnconfirmed) => Error::Timeout {
                 machine: self.host.name().to_owned(),
                 stage: self.host.stage.to_string(),
-                command: self.command.to_string(),
+                command: self.line(),
                 after: self.timeout.unwrap_or_default(),
                 gone: error.kind == SessionErrorKind::Cancelled,
                 stderr: String::new(),
             },
-            _ => Error::session(self.host.name(), &self.host.stage, &self.command.to_string(), error),
+            _ => Error::session(self.host.name(), &self.host.stage, &self.line(), error),
         })
     }
 
@@ -546,6 +581,7 @@ impl Output {
 /// Hands output on to the observers and keeps as much of it as [`Output`] promises.
 struct Capture {
     host: Host,
+    unobserved: bool,
     kept: Mutex<Kept>,
 }
 
@@ -577,6 +613,9 @@ impl OutputSink for Capture {
         all.extend_from_slice(&bytes[..room]);
         kept.truncated |= room < bytes.len();
         drop(kept);
+        if self.unobserved {
+            return Ok(());
+        }
         let origin = Origin { machine: self.host.name(), stage: &self.host.stage };
         self.host.inner.events.output(&origin, stream, bytes)
     }

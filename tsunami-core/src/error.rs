@@ -18,8 +18,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// Display says this level only; [`source`](std::error::Error::source) has the rest. What closures return is an
 /// `Error` too, so that `?` works on tsunami's own calls; anything else becomes one through
-/// [`Error::other`] or the `From` implementations.
-#[derive(Debug, thiserror::Error)]
+/// [`Error::other`] or the `From` implementations. Debug is for people too: it is what a `main` that returns an error
+/// shows.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The plan cannot be run. Nothing was started.
@@ -206,9 +207,52 @@ pub enum Error {
         #[source]
         cause: Option<Box<Error>>,
     },
+    /// Several machines failed.
+    #[error(transparent)]
+    Several(Failures),
     /// An error of the program that uses tsunami.
     #[error(transparent)]
     Other(BoxError),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", ErrorChain(self))?;
+        for line in self.stderr().unwrap_or_default().lines() {
+            write!(f, "\n  | {line}")?;
+        }
+        if let Self::Remains { leftovers, .. } = self {
+            leftovers.iter().try_for_each(|leftover| write!(f, "\n  may remain: {leftover}"))?;
+        }
+        if let Self::Several(Failures { others, .. }) = self {
+            others.iter().try_for_each(|other| write!(f, "\n  then: {other}"))?;
+        }
+        if let Self::Plan { problems } = self {
+            problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        }
+        self.help().map_or(Ok(()), |help| write!(f, "\nhelp: {help}"))
+    }
+}
+
+/// Several errors, of which the first in time is shown: the others may only follow from it.
+#[derive(Debug)]
+pub struct Failures {
+    /// The first.
+    pub first: Box<Error>,
+    /// The others, in the order of time.
+    pub others: Vec<Error>,
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {} followed", self.first, count(self.others.len(), "failure"))
+    }
+}
+
+impl std::error::Error for Failures {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.first.source()
+    }
 }
 
 /// A group that cannot be had, and why.
@@ -245,6 +289,7 @@ impl Error {
             Self::Other(error) => {
                 error.downcast_ref().and_then(|error: &ProviderError| error.help.as_deref())
             }
+            Self::Several(failures) => failures.first.help(),
             _ => None,
         }
     }
@@ -260,6 +305,7 @@ impl Error {
             | Self::At { machine, stage, .. } => Some((machine, stage)),
             Self::Connect { machine, .. } | Self::Unfit { machine, .. } => Some((machine, "connect")),
             Self::Remains { cause: Some(cause), .. } => cause.place(),
+            Self::Several(failures) => failures.first.place(),
             _ => None,
         }
     }
@@ -269,6 +315,7 @@ impl Error {
         match self {
             Self::Command { stderr, .. } | Self::Timeout { stderr, .. } => Some(stderr.as_str()),
             Self::Remains { cause: Some(cause), .. } => cause.stderr(),
+            Self::Several(failures) => failures.first.stderr(),
             _ => None,
         }
         .filter(|stderr| !stderr.is_empty())
@@ -369,6 +416,21 @@ fn shown(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::ProviderErrorKind;
+
+    #[test]
+    fn what_a_main_function_shows_of_an_error_is_for_people() {
+        let source =
+            ProviderError::new(ProviderErrorKind::Capacity, "no room", "no room").help("ask elsewhere");
+        let launch = Error::Launch { group: "a".to_owned(), source };
+        let leftovers = vec![Leftover { what: "machine i-1".to_owned(), why: "no answer".to_owned() }];
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let error = Error::Remains { run, leftovers, cause: Some(Box::new(launch)) };
+        let shown = format!("{error:?}");
+        assert!(shown.starts_with("run 20231114-221320-abcd: 1 thing may remain; `tsunami down"), "{shown}");
+        assert!(shown.contains("\n  because: could not launch group a\n"), "{shown}");
+        assert!(shown.ends_with("\n  may remain: machine i-1: no answer\nhelp: ask elsewhere"), "{shown}");
+    }
 
     #[test]
     fn an_error_shows_the_beginning_of_a_long_command() {

@@ -30,7 +30,7 @@ pub mod testing;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{Keep, Running, Tsunami};
-pub use error::{BoxError, Error, ErrorChain, QuoteFailure};
+pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,

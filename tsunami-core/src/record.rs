@@ -232,6 +232,11 @@ impl RunDirectory {
         private::write(&self.path.join("ending"), b"")
     }
 
+    /// Whether somebody tears the run down, or has done so.
+    pub fn is_ending(&self) -> bool {
+        !self.may_create()
+    }
+
     /// Whether the run may still create something: it is recorded, and nobody tears it down.
     pub(crate) fn may_create(&self) -> bool {
         self.path.join("record.json").exists() && !self.path.join("ending").exists()

@@ -1,5 +1,6 @@
 //! `tsunami down`: tear runs down, from anywhere, also after a crash.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -38,15 +39,21 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
             .await
     {
         match result {
+            // Whoever tears it down as well forgets it only once everything is gone.
+            Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
-                say(&format!("{}: {}", directory.id(), error.render(false)));
+                error.show_of(directory.id().as_str());
                 let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
                 status = status.max(if untouched { REMAINS } else { error.status() });
             }
         }
     }
     Ok(status)
+}
+
+fn is_forgotten(directory: &RunDirectory) -> bool {
+    directory.path().symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken) -> Result<(), Error> {

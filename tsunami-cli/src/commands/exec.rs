@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, State, Stream};
 
 use super::recorded;
-use crate::error::{EXEC_FAILED, EXEC_LOST, Error};
+use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
-use crate::terminal::{one_line, pass_on, say, show};
+use crate::terminal::{complain, one_line, pass_on, say, waiting};
 
 pub(crate) async fn exec(
     name: &str,
@@ -22,8 +22,8 @@ pub(crate) async fn exec(
 ) -> Result<u8, Error> {
     let state = State::standard()?;
     let directory = state.find(name).map_err(Error::Exec)?;
-    let printer = Arc::new(Printer::default());
     let cancel = CancellationToken::new();
+    let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
     let engine = recorded(&directory, &state).await?.observer(printer.clone()).cancel_on(cancel.clone());
     signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
     let known = directory.machines().map_err(Error::Exec)?;
@@ -42,7 +42,7 @@ pub(crate) async fn exec(
     let mut status = 0;
     for machine in known.iter().filter(|machine| wanted(machine)) {
         if !hosts.iter().any(|host| host.name() == machine.name()) {
-            say(&format!("error: {} ({}) is not running any more", machine.name(), machine.id));
+            complain(&format!("{} ({}) is not running any more", machine.name(), machine.id));
             status = EXEC_LOST;
         }
     }
@@ -52,12 +52,16 @@ pub(crate) async fn exec(
     let run = hosts.iter().map(|host| host.command(command.clone()).despite_interruption().output());
     let outputs = join_all(run).await;
     printer.flush();
+    if printer.lock().unread {
+        running.detach().await;
+        return Ok(UNREAD);
+    }
     for output in outputs {
         match output {
             Ok(output) => status = status.max(output.exit.code()),
             Err(error) => {
                 let error = Error::Exec(error);
-                show(&error.render(false));
+                error.show();
                 status = status.max(error.status());
             }
         }
@@ -78,11 +82,17 @@ fn command(words: Vec<OsString>) -> Command {
 
 /// Prints output as it comes; line by line with its machine's name, if there are several.
 #[derive(Debug, Default)]
-struct Printer(Mutex<Printing>);
+struct Printer {
+    printing: Mutex<Printing>,
+    /// Ends the command when nobody reads what it prints any more.
+    cancel: CancellationToken,
+}
 
 #[derive(Debug, Default)]
 struct Printing {
     prefix: bool,
+    /// Whether the reader of standard output has gone.
+    unread: bool,
     /// Lines that have no end yet, by machine and whether they are standard error's.
     begun: BTreeMap<(String, bool), Vec<u8>>,
 }
@@ -92,7 +102,7 @@ const LONGEST: usize = 64 << 10;
 
 impl Printer {
     fn lock(&self) -> MutexGuard<'_, Printing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.printing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Prints the lines that have no end.
@@ -111,11 +121,29 @@ impl Observer for Printer {
     fn event(&self, _: &Event) {}
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-        let mut printing = self.lock();
-        if !printing.prefix {
+        // Another machine's output may be what is waited for.
+        waiting(|| {
+            let mut printing = self.lock();
+            match printing.print(origin.machine, stream, bytes) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    if stream == Stream::Stdout {
+                        printing.unread = true;
+                        self.cancel.cancel();
+                    }
+                    Ok(())
+                }
+                printed => printed,
+            }
+        })
+    }
+}
+
+impl Printing {
+    fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        if !self.prefix {
             return put(None, stream, bytes);
         }
-        let begun = printing.begun.entry((origin.machine.to_owned(), stream == Stream::Stderr)).or_default();
+        let begun = self.begun.entry((machine.to_owned(), stream == Stream::Stderr)).or_default();
         begun.extend_from_slice(bytes);
         let whole = match begun.iter().rposition(|&byte| byte == b'\n') {
             Some(end) => end + 1,
@@ -123,9 +151,7 @@ impl Observer for Printer {
             None => 0,
         };
         let lines: Vec<u8> = begun.drain(..whole).collect();
-        lines
-            .split_inclusive(|&byte| byte == b'\n')
-            .try_for_each(|line| put(Some(origin.machine), stream, line))
+        lines.split_inclusive(|&byte| byte == b'\n').try_for_each(|line| put(Some(machine), stream, line))
     }
 }
 

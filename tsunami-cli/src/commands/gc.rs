@@ -23,6 +23,8 @@ struct Row {
     outcome: &'static str,
     things: Vec<String>,
     error: Option<String>,
+    #[serde(skip)]
+    told: Option<Error>,
 }
 
 pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool) -> Result<u8, Error> {
@@ -40,7 +42,7 @@ pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool)
         }
     }
     // Whoever asks for their own only has perhaps no account at all.
-    if !mine || cloud.provider.is_some() || !cloud.region.is_empty() {
+    if !mine || cloud.is_asked() {
         let (connected, survey) = aws::survey(&state, cloud, true).await?;
         for failure in &survey.failures {
             // What could not be looked at may hold anything.
@@ -67,12 +69,13 @@ pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool)
 
 impl Row {
     fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>) -> Self {
-        let (outcome, error) = match ended {
+        let (outcome, told) = match ended {
             None => ("would be removed", None),
             Some(Ok(())) => ("removed", None),
-            Some(Err(error)) => ("remains", Some(Error::Core(error).render(false).to_string())),
+            Some(Err(error)) => ("remains", Some(Error::Core(error))),
         };
-        Self { run, outcome, things, error }
+        let error = told.as_ref().map(Error::text);
+        Self { run, outcome, things, error, told }
     }
 }
 
@@ -107,9 +110,7 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }
-        if let Some(error) = &row.error {
-            say(error);
-        }
+        row.told.iter().for_each(Error::show);
     }
     print(&text)
 }

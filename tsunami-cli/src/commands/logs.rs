@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,7 +37,11 @@ pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Res
         for file in files(&logs, machine).map_err(Error::file("read", &logs))? {
             let from = shown.entry(file.clone()).or_default();
             let heading = (last.as_ref() != Some(&file)).then(|| file.strip_prefix(&logs).unwrap_or(&file));
-            let read = show(&file, *from, heading).map_err(Error::file("read", &file))?;
+            let read = match show(&file, *from, heading) {
+                // Whoever read it has seen enough.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
+                read => read.map_err(Error::file("read", &file))?,
+            };
             if read > 0 {
                 *from += read;
                 last = Some(file);

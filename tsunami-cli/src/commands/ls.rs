@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
@@ -29,19 +30,21 @@ struct Row {
 
 pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
     let state = State::standard()?;
-    if cloud.provider.is_some() || !cloud.region.is_empty() {
+    if cloud.is_asked() {
         return by_tag(json, cloud, &state).await;
     }
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
-    for directory in &directories {
-        match row(directory, &state).await {
+    // A provider that doesn't answer keeps only its own runs waiting.
+    let asked = join_all(directories.iter().map(|directory| row(directory, &state))).await;
+    for (directory, row) in directories.iter().zip(asked) {
+        match row {
             Ok(row) => rows.push(row),
             // One broken record must not hide the others.
             Err(error) => {
                 let record = matches!(error, Error::Core(CoreError::Untrusted(_) | CoreError::Record { .. }));
-                let unreadable = if record { "unreadable: " } else { "" };
-                say(&format!("{}: {unreadable}{}", directory.id(), error.render(false)));
+                let unreadable = if record { ": unreadable" } else { "" };
+                error.show_of(&format!("{}{unreadable}", directory.id()));
                 status = REMAINS;
             }
         }

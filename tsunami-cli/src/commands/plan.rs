@@ -9,6 +9,7 @@ use super::load;
 use crate::args::FileArgs;
 use crate::compose::{self, Backend};
 use crate::error::Error;
+use crate::secrets::Secrets;
 use crate::terminal::{one_line, print};
 
 /// How many machines of a step are named.
@@ -40,6 +41,10 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
             let _ = writeln!(text, "  {}", one_line(note));
             noted.push(note);
         }
+    }
+    let crowded = crate::too_few_open_files(experiment.machines().count());
+    for warning in Secrets::of(&experiment).warnings().chain(crowded) {
+        let _ = writeln!(text, "  {}", one_line(&warning));
     }
     for step in &experiment.steps {
         let mut on = step.on.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");

@@ -1,11 +1,13 @@
 //! `tsunami run`: the whole thing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Cluster, Error as CoreError, Event, EventKind, Keep, Observer, RunDirectory, RunId, State, Tsunami,
+    Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId,
+    State, Tsunami,
 };
 
 use super::load;
@@ -13,12 +15,12 @@ use crate::args::{RunArgs, UpArgs};
 use crate::compose::{self, Backend};
 use crate::error::{Error, REMAINS};
 use crate::experiment::{Experiment, Group, OnInterruption};
-use crate::reporter::{Json, Live, Plain, Verbosity};
+use crate::reporter::{Json, Live, Plain, Tails, Verbosity};
 use crate::results::Results;
 use crate::secrets::{Redacted, Secrets};
 use crate::signals;
 use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
-use crate::terminal::{is_interactive, say, show};
+use crate::terminal::{self, Events, is_interactive, say};
 
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -38,10 +40,14 @@ pub(super) struct Stage {
     pub(super) experiment: Arc<Experiment>,
     pub(super) tsunami: Tsunami,
     pub(super) run: RunId,
+    /// Whether events go to standard output.
+    pub(super) json: bool,
     results: Arc<Results>,
     signs: Arc<Signs>,
+    tails: Arc<Tails>,
     secrets: Secrets,
     live: Option<Arc<Live>>,
+    elsewhere: Arc<Elsewhere>,
     quiet: bool,
 }
 
@@ -61,26 +67,36 @@ impl Stage {
             Some(directory) => Backend::recorded(&directory.record()?, &state).await?,
             None => Backend::of(&experiment, file.accept_new_hosts, &state).await?,
         };
-        let mut tsunami = Tsunami::new(provider, connector).state(state);
+        let mut tsunami = Tsunami::new(provider, connector).state(state.clone());
         let run = tsunami.next_run_id();
+        let elsewhere = Arc::new(Elsewhere {
+            state,
+            machines_of: on.map_or_else(|| run.clone(), RunDirectory::id),
+            torn_down: AtomicBool::new(false),
+        });
         let results = Arc::new(Results::create(&experiment, &run, output.as_deref())?);
         let (signs, cancel, progress) =
             (Arc::new(Signs::default()), CancellationToken::new(), Arc::new(Progress::default()));
+        let tails = Arc::new(Tails::default());
         let mut observers = results.observers();
+        observers.push(tails.clone());
         let live = (is_interactive() && verbosity != Verbosity::Quiet)
             .then(|| Arc::new(Live::new(colour, verbosity)));
         match &live {
             Some(live) => observers.push(live.clone()),
-            None => observers.push(Arc::new(Plain::new(Box::new(std::io::stderr()), verbosity, colour))),
+            None => observers.push(Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))),
         }
         if *json {
-            observers.push(Arc::new(Json::new(Box::new(std::io::stdout()))));
+            observers.push(Arc::new(Json::new(Box::new(Events))));
         }
         let secrets = Secrets::of(&experiment);
+        let crowded = crate::too_few_open_files(experiment.machines().count());
+        secrets.warnings().chain(crowded).for_each(|warning| say(&warning));
         tsunami = tsunami
             .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
             .observer(signs.clone())
             .observer(progress.clone())
+            .observer(elsewhere.clone())
             .results(results.directory())
             .cancel_on(cancel.clone());
         let bars = live.clone();
@@ -88,17 +104,29 @@ impl Stage {
             Some(live) => live.say(line),
             None => say(line),
         };
-        let (bars, run_id) = (live.clone(), run.clone());
+        let (bars, run_id, attached) = (live.clone(), elsewhere.machines_of.clone(), on.is_some());
         let give_up = Arc::new(move || {
             if let Some(live) = &bars {
                 live.finish();
             }
-            progress.give_up(&run_id)
+            progress.give_up(&run_id, attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { experiment, tsunami, run, results, signs, secrets, live, quiet })
+        Ok(Self {
+            experiment,
+            tsunami,
+            run,
+            results,
+            signs,
+            tails,
+            secrets,
+            live,
+            elsewhere,
+            quiet,
+            json: *json,
+        })
     }
 
     /// Launches, runs the steps, and tears down or keeps.
@@ -119,7 +147,11 @@ impl Stage {
         });
         let usable = check_machines(&self.experiment, cluster.hosts());
         let steps = self.steps();
-        running.run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await).await
+        let ended = running
+            .run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await)
+            .await;
+        self.elsewhere.look();
+        ended
     }
 
     /// The experiment's steps, as a closure for the engine.
@@ -148,19 +180,66 @@ impl Stage {
             live.finish();
         }
         let logs = self.results.logs();
-        let error = outcome.err().map(|error| Error::Run { error, logs, secrets: self.secrets.clone() });
-        let status = error.as_ref().map_or(0, Error::status);
-        let written = self.results.finish(&self.experiment, status);
+        let (tails, secrets) = (self.tails.clone(), self.secrets.clone());
+        let error = outcome.err().map(|error| match error {
+            error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
+                Error::Run { error, logs, tails, secrets }
+            }
+            _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of.clone()),
+            error => Error::Run { error, logs, tails, secrets },
+        });
+        // A command whose output can't be written down fails for nothing that its machine has done.
+        let local = self.results.error();
+        let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
+        let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
+        let local = local.map(Error::file("write to", self.results.directory()));
+        let status = error.as_ref().or(local.as_ref()).map_or(0, Error::status);
+        let written = self.results.finish(&self.experiment, status).err();
         if !self.quiet {
             say(&format!("results: {}", self.results.directory().display()));
         }
-        match (error, written) {
-            (Some(error), Ok(())) => Err(error),
-            (Some(error), Err(second)) => {
-                show(&second.render(false));
-                Err(error)
-            }
-            (None, written) => written.map(|()| 0),
+        let events = if self.json { Events::finish().err() } else { None };
+        // The gravest comes last, where it is seen.
+        let failures = [events, written, local, error];
+        let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
+        let last = failures.pop();
+        failures.iter().for_each(Error::show);
+        last.map_or(Ok(0), Err)
+    }
+}
+
+/// Whether an error of a run stems from one on this computer.
+fn follows(error: &Error, local: &std::io::Error) -> bool {
+    ErrorChain(error).to_string().contains(&local.to_string())
+}
+
+/// Whether another process tore the run down: what fails then says nothing of the experiment.
+#[derive(Debug)]
+struct Elsewhere {
+    state: State,
+    machines_of: RunId,
+    torn_down: AtomicBool,
+}
+
+impl Elsewhere {
+    /// Looked at before a teardown of our own, which would look the same.
+    fn look(&self) {
+        let ending = match self.state.find(self.machines_of.as_str()) {
+            Ok(directory) => directory.is_ending(),
+            Err(error) => matches!(error, CoreError::UnknownRun { .. }),
+        };
+        self.torn_down.store(ending, Ordering::Relaxed);
+    }
+
+    fn has_torn_down(&self) -> bool {
+        self.torn_down.load(Ordering::Relaxed)
+    }
+}
+
+impl Observer for Elsewhere {
+    fn event(&self, event: &Event) {
+        if let EventKind::TearingDown { .. } = event.kind {
+            self.look();
         }
     }
 }
@@ -169,8 +248,12 @@ impl Stage {
 fn may_be_replaced(error: &CoreError, experiment: &Experiment) -> bool {
     let replaces =
         |group: &Group| group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
-    matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. })
-        && experiment.groups.iter().any(replaces)
+    let lost = |error: &CoreError| matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. });
+    let any_lost = match error {
+        CoreError::Several(Failures { first, others }) => lost(first) || others.iter().any(lost),
+        error => lost(error),
+    };
+    any_lost && experiment.groups.iter().any(replaces)
 }
 
 /// Replaces the machines that were interrupted, for another go at the trial; fails with `error` if there are
@@ -196,19 +279,22 @@ type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), CoreError>> +
 struct Progress(Mutex<(Vec<String>, bool)>);
 
 impl Progress {
-    /// Says what may remain and how to remove it; returns the exit status for that.
-    fn give_up(&self, run: &RunId) -> u8 {
+    /// Says what may remain and how to remove it; returns the exit status for that. Machines that were `attached`
+    /// to stay anyway.
+    fn give_up(&self, run: &RunId, attached: bool) -> u8 {
         let (machines, clear) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *clear {
             return crate::error::INTERRUPTED;
         }
-        if machines.is_empty() {
+        if attached {
+            say(&format!("may remain: what the steps began on the machines of {run}, which stay up"));
+        } else if machines.is_empty() {
             say("may remain: machines whose launch was not answered");
         }
         for machine in machines {
             say(&format!("may remain: {machine}"));
         }
-        say(&format!("`tsunami down {run}` removes what is left"));
+        say(&format!("`tsunami down {run}` removes {}", if attached { "both" } else { "what is left" }));
         REMAINS
     }
 }

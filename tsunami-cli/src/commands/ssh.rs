@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use tsunami_core::{Error as CoreError, State};
 
 use crate::error::Error;
+use crate::terminal;
 
 /// Becomes `ssh`. Returns only if that can't be done.
 pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Result<u8, Error> {
@@ -36,6 +37,7 @@ pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Resu
             quoted.collect::<Result<_, _>>().map_err(|error| Error::Exec(CoreError::other(error)))?;
         ssh.arg("--").arg(OsString::from_vec(quoted.join(b" ".as_slice())));
     }
+    terminal::finish();
     Err(Error::Exec(CoreError::other(format!("cannot run `ssh`: {}", ssh.exec()))))
 }
 

@@ -16,8 +16,11 @@ pub(crate) async fn up(args: UpArgs, colour: bool, verbosity: Verbosity) -> Resu
         Ok(running) => running.keep().await,
         Err(error) => Err(error),
     };
-    let run = stage.run.clone();
+    let (run, json) = (stage.run.clone(), stage.json);
     let status = stage.finish(outcome)?;
-    print(&format!("{run}\n"))?;
+    // The first event has it.
+    if !json {
+        print(&format!("{run}\n"))?;
+    }
     Ok(status)
 }

@@ -7,26 +7,31 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::sanitize::{Lines, sanitize_bytes};
 use super::text::{Text, WIDEST, first_line, span};
 use super::{Verbosity, lock};
-use crate::terminal::{Message, Style, one_line};
+use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
 /// How often the lines are brought up to date.
 const REFRESH: Duration = Duration::from_millis(100);
 /// The most machines that are shown.
 const SHOWN: usize = 30;
-/// How much text may wait to be printed before whoever brings more must wait, too.
+/// How often the terminal is drawn on at most, a second.
+const FRAMES: u8 = 20;
+/// The size of a terminal that doesn't tell.
+const USUAL_SIZE: (u16, u16) = (24, 80);
+/// How much text may wait to be printed before it is, whatever the time.
 const QUEUE: usize = 64 * 1024;
 
 /// Shows one line a machine and one for the whole on standard error, and prints above them what
 /// [`Plain`](super::Plain) would. For terminals only: elsewhere it shows nothing at all.
 ///
-/// Events and output only change what is to be shown; a thread of its own shows it, ten times a second.
+/// Events and output only change what is to be shown; a thread of its own draws it, ten times a second, and leaves it
+/// to an [`Outlet`]. While that is behind, as when the terminal is stopped, nothing is drawn.
 pub(crate) struct Live {
     shared: Arc<Shared>,
     ticker: Mutex<Option<JoinHandle<()>>>,
@@ -41,8 +46,9 @@ struct Shared {
     /// Locked while drawing, and before `state`.
     bars: Mutex<Vec<(ProgressBar, String)>>,
     multi: MultiProgress,
+    outlet: Arc<Outlet>,
     /// How many rows the terminal has.
-    height: fn() -> Option<usize>,
+    height: fn() -> u16,
 }
 
 struct State {
@@ -83,15 +89,17 @@ struct Running {
 impl Live {
     /// Begins to show lines, unless `verbosity` is quiet: then only failures are printed.
     pub(crate) fn new(colour: bool, verbosity: Verbosity) -> Self {
-        let height = || tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_row));
-        let live = Self::on(ProgressDrawTarget::stderr_with_hz(20), height, colour, verbosity);
+        let screen = Screen { outlet: stderr().clone(), frame: Mutex::default() };
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen), FRAMES);
+        let live = Self::on(target, stderr().clone(), || size().0, colour, verbosity);
         *lock(&live.echo) = hide_control_characters();
         live
     }
 
     fn on(
         target: ProgressDrawTarget,
-        height: fn() -> Option<usize>,
+        outlet: Arc<Outlet>,
+        height: fn() -> u16,
         colour: bool,
         verbosity: Verbosity,
     ) -> Self {
@@ -112,6 +120,7 @@ impl Live {
             stop: Condvar::new(),
             bars: Mutex::default(),
             multi: MultiProgress::with_draw_target(target),
+            outlet,
             height,
         });
         let ticking = shared.clone();
@@ -212,7 +221,11 @@ impl Shared {
         let mut bars = lock(&self.bars);
         let (queue, rows) = {
             let mut state = lock(&self.state);
-            let shown = (self.height)().map_or(SHOWN, |height| height.saturating_sub(4).clamp(1, SHOWN));
+            if self.outlet.is_behind() && !state.stopped {
+                let lines = state.queue.take().as_str().lines().count();
+                return self.outlet.leave_out(lines);
+            }
+            let shown = usize::from((self.height)()).saturating_sub(4).clamp(1, SHOWN);
             let rows = if state.stopped { Vec::new() } else { state.rows(Instant::now(), shown) };
             (state.queue.take(), rows)
         };
@@ -243,6 +256,73 @@ impl Shared {
             None if changed => drop(self.multi.clear()),
             _ => {}
         }
+    }
+}
+
+/// How many rows and columns the terminal has.
+fn size() -> (u16, u16) {
+    let size = tcgetwinsize(io::stderr()).map(|size| (size.ws_row, size.ws_col));
+    size.ok().filter(|&(rows, columns)| rows > 0 && columns > 0).unwrap_or(USUAL_SIZE)
+}
+
+/// The terminal as something to draw on: what is drawn at once is left to the outlet as a whole.
+#[derive(Debug)]
+struct Screen {
+    outlet: Arc<Outlet>,
+    frame: Mutex<String>,
+}
+
+impl Screen {
+    fn push(&self, parts: &[&str]) -> io::Result<()> {
+        lock(&self.frame).extend(parts.iter().copied());
+        Ok(())
+    }
+
+    fn move_cursor(&self, n: usize, direction: &str) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.push(&["\x1b[", &n.to_string(), direction]) }
+    }
+}
+
+impl TermLike for Screen {
+    fn width(&self) -> u16 {
+        size().1
+    }
+
+    fn height(&self) -> u16 {
+        size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, "A")
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, "B")
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, "C")
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.move_cursor(n, "D")
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.push(&[line, "\n"])
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.push(&[text])
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.push(&["\r\x1b[2K"])
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.outlet.show_all(&std::mem::take(&mut *lock(&self.frame)));
+        Ok(())
     }
 }
 
@@ -450,11 +530,12 @@ mod tests {
 
     use super::*;
     use crate::reporter::text::tests::{at, finished, little_run, started};
+    use crate::terminal::Stopped;
 
     fn on_terminal(verbosity: Verbosity) -> (InMemoryTerm, Live) {
         let term = InMemoryTerm::new(24, 80);
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 20);
-        (term, Live::on(target, || Some(24), false, verbosity))
+        (term, Live::on(target, Outlet::new(io::sink()), || 24, false, verbosity))
     }
 
     /// What the terminal shows, without what depends on how fast the test runs.
@@ -570,6 +651,30 @@ mod tests {
         let contents = term.contents();
         let last: Vec<_> = contents.lines().rev().take(3).collect();
         assert_eq!(last, [4999, 4998, 4997].map(|i| format!("         client-1  s | line {i}")));
+    }
+
+    #[test]
+    fn a_terminal_that_is_stopped_stops_nothing_and_its_queue_stays_small() {
+        let (writer, go, read) = Stopped::new();
+        let outlet = Outlet::new(writer);
+        let screen = Screen { outlet: outlet.clone(), frame: Mutex::default() };
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen), FRAMES);
+        let live = Live::on(target, outlet.clone(), || 24, false, Verbosity::Verbose);
+        live.event(&launched(2));
+        let lines = "x\n".repeat(1000);
+        for _ in 0..1000 {
+            live.output(&Origin { machine: "client-1", stage: "s" }, Stream::Stdout, lines.as_bytes())
+                .unwrap();
+            assert!(lock(&live.shared.state).queue.as_str().len() <= 2 * QUEUE);
+        }
+        live.say("SIGINT");
+        live.finish();
+        outlet.show_all("error: last words\n");
+        drop(go);
+        outlet.settle(Duration::MAX).unwrap();
+        let shown = String::from_utf8(read.try_iter().collect::<Vec<_>>().concat()).unwrap();
+        assert!(shown.len() < 1 << 20, "{}", shown.len());
+        assert!(shown.contains("not shown: nobody read them") && shown.ends_with("last words\n"));
     }
 
     #[test]

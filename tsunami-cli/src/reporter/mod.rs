@@ -5,6 +5,7 @@ mod live;
 mod logs;
 mod plain;
 mod sanitize;
+mod tails;
 mod text;
 
 use std::io;
@@ -15,6 +16,7 @@ pub(crate) use live::Live;
 pub(crate) use logs::Logs;
 pub(crate) use plain::Plain;
 pub(crate) use sanitize::{harmless, sanitize, sanitize_bytes};
+pub(crate) use tails::Tails;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, little_run};
 

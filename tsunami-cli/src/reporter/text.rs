@@ -14,6 +14,7 @@ use crate::terminal::{Message, Style, one_line};
 #[derive(Debug)]
 pub(super) struct Text {
     verbosity: Verbosity,
+    run: String,
     /// How wide names are.
     width: usize,
     /// What has no end of line yet, by machine, stage and stream.
@@ -29,14 +30,15 @@ const NAMED: usize = 6;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, width: 0, partial: HashMap::new() }
+        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new() }
     }
 
     /// Appends what there is to say of an event, as whole lines.
     pub(super) fn event(&mut self, event: &Event, out: &mut Message) {
         use Verbosity::{Normal, Quiet, Verbose};
         match &event.kind {
-            EventKind::RunStarted { groups, .. } => {
+            EventKind::RunStarted { run, groups, .. } => {
+                self.run = run.to_string();
                 let names = groups.iter().map(|group| {
                     group.name.len()
                         + 1
@@ -158,8 +160,10 @@ impl Text {
                 (Quiet, Style::Bad, "", what)
             }
             EventKind::Kept { until } => {
-                let left = span((until - event.at).round());
-                (Normal, Style::Warning, "", format!("the machines are kept, for {left} at most"))
+                let (left, run) = (span((until - event.at).round()), &self.run);
+                let what =
+                    format!("the machines are kept, for {left} at most; `tsunami down {run}` ends them");
+                (Quiet, Style::Warning, "", what)
             }
             EventKind::RunFinished { ok: true, .. } => (Normal, Style::Good, "", "finished".to_owned()),
             // Whoever ran it says why.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use futures_util::future::join_all;
 use tsunami_core::{Error, Host, Stdin};
 
-use super::{Trial, own_script};
+use super::{CLEANING, Trial, own_script};
 use crate::compose::render;
 use crate::experiment::{Scope, Setup, Step};
 
@@ -46,7 +46,7 @@ impl Kept {
         };
         let script = own_script("fresh", FRESH).arg(began);
         let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
-        let mut command = host.stage("clean").command(script);
+        let mut command = host.stage("clean").command(script).called(CLEANING).unobserved();
         if let Some(cwd) = cwd {
             command = command.cwd(cwd);
         }
@@ -93,8 +93,8 @@ impl Trial<'_> {
                 let (patterns, cwd) = self.patterns(step, &host)?;
                 let script = own_script("clean", CLEAN).arg(cwd.unwrap_or_default());
                 let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
-                let command =
-                    host.stage("clean").command(script).stdin(Stdin::Bytes(uploaded.clone().into()));
+                let command = host.stage("clean").command(script).called(CLEANING).unobserved();
+                let command = command.stdin(Stdin::Bytes(uploaded.clone().into()));
                 removals.push(async move {
                     let output = command.run().await?;
                     let said = output.stdout();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use crate::world::World;
+use crate::world::{Ended, World};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -230,4 +230,77 @@ fn listing(directory: &Path) -> Vec<String> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn what_will_fail_for_want_of_open_files_or_is_no_secret_is_said_beforehand() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\ncount = 100\nenv = { PIN = { from_env = 'E2E_PIN' } }\n[group.few]\ncount = 2\n";
+    let file = world.write("x.toml", text);
+    let limited = |limit: &str| {
+        let mut command = world.shell(&format!("ulimit -n {limit}; exec \"$@\""), [&"plan".into(), &file]);
+        Ended::from(command.env("E2E_PIN", "1234").output().unwrap()).assert_status(0).stdout.clone()
+    };
+    let planned = limited("800");
+    assert!(planned.contains("102 machines take about 880 open files"), "{planned}");
+    assert!(planned.contains("E2E_PIN has fewer than 8 bytes"), "{planned}");
+    assert!(!limited("900").contains("open files"));
+}
+
+#[test]
+fn with_json_nothing_else_is_printed_and_quiet_names_what_is_kept() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let up = world.tsunami([&"up".into(), &"--json".into(), &file]);
+    for line in up.assert_status(0).stdout.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(event.is_object(), "{line}");
+    }
+    let kept = world.tsunami([&"run".into(), &"-q".into(), &"--keep".into(), &file]);
+    let named = |run: &String| kept.stderr.contains(&format!("`tsunami down {run}`"));
+    kept.assert_status(0).assert_says(&["kept, for 1h at most"]);
+    assert!(world.runs().iter().any(named), "{}", kept.stderr);
+    world.tsunami(["down", "--all"]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.a]\ncount = 2\nsetup = 'seq 300000'\n";
+    let file = world.write("x.toml", text);
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let head = |args: &[&str]| {
+        let mut command = world.shell("\"$@\" | head -n 1; exit ${PIPESTATUS[0]}", args);
+        Ended::from(command.output().unwrap())
+    };
+    for (args, status) in [
+        (&["logs", &run, "a-0"][..], 0),
+        (&["exec", &run, "--", "yes"], 141),
+        (&["exec", &run, "-m", "a-0", "--", "yes"], 141),
+    ] {
+        let ended = head(args);
+        ended.assert_status(status);
+        assert_eq!((ended.stdout.lines().count(), ended.stderr.as_str()), (1, ""), "{args:?}");
+    }
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn errors_of_all_commands_have_colours_where_they_are_asked_for() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let record = world.path("state/tsunami/runs").join(&run).join("record.json");
+    let good = fs::read(&record).unwrap();
+    fs::write(&record, "{}").unwrap();
+    for args in [&["ls"][..], &["down", "nobody"], &["exec", &run, "--", "true"]] {
+        let ended = world.tsunami([&["--color", "always"], args].concat());
+        assert!(ended.stderr.contains("\u{1b}[1;31merror\u{1b}[0m: "), "{ended:?}");
+        assert!(!world.tsunami(args).stderr.contains('\u{1b}'));
+    }
+    fs::write(&record, good).unwrap();
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
 }

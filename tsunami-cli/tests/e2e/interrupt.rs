@@ -1,10 +1,13 @@
 //! Whatever ends a run, nothing is left behind.
 
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{World, eventually};
+use crate::world::{Ended, Going, World, eventually};
 
 /// A run with something going on in every stage: set-up takes a moment, a server runs, a step takes forever.
 const FILE: &str = r#"name = "x"
@@ -191,7 +194,46 @@ fn down_ends_a_run_that_is_still_going() {
             assert!(ended.status == Some(0) || ended.stderr.contains("no run"), "{ended:?}");
         }
     });
-    run.end().assert_status(4);
+    let ended = run.end();
+    ended.assert_status(5).assert_says(&["was torn down by another process"]);
+    assert!(!ended.stderr.contains("error: client"), "{ended:?}");
+    world.assert_clean();
+}
+
+#[test]
+fn down_at_any_moment_says_who_ended_the_run_and_minds_no_end_beside_its_own() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 2\nsetup = 'sleep 0.2'\n");
+    for moment in 0..12 {
+        let run = world.command([&"run".into(), &file]).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(moment * 150));
+        world.tsunami(["down", "--all"]).assert_status(0);
+        let ended = Ended::from(run.wait_with_output().unwrap());
+        // It may have ended before, or be recorded only later.
+        let said = ended.stderr.contains("was torn down by another process");
+        assert!(ended.status == Some(0) || ended.status == Some(5) && said, "{moment}: {ended:?}");
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn giving_up_steps_on_machines_of_another_run_names_that_run() {
+    let world = World::new();
+    let text = "name = 'x'\n[group.n]\n[[step]]\nname = 'deaf'\non = 'n'\nrun = \"trap '' TERM; while :; do sleep 0.1; done\"\n";
+    let file = world.write("x.toml", text);
+    let up = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let args = ["run".as_ref(), "--json".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str()];
+    let mut run = Going::of(world.command(args));
+    run.wait_for(&["\"command_started\"", "deaf"]);
+    std::thread::sleep(Duration::from_millis(500));
+    run.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(1500));
+    run.signal(Signal::INT);
+    let ended = run.end();
+    ended
+        .assert_status(6)
+        .assert_says(&["may remain: what the steps began", &format!("`tsunami down {up}`")]);
+    world.tsunami(["down", &up]).assert_status(0);
     world.assert_clean();
 }
 
@@ -226,4 +268,79 @@ fn after_kill_9_down_ends_what_has_lost_its_mark_too() {
     let left = std::process::Command::new("pgrep").args(["-f", "^sleep 101[45]$"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
     world.assert_clean();
+}
+
+/// Fills a pipe so that whoever writes to it waits. The reader's end must be kept.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (sent, progress) = std::sync::mpsc::channel();
+    let mut filling = writer.try_clone().unwrap();
+    // Its size is the system's business: it is full once a byte more has to wait.
+    std::thread::spawn(move || while filling.write_all(b" ").is_ok() && sent.send(()).is_ok() {});
+    while progress.recv_timeout(Duration::from_millis(200)).is_ok() {}
+    (reader, writer)
+}
+
+/// Interrupts a step of a run of which nobody reads what it says, and returns what it wrote to the other stream.
+fn interrupted_unread(args: &[&str], stalled: fn(&mut Command, std::io::PipeWriter)) -> Ended {
+    let world = World::new();
+    let file = world.write("x.toml", FILE);
+    let (reader, writer) = full_pipe();
+    let mut command = world.command([&"run".into(), &file]);
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    stalled(&mut command, writer);
+    let child = command.spawn().unwrap();
+    drop(command);
+    eventually("the step has begun", || {
+        let processes = world.processes();
+        match processes.iter().any(|process| process.contains("sleep 1004")) {
+            true => Ok(()),
+            false => Err(processes.join("\n")),
+        }
+    });
+    let interrupted = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    ended.assert_status(5);
+    assert!(interrupted.elapsed() < Duration::from_secs(30), "{:?}", interrupted.elapsed());
+    world.assert_clean();
+    let events = fs::read_to_string(world.results().join("events.jsonl")).unwrap();
+    assert!(events.contains("\"torn_down\"") && events.contains("\"run_finished\""), "{events}");
+    drop(reader);
+    ended
+}
+
+#[test]
+fn a_reader_of_standard_error_that_stands_still_stops_nothing() {
+    interrupted_unread(&["-v"], |command, writer| {
+        command.stderr(writer);
+    });
+}
+
+#[test]
+fn output_of_many_machines_that_nobody_reads_can_be_interrupted() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 5\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let mut command = world.command(["exec", &run, "--", "while :; do echo sleep 1016; done"]);
+    let (reader, writer) = full_pipe();
+    let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    std::thread::sleep(Duration::from_secs(2));
+    let interrupted = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = Ended::from(child.wait_with_output().unwrap());
+    ended.assert_status(125).assert_says(&["stopping the command"]);
+    assert!(interrupted.elapsed() < Duration::from_secs(60), "{:?}", interrupted.elapsed());
+    drop(reader);
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn a_reader_of_events_that_stands_still_stops_nothing_and_the_loss_is_said() {
+    let ended = interrupted_unread(&["--json"], |command, writer| {
+        command.stdout(writer);
+    });
+    ended.assert_says(&["everything is gone", "cannot write to standard output", "nobody reads it"]);
 }

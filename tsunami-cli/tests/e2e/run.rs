@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::world::{Ended, World};
@@ -246,7 +246,6 @@ fn readiness_leaves_no_trace_in_a_servers_log() {
     world.tsunami([&"run".into(), &file]).assert_status(0);
     let log = |name: &str| fs::read_to_string(world.results().join(format!("logs/s-0/{name}.log"))).unwrap();
     assert!(log("serve").contains("serving") && !log("serve").contains("asked"), "{}", log("serve"));
-    assert!(log("serve.ready").contains("asked"));
     world.assert_clean();
 }
 
@@ -583,5 +582,86 @@ fn a_limit_on_the_size_of_files_is_no_reason_to_leave_machines_behind() {
     let ended = limited.current_dir(world.path("work")).stdin(std::process::Stdio::null()).output().unwrap();
     assert!(ended.status.code().is_some(), "it was killed: {ended:?}");
     world.tsunami(["down", "--all"]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
+fn of_several_failures_the_first_is_told_in_full_and_the_others_are_named() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+[group.n]
+count = 3
+[[step]]
+name = "load"
+on = "n"
+run = """
+case $TSUNAMI_INDEX in
+1) echo 'cannot bind'; exit 3 ;;
+0) sleep 1.5 ;;
+esac
+sleep 0.5"""
+collect = ["missing"]
+"#,
+    );
+    let ended = world.tsunami([&"run".into(), &"-q".into(), &file]);
+    ended.assert_status(1);
+    let told = &ended.stderr[ended.stderr.find("error: ").unwrap()..];
+    let mut lines = told.lines();
+    assert!(lines.next().unwrap().starts_with("error: n-1: stage load: "), "{told}");
+    let others: Vec<_> = told.lines().filter(|line| line.starts_with("  then: ")).collect();
+    assert!(told.contains("\n  | cannot bind\n") && told.contains("n-1/load.log"), "{told}");
+    assert!(others[0].contains("n-2") && others[1].contains("n-0") && others.len() == 2, "{told}");
+    world.assert_clean();
+}
+
+#[test]
+fn events_that_cannot_be_written_are_said_and_fail_the_command() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\n");
+    let mut command = world.command([&"run".into(), &"--json".into(), &file]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ended = Ended::from(command.stdout(full).stderr(Stdio::piped()).output().unwrap());
+    ended.assert_status(2).assert_says(&["everything is gone", "standard output", "No space left on device"]);
+    let run = fs::read_to_string(world.results().join("run.json")).unwrap();
+    assert!(run.contains("\"success\""), "{run}");
+    world.assert_clean();
+}
+
+#[test]
+fn what_the_program_does_by_itself_is_no_part_of_the_story() {
+    let world = World::new();
+    let script = world.write("prepare.sh", "#!/bin/sh\necho prepared\n");
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+    let text = r#"name = "x"
+[group.n]
+setup = { script = "prepare.sh" }
+[[step]]
+name = "serve"
+on = "n"
+start = "sleep 0.5; touch up; exec sleep 60"
+ready = { command = "echo asked; test -e up" }
+[[step]]
+name = "load"
+on = "n"
+run = "echo 1 > out.csv"
+collect = ["out.csv"]
+"#;
+    let file = world.write("x.toml", text);
+    let ended = world.tsunami([&"run".into(), &"-v".into(), &file]);
+    ended.assert_status(0).assert_says(&["setup: $ ", "prepare.sh", "serve: $ sleep 0.5"]);
+    let results = world.results();
+    let mut logs: Vec<_> =
+        fs::read_dir(results.join("logs/n-0")).unwrap().map(|log| log.unwrap().file_name()).collect();
+    logs.sort();
+    assert_eq!(logs, ["load.log", "serve.log", "setup.log"]);
+    let read = |name: &str| fs::read_to_string(results.join(name)).unwrap();
+    assert!(!read("logs/n-0/serve.log").contains("asked"), "{}", read("logs/n-0/serve.log"));
+    for told in [ended.stderr.clone(), read("events.jsonl"), read("run.json"), read("logs/n-0/setup.log")] {
+        for internal in ["IFS=", "/proc/", "until ", "exec ./", "\"sweep\"", "\"clean\""] {
+            assert!(!told.contains(internal), "`{internal}` in:\n{told}");
+        }
+    }
     world.assert_clean();
 }

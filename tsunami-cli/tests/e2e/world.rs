@@ -1,6 +1,6 @@
 //! A place for one test: its own state, results and temporary files, and eyes for what is left behind.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -36,9 +36,21 @@ impl World {
 
     /// A command line of the binary, in the working directory.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let binary = std::env::var_os("TSUNAMI_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tsunami").into());
-        let mut command = Command::new(binary);
-        command.args(args).current_dir(self.path("work")).stdin(Stdio::null());
+        let mut command = self.program(&binary());
+        command.args(args);
+        command
+    }
+
+    /// A script for the shell, in which `"$@"` is the binary with these arguments.
+    pub(crate) fn shell<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.program(OsStr::new("bash"));
+        command.args(["-c", script, "bash"]).arg(binary()).args(args);
+        command
+    }
+
+    fn program(&self, program: &OsStr) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.path("work")).stdin(Stdio::null());
         command.env("XDG_STATE_HOME", self.path("state")).env("TMPDIR", self.path("tmp"));
         command.env_remove("XDG_RUNTIME_DIR").env_remove("TSUNAMI_RUN_ID").env_remove("NO_COLOR");
         command
@@ -102,6 +114,10 @@ impl World {
             if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
         });
     }
+}
+
+fn binary() -> OsString {
+    std::env::var_os("TSUNAMI_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tsunami").into())
 }
 
 impl Drop for World {
