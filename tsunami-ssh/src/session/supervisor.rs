@@ -14,7 +14,7 @@ use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
 use super::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
-const KILL: &str = include_str!("kill.sh");
+const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
 
 /// What every mark begins with, so that it is found fast: a byte that texts don't have.
 const SEPARATOR: u8 = 0x1e;
@@ -293,6 +293,36 @@ mod tests {
                 sleep.kill().unwrap();
                 sleep.wait().unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn what_descends_from_a_group_ends_with_it_and_nothing_above() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let start = |script: &str, run: &str| {
+                let mut command = std::process::Command::new("sh");
+                command.args(["-c", script]).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+                command.env("TSUNAMI_RUN_ID", run).spawn().unwrap()
+            };
+            let script =
+                "env -u TSUNAMI_RUN_ID setsid sh -c 'trap \"\" TERM; echo; sleep 1000 & wait' & wait";
+            let mut command = start(script, "mine");
+            let mut stdout = command.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", command.id()), "gone", "{shell:?}");
+            // All that held it have ended.
+            assert_eq!(io::Read::read(&mut stdout, &mut [0]).unwrap(), 0, "{shell:?}");
+            command.wait().unwrap();
+            // A group of somebody else's, with a process of the run's below.
+            let mut theirs =
+                start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");
+            let mut stdout = theirs.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", theirs.id()), "left", "{shell:?}");
+            assert!(theirs.try_wait().unwrap().is_none(), "{shell:?}");
+            assert_eq!(kill(&shell, "theirs", theirs.id()), "gone", "{shell:?}");
+            theirs.wait().unwrap();
         }
     }
 
