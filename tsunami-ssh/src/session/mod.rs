@@ -55,11 +55,9 @@ const BEGINNING: Duration = Duration::from_secs(5);
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
 const KILLING: Duration = Duration::from_secs(20);
 
-/// After a command has ended, others may hold its outputs open. What comes within this time is still read.
+/// After a command has ended and all that it wrote is here, others may hold its outputs open. What comes within this
+/// time is still read, and no more, however much flows.
 const STRAGGLERS: Duration = Duration::from_millis(200);
-
-/// More than the buffers between a command and us hold: ssh's window is 2 MiB.
-const CHANNEL: usize = 8 << 20;
 
 /// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
 const FITS_A_PIPE: usize = 60 << 10;
@@ -468,7 +466,8 @@ impl Shared {
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let header = supervisor::lines(self.ssh.run().as_str(), command, &mark, self.base.as_deref())?;
+        let run = self.ssh.run().as_str();
+        let header = supervisor::lines(run, command, &mark, self.base.as_deref(), stdout.is_none())?;
         let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
@@ -555,10 +554,12 @@ impl Supervised {
             stderr: outputs.stderr,
             stdout_preamble: outputs.out.preamble,
             stderr_preamble: outputs.err.preamble,
-            notes: Notes::new(&mark),
+            stdout_notes: Notes::new(&mark),
+            stderr_notes: Notes::new(&mark),
             output,
             group: None,
             exit: None,
+            over: false,
             no_directory: None,
             sink_failed: None,
             killed: None,
@@ -591,10 +592,13 @@ struct Pump {
     stderr: Option<ChildStderr>,
     stdout_preamble: Preamble,
     stderr_preamble: Preamble,
-    notes: Notes,
+    stdout_notes: Notes,
+    stderr_notes: Notes,
     output: Arc<dyn OutputSink>,
     group: Option<u32>,
     exit: Option<Exit>,
+    /// Whether all that the command itself wrote to standard output is here.
+    over: bool,
     no_directory: Option<String>,
     sink_failed: Option<io::Error>,
     killed: Option<bool>,
@@ -608,7 +612,6 @@ impl Pump {
         let mut stopping = false;
         let mut killing = None;
         let mut alarm: Option<Instant> = None;
-        let mut late = Late::default();
         while self.stdout.is_some() || self.stderr.is_some() {
             tokio::select! {
                 biased;
@@ -618,25 +621,17 @@ impl Pump {
                     self.killed = Some(gone);
                     alarm = Some(Instant::now() + STRAGGLERS);
                 }
-                count = read_some(&mut self.stderr, err) => {
-                    self.take_stderr(&err[..count]);
-                    late.took(count, self.exit, &mut alarm);
-                }
-                count = read_some(&mut self.stdout, out) => {
-                    self.take_stdout(&out[..count]);
-                    late.took(count, self.exit, &mut alarm);
-                }
-                // After the reads: what has arrived is taken, however long that took.
+                // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
-            }
-            if late.is_enough() {
-                break;
+                count = read_some(&mut self.stderr, err) => self.take_stderr(&err[..count]),
+                count = read_some(&mut self.stdout, out) => self.take_stdout(&out[..count]),
             }
             stopping |= self.sink_failed.is_some();
-            if self.exit.is_some() && killing.is_none() {
-                // Others may hold the outputs open; what flows, flows on for a little.
-                alarm = alarm.or_else(|| Some(Instant::now() + STRAGGLERS));
-            } else if stopping && killing.is_none() && self.killed.is_none() {
+            if killing.is_some() || self.killed.is_some() {
+                continue;
+            }
+            // What a command that has ended left behind is ended as well.
+            if stopping {
                 match self.group {
                     Some(group) => {
                         let (connection, run) = (self.connection.clone(), self.run.clone());
@@ -645,6 +640,8 @@ impl Pump {
                     }
                     None => alarm = alarm.or_else(|| Some(Instant::now() + BEGINNING)),
                 }
+            } else if self.exit.is_some() && (self.over || self.stdout.is_none()) {
+                alarm = alarm.or_else(|| Some(Instant::now() + STRAGGLERS));
             }
         }
         if let Some(killing) = killing {
@@ -656,12 +653,22 @@ impl Pump {
     fn take_stdout(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             self.stdout = None;
+            let rest = std::mem::take(&mut self.stdout_notes).rest();
+            if !rest.is_empty() {
+                self.hand_on(Stream::Stdout, &rest);
+            }
             return;
         }
         let mut preamble = std::mem::take(&mut self.stdout_preamble);
         match preamble.take(bytes) {
-            Ok(said) if said.is_empty() => {}
-            Ok(said) => self.hand_on(Stream::Stdout, &said),
+            Ok(said) => {
+                let mut notes = std::mem::take(&mut self.stdout_notes);
+                match notes.take(&said, |bytes| self.hand_on(Stream::Stdout, bytes)) {
+                    Ok(found) => self.over |= found.contains(&Note::Over),
+                    Err(error) => self.refuse(error),
+                }
+                self.stdout_notes = notes;
+            }
             Err(error) => self.refuse(error),
         }
         self.stdout_preamble = preamble;
@@ -677,7 +684,7 @@ impl Pump {
             Cow::Borrowed(&[])
         });
         self.stderr_preamble = preamble;
-        let mut notes = std::mem::take(&mut self.notes);
+        let mut notes = std::mem::take(&mut self.stderr_notes);
         let found = notes.take(&said, |bytes| self.hand_on(Stream::Stderr, bytes));
         if self.stderr.is_none() {
             let rest = notes.rest();
@@ -685,7 +692,7 @@ impl Pump {
                 self.hand_on(Stream::Stderr, &rest);
             }
         } else {
-            self.notes = notes;
+            self.stderr_notes = notes;
         }
         let found = found.unwrap_or_else(|error| {
             self.refuse(error);
@@ -697,6 +704,7 @@ impl Pump {
                 Note::Started(group) => drop(self.group.get_or_insert(group)),
                 Note::NoDirectory(directory) => drop(self.no_directory.get_or_insert(directory)),
                 Note::Ended(exit) => drop(self.exit.get_or_insert(exit)),
+                Note::Over => {}
             }
         }
     }
@@ -747,25 +755,6 @@ impl Pump {
         let left = if gone { "is gone" } else { "may still be running" };
         let message = format!("the command's supervisor was ended from outside; the command {left}");
         Err(SessionError::new(SessionErrorKind::Remote, message))
-    }
-}
-
-/// What flowed after a command had ended.
-#[derive(Default)]
-struct Late(usize);
-
-impl Late {
-    /// As long as it flows, it is waited for.
-    fn took(&mut self, count: usize, exit: Option<Exit>, alarm: &mut Option<Instant>) {
-        if exit.is_some() {
-            self.0 += count;
-            *alarm = None;
-        }
-    }
-
-    /// More than a channel holds cannot be the command's own.
-    fn is_enough(&self) -> bool {
-        self.0 > CHANNEL
     }
 }
 
