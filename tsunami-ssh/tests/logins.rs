@@ -301,8 +301,9 @@ async fn commands_can_be_ended_where_a_connection_takes_two() {
 async fn a_child_that_prints_for_ever_keeps_no_command() {
     let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let session = taken.connect().await.unwrap();
-    let child = Command::shell("(while echo tick; do :; done) & echo $!; head -c 3000000 /dev/zero; exit 3");
-    let (exit, stdout, _) = exec(&*session, child).await;
+    let child = Command::shell("(while echo tick; do sleep 0.05; done) & head -c 3000000 /dev/zero; exit 3");
+    let ended = tokio::time::timeout(Duration::from_secs(60), exec(&*session, child)).await;
+    let (exit, stdout, _) = ended.expect("it ends");
     assert_eq!(exit, Exit::Status(3));
     assert_eq!(stdout.bytes().filter(|&byte| byte == 0).count(), 3_000_000, "its own output is whole");
     session.close().await.unwrap();
