@@ -179,7 +179,7 @@ impl<'a> Trial<'a> {
                     _ => None,
                 };
                 let before = match ready.as_ref().map(|ready| &ready.when) {
-                    Some(ReadyWhen::Port(port)) => self.listeners(step, &host, *port).await?,
+                    Some(ReadyWhen::Port(port)) => self.listeners(&host, *port).await?,
                     _ => String::new(),
                 };
                 let mut process = self.command(step, &host, Command::shell(&line))?.start();
@@ -253,7 +253,7 @@ impl<'a> Trial<'a> {
                 Ok(is_ready) => is_ready,
                 Err(_) => {
                     let within = humantime::format_duration(ready.timeout);
-                    let missing = self.missing(step, host, &ready.when).await;
+                    let missing = self.missing(host, &ready.when).await;
                     Err(host.error(format!("`{line}` was not ready within {within}: {missing}")))
                 }
             },
@@ -269,16 +269,16 @@ impl<'a> Trial<'a> {
     }
 
     /// The sockets that listen on a port, as the script has them.
-    async fn listeners(&self, step: &Step, host: &Host, port: u16) -> Result<String, Error> {
+    async fn listeners(&self, host: &Host, port: u16) -> Result<String, Error> {
         let command = host.command(listening("before", port)).called(CHECKING).unobserved();
         let output = command.run().await?;
         Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
     /// What was waited for in vain.
-    async fn missing(&self, step: &Step, host: &Host, when: &ReadyWhen) -> String {
+    async fn missing(&self, host: &Host, when: &ReadyWhen) -> String {
         match when {
-            ReadyWhen::Port(port) => match self.listeners(step, host, *port).await {
+            ReadyWhen::Port(port) => match self.listeners(host, *port).await {
                 Ok(sockets) if !sockets.is_empty() => {
                     format!(
                         "what listens on port {port} was not started by this step, or nobody else can reach it"

@@ -66,6 +66,23 @@ impl Taken {
         Self { existing, provider, connector, run, root }
     }
 
+    /// Has the host's sshd take so many channels on a connection.
+    async fn allow_sessions(&self, count: u32) {
+        let machine = self.existing.directory().join("local/node-0");
+        let config = machine.join("sshd_config");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("{text}MaxSessions {count}\n")).unwrap();
+        let known: serde_json::Value =
+            serde_json::from_slice(&fs::read(machine.join("machine.json")).unwrap()).unwrap();
+        let sshd = i32::try_from(known["sshd"]["pid"].as_i64().unwrap()).unwrap();
+        let sshd = rustix::process::Pid::from_raw(sshd).unwrap();
+        rustix::process::kill_process(sshd, rustix::process::Signal::HUP).unwrap();
+        let listening = || fs::read_to_string(machine.join("sshd.log")).unwrap();
+        while listening().matches("Server listening on").count() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn home(&self) -> PathBuf {
         self.existing.directory().join("local/node-0/home")
     }
@@ -231,5 +248,64 @@ async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown() {
     let left = taken.provider.terminate(&taken.run).await.unwrap();
     assert!(left.len() == 1 && left[0].why.contains("more than 256 KiB"), "{left:?}");
     fs::remove_file(&flood).unwrap();
+    taken.leave().await;
+}
+
+/// However few channels a host's sshd takes on a connection, what was started there can be ended.
+async fn all_commands_can_be_ended_with(sessions: u32) {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    taken.allow_sessions(sessions).await;
+    let session = taken.connect().await.unwrap();
+    let cancel = CancellationToken::new();
+    let stubborn = |name: &str| Command::shell(format!("trap '' TERM; touch {name}; sleep 1000 & wait"));
+    let (first, second) = (stubborn("first"), stubborn("second"));
+    let up = |name: &str| taken.home().join(format!(".tsunami/{}/{name}", taken.run)).exists();
+    let (a, b, ()) = tokio::join!(
+        session.exec(&first, Arc::new(()), &cancel),
+        session.exec(&second, Arc::new(()), &cancel),
+        async {
+            while !(up("first") && up("second")) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let (exit, stdout, _) = exec(&*session, Command::shell("echo beside")).await;
+            assert_eq!((exit, stdout.as_str()), (Exit::Status(0), "beside\n"));
+            cancel.cancel();
+        },
+    );
+    assert_eq!([a, b].map(|ended| ended.unwrap_err().kind), [SessionErrorKind::Cancelled; 2]);
+    // And again: what ended them is there again.
+    let cancel = CancellationToken::new();
+    let again = stubborn("again");
+    let (ended, ()) = tokio::join!(session.exec(&again, Arc::new(()), &cancel), async {
+        while !up("again") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        cancel.cancel();
+    });
+    assert_eq!(ended.unwrap_err().kind, SessionErrorKind::Cancelled);
+    session.close().await.unwrap();
+    taken.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_can_be_ended_where_a_connection_takes_one() {
+    all_commands_can_be_ended_with(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_can_be_ended_where_a_connection_takes_two() {
+    all_commands_can_be_ended_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_prints_for_ever_keeps_no_command() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let session = taken.connect().await.unwrap();
+    let child = Command::shell("(while echo tick; do sleep 0.05; done) & head -c 3000000 /dev/zero; exit 3");
+    let ended = tokio::time::timeout(Duration::from_secs(60), exec(&*session, child)).await;
+    let (exit, stdout, _) = ended.expect("it ends");
+    assert_eq!(exit, Exit::Status(3));
+    assert_eq!(stdout.bytes().filter(|&byte| byte == 0).count(), 3_000_000, "its own output is whole");
+    session.close().await.unwrap();
     taken.leave().await;
 }

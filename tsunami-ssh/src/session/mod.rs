@@ -15,6 +15,7 @@ use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -22,9 +23,9 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use openssh::{Child, ChildStderr, ChildStdout, Stdio};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tsunami_core::limits::{SCRIPT_OUTPUT_LIMIT, SCRIPT_TIMEOUT};
@@ -40,9 +41,14 @@ use parcel::Parcel;
 use shell::{AfterPreamble, Preamble};
 use supervisor::{Note, Notes};
 
-/// Commands at a time on one connection: sshd allows 10 channels (`MaxSessions`), of which one is kept for
-/// ending commands and for checks.
-const CHANNELS: usize = 9;
+/// Channels on one connection, as sshd allows by itself (`MaxSessions`). One that allows fewer says so only by refusing.
+const CHANNELS: usize = 10;
+
+/// How long after a refusal a channel is asked for once more: sshd forgets one that has ended a little later.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// How often a connection that nothing else uses may refuse a channel.
+const REFUSALS: u32 = 20;
 
 /// Connections at a time to one machine; further commands wait.
 const CONNECTIONS: usize = 8;
@@ -56,11 +62,9 @@ const BEGINNING: Duration = Duration::from_secs(5);
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
 const KILLING: Duration = Duration::from_secs(20);
 
-/// After a command has ended, others may hold its outputs open. What comes within this time is still read.
+/// After a command has ended and all that it wrote is here, others may hold its outputs open. What comes within this
+/// time is still read, and no more, however much flows.
 const STRAGGLERS: Duration = Duration::from_millis(200);
-
-/// More than the buffers between a command and us hold: ssh's window is 2 MiB.
-const CHANNEL: usize = 8 << 20;
 
 /// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
 const FITS_A_PIPE: usize = 60 << 10;
@@ -81,9 +85,13 @@ struct Shared {
     /// Where commands run, on a machine that doesn't belong to the run.
     base: Option<String>,
     connections: Mutex<Vec<Arc<Connection>>>,
-    /// One permit for every channel of every connection.
-    channels: Semaphore,
+    /// Tells of channels that are free again.
+    freed: Arc<Notify>,
     growing: AsyncMutex<()>,
+    /// What is kept for ending a command. A command begins only when it is there.
+    spare: AsyncMutex<Option<Spare>>,
+    /// Whether the machine gives a single channel in all: then commands run one at a time, without a spare.
+    alone: AtomicBool,
     /// Whether the machine's login shell is known to start our `sh`.
     greeted: AtomicBool,
     /// What goes on on the machine, commands that are being ended included.
@@ -102,15 +110,24 @@ struct Connection {
 
 /// A place for one command. Given back on drop.
 #[derive(Debug)]
-struct Channel<'a> {
+struct Channel {
     connection: Arc<Connection>,
-    permit: Option<SemaphorePermit<'a>>,
+    freed: Arc<Notify>,
 }
 
-impl Drop for Channel<'_> {
+impl Drop for Channel {
     fn drop(&mut self) {
         self.connection.busy.fetch_sub(1, Ordering::Relaxed);
+        self.freed.notify_waiters();
     }
+}
+
+/// A `sh` that waits for its line.
+#[derive(Debug)]
+struct Spare {
+    child: RemoteChild,
+    feed: PipeWriter,
+    _channel: Channel,
 }
 
 impl Connection {
@@ -162,21 +179,6 @@ impl Connection {
             Ok(_) => Err(self.master.lost()),
             Err(_) => Err(silent()),
         }
-    }
-
-    /// Ends a process group that a command of the run has made, and says whether it is gone.
-    async fn kill(&self, run: &str, group: u32) -> bool {
-        let kill = async {
-            let line = supervisor::kill_line(run, group).ok()?;
-            let (stdin, mut feed) = io::pipe().ok()?;
-            let mut child = self.open(shell::LINE, stdio(stdin.into()), Stdio::piped()).await.ok()?;
-            feed.write_all(&line).ok()?;
-            drop(feed);
-            let mut said = Answer::default();
-            said.read_on(child.stdout(), |_| false).await.ok()?;
-            Some(said.text().trim() == "gone")
-        };
-        timeout(KILLING, kill).await.ok().flatten().unwrap_or(false)
     }
 }
 
@@ -242,8 +244,10 @@ impl SshSession {
             machine: machine.clone(),
             base: machine.login.directory.clone(),
             connections: Mutex::new(vec![Connection::new(master)]),
-            channels: Semaphore::new(CHANNELS),
+            freed: Arc::default(),
             growing: AsyncMutex::default(),
+            spare: AsyncMutex::default(),
+            alone: AtomicBool::new(false),
             greeted: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
@@ -316,65 +320,85 @@ impl SshSession {
 
 impl Shared {
     /// Waits for a place to run a command: on a connection that has one, or else on a new connection.
-    async fn channel(&self) -> Result<Channel<'_>, SessionError> {
-        if let Some(channel) = self.free_channel() {
-            return Ok(channel);
-        }
-        {
-            let _one_at_a_time = self.growing.lock().await;
-            if let Some(channel) = self.free_channel() {
+    async fn channel(&self) -> Result<Channel, SessionError> {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if let Some(channel) = self.free_channel()? {
                 return Ok(channel);
             }
-            if self.lock().len() < CONNECTIONS {
-                let master = self.ssh.master(&self.machine, Instant::now() + ANSWER).await;
-                match master {
-                    Ok(master) => {
-                        self.lock().push(Connection::new(master));
-                        self.channels.add_permits(CHANNELS);
-                    }
+            tokio::select! {
+                () = &mut freed => {}
+                grown = self.grow() => if !grown {
                     // The others still work: wait for them.
-                    Err(error) => {
-                        tracing::debug!(machine = self.machine.name(), %error, "no further connection")
-                    }
-                }
+                    let _ = timeout(ANSWER, freed).await;
+                },
             }
         }
-        let permit = self.channels.acquire().await;
-        let permit = permit.map_err(|_| closed())?;
-        self.on(permit)
+    }
+
+    /// Opens a further connection, if there may be one.
+    async fn grow(&self) -> bool {
+        let _one_at_a_time = self.growing.lock().await;
+        if matches!(self.free_channel(), Ok(Some(_))) {
+            return true;
+        }
+        let limits = || self.lock().iter().map(|one| one.limit.load(Ordering::Relaxed)).min();
+        if self.alone.load(Ordering::Relaxed) || self.lock().len() >= CONNECTIONS {
+            return false;
+        }
+        match self.ssh.master(&self.machine, Instant::now() + ANSWER).await {
+            Ok(master) => {
+                let connection = Connection::new(master);
+                // What one was refused, others are.
+                connection.limit.store(limits().unwrap_or(CHANNELS), Ordering::Relaxed);
+                self.lock().push(connection);
+                self.freed.notify_waiters();
+                true
+            }
+            Err(error) => {
+                tracing::debug!(machine = self.machine.name(), %error, "no further connection");
+                false
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn free_channel(&self) -> Option<Channel<'_>> {
-        self.channels.try_acquire().ok().and_then(|permit| self.on(permit).ok())
+    /// How many channels are in use.
+    fn busy(&self) -> usize {
+        self.lock().iter().map(|connection| connection.busy.load(Ordering::Relaxed)).sum()
     }
 
-    /// Picks the least busy connection.
-    fn on<'a>(&self, permit: SemaphorePermit<'a>) -> Result<Channel<'a>, SessionError> {
+    /// Picks the least busy connection that has room.
+    fn free_channel(&self) -> Result<Option<Channel>, SessionError> {
         let connections = self.lock();
+        let first = connections.first().ok_or_else(closed)?;
         let room = |connection: &&Arc<Connection>| {
             connection.busy.load(Ordering::Relaxed) < connection.limit.load(Ordering::Relaxed)
                 && !connection.master.is_dead()
         };
         let connection = connections.iter().filter(room).min_by_key(|c| c.busy.load(Ordering::Relaxed));
-        let Some(connection) = connection.or(connections.first()) else {
-            return Err(closed());
-        };
-        connection.busy.fetch_add(1, Ordering::Relaxed);
-        Ok(Channel { connection: connection.clone(), permit: Some(permit) })
+        // Where none lives, opening a channel tells why.
+        let connection =
+            connection.or(Some(first).filter(|_| connections.iter().all(|c| c.master.is_dead())));
+        Ok(connection.map(|connection| {
+            connection.busy.fetch_add(1, Ordering::Relaxed);
+            Channel { connection: connection.clone(), freed: self.freed.clone() }
+        }))
     }
 
     /// Opens a channel to a `sh` that reads its line. If sshd takes fewer than we thought, waits for another to
     /// end.
-    async fn open<'a>(
-        &'a self,
-        mut channel: Channel<'a>,
+    async fn open(
+        &self,
+        mut channel: Channel,
         stdin: &PipeReader,
         stdout: Option<&PipeWriter>,
-    ) -> Opening<'a> {
+    ) -> Result<(Channel, RemoteChild), SessionError> {
+        let mut refusals = 0;
         loop {
             let connection = channel.connection.clone();
             let ends = || {
@@ -391,17 +415,61 @@ impl Shared {
                 Err(_) => return Err(silent()),
             };
             let busy = connection.busy.load(Ordering::Relaxed);
+            let patience = if busy > 1 { 1 } else { REFUSALS };
+            if error.kind == SessionErrorKind::Remote && refusals < patience {
+                refusals += 1;
+                sleep(REFUSED).await;
+                continue;
+            }
             if error.kind != SessionErrorKind::Remote || busy <= 1 {
                 return Err(error);
             }
             tracing::debug!(machine = self.machine.name(), busy, %error, "sshd takes fewer channels");
             connection.limit.store(busy - 1, Ordering::Relaxed);
-            if let Some(permit) = channel.permit.take() {
-                permit.forget();
-            }
             drop(channel);
             channel = self.channel().await?;
+            refusals = 0;
         }
+    }
+
+    /// Sees to it that a command can be ended: at last, by keeping a channel for that.
+    async fn keep_spare(&self) -> Result<(), SessionError> {
+        let mut spare = self.spare.lock().await;
+        while spare.is_none() && !self.alone.load(Ordering::Relaxed) {
+            let (stdin, feed) = io::pipe().map_err(|error| local("no more pipes", error))?;
+            let opening = async { self.open(self.channel().await?, &stdin, None).await };
+            match timeout(ANSWER, opening).await {
+                Ok(opened) => {
+                    *spare = opened.map(|(channel, child)| Some(Spare { child, feed, _channel: channel }))?
+                }
+                Err(_) if self.busy() <= 1 => {
+                    tracing::warn!(machine = self.machine.name(), "it gives one channel in all");
+                    self.alone.store(true, Ordering::Relaxed);
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a process group that a command of the run has made, and says whether it is gone.
+    async fn end(&self, group: u32) -> bool {
+        let kill = async {
+            let line = supervisor::kill_line(self.ssh.run().as_str(), group).ok()?;
+            // Whoever holds it for long is making one, and may wait for what is ended here.
+            let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.take());
+            if let Some(spare) = spare
+                && let Some(gone) = told_to_end(spare, &line).await
+            {
+                return Some(gone);
+            }
+            // Another command is being ended by it, or the machine has lost it.
+            let (stdin, feed) = io::pipe().ok()?;
+            let (channel, child) = self.open(self.channel().await.ok()?, &stdin, None).await.ok()?;
+            drop(stdin);
+            told_to_end(Spare { child, feed, _channel: channel }, &line).await
+        };
+        timeout(KILLING, kill).await.ok().flatten().unwrap_or(false)
     }
 
     /// Makes sure, once, that what reads a channel's standard input is our `sh`.
@@ -469,7 +537,8 @@ impl Shared {
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let header = supervisor::lines(self.ssh.run().as_str(), command, &mark, self.base.as_deref())?;
+        let run = self.ssh.run().as_str();
+        let header = supervisor::lines(run, command, &mark, self.base.as_deref(), stdout.is_none())?;
         let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
@@ -483,7 +552,18 @@ impl Shared {
 
 type RemoteChild = Child<Arc<openssh::Session>>;
 
-type Opening<'a> = Result<(Channel<'a>, RemoteChild), SessionError>;
+/// Has a `sh` end a process group, and says whether that is gone; `None` if it says nothing of it.
+async fn told_to_end(mut by: Spare, line: &[u8]) -> Option<bool> {
+    by.feed.write_all(line).ok()?;
+    drop(by.feed);
+    let mut said = Answer::default();
+    said.read_on(by.child.stdout(), |_| false).await.ok()?;
+    match said.text().trim() {
+        "gone" => Some(true),
+        "left" => Some(false),
+        _ => None,
+    }
+}
 
 /// What a command reads.
 #[derive(Debug)]
@@ -548,18 +628,21 @@ impl Supervised {
         let mut outputs = Outputs::of(&mut child);
         // Until the greeting is over nothing has begun.
         stop.run_until_cancelled(shared.greet(&mut outputs)).await.ok_or_else(cancelled)??;
+        stop.run_until_cancelled(shared.keep_spare()).await.ok_or_else(cancelled)??;
         let feeding = input.feed(header, feed);
         let mut pump = Pump {
             connection: channel.connection.clone(),
-            run: shared.ssh.run().to_string(),
+            shared: shared.clone(),
             stdout: outputs.stdout,
             stderr: outputs.stderr,
             stdout_preamble: outputs.out.preamble,
             stderr_preamble: outputs.err.preamble,
-            notes: Notes::new(&mark),
+            stdout_notes: Notes::new(&mark),
+            stderr_notes: Notes::new(&mark),
             output,
             group: None,
             exit: None,
+            over: false,
             no_directory: None,
             sink_failed: None,
             killed: None,
@@ -587,15 +670,18 @@ impl Supervised {
 /// Moves a command's output, and ends the command when asked to.
 struct Pump {
     connection: Arc<Connection>,
-    run: String,
+    shared: Arc<Shared>,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     stdout_preamble: Preamble,
     stderr_preamble: Preamble,
-    notes: Notes,
+    stdout_notes: Notes,
+    stderr_notes: Notes,
     output: Arc<dyn OutputSink>,
     group: Option<u32>,
     exit: Option<Exit>,
+    /// Whether all that the command itself wrote to standard output is here.
+    over: bool,
     no_directory: Option<String>,
     sink_failed: Option<io::Error>,
     killed: Option<bool>,
@@ -609,7 +695,6 @@ impl Pump {
         let mut stopping = false;
         let mut killing = None;
         let mut alarm: Option<Instant> = None;
-        let mut late = Late::default();
         while self.stdout.is_some() || self.stderr.is_some() {
             tokio::select! {
                 biased;
@@ -619,33 +704,27 @@ impl Pump {
                     self.killed = Some(gone);
                     alarm = Some(Instant::now() + STRAGGLERS);
                 }
-                count = read_some(&mut self.stderr, err) => {
-                    self.take_stderr(&err[..count]);
-                    late.took(count, self.exit, &mut alarm);
-                }
-                count = read_some(&mut self.stdout, out) => {
-                    self.take_stdout(&out[..count]);
-                    late.took(count, self.exit, &mut alarm);
-                }
-                // After the reads: what has arrived is taken, however long that took.
+                // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
-            }
-            if late.is_enough() {
-                break;
+                count = read_some(&mut self.stderr, err) => self.take_stderr(&err[..count]),
+                count = read_some(&mut self.stdout, out) => self.take_stdout(&out[..count]),
             }
             stopping |= self.sink_failed.is_some();
-            if self.exit.is_some() && killing.is_none() {
-                // Others may hold the outputs open; what flows, flows on for a little.
-                alarm = alarm.or_else(|| Some(Instant::now() + STRAGGLERS));
-            } else if stopping && killing.is_none() && self.killed.is_none() {
+            if killing.is_some() || self.killed.is_some() {
+                continue;
+            }
+            // What a command that has ended left behind is ended as well.
+            if stopping {
                 match self.group {
                     Some(group) => {
-                        let (connection, run) = (self.connection.clone(), self.run.clone());
+                        let shared = self.shared.clone();
                         alarm = None;
-                        killing = Some(Box::pin(async move { connection.kill(&run, group).await }));
+                        killing = Some(Box::pin(async move { shared.end(group).await }));
                     }
                     None => alarm = alarm.or_else(|| Some(Instant::now() + BEGINNING)),
                 }
+            } else if self.exit.is_some() && (self.over || self.stdout.is_none()) {
+                alarm = alarm.or_else(|| Some(Instant::now() + STRAGGLERS));
             }
         }
         if let Some(killing) = killing {
@@ -657,12 +736,22 @@ impl Pump {
     fn take_stdout(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             self.stdout = None;
+            let rest = std::mem::take(&mut self.stdout_notes).rest();
+            if !rest.is_empty() {
+                self.hand_on(Stream::Stdout, &rest);
+            }
             return;
         }
         let mut preamble = std::mem::take(&mut self.stdout_preamble);
         match preamble.take(bytes) {
-            Ok(said) if said.is_empty() => {}
-            Ok(said) => self.hand_on(Stream::Stdout, &said),
+            Ok(said) => {
+                let mut notes = std::mem::take(&mut self.stdout_notes);
+                match notes.take(&said, |bytes| self.hand_on(Stream::Stdout, bytes)) {
+                    Ok(found) => self.over |= found.contains(&Note::Over),
+                    Err(error) => self.refuse(error),
+                }
+                self.stdout_notes = notes;
+            }
             Err(error) => self.refuse(error),
         }
         self.stdout_preamble = preamble;
@@ -678,7 +767,7 @@ impl Pump {
             Cow::Borrowed(&[])
         });
         self.stderr_preamble = preamble;
-        let mut notes = std::mem::take(&mut self.notes);
+        let mut notes = std::mem::take(&mut self.stderr_notes);
         let found = notes.take(&said, |bytes| self.hand_on(Stream::Stderr, bytes));
         if self.stderr.is_none() {
             let rest = notes.rest();
@@ -686,7 +775,7 @@ impl Pump {
                 self.hand_on(Stream::Stderr, &rest);
             }
         } else {
-            self.notes = notes;
+            self.stderr_notes = notes;
         }
         let found = found.unwrap_or_else(|error| {
             self.refuse(error);
@@ -698,6 +787,7 @@ impl Pump {
                 Note::Started(group) => drop(self.group.get_or_insert(group)),
                 Note::NoDirectory(directory) => drop(self.no_directory.get_or_insert(directory)),
                 Note::Ended(exit) => drop(self.exit.get_or_insert(exit)),
+                Note::Over => {}
             }
         }
     }
@@ -744,29 +834,10 @@ impl Pump {
             ));
         };
         // Somebody ended the supervisor, so nobody saw how the command ended, or whether.
-        let gone = self.connection.kill(&self.run, group).await;
+        let gone = self.shared.end(group).await;
         let left = if gone { "is gone" } else { "may still be running" };
         let message = format!("the command's supervisor was ended from outside; the command {left}");
         Err(SessionError::new(SessionErrorKind::Remote, message))
-    }
-}
-
-/// What flowed after a command had ended.
-#[derive(Default)]
-struct Late(usize);
-
-impl Late {
-    /// As long as it flows, it is waited for.
-    fn took(&mut self, count: usize, exit: Option<Exit>, alarm: &mut Option<Instant>) {
-        if exit.is_some() {
-            self.0 += count;
-            *alarm = None;
-        }
-    }
-
-    /// More than a channel holds cannot be the command's own.
-    fn is_enough(&self) -> bool {
-        self.0 > CHANNEL
     }
 }
 
@@ -832,8 +903,9 @@ impl Session for SshSession {
     async fn close(&self) -> Result<(), SessionError> {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
-        self.shared.channels.close();
+        drop(self.shared.spare.lock().await.take());
         let connections = std::mem::take(&mut *self.shared.lock());
+        self.shared.freed.notify_waiters();
         if self.shared.base.is_some()
             && let Some(connection) = connections.into_iter().next().and_then(Arc::into_inner)
         {

@@ -14,7 +14,7 @@ use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
 use super::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
-const KILL: &str = include_str!("kill.sh");
+const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
 
 /// What every mark begins with, so that it is found fast: a byte that texts don't have.
 const SEPARATOR: u8 = 0x1e;
@@ -25,8 +25,11 @@ pub(super) fn lines(
     command: &Command,
     mark: &str,
     base: Option<&str>,
+    marks: bool,
 ) -> Result<Vec<u8>, SessionError> {
-    Ok([shell::supervisor_line(run, SUPERVISOR)?, header(command, mark, base)?].concat())
+    // Whether standard output is marked as well, where the command's own ends.
+    let marks: &[u8] = if marks { b"_marks=1; " } else { b"_marks=; " };
+    Ok([&shell::supervisor_line(run, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
 }
 
 /// The line that ends a process group of the run's, and says whether it is gone.
@@ -101,9 +104,11 @@ pub(super) enum Note {
     NoDirectory(String),
     /// The command ended.
     Ended(Exit),
+    /// What comes now on standard output is not the command's own.
+    Over,
 }
 
-/// Takes the supervisor's notes out of a command's standard error.
+/// Takes the supervisor's notes out of a command's output.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     mark: Vec<u8>,
@@ -170,6 +175,9 @@ impl Notes {
             return Some((None, &jobs[at + said.len()..]));
         }
         let (text, after) = line(note)?;
+        if text == "over" {
+            return Some((Some(Note::Over), after));
+        }
         let parsed = match text.split_once(' ') {
             Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Note::Started),
             Some(("end", statuses)) => ended(&self.jobs, statuses).map(Note::Ended),
@@ -336,6 +344,36 @@ mod tests {
     }
 
     #[test]
+    fn what_descends_from_a_group_ends_with_it_and_nothing_above() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let start = |script: &str, run: &str| {
+                let mut command = std::process::Command::new("sh");
+                command.args(["-c", script]).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+                command.env("TSUNAMI_RUN_ID", run).spawn().unwrap()
+            };
+            let script =
+                "env -u TSUNAMI_RUN_ID setsid sh -c 'trap \"\" TERM; echo; sleep 1000 & wait' & wait";
+            let mut command = start(script, "mine");
+            let mut stdout = command.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", command.id()), "gone", "{shell:?}");
+            // All that held it have ended.
+            assert_eq!(io::Read::read(&mut stdout, &mut [0]).unwrap(), 0, "{shell:?}");
+            command.wait().unwrap();
+            // A group of somebody else's, with a process of the run's below.
+            let mut theirs =
+                start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");
+            let mut stdout = theirs.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", theirs.id()), "left", "{shell:?}");
+            assert!(theirs.try_wait().unwrap().is_none(), "{shell:?}");
+            assert_eq!(kill(&shell, "theirs", theirs.id()), "gone", "{shell:?}");
+            theirs.wait().unwrap();
+        }
+    }
+
+    #[test]
     fn somebody_elses_mark_is_output() {
         let other = format!("{}pid 1\n", mark(8));
         assert_eq!(take_all(&[other.as_bytes()]), (vec![], other.clone().into_bytes()));
@@ -386,6 +424,60 @@ mod tests {
                 assert!(matches!(notes[0], Note::Started(_)), "{shell:?}: {line}: {notes:?}");
                 assert_eq!(notes[1], Note::Ended(exit), "{shell:?}: {line}");
             }
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_whatever_language_the_shell_speaks_and_the_command_keeps_its_own() {
+        for shell in shells() {
+            let command = Command::shell("printf %s \"$LC_ALL$LANGUAGE\"; sleep 0.1; exit 200");
+            // One of these is there, on a computer that has any.
+            for locale in ["de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8", "ja_JP.UTF-8"] {
+                let command = command.clone().env("LC_ALL", locale).env("LANGUAGE", "xx");
+                let (notes, stdout) = supervise(&shell, &command);
+                assert_eq!(notes.last(), Some(&Note::Ended(Exit::Status(200))), "{shell:?} {locale}");
+                assert_eq!(String::from_utf8_lossy(&stdout), format!("{locale}xx"), "{shell:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_the_background_may_write_on_when_nobody_reads() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let beat =
+                "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
+            let command = Command::shell(beat).env("FILE", file.path());
+            let mut header = b"_marks=1; ".to_vec();
+            header.extend(self::header(&command, &mark(7), None).unwrap());
+            let mut child = std::process::Command::new(shell[0]);
+            child.args(&shell[1..]).args(["-c", SUPERVISOR]).process_group(0).stdin(Stdio::piped());
+            let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&header).unwrap();
+            let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+            let (mut notes, mut found, mut chunk) = (Notes::new(&mark(7)), Vec::new(), [0; 4096]);
+            while !found.iter().any(|note| matches!(note, Note::Ended(_))) {
+                let count = io::Read::read(&mut stderr, &mut chunk).unwrap();
+                found.extend(notes.take(&chunk[..count], |_| {}).unwrap());
+            }
+            let mut outputs = Notes::new(&mark(7));
+            let mut over = Vec::new();
+            while over.is_empty() {
+                let count = io::Read::read(&mut stdout, &mut chunk).unwrap();
+                over.extend(outputs.take(&chunk[..count], |_| {}).unwrap());
+            }
+            assert_eq!(over, [Note::Over], "{shell:?}");
+            drop((stdout, stderr));
+            let read = || std::fs::read_to_string(file.path()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let before = read();
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            assert_ne!(before, read(), "{shell:?}: it has ended");
+            let Note::Started(group) = found[0] else { panic!("{found:?}") };
+            let group = rustix::process::Pid::from_raw(group.cast_signed()).unwrap();
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            child.wait().unwrap();
         }
     }
 

@@ -8,6 +8,10 @@
 #   jobs TEXT <mark> said        what `jobs` says of it, perhaps more than once
 #   end N M                      it ended: what two calls of `wait` returned
 #
+# and, where the header sets `_marks`, on standard output, after all that the command itself has written there:
+#
+#   over                         what comes now is from others
+#
 # `wait` alone can't tell a status of 137 from a signal 9, but `jobs` can, in every shell that this runs in, as
 # long as it is asked before `wait` has answered: bash does so when the command's end interrupts it.
 # A command in the background reads nothing, in shells other than bash, unless its input comes by another descriptor.
@@ -22,6 +26,8 @@ if [ -n "$_directory" ] && ! cd -- "$_directory"; then
     exit 125
 fi
 _jobs() {
+    # The command has its environment by now, and its own language.
+    LC_ALL=C
     printf '%sjobs ' "$_mark"
     jobs
     printf '%ssaid\n' "$_mark"
@@ -38,4 +44,12 @@ printf '%spid %s\n' "$_mark" "$_pid" >&3
 while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
 _jobs
 wait "$_pid"
-printf '%send %s %s\n' "$_mark" "$_first" "$?" >&3
+_second=$?
+# What the command has left in the background may write on. Once nobody else reads it, somebody must: from pipes that
+# were never closed in between, and long after the command's own output was taken.
+if kill -0 "-$_pid" && [ -p /proc/self/fd/1 ] && [ -p /proc/self/fd/3 ]; then
+    exec 5</proc/self/fd/1 6</proc/self/fd/3
+    { sleep 10 && cat <&5 & sleep 10 && cat <&6; } </dev/null >/dev/null 3>&- 4<&- &
+fi
+[ -z "$_marks" ] || printf '%sover\n' "$_mark"
+printf '%send %s %s\n' "$_mark" "$_first" "$_second" >&3
