@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tsunami_core::ProviderErrorKind;
 
 use crate::error::{Answer, Failure};
-use crate::journal::{Journal, Outcome};
+use crate::journal::{Entry, Journal, Outcome};
 use crate::region::Region;
 use crate::spec::Disk;
 use crate::{inventory, tag};
@@ -133,17 +133,26 @@ impl Create {
         matches!(self.what, What::Fleet(_) | What::Instances(_))
     }
 
+    /// Whether it asks for spot machines.
+    pub(crate) fn is_spot(&self) -> bool {
+        matches!(&self.what, What::Fleet(fleet) | What::Instances(fleet) if fleet.spot)
+    }
+
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
     pub(crate) async fn make(&self, region: &Region, journal: &Journal) -> Result<Made, MakeError> {
         let earlier = journal.entry(self)?;
-        let again = earlier.as_ref().is_some_and(|entry| entry.outcome.is_none());
+        let again = earlier.as_ref().is_some_and(Entry::is_open);
         match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(Made { ids, ..Made::default() }),
             _ => journal.begin(self)?,
         }
         let answer = self.ask(region).await;
-        if self.settles(&answer, again) {
-            self.settle(journal, &answer)?;
+        match &answer {
+            Err(failure) if failure.is_inside_aws() && self.makes_instances() => {
+                journal.end(self, Outcome::Failed(failure.code.clone()))?;
+            }
+            answer if self.settles(answer, again) => self.settle(journal, answer)?,
+            _ => {}
         }
         Ok(answer?)
     }
@@ -284,7 +293,7 @@ impl Create {
                     .build(),
             ),
         };
-        let answer = region.call("CreateFleet", || request.clone().send()).await?;
+        let answer = region.call_market("CreateFleet", || request.clone().send()).await?;
         let pool_of = |place: Option<&LaunchTemplateAndOverridesResponse>| {
             let place = place.and_then(|place| place.overrides())?;
             let (kind, subnet) = (place.instance_type()?.as_str(), place.subnet_id()?);
@@ -333,7 +342,7 @@ impl Create {
         let request = request.launch_template(template).min_count(count).max_count(count);
         let request = request.instance_type(InstanceType::from(pool.instance.as_str()));
         let request = request.subnet_id(&pool.subnet).instance_market_options(market);
-        let answer = region.call("RunInstances", || request.clone().send()).await?;
+        let answer = region.call_market("RunInstances", || request.clone().send()).await?;
         let ids = answer.instances().iter().filter_map(|instance| instance.instance_id().map(str::to_owned));
         Ok(Made { ids: ids.collect(), pool: Some(pool.clone()), failures: Vec::new() })
     }

@@ -8,7 +8,7 @@ use crate::limited::is_too_long;
 use crate::text::line;
 
 /// An answer of AWS that is an error, or none at all.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{operation} in {region}: {code}: {message}")]
 pub(crate) struct Failure {
     pub(crate) kind: ProviderErrorKind,
@@ -89,6 +89,31 @@ impl Failure {
         let denied =
             matches!(self.code.as_str(), "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException");
         self.kind == ProviderErrorKind::Unauthorized && !denied
+    }
+
+    /// Whether it is EC2 that fails, having been reached: what it fails at is then one market, or one pool.
+    pub(crate) fn is_inside_aws(&self) -> bool {
+        self.kind == ProviderErrorKind::Unavailable
+            && !matches!(self.code.as_str(), "NoAnswer" | "AnswerTooLong" | "NotSeenYet")
+    }
+
+    /// Whether what refuses one request for machines refuses every other one: the caller is turned away, may not
+    /// ask at all or asks too often, or nobody is reached.
+    pub(crate) fn stops_everything(&self) -> bool {
+        self.kind == ProviderErrorKind::Unauthorized || self.kind.is_transient() && !self.is_inside_aws()
+    }
+
+    /// Whether one pool refuses it for good, and not for want of room.
+    pub(crate) fn is_of_the_pool(&self) -> bool {
+        !self.kind.is_transient()
+            && !matches!(self.kind, ProviderErrorKind::Capacity | ProviderErrorKind::Quota)
+    }
+
+    /// The zones that EC2 names as having capacity, where it lacks some in the one that was asked.
+    pub(crate) fn zones_with_capacity(&self) -> impl Iterator<Item = &str> {
+        let rest = self.message.split_once(" or choosing ").map_or("", |(_, rest)| rest);
+        let end = rest.find(['.', '(']).unwrap_or(rest.len());
+        rest[..end].split([',', ' ']).filter(|zone| zone.contains('-'))
     }
 
     /// Whether an instance may not be ended before its protection is lifted.

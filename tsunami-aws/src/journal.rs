@@ -43,6 +43,15 @@ pub(crate) enum Outcome {
     Created(Vec<String>),
     /// It created nothing, since it was refused.
     Refused(String),
+    /// It failed inside EC2, which tells nothing of what it created.
+    Failed(String),
+}
+
+impl Entry {
+    /// Whether it is not known what the request created.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.outcome, None | Some(Outcome::Failed(_)))
+    }
 }
 
 /// A group's machines by their places, and what a machine of each kind costs.

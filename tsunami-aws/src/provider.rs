@@ -104,8 +104,8 @@ pub struct Ec2Provider {
     opened: tokio::sync::Mutex<HashSet<(RunId, String, String)>>,
 }
 
-/// Pools without capacity, by region and whether it was asked for as spot, and since when.
-type EmptyPools = HashMap<(String, bool, Pool), Instant>;
+/// Pools without capacity, by region and whether it was asked for as spot: since when, and for how many at the least.
+type EmptyPools = HashMap<(String, bool, Pool), (Instant, u32)>;
 
 impl Ec2Provider {
     /// Finds the credentials and whose they are. What launches leave behind for other processes is kept in

@@ -18,6 +18,12 @@ use crate::limited::LimitedAnswers;
 /// How often a request is made before its failure is passed on.
 const ATTEMPTS: u32 = 6;
 
+/// How often a market is asked that fails inside EC2 before the next one is tried,
+const MARKET_ATTEMPTS: u32 = 3;
+
+/// and for how long.
+const MARKET_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The pause before the first repetition; it doubles, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -84,6 +90,41 @@ impl Region {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         R: Debug + Send + 'static,
     {
+        self.repeated(operation, request, |_, _| false).await
+    }
+
+    /// Makes a request for machines of one market, and repeats it for a while: another market may have what this one
+    /// fails to give.
+    pub(crate) async fn call_market<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        request: impl Fn() -> F + Send,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>> + Send,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: Debug + Send + 'static,
+    {
+        let begun = Instant::now();
+        let is_over = |failure: &Failure, attempt| {
+            let over = attempt >= MARKET_ATTEMPTS || begun.elapsed() >= MARKET_PATIENCE;
+            failure.is_inside_aws() && over
+        };
+        self.repeated(operation, request, is_over).await
+    }
+
+    /// Makes a request, and repeats it while that may help, unless `is_over` says that it was tried enough.
+    async fn repeated<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        request: impl Fn() -> F + Send,
+        is_over: impl Fn(&Failure, u32) -> bool + Send,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>> + Send,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: Debug + Send + 'static,
+    {
         let mut unanswered = false;
         for attempt in 1.. {
             match self.once(operation, &request).await {
@@ -92,7 +133,7 @@ impl Region {
                     // that what is asked for is wrong, that one may have taken effect.
                     unanswered |= !failure.answered || failure.kind == ProviderErrorKind::Unavailable;
                     failure.answered &= !unanswered;
-                    if !failure.kind.is_transient() || attempt >= ATTEMPTS {
+                    if !failure.kind.is_transient() || attempt >= ATTEMPTS || is_over(&failure, attempt) {
                         return Err(failure);
                     }
                     tracing::debug!(%failure, attempt, "again");

@@ -26,6 +26,10 @@ const INVISIBLE: Duration = Duration::from_secs(120);
 /// A request that is older than this is not made again: whatever it created is in the listings.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 
+/// What a request made that failed inside EC2 is listed after so long. It is not made again: that fails, too, and might
+/// only then have an effect.
+const LISTED: Duration = Duration::from_secs(30);
+
 /// Something that is still there.
 #[derive(Debug)]
 pub(crate) struct Left {
@@ -109,9 +113,16 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
 async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let mut left = Vec::new();
-    for Entry { create, asked, .. } in
-        of_region(journal.legible().0, region).iter().filter(|entry| entry.outcome.is_none())
+    for Entry { create, asked, outcome } in
+        of_region(journal.legible().0, region).iter().filter(|entry| entry.is_open())
     {
+        if let Some(Outcome::Failed(code)) = outcome {
+            if asked.elapsed().is_ok_and(|age| age < LISTED) {
+                let what = format!("what the request {} may have created in {}", create.name(), region.name);
+                left.push(Left::new(what, format!("EC2 failed at it itself ({code})"), Stays::ForNow));
+            }
+            continue;
+        }
         if create.makes_instances() && asked.elapsed().is_ok_and(|age| age > FORGOTTEN) {
             // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
             continue;
@@ -478,7 +489,7 @@ pub fn remembered(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
                 names.extend(kinds.map(|thing| named(&thing, region)));
             }
             Some(Outcome::Refused(_)) => {}
-            None => {
+            Some(Outcome::Failed(_)) | None => {
                 names
                     .insert(format!("what the request {} may have created in {region}", entry.create.name()));
             }

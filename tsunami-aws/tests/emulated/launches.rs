@@ -89,6 +89,82 @@ async fn without_spot_the_next_market_is_tried_and_the_memory_keeps_for_a_while(
     world.emulator.assert_empty();
 }
 
+/// What a fault that is about spot alone fires for.
+fn spot_only() -> Value {
+    json!({"TargetCapacitySpecification.DefaultTargetCapacityType": "spot"})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_is_refused_leaves_the_others() {
+    for code in ["InvalidParameterCombination", "OptInRequired", "UnauthorizedOperation", "SomethingNew"] {
+        let world = World::new();
+        let refused = json!({"type": "c7g.large", "free": 0, "code": code});
+        world
+            .emulator
+            .post("capacity", &json!([refused, {"type": "c6g.large", "market": "spot", "free": 0}]));
+        let (provider, run) = (world.provider().await, run_id(1));
+        let ids = provider.launch(&request(&run, 2, spec())).await;
+        assert_eq!(ids.unwrap_or_else(|error| panic!("{code}: {error}")).len(), 2);
+        let living = world.emulator.living();
+        assert_eq!(field(&living, "type"), BTreeSet::from(["c6g.large".to_owned()]), "{code}");
+        assert_eq!(field(&living, "market"), BTreeSet::from(["on-demand".to_owned()]), "{code}");
+        terminate(&provider, &run).await;
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_market_that_fails_inside_ec2_is_given_up_for_the_next() {
+    // With and without an effect behind the failure.
+    for kind in ["error", "fails_after"] {
+        let world = World::new();
+        world.emulator.fault(json!({"action": "CreateFleet", "kind": kind, "where": spot_only()}));
+        let tsunami = world.tsunami(world.provider().await);
+        let run = tsunami.run(plan(&[("node", 2, spec())]), async |cluster| Ok(cluster.hosts().len()));
+        assert_eq!(run.await.unwrap(), 2, "{kind}");
+        let markets = field(&world.emulator.instances(), "market");
+        let expected = if kind == "error" { "on-demand" } else { "spot" };
+        assert_eq!(markets, BTreeSet::from([expected.to_owned()]), "{kind}");
+        assert!(world.emulator.count("CreateFleet") < 8, "{kind}: {}", world.emulator.count("CreateFleet"));
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_ec2_says_that_there_is_capacity_is_where_it_is_asked_next() {
+    let world = World::new();
+    let message = "We currently do not have sufficient c6g.large capacity in the Availability Zone you requested \
+                   (eu-west-1a). Our system will be working on provisioning additional capacity. You can currently \
+                   get c6g.large capacity by not specifying an Availability Zone in your request or choosing \
+                   eu-west-1b.";
+    let code = "InsufficientInstanceCapacity";
+    world
+        .emulator
+        .fault(json!({"action": "CreateFleet", "nth": 1, "kind": "error", "code": code, "message": message}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 2, spec())).await.unwrap();
+    let living = world.emulator.living();
+    assert_eq!(field(&living, "zone"), BTreeSet::from(["eu-west-1b".to_owned()]));
+    assert_eq!(field(&living, "market"), BTreeSet::from(["spot".to_owned()]));
+    assert_eq!(world.emulator.count("CreateFleet"), 2);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_no_room_for_three_is_asked_for_one() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"market": "spot", "free": 2}]));
+    let provider = world.provider().await;
+    for (nth, count, market) in [(1, 3, "on-demand"), (2, 1, "spot"), (3, 3, "on-demand")] {
+        let run = run_id(nth);
+        provider.launch(&request(&run, count, spec())).await.unwrap();
+        assert_eq!(field(&world.emulator.living(), "market"), BTreeSet::from([market.to_owned()]), "{nth}");
+        terminate(&provider, &run).await;
+    }
+    world.emulator.assert_empty();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_on_spot_leads_to_the_next_market() {
     let world = World::new();
