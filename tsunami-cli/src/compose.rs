@@ -8,6 +8,7 @@ pub(crate) mod aws;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tsunami_core::{
     Command, Connector, Error as CoreError, Group as CoreGroup, Host, HostCommand, MachineSpec, Plan,
@@ -86,11 +87,18 @@ fn absolute(path: Option<&Path>) -> Option<PathBuf> {
     path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
+/// How long a machine without a hypervisor may take from its launch to a session, unless the file says otherwise: it
+/// goes through its firmware first, which takes minutes.
+const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
+
 /// The plan of an experiment: its groups, each set up as the file says.
 pub(crate) fn plan(experiment: &Arc<Experiment>) -> Result<Plan, Error> {
     let mut plan = Plan::new(&experiment.name).lifetime(experiment.lifetime);
     plan.budget = experiment.budget;
-    if let Some(timeout) = experiment.ssh.connect_timeout {
+    let instances =
+        experiment.groups.iter().filter_map(|group| group.aws.as_ref()).flat_map(|aws| &aws.instance);
+    let is_metal = instances.into_iter().any(|instance| instance.contains(".metal"));
+    if let Some(timeout) = experiment.ssh.connect_timeout.or(is_metal.then_some(METAL_CONNECT_TIMEOUT)) {
         plan = plan.connect_timeout(timeout);
     }
     for (index, group) in experiment.groups.iter().enumerate() {

@@ -228,6 +228,10 @@ impl Error {
         match self {
             Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.help.as_deref()),
             Self::Launch { source, .. } | Self::Unfit { source, .. } => source.help.as_deref(),
+            Self::Connect { source, .. } if source.kind == SessionErrorKind::Connect => {
+                let longer = "where a machine takes longer to come up, give it more time: `connect_timeout`";
+                source.help.as_deref().or(Some(longer))
+            }
             Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
             Self::Prepare(source) => source.help.as_deref(),
             Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
