@@ -369,7 +369,9 @@ impl Template {
         let mut volume = LaunchTemplateEbsBlockDeviceRequest::builder().delete_on_termination(true);
         if let Some(disk) = &self.disk {
             volume = volume.volume_type(VolumeType::from(disk.kind.as_str()));
-            volume = volume.set_volume_size(disk.gib.and_then(|gib| i32::try_from(gib).ok()));
+            let number = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
+            volume = volume.set_volume_size(number(disk.gib)).set_iops(number(disk.iops));
+            volume = volume.set_throughput(number(disk.throughput));
         }
         let root = LaunchTemplateBlockDeviceMappingRequest::builder();
         data = data.block_device_mappings(root.device_name(&self.root_device).ebs(volume.build()).build());

@@ -141,15 +141,21 @@ pub(crate) async fn machines(
         let reason = reason.map(|reason| {
             format!("EC2 took the spot machine back: {}", text::line(reason.message().unwrap_or_default()))
         });
+        let public = text::address(instance.public_ip_address());
+        let state = match state(instance) {
+            // The private address comes first, and can't be reached where a public one is to come.
+            MachineState::Running if notes.public && public.is_none() => MachineState::Pending,
+            state => state,
+        };
         machines.push(Machine {
             interrupted: interrupted.get(&id).cloned().or(reason),
             id: MachineId::new(id),
             run,
             group,
             index,
-            state: state(instance),
+            state,
             addresses: Addresses {
-                public: text::address(instance.public_ip_address()),
+                public,
                 private: text::address(instance.private_ip_address()),
                 network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
             },
@@ -194,7 +200,6 @@ pub(crate) fn expires(tags: &[Tag]) -> Option<SystemTime> {
 fn state(instance: &Instance) -> MachineState {
     match instance.state().and_then(|state| state.name()) {
         Some(InstanceStateName::Pending) => MachineState::Pending,
-        // A public address comes a moment after the state, where one comes at all.
         Some(InstanceStateName::Running) => MachineState::Running,
         Some(InstanceStateName::Terminated) => MachineState::Gone,
         // A stopped machine still costs its disk.

@@ -62,6 +62,9 @@ pub(crate) struct GroupNotes {
     pub(crate) pool: Option<Pool>,
     /// US dollars an hour, where that is known.
     pub(crate) prices: BTreeMap<String, f64>,
+    /// Whether machines get a public address, if only after a while.
+    #[serde(default)]
+    pub(crate) public: bool,
 }
 
 impl GroupNotes {

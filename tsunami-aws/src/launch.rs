@@ -61,6 +61,7 @@ impl Launch<'_> {
         let earlier = self.settle_earlier(&mut group).await?;
         if missing(&group) > 0 {
             self.remember_prices(&mut group);
+            group.public = self.ground.public;
             let foundation = self.foundation().await?;
             let mut templates = BTreeMap::new();
             let launched = self.markets(&mut group, &foundation, &mut templates, earlier).await;

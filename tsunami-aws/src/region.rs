@@ -28,14 +28,26 @@ const MARKET_PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// A subnet, as far as it matters to machines.
+#[derive(Clone, Debug)]
+pub(crate) struct Subnet {
+    pub(crate) id: String,
+    pub(crate) vpc: String,
+    pub(crate) zone: String,
+    /// Whether machines in it get a public address.
+    pub(crate) public: bool,
+    /// Whether machines in it have no address of IPv4.
+    pub(crate) without_ipv4: bool,
+}
+
 /// The services of one region.
 #[derive(Debug)]
 pub(crate) struct Region {
     pub(crate) name: String,
     pub(crate) ec2: Client,
     pub(crate) ssm: aws_sdk_ssm::Client,
-    /// The default subnets, once they were looked up: the network and a subnet in each zone.
-    pub(crate) default_subnets: OnceCell<Vec<(String, String, String)>>,
+    /// The default subnets, once they were looked up.
+    pub(crate) default_subnets: OnceCell<Vec<Subnet>>,
     /// The instances that EC2 has been told to end, and has not refused to.
     told: Mutex<BTreeSet<String>>,
     /// Whether it was said that listings show what was not asked for.

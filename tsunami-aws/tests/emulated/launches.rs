@@ -23,7 +23,7 @@ async fn a_machine_is_born_with_all_that_was_promised() {
     let wanted = Ec2Spec {
         tags: vec![("team".into(), "blue".into())],
         user_data: Some("#cloud-config\npackages: [redis]\n".into()),
-        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into() }),
+        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into(), iops: None, throughput: None }),
         ..spec()
     };
     let request = request(&run, 2, wanted);
@@ -92,6 +92,43 @@ async fn without_spot_the_next_market_is_tried_and_the_memory_keeps_for_a_while(
 /// What a fault that is about spot alone fires for.
 fn spot_only() -> Value {
     json!({"TargetCapacitySpecification.DefaultTargetCapacityType": "spot"})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_counts_as_running_once_it_has_its_public_address() {
+    let world = World::new();
+    world.emulator.configure(json!({"address_delay": 1.5}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 1, spec())).await.unwrap();
+    let begun = std::time::Instant::now();
+    let machine = loop {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never runs");
+        let mut machines = listed(&provider, &run).await;
+        match machines.pop() {
+            Some(machine) if machine.state == MachineState::Running => break machine,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    assert!(machine.addresses.public.is_some(), "{machine:?}");
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn provisioned_operations_are_asked_for() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let disk =
+        tsunami_aws::Disk { gib: Some(20), kind: "gp3".into(), iops: Some(4000), throughput: Some(250) };
+    provider.launch(&request(&run, 1, Ec2Spec { disk: Some(disk), ..spec() })).await.unwrap();
+    let calls = world.emulator.calls();
+    let call = calls.iter().find(|call| call.action == "CreateLaunchTemplate").unwrap();
+    let of_disk = |name: &str| {
+        call.params[format!("LaunchTemplateData.BlockDeviceMapping.1.Ebs.{name}")].as_str().map(str::to_owned)
+    };
+    assert_eq!((of_disk("Iops"), of_disk("Throughput")), (Some("4000".into()), Some("250".into())));
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
 }
 
 #[tokio::test(flavor = "multi_thread")]
