@@ -180,8 +180,13 @@ impl Create {
             What::KeyPair { public_key } => self.key_pair(region, public_key).await,
             What::PlacementGroup => self.placement_group(region).await,
             What::LaunchTemplate(template) => self.launch_template(region, template).await,
-            What::Fleet(fleet) => return self.fleet(region, fleet).await,
-            What::Instances(fleet) => return self.instances(region, fleet).await,
+            // Where a request for several types is refused as a whole, the first stands for them all.
+            What::Fleet(fleet) => {
+                return self.fleet(region, fleet).await.map_err(|failure| fleet.about(failure));
+            }
+            What::Instances(fleet) => {
+                return self.instances(region, fleet).await.map_err(|failure| fleet.about(failure));
+            }
         };
         match made {
             // What has our name is ours, made by a request whose answer was lost.
@@ -248,6 +253,8 @@ impl Create {
             operation: "DescribeSecurityGroups",
             region: self.region.clone(),
             answered: false,
+            in_fleet: false,
+            instance: None,
         })
     }
 
@@ -312,7 +319,9 @@ impl Create {
             let pool = pool_of(error.launch_template_and_overrides());
             let at = pool.as_ref().map(|pool| format!(" ({pool})")).unwrap_or_default();
             let message = format!("{}{at}", error.error_message().unwrap_or("no message"));
-            (pool, Failure::in_fleet(&self.region, error.error_code().unwrap_or("UnknownError"), &message))
+            let code = error.error_code().unwrap_or("UnknownError");
+            let instance = pool.as_ref().map(|pool| pool.instance.clone());
+            (pool, Failure { instance, ..Failure::in_fleet(&self.region, code, &message) })
         });
         Ok(Made { ids, pool, failures: failures.collect() })
     }
@@ -349,6 +358,12 @@ impl Create {
 
     fn tagged(&self, kind: ResourceType) -> TagSpecification {
         TagSpecification::builder().resource_type(kind).set_tags(Some(tags(&self.tags))).build()
+    }
+}
+
+impl Fleet {
+    fn about(&self, failure: Failure) -> Failure {
+        Failure { instance: self.pools.first().map(|pool| pool.instance.clone()), ..failure }
     }
 }
 

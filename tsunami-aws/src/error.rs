@@ -4,6 +4,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use crate::codes::{help, kind};
 use crate::limited::is_too_long;
 use crate::text::line;
 
@@ -19,6 +20,10 @@ pub(crate) struct Failure {
     pub(crate) region: String,
     /// Whether AWS answered at all: if not, the request may have taken effect.
     pub(crate) answered: bool,
+    /// Whether it stands for one pool, inside an answer that succeeded.
+    pub(crate) in_fleet: bool,
+    /// The instance type that was asked for, where it is about one.
+    pub(crate) instance: Option<String>,
 }
 
 /// The result of a call to AWS.
@@ -54,7 +59,16 @@ impl Failure {
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
         let (code, message) = (line(&code), line(&message));
-        Self { kind: kind(&code), code, message, operation, region: region.to_owned(), answered }
+        Self {
+            kind: kind(&code),
+            code,
+            message,
+            operation,
+            region: region.to_owned(),
+            answered,
+            in_fleet: false,
+            instance: None,
+        }
     }
 
     /// An error that CreateFleet reports for one pool, inside an answer that succeeded.
@@ -68,6 +82,8 @@ impl Failure {
             operation: "CreateFleet",
             region: region.to_owned(),
             answered: true,
+            in_fleet: true,
+            instance: None,
         }
     }
 
@@ -165,179 +181,12 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     telling.collect::<Vec<_>>().join(": ")
 }
 
-/// The class of an error code.
-///
-/// After <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>, and what instant fleets
-/// answer for a pool.
-pub(crate) fn kind(code: &str) -> ProviderErrorKind {
-    match code {
-        // EC2 answers the first of these with HTTP status 500, as if it were its own fault.
-        "InsufficientInstanceCapacity"
-        | "InsufficientHostCapacity"
-        | "InsufficientReservedInstanceCapacity"
-        | "InsufficientCapacity"
-        | "InsufficientFreeAddressesInSubnet"
-        | "InsufficientAddressCapacity"
-        | "UnfulfillableCapacity"
-        | "SpotMaxPriceTooLow"
-        | "MaxPriceTooLow"
-        | "Unsupported" => ProviderErrorKind::Capacity,
-        "VcpuLimitExceeded"
-        | "InstanceLimitExceeded"
-        | "MaxSpotInstanceCountExceeded"
-        | "MaxFleetCountExceeded"
-        | "MaxSpotFleetRequestCountExceeded"
-        | "VolumeLimitExceeded"
-        | "SecurityGroupLimitExceeded"
-        | "RulesPerSecurityGroupLimitExceeded"
-        | "ResourceCountLimitExceeded"
-        // Without the role there is no spot, but there is on-demand.
-        | "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => ProviderErrorKind::Quota,
-        "RequestLimitExceeded"
-        | "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "TooManyRequestsException"
-        | "SlowDown"
-        | "EC2ThrottledException" => ProviderErrorKind::Throttled,
-        "UnauthorizedOperation"
-        | "AuthFailure"
-        | "AccessDenied"
-        | "AccessDeniedException"
-        | "Blocked"
-        | "OptInRequired"
-        | "PendingVerification"
-        | "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
-        | "RequestExpired"
-        | "SignatureDoesNotMatch"
-        | "MissingAuthenticationToken"
-        | "NoCredentials" => ProviderErrorKind::Unauthorized,
-        "InternalError" | "InternalFailure" | "ServerInternal" | "Unavailable" | "ServiceUnavailable"
-        | "NoAnswer" | "UnknownError" => ProviderErrorKind::Unavailable,
-        code if code.starts_with("Invalid") || code.starts_with("Missing") || code.starts_with("Unsupported") => {
-            ProviderErrorKind::InvalidSpec
-        }
-        _ => ProviderErrorKind::Other,
-    }
-}
-
-/// What the user can do.
-fn help(failure: &Failure) -> Option<String> {
-    let region = &failure.region;
-    let quota = |name: &str, code: &str| {
-        format!(
-            "the account's quota \"{name}\" in {region} is used up: ask for more with `aws service-quotas \
-             request-service-quota-increase --service-code ec2 --quota-code {code} --region {region} \
-             --desired-value N`, or ask for fewer or smaller machines"
-        )
-    };
-    let help = match failure.code.as_str() {
-        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => {
-            let action = denied_action(&failure.message);
-            let action = action.unwrap_or_else(|| format!("ec2:{}", failure.operation));
-            format!("the credentials lack the permission {action}: the README's section \"On EC2\" has a policy")
-        }
-        "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => {
-            "an account needs a role for spot, once: `aws iam create-service-linked-role --aws-service-name \
-             spot.amazonaws.com`"
-                .to_owned()
-        }
-        "OptInRequired" => format!("region {region} has to be enabled for the account first"),
-        "PendingVerification" | "Blocked" => "AWS Support has to lift this from the account".to_owned(),
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
-            "the credentials have expired: get new ones (`aws sso login`, or what you use), and see that this \
-             computer's clock is right"
-                .to_owned()
-        }
-        "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" | "SignatureDoesNotMatch"
-        | "MissingAuthenticationToken" => {
-            format!(
-                "AWS does not accept the credentials in {region}: `aws sts get-caller-identity --region {region}` \
-                 shows whose they are"
-            )
-        }
-        "NoCredentials" => {
-            "set AWS_PROFILE or `profile`, or sign in with `aws sso login`; what asks for a code (MFA) works \
-             through `eval \"$(aws configure export-credentials --format env)\"`"
-                .to_owned()
-        }
-        "VcpuLimitExceeded" | "InstanceLimitExceeded" => {
-            quota("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", "L-1216C47A")
-        }
-        "MaxSpotInstanceCountExceeded" => {
-            quota("All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests", "L-34B43A08")
-        }
-        "SecurityGroupLimitExceeded" => quota("VPC security groups per Region", "L-E79EC296"),
-        "InsufficientInstanceCapacity" | "UnfulfillableCapacity" | "InsufficientCapacity" => {
-            "give more types in `instance`, leave `zone` out, or add \"on-demand\" to `market`".to_owned()
-        }
-        "SpotMaxPriceTooLow" | "MaxPriceTooLow" => {
-            "raise `max_price` or leave it out: then the limit is the on-demand price".to_owned()
-        }
-        "InsufficientFreeAddressesInSubnet" => "give another `subnet` or `zone`".to_owned(),
-        "InvalidKeyPair.NotFound" | "InvalidGroup.NotFound" => {
-            "something removed a part of the run while it was being launched".to_owned()
-        }
-        "AnswerTooLong" | "EndlessListing" => {
-            format!("see what it is that answers for AWS in {region} (a proxy, AWS_ENDPOINT_URL)")
-        }
-        "NoAnswer" => format!("see that this computer reaches AWS in {region} (a proxy, AWS_ENDPOINT_URL)"),
-        _ => return None,
-    };
-    Some(help)
-}
-
-/// The action that AWS says is not allowed.
-fn denied_action(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("not authorized to perform: ")?;
-    let action = rest.split_whitespace().next()?;
-    action.contains(':').then(|| action.trim_end_matches(['.', ',']).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn failure(code: &str, message: &str) -> Failure {
         Failure::in_fleet("eu-west-1", code, message)
-    }
-
-    #[test]
-    fn each_class_calls_for_its_own_answer() {
-        use ProviderErrorKind::*;
-        for (code, expected) in [
-            ("InsufficientInstanceCapacity", Capacity),
-            ("UnfulfillableCapacity", Capacity),
-            ("Unsupported", Capacity),
-            ("VcpuLimitExceeded", Quota),
-            ("MaxSpotInstanceCountExceeded", Quota),
-            ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", Quota),
-            ("RequestLimitExceeded", Throttled),
-            ("UnauthorizedOperation", Unauthorized),
-            ("ExpiredToken", Unauthorized),
-            ("InternalError", Unavailable),
-            ("InvalidParameterValue", InvalidSpec),
-            ("InvalidAMIID.NotFound", InvalidSpec),
-            ("SomethingNew", Other),
-        ] {
-            assert_eq!(kind(code), expected, "{code}");
-        }
-    }
-
-    #[test]
-    fn a_missing_permission_is_named() {
-        let message = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/u is not \
-                       authorized to perform: ec2:CreateFleet on resource: arn:aws:ec2:x";
-        let error = ProviderError::from(failure("UnauthorizedOperation", message));
-        assert!(error.help.unwrap().contains("ec2:CreateFleet:"));
-        // Where the message is encoded, the operation itself is the best guess.
-        let error = ProviderError::from(failure("UnauthorizedOperation", "Encoded: abc"));
-        assert!(error.help.unwrap().contains("ec2:CreateFleet:"));
     }
 
     #[test]
@@ -349,11 +198,5 @@ mod tests {
             failure("InvalidFleetConfiguration", "The fleet is odd").kind,
             ProviderErrorKind::InvalidSpec
         );
-    }
-
-    #[test]
-    fn a_quota_is_named_with_the_command_that_raises_it() {
-        let help = ProviderError::from(failure("VcpuLimitExceeded", "…")).help.unwrap();
-        assert!(help.contains("On-Demand Standard") && help.contains("L-1216C47A"), "{help}");
     }
 }

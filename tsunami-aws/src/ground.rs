@@ -573,6 +573,8 @@ async fn on_demand(
             operation: "GetProducts",
             region: region.name.clone(),
             answered: true,
+            in_fleet: false,
+            instance: None,
         })?);
     }
     let products = pages!(region, "GetProducts", request.clone(), price_list);

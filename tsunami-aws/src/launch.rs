@@ -297,6 +297,8 @@ impl Launch<'_> {
             operation: "CreateLaunchTemplate",
             region: self.region.name.clone(),
             answered: true,
+            in_fleet: false,
+            instance: None,
         })?;
         let template = Template {
             image: self.ground.image.id.clone(),

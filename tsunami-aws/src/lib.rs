@@ -26,6 +26,7 @@
 //! ```
 
 mod address;
+mod codes;
 mod create;
 mod error;
 mod ground;
