@@ -20,6 +20,7 @@ struct Row {
     codes: &'static [&'static str],
     kind: ProviderErrorKind,
     advice: Advice,
+    #[cfg_attr(not(test), expect(dead_code, reason = "it is for those who read the table"))]
     source: &'static str,
 }
 

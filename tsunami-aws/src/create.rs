@@ -391,8 +391,10 @@ impl Template {
         let root = LaunchTemplateBlockDeviceMappingRequest::builder();
         data = data.block_device_mappings(root.device_name(&self.root_device).ebs(volume.build()).build());
         if let Some(profile) = &self.iam_profile {
-            let profile = LaunchTemplateIamInstanceProfileSpecificationRequest::builder().name(profile);
-            data = data.iam_instance_profile(profile.build());
+            let request = LaunchTemplateIamInstanceProfileSpecificationRequest::builder();
+            let request =
+                if profile.starts_with("arn:") { request.arn(profile) } else { request.name(profile) };
+            data = data.iam_instance_profile(request.build());
         }
         if let Some(group) = &self.placement_group {
             data = data.placement(LaunchTemplatePlacementRequest::builder().group_name(group).build());

@@ -311,7 +311,7 @@ impl Launch<'_> {
             placement_group: foundation.placement_group.clone(),
             spot,
         };
-        let name = format!("{}-{}-{attempt:04}", tag::name(&self.request.run), self.request.group);
+        let name = tag::template_name(&self.request.run, &self.request.group, attempt);
         let create = self.create(name.clone(), self.group_tags(), What::LaunchTemplate(Box::new(template)));
         create.make(self.region, &self.journal).await.map(|_| name)
     }

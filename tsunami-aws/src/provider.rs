@@ -551,7 +551,15 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
         return wrong("max_price is not an amount of money");
     }
-    for (key, _) in &spec.tags {
+    for (key, value) in &spec.tags {
+        let (longest_key, longest) = (tag::LONGEST_KEY, tag::LONGEST);
+        if key.is_empty() || key.chars().count() > longest_key || value.chars().count() > longest {
+            let message = format!(
+                "the tag `{}` is too long: a key has 1 to {longest_key} characters, a value up to {longest}",
+                text::line(key)
+            );
+            return Err(invalid(region, message));
+        }
         if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
             return Err(invalid(region, format!("the tag `{key}` is not for users to set")));
         }
@@ -559,6 +567,15 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     // Eight are tsunami's own, and EC2 takes fifty.
     if spec.tags.len() > 42 {
         return wrong("a machine can have at most 42 tags beside those that tsunami sets");
+    }
+    if let Some(profile) = &spec.iam_profile
+        && !is_instance_profile(profile)
+    {
+        let message = format!("iam_profile `{profile}` is no instance profile");
+        return Err(invalid(region, message).help(
+            "give its name, or its ARN (`arn:aws:iam::ACCOUNT:instance-profile/NAME`); a role is not one, but \
+             mostly has one of its own name",
+        ));
     }
     for cidr in &spec.ssh_from {
         if !is_cidr(cidr) {
@@ -576,6 +593,16 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
         .compose()
         .map_err(|error| invalid(region, error.to_string()))?;
     Ok(())
+}
+
+/// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_InstanceProfile.html>
+fn is_instance_profile(text: &str) -> bool {
+    let name = match text.strip_prefix("arn:") {
+        Some(arn) => arn.split_once(":instance-profile/").and_then(|(_, path)| path.rsplit('/').next()),
+        None => Some(text),
+    };
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
+    name.is_some_and(|name| (1..=128).contains(&name.len()) && name.chars().all(is_usual))
 }
 
 fn is_cidr(text: &str) -> bool {

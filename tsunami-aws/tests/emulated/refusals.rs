@@ -85,6 +85,22 @@ async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
     invalid(&error);
     says(&error, &["203.0.113.7", "203.0.113.7/32"]);
 
+    let long = ("team".to_owned(), "x".repeat(257));
+    let error = refused(&world, Ec2Spec { tags: vec![long], ..spec() }).await;
+    invalid(&error);
+    says(&error, &["`team` is too long"]);
+
+    for profile in ["arn:aws:iam::123456789012:role/worker", "a/b", "\u{e4}"] {
+        let error = refused(&world, Ec2Spec { iam_profile: Some(profile.into()), ..spec() }).await;
+        invalid(&error);
+        says(&error, &["is no instance profile", ":instance-profile/"]);
+    }
+
+    let users = "#cloud-config\nusers:\n- name: me\n".to_owned();
+    let error = refused(&world, Ec2Spec { user_data: Some(users), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["`users` without `default`"]);
+
     let keys = "#cloud-config\nssh_keys: {}\n".to_owned();
     let error = refused(&world, Ec2Spec { user_data: Some(keys), ..spec() }).await;
     invalid(&error);
