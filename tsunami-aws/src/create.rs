@@ -314,6 +314,10 @@ impl Create {
             (Some(id), []) if answer.instances().is_empty() => self.instances_of(region, id).await?,
             _ => ids,
         };
+        if let (Some(id), []) = (answer.fleet_id(), ids.as_slice()) {
+            // It stays active for nothing.
+            delete_fleets(region, &[id.to_owned()]).await;
+        }
         let pool = first.and_then(|instances| pool_of(instances.launch_template_and_overrides()));
         let failures = answer.errors().iter().map(|error| {
             let pool = pool_of(error.launch_template_and_overrides());
@@ -419,6 +423,19 @@ pub(crate) enum MakeError {
     /// What can't be written down is not asked for.
     #[error("the run's journal")]
     Journal(#[from] io::Error),
+}
+
+/// DeleteFleets takes so many instant fleets at once.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteFleets.html>
+const FLEETS: usize = 25;
+
+/// Deletes fleets, and with them what is left of their machines. One that stays costs nothing.
+pub(crate) async fn delete_fleets(region: &Region, ids: &[String]) {
+    for ids in ids.chunks(FLEETS) {
+        let request = region.ec2.delete_fleets().set_fleet_ids(Some(ids.to_vec())).terminate_instances(true);
+        let deleted = region.once("DeleteFleets", || request.clone().send()).await;
+        tracing::debug!(?deleted, "fleets no longer needed");
+    }
 }
 
 /// Tags as the API takes them.

@@ -166,7 +166,7 @@ pub(crate) async fn machines(
                 host_key: host_key.clone(),
                 directory: None,
             },
-            expires: expires(tags),
+            expires: expires(region, tags),
             description: format!("{kind} in {zone}, {market}"),
             price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
             ended: ended(instance),
@@ -192,9 +192,10 @@ fn ended(instance: &Instance) -> Option<String> {
     Some(text::line(&format!("{code}: {}{hint}", reason.message().unwrap_or_default())))
 }
 
-/// When a thing of tsunami's expires, by its tag.
-pub(crate) fn expires(tags: &[Tag]) -> Option<SystemTime> {
-    value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok())
+/// When a thing of tsunami's expires by our clock, as its tag has it by EC2's.
+pub(crate) fn expires(region: &Region, tags: &[Tag]) -> Option<SystemTime> {
+    let theirs = value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok());
+    theirs.map(|time| region.clock.ours(time))
 }
 
 fn state(instance: &Instance) -> MachineState {
@@ -288,7 +289,7 @@ async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<
             thing.name = format!("{:?}", text::line(&thing.name));
             thing.odd = true;
         }
-        owned.push(Owned { thing, run, expires: expires(tags) });
+        owned.push(Owned { thing, run, expires: expires(region, tags) });
     };
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     let ec2 = &region.ec2;

@@ -26,6 +26,7 @@
 //! ```
 
 mod address;
+mod clock;
 mod codes;
 mod create;
 mod error;

@@ -21,10 +21,11 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tsunami_core::limits::{ADMISSION_OUTPUT_LIMIT, ADMISSION_TIMEOUT};
 use tsunami_core::{
-    Command, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink, Price,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
+    Command, Deadline, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
 };
 
+use crate::clock::{Clock, Hearing};
 use crate::create::Pool;
 use crate::error::{Answer, Failure};
 use crate::ground::{Ground, invalid};
@@ -135,7 +136,7 @@ impl Ec2Provider {
             }
             (given, _) => given.to_vec(),
         };
-        let (account, owner) = identity(&config, &regions[0]).await.map_err(|failure| {
+        let (account, owner, clock) = identity(&config, &regions[0]).await.map_err(|failure| {
             let profile = options.profile.as_ref().filter(|_| failure.code == "NoCredentials");
             let help = profile.map(|profile| {
                 format!(
@@ -159,7 +160,7 @@ impl Ec2Provider {
         Ok(Self {
             owner,
             root: root.into(),
-            regions: regions.iter().map(|name| Region::new(&config, name)).collect(),
+            regions: regions.iter().map(|name| Region::new(&config, name, clock)).collect(),
             settings: Ec2Settings { account, regions, profile: options.profile, endpoint: Some(endpoint) },
             pricing: {
                 let config =
@@ -348,16 +349,18 @@ fn another_endpoint(expected: &str) -> ProviderError {
 }
 
 /// The account, and who is asking.
-async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String)> {
-    let region = Region::new(config, region);
+async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String, Clock)> {
+    let hearing = Hearing::default();
+    let region = Region::new(config, region, Clock::default());
     let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
     let sts = aws_sdk_sts::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+    let sts = sts.interceptor(hearing.clone());
     let sts = aws_sdk_sts::Client::from_conf(sts.build());
     let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
     let account = caller.account().unwrap_or_default().to_owned();
     let arn = caller.arn().unwrap_or_default();
     let owner = arn.rsplit([':', '/']).next().unwrap_or_default().to_owned();
-    Ok((account, owner))
+    Ok((account, owner, hearing.clock()))
 }
 
 fn spec(spec: &MachineSpec) -> Result<&Ec2Spec, ProviderError> {
@@ -396,6 +399,7 @@ impl Provider for Ec2Provider {
         }
         let image = &ground.image;
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
+        notes.extend(region.clock.note());
         notes.extend(ground.notes.iter().cloned());
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.own_address().await?));
@@ -416,6 +420,9 @@ impl Provider for Ec2Provider {
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, spec.clone());
         let journal = self.journal(&request.run);
         journal.write_settings(&self.settings).map_err(launch::journal_error)?;
+        // The machines live by EC2's clock.
+        let deadline = Deadline { at: region.clock.theirs(request.deadline.at), ..request.deadline };
+        let request = &LaunchRequest { deadline, ..request.clone() };
         Launch { provider: self, request, spec, region, ground, journal }.run().await
     }
 
@@ -430,8 +437,9 @@ impl Provider for Ec2Provider {
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let status = Command::shell("tsunami-deadline status");
         let armed = within(ADMISSION_TIMEOUT, remote(session, status)).await?;
-        let fits =
-            armed_at(&armed).zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
+        let clock = self.default_region().clock;
+        let at = armed_at(&armed).map(|at| clock.ours(at));
+        let fits = at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
         if !fits {
             let expires = machine.expires.map(launch::timestamp).unwrap_or_default();
             let message =
@@ -478,7 +486,7 @@ impl Provider for Ec2Provider {
             // CreateTags takes a thousand things at once.
             for ids in ids.chunks(1000) {
                 let tag = aws_sdk_ec2::types::Tag::builder();
-                let tag = tag.key(tag::EXPIRES).value(launch::timestamp(until)).build();
+                let tag = tag.key(tag::EXPIRES).value(launch::timestamp(region.clock.theirs(until))).build();
                 let request = region.ec2.create_tags().set_resources(Some(ids.to_vec())).tags(tag);
                 region.call("CreateTags", || request.clone().send()).await?;
             }
@@ -494,7 +502,13 @@ impl Provider for Ec2Provider {
         session: &Arc<dyn Session>,
         until: SystemTime,
     ) -> Result<(), ProviderError> {
-        let at = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let at = self
+            .default_region()
+            .clock
+            .theirs(until)
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let before = machine.expires.unwrap_or(until);
         let (longer, shorter) = match until.duration_since(before) {
             Ok(longer) => (longer.as_secs(), 0),

@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, sleep_until};
 use tsunami_core::ProviderErrorKind;
 
+use crate::clock::Clock;
 use crate::error::{Answer, Failure};
 use crate::limited::LimitedAnswers;
 
@@ -46,6 +47,8 @@ pub(crate) struct Region {
     pub(crate) name: String,
     pub(crate) ec2: Client,
     pub(crate) ssm: aws_sdk_ssm::Client,
+    /// How far the service's clock is from ours.
+    pub(crate) clock: Clock,
     /// The default subnets, once they were looked up.
     pub(crate) default_subnets: OnceCell<Vec<Subnet>>,
     /// The instances that EC2 has been told to end, and has not refused to.
@@ -56,7 +59,7 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    pub(crate) fn new(config: &SdkConfig, name: &str) -> Self {
+    pub(crate) fn new(config: &SdkConfig, name: &str, clock: Clock) -> Self {
         let config = config.to_builder().region(aws_config::Region::new(name.to_owned())).build();
         Self {
             name: name.to_owned(),
@@ -70,6 +73,7 @@ impl Region {
                     aws_sdk_ssm::config::Builder::from(&config).interceptor(LimitedAnswers::default());
                 aws_sdk_ssm::Client::from_conf(config.build())
             },
+            clock,
             default_subnets: OnceCell::new(),
             told: Mutex::default(),
             strangers: Once::new(),

@@ -15,6 +15,9 @@ pub(crate) const CREATED: &str = "tsunami:created";
 pub(crate) const EXPIRES: &str = "tsunami:expires";
 pub(crate) const USER: &str = "tsunami:user";
 
+/// EC2's own, on the machines of a fleet.
+pub(crate) const FLEET: &str = "aws:ec2:fleet-id";
+
 /// The longest key of a tag, in characters.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
 pub(crate) const LONGEST_KEY: usize = 128;

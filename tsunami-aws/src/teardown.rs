@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceStateName};
 use tsunami_core::{Leftover, ProviderErrorKind, RunFilter, RunId};
 
-use crate::create::What;
+use crate::create::{What, delete_fleets};
 use crate::error::{Answer, Failure};
 use crate::inventory::{self, Kind, Thing};
 use crate::journal::{Entry, Journal, Outcome};
@@ -90,6 +90,10 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
     }
     let of_machines = machines.left();
     let in_use = !of_machines.is_empty();
+    if !in_use && left.is_empty() {
+        let fleets: Vec<String> = std::mem::take(&mut machines.fleets).into_iter().collect();
+        delete_fleets(region, &fleets).await;
+    }
     left.extend(of_machines);
     left.extend(remove_things(region, &filter, &entries, in_use).await);
     if left.is_empty() {
@@ -150,6 +154,8 @@ struct Machines<'a> {
     known: BTreeMap<String, Known>,
     /// What came of asking for their end, in this attempt.
     fates: BTreeMap<String, Fate>,
+    /// The fleets that they came in, which stay active by themselves.
+    fleets: BTreeSet<String>,
 }
 
 /// What is known of a machine beside its fate.
@@ -175,7 +181,7 @@ enum Fate {
 
 impl<'a> Machines<'a> {
     fn new(region: &'a Region) -> Self {
-        Self { region, known: BTreeMap::new(), fates: BTreeMap::new() }
+        Self { region, known: BTreeMap::new(), fates: BTreeMap::new(), fleets: BTreeSet::new() }
     }
 
     /// Takes in what requests are known to have created.
@@ -209,6 +215,7 @@ impl<'a> Machines<'a> {
         for instance in listed.iter().flatten() {
             let state = instance.state().and_then(|state| state.name());
             let Some(id) = text::word(instance.instance_id()) else { continue };
+            self.fleets.extend(text::word(inventory::value(instance.tags(), tag::FLEET)));
             if state == Some(&InstanceStateName::Terminated) {
                 self.fates.insert(id, Fate::Over);
                 continue;

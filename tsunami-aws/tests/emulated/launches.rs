@@ -115,6 +115,31 @@ async fn a_machine_counts_as_running_once_it_has_its_public_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deadlines_go_by_the_clock_of_ec2() {
+    let world = World::new();
+    world.emulator.configure(json!({"clock_skew": 200.0}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    let request = request(&run, 1, spec());
+    let quote = provider.quote(&request.spec, request.count).await.unwrap();
+    assert!(quote.notes.iter().any(|note| note.contains("3m 20s behind EC2's")), "{:?}", quote.notes);
+    provider.launch(&request).await.unwrap();
+    let seconds = |time: std::time::SystemTime| {
+        time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs()
+    };
+    let at = seconds(request.deadline.at);
+    let instance = world.emulator.living().remove(0);
+    let user_data = instance["user_data"].as_str().unwrap();
+    assert!(user_data.contains(&format!("\n{} 3600\n", at + 200)), "{user_data}");
+    let tag = humantime::parse_rfc3339(instance["tags"]["tsunami:expires"].as_str().unwrap()).unwrap();
+    assert_eq!(seconds(tag), at + 200);
+    // Who lists them is told on this computer's clock.
+    let expires = listed(&provider, &run).await[0].expires.unwrap();
+    assert_eq!(seconds(expires), at);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn provisioned_operations_are_asked_for() {
     let world = World::new();
     let (provider, run) = (world.provider().await, run_id(1));
