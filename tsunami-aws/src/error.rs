@@ -54,7 +54,7 @@ impl Failure {
             SdkError::ConstructionFailure(_) => ("NotSent".to_owned(), root_cause(error), true),
             SdkError::TimeoutError(_) => ("NoAnswer".to_owned(), "no answer in time".to_owned(), false),
             SdkError::DispatchFailure(_) if is_about_credentials(error) => {
-                ("NoCredentials".to_owned(), root_cause(error), true)
+                ("NoCredentials".to_owned(), in_users_words(root_cause(error)), true)
             }
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
@@ -174,6 +174,19 @@ fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
 }
 
+/// What the SDK was built without, as the user would say it.
+fn in_users_words(cause: String) -> String {
+    let Some((_, rest)) = cause.split_once("requires following cargo feature(s) enabled: ") else {
+        return cause;
+    };
+    let way = match rest.split(['.', ',', ' ']).next().unwrap_or_default() {
+        "credentials-login" => "`aws login`",
+        "credentials-process" => "`credential_process`",
+        other => other,
+    };
+    format!("the profile signs in by {way}, which tsunami does not know")
+}
+
 /// What went wrong on the way, in one line. That it was on the way is said already.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
@@ -187,6 +200,15 @@ mod tests {
 
     fn failure(code: &str, message: &str) -> Failure {
         Failure::in_fleet("eu-west-1", code, message)
+    }
+
+    #[test]
+    fn a_way_to_sign_in_that_is_not_known_is_named_as_users_know_it() {
+        let sdk =
+            "failed to load: This behavior requires following cargo feature(s) enabled: credentials-login. x";
+        let said = in_users_words(sdk.to_owned());
+        assert!(said.contains("`aws login`") && !said.contains("cargo"), "{said}");
+        assert_eq!(in_users_words("a plain cause".to_owned()), "a plain cause");
     }
 
     #[test]

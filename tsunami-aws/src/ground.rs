@@ -418,12 +418,12 @@ async fn dedicated(region: &Region, vpc: &str) -> Answer<Option<String>> {
         Err(failure) => return Err(failure),
     };
     let tenancy = answer.vpcs().first().and_then(|vpc| vpc.instance_tenancy());
-    Ok(match tenancy.filter(|tenancy| **tenancy != Tenancy::Default) {
-        Some(tenancy) => Some(format!(
+    let dearer = tenancy.filter(|tenancy| **tenancy != Tenancy::Default);
+    Ok(dearer.map(|tenancy| {
+        format!(
             "the network {vpc} is of {tenancy} tenancy, which costs more for each machine, and by the hour and region"
-        )),
-        None => None,
-    })
+        )
+    }))
 }
 
 /// What is to be said where there is no default subnet: there may be no default network, or one without subnets.

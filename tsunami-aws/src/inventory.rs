@@ -175,9 +175,10 @@ pub(crate) async fn machines(
     Ok(machines)
 }
 
-/// Why an instance ended, where nobody asked for it.
+/// Why an instance ended, or is ending, where nobody asked for it.
 fn ended(instance: &Instance) -> Option<String> {
-    let reason = instance.state_reason().filter(|_| state(instance) == MachineState::Gone)?;
+    let is_over = matches!(state(instance), MachineState::Gone | MachineState::Stopping);
+    let reason = instance.state_reason().filter(|_| is_over)?;
     let code = reason.code().filter(|code| *code != "Client.UserInitiatedShutdown")?;
     let hint = match code {
         "Client.InternalError" => {

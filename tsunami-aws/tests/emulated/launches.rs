@@ -347,8 +347,14 @@ async fn a_machine_that_powers_itself_off_is_gone_and_not_stopped() {
     let (provider, run) = (world.provider().await, run_id(1));
     let ids = provider.launch(&request(&run, 1, spec())).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
+    // Why it ends is known while it does.
+    world.emulator.configure(json!({"shutting_down": 2.0}));
     world.emulator.post("poweroff", &json!({"instance": ids[0].as_str()}));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
+    assert_eq!(machines[0].state, MachineState::Stopping);
+    let ended = machines[0].ended.as_deref();
+    assert!(ended.is_some_and(|why| why.contains("InstanceInitiatedShutdown")), "{ended:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
     assert!(
         machines.iter().all(|machine| machine.state == MachineState::Gone && machine.interrupted.is_none())
