@@ -188,3 +188,29 @@ pub(crate) fn facts(host: &Host) -> Facts {
         run_id: machine.run.to_string(),
     }
 }
+
+#[cfg(all(test, feature = "aws"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_metal_is_waited_for_unless_the_file_says_for_how_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.toml");
+        let waits = |instance: &str, more: &str| {
+            let text = format!(
+                "name = \"x\"\nprovider = \"aws\"\n[aws]\ninstance = \"{instance}\"\n[group.a]\n[[step]]\n\
+                 on = \"a\"\nrun = \"true\"\n{more}"
+            );
+            std::fs::write(&path, text).unwrap();
+            let experiment = Experiment::load(&path, &[], &|_| None);
+            let experiment = experiment.unwrap_or_else(|problems| panic!("{problems:?}"));
+            plan(&Arc::new(experiment)).unwrap().connect_timeout
+        };
+        assert_eq!(waits("c7g.metal", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7i.metal-24xl", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7g.large", ""), tsunami_core::Plan::new("x").connect_timeout);
+        let said = waits("c7g.metal", "[ssh]\nconnect_timeout = \"3m\"\n");
+        assert_eq!(said, Duration::from_secs(180));
+    }
+}

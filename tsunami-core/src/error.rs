@@ -348,3 +348,21 @@ fn over_budget(budget: f64, most: Option<f64>) -> String {
 fn running(command: Option<&str>) -> String {
     command.map(|command| format!(" while running `{command}`")).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waited_too_briefly_is_told_what_to_set() {
+        let error = |kind| Error::Connect {
+            machine: "node-0".to_owned(),
+            id: MachineId::new("i-1"),
+            after: Duration::from_secs(120),
+            source: SessionError::new(kind, "nothing answers"),
+        };
+        assert!(error(SessionErrorKind::Connect).help().unwrap().contains("`connect_timeout`"));
+        // More time mends no wrong key.
+        assert_eq!(error(SessionErrorKind::HostKey).help(), None);
+    }
+}
