@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -122,9 +123,12 @@ impl Region {
         R: Debug + Send + 'static,
     {
         let begun = Instant::now();
-        let is_over = |failure: &Failure, attempt| {
-            let over = attempt >= MARKET_ATTEMPTS || begun.elapsed() >= MARKET_PATIENCE;
-            failure.is_inside_aws() && over
+        let failed = AtomicU32::new(0);
+        let is_over = |failure: &Failure, _| {
+            failure.is_inside_aws() && {
+                let times = failed.fetch_add(1, Ordering::Relaxed) + 1;
+                times >= MARKET_ATTEMPTS || begun.elapsed() >= MARKET_PATIENCE
+            }
         };
         self.repeated(operation, request, is_over).await
     }
@@ -141,7 +145,7 @@ impl Region {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         R: Debug + Send + 'static,
     {
-        let mut unanswered = false;
+        let (mut unanswered, mut lost) = (false, false);
         for attempt in 1.. {
             match self.once(operation, &request).await {
                 Err(mut failure) => {
@@ -149,6 +153,11 @@ impl Region {
                     // that what is asked for is wrong, that one may have taken effect.
                     unanswered |= !failure.answered || failure.kind == ProviderErrorKind::Unavailable;
                     failure.answered &= !unanswered;
+                    lost |= !failure.is_inside_aws() && failure.kind == ProviderErrorKind::Unavailable;
+                    if lost && failure.is_inside_aws() {
+                        // The one before may have taken effect: that comes first.
+                        failure.code = "NoAnswer".to_owned();
+                    }
                     if !failure.kind.is_transient() || attempt >= ATTEMPTS || is_over(&failure, attempt) {
                         return Err(failure);
                     }
