@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tsunami_core::ProviderErrorKind;
 
 use crate::error::{Answer, Failure};
-use crate::journal::{Journal, Outcome};
+use crate::journal::{Entry, Journal, Outcome};
 use crate::region::Region;
 use crate::spec::Disk;
 use crate::{inventory, tag};
@@ -133,17 +133,26 @@ impl Create {
         matches!(self.what, What::Fleet(_) | What::Instances(_))
     }
 
+    /// Whether it asks for spot machines.
+    pub(crate) fn is_spot(&self) -> bool {
+        matches!(&self.what, What::Fleet(fleet) | What::Instances(fleet) if fleet.spot)
+    }
+
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
     pub(crate) async fn make(&self, region: &Region, journal: &Journal) -> Result<Made, MakeError> {
         let earlier = journal.entry(self)?;
-        let again = earlier.as_ref().is_some_and(|entry| entry.outcome.is_none());
+        let again = earlier.as_ref().is_some_and(Entry::is_open);
         match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(Made { ids, ..Made::default() }),
             _ => journal.begin(self)?,
         }
         let answer = self.ask(region).await;
-        if self.settles(&answer, again) {
-            self.settle(journal, &answer)?;
+        match &answer {
+            Err(failure) if failure.is_inside_aws() && self.makes_instances() => {
+                journal.end(self, Outcome::Failed(failure.code.clone()))?;
+            }
+            answer if self.settles(answer, again) => self.settle(journal, answer)?,
+            _ => {}
         }
         Ok(answer?)
     }
@@ -171,8 +180,13 @@ impl Create {
             What::KeyPair { public_key } => self.key_pair(region, public_key).await,
             What::PlacementGroup => self.placement_group(region).await,
             What::LaunchTemplate(template) => self.launch_template(region, template).await,
-            What::Fleet(fleet) => return self.fleet(region, fleet).await,
-            What::Instances(fleet) => return self.instances(region, fleet).await,
+            // Where a request for several types is refused as a whole, the first stands for them all.
+            What::Fleet(fleet) => {
+                return self.fleet(region, fleet).await.map_err(|failure| fleet.about(failure));
+            }
+            What::Instances(fleet) => {
+                return self.instances(region, fleet).await.map_err(|failure| fleet.about(failure));
+            }
         };
         match made {
             // What has our name is ours, made by a request whose answer was lost.
@@ -239,6 +253,8 @@ impl Create {
             operation: "DescribeSecurityGroups",
             region: self.region.clone(),
             answered: false,
+            in_fleet: false,
+            instance: None,
         })
     }
 
@@ -284,7 +300,7 @@ impl Create {
                     .build(),
             ),
         };
-        let answer = region.call("CreateFleet", || request.clone().send()).await?;
+        let answer = region.call_market("CreateFleet", || request.clone().send()).await?;
         let pool_of = |place: Option<&LaunchTemplateAndOverridesResponse>| {
             let place = place.and_then(|place| place.overrides())?;
             let (kind, subnet) = (place.instance_type()?.as_str(), place.subnet_id()?);
@@ -298,12 +314,18 @@ impl Create {
             (Some(id), []) if answer.instances().is_empty() => self.instances_of(region, id).await?,
             _ => ids,
         };
+        if let (Some(id), []) = (answer.fleet_id(), ids.as_slice()) {
+            // It stays active for nothing.
+            delete_fleets(region, &[id.to_owned()]).await;
+        }
         let pool = first.and_then(|instances| pool_of(instances.launch_template_and_overrides()));
         let failures = answer.errors().iter().map(|error| {
             let pool = pool_of(error.launch_template_and_overrides());
             let at = pool.as_ref().map(|pool| format!(" ({pool})")).unwrap_or_default();
             let message = format!("{}{at}", error.error_message().unwrap_or("no message"));
-            (pool, Failure::in_fleet(&self.region, error.error_code().unwrap_or("UnknownError"), &message))
+            let code = error.error_code().unwrap_or("UnknownError");
+            let instance = pool.as_ref().map(|pool| pool.instance.clone());
+            (pool, Failure { instance, ..Failure::in_fleet(&self.region, code, &message) })
         });
         Ok(Made { ids, pool, failures: failures.collect() })
     }
@@ -333,13 +355,19 @@ impl Create {
         let request = request.launch_template(template).min_count(count).max_count(count);
         let request = request.instance_type(InstanceType::from(pool.instance.as_str()));
         let request = request.subnet_id(&pool.subnet).instance_market_options(market);
-        let answer = region.call("RunInstances", || request.clone().send()).await?;
+        let answer = region.call_market("RunInstances", || request.clone().send()).await?;
         let ids = answer.instances().iter().filter_map(|instance| instance.instance_id().map(str::to_owned));
         Ok(Made { ids: ids.collect(), pool: Some(pool.clone()), failures: Vec::new() })
     }
 
     fn tagged(&self, kind: ResourceType) -> TagSpecification {
         TagSpecification::builder().resource_type(kind).set_tags(Some(tags(&self.tags))).build()
+    }
+}
+
+impl Fleet {
+    fn about(&self, failure: Failure) -> Failure {
+        Failure { instance: self.pools.first().map(|pool| pool.instance.clone()), ..failure }
     }
 }
 
@@ -360,13 +388,17 @@ impl Template {
         let mut volume = LaunchTemplateEbsBlockDeviceRequest::builder().delete_on_termination(true);
         if let Some(disk) = &self.disk {
             volume = volume.volume_type(VolumeType::from(disk.kind.as_str()));
-            volume = volume.set_volume_size(disk.gib.and_then(|gib| i32::try_from(gib).ok()));
+            let number = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
+            volume = volume.set_volume_size(number(disk.gib)).set_iops(number(disk.iops));
+            volume = volume.set_throughput(number(disk.throughput));
         }
         let root = LaunchTemplateBlockDeviceMappingRequest::builder();
         data = data.block_device_mappings(root.device_name(&self.root_device).ebs(volume.build()).build());
         if let Some(profile) = &self.iam_profile {
-            let profile = LaunchTemplateIamInstanceProfileSpecificationRequest::builder().name(profile);
-            data = data.iam_instance_profile(profile.build());
+            let request = LaunchTemplateIamInstanceProfileSpecificationRequest::builder();
+            let request =
+                if profile.starts_with("arn:") { request.arn(profile) } else { request.name(profile) };
+            data = data.iam_instance_profile(request.build());
         }
         if let Some(group) = &self.placement_group {
             data = data.placement(LaunchTemplatePlacementRequest::builder().group_name(group).build());
@@ -391,6 +423,19 @@ pub(crate) enum MakeError {
     /// What can't be written down is not asked for.
     #[error("the run's journal")]
     Journal(#[from] io::Error),
+}
+
+/// DeleteFleets takes so many instant fleets at once.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DeleteFleets.html>
+const FLEETS: usize = 25;
+
+/// Deletes fleets, and with them what is left of their machines. One that stays costs nothing.
+pub(crate) async fn delete_fleets(region: &Region, ids: &[String]) {
+    for ids in ids.chunks(FLEETS) {
+        let request = region.ec2.delete_fleets().set_fleet_ids(Some(ids.to_vec())).terminate_instances(true);
+        let deleted = region.once("DeleteFleets", || request.clone().send()).await;
+        tracing::debug!(?deleted, "fleets no longer needed");
+    }
 }
 
 /// Tags as the API takes them.

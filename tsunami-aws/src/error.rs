@@ -4,11 +4,12 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use crate::codes::{help, kind};
 use crate::limited::is_too_long;
 use crate::text::line;
 
 /// An answer of AWS that is an error, or none at all.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{operation} in {region}: {code}: {message}")]
 pub(crate) struct Failure {
     pub(crate) kind: ProviderErrorKind,
@@ -19,6 +20,10 @@ pub(crate) struct Failure {
     pub(crate) region: String,
     /// Whether AWS answered at all: if not, the request may have taken effect.
     pub(crate) answered: bool,
+    /// Whether it stands for one pool, inside an answer that succeeded.
+    pub(crate) in_fleet: bool,
+    /// The instance type that was asked for, where it is about one.
+    pub(crate) instance: Option<String>,
 }
 
 /// The result of a call to AWS.
@@ -49,12 +54,21 @@ impl Failure {
             SdkError::ConstructionFailure(_) => ("NotSent".to_owned(), root_cause(error), true),
             SdkError::TimeoutError(_) => ("NoAnswer".to_owned(), "no answer in time".to_owned(), false),
             SdkError::DispatchFailure(_) if is_about_credentials(error) => {
-                ("NoCredentials".to_owned(), root_cause(error), true)
+                ("NoCredentials".to_owned(), in_users_words(root_cause(error)), true)
             }
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
         let (code, message) = (line(&code), line(&message));
-        Self { kind: kind(&code), code, message, operation, region: region.to_owned(), answered }
+        Self {
+            kind: kind(&code),
+            code,
+            message,
+            operation,
+            region: region.to_owned(),
+            answered,
+            in_fleet: false,
+            instance: None,
+        }
     }
 
     /// An error that CreateFleet reports for one pool, inside an answer that succeeded.
@@ -68,6 +82,8 @@ impl Failure {
             operation: "CreateFleet",
             region: region.to_owned(),
             answered: true,
+            in_fleet: true,
+            instance: None,
         }
     }
 
@@ -89,6 +105,31 @@ impl Failure {
         let denied =
             matches!(self.code.as_str(), "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException");
         self.kind == ProviderErrorKind::Unauthorized && !denied
+    }
+
+    /// Whether it is EC2 that fails, having been reached: what it fails at is then one market, or one pool.
+    pub(crate) fn is_inside_aws(&self) -> bool {
+        self.kind == ProviderErrorKind::Unavailable
+            && !matches!(self.code.as_str(), "NoAnswer" | "AnswerTooLong" | "NotSeenYet")
+    }
+
+    /// Whether what refuses one request for machines refuses every other one: the caller is turned away, may not
+    /// ask at all or asks too often, or nobody is reached.
+    pub(crate) fn stops_everything(&self) -> bool {
+        self.kind == ProviderErrorKind::Unauthorized || self.kind.is_transient() && !self.is_inside_aws()
+    }
+
+    /// Whether one pool refuses it for good, and not for want of room.
+    pub(crate) fn is_of_the_pool(&self) -> bool {
+        !self.kind.is_transient()
+            && !matches!(self.kind, ProviderErrorKind::Capacity | ProviderErrorKind::Quota)
+    }
+
+    /// The zones that EC2 names as having capacity, where it lacks some in the one that was asked.
+    pub(crate) fn zones_with_capacity(&self) -> impl Iterator<Item = &str> {
+        let rest = self.message.split_once(" or choosing ").map_or("", |(_, rest)| rest);
+        let end = rest.find(['.', '(']).unwrap_or(rest.len());
+        rest[..end].split([',', ' ']).filter(|zone| zone.contains('-'))
     }
 
     /// Whether an instance may not be ended before its protection is lifted.
@@ -133,145 +174,24 @@ fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
 }
 
+/// What the SDK was built without, as the user would say it.
+fn in_users_words(cause: String) -> String {
+    let Some((_, rest)) = cause.split_once("requires following cargo feature(s) enabled: ") else {
+        return cause;
+    };
+    let way = match rest.split(['.', ',', ' ']).next().unwrap_or_default() {
+        "credentials-login" => "`aws login`",
+        "credentials-process" => "`credential_process`",
+        other => other,
+    };
+    format!("the profile signs in by {way}, which tsunami does not know")
+}
+
 /// What went wrong on the way, in one line. That it was on the way is said already.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
     let telling = causes.filter(|cause| !matches!(cause.as_str(), "dispatch failure" | "other"));
     telling.collect::<Vec<_>>().join(": ")
-}
-
-/// The class of an error code.
-///
-/// After <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>, and what instant fleets
-/// answer for a pool.
-pub(crate) fn kind(code: &str) -> ProviderErrorKind {
-    match code {
-        // EC2 answers the first of these with HTTP status 500, as if it were its own fault.
-        "InsufficientInstanceCapacity"
-        | "InsufficientHostCapacity"
-        | "InsufficientReservedInstanceCapacity"
-        | "InsufficientCapacity"
-        | "InsufficientFreeAddressesInSubnet"
-        | "InsufficientAddressCapacity"
-        | "UnfulfillableCapacity"
-        | "SpotMaxPriceTooLow"
-        | "MaxPriceTooLow"
-        | "Unsupported" => ProviderErrorKind::Capacity,
-        "VcpuLimitExceeded"
-        | "InstanceLimitExceeded"
-        | "MaxSpotInstanceCountExceeded"
-        | "MaxFleetCountExceeded"
-        | "MaxSpotFleetRequestCountExceeded"
-        | "VolumeLimitExceeded"
-        | "SecurityGroupLimitExceeded"
-        | "RulesPerSecurityGroupLimitExceeded"
-        | "ResourceCountLimitExceeded"
-        // Without the role there is no spot, but there is on-demand.
-        | "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => ProviderErrorKind::Quota,
-        "RequestLimitExceeded"
-        | "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "TooManyRequestsException"
-        | "SlowDown"
-        | "EC2ThrottledException" => ProviderErrorKind::Throttled,
-        "UnauthorizedOperation"
-        | "AuthFailure"
-        | "AccessDenied"
-        | "AccessDeniedException"
-        | "Blocked"
-        | "OptInRequired"
-        | "PendingVerification"
-        | "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
-        | "RequestExpired"
-        | "SignatureDoesNotMatch"
-        | "MissingAuthenticationToken"
-        | "NoCredentials" => ProviderErrorKind::Unauthorized,
-        "InternalError" | "InternalFailure" | "ServerInternal" | "Unavailable" | "ServiceUnavailable"
-        | "NoAnswer" | "UnknownError" => ProviderErrorKind::Unavailable,
-        code if code.starts_with("Invalid") || code.starts_with("Missing") || code.starts_with("Unsupported") => {
-            ProviderErrorKind::InvalidSpec
-        }
-        _ => ProviderErrorKind::Other,
-    }
-}
-
-/// What the user can do.
-fn help(failure: &Failure) -> Option<String> {
-    let region = &failure.region;
-    let quota = |name: &str, code: &str| {
-        format!(
-            "the account's quota \"{name}\" in {region} is used up: ask for more with `aws service-quotas \
-             request-service-quota-increase --service-code ec2 --quota-code {code} --region {region} \
-             --desired-value N`, or ask for fewer or smaller machines"
-        )
-    };
-    let help = match failure.code.as_str() {
-        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => {
-            let action = denied_action(&failure.message);
-            let action = action.unwrap_or_else(|| format!("ec2:{}", failure.operation));
-            format!("the credentials lack the permission {action}: the README's section \"On EC2\" has a policy")
-        }
-        "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => {
-            "an account needs a role for spot, once: `aws iam create-service-linked-role --aws-service-name \
-             spot.amazonaws.com`"
-                .to_owned()
-        }
-        "OptInRequired" => format!("region {region} has to be enabled for the account first"),
-        "PendingVerification" | "Blocked" => "AWS Support has to lift this from the account".to_owned(),
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
-            "the credentials have expired: get new ones (`aws sso login`, or what you use), and see that this \
-             computer's clock is right"
-                .to_owned()
-        }
-        "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" | "SignatureDoesNotMatch"
-        | "MissingAuthenticationToken" => {
-            format!(
-                "AWS does not accept the credentials in {region}: `aws sts get-caller-identity --region {region}` \
-                 shows whose they are"
-            )
-        }
-        "NoCredentials" => {
-            "set AWS_PROFILE or `profile`, or sign in with `aws sso login`; what asks for a code (MFA) works \
-             through `eval \"$(aws configure export-credentials --format env)\"`"
-                .to_owned()
-        }
-        "VcpuLimitExceeded" | "InstanceLimitExceeded" => {
-            quota("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", "L-1216C47A")
-        }
-        "MaxSpotInstanceCountExceeded" => {
-            quota("All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests", "L-34B43A08")
-        }
-        "SecurityGroupLimitExceeded" => quota("VPC security groups per Region", "L-E79EC296"),
-        "InsufficientInstanceCapacity" | "UnfulfillableCapacity" | "InsufficientCapacity" => {
-            "give more types in `instance`, leave `zone` out, or add \"on-demand\" to `market`".to_owned()
-        }
-        "SpotMaxPriceTooLow" | "MaxPriceTooLow" => {
-            "raise `max_price` or leave it out: then the limit is the on-demand price".to_owned()
-        }
-        "InsufficientFreeAddressesInSubnet" => "give another `subnet` or `zone`".to_owned(),
-        "InvalidKeyPair.NotFound" | "InvalidGroup.NotFound" => {
-            "something removed a part of the run while it was being launched".to_owned()
-        }
-        "AnswerTooLong" | "EndlessListing" => {
-            format!("see what it is that answers for AWS in {region} (a proxy, AWS_ENDPOINT_URL)")
-        }
-        "NoAnswer" => format!("see that this computer reaches AWS in {region} (a proxy, AWS_ENDPOINT_URL)"),
-        _ => return None,
-    };
-    Some(help)
-}
-
-/// The action that AWS says is not allowed.
-fn denied_action(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("not authorized to perform: ")?;
-    let action = rest.split_whitespace().next()?;
-    action.contains(':').then(|| action.trim_end_matches(['.', ',']).to_owned())
 }
 
 #[cfg(test)]
@@ -283,36 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn each_class_calls_for_its_own_answer() {
-        use ProviderErrorKind::*;
-        for (code, expected) in [
-            ("InsufficientInstanceCapacity", Capacity),
-            ("UnfulfillableCapacity", Capacity),
-            ("Unsupported", Capacity),
-            ("VcpuLimitExceeded", Quota),
-            ("MaxSpotInstanceCountExceeded", Quota),
-            ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", Quota),
-            ("RequestLimitExceeded", Throttled),
-            ("UnauthorizedOperation", Unauthorized),
-            ("ExpiredToken", Unauthorized),
-            ("InternalError", Unavailable),
-            ("InvalidParameterValue", InvalidSpec),
-            ("InvalidAMIID.NotFound", InvalidSpec),
-            ("SomethingNew", Other),
-        ] {
-            assert_eq!(kind(code), expected, "{code}");
-        }
-    }
-
-    #[test]
-    fn a_missing_permission_is_named() {
-        let message = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/u is not \
-                       authorized to perform: ec2:CreateFleet on resource: arn:aws:ec2:x";
-        let error = ProviderError::from(failure("UnauthorizedOperation", message));
-        assert!(error.help.unwrap().contains("ec2:CreateFleet:"));
-        // Where the message is encoded, the operation itself is the best guess.
-        let error = ProviderError::from(failure("UnauthorizedOperation", "Encoded: abc"));
-        assert!(error.help.unwrap().contains("ec2:CreateFleet:"));
+    fn a_way_to_sign_in_that_is_not_known_is_named_as_users_know_it() {
+        let sdk =
+            "failed to load: This behavior requires following cargo feature(s) enabled: credentials-login. x";
+        let said = in_users_words(sdk.to_owned());
+        assert!(said.contains("`aws login`") && !said.contains("cargo"), "{said}");
+        assert_eq!(in_users_words("a plain cause".to_owned()), "a plain cause");
     }
 
     #[test]
@@ -324,11 +220,5 @@ mod tests {
             failure("InvalidFleetConfiguration", "The fleet is odd").kind,
             ProviderErrorKind::InvalidSpec
         );
-    }
-
-    #[test]
-    fn a_quota_is_named_with_the_command_that_raises_it() {
-        let help = ProviderError::from(failure("VcpuLimitExceeded", "…")).help.unwrap();
-        assert!(help.contains("On-Demand Standard") && help.contains("L-1216C47A"), "{help}");
     }
 }

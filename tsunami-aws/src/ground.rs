@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::operation::describe_subnets::builders::DescribeSubnetsFluentBuilder;
-use aws_sdk_ec2::types::{Filter, InstanceType, LocationType};
+use aws_sdk_ec2::types::{Filter, InstanceType, LocationType, Tenancy};
 use aws_sdk_pricing::types::{Filter as PriceFilter, FilterType};
 use aws_smithy_types::DateTime;
 use serde_json::Value;
@@ -12,8 +12,8 @@ use tsunami_core::{Price, ProviderError, ProviderErrorKind};
 use crate::create::Pool;
 use crate::error::{Answer, Failure};
 use crate::inventory::pages;
-use crate::region::Region;
-use crate::spec::{Ec2Spec, Market};
+use crate::region::{Region, Subnet};
+use crate::spec::{Disk, Ec2Spec, Market};
 
 /// What a public IPv4 address costs, in US dollars an hour, everywhere.
 /// <https://aws.amazon.com/vpc/pricing/>
@@ -33,6 +33,10 @@ const SURPLUS: f64 = 0.05;
 pub(crate) struct Ground {
     pub(crate) image: Image,
     pub(crate) vpc: String,
+    /// Whether machines get a public address.
+    pub(crate) public: bool,
+    /// Why what machines cost here is not known.
+    pub(crate) unpriced: Option<String>,
     /// Every type in every zone that has it, the cheapest first.
     pub(crate) pools: Vec<Pool>,
     /// US dollars an hour, by type and zone.
@@ -72,8 +76,17 @@ impl Ground {
             spot_prices(spec, region),
             async { Ok(on_demand_prices(spec, region, pricing).await) },
         )?;
-        let (vpc, subnets) = subnets;
+        let Network { vpc, subnets, public, unpriced } = subnets;
         let (on_demand, mut notes) = on_demand;
+        if !public {
+            notes.push(
+                "machines get no public address in that subnet: this computer has to reach their private ones"
+                    .to_owned(),
+            );
+        }
+        if let Some(why) = &unpriced {
+            notes.push(format!("what machines cost is not known here: {why}"));
+        }
         let mut pools = Vec::new();
         for instance in &spec.instances {
             let zones = offered.get(instance);
@@ -106,11 +119,14 @@ impl Ground {
                 );
                 return Err(invalid(region, message));
             }
-            if !is_general_purpose(&disk.kind) {
-                notes.push(format!("what a disk of type {} costs is not known here", disk.kind));
+            if let Some(message) = disk.beyond_limits(disk.gib.unwrap_or(image.gib)) {
+                return Err(invalid(region, message));
+            }
+            if !is_plain(disk) {
+                notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
             }
         }
-        Ok(Self { image, vpc, pools, spot, on_demand, surplus, notes })
+        Ok(Self { image, vpc, public, unpriced, pools, spot, on_demand, surplus, notes })
     }
 
     /// What an hour of a machine costs as it looks now, its disk and address included.
@@ -150,14 +166,21 @@ impl Ground {
     fn extras(&self, spec: &Ec2Spec) -> Option<f64> {
         let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
         let gib = root + self.image.more_gib;
-        let known = spec.disk.as_ref().is_none_or(|disk| is_general_purpose(&disk.kind));
-        (known && self.image.unpriced.is_none())
+        let known = spec.disk.as_ref().is_none_or(is_plain);
+        (known && self.image.unpriced.is_none() && self.unpriced.is_none())
             .then(|| ADDRESS + f64::from(gib) * DISK_BOUND / HOURS_A_MONTH)
     }
 }
 
 fn is_general_purpose(kind: &str) -> bool {
     matches!(kind, "gp2" | "gp3")
+}
+
+/// Whether a disk costs what its size does.
+fn is_plain(disk: &Disk) -> bool {
+    let included =
+        disk.iops.is_none_or(|iops| iops <= 3000) && disk.throughput.is_none_or(|rate| rate <= 125);
+    is_general_purpose(&disk.kind) && included
 }
 
 /// The architecture of the types, as images name it, and what bursting can cost.
@@ -270,6 +293,13 @@ async fn image(spec: &Ec2Spec, region: &Region, architecture: &str) -> Result<Im
         );
         return Err(invalid(region, message).help("choose an image of the same architecture, or an alias"));
     }
+    // The API says "windows", whatever its model has.
+    let platform = image.platform().map_or("", |platform| platform.as_str());
+    if platform.eq_ignore_ascii_case("windows") {
+        let message =
+            format!("image {id} ({name}) is of Windows: nothing in it would end the machine in time");
+        return Err(invalid(region, message).help("choose an image of Linux with cloud-init"));
+    }
     let root_device = image.root_device_name().unwrap_or("/dev/xvda").to_owned();
     let root = image.block_device_mappings().iter().find(|device| device.device_name() == Some(&root_device));
     let gib = root.and_then(|device| device.ebs()).and_then(|ebs| ebs.volume_size()).unwrap_or(8);
@@ -334,10 +364,7 @@ async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<Str
 }
 
 /// The network, and a subnet of it in each zone that may be used.
-async fn subnets(
-    spec: &Ec2Spec,
-    region: &Region,
-) -> Result<(String, BTreeMap<String, String>), ProviderError> {
+async fn subnets(spec: &Ec2Spec, region: &Region) -> Result<Network, ProviderError> {
     let request = region.ec2.describe_subnets();
     let found = match &spec.subnet {
         Some(subnet) => find_subnets(region, request.subnet_ids(subnet)).await?,
@@ -347,34 +374,90 @@ async fn subnets(
             region.default_subnets.get_or_try_init(find).await?.clone()
         }
     };
-    let Some((vpc, ..)) = found.first() else {
-        return Err(invalid(region, format!("{} has no default network", region.name)).help(format!(
-            "give a `subnet`, or make a default network: `aws ec2 create-default-vpc --region {}`",
-            region.name
-        )));
-    };
-    let vpc = vpc.clone();
-    let all: Vec<String> = found.iter().map(|(_, zone, _)| zone.clone()).collect();
-    let wanted = |zone: &String| spec.zone.as_ref().is_none_or(|wanted| wanted == zone);
-    let subnets: BTreeMap<_, _> =
-        found.into_iter().map(|(_, zone, subnet)| (zone, subnet)).filter(|(zone, _)| wanted(zone)).collect();
+    let Some(first) = found.first() else { return Err(without_default(region).await?) };
+    if let Some(subnet) = found.iter().find(|subnet| subnet.without_ipv4) {
+        let message =
+            format!("the subnet {} is for IPv6 only: its machines have no address of IPv4", subnet.id);
+        return Err(invalid(region, message).help("give another `subnet`"));
+    }
+    let vpc = first.vpc.clone();
+    let public = found.iter().all(|subnet| subnet.public);
+    let all: Vec<String> = found.iter().map(|subnet| subnet.zone.clone()).collect();
+    let wanted = |subnet: &Subnet| spec.zone.as_ref().is_none_or(|wanted| *wanted == subnet.zone);
+    let found = found.into_iter().filter(wanted);
+    let subnets: BTreeMap<_, _> = found.map(|subnet| (subnet.zone, subnet.id)).collect();
     if subnets.is_empty() {
         let zone = spec.zone.as_deref().unwrap_or_default();
         let message = format!("zone {zone} is not among those that can be used: {}", all.join(", "));
         return Err(invalid(region, message));
     }
-    Ok((vpc, subnets))
+    // The default network is never a dedicated one.
+    let unpriced = if spec.subnet.is_some() { dedicated(region, &vpc).await? } else { None };
+    Ok(Network { vpc, subnets, public, unpriced })
 }
 
-/// Subnets, each with its network and zone.
-async fn find_subnets(
-    region: &Region,
-    request: DescribeSubnetsFluentBuilder,
-) -> Answer<Vec<(String, String, String)>> {
+/// Where machines are to be.
+struct Network {
+    vpc: String,
+    subnets: BTreeMap<String, String>,
+    public: bool,
+    unpriced: Option<String>,
+}
+
+/// Why machines in a network don't cost what the price list says.
+async fn dedicated(region: &Region, vpc: &str) -> Answer<Option<String>> {
+    let request = region.ec2.describe_vpcs().vpc_ids(vpc);
+    let answer = match region.call("DescribeVpcs", || request.clone().send()).await {
+        Ok(answer) => answer,
+        Err(failure) if failure.kind == ProviderErrorKind::Unauthorized && !failure.is_about_caller() => {
+            return Ok(Some(format!(
+                "the tenancy of the network {vpc} can't be looked at: {}",
+                failure.explained()
+            )));
+        }
+        Err(failure) => return Err(failure),
+    };
+    let tenancy = answer.vpcs().first().and_then(|vpc| vpc.instance_tenancy());
+    let dearer = tenancy.filter(|tenancy| **tenancy != Tenancy::Default);
+    Ok(dearer.map(|tenancy| {
+        format!(
+            "the network {vpc} is of {tenancy} tenancy, which costs more for each machine, and by the hour and region"
+        )
+    }))
+}
+
+/// What is to be said where there is no default subnet: there may be no default network, or one without subnets.
+async fn without_default(region: &Region) -> Answer<ProviderError> {
+    let name = &region.name;
+    let default = Filter::builder().name("is-default").values("true").build();
+    let request = region.ec2.describe_vpcs().filters(default);
+    let answer = region.call("DescribeVpcs", || request.clone().send()).await;
+    let is_there = answer.as_ref().is_ok_and(|answer| !answer.vpcs().is_empty());
+    let make_network = format!("make a default network: `aws ec2 create-default-vpc --region {name}`");
+    let make_subnet = format!(
+        "make a default subnet: `aws ec2 create-default-subnet --region {name} --availability-zone {name}a`"
+    );
+    Ok(match (is_there, answer) {
+        (true, _) => invalid(region, format!("the default network of {name} has no subnets"))
+            .help(format!("give a `subnet`, or {make_subnet}")),
+        (false, Ok(_)) => invalid(region, format!("{name} has no default network"))
+            .help(format!("give a `subnet`, or {make_network}")),
+        (false, Err(_)) => invalid(region, format!("{name} has no default subnets")).help(format!(
+            "give a `subnet`, or {make_network}; where there is such a network, {make_subnet}"
+        )),
+    })
+}
+
+async fn find_subnets(region: &Region, request: DescribeSubnetsFluentBuilder) -> Answer<Vec<Subnet>> {
     let answer = region.call("DescribeSubnets", || request.clone().send()).await?;
     let found = answer.subnets().iter().filter_map(|subnet| {
-        let (vpc, zone, id) = (subnet.vpc_id()?, subnet.availability_zone()?, subnet.subnet_id()?);
-        Some((vpc.to_owned(), zone.to_owned(), id.to_owned()))
+        Some(Subnet {
+            id: subnet.subnet_id()?.to_owned(),
+            vpc: subnet.vpc_id()?.to_owned(),
+            zone: subnet.availability_zone()?.to_owned(),
+            public: subnet.map_public_ip_on_launch() == Some(true),
+            without_ipv4: subnet.ipv6_native() == Some(true),
+        })
     });
     Ok(found.collect())
 }
@@ -477,6 +560,8 @@ async fn on_demand(
         ("preInstalledSw", "NA"),
         ("capacitystatus", "Used"),
         ("marketoption", "OnDemand"),
+        ("licenseModel", "No License required"),
+        ("operation", "RunInstances"),
     ];
     let mut request = pricing.get_products().service_code("AmazonEC2").format_version("aws_v1");
     for (field, value) in filters {
@@ -488,10 +573,13 @@ async fn on_demand(
             operation: "GetProducts",
             region: region.name.clone(),
             answered: true,
+            in_fleet: false,
+            instance: None,
         })?);
     }
-    let answer = region.call("GetProducts", || request.clone().send()).await?;
-    Ok(answer.price_list().iter().filter_map(|product| hourly(product)).reduce(f64::min))
+    let products = pages!(region, "GetProducts", request.clone(), price_list);
+    // Which of several it is that a launch is billed as is not told: a bound takes the most.
+    Ok(products.iter().filter_map(|product| hourly(product)).reduce(f64::max))
 }
 
 /// The price of a product of the price list, in US dollars an hour.
@@ -501,7 +589,7 @@ fn hourly(product: &str) -> Option<f64> {
     let dimensions = terms.values().filter_map(|term| term.get("priceDimensions")?.as_object());
     let dimensions = dimensions.flat_map(|dimensions| dimensions.values());
     let dollars = dimensions.filter_map(|it| it.pointer("/pricePerUnit/USD")?.as_str()?.parse::<f64>().ok());
-    dollars.filter(|dollars| *dollars > 0.0).reduce(f64::min)
+    dollars.filter(|dollars| *dollars > 0.0).reduce(f64::max)
 }
 
 pub(crate) fn invalid(region: &Region, message: String) -> ProviderError {
@@ -531,6 +619,8 @@ mod tests {
             "A.0":{"unit":"Hrs","pricePerUnit":{"USD":"0.0728000000"}}}}}}}"#;
         assert_eq!(hourly(product), Some(0.0728));
         assert_eq!(hourly(r#"{"terms":{}}"#), None);
+        let several = product.replace("\"A.0\"", "\"A.1\":{\"pricePerUnit\":{\"USD\":\"0.1\"}},\"A.0\"");
+        assert_eq!(hourly(&several), Some(0.1));
     }
 
     #[test]
@@ -548,6 +638,8 @@ mod tests {
         let ground = Ground {
             image,
             vpc: "vpc-1".into(),
+            public: true,
+            unpriced: None,
             pools: vec![pool],
             spot: BTreeMap::new(),
             on_demand: BTreeMap::from([("t4g.small".to_owned(), 0.02)]),
@@ -566,6 +658,8 @@ mod tests {
         assert!(most(&Ground { image: more, ..ground.clone() }).unwrap() > plain + 0.02);
         let paid = Image { unpriced: Some("RHEL".into()), ..ground.image.clone() };
         assert_eq!(most(&Ground { image: paid, ..ground.clone() }), None);
+        let dedicated = Some("of dedicated tenancy".to_owned());
+        assert_eq!(most(&Ground { unpriced: dedicated, ..ground.clone() }), None);
         assert_eq!(most(&Ground { on_demand: BTreeMap::new(), ..ground }), None);
     }
 }

@@ -141,15 +141,21 @@ pub(crate) async fn machines(
         let reason = reason.map(|reason| {
             format!("EC2 took the spot machine back: {}", text::line(reason.message().unwrap_or_default()))
         });
+        let public = text::address(instance.public_ip_address());
+        let state = match state(instance) {
+            // The private address comes first, and can't be reached where a public one is to come.
+            MachineState::Running if notes.public && public.is_none() => MachineState::Pending,
+            state => state,
+        };
         machines.push(Machine {
             interrupted: interrupted.get(&id).cloned().or(reason),
             id: MachineId::new(id),
             run,
             group,
             index,
-            state: state(instance),
+            state,
             addresses: Addresses {
-                public: text::address(instance.public_ip_address()),
+                public,
                 private: text::address(instance.private_ip_address()),
                 network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
             },
@@ -160,7 +166,7 @@ pub(crate) async fn machines(
                 host_key: host_key.clone(),
                 directory: None,
             },
-            expires: expires(tags),
+            expires: expires(region, tags),
             description: format!("{kind} in {zone}, {market}"),
             price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
             ended: ended(instance),
@@ -169,9 +175,10 @@ pub(crate) async fn machines(
     Ok(machines)
 }
 
-/// Why an instance ended, where nobody asked for it.
+/// Why an instance ended, or is ending, where nobody asked for it.
 fn ended(instance: &Instance) -> Option<String> {
-    let reason = instance.state_reason().filter(|_| state(instance) == MachineState::Gone)?;
+    let is_over = matches!(state(instance), MachineState::Gone | MachineState::Stopping);
+    let reason = instance.state_reason().filter(|_| is_over)?;
     let code = reason.code().filter(|code| *code != "Client.UserInitiatedShutdown")?;
     let hint = match code {
         "Client.InternalError" => {
@@ -186,15 +193,15 @@ fn ended(instance: &Instance) -> Option<String> {
     Some(text::line(&format!("{code}: {}{hint}", reason.message().unwrap_or_default())))
 }
 
-/// When a thing of tsunami's expires, by its tag.
-pub(crate) fn expires(tags: &[Tag]) -> Option<SystemTime> {
-    value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok())
+/// When a thing of tsunami's expires by our clock, as its tag has it by EC2's.
+pub(crate) fn expires(region: &Region, tags: &[Tag]) -> Option<SystemTime> {
+    let theirs = value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok());
+    theirs.map(|time| region.clock.ours(time))
 }
 
 fn state(instance: &Instance) -> MachineState {
     match instance.state().and_then(|state| state.name()) {
         Some(InstanceStateName::Pending) => MachineState::Pending,
-        // A public address comes a moment after the state, where one comes at all.
         Some(InstanceStateName::Running) => MachineState::Running,
         Some(InstanceStateName::Terminated) => MachineState::Gone,
         // A stopped machine still costs its disk.
@@ -283,7 +290,7 @@ async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<
             thing.name = format!("{:?}", text::line(&thing.name));
             thing.odd = true;
         }
-        owned.push(Owned { thing, run, expires: expires(tags) });
+        owned.push(Owned { thing, run, expires: expires(region, tags) });
     };
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     let ec2 = &region.ec2;

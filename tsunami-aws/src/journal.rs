@@ -43,6 +43,15 @@ pub(crate) enum Outcome {
     Created(Vec<String>),
     /// It created nothing, since it was refused.
     Refused(String),
+    /// It failed inside EC2, which tells nothing of what it created.
+    Failed(String),
+}
+
+impl Entry {
+    /// Whether it is not known what the request created.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.outcome, None | Some(Outcome::Failed(_)))
+    }
 }
 
 /// A group's machines by their places, and what a machine of each kind costs.
@@ -53,6 +62,9 @@ pub(crate) struct GroupNotes {
     pub(crate) pool: Option<Pool>,
     /// US dollars an hour, where that is known.
     pub(crate) prices: BTreeMap<String, f64>,
+    /// Whether machines get a public address, if only after a while.
+    #[serde(default)]
+    pub(crate) public: bool,
 }
 
 impl GroupNotes {

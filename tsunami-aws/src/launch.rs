@@ -1,13 +1,13 @@
 //! From a request to machines: what they stand on, then one market after the other.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_ec2::types::{IpPermission, IpRange, UserIdGroupPair};
+use aws_sdk_ec2::types::{Instance, InstanceStateName, IpPermission, IpRange, UserIdGroupPair};
 use tokio::time::{Instant, sleep};
-use tsunami_core::{LaunchRequest, MachineId, ProviderError, ProviderErrorKind};
+use tsunami_core::{LaunchRequest, MachineId, ProviderError, ProviderErrorKind, RunFilter};
 
 use crate::create::{Create, Fleet, Made, MakeError, Pool, Tags, Template, What, token};
 use crate::error::{Answer, Failure};
@@ -16,8 +16,8 @@ use crate::journal::{GroupNotes, Journal};
 use crate::provider::Ec2Provider;
 use crate::region::Region;
 use crate::spec::{Ec2Spec, Market};
-use crate::tag;
 use crate::user_data::UserData;
+use crate::{inventory, tag, text};
 
 /// For how long a pool without capacity is not asked again.
 const MEMORY: Duration = Duration::from_secs(180);
@@ -29,6 +29,9 @@ const LONGEST_BLOCK: u64 = 360;
 const PATIENCE: u32 = 10;
 /// so long each time.
 const VISIBLE: Duration = Duration::from_secs(2);
+
+/// What fails inside EC2, by whether it was asked for as spot.
+type Failing = BTreeMap<bool, Failure>;
 
 /// The launch of one group.
 pub(crate) struct Launch<'a> {
@@ -55,12 +58,13 @@ impl Launch<'_> {
         for place in &mut group.places {
             place.take_if(|id| self.request.replace.iter().any(|replaced| replaced.as_str() == id));
         }
-        let mut attempt = self.settle_earlier(&mut group).await?;
+        let earlier = self.settle_earlier(&mut group).await?;
         if missing(&group) > 0 {
             self.remember_prices(&mut group);
+            group.public = self.ground.public;
             let foundation = self.foundation().await?;
             let mut templates = BTreeMap::new();
-            let launched = self.markets(&mut group, &foundation, &mut templates, &mut attempt).await;
+            let launched = self.markets(&mut group, &foundation, &mut templates, earlier).await;
             // Whoever in the account may read templates could read the user data.
             for name in templates.values() {
                 let request = self.region.ec2.delete_launch_template().launch_template_name(name);
@@ -72,84 +76,161 @@ impl Launch<'_> {
         Ok(group.places.into_iter().flatten().map(MachineId::new).collect())
     }
 
-    /// Learns what became of requests whose answer was lost. Returns the number of the next one.
-    async fn settle_earlier(&self, group: &mut GroupNotes) -> Result<u32, ProviderError> {
+    /// Learns what became of requests whose answer was lost. Returns the number of the next one, and the markets that
+    /// are failing inside EC2 just now.
+    async fn settle_earlier(&self, group: &mut GroupNotes) -> Result<(u32, Failing), ProviderError> {
         let ours = |create: &Create| {
             create.makes_instances() && create.tags.get(tag::GROUP) == Some(&self.request.group)
         };
         let entries = self.journal.entries().map_err(journal_error)?;
         let entries: Vec<_> = entries.into_iter().filter(|entry| ours(&entry.create)).collect();
-        for entry in entries.iter().filter(|entry| entry.outcome.is_none()) {
+        let mut failing = Failing::new();
+        for entry in entries.iter().filter(|entry| entry.is_open()) {
             match entry.create.make(self.region, &self.journal).await {
                 Ok(made) => self.seat(group, &made)?,
+                Err(MakeError::Refused(failure)) if failure.is_inside_aws() => {
+                    failing.insert(entry.create.is_spot(), failure);
+                }
                 Err(MakeError::Refused(failure)) if failure.answered => {}
                 Err(error) => return Err(provider_error(error)),
             }
         }
-        Ok(u32::try_from(entries.len()).unwrap_or(u32::MAX))
+        Ok((u32::try_from(entries.len()).unwrap_or(u32::MAX), failing))
     }
 
-    /// Tries the markets in the order of the spec, until all machines are there.
+    /// Tries the markets in the order of the spec, until all machines are there. What one pool or one market refuses
+    /// is no reason against the others.
     async fn markets(
         &self,
         group: &mut GroupNotes,
         foundation: &Foundation,
         templates: &mut BTreeMap<bool, String>,
-        attempt: &mut u32,
+        (mut attempt, failing): (u32, Failing),
     ) -> Result<(), ProviderError> {
         let mut tried: Vec<String> = Vec::new();
-        let (mut last, mut patience) = (None, PATIENCE);
+        let (mut failures, mut patience) = (Vec::new(), PATIENCE);
         for (place, market) in self.spec.markets.iter().enumerate() {
             let next = self.spec.markets.get(place + 1);
             let mut choices: VecDeque<Vec<Pool>> = self.choices(group, *market).into();
+            if let Some(failure) = failing.get(&market.is_spot()) {
+                tried.push(format!("{market}: {}: {}", failure.code, failure.message));
+                failures.push(failure.clone());
+                choices.clear();
+            }
+            // What this market has refused here for good, and where EC2 has sent us already.
+            let (mut out, mut sent) = (BTreeSet::new(), BTreeSet::new());
             while let Some(pools) = choices.pop_front() {
-                if missing(group) == 0 {
+                let wanted = missing(group);
+                if wanted == 0 {
                     return Ok(());
                 }
-                let pools: Vec<_> =
-                    pools.into_iter().filter(|pool| !self.is_known_empty(*market, pool)).collect();
+                let mut pools = pools;
+                pools.retain(|pool| {
+                    !out.contains(pool)
+                        && (sent.contains(pool) || !self.is_known_empty(*market, pool, wanted))
+                });
                 if pools.is_empty() {
                     tried.push(format!("{market}: no capacity a moment ago"));
                     continue;
                 }
-                let made = self.buy(group, foundation, templates, *market, pools.clone(), attempt).await;
-                let failure = match made {
+                let made = self.buy(group, foundation, templates, *market, pools.clone(), &mut attempt).await;
+                let of_pools = match made {
                     Ok(made) => {
                         self.seat(group, &made)?;
-                        for (pool, failure) in &made.failures {
-                            self.remember_empty(*market, pool.as_ref(), failure);
-                        }
-                        gravest(made.failures)
+                        made.failures
                     }
-                    Err(MakeError::Refused(failure)) => Some(failure),
+                    Err(MakeError::Refused(failure)) => {
+                        if failure.is_of_our_making() && patience > 0 {
+                            patience -= 1;
+                            sleep(VISIBLE).await;
+                            choices.push_front(pools);
+                            continue;
+                        }
+                        if failure.stops_everything() {
+                            return Err(failure.into());
+                        }
+                        vec![(None, failure)]
+                    }
                     Err(error) => return Err(provider_error(error)),
                 };
-                if missing(group) == 0 {
-                    return Ok(());
-                }
-                let failure = failure.unwrap_or_else(|| self.short_of(*market));
-                if failure.is_of_our_making() && patience > 0 {
+                let is_done = missing(group) == 0;
+                if !is_done && of_pools.iter().any(|(_, failure)| failure.is_of_our_making()) && patience > 0
+                {
                     patience -= 1;
                     sleep(VISIBLE).await;
                     choices.push_front(pools);
                     continue;
                 }
-                tried.push(format!("{market}: {}: {}", failure.code, failure.message));
-                match failure.kind {
-                    ProviderErrorKind::Capacity | ProviderErrorKind::Quota => last = Some(failure),
-                    _ => return Err(failure.into()),
+                for (pool, failure) in &of_pools {
+                    self.remember_empty(*market, pool.as_ref(), failure, wanted);
+                    out.extend(pool.clone().filter(|_| failure.is_of_the_pool()));
                 }
+                if is_done {
+                    return Ok(());
+                }
+                // Where EC2 says that there is capacity, it is asked next.
+                let named = self.named(group, *market, &of_pools, &out);
+                let named: Vec<Pool> = named.into_iter().filter(|pool| sent.insert(pool.clone())).collect();
+                if !named.is_empty() {
+                    choices.push_front(named);
+                }
+                let failure = gravest(of_pools).unwrap_or_else(|| self.short_of(*market));
+                let said = format!("{market}: {}: {}", failure.code, failure.message);
+                if !tried.contains(&said) {
+                    tried.push(said);
+                }
+                if failure.is_inside_aws() {
+                    self.adopt(group).await?;
+                }
+                failures.push(failure);
             }
             if let (Some(next), true) = (next, missing(group) > 0) {
                 let why = tried.last().map(String::as_str).unwrap_or_default();
                 self.request.notes.say(&format!("{} missing; trying {next} next ({why})", missing(group)));
             }
         }
-        let last = last.unwrap_or_else(|| self.short_of(self.spec.markets[self.spec.markets.len() - 1]));
+        if missing(group) == 0 {
+            return Ok(());
+        }
+        let failures = failures.into_iter().map(|failure| (None, failure)).collect();
+        let market = self.spec.markets[self.spec.markets.len() - 1];
+        let mut error = ProviderError::from(gravest(failures).unwrap_or_else(|| self.short_of(market)));
         let (missing, count) = (missing(group), self.request.count);
-        let mut error = ProviderError::from(last);
         error.message = format!("{missing} of {count} machines could not be had: {}", tried.join("; "));
         Err(error)
+    }
+
+    /// Seats what a request made all the same that failed inside EC2.
+    async fn adopt(&self, group: &mut GroupNotes) -> Result<(), ProviderError> {
+        let instances = inventory::instances(self.region, &RunFilter::Run(self.request.run.clone())).await?;
+        let ours = |instance: &&Instance| {
+            let state = instance.state().and_then(|state| state.name());
+            inventory::value(instance.tags(), tag::GROUP) == Some(&self.request.group)
+                && matches!(state, Some(InstanceStateName::Pending | InstanceStateName::Running))
+        };
+        let ids = instances.iter().filter(ours).filter_map(|instance| text::word(instance.instance_id()));
+        let replaced = |id: &String| self.request.replace.iter().any(|replaced| replaced.as_str() == id);
+        let ids = ids.filter(|id| !replaced(id)).collect();
+        self.seat(group, &Made { ids, ..Made::default() })
+    }
+
+    /// The pools that EC2 names as having capacity, of those that may serve.
+    fn named(
+        &self,
+        group: &GroupNotes,
+        market: Market,
+        failures: &[(Option<Pool>, Failure)],
+        out: &BTreeSet<Pool>,
+    ) -> Vec<Pool> {
+        let named = |pool: &Pool| {
+            failures.iter().any(|(of, failure)| {
+                let same = of.as_ref().is_none_or(|of| of.instance == pool.instance);
+                same && failure.zones_with_capacity().any(|zone| zone == pool.zone)
+            })
+        };
+        let mut pools: Vec<Pool> = self.choices(group, market).into_iter().flatten().collect();
+        pools.retain(|pool| named(pool) && !out.contains(pool));
+        pools
     }
 
     /// The pools to ask together, one lot after the other. Machines of a group are alike: those that come later
@@ -216,6 +297,8 @@ impl Launch<'_> {
             operation: "CreateLaunchTemplate",
             region: self.region.name.clone(),
             answered: true,
+            in_fleet: false,
+            instance: None,
         })?;
         let template = Template {
             image: self.ground.image.id.clone(),
@@ -228,7 +311,7 @@ impl Launch<'_> {
             placement_group: foundation.placement_group.clone(),
             spot,
         };
-        let name = format!("{}-{}-{attempt:04}", tag::name(&self.request.run), self.request.group);
+        let name = tag::template_name(&self.request.run, &self.request.group, attempt);
         let create = self.create(name.clone(), self.group_tags(), What::LaunchTemplate(Box::new(template)));
         create.make(self.region, &self.journal).await.map(|_| name)
     }
@@ -312,7 +395,7 @@ impl Launch<'_> {
             }
             match group.places.iter_mut().find(|place| place.is_none()) {
                 Some(place) => *place = Some(id.clone()),
-                // More than was asked for never comes; if it does, teardown finds it by its tag.
+                // A request that failed inside EC2 may have made it late; teardown finds it by its tag.
                 None => tracing::warn!(id, "one machine too many"),
             }
         }
@@ -333,15 +416,23 @@ impl Launch<'_> {
         }
     }
 
-    fn is_known_empty(&self, market: Market, pool: &Pool) -> bool {
+    /// Whether so many were refused there a moment ago, or fewer.
+    fn is_known_empty(&self, market: Market, pool: &Pool, wanted: u32) -> bool {
         let key = (self.region.name.clone(), market.is_spot(), pool.clone());
-        self.provider.empty_pools().get(&key).is_some_and(|since| since.elapsed() < MEMORY)
+        let wanted = if self.spec.mixed { 1 } else { wanted };
+        let is_recent = |(since, least): &(Instant, u32)| since.elapsed() < MEMORY && wanted >= *least;
+        self.provider.empty_pools().get(&key).is_some_and(is_recent)
     }
 
-    fn remember_empty(&self, market: Market, pool: Option<&Pool>, failure: &Failure) {
+    fn remember_empty(&self, market: Market, pool: Option<&Pool>, failure: &Failure, wanted: u32) {
         if let (Some(pool), ProviderErrorKind::Capacity) = (pool, failure.kind) {
             let key = (self.region.name.clone(), market.is_spot(), pool.clone());
-            self.provider.empty_pools().insert(key, Instant::now());
+            // What has no room for three may have room for one, unless it would have given what it has.
+            let refused = if self.spec.mixed { 1 } else { wanted };
+            let mut pools = self.provider.empty_pools();
+            let known = pools.get(&key).filter(|(since, _)| since.elapsed() < MEMORY);
+            let least = known.map_or(refused, |(_, least)| refused.min(*least));
+            pools.insert(key, (Instant::now(), least));
         }
     }
 
@@ -386,14 +477,15 @@ fn missing(group: &GroupNotes) -> u32 {
     u32::try_from(group.places.iter().filter(|place| place.is_none()).count()).unwrap_or(u32::MAX)
 }
 
-/// Of several pools' failures, the one that decides what happens next: one that no other pool will help with.
+/// Of several failures, the one that says most of what is to be done: what a person has to mend comes first, what
+/// passes by itself last.
 fn gravest(failures: Vec<(Option<Pool>, Failure)>) -> Option<Failure> {
     let rank = |failure: &Failure| match failure.kind {
         ProviderErrorKind::Unauthorized => 0,
-        ProviderErrorKind::InvalidSpec | ProviderErrorKind::Other => 1,
-        ProviderErrorKind::Throttled | ProviderErrorKind::Unavailable => 2,
-        ProviderErrorKind::Quota => 3,
-        _ => 4,
+        ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported | ProviderErrorKind::Other => 1,
+        ProviderErrorKind::Quota => 2,
+        ProviderErrorKind::Capacity => 3,
+        ProviderErrorKind::Throttled | ProviderErrorKind::Unavailable => 4,
     };
     failures.into_iter().map(|(_, failure)| failure).min_by_key(rank)
 }

@@ -26,6 +26,8 @@
 //! ```
 
 mod address;
+mod clock;
+mod codes;
 mod create;
 mod error;
 mod ground;

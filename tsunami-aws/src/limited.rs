@@ -78,6 +78,8 @@ impl<'a> Pages<'a> {
                 operation: self.operation,
                 region: self.region.to_owned(),
                 answered: true,
+                in_fleet: false,
+                instance: None,
             });
         }
         self.last.clone_from(&token);

@@ -21,10 +21,11 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tsunami_core::limits::{ADMISSION_OUTPUT_LIMIT, ADMISSION_TIMEOUT};
 use tsunami_core::{
-    Command, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink, Price,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
+    Command, Deadline, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, OutputSink,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Stream,
 };
 
+use crate::clock::{Clock, Hearing};
 use crate::create::Pool;
 use crate::error::{Answer, Failure};
 use crate::ground::{Ground, invalid};
@@ -104,8 +105,8 @@ pub struct Ec2Provider {
     opened: tokio::sync::Mutex<HashSet<(RunId, String, String)>>,
 }
 
-/// Pools without capacity, by region and whether it was asked for as spot, and since when.
-type EmptyPools = HashMap<(String, bool, Pool), Instant>;
+/// Pools without capacity, by region and whether it was asked for as spot: since when, and for how many at the least.
+type EmptyPools = HashMap<(String, bool, Pool), (Instant, u32)>;
 
 impl Ec2Provider {
     /// Finds the credentials and whose they are. What launches leave behind for other processes is kept in
@@ -135,7 +136,7 @@ impl Ec2Provider {
             }
             (given, _) => given.to_vec(),
         };
-        let (account, owner) = identity(&config, &regions[0]).await.map_err(|failure| {
+        let (account, owner, clock) = identity(&config, &regions[0]).await.map_err(|failure| {
             let profile = options.profile.as_ref().filter(|_| failure.code == "NoCredentials");
             let help = profile.map(|profile| {
                 format!(
@@ -159,7 +160,7 @@ impl Ec2Provider {
         Ok(Self {
             owner,
             root: root.into(),
-            regions: regions.iter().map(|name| Region::new(&config, name)).collect(),
+            regions: regions.iter().map(|name| Region::new(&config, name, clock)).collect(),
             settings: Ec2Settings { account, regions, profile: options.profile, endpoint: Some(endpoint) },
             pricing: {
                 let config =
@@ -348,16 +349,18 @@ fn another_endpoint(expected: &str) -> ProviderError {
 }
 
 /// The account, and who is asking.
-async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String)> {
-    let region = Region::new(config, region);
+async fn identity(config: &SdkConfig, region: &str) -> Answer<(String, String, Clock)> {
+    let hearing = Hearing::default();
+    let region = Region::new(config, region, Clock::default());
     let config = config.to_builder().region(aws_config::Region::new(region.name.clone())).build();
     let sts = aws_sdk_sts::config::Builder::from(&config).interceptor(LimitedAnswers::default());
+    let sts = sts.interceptor(hearing.clone());
     let sts = aws_sdk_sts::Client::from_conf(sts.build());
     let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
     let account = caller.account().unwrap_or_default().to_owned();
     let arn = caller.arn().unwrap_or_default();
     let owner = arn.rsplit([':', '/']).next().unwrap_or_default().to_owned();
-    Ok((account, owner))
+    Ok((account, owner, hearing.clock()))
 }
 
 fn spec(spec: &MachineSpec) -> Result<&Ec2Spec, ProviderError> {
@@ -396,6 +399,7 @@ impl Provider for Ec2Provider {
         }
         let image = &ground.image;
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
+        notes.extend(region.clock.note());
         notes.extend(ground.notes.iter().cloned());
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.own_address().await?));
@@ -416,6 +420,9 @@ impl Provider for Ec2Provider {
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, spec.clone());
         let journal = self.journal(&request.run);
         journal.write_settings(&self.settings).map_err(launch::journal_error)?;
+        // The machines live by EC2's clock.
+        let deadline = Deadline { at: region.clock.theirs(request.deadline.at), ..request.deadline };
+        let request = &LaunchRequest { deadline, ..request.clone() };
         Launch { provider: self, request, spec, region, ground, journal }.run().await
     }
 
@@ -430,8 +437,9 @@ impl Provider for Ec2Provider {
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let status = Command::shell("tsunami-deadline status");
         let armed = within(ADMISSION_TIMEOUT, remote(session, status)).await?;
-        let fits =
-            armed_at(&armed).zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
+        let clock = self.default_region().clock;
+        let at = armed_at(&armed).map(|at| clock.ours(at));
+        let fits = at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
         if !fits {
             let expires = machine.expires.map(launch::timestamp).unwrap_or_default();
             let message =
@@ -478,7 +486,7 @@ impl Provider for Ec2Provider {
             // CreateTags takes a thousand things at once.
             for ids in ids.chunks(1000) {
                 let tag = aws_sdk_ec2::types::Tag::builder();
-                let tag = tag.key(tag::EXPIRES).value(launch::timestamp(until)).build();
+                let tag = tag.key(tag::EXPIRES).value(launch::timestamp(region.clock.theirs(until))).build();
                 let request = region.ec2.create_tags().set_resources(Some(ids.to_vec())).tags(tag);
                 region.call("CreateTags", || request.clone().send()).await?;
             }
@@ -494,7 +502,13 @@ impl Provider for Ec2Provider {
         session: &Arc<dyn Session>,
         until: SystemTime,
     ) -> Result<(), ProviderError> {
-        let at = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let at = self
+            .default_region()
+            .clock
+            .theirs(until)
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let before = machine.expires.unwrap_or(until);
         let (longer, shorter) = match until.duration_since(before) {
             Ok(longer) => (longer.as_secs(), 0),
@@ -551,7 +565,15 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
         return wrong("max_price is not an amount of money");
     }
-    for (key, _) in &spec.tags {
+    for (key, value) in &spec.tags {
+        let (longest_key, longest) = (tag::LONGEST_KEY, tag::LONGEST);
+        if key.is_empty() || key.chars().count() > longest_key || value.chars().count() > longest {
+            let message = format!(
+                "the tag `{}` is too long: a key has 1 to {longest_key} characters, a value up to {longest}",
+                text::line(key)
+            );
+            return Err(invalid(region, message));
+        }
         if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
             return Err(invalid(region, format!("the tag `{key}` is not for users to set")));
         }
@@ -559,6 +581,15 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     // Eight are tsunami's own, and EC2 takes fifty.
     if spec.tags.len() > 42 {
         return wrong("a machine can have at most 42 tags beside those that tsunami sets");
+    }
+    if let Some(profile) = &spec.iam_profile
+        && !is_instance_profile(profile)
+    {
+        let message = format!("iam_profile `{profile}` is no instance profile");
+        return Err(invalid(region, message).help(
+            "give its name, or its ARN (`arn:aws:iam::ACCOUNT:instance-profile/NAME`); a role is not one, but \
+             mostly has one of its own name",
+        ));
     }
     for cidr in &spec.ssh_from {
         if !is_cidr(cidr) {
@@ -576,6 +607,16 @@ fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
         .compose()
         .map_err(|error| invalid(region, error.to_string()))?;
     Ok(())
+}
+
+/// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_InstanceProfile.html>
+fn is_instance_profile(text: &str) -> bool {
+    let name = match text.strip_prefix("arn:") {
+        Some(arn) => arn.split_once(":instance-profile/").and_then(|(_, path)| path.rsplit('/').next()),
+        None => Some(text),
+    };
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
+    name.is_some_and(|name| (1..=128).contains(&name.len()) && name.chars().all(is_usual))
 }
 
 fn is_cidr(text: &str) -> bool {

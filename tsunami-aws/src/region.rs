@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -12,15 +13,34 @@ use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, sleep_until};
 use tsunami_core::ProviderErrorKind;
 
+use crate::clock::Clock;
 use crate::error::{Answer, Failure};
 use crate::limited::LimitedAnswers;
 
 /// How often a request is made before its failure is passed on.
 const ATTEMPTS: u32 = 6;
 
+/// How often a market is asked that fails inside EC2 before the next one is tried,
+const MARKET_ATTEMPTS: u32 = 3;
+
+/// and for how long.
+const MARKET_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The pause before the first repetition; it doubles, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// A subnet, as far as it matters to machines.
+#[derive(Clone, Debug)]
+pub(crate) struct Subnet {
+    pub(crate) id: String,
+    pub(crate) vpc: String,
+    pub(crate) zone: String,
+    /// Whether machines in it get a public address.
+    pub(crate) public: bool,
+    /// Whether machines in it have no address of IPv4.
+    pub(crate) without_ipv4: bool,
+}
 
 /// The services of one region.
 #[derive(Debug)]
@@ -28,8 +48,10 @@ pub(crate) struct Region {
     pub(crate) name: String,
     pub(crate) ec2: Client,
     pub(crate) ssm: aws_sdk_ssm::Client,
-    /// The default subnets, once they were looked up: the network and a subnet in each zone.
-    pub(crate) default_subnets: OnceCell<Vec<(String, String, String)>>,
+    /// How far the service's clock is from ours.
+    pub(crate) clock: Clock,
+    /// The default subnets, once they were looked up.
+    pub(crate) default_subnets: OnceCell<Vec<Subnet>>,
     /// The instances that EC2 has been told to end, and has not refused to.
     told: Mutex<BTreeSet<String>>,
     /// Whether it was said that listings show what was not asked for.
@@ -38,7 +60,7 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    pub(crate) fn new(config: &SdkConfig, name: &str) -> Self {
+    pub(crate) fn new(config: &SdkConfig, name: &str, clock: Clock) -> Self {
         let config = config.to_builder().region(aws_config::Region::new(name.to_owned())).build();
         Self {
             name: name.to_owned(),
@@ -52,6 +74,7 @@ impl Region {
                     aws_sdk_ssm::config::Builder::from(&config).interceptor(LimitedAnswers::default());
                 aws_sdk_ssm::Client::from_conf(config.build())
             },
+            clock,
             default_subnets: OnceCell::new(),
             told: Mutex::default(),
             strangers: Once::new(),
@@ -84,7 +107,45 @@ impl Region {
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
         R: Debug + Send + 'static,
     {
-        let mut unanswered = false;
+        self.repeated(operation, request, |_, _| false).await
+    }
+
+    /// Makes a request for machines of one market, and repeats it for a while: another market may have what this one
+    /// fails to give.
+    pub(crate) async fn call_market<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        request: impl Fn() -> F + Send,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>> + Send,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: Debug + Send + 'static,
+    {
+        let begun = Instant::now();
+        let failed = AtomicU32::new(0);
+        let is_over = |failure: &Failure, _| {
+            failure.is_inside_aws() && {
+                let times = failed.fetch_add(1, Ordering::Relaxed) + 1;
+                times >= MARKET_ATTEMPTS || begun.elapsed() >= MARKET_PATIENCE
+            }
+        };
+        self.repeated(operation, request, is_over).await
+    }
+
+    /// Makes a request, and repeats it while that may help, unless `is_over` says that it was tried enough.
+    async fn repeated<T, E, R, F>(
+        &self,
+        operation: &'static str,
+        request: impl Fn() -> F + Send,
+        is_over: impl Fn(&Failure, u32) -> bool + Send,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Result<T, SdkError<E, R>>> + Send,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: Debug + Send + 'static,
+    {
+        let (mut unanswered, mut lost) = (false, false);
         for attempt in 1.. {
             match self.once(operation, &request).await {
                 Err(mut failure) => {
@@ -92,7 +153,12 @@ impl Region {
                     // that what is asked for is wrong, that one may have taken effect.
                     unanswered |= !failure.answered || failure.kind == ProviderErrorKind::Unavailable;
                     failure.answered &= !unanswered;
-                    if !failure.kind.is_transient() || attempt >= ATTEMPTS {
+                    lost |= !failure.is_inside_aws() && failure.kind == ProviderErrorKind::Unavailable;
+                    if lost && failure.is_inside_aws() {
+                        // The one before may have taken effect: that comes first.
+                        failure.code = "NoAnswer".to_owned();
+                    }
+                    if !failure.kind.is_transient() || attempt >= ATTEMPTS || is_over(&failure, attempt) {
                         return Err(failure);
                     }
                     tracing::debug!(%failure, attempt, "again");

@@ -149,4 +149,114 @@ pub struct Disk {
     pub gib: Option<u32>,
     /// Its type: `gp3`, `gp2`, `io2`, …
     pub kind: String,
+    /// Its operations a second; `io1` and `io2` need them said.
+    #[serde(default)]
+    pub iops: Option<u32>,
+    /// Its throughput in MiB a second; `gp3` alone takes it.
+    #[serde(default)]
+    pub throughput: Option<u32>,
+}
+
+/// What EC2 takes for a type of volume.
+struct VolumeLimits {
+    gib: (u32, u32),
+    /// The least and the most, and the most for each GiB.
+    iops: Option<(u32, u32, u32)>,
+    throughput: Option<(u32, u32)>,
+}
+
+/// <https://docs.aws.amazon.com/ebs/latest/userguide/ebs-volume-types.html>
+fn volume_limits(kind: &str) -> Option<VolumeLimits> {
+    let (gib, iops, throughput) = match kind {
+        "gp3" => ((1, 64 << 10), Some((3000, 80_000, 500)), Some((125, 2000))),
+        "gp2" => ((1, 16 << 10), None, None),
+        "io1" => ((4, 16 << 10), Some((100, 64_000, 50)), None),
+        "io2" => ((4, 64 << 10), Some((100, 256_000, 1000)), None),
+        "standard" => ((1, 1 << 10), None, None),
+        _ => return None,
+    };
+    Some(VolumeLimits { gib, iops, throughput })
+}
+
+impl Disk {
+    /// What EC2 would refuse of a root volume of this size, in GiB.
+    pub(crate) fn beyond_limits(&self, gib: u32) -> Option<String> {
+        let kind = &self.kind;
+        let Some(limits) = volume_limits(kind) else {
+            return Some(match kind.as_str() {
+                "st1" | "sc1" => format!("a machine can't boot from a disk of type {kind}: use gp3"),
+                _ => format!("there is no type of disk {kind}"),
+            });
+        };
+        let (least, most) = limits.gib;
+        if !(least..=most).contains(&gib) {
+            return Some(format!("a disk of type {kind} has {least} to {most} GiB, not {gib}"));
+        }
+        match (self.iops, limits.iops) {
+            (None, Some(_)) if kind != "gp3" => {
+                return Some(format!("a disk of type {kind} needs `iops`, its operations a second"));
+            }
+            (Some(_), None) => return Some(format!("a disk of type {kind} takes no `iops`")),
+            (Some(iops), Some((least, most, each))) => {
+                let most = most.min(gib.saturating_mul(each).max(least));
+                if !(least..=most).contains(&iops) {
+                    return Some(format!(
+                        "a disk of type {kind} with {gib} GiB takes `iops` from {least} to {most}, not {iops}"
+                    ));
+                }
+            }
+            (None, _) => {}
+        }
+        match (self.throughput, limits.throughput) {
+            (Some(_), None) => Some(format!("a disk of type {kind} takes no `throughput`")),
+            (Some(rate), Some((least, most))) => {
+                // A quarter of a MiB for each operation.
+                let most = most.min(self.iops.unwrap_or(3000) / 4);
+                (!(least..=most).contains(&rate)).then(|| {
+                    format!("a disk of type {kind} with these `iops` takes a `throughput` from {least} to {most} MiB \
+                             a second, not {rate}")
+                })
+            }
+            (None, _) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_within_the_limits_of_its_type() {
+        let disk = |kind: &str, iops, throughput| Disk { gib: None, kind: kind.to_owned(), iops, throughput };
+        for (kind, gib, iops, throughput) in [
+            ("gp3", 8, None, None),
+            ("gp3", 8, Some(4000), Some(1000)),
+            ("gp3", 160, Some(80_000), Some(2000)),
+            ("gp2", 8, None, None),
+            ("io1", 100, Some(5000), None),
+            ("io2", 8, Some(8000), None),
+            ("standard", 8, None, None),
+        ] {
+            let wrong = disk(kind, iops, throughput).beyond_limits(gib);
+            assert_eq!(wrong, None, "{kind} {gib} {iops:?} {throughput:?}");
+        }
+        for (kind, gib, iops, throughput, why) in [
+            ("gp3", 8, Some(4001), None, "from 3000 to 4000"),
+            ("gp3", 8, Some(2999), None, "from 3000"),
+            ("gp3", 8, None, Some(751), "from 125 to 750"),
+            ("gp2", 8, Some(3000), None, "takes no `iops`"),
+            ("gp2", 20_000, None, None, "1 to 16384 GiB"),
+            ("io1", 8, None, None, "needs `iops`"),
+            ("io1", 8, Some(401), None, "from 100 to 400"),
+            ("io2", 8, Some(8000), Some(125), "takes no `throughput`"),
+            ("st1", 500, None, None, "can't boot"),
+            ("sc1", 500, None, None, "can't boot"),
+            ("standard", 2000, None, None, "1 to 1024 GiB"),
+            ("gp9", 8, None, None, "no type"),
+        ] {
+            let wrong = disk(kind, iops, throughput).beyond_limits(gib).unwrap_or_default();
+            assert!(wrong.contains(why), "{kind} {gib} {iops:?} {throughput:?}: {wrong}");
+        }
+    }
 }

@@ -117,7 +117,7 @@ async fn look(region: &Region) -> Look {
                     let id = text::word(instance.instance_id()).unwrap_or_default();
                     let state = state.as_ref().map_or("unknown", InstanceStateName::as_str);
                     let what = format!("machine {id} in {}: {state}", region.name);
-                    look.add(run, inventory::expires(instance.tags()), what);
+                    look.add(run, inventory::expires(region, instance.tags()), what);
                 }
             }
         }

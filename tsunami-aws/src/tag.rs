@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tsunami_core::{LaunchRequest, RunId};
 
-use crate::create::Tags;
+use crate::create::{Tags, token};
 use crate::launch::timestamp;
 
 pub(crate) const RUN: &str = "tsunami:run";
@@ -15,8 +15,33 @@ pub(crate) const CREATED: &str = "tsunami:created";
 pub(crate) const EXPIRES: &str = "tsunami:expires";
 pub(crate) const USER: &str = "tsunami:user";
 
+/// EC2's own, on the machines of a fleet.
+pub(crate) const FLEET: &str = "aws:ec2:fleet-id";
+
+/// The longest key of a tag, in characters.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
+pub(crate) const LONGEST_KEY: usize = 128;
+
 /// The longest value of a tag.
-const LONGEST: usize = 256;
+pub(crate) const LONGEST: usize = 256;
+
+/// The longest name of a launch template.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateLaunchTemplate.html>
+const LONGEST_TEMPLATE: usize = 128;
+
+/// The name of a launch template of a group. A long one ends in a digest of what it has no room for.
+pub(crate) fn template_name(run: &RunId, group: &str, attempt: u32) -> String {
+    let name = format!("{}-{group}-{attempt:04}", name(run));
+    if name.len() <= LONGEST_TEMPLATE {
+        return name;
+    }
+    let digest = token(&[&name]);
+    let (digest, mut room) = (&digest[..16], LONGEST_TEMPLATE - 17);
+    while !name.is_char_boundary(room) {
+        room -= 1;
+    }
+    format!("{}-{digest}", &name[..room])
+}
 
 /// The name of what a run has one of in a region.
 pub(crate) fn name(run: &RunId) -> String {
@@ -36,4 +61,19 @@ pub(crate) fn of_run(request: &LaunchRequest, owner: &str) -> Tags {
     add(CREATED, &timestamp(created));
     add(EXPIRES, &timestamp(request.deadline.at));
     tags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_template_has_a_name_that_ec2_takes() {
+        let run: RunId = "20260101-000000-aaaa".parse().unwrap();
+        assert_eq!(template_name(&run, "node", 3), format!("tsunami-{run}-node-0003"));
+        let long = "g".repeat(tsunami_core::limits::NAME_LIMIT);
+        let names = [template_name(&run, &long, 0), template_name(&run, &long, 1)];
+        assert!(names.iter().all(|name| name.len() == LONGEST_TEMPLATE), "{names:?}");
+        assert_ne!(names[0], names[1]);
+    }
 }

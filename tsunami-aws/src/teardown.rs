@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceStateName};
 use tsunami_core::{Leftover, ProviderErrorKind, RunFilter, RunId};
 
-use crate::create::What;
+use crate::create::{What, delete_fleets};
 use crate::error::{Answer, Failure};
 use crate::inventory::{self, Kind, Thing};
 use crate::journal::{Entry, Journal, Outcome};
@@ -25,6 +25,10 @@ const INVISIBLE: Duration = Duration::from_secs(120);
 
 /// A request that is older than this is not made again: whatever it created is in the listings.
 const FORGOTTEN: Duration = Duration::from_secs(900);
+
+/// What a request made that failed inside EC2 is listed after so long. It is not made again: that fails, too, and might
+/// only then have an effect.
+const LISTED: Duration = Duration::from_secs(30);
 
 /// Something that is still there.
 #[derive(Debug)]
@@ -86,6 +90,10 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
     }
     let of_machines = machines.left();
     let in_use = !of_machines.is_empty();
+    if !in_use && left.is_empty() {
+        let fleets: Vec<String> = std::mem::take(&mut machines.fleets).into_iter().collect();
+        delete_fleets(region, &fleets).await;
+    }
     left.extend(of_machines);
     left.extend(remove_things(region, &filter, &entries, in_use).await);
     if left.is_empty() {
@@ -109,9 +117,16 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
 async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let mut left = Vec::new();
-    for Entry { create, asked, .. } in
-        of_region(journal.legible().0, region).iter().filter(|entry| entry.outcome.is_none())
+    for Entry { create, asked, outcome } in
+        of_region(journal.legible().0, region).iter().filter(|entry| entry.is_open())
     {
+        if let Some(Outcome::Failed(code)) = outcome {
+            if asked.elapsed().is_ok_and(|age| age < LISTED) {
+                let what = format!("what the request {} may have created in {}", create.name(), region.name);
+                left.push(Left::new(what, format!("EC2 failed at it itself ({code})"), Stays::ForNow));
+            }
+            continue;
+        }
         if create.makes_instances() && asked.elapsed().is_ok_and(|age| age > FORGOTTEN) {
             // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
             continue;
@@ -139,6 +154,8 @@ struct Machines<'a> {
     known: BTreeMap<String, Known>,
     /// What came of asking for their end, in this attempt.
     fates: BTreeMap<String, Fate>,
+    /// The fleets that they came in, which stay active by themselves.
+    fleets: BTreeSet<String>,
 }
 
 /// What is known of a machine beside its fate.
@@ -164,7 +181,7 @@ enum Fate {
 
 impl<'a> Machines<'a> {
     fn new(region: &'a Region) -> Self {
-        Self { region, known: BTreeMap::new(), fates: BTreeMap::new() }
+        Self { region, known: BTreeMap::new(), fates: BTreeMap::new(), fleets: BTreeSet::new() }
     }
 
     /// Takes in what requests are known to have created.
@@ -198,6 +215,7 @@ impl<'a> Machines<'a> {
         for instance in listed.iter().flatten() {
             let state = instance.state().and_then(|state| state.name());
             let Some(id) = text::word(instance.instance_id()) else { continue };
+            self.fleets.extend(text::word(inventory::value(instance.tags(), tag::FLEET)));
             if state == Some(&InstanceStateName::Terminated) {
                 self.fates.insert(id, Fate::Over);
                 continue;
@@ -478,7 +496,7 @@ pub fn remembered(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
                 names.extend(kinds.map(|thing| named(&thing, region)));
             }
             Some(Outcome::Refused(_)) => {}
-            None => {
+            Some(Outcome::Failed(_)) | None => {
                 names
                     .insert(format!("what the request {} may have created in {region}", entry.create.name()));
             }

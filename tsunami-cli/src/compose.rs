@@ -8,6 +8,7 @@ pub(crate) mod aws;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tsunami_core::{
     Command, Connector, Error as CoreError, Group as CoreGroup, Host, HostCommand, MachineSpec, Plan,
@@ -86,11 +87,18 @@ fn absolute(path: Option<&Path>) -> Option<PathBuf> {
     path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
+/// How long a machine without a hypervisor may take from its launch to a session, unless the file says otherwise: it
+/// goes through its firmware first, which takes minutes.
+const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
+
 /// The plan of an experiment: its groups, each set up as the file says.
 pub(crate) fn plan(experiment: &Arc<Experiment>) -> Result<Plan, Error> {
     let mut plan = Plan::new(&experiment.name).lifetime(experiment.lifetime);
     plan.budget = experiment.budget;
-    if let Some(timeout) = experiment.ssh.connect_timeout {
+    let instances =
+        experiment.groups.iter().filter_map(|group| group.aws.as_ref()).flat_map(|aws| &aws.instance);
+    let is_metal = instances.into_iter().any(|instance| instance.contains(".metal"));
+    if let Some(timeout) = experiment.ssh.connect_timeout.or(is_metal.then_some(METAL_CONNECT_TIMEOUT)) {
         plan = plan.connect_timeout(timeout);
     }
     for (index, group) in experiment.groups.iter().enumerate() {
@@ -198,5 +206,31 @@ pub(crate) fn facts(host: &Host) -> Facts {
         ip: host.ip().to_owned(),
         addresses: machine.addresses.clone(),
         run_id: machine.run.to_string(),
+    }
+}
+
+#[cfg(all(test, feature = "aws"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_metal_is_waited_for_unless_the_file_says_for_how_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.toml");
+        let waits = |instance: &str, more: &str| {
+            let text = format!(
+                "name = \"x\"\nprovider = \"aws\"\n[aws]\ninstance = \"{instance}\"\n[group.a]\n[[step]]\n\
+                 on = \"a\"\nrun = \"true\"\n{more}"
+            );
+            std::fs::write(&path, text).unwrap();
+            let experiment = Experiment::load(&path, &[], &|_| None);
+            let experiment = experiment.unwrap_or_else(|problems| panic!("{problems:?}"));
+            plan(&Arc::new(experiment)).unwrap().connect_timeout
+        };
+        assert_eq!(waits("c7g.metal", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7i.metal-24xl", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7g.large", ""), tsunami_core::Plan::new("x").connect_timeout);
+        let said = waits("c7g.metal", "[ssh]\nconnect_timeout = \"3m\"\n");
+        assert_eq!(said, Duration::from_secs(180));
     }
 }

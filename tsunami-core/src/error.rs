@@ -283,6 +283,10 @@ impl Error {
         match self {
             Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.help.as_deref()),
             Self::Launch { source, .. } | Self::Unfit { source, .. } => source.help.as_deref(),
+            Self::Connect { source, .. } if source.kind == SessionErrorKind::Connect => {
+                let longer = "where a machine takes longer to come up, give it more time: `connect_timeout`";
+                source.help.as_deref().or(Some(longer))
+            }
             Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
             Self::Prepare(source) => source.help.as_deref(),
             Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
@@ -438,5 +442,23 @@ mod tests {
         let (lines, characters) = SHOWN_COMMAND_LIMIT;
         assert_eq!(shown(&"x\n".repeat(4000)).lines().count(), lines);
         assert_eq!(shown(&"é".repeat(1 << 17)), format!("{} …", "é".repeat(characters)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waited_too_briefly_is_told_what_to_set() {
+        let error = |kind| Error::Connect {
+            machine: "node-0".to_owned(),
+            id: MachineId::new("i-1"),
+            after: Duration::from_secs(120),
+            source: SessionError::new(kind, "nothing answers"),
+        };
+        assert!(error(SessionErrorKind::Connect).help().unwrap().contains("`connect_timeout`"));
+        // More time mends no wrong key.
+        assert_eq!(error(SessionErrorKind::HostKey).help(), None);
     }
 }

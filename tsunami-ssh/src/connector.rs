@@ -34,9 +34,6 @@ use crate::{keys, probe};
 /// makes the socket.
 const SOCKET_PATH: usize = 88;
 
-/// For how long a machine that refuses the login is tried again: its keys may still be on their way.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(15);
-
 /// Makes [`Session`]s over OpenSSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
@@ -212,16 +209,21 @@ impl SshConnector {
             let answering = probe::until_answering(host, *port, deadline).await;
             answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
         }
-        let begun = Instant::now();
         let mut pause = Duration::from_millis(100);
+        // A machine of the run's own is young: its login key may come later than sshd, its host key later than
+        // another one. It is asked again, and never logged in to before it shows the right key.
+        let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
         let master = loop {
             let error = match ssh.master(machine, deadline).await {
                 Ok(master) => break master,
                 Err(error) => error,
             };
             let refused = error.message.contains("Permission denied");
-            let hopeless = error.kind != SessionErrorKind::Connect
-                || refused && (machine.login.directory.is_some() || begun.elapsed() > LOGIN_PATIENCE);
+            let hopeless = match error.kind {
+                SessionErrorKind::Connect => refused && !is_young,
+                SessionErrorKind::HostKey => !is_young || self.options.jump.is_some(),
+                _ => true,
+            };
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
@@ -458,7 +460,8 @@ impl RunSsh {
         }
         let is_jump = self.options.jump.is_some() && self.jump.get().is_none();
         if machine.login.host_key.is_some() && !is_jump {
-            return error;
+            let message = "it shows another host key than the run's, and was not logged in to";
+            return SessionError::new(SessionErrorKind::HostKey, message);
         }
         let name = if is_jump { JUMP.to_owned() } else { machine.name() };
         if error.message.contains("REVOKED HOST KEY") {

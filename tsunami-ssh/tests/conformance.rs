@@ -176,6 +176,64 @@ mod shell {
     tsunami_core::shell_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
 }
 
+/// A machine's address and port, where a connection is handed on to the first of `ways` for so many times, then to the
+/// second.
+async fn changing(ways: [(String, u16); 2], mut times: u32) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut here, _)) = listener.accept().await {
+            let way = ways[usize::from(times == 0)].clone();
+            times = times.saturating_sub(1);
+            tokio::spawn(async move {
+                let mut there = tokio::net::TcpStream::connect(way).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+            });
+        }
+    });
+    port
+}
+
+/// A machine of the run's own may show its image's host key before the one that it was given.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_machine_with_another_host_key_is_asked_again() {
+    let machines = Machines::launch(2).await;
+    let [mut machine, other] = [0, 1].map(|place: usize| machines.machines[place].clone());
+    assert_ne!(machine.login.host_key, other.login.host_key);
+    let way = |machine: &tsunami_core::Machine| {
+        (machine.addresses.own().unwrap().to_owned(), machine.login.port.unwrap())
+    };
+    let port = changing([way(&other), way(&machine)], 4).await;
+    machine.addresses.public = Some("127.0.0.1".to_owned());
+    machine.login.port = Some(port);
+    let within = |seconds| Instant::now() + Duration::from_secs(seconds);
+    machines.connector.connect(&machine, within(30)).await.unwrap_or_else(|error| panic!("{error}"));
+    // For good it is said in one line, and nobody has logged in.
+    let port = changing([way(&other), way(&machine)], u32::MAX).await;
+    machine.login.port = Some(port);
+    let error = machines.connector.connect(&machine, within(3)).await.map(drop).unwrap_err();
+    assert_eq!(error.kind, tsunami_core::SessionErrorKind::HostKey, "{error}");
+    assert_eq!(error.message.lines().count(), 1, "{error}");
+    let log = fs::read_to_string(machines.directory().join("local/node-1/sshd.log")).unwrap();
+    assert!(!log.contains("Accepted"), "{log}");
+}
+
+/// The key that may log in comes to a machine of the run's own after its sshd, by as much as half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_machine_that_refuses_the_login_is_asked_again() {
+    let machines = Machines::launch(1).await;
+    let keys = machines.directory().join("local/node-0/authorized_keys");
+    let later = keys.with_extension("later");
+    fs::rename(&keys, &later).unwrap();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(18)).await;
+        fs::rename(&later, &keys).unwrap();
+    });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let session = machines.connector.connect(&machines.machines[0], deadline).await;
+    session.map(drop).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// A machine that is taken back may live for as long as its replacement takes to come up.
 #[tokio::test]
 async fn the_newest_machine_of_a_name_is_reached_while_the_old_one_lives() {

@@ -20,9 +20,11 @@ from protocol import ApiError, Reply
 ACCOUNT = "123456789012"
 
 DEFAULTS = {
+    # Seconds from "running" to the public address.
+    "address_delay": 0.0,
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
-    "default_vpc": {}, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
+    "default_vpc": {}, "default_subnets": True, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
     # Instances that EC2 fails to end, and all that are named beside them, by a fault of its own.
     "unendable": [],
     # An endpoint that is not EC2: it knows no filters, and says of instances whatever is given here.
@@ -106,6 +108,10 @@ class Account:
         backend, setting = region.backend, self.config["default_vpc"]
         wanted = setting.get(region.name, True) if isinstance(setting, dict) else setting
         vpc = backend.get_default_vpc()
+        if not self.config["default_subnets"]:
+            for subnets in backend.subnets.values():
+                for subnet in [subnet for subnet in subnets.values() if subnet.default_for_az]:
+                    del subnets[subnet.id]
         if wanted and vpc is None:
             backend.create_default_vpc()
         elif not wanted and vpc is not None:

@@ -16,13 +16,13 @@ _GIB = 8
 
 def _images():
     """moto's description of each image, and the SSM parameters that name it."""
-    def image(name, owner, arch, root, description, date):
+    def image(name, owner, arch, root, description, date, **more):
         name_hash = hashlib.sha256(name.encode()).hexdigest()[:17]
         return {
             "ami_id": f"ami-{name_hash}", "name": name, "description": description, "owner_id": owner,
             "public": True, "virtualization_type": "hvm", "hypervisor": "xen", "state": "available",
             "image_type": "machine", "image_location": f"amazon/{name}", "root_device_type": "ebs", "sriov": "simple",
-            "architecture": arch, "root_device_name": root, "creation_date": f"{date}T04:11:12.000Z",
+            "architecture": arch, "root_device_name": root, "creation_date": f"{date}T04:11:12.000Z", **more,
         }
 
     architectures = {"amd64": "x86_64", "arm64": "arm64"}
@@ -45,6 +45,8 @@ def _images():
         images.append(image(name, "137112412989", arch, "/dev/xvda", text, "2025-06-06"))
         path = f"/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{arch}"
         parameters[path] = images[-1]["ami_id"]
+    images.append(image("Windows_Server-2025-English-Full-Base-2025.06.11", "801119661308", "x86_64", "/dev/sda1",
+                        "Microsoft Windows Server 2025", "2025-06-11", platform="windows"))
     return images, parameters
 
 

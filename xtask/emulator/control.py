@@ -13,6 +13,7 @@ POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"
 POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
+GET /_sim/fleets                       the states of all fleets, by id
 GET /_sim/instances                    all instances, with what a test may ask of them
 GET /_sim/ip                           the caller's address, as text
 POST /_sim/reset                       an empty account with the default settings
@@ -143,6 +144,11 @@ class Control:
                     if request.state in ("open", "active"):
                         add("spot_requests", request.id, state=request.state)
         return found
+
+    def get_fleets(self, _given):
+        with self.account.lock:
+            return {fleet["id"]: fleet["state"] for region in self.account.regions.values()
+                    for fleet in region.fleets.values()}
 
     def get_instances(self, _given):
         with self.account.lock:

@@ -121,6 +121,8 @@ class Emulator:
         if kind == "hold_before" and not self.faults.hold(call, connection):
             return None
         reply = self._note(entry, self.perform(call))
+        if kind == "fails_after":
+            return failure(call, rule.error(call))
         if kind == "drop_after" or (kind == "hold_after" and not self.faults.hold(call, connection)):
             return None
         return reply

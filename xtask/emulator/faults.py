@@ -8,14 +8,15 @@ import threading
 from protocol import ApiError
 
 KINDS = {"error", "throttle", "unavailable", "slow", "drop_before", "drop_after", "hold_before", "hold_after",
-         "delay_effect"}
+         "delay_effect", "fails_after"}
 
 
 class Rule:
     """{"action": name, list or "*", "service": "ec2" if absent, "nth": first call that it fires for, "times": how often
-    (once with nth, else always), "probability", "seed", "kind"}, and for the kinds
+    (once with nth, else always), "probability", "seed", "where": parameters that the call has, "kind"}, and for the kinds
 
-    error          "code", "message", "status"
+    error, fails_after
+                   "code", "message", "status"; the latter in place of an answer to a call that was carried out
     slow           "seconds" before the effect
     delay_effect   "seconds" until the effect; the connection is closed at once, or held with "hold": true
     drop_before, drop_after, hold_before, hold_after, throttle, unavailable"""
@@ -36,6 +37,9 @@ class Rule:
     def fires(self, call):
         """Whether it is this call's turn. Counts the call, so it must be asked of every one."""
         if self.service not in ("*", call.service) or not ("*" in self.actions or call.action in self.actions):
+            return False
+        params = call.flat_params
+        if any(params.get(name) != value for name, value in self.given.get("where", {}).items()):
             return False
         self.seen += 1
         chance = self.random.random()

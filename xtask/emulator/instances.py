@@ -72,6 +72,15 @@ class Instances:
         if instance.state != "pending":
             return
         self._state(instance, "running")
+        delay = float(self.account.config["address_delay"])
+        if delay:
+            self.account.timer.after(delay, self._address, instance)
+        else:
+            self._address(instance)
+
+    def _address(self, instance):
+        if instance.state != "running":
+            return
         nic = instance.nics[0]
         if instance.life.public:
             nic.public_ip_auto_assign = True

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from account import ACCOUNT
 from catalog import on_demand_price
@@ -385,10 +385,14 @@ class Launcher:
         """The error of a pool that has no more."""
         limits = sorted(self._limits(region, pool), key=lambda limit: limit[0])
         code = code or (limits[0][1] if limits else None) or "InsufficientInstanceCapacity"
+        elsewhere = [zone for zone in self.catalog.zones_of(region.name, pool.kind) if zone != pool.zone
+                     and all(room for room, _ in self._limits(region, replace(pool, zone=zone)))]
+        hint = (f" You can currently get {pool.kind} capacity by not specifying an Availability Zone in your request "
+                f"or choosing {', '.join(elsewhere)}." if elsewhere else "")
         texts = {
             "InsufficientInstanceCapacity":
                 f"We currently do not have sufficient {pool.kind} capacity in the Availability Zone you requested "
-                f"({pool.zone}). Our system will be working on provisioning additional capacity.",
+                f"({pool.zone}). Our system will be working on provisioning additional capacity.{hint}",
             "VcpuLimitExceeded": "You have requested more vCPU capacity than your current vCPU limit allows for the "
                                  "instance bucket that the specified instance type belongs to.",
             "MaxSpotInstanceCountExceeded": "Max spot instance count exceeded",

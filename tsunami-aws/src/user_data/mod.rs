@@ -44,6 +44,12 @@ pub enum InvalidUserData {
         "the user data sets `{0}`, but the run's machines are known by a host key that tsunami makes for the run"
     )]
     HostKeys(&'static str),
+    /// It leaves out the user who is to log in.
+    #[error(
+        "the user data has `users` without `default`: then nobody gets the key that tsunami logs in with; add \
+         `- default` as the first of them"
+    )]
+    NoLogin,
     /// The host key has something in it that no key has.
     #[error("the host key for the machines is no private key as OpenSSH writes it")]
     HostKey,
@@ -133,6 +139,9 @@ fn own_part(own: &str) -> Result<String, InvalidUserData> {
             return Err(InvalidUserData::HostKeys(key));
         }
     }
+    if own.starts_with("#cloud-config") && !has_default_user(own) {
+        return Err(InvalidUserData::NoLogin);
+    }
     if own.starts_with("Content-Type:") || own.starts_with("MIME-Version:") {
         // A multipart of the user's own is a part as it stands.
         return Ok(own.trim_end().to_owned());
@@ -148,6 +157,31 @@ fn own_part(own: &str) -> Result<String, InvalidUserData> {
         true => format!("{headers}\n{}", own.trim_end()),
         false => format!("{headers}Content-Transfer-Encoding: base64\n\n{}", base64::encode(own)),
     })
+}
+
+/// Whether a cloud-config leaves the image's own user, who gets the key: it names no `users`, or `default` among them.
+/// What is written in another way than lists usually are is let be.
+fn has_default_user(own: &str) -> bool {
+    let mut lines = own.lines().skip_while(|line| !line.starts_with("users:"));
+    let Some(first) = lines.next() else { return true };
+    let is_default = |item: &str| {
+        let item = item.split('#').next().unwrap_or_default();
+        matches!(item.trim().trim_matches(['"', '\'']), "default")
+    };
+    let flow = first["users:".len()..].split('#').next().unwrap_or_default().trim();
+    if let Some(list) = flow.strip_prefix('[') {
+        return list.trim_end_matches(']').split(',').any(is_default) || !list.ends_with(']');
+    }
+    if !flow.is_empty() {
+        return true;
+    }
+    // Items may stand as far left as the key itself.
+    let list: Vec<&str> = lines
+        .take_while(|line| line.is_empty() || line.starts_with([' ', '\t', '-', '#']))
+        .map(str::trim_start)
+        .collect();
+    list.iter().any(|line| line.strip_prefix('-').is_some_and(is_default))
+        || !list.iter().any(|line| line.starts_with('-'))
 }
 
 #[cfg(test)]
@@ -191,6 +225,28 @@ mod tests {
             assert!(matches!(compose(Some(own)), Err(InvalidUserData::HostKeys(_))), "{own}");
         }
         compose(Some("#cloud-config\nssh_authorized_keys: []\n# ssh_keys are not set")).unwrap();
+    }
+
+    #[test]
+    fn users_without_the_one_who_logs_in_are_refused() {
+        for own in [
+            "users:\n  - name: me\n    groups: sudo\n",
+            "packages: [x]\nusers:\n- name: default-ish\n- me\nruncmd:\n- default\n",
+            "users: []\n",
+            "users: [me]  # not default\n",
+        ] {
+            let own = format!("#cloud-config\n{own}");
+            assert_eq!(compose(Some(&own)), Err(InvalidUserData::NoLogin), "{own}");
+        }
+        for own in [
+            "users:\n  - default\n  - name: me\n",
+            "users:\n- name: me\n- 'default' # the image's\n",
+            "users: [default, me]\n",
+            "packages: [x]\n",
+        ] {
+            compose(Some(&format!("#cloud-config\n{own}"))).unwrap_or_else(|error| panic!("{own}: {error}"));
+        }
+        compose(Some("#!/bin/sh\nusers: []\n")).unwrap();
     }
 
     #[test]

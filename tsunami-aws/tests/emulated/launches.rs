@@ -23,7 +23,7 @@ async fn a_machine_is_born_with_all_that_was_promised() {
     let wanted = Ec2Spec {
         tags: vec![("team".into(), "blue".into())],
         user_data: Some("#cloud-config\npackages: [redis]\n".into()),
-        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into() }),
+        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into(), iops: None, throughput: None }),
         ..spec()
     };
     let request = request(&run, 2, wanted);
@@ -86,6 +86,144 @@ async fn without_spot_the_next_market_is_tried_and_the_memory_keeps_for_a_while(
     assert_eq!(asked, 2);
     assert_eq!(run(plan(&[("again", 2, spec())])).await.unwrap(), 2);
     assert_eq!(world.emulator.count("CreateFleet"), asked + 1, "spot was asked for again at once");
+    world.emulator.assert_empty();
+}
+
+/// What a fault that is about spot alone fires for.
+fn spot_only() -> Value {
+    json!({"TargetCapacitySpecification.DefaultTargetCapacityType": "spot"})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_counts_as_running_once_it_has_its_public_address() {
+    let world = World::new();
+    world.emulator.configure(json!({"address_delay": 1.5}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 1, spec())).await.unwrap();
+    let begun = std::time::Instant::now();
+    let machine = loop {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it never runs");
+        let mut machines = listed(&provider, &run).await;
+        match machines.pop() {
+            Some(machine) if machine.state == MachineState::Running => break machine,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    assert!(machine.addresses.public.is_some(), "{machine:?}");
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_go_by_the_clock_of_ec2() {
+    let world = World::new();
+    world.emulator.configure(json!({"clock_skew": 200.0}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    let request = request(&run, 1, spec());
+    let quote = provider.quote(&request.spec, request.count).await.unwrap();
+    assert!(quote.notes.iter().any(|note| note.contains("3m 20s behind EC2's")), "{:?}", quote.notes);
+    provider.launch(&request).await.unwrap();
+    let seconds = |time: std::time::SystemTime| {
+        time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs()
+    };
+    let at = seconds(request.deadline.at);
+    let instance = world.emulator.living().remove(0);
+    let user_data = instance["user_data"].as_str().unwrap();
+    assert!(user_data.contains(&format!("\n{} 3600\n", at + 200)), "{user_data}");
+    let tag = humantime::parse_rfc3339(instance["tags"]["tsunami:expires"].as_str().unwrap()).unwrap();
+    assert_eq!(seconds(tag), at + 200);
+    // Who lists them is told on this computer's clock.
+    let expires = listed(&provider, &run).await[0].expires.unwrap();
+    assert_eq!(seconds(expires), at);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn provisioned_operations_are_asked_for() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let disk =
+        tsunami_aws::Disk { gib: Some(20), kind: "gp3".into(), iops: Some(4000), throughput: Some(250) };
+    provider.launch(&request(&run, 1, Ec2Spec { disk: Some(disk), ..spec() })).await.unwrap();
+    let calls = world.emulator.calls();
+    let call = calls.iter().find(|call| call.action == "CreateLaunchTemplate").unwrap();
+    let of_disk = |name: &str| {
+        call.params[format!("LaunchTemplateData.BlockDeviceMapping.1.Ebs.{name}")].as_str().map(str::to_owned)
+    };
+    assert_eq!((of_disk("Iops"), of_disk("Throughput")), (Some("4000".into()), Some("250".into())));
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_is_refused_leaves_the_others() {
+    for code in ["InvalidParameterCombination", "OptInRequired", "UnauthorizedOperation", "SomethingNew"] {
+        let world = World::new();
+        let refused = json!({"type": "c7g.large", "free": 0, "code": code});
+        world
+            .emulator
+            .post("capacity", &json!([refused, {"type": "c6g.large", "market": "spot", "free": 0}]));
+        let (provider, run) = (world.provider().await, run_id(1));
+        let ids = provider.launch(&request(&run, 2, spec())).await;
+        assert_eq!(ids.unwrap_or_else(|error| panic!("{code}: {error}")).len(), 2);
+        let living = world.emulator.living();
+        assert_eq!(field(&living, "type"), BTreeSet::from(["c6g.large".to_owned()]), "{code}");
+        assert_eq!(field(&living, "market"), BTreeSet::from(["on-demand".to_owned()]), "{code}");
+        terminate(&provider, &run).await;
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_market_that_fails_inside_ec2_is_given_up_for_the_next() {
+    // With and without an effect behind the failure.
+    for kind in ["error", "fails_after"] {
+        let world = World::new();
+        world.emulator.fault(json!({"action": "CreateFleet", "kind": kind, "where": spot_only()}));
+        let tsunami = world.tsunami(world.provider().await);
+        let run = tsunami.run(plan(&[("node", 2, spec())]), async |cluster| Ok(cluster.hosts().len()));
+        assert_eq!(run.await.unwrap(), 2, "{kind}");
+        let markets = field(&world.emulator.instances(), "market");
+        let expected = if kind == "error" { "on-demand" } else { "spot" };
+        assert_eq!(markets, BTreeSet::from([expected.to_owned()]), "{kind}");
+        assert!(world.emulator.count("CreateFleet") <= 4, "{kind}: {}", world.emulator.count("CreateFleet"));
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_ec2_says_that_there_is_capacity_is_where_it_is_asked_next() {
+    let world = World::new();
+    let message = "We currently do not have sufficient c6g.large capacity in the Availability Zone you requested \
+                   (eu-west-1a). Our system will be working on provisioning additional capacity. You can currently \
+                   get c6g.large capacity by not specifying an Availability Zone in your request or choosing \
+                   eu-west-1b.";
+    let code = "InsufficientInstanceCapacity";
+    world
+        .emulator
+        .fault(json!({"action": "CreateFleet", "nth": 1, "kind": "error", "code": code, "message": message}));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 2, spec())).await.unwrap();
+    let living = world.emulator.living();
+    assert_eq!(field(&living, "zone"), BTreeSet::from(["eu-west-1b".to_owned()]));
+    assert_eq!(field(&living, "market"), BTreeSet::from(["spot".to_owned()]));
+    assert_eq!(world.emulator.count("CreateFleet"), 2);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_no_room_for_three_is_asked_for_one() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"market": "spot", "free": 2}]));
+    let provider = world.provider().await;
+    for (nth, count, market) in [(1, 3, "on-demand"), (2, 1, "spot"), (3, 3, "on-demand")] {
+        let run = run_id(nth);
+        provider.launch(&request(&run, count, spec())).await.unwrap();
+        assert_eq!(field(&world.emulator.living(), "market"), BTreeSet::from([market.to_owned()]), "{nth}");
+        terminate(&provider, &run).await;
+    }
     world.emulator.assert_empty();
 }
 
@@ -209,8 +347,14 @@ async fn a_machine_that_powers_itself_off_is_gone_and_not_stopped() {
     let (provider, run) = (world.provider().await, run_id(1));
     let ids = provider.launch(&request(&run, 1, spec())).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
+    // Why it ends is known while it does.
+    world.emulator.configure(json!({"shutting_down": 2.0}));
     world.emulator.post("poweroff", &json!({"instance": ids[0].as_str()}));
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
+    assert_eq!(machines[0].state, MachineState::Stopping);
+    let ended = machines[0].ended.as_deref();
+    assert!(ended.is_some_and(|why| why.contains("InstanceInitiatedShutdown")), "{ended:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
     let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
     assert!(
         machines.iter().all(|machine| machine.state == MachineState::Gone && machine.interrupted.is_none())

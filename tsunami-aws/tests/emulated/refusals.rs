@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tsunami_aws::{Disk, Ec2Spec, Market};
-use tsunami_core::{MachineSpec, Provider, ProviderError, ProviderErrorKind};
+use tsunami_core::{MachineSpec, Price, Provider, ProviderError, ProviderErrorKind};
 
 use crate::world::{World, request, run_id, spec, terminate};
 
@@ -60,10 +60,22 @@ async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
     invalid(&error);
     says(&error, &["ami-0123456789abcdef0"]);
 
-    let disk = Disk { gib: Some(4), kind: "gp3".into() };
-    let error = refused(&world, Ec2Spec { disk: Some(disk), ..spec() }).await;
+    let disk = |kind: &str| Disk { gib: Some(4), kind: kind.into(), iops: None, throughput: None };
+    let error = refused(&world, Ec2Spec { disk: Some(disk("gp3")), ..spec() }).await;
     invalid(&error);
     says(&error, &["4 GiB is too small"]);
+
+    for (kind, why) in [("io2", "needs `iops`"), ("io1", "needs `iops`"), ("st1", "can't boot")] {
+        let disk = Disk { gib: Some(500), ..disk(kind) };
+        let error = refused(&world, Ec2Spec { disk: Some(disk), ..spec() }).await;
+        invalid(&error);
+        says(&error, &[kind, why]);
+    }
+
+    let windows = Ec2Spec { image: image_of_windows(&world), instances: vec!["c6i.large".into()], ..spec() };
+    let error = refused(&world, windows).await;
+    invalid(&error);
+    says(&error, &["is of Windows"]);
 
     let error = refused(&world, Ec2Spec { subnet: Some("subnet-0123456789abcdef0".into()), ..spec() }).await;
     invalid(&error);
@@ -73,10 +85,89 @@ async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
     invalid(&error);
     says(&error, &["203.0.113.7", "203.0.113.7/32"]);
 
+    let long = ("team".to_owned(), "x".repeat(257));
+    let error = refused(&world, Ec2Spec { tags: vec![long], ..spec() }).await;
+    invalid(&error);
+    says(&error, &["`team` is too long"]);
+
+    for profile in ["arn:aws:iam::123456789012:role/worker", "a/b", "\u{e4}"] {
+        let error = refused(&world, Ec2Spec { iam_profile: Some(profile.into()), ..spec() }).await;
+        invalid(&error);
+        says(&error, &["is no instance profile", ":instance-profile/"]);
+    }
+
+    let users = "#cloud-config\nusers:\n- name: me\n".to_owned();
+    let error = refused(&world, Ec2Spec { user_data: Some(users), ..spec() }).await;
+    invalid(&error);
+    says(&error, &["`users` without `default`"]);
+
     let keys = "#cloud-config\nssh_keys: {}\n".to_owned();
     let error = refused(&world, Ec2Spec { user_data: Some(keys), ..spec() }).await;
     invalid(&error);
     says(&error, &["ssh_keys"]);
+}
+
+fn image_of_windows(world: &World) -> String {
+    let found = world.emulator.ec2(
+        "eu-west-1",
+        &[("Action", "DescribeImages"), ("Filter.1.Name", "platform"), ("Filter.1.Value.1", "windows")],
+    );
+    value(&found, "imageId")
+}
+
+/// The first value of a name in an answer of EC2's.
+#[track_caller]
+fn value(answer: &str, name: &str) -> String {
+    let mut words = answer.split(['<', '>']);
+    words.find(|word| *word == name).unwrap_or_else(|| panic!("no {name} in {answer}"));
+    words.next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_network_means_for_machines_is_known_beforehand() {
+    let world = World::new();
+    let ask = |parameters: &[(&str, &str)]| world.emulator.ec2("eu-west-1", parameters);
+    let quote = async |subnet: String| {
+        let provider = world.provider().await;
+        let spec = Ec2Spec { subnet: Some(subnet), ..spec() };
+        provider.quote(&MachineSpec::new(spec), 1.try_into().unwrap()).await
+    };
+    let network = |tenancy: &str, block: &str| {
+        let vpc = value(
+            &ask(&[("Action", "CreateVpc"), ("CidrBlock", block), ("InstanceTenancy", tenancy)]),
+            "vpcId",
+        );
+        let subnet = [
+            ("Action", "CreateSubnet"),
+            ("VpcId", &*vpc),
+            ("CidrBlock", block),
+            ("AvailabilityZone", "eu-west-1a"),
+        ];
+        value(&ask(&subnet), "subnetId")
+    };
+    let plain = network("default", "10.1.0.0/24");
+    let quoted = quote(plain.clone()).await.unwrap();
+    assert!(matches!(quoted.most, Price::PerHour(_)), "{quoted:?}");
+    assert!(quoted.notes.iter().any(|note| note.contains("no public address")), "{:?}", quoted.notes);
+
+    let quoted = quote(network("dedicated", "10.2.0.0/24")).await.unwrap();
+    assert_eq!(quoted.most, Price::Unknown, "it would fit a budget");
+    assert!(quoted.notes.iter().any(|note| note.contains("dedicated tenancy")), "{:?}", quoted.notes);
+
+    // Who may not look does not know.
+    world.emulator.post("permissions", &json!({"deny": ["ec2:DescribeVpcs"]}));
+    let quoted = quote(plain).await.unwrap();
+    assert_eq!(quoted.most, Price::Unknown);
+    assert!(quoted.notes.iter().any(|note| note.contains("ec2:DescribeVpcs")), "{:?}", quoted.notes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_network_without_subnets_is_told_from_none() {
+    let world = World::new();
+    world.emulator.configure(json!({"default_subnets": false}));
+    let error = refused(&world, spec()).await;
+    assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
+    says(&error, &["has no subnets", "create-default-subnet --region eu-west-1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

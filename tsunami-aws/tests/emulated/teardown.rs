@@ -49,6 +49,24 @@ fn deny(world: &World, actions: &[&str]) {
     world.emulator.post("permissions", &json!({"deny": actions}));
 }
 
+/// An instant fleet stays active by itself when its machines are gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn fleets_are_deleted_with_and_without_machines() {
+    let world = World::new();
+    world.emulator.post("capacity", &json!([{"market": "spot", "free": 0}]));
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 2, spec())).await.unwrap();
+    let states = || {
+        let fleets = world.emulator.get("fleets");
+        let fleets = fleets.as_object().unwrap().values();
+        fleets.map(|state| state.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(states().iter().filter(|state| *state == "active").count(), 1, "{:?}", states());
+    terminate(&provider, &run).await;
+    assert_eq!(states(), ["deleted_terminating"; 2]);
+    world.emulator.assert_empty();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_protected_machine_keeps_no_other_and_its_protection_is_lifted() {
     let world = World::new();

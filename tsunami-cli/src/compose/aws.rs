@@ -145,10 +145,12 @@ pub(crate) fn spec(aws: &Aws) -> MachineSpec {
         mixed: aws.mixed,
         image: aws.image.clone().unwrap_or(defaults.image),
         user: aws.user.clone(),
-        disk: aws
-            .disk
-            .as_ref()
-            .map(|disk| tsunami_aws::Disk { gib: disk.gib.map(NonZeroU32::get), kind: disk.kind.clone() }),
+        disk: aws.disk.as_ref().map(|disk| tsunami_aws::Disk {
+            gib: disk.gib.map(NonZeroU32::get),
+            kind: disk.kind.clone(),
+            iops: disk.iops,
+            throughput: disk.throughput,
+        }),
         subnet: aws.subnet.clone(),
         security_group: aws.security_group.clone(),
         ssh_from: aws.ssh_from.clone(),

@@ -155,6 +155,10 @@ pub(crate) struct Disk {
     pub(crate) gib: Option<NonZeroU32>,
     /// Its type.
     pub(crate) kind: String,
+    /// Its operations a second.
+    pub(crate) iops: Option<u32>,
+    /// Its throughput, in MiB a second.
+    pub(crate) throughput: Option<u32>,
 }
 
 /// What happens when EC2 takes a machine back.

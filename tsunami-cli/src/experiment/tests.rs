@@ -551,7 +551,7 @@ budget = 0
 market = ["spot", "sopt"]
 max_price = "cheap"
 mixed = "yes"
-disk = { size = "30", type = "gp9" }
+disk = { size = "30", type = "gp9", iops = "many", throughput = 0 }
 subnet = "eu-west-1a"
 open_ports = [0]
 tags = { "tsunami:run" = "mine" }
@@ -567,6 +567,8 @@ hosts = ["b"]"#,
             "7:9 expected true or false, found a string",
             "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
             "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
+            "8:44 expected a whole number, found a string",
+            "8:65 this is no whole number above zero, or far too large",
             "9:10 `eu-west-1a` is no id: it begins with `subnet-`",
             "10:15 a port is a number from 1 to 65535",
             "11:10 the tag `tsunami:run` is not for users to set",

@@ -186,23 +186,46 @@ impl Reader<'_> {
     }
 
     fn disk(&mut self, value: &Value<'_>) -> Option<Disk> {
-        const KINDS: [&str; 6] = ["gp3", "gp2", "io2", "io1", "st1", "standard"];
         let table = self.table(value)?;
-        self.keys(table, &["size", "type"], &[]);
+        self.keys(table, &["size", "type", "iops", "throughput"], &[]);
         let gib = table.get("size").and_then(|value| self.gib(value));
         let kind = match table.get("type") {
-            Some(value) => {
-                let kind = self.text(value)?;
-                if !KINDS.contains(&kind) {
-                    let help = suggest(kind, KINDS);
-                    self.note(Problem::at(value.span(), format!("`{kind}` is no type of disk")).help(help));
-                    return None;
-                }
-                kind.to_owned()
-            }
-            None => "gp3".to_owned(),
+            Some(value) => self.kind_of_disk(value),
+            None => Some("gp3".to_owned()),
         };
-        Some(Disk { gib, kind })
+        let iops = table.get("iops").and_then(|value| self.rate(value));
+        let throughput = table.get("throughput").and_then(|value| self.rate(value));
+        Some(Disk { gib, kind: kind?, iops, throughput })
+    }
+
+    fn kind_of_disk(&mut self, value: &Value<'_>) -> Option<String> {
+        const KINDS: [&str; 5] = ["gp3", "gp2", "io2", "io1", "standard"];
+        const NOT_TO_BOOT_FROM: [&str; 2] = ["st1", "sc1"];
+        let kind = self.text(value)?;
+        if NOT_TO_BOOT_FROM.contains(&kind) {
+            let message = format!("a machine can't boot from a disk of type `{kind}`");
+            self.note(Problem::at(value.span(), message).help("use `gp3`".to_owned()));
+            return None;
+        }
+        if !KINDS.contains(&kind) {
+            let help = suggest(kind, KINDS);
+            self.note(Problem::at(value.span(), format!("`{kind}` is no type of disk")).help(help));
+            return None;
+        }
+        Some(kind.to_owned())
+    }
+
+    /// A whole number of operations, or of MiB, a second.
+    fn rate(&mut self, value: &Value<'_>) -> Option<u32> {
+        let DeValue::Integer(integer) = value.get_ref() else {
+            self.wrong_type(value, "a whole number");
+            return None;
+        };
+        let rate = number(integer).filter(|rate| *rate > 0);
+        if rate.is_none() {
+            self.note(Problem::at(value.span(), "this is no whole number above zero, or far too large"));
+        }
+        rate
     }
 
     /// A size as `30GiB`, in whole GiB.

@@ -11,8 +11,9 @@ use crate::cloud::Cloud;
 
 /// What a policy must allow although no request of that name is made: EC2 asks for it in the course of others,
 /// or only where something was left half done.
-const IMPLIED: [&str; 5] = [
+const IMPLIED: [&str; 6] = [
     "ec2:DescribeFleets",
+    "ec2:DescribeVpcs",
     "ec2:RunInstances",
     "ec2:DeleteVolume",
     "ec2:CancelSpotInstanceRequests",

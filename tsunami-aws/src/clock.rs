@@ -1,0 +1,107 @@
+//! EC2's clock, by which machines live and tags are read, beside this computer's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_ec2::config::interceptors::BeforeDeserializationInterceptorContextMut;
+use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_ec2::error::BoxError;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+
+/// Clocks that differ by less are taken for the same: an answer is on its way for a while, and tells whole seconds.
+const TOLERANCE: i64 = 10;
+
+/// How far EC2's clock is ahead of this computer's, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Clock {
+    ahead: i64,
+}
+
+impl Clock {
+    /// By what EC2 said the time was, at some time of ours. Rounded, so that whoever asks again finds the same.
+    fn compared(theirs: i64, ours: SystemTime) -> Self {
+        let ours = DateTime::from(ours).secs();
+        let ahead = theirs.saturating_sub(ours);
+        let rounded = ahead.saturating_add(ahead.signum() * TOLERANCE / 2) / TOLERANCE * TOLERANCE;
+        Self { ahead: if ahead.abs() < TOLERANCE { 0 } else { rounded } }
+    }
+
+    /// A time of ours on EC2's clock.
+    pub(crate) fn theirs(self, ours: SystemTime) -> SystemTime {
+        self.moved(ours, self.ahead >= 0)
+    }
+
+    /// A time of EC2's on our clock.
+    pub(crate) fn ours(self, theirs: SystemTime) -> SystemTime {
+        self.moved(theirs, self.ahead < 0)
+    }
+
+    fn moved(self, time: SystemTime, forward: bool) -> SystemTime {
+        let by = Duration::from_secs(self.ahead.unsigned_abs());
+        let moved = if forward { time.checked_add(by) } else { time.checked_sub(by) };
+        moved.unwrap_or(time)
+    }
+
+    /// What is to be said of the difference.
+    pub(crate) fn note(self) -> Option<String> {
+        let by = humantime::format_duration(Duration::from_secs(self.ahead.unsigned_abs()));
+        let way = if self.ahead > 0 { "behind" } else { "ahead of" };
+        (self.ahead != 0).then(|| {
+            format!("this computer's clock is {by} {way} EC2's: the machines' deadlines go by EC2's")
+        })
+    }
+}
+
+/// Hears what time it is from the answers of a service.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hearing(Arc<Mutex<Clock>>);
+
+impl Hearing {
+    pub(crate) fn clock(&self) -> Clock {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Intercept for Hearing {
+    fn name(&self) -> &'static str {
+        "Hearing"
+    }
+
+    fn modify_before_deserialization(
+        &self,
+        context: &mut BeforeDeserializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        if let Some(date) = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()) {
+            let clock = Clock::compared(date.secs(), SystemTime::now());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_are_apart_are_told_and_reckoned_with() {
+        let ours = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let clock = |ahead: i64| Clock::compared(1_800_000_000 + ahead, ours);
+        for (ahead, expected) in [(0, 0), (9, 0), (-9, 0), (198, 200), (203, 200), (-3600, -3600)] {
+            assert_eq!(clock(ahead).ahead, expected, "{ahead}");
+            let (theirs, back) = (clock(ahead).theirs(ours), clock(ahead).ours(clock(ahead).theirs(ours)));
+            assert_eq!(back, ours);
+            let moved = DateTime::from(theirs).secs() - 1_800_000_000;
+            assert_eq!(moved, expected);
+        }
+        assert_eq!(clock(3).note(), None);
+        assert!(clock(200).note().unwrap().contains("3m 20s behind EC2's"));
+        assert!(clock(-200).note().unwrap().contains("3m 20s ahead of EC2's"));
+        // What no clock says is no reason to panic.
+        assert_eq!(Clock::compared(i64::MAX, ours).theirs(ours), ours);
+    }
+}
