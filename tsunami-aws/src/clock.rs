@@ -8,6 +8,7 @@ use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ec2::error::BoxError;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
+use tsunami_core::limits::CLOCK_SKEW_LIMIT;
 
 /// Clocks that differ by less are taken for the same: an answer is on its way for a while, and tells whole seconds.
 const TOLERANCE: i64 = 10;
@@ -22,7 +23,8 @@ impl Clock {
     /// By what EC2 said the time was, at some time of ours. Rounded, so that whoever asks again finds the same.
     fn compared(theirs: i64, ours: SystemTime) -> Self {
         let ours = DateTime::from(ours).secs();
-        let ahead = theirs.saturating_sub(ours);
+        let limit = CLOCK_SKEW_LIMIT.as_secs().cast_signed();
+        let ahead = theirs.saturating_sub(ours).clamp(-limit, limit);
         let rounded = ahead.saturating_add(ahead.signum() * TOLERANCE / 2) / TOLERANCE * TOLERANCE;
         Self { ahead: if ahead.abs() < TOLERANCE { 0 } else { rounded } }
     }
@@ -101,7 +103,9 @@ mod tests {
         assert_eq!(clock(3).note(), None);
         assert!(clock(200).note().unwrap().contains("3m 20s behind EC2's"));
         assert!(clock(-200).note().unwrap().contains("3m 20s ahead of EC2's"));
-        // What no clock says is no reason to panic.
-        assert_eq!(Clock::compared(i64::MAX, ours).theirs(ours), ours);
+        // Whoever answers for EC2 moves no deadline by more than the limit.
+        for said in [i64::MAX, 1_900_000_000] {
+            assert_eq!(Clock::compared(said, ours).theirs(ours), ours + CLOCK_SKEW_LIMIT);
+        }
     }
 }

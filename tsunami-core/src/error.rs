@@ -443,11 +443,6 @@ mod tests {
         assert_eq!(shown(&"x\n".repeat(4000)).lines().count(), lines);
         assert_eq!(shown(&"é".repeat(1 << 17)), format!("{} …", "é".repeat(characters)));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn who_waited_too_briefly_is_told_what_to_set() {

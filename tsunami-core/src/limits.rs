@@ -164,3 +164,7 @@ pub const ADMISSION_OUTPUT_LIMIT: usize = 8 << 10;
 
 /// How long a new machine may take for one word about itself, once there is a session to it.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How far a service's clock may move the deadlines of machines from where this computer's has them. EC2 takes no
+/// requests from a clock that is further off than a quarter of an hour, unless somebody corrects it.
+pub const CLOCK_SKEW_LIMIT: Duration = Duration::from_secs(3600);
