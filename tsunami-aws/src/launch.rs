@@ -374,8 +374,9 @@ impl Launch<'_> {
     }
 
     fn run_tags(&self) -> Tags {
-        let mut tags: Tags = self.spec.tags.iter().cloned().collect();
-        tags.extend(tag::of_run(self.request, &self.provider.owner));
+        let mut tags = tag::of_run(self.request, &self.provider.owner);
+        // Also a name of the user's own; what makes them the run's is nobody else's to set.
+        tags.extend(self.spec.tags.iter().cloned());
         tags
     }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::{Failure, Result, emulator, is_root, silently, succeeds};
 
@@ -102,6 +103,7 @@ fn programs_present(tests: bool) -> Result {
         );
     }
 
+    wait_for_apt();
     let as_root = |command: &[&str]| {
         let words = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive"], command].concat();
         succeeds(Command::new(words[0]).args(&words[1..]))
@@ -115,6 +117,37 @@ fn programs_present(tests: bool) -> Result {
         return Ok(());
     }
     Err(unusable(format!("apt-get did not bring {}: see above", programs(&missing))))
+}
+
+/// What apt and dpkg lock while they work.
+const APT_LOCKS: [&str; 3] =
+    ["/var/lib/apt/lists/lock", "/var/lib/dpkg/lock-frontend", "/var/cache/apt/archives/lock"];
+
+/// How long somebody else's apt is waited for.
+const APT_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Waits until no other apt works, saying so.
+fn wait_for_apt() {
+    let begun = Instant::now();
+    let mut said = false;
+    while begun.elapsed() < APT_TIMEOUT && APT_LOCKS.iter().any(|lock| is_locked(Path::new(lock))) {
+        if !said {
+            eprintln!("xtask: waiting for another apt-get to end");
+            said = true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Whether a process has locked a file, as the system lists it: by the file's number.
+fn is_locked(file: &Path) -> bool {
+    let Ok(found) = fs::metadata(file) else { return false };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let number = found.ino().to_string();
+    let of_file = |lock: &str| {
+        lock.split_whitespace().any(|word| word.rsplit(':').next() == Some(&number) && word.contains(':'))
+    };
+    locks.lines().any(of_file)
 }
 
 fn missing(tests: bool) -> Vec<(&'static str, &'static str)> {
@@ -162,4 +195,20 @@ pub(crate) fn sudo_asks_nothing() -> bool {
 /// The status that tsunami itself has for a missing local tool.
 fn unusable(message: String) -> Failure {
     Failure { message, status: 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_another_process_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("lock");
+        fs::write(&file, "").unwrap();
+        assert!(!is_locked(&file) && !is_locked(&directory.path().join("none")));
+        let held = fs::File::open(&file).unwrap();
+        held.lock().unwrap();
+        assert!(is_locked(&file));
+    }
 }

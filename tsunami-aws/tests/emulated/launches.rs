@@ -21,7 +21,7 @@ async fn a_machine_is_born_with_all_that_was_promised() {
     let world = World::new();
     let (provider, run) = (world.provider().await, run_id(1));
     let wanted = Ec2Spec {
-        tags: vec![("team".into(), "blue".into())],
+        tags: vec![("team".into(), "blue".into()), ("Name".into(), "mine".into())],
         user_data: Some("#cloud-config\npackages: [redis]\n".into()),
         disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into(), iops: None, throughput: None }),
         ..spec()
@@ -33,6 +33,7 @@ async fn a_machine_is_born_with_all_that_was_promised() {
     for instance in &instances {
         let tags = &instance["tags"];
         assert_eq!((tags["tsunami:run"].as_str(), tags["team"].as_str()), (Some(run.as_str()), Some("blue")));
+        assert_eq!(tags["Name"], "mine");
         for tag in
             ["tsunami:owner", "tsunami:created", "tsunami:expires", "tsunami:experiment", "tsunami:group"]
         {

@@ -130,13 +130,26 @@ impl<'a> Reader<'a> {
 
     /// Reads the file; `None` if it isn't TOML.
     pub(super) fn read(&mut self) -> Option<Contents> {
-        let (root, errors) = DeTable::parse_recoverable(self.source);
+        let (root, mut errors) = DeTable::parse_recoverable(self.source);
         if !errors.is_empty() {
             // What could be recovered has holes, and complaining about those would help nobody.
-            self.notes.extend(errors.iter().map(|error| match error.span() {
+            errors.sort_by_key(|error| error.span().map(|span| span.start));
+            let problem = |error: &toml::de::Error| match error.span() {
                 Some(span) => Problem::at(span, error.message()),
                 None => Problem::general(error.message()),
-            }));
+            };
+            // Within an array that never ends, the rest of the file is taken for its elements.
+            let within = errors.iter().position(|error| error.message().contains(" array"));
+            let end = errors.iter().rposition(|error| error.message().starts_with("unclosed array"));
+            let (first, after) = match (within, end) {
+                (Some(first), Some(end)) if first < end => (first, end + 1),
+                _ => (errors.len(), errors.len()),
+            };
+            self.notes.extend(errors[..first].iter().map(problem));
+            let help = "the array before this may lack its `]`".to_owned();
+            self.notes
+                .extend(errors[first..after].iter().take(1).map(|error| problem(error).help(help.clone())));
+            self.notes.extend(errors[after..].iter().map(problem));
             return None;
         }
         let root = root.get_ref();

@@ -424,6 +424,11 @@ provider =
             "2:12 string values must be quoted, expected literal string",
         ],
     );
+    // What follows from it is not told.
+    refuses(
+        "name = \"x\"\n[group.a]\nsetup = [\"true\"\n[[step]]\non = \"a\"\nrun = \"true\"\n",
+        &["4:1 missing comma between array elements, expected `,` (the array before this may lack its `]`)"],
+    );
     refuses(
         r#"name = "x"
 [group.a]
