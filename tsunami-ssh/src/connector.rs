@@ -174,7 +174,14 @@ impl Connector for SshConnector {
         if let Some(directory) = &machine.login.directory {
             let was_connected = self.note_connected(machine).await?;
             let until = machine.expires.unwrap_or_else(SystemTime::now);
-            let armed = session.arm(directory, until, Arming::Ensure).await;
+            let armed = timeout_at(deadline, session.arm(directory, until, Arming::Ensure)).await;
+            let late = |_| {
+                SessionError::new(
+                    SessionErrorKind::Connect,
+                    "logged in, and then no answer to the first script",
+                )
+            };
+            let armed = armed.map_err(late).flatten();
             if armed.is_err() && !session.has_shell() && !was_connected {
                 // Nothing was put there.
                 self.forget_connected(machine)?;

@@ -88,8 +88,12 @@ impl Taken {
     }
 
     async fn connect(&self) -> Result<Box<dyn Session>, SessionError> {
+        self.connect_within(Duration::from_secs(30)).await
+    }
+
+    async fn connect_within(&self, within: Duration) -> Result<Box<dyn Session>, SessionError> {
         let machines = self.provider.list(&RunFilter::Run(self.run.clone())).await.unwrap();
-        self.connector.connect(&machines[0], Instant::now() + Duration::from_secs(30)).await
+        self.connector.connect(&machines[0], Instant::now() + within).await
     }
 
     /// Leaves the host, which must be as it was found.
@@ -307,5 +311,16 @@ async fn a_child_that_prints_for_ever_keeps_no_command() {
     assert_eq!(exit, Exit::Status(3));
     assert_eq!(stdout.bytes().filter(|&byte| byte == 0).count(), 3_000_000, "its own output is whole");
     session.close().await.unwrap();
+    taken.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time() {
+    let taken = Taken::with_login("sleep 8; exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let begun = Instant::now();
+    let error = taken.connect_within(Duration::from_secs(4)).await.expect_err("it takes longer");
+    assert_eq!(error.kind, SessionErrorKind::Connect, "{error:?}");
+    // Before the host would have answered.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     taken.leave().await;
 }
