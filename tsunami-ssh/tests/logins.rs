@@ -324,3 +324,16 @@ async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time() {
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     taken.leave().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_under_two_names_is_one_machine_only() {
+    let taken = Taken::with_login("exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    taken.connect().await.unwrap().close().await.unwrap();
+    let machines = taken.provider.list(&RunFilter::Run(taken.run.clone())).await.unwrap();
+    let other = tsunami_core::Machine { index: 1, ..machines[0].clone() };
+    let refused = taken.connector.connect(&other, Instant::now() + Duration::from_secs(30)).await;
+    let error = refused.expect_err("it is node-0");
+    assert!(error.message.contains("node-0 of this run already"), "{error:?}");
+    taken.connect().await.unwrap().close().await.unwrap();
+    taken.leave().await;
+}

@@ -277,20 +277,28 @@ impl SshSession {
         until: SystemTime,
         arming: Arming,
     ) -> Result<(), SessionError> {
-        /// Gets the watchdog's script and its arguments, of which the third is the directory.
+        /// Gets the watchdog's script, the machine's name, and the watchdog's arguments, of which the third is the
+        /// directory. The directory knows whose it is, since a host may have several names.
         const ARM: &str = r#"
-            TSUNAMI_WATCHDOG=$1 mode=$2 run=$3 directory=$4 seconds=$5 how=$6
+            TSUNAMI_WATCHDOG=$1 machine=$2 mode=$3 run=$4 directory=$5 seconds=$6 how=$7
             export TSUNAMI_WATCHDOG
             umask 077
             mkdir -p -- "$directory" && cd -- "$directory" || {
                 ls -ld -- "${directory%/*}" "$directory" >&2
                 exit 1
             }
+            (set -C && printf '%s\n' "$machine" >.tsunami-machine) 2>/dev/null
+            read -r taken <.tsunami-machine || exit
+            [ "$taken" = "$machine" ] || {
+                echo "the host is $taken of this run already, and can't be two machines" >&2
+                exit 1
+            }
             set -- "$mode" "$run" "$PWD" "$seconds" "$how"
             setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &"#;
+        let machine = self.shared.machine.name();
         let watch = watchdog::watch(self.shared.ssh.run(), directory, until, arming);
         let args: Vec<&str> =
-            [watchdog::SCRIPT].into_iter().chain(watch.iter().map(String::as_str)).collect();
+            [watchdog::SCRIPT, &machine].into_iter().chain(watch.iter().map(String::as_str)).collect();
         // The watchdog holds the script's outputs until it watches.
         let said = self.script(ARM, &args).await?;
         match said.trim() {
