@@ -96,4 +96,26 @@ mod tests {
         assert_eq!(line("a\r\nerror: b\u{9b}c\u{2028}d"), "a error: b c d");
         assert_eq!(line(&"ä".repeat(1 << 20)).chars().count(), REASON_LIMIT + 1);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None,
+            ..proptest::prelude::ProptestConfig::with_cases(tsunami_core::testing::fuzz_cases(256))
+        })]
+
+        #[test]
+        fn whatever_a_service_says_is_one_plain_value_or_none(
+            plain in "[a-z0-9.:-]{0,12}", odd in proptest::prelude::any::<String>(), after in "[a-z0-9.:-]{0,12}",
+        ) {
+            let text = format!("{plain}{odd}{after}");
+            let said = Some(text.as_str());
+            for value in [address(said), user(said), group(said), word(said)].into_iter().flatten() {
+                let usual = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
+                proptest::prop_assert!(value.chars().all(usual) && !value.starts_with('-'), "{value:?}");
+            }
+            let line = line(&text);
+            let odd = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+            proptest::prop_assert!(!line.contains(odd) && line.chars().count() <= REASON_LIMIT + 1);
+        }
+    }
 }
