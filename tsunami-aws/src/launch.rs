@@ -384,7 +384,9 @@ impl Launch<'_> {
         let mut tags = self.run_tags();
         tags.insert(tag::GROUP.to_owned(), self.request.group.clone());
         tags.insert(tag::USER.to_owned(), self.ground.image.user.clone());
-        tags.insert("Name".to_owned(), format!("{} {}", self.request.experiment, self.request.group));
+        if !self.spec.tags.iter().any(|(key, _)| key == "Name") {
+            tags.insert("Name".to_owned(), format!("{} {}", self.request.experiment, self.request.group));
+        }
         tags
     }
 
