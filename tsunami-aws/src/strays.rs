@@ -39,7 +39,7 @@ pub struct Survey {
     pub runs: Vec<Found>,
     /// What could not be looked at, in which region, and why. What is there is not known.
     pub failures: Vec<String>,
-    /// The time by the service's own clock; `None` if no region answered.
+    /// The time as the service has it, told by our clock like the times of expiry; `None` if no region answered.
     pub now: Option<SystemTime>,
 }
 
@@ -101,7 +101,8 @@ impl Look {
 async fn look(region: &Region) -> Look {
     let mut look = Look::default();
     match service_time(region).await {
-        Ok(now) => look.now = now,
+        // Beside times of expiry, which are told by our clock.
+        Ok(now) => look.now = now.map(|now| region.clock.ours(now)),
         Err(failure) if failure.is_about_caller() || !failure.answered => {
             look.failed(region, "everything", &failure);
             return look;
