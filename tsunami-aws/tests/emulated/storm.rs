@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
-use tsunami_core::{Error, ProviderErrorKind};
+use tsunami_core::{Error, ProviderError, ProviderErrorKind};
 
 use crate::world::{World, plan, spec};
 
@@ -42,9 +42,16 @@ async fn most_runs_survive_a_storm_and_none_leaves_anything() {
         begun.elapsed().as_secs_f64()
     );
     for error in &failed {
-        let Error::Launch { source, .. } = error else { panic!("no clear error: {error:?}") };
-        let transient = matches!(source.kind, ProviderErrorKind::Throttled | ProviderErrorKind::Unavailable);
-        assert!(transient, "not the storm's fault: {source}");
+        let sources: Vec<&ProviderError> = match error {
+            Error::Launch { source, .. } => vec![source],
+            Error::Quote { failures } => failures.iter().map(|failure| &failure.error).collect(),
+            _ => panic!("no clear error: {error:?}"),
+        };
+        for source in sources {
+            let transient =
+                matches!(source.kind, ProviderErrorKind::Throttled | ProviderErrorKind::Unavailable);
+            assert!(transient, "not the storm's fault: {source}");
+        }
     }
     assert!(failed.len() as u64 * 20 <= runs, "{failed:?}");
     world.emulator.post("faults/clear", &json!({}));
