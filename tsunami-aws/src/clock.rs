@@ -57,10 +57,20 @@ impl Clock {
 
 /// Hears what time it is from the answers of a service.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Hearing(Arc<Mutex<Clock>>);
+pub(crate) struct Hearing(Arc<Mutex<Option<(DateTime, SystemTime)>>>);
 
 impl Hearing {
+    /// How far the service's clock is from ours.
     pub(crate) fn clock(&self) -> Clock {
+        self.heard().map(|(theirs, ours)| Clock::compared(theirs.secs(), ours)).unwrap_or_default()
+    }
+
+    /// The time by the service's clock, as its last answer has it.
+    pub(crate) fn time(&self) -> Option<SystemTime> {
+        self.heard().and_then(|(theirs, _)| theirs.try_into().ok())
+    }
+
+    fn heard(&self) -> Option<(DateTime, SystemTime)> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,8 +88,7 @@ impl Intercept for Hearing {
     ) -> Result<(), BoxError> {
         let date = context.response().headers().get("date");
         if let Some(date) = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()) {
-            let clock = Clock::compared(date.secs(), SystemTime::now());
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((date, SystemTime::now()));
         }
         Ok(())
     }

@@ -1,20 +1,14 @@
 //! Runs that are found by tag alone: what `gc` goes by.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use aws_sdk_ec2::config::ConfigBag;
-use aws_sdk_ec2::config::interceptors::BeforeDeserializationInterceptorContextRef;
-use aws_sdk_ec2::config::{Intercept, RuntimeComponents};
-use aws_sdk_ec2::error::BoxError;
 use aws_sdk_ec2::types::InstanceStateName;
-use aws_smithy_types::DateTime;
-use aws_smithy_types::date_time::Format;
 use futures_util::future::join_all;
 use serde::Serialize;
 use tsunami_core::{ProviderError, RunFilter, RunId};
 
+use crate::clock::Hearing;
 use crate::error::{Answer, Failure};
 use crate::provider::Ec2Provider;
 use crate::region::Region;
@@ -140,31 +134,9 @@ async fn look(region: &Region) -> Look {
 
 /// The time by the service's clock, as an answer's header has it.
 async fn service_time(region: &Region) -> Answer<Option<SystemTime>> {
-    let date = DateHeader::default();
+    let hearing = Hearing::default();
     let request = region.ec2.describe_regions();
-    let ask = || request.clone().customize().interceptor(date.clone()).send();
+    let ask = || request.clone().customize().interceptor(hearing.clone()).send();
     region.call("DescribeRegions", ask).await?;
-    let date = *date.0.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(date.and_then(|date| date.try_into().ok()))
-}
-
-#[derive(Clone, Debug, Default)]
-struct DateHeader(Arc<Mutex<Option<DateTime>>>);
-
-impl Intercept for DateHeader {
-    fn name(&self) -> &'static str {
-        "DateHeader"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date;
-        Ok(())
-    }
+    Ok(hearing.time())
 }
