@@ -4,10 +4,10 @@ use std::error::Error as StdError;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tsunami_core::{
     Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure, RunId,
 };
+pub(crate) use tsunami_core::{gravest, in_time};
 
 use crate::experiment::Problems;
 use crate::reporter::Tails;
@@ -231,8 +231,8 @@ impl Told<'_> {
         }
         let place = error.place();
         let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
-        let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
-        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
+        let written = || error.written().iter().flat_map(|text| text.lines()).map(str::to_owned).collect();
+        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(written) {
             self.entry(&[(Style::Plain, "  | ")], &shortened(&line));
         }
         if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
@@ -271,10 +271,7 @@ fn status(error: &CoreError) -> u8 {
         | CoreError::Connect { .. }
         | CoreError::LifetimeOver(_) => LOST,
         CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
-        CoreError::Several(Failures { first, others }) => {
-            let all = std::iter::once(&**first).chain(others).map(status);
-            all.min_by_key(|&status| rank(status)).unwrap_or(FAILED)
-        }
+        CoreError::Several(failures) => status(failures.gravest()),
         CoreError::Quote { failures } => {
             // What the user can mend in the file comes before what the account lacks.
             failures.iter().map(|failure| launch_status(failure.error.kind)).min().unwrap_or(LAUNCH)
@@ -295,53 +292,6 @@ fn launch_status(kind: ProviderErrorKind) -> u8 {
         ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported => USAGE,
         _ => LAUNCH,
     }
-}
-
-/// What the status says, from what counts most to what counts least.
-fn rank(status: u8) -> u8 {
-    match status {
-        REMAINS => 0,
-        LOST => 1,
-        LAUNCH => 2,
-        INTERRUPTED => 4,
-        _ => 3,
-    }
-}
-
-/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
-/// before, tells nothing new unless it counts for more.
-pub(crate) fn gravest(errors: Vec<CoreError>) -> Option<CoreError> {
-    let flat = errors.into_iter().flat_map(|error| match error {
-        CoreError::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
-        error => vec![error],
-    });
-    let mut kept: Vec<CoreError> = Vec::new();
-    for error in flat {
-        let tells_nothing_new = |earlier: &CoreError| {
-            let same = match (earlier.place(), error.place()) {
-                (Some((machine, _)), Some((same, _))) => machine == same,
-                _ => matches!(error, CoreError::Cancelled),
-            };
-            same && rank(status(earlier)) <= rank(status(&error))
-        };
-        if !kept.iter().any(tells_nothing_new) {
-            kept.push(error);
-        }
-    }
-    if kept.iter().any(|error| !matches!(error, CoreError::Cancelled)) {
-        kept.retain(|error| !matches!(error, CoreError::Cancelled));
-    }
-    let mut kept = kept.into_iter();
-    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
-    if others.is_empty() {
-        return Some(first);
-    }
-    Some(CoreError::Several(Failures { first: Box::new(first), others }))
-}
-
-/// Awaits all of them at once. The results come in the order of time.
-pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 #[cfg(test)]
@@ -377,6 +327,7 @@ mod tests {
                 stage: "1".to_owned(),
                 command: hostile.to_owned(),
                 exit: tsunami_core::Exit::Status(1),
+                stdout: hostile.to_owned(),
                 stderr: hostile.to_owned(),
             }),
         ];

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
 use crate::limits::SHOWN_COMMAND_LIMIT;
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
@@ -108,6 +110,8 @@ pub enum Error {
         command: String,
         /// How it ended.
         exit: Exit,
+        /// The last lines it wrote to standard output.
+        stdout: String,
         /// The last lines it wrote to standard error.
         stderr: String,
     },
@@ -126,6 +130,8 @@ pub enum Error {
         after: Duration,
         /// Whether all of it is confirmed gone.
         gone: bool,
+        /// The last lines it wrote to standard output.
+        stdout: String,
         /// The last lines it wrote to standard error.
         stderr: String,
     },
@@ -218,7 +224,7 @@ pub enum Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", ErrorChain(self))?;
-        for line in self.stderr().unwrap_or_default().lines() {
+        for line in self.written().iter().flat_map(|written| written.lines()) {
             write!(f, "\n  | {line}")?;
         }
         if let Self::Remains { leftovers, .. } = self {
@@ -253,6 +259,58 @@ impl std::error::Error for Failures {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.first.source()
     }
+}
+
+impl Failures {
+    /// The one that counts most: a machine that was lost before a command that failed. The first of several.
+    pub fn gravest(&self) -> &Error {
+        self.others.iter().fold(&*self.first, |gravest, other| match other.gravity() < gravest.gravity() {
+            true => other,
+            false => gravest,
+        })
+    }
+}
+
+/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
+/// before, tells nothing new unless it counts for more.
+///
+/// ```
+/// # use tsunami_core::{Error, gravest};
+/// let error = gravest(vec![Error::Cancelled, "the first".into(), "the second".into()]).unwrap();
+/// assert_eq!(error.to_string(), "the first; 1 failure followed");
+/// ```
+pub fn gravest(errors: Vec<Error>) -> Option<Error> {
+    let flat = errors.into_iter().flat_map(|error| match error {
+        Error::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
+        error => vec![error],
+    });
+    let mut kept: Vec<Error> = Vec::new();
+    for error in flat {
+        let tells_nothing_new = |earlier: &Error| {
+            let same = match (earlier.place(), error.place()) {
+                (Some((machine, _)), Some((same, _))) => machine == same,
+                _ => matches!(error, Error::Cancelled),
+            };
+            same && earlier.gravity() <= error.gravity()
+        };
+        if !kept.iter().any(tells_nothing_new) {
+            kept.push(error);
+        }
+    }
+    if kept.iter().any(|error| !matches!(error, Error::Cancelled)) {
+        kept.retain(|error| !matches!(error, Error::Cancelled));
+    }
+    let mut kept = kept.into_iter();
+    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
+    if others.is_empty() {
+        return Some(first);
+    }
+    Some(Error::Several(Failures { first: Box::new(first), others }))
+}
+
+/// Awaits all of them at once. The results come in the order of time.
+pub async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 /// A group that cannot be had, and why.
@@ -314,15 +372,32 @@ impl Error {
         }
     }
 
-    /// The last lines that the failing command wrote to standard error, where it wrote any.
-    pub fn stderr(&self) -> Option<&str> {
+    /// The last lines that the failing command wrote to standard output, and those to standard error. Both are empty
+    /// where no command failed.
+    pub fn written(&self) -> [&str; 2] {
         match self {
-            Self::Command { stderr, .. } | Self::Timeout { stderr, .. } => Some(stderr.as_str()),
-            Self::Remains { cause: Some(cause), .. } => cause.stderr(),
-            Self::Several(failures) => failures.first.stderr(),
-            _ => None,
+            Self::Command { stdout, stderr, .. } | Self::Timeout { stdout, stderr, .. } => [stdout, stderr],
+            Self::Remains { cause: Some(cause), .. } => cause.written(),
+            Self::Several(failures) => failures.first.written(),
+            _ => ["", ""],
         }
-        .filter(|stderr| !stderr.is_empty())
+    }
+
+    /// How much it counts among others, from the least number on: what may remain, a machine that was lost, machines
+    /// that could not be had, an experiment that failed, and what was only cancelled.
+    fn gravity(&self) -> u8 {
+        match self {
+            Self::Remains { .. } => 0,
+            Self::Lost { .. }
+            | Self::Interrupted { .. }
+            | Self::Unfit { .. }
+            | Self::Connect { .. }
+            | Self::LifetimeOver(_) => 1,
+            Self::Quote { .. } | Self::Launch { .. } | Self::Budget { .. } => 2,
+            Self::Cancelled => 4,
+            Self::Several(failures) => failures.gravest().gravity(),
+            _ => 3,
+        }
     }
 
     /// What the system said of a record, or why the record is not believed.

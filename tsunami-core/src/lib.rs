@@ -30,7 +30,9 @@ pub mod testing;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{Keep, Running, Tsunami};
-pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
+#[doc(hidden)]
+pub use error::in_time;
+pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, gravest};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
