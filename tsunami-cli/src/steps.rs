@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,12 +16,12 @@ use tsunami_core::{
 };
 
 use crate::compose::{facts, render, with_env};
-use crate::error::{gravest, in_time};
-use crate::experiment::{
+use clean::Kept;
+use tsunami_core::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
-use crate::results::Results;
-use clean::Kept;
+use tsunami_core::gravest;
+use tsunami_core::results::Results;
 
 /// Repeats a command line until it succeeds.
 const UNTIL: &str = include_str!("steps/until.sh");
@@ -348,6 +349,11 @@ impl<'a> Trial<'a> {
         });
         gravest(in_time(ends).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
     }
+}
+
+/// Awaits all of them at once. The results come in the order of time.
+async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 fn started(step: &Step) -> String {
