@@ -15,12 +15,12 @@ use tsunami_core::{
 };
 
 use crate::compose::{facts, render, with_env};
-use crate::error::{gravest, in_time};
-use crate::experiment::{
+use clean::Kept;
+use tsunami_core::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
-use crate::results::Results;
-use clean::Kept;
+use tsunami_core::results::Results;
+use tsunami_core::{gravest, in_time};
 
 /// Repeats a command line until it succeeds.
 const UNTIL: &str = include_str!("steps/until.sh");

@@ -261,53 +261,6 @@ impl std::error::Error for Failures {
     }
 }
 
-impl Failures {
-    /// The one that counts most: a machine that was lost before a command that failed. The first of several.
-    pub fn gravest(&self) -> &Error {
-        self.others.iter().fold(&*self.first, |gravest, other| match other.gravity() < gravest.gravity() {
-            true => other,
-            false => gravest,
-        })
-    }
-}
-
-/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
-/// before, tells nothing new unless it counts for more.
-///
-/// ```
-/// # use tsunami_core::{Error, gravest};
-/// let error = gravest(vec![Error::Cancelled, "the first".into(), "the second".into()]).unwrap();
-/// assert_eq!(error.to_string(), "the first; 1 failure followed");
-/// ```
-pub fn gravest(errors: Vec<Error>) -> Option<Error> {
-    let flat = errors.into_iter().flat_map(|error| match error {
-        Error::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
-        error => vec![error],
-    });
-    let mut kept: Vec<Error> = Vec::new();
-    for error in flat {
-        let tells_nothing_new = |earlier: &Error| {
-            let same = match (earlier.place(), error.place()) {
-                (Some((machine, _)), Some((same, _))) => machine == same,
-                _ => matches!(error, Error::Cancelled),
-            };
-            same && earlier.gravity() <= error.gravity()
-        };
-        if !kept.iter().any(tells_nothing_new) {
-            kept.push(error);
-        }
-    }
-    if kept.iter().any(|error| !matches!(error, Error::Cancelled)) {
-        kept.retain(|error| !matches!(error, Error::Cancelled));
-    }
-    let mut kept = kept.into_iter();
-    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
-    if others.is_empty() {
-        return Some(first);
-    }
-    Some(Error::Several(Failures { first: Box::new(first), others }))
-}
-
 /// Awaits all of them at once. The results come in the order of time.
 pub async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
@@ -380,23 +333,6 @@ impl Error {
             Self::Remains { cause: Some(cause), .. } => cause.written(),
             Self::Several(failures) => failures.first.written(),
             _ => ["", ""],
-        }
-    }
-
-    /// How much it counts among others, from the least number on: what may remain, a machine that was lost, machines
-    /// that could not be had, an experiment that failed, and what was only cancelled.
-    fn gravity(&self) -> u8 {
-        match self {
-            Self::Remains { .. } => 0,
-            Self::Lost { .. }
-            | Self::Interrupted { .. }
-            | Self::Unfit { .. }
-            | Self::Connect { .. }
-            | Self::LifetimeOver(_) => 1,
-            Self::Quote { .. } | Self::Launch { .. } | Self::Budget { .. } => 2,
-            Self::Cancelled => 4,
-            Self::Several(failures) => failures.gravest().gravity(),
-            _ => 3,
         }
     }
 

@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Host};
-use crate::error::{Error, QuoteFailure, gravest, in_time};
+use crate::error::{Error, QuoteFailure, in_time};
 use crate::event::{EventKind, Events, GroupSize, Guarded as GuardedObserver, Observer, seconds_since_epoch};
 use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, MachineId, RunId, machine_name};
+use crate::outcome::gravest;
 use crate::plan::Plan;
 use crate::provider::{Leftover, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
