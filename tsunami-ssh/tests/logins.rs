@@ -301,6 +301,45 @@ async fn commands_can_be_ended_where_a_connection_takes_two() {
     all_commands_can_be_ended_with(2).await;
 }
 
+/// Whether what runs here may make a control group below its own, as root may where there is cgroup v2.
+fn may_make_control_groups() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    mounts.lines().filter(|line| line.contains(" - cgroup2 ")).any(|line| {
+        let mounted = line.split(' ').nth(4).unwrap();
+        let group = format!("{mounted}{own}/try-{}", std::process::id());
+        fs::create_dir(&group).is_ok() && fs::remove_dir(&group).is_ok()
+    })
+}
+
+/// A daemon that shows nothing of the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_leaves_all_behind_ends_with_the_run() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let file = taken.root.path().join("number");
+    let daemon = Command::shell(
+        "env -i setsid sh -c 'cd /; echo $$ >\"$1\"; exec sleep 1000 <&- >&- 2>&-' sh \"$1\" &",
+    );
+    let session = taken.connect().await.unwrap();
+    let (exit, ..) = exec(&*session, daemon.arg(&file)).await;
+    assert!(exit.success());
+    let number = loop {
+        match fs::read_to_string(&file).unwrap_or_default().trim().parse::<i32>() {
+            Ok(number) => break rustix::process::Pid::from_raw(number).unwrap(),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    session.close().await.unwrap();
+    taken.leave().await;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", number.as_raw_nonzero())).unwrap_or_default();
+    let runs = stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']));
+    assert_eq!(runs, !may_make_control_groups());
+    if runs {
+        rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_prints_for_ever_keeps_no_command() {
     let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;

@@ -17,7 +17,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -36,7 +36,7 @@ use tsunami_core::{
 
 use crate::connector::RunSsh;
 use crate::master::Master;
-use crate::watchdog::{self, Arming};
+use crate::watchdog::{self, Arming, ControlGroup};
 use parcel::Parcel;
 use shell::{AfterPreamble, Preamble};
 use supervisor::{Note, Notes};
@@ -92,6 +92,8 @@ struct Shared {
     spare: AsyncMutex<Option<Spare>>,
     /// Whether the machine gives a single channel in all: then commands run one at a time, without a spare.
     alone: AtomicBool,
+    /// The control group that the run's commands join, on a machine that doesn't belong to the run.
+    control_group: OnceLock<ControlGroup>,
     /// Whether the machine's login shell is known to start our `sh`.
     greeted: AtomicBool,
     /// What goes on on the machine, commands that are being ended included.
@@ -248,6 +250,7 @@ impl SshSession {
             growing: AsyncMutex::default(),
             spare: AsyncMutex::default(),
             alone: AtomicBool::new(false),
+            control_group: OnceLock::new(),
             greeted: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
@@ -301,13 +304,15 @@ impl SshSession {
             [watchdog::SCRIPT, &machine].into_iter().chain(watch.iter().map(String::as_str)).collect();
         // The watchdog holds the script's outputs until it watches.
         let said = self.script(ARM, &args).await?;
-        match said.trim() {
-            watchdog::ARMED => Ok(()),
-            said => {
-                let message = format!("the watchdog of the run does not start: it said `{said}`");
-                Err(SessionError::new(SessionErrorKind::Remote, message))
-            }
+        let group = watchdog::armed(&said).ok_or_else(|| {
+            let message = format!("the watchdog of the run does not start: it said `{}`", said.trim());
+            SessionError::new(SessionErrorKind::Remote, message)
+        })?;
+        if let Some(group) = group {
+            // The first stays.
+            let _ = self.shared.control_group.set(group);
         }
+        Ok(())
     }
 
     /// Ends the run's processes on a machine that doesn't belong to the run, and removes its directory there.
@@ -546,7 +551,8 @@ impl Shared {
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
         let run = self.ssh.run().as_str();
-        let header = supervisor::lines(run, command, &mark, self.base.as_deref(), stdout.is_none())?;
+        let (group, base) = (self.control_group.get(), self.base.as_deref());
+        let header = supervisor::lines(run, group, command, &mark, base, stdout.is_none())?;
         let task = Supervised { shared: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,

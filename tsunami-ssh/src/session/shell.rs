@@ -13,6 +13,8 @@ use std::io::{self, Read};
 use tsunami_core::limits::LOGIN_NOISE_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
+use crate::watchdog::ControlGroup;
+
 /// What a login shell is given: no newline, no `!`, and nothing but plain text between single quotes.
 pub(super) const LINE: &str =
     r#"exec sh -c 'printf "\036tsunami\n"; printf "\036tsunami\n" >&2; IFS= read -r _line && eval "$_line"'"#;
@@ -38,9 +40,18 @@ pub(super) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, Sessio
 }
 
 /// The line that runs a script of tsunami's own in place of this `sh`, marked as the run's, in bash if there is one:
-/// bash's job control gives a command a process group of its own and leaves its interrupts alone.
-pub(super) fn supervisor_line(run: &str, script: &str) -> Result<Vec<u8>, SessionError> {
+/// bash's job control gives a command a process group of its own and leaves its interrupts alone. In the run's control
+/// group, if it has one.
+pub(super) fn supervisor_line(
+    run: &str,
+    group: Option<&ControlGroup>,
+    script: &str,
+) -> Result<Vec<u8>, SessionError> {
     let mut line = LINE_BREAK.as_bytes().to_vec();
+    if let Some(group) = group {
+        line.extend_from_slice(group.join().as_bytes());
+        line.extend_from_slice(b"; ");
+    }
     line.extend_from_slice(b"export TSUNAMI_RUN_ID=");
     line.extend(one_line(run.as_bytes())?);
     line.extend_from_slice(b"; _script=");
