@@ -296,6 +296,53 @@ async fn commands_can_be_ended_where_a_connection_takes_one() {
     all_commands_can_be_ended_with(1).await;
 }
 
+/// A way to an address that is taken by one connection at a time: the next one waits.
+async fn narrow_way(to: (String, u16)) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut here, _)) = listener.accept().await {
+            let mut there = tokio::net::TcpStream::connect(to.clone()).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+        }
+    });
+    port
+}
+
+/// Nothing can end a command that has the only channel, but its connection can give way to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    taken.allow_sessions(1).await;
+    let existing = &taken.existing.machines[0];
+    let (address, port) = (existing.addresses.own().unwrap(), existing.login.port.unwrap());
+    let way = narrow_way((address.to_owned(), port)).await;
+    let machines = taken.provider.list(&RunFilter::Run(taken.run.clone())).await.unwrap();
+    let mut machine = machines[0].clone();
+    let known = taken.existing.root.path().join("known");
+    let key = existing.login.host_key.as_deref().unwrap();
+    fs::write(&known, format!("[127.0.0.1]:{way} {key}\n[{address}]:{port} {key}\n")).unwrap();
+    (machine.login.host, machine.login.port) = (Some("127.0.0.1".to_owned()), Some(way));
+    let session = taken.connector.connect(&machine, Instant::now() + Duration::from_secs(30)).await.unwrap();
+    let up = taken.home().join(format!(".tsunami/{}/up", taken.run));
+    let cancel = CancellationToken::new();
+    let stubborn = Command::shell("trap '' TERM; touch up; sleep 1000 & wait");
+    let (ended, ()) = tokio::join!(session.exec(&stubborn, Arc::new(()), &cancel), async {
+        while !up.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        session.check().await.unwrap();
+        cancel.cancel();
+    });
+    assert_eq!(ended.unwrap_err().kind, SessionErrorKind::Cancelled);
+    let (exit, stdout, _) = exec(&*session, Command::shell("echo after")).await;
+    assert_eq!((exit, stdout.as_str()), (Exit::Status(0), "after\n"));
+    session.close().await.unwrap();
+    // What leaves it goes the straight way.
+    taken.connector.finish(&taken.run).await;
+    taken.leave().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_can_be_ended_where_a_connection_takes_two() {
     all_commands_can_be_ended_with(2).await;
