@@ -29,7 +29,7 @@ mod session;
 pub mod testing;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
-pub use engine::{Keep, Running, Tsunami};
+pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 #[doc(hidden)]
 pub use error::in_time;
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, gravest};
