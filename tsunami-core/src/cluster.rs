@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Mender;
+use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, rounded};
 use crate::machine::{Machine, RunId};
@@ -41,12 +42,17 @@ struct ClusterInner {
     run: RunId,
     hosts: Vec<Host>,
     events: Events,
-    mender: Option<Mender>,
+    provisioner: Option<Provisioner>,
 }
 
 impl Cluster {
-    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events, mender: Option<Mender>) -> Self {
-        Self { inner: Arc::new(ClusterInner { run, hosts, events, mender }) }
+    pub(crate) fn new(
+        run: RunId,
+        hosts: Vec<Host>,
+        events: Events,
+        provisioner: Option<Provisioner>,
+    ) -> Self {
+        Self { inner: Arc::new(ClusterInner { run, hosts, events, provisioner }) }
     }
 
     /// Waits until a machine is interrupted, and returns its error. May be dropped at any await.
@@ -64,7 +70,7 @@ impl Cluster {
     /// # Ok(()) }
     /// ```
     pub async fn interrupted(&self) -> Error {
-        let waiting = self.hosts().iter().map(|host| Box::pin(host.inner.interrupted.cancelled()));
+        let waiting = self.hosts().iter().map(|host| Box::pin(host.interrupted()));
         let waiting: Vec<_> = waiting.collect();
         if !waiting.is_empty() {
             select_all(waiting).await;
@@ -83,8 +89,8 @@ impl Cluster {
     /// because this process did not launch it. May be dropped at any await; what was launched by then is torn
     /// down with the run.
     pub async fn repair(&self) -> Result<Cluster, Error> {
-        match &self.inner.mender {
-            Some(mender) => mender.repair(self).await,
+        match &self.inner.provisioner {
+            Some(provisioner) => provisioner.repair(self).await,
             None => match self.hosts().iter().find_map(Host::interruption) {
                 Some(error) => Err(error),
                 None => Ok(self.clone()),
@@ -132,11 +138,15 @@ struct HostInner {
     events: Events,
     /// The run is ending.
     cancel: CancellationToken,
-    /// The provider says that the machine is gone.
-    gone: CancellationToken,
-    /// The provider says that it takes the machine back, and why.
-    interrupted: CancellationToken,
-    reason: OnceLock<String>,
+    liveness: watch::Receiver<Liveness>,
+}
+
+/// What is known of whether a machine stays. Whoever watches the machine tells it, and nobody else.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Liveness {
+    /// Why its provider takes it back, or took it. Files can still be fetched from it, for as long as it is there.
+    pub(crate) interrupted: Option<String>,
+    pub(crate) gone: bool,
 }
 
 impl fmt::Debug for Host {
@@ -149,16 +159,16 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
+    /// A machine with a session to it, and where to tell whether it stays.
     pub(crate) fn new(
         machine: Machine,
         session: Arc<dyn Session>,
         events: Events,
         cancel: CancellationToken,
-    ) -> Self {
-        let (gone, interrupted) = (CancellationToken::new(), CancellationToken::new());
-        let (name, reason) = (machine.name(), OnceLock::new());
-        let inner = HostInner { name, machine, session, events, cancel, gone, interrupted, reason };
-        Self { inner: Arc::new(inner), stage: "run".into() }
+    ) -> (Self, watch::Sender<Liveness>) {
+        let (sender, liveness) = watch::channel(Liveness::default());
+        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness };
+        (Self { inner: Arc::new(inner), stage: "run".into() }, sender)
     }
 
     /// The same machine in another stage. The stage names what is going on, in events, errors and logs:
@@ -267,30 +277,33 @@ impl Host {
         tokio::select! {
             biased;
             () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
-            () = self.inner.gone.cancelled() => Err(self.lost(action)),
+            () = self.gone() => Err(self.lost(action)),
             done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
         }
     }
 
-    /// Ends what runs on the machine, which is gone.
-    pub(crate) fn mark_gone(&self) {
-        self.inner.gone.cancel();
-    }
-
-    /// Ends what runs on the machine, which its provider takes back. Files can still be fetched from it.
-    pub(crate) fn mark_interrupted(&self, reason: &str) {
-        let _ = self.inner.reason.set(reason.to_owned());
-        self.inner.interrupted.cancel();
-    }
-
     /// Waits until the machine's provider says that it takes it back.
     pub(crate) async fn interrupted(&self) {
-        self.inner.interrupted.cancelled().await;
+        self.until(|liveness| liveness.interrupted.is_some()).await;
+    }
+
+    /// Waits until the machine's provider says that it is gone.
+    async fn gone(&self) {
+        self.until(|liveness| liveness.gone).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Liveness) -> bool) {
+        let mut liveness = self.inner.liveness.clone();
+        let watched = liveness.wait_for(|liveness| reached(liveness)).await.is_ok();
+        if !watched {
+            // Nobody watches the machine any more.
+            std::future::pending().await
+        }
     }
 
     /// The error of a machine that its provider takes back, or took, before its time.
     pub fn interruption(&self) -> Option<Error> {
-        self.inner.reason.get().map(|reason| Error::Interrupted {
+        self.inner.liveness.borrow().interrupted.as_ref().map(|reason| Error::Interrupted {
             machine: self.name().to_owned(),
             id: self.inner.machine.id.clone(),
             stage: self.stage.to_string(),
@@ -453,10 +466,10 @@ impl HostCommand {
         let ended = tokio::select! {
             biased;
             result = &mut running => Some(result),
-            () = inner.interrupted.cancelled(), if !self.despite_interruption => {
+            () = self.host.interrupted(), if !self.despite_interruption => {
                 return Err(self.host.lost(&self.line()));
             }
-            () = inner.gone.cancelled() => return Err(self.host.lost(&self.line())),
+            () = self.host.gone() => return Err(self.host.lost(&self.line())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;
                 None

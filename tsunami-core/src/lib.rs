@@ -37,7 +37,7 @@ pub mod testing;
 pub mod text;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
-pub use engine::{Keep, Running, Tsunami};
+pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 #[doc(hidden)]
 pub use error::in_time;
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
