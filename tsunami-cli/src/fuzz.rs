@@ -143,7 +143,7 @@ proptest! {
         let state = State::at(root.path());
         for found in state.runs().unwrap() {
             for error in [found.record().err(), found.machines().err()].into_iter().flatten() {
-                assert_clean(&crate::error::Error::Core(error).text());
+                assert_clean(&crate::error::Error::Core(error).text(&crate::error::Remedy::Down));
             }
         }
         let _ = state.find("x");
