@@ -8,21 +8,27 @@ use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Mender;
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, rounded};
 use crate::machine::{Machine, RunId};
-use crate::session::{Command, Download, Exit, OutputSink, Session, SessionErrorKind, Stdin, Stream};
+use crate::session::{
+    Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
 
 /// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
 /// Observers get all of it.
 pub const OUTPUT_LIMIT: usize = 8 << 20;
 
-/// How much of the end of standard error an error shows.
-const STDERR_TAIL: usize = 4 << 10;
+/// How much of the end of each output an error shows, in bytes.
+const TAIL_LIMIT: usize = 4 << 10;
+
+/// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
+const END_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All machines of a run. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -392,7 +398,8 @@ impl HostCommand {
             stage: host.stage.to_string(),
             command,
             exit: output.exit,
-            stderr: output.stderr_tail.text(),
+            stdout: output.last_lines(Stream::Stdout),
+            stderr: output.last_lines(Stream::Stderr),
         })
     }
 
@@ -425,12 +432,12 @@ impl HostCommand {
                 seconds,
             });
         }
-        let Kept { stdout, stderr, truncated, stderr_tail } = std::mem::take(&mut *capture.kept());
+        let Kept { stdout, stderr, truncated, tails } = std::mem::take(&mut *capture.kept());
         match result {
-            Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, stderr_tail }),
+            Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, tails }),
             Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
-                let stderr = stderr_tail.text();
-                Err(Error::Timeout { machine, stage, command, after, gone, stderr })
+                let [stdout, stderr] = tails.map(|tail| tail.text());
+                Err(Error::Timeout { machine, stage, command, after, gone, stdout, stderr })
             }
             Err(error) => Err(error),
         }
@@ -443,21 +450,25 @@ impl HostCommand {
         let mut running = inner.session.exec(&self.command, sink, &stop);
         let forever = Duration::from_secs(u32::MAX.into());
         let mut timed_out = false;
-        let result = tokio::select! {
+        let ended = tokio::select! {
             biased;
-            result = &mut running => result,
+            result = &mut running => Some(result),
             () = inner.interrupted.cancelled(), if !self.despite_interruption => {
                 return Err(self.host.lost(&self.line()));
             }
             () = inner.gone.cancelled() => return Err(self.host.lost(&self.line())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;
-                stop.cancel();
-                running.await
+                None
             }
-            () = cancelled(self.cancel.as_ref()) => {
+            () = cancelled(self.cancel.as_ref()) => None,
+            () = inner.cancel.cancelled() => None,
+        };
+        let result = match ended {
+            Some(result) => result,
+            None => {
                 stop.cancel();
-                running.await
+                timeout(END_TIMEOUT, running).await.unwrap_or_else(not_confirmed)
             }
         };
         result.map_err(|error| match (timed_out, error.kind) {
@@ -467,6 +478,7 @@ impl HostCommand {
                 command: self.line(),
                 after: self.timeout.unwrap_or_default(),
                 gone: error.kind == SessionErrorKind::Cancelled,
+                stdout: String::new(),
                 stderr: String::new(),
             },
             _ => Error::session(self.host.name(), &self.host.stage, &self.line(), error),
@@ -488,6 +500,13 @@ impl HostCommand {
         let task = tokio::spawn(self.cancel_on(stop.clone()).output());
         Process { stop, state: ProcessState::Running(task) }
     }
+}
+
+/// What ending a command comes to that had no answer in its time.
+fn not_confirmed(_: Elapsed) -> Result<Exit, SessionError> {
+    let after = humantime::format_duration(END_TIMEOUT);
+    let message = format!("whether the command is gone was not known {after} after it was told to end");
+    Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message))
 }
 
 /// Resolves when the token fires; never without one.
@@ -563,7 +582,8 @@ pub struct Output {
     pub stderr: Vec<u8>,
     /// Whether there was more than that of either.
     pub truncated: bool,
-    stderr_tail: Tail,
+    /// Of standard output, and of standard error.
+    tails: [Tail; 2],
 }
 
 impl Output {
@@ -575,6 +595,11 @@ impl Output {
     /// Standard error as text; what isn't UTF-8 is replaced.
     pub fn stderr(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.stderr)
+    }
+
+    /// The last ten lines of a stream, however much came before them.
+    pub fn last_lines(&self, stream: Stream) -> String {
+        self.tails[usize::from(stream == Stream::Stderr)].text()
     }
 }
 
@@ -590,7 +615,7 @@ struct Kept {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     truncated: bool,
-    stderr_tail: Tail,
+    tails: [Tail; 2],
 }
 
 impl Capture {
@@ -602,9 +627,7 @@ impl Capture {
 impl OutputSink for Capture {
     fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
         let mut kept = self.kept();
-        if stream == Stream::Stderr {
-            kept.stderr_tail.push(bytes);
-        }
+        kept.tails[usize::from(stream == Stream::Stderr)].push(bytes);
         let all = match stream {
             Stream::Stdout => &mut kept.stdout,
             Stream::Stderr => &mut kept.stderr,
@@ -627,8 +650,8 @@ struct Tail(Vec<u8>);
 
 impl Tail {
     fn push(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
-        self.0.drain(..self.0.len().saturating_sub(STDERR_TAIL));
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL_LIMIT)..]);
+        self.0.drain(..self.0.len().saturating_sub(TAIL_LIMIT));
     }
 
     /// The last ten lines.
@@ -653,8 +676,8 @@ mod tests {
         let text = tail.text();
         assert_eq!(text.lines().count(), 10);
         assert!(text.ends_with("line 9999\nxxxxxxxxxx"));
-        assert!(tail.0.len() <= STDERR_TAIL);
-        tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
-        assert_eq!(tail.text().len(), STDERR_TAIL);
+        assert!(tail.0.len() <= TAIL_LIMIT);
+        tail.push(&vec![b'y'; 3 * TAIL_LIMIT]);
+        assert_eq!(tail.text().len(), TAIL_LIMIT);
     }
 }

@@ -9,12 +9,13 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::foreign::has_panicked;
-use super::watch::{REASON_TIMEOUT, Watch};
+use super::watch::{LISTING, REASON_TIMEOUT, Watch, not_listed};
 use super::{Ended, Run};
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
+use crate::outcome::gravest;
 use crate::plan::Plan;
 use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind, RunFilter};
 use crate::session::{SessionError, SessionErrorKind};
@@ -27,6 +28,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long after a machine's time is over its connector may take to say so.
 const CONNECT_GRACE: Duration = Duration::from_secs(10);
+
+/// How much longer than that the provider may take to check it. Its own limits for one answer of a machine say better
+/// what was missing, and end before this.
+const ADMIT_GRACE: Duration = Duration::from_secs(90);
+
+/// How long after the first failure of a machine others are heard of. What fails for the same reason fails at the
+/// same time, more or less; nobody wants to wait for more.
+const FAILURES_GRACE: Duration = Duration::from_millis(500);
 
 /// What a task of the launch comes back with.
 enum Done {
@@ -90,32 +99,47 @@ impl Mender {
         let mut begun: BTreeMap<(usize, u32), MachineId> =
             hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
         let mut over = std::pin::pin!(run.lifetime_over());
-        let result = loop {
+        // In the order of time, and until when others are heard of.
+        let (mut failures, mut grace) = (Vec::new(), None);
+        let ended = loop {
             let joined = tokio::select! {
                 biased;
-                () = run.cancel.cancelled() => break Err(Error::Cancelled.into()),
-                over = &mut over => break Err(over.into()),
-                refusal = self.watch.refused() => break Err(Error::other(refusal).into()),
+                () = run.cancel.cancelled() => break Some(Error::Cancelled.into()),
+                over = &mut over => break Some(over.into()),
+                refusal = self.watch.refused() => break Some(Error::other(refusal).into()),
                 joined = tasks.join_next() => joined,
+                () = tokio::time::sleep_until(grace.unwrap_or_else(Instant::now)), if grace.is_some() => break None,
             };
-            match joined.map(|joined| joined.map_err(panicked)) {
-                None => break Ok(()),
-                Some(Err(ended)) => break Err(ended),
-                Some(Ok(Ok(Done::Launched { group, ids }))) => {
-                    self.welcome(group, ids, &mut begun, &mut tasks)
-                }
-                Some(Ok(Ok(Done::Up { group, host }))) => drop(hosts.insert((group, host.index()), host)),
-                Some(Ok(Ok(Done::Interrupted { group, index, id, error }))) => {
+            let done = match joined.map(|joined| joined.map_err(panicked)) {
+                None => break None,
+                Some(Err(ended)) => break Some(ended),
+                Some(Ok(done)) => done,
+            };
+            match done {
+                // Once something has failed, what comes after it is only torn down.
+                Ok(Done::Launched { .. }) if grace.is_some() => {}
+                Ok(Done::Launched { group, ids }) => self.welcome(group, ids, &mut begun, &mut tasks),
+                Ok(Done::Up { group, host }) => drop(hosts.insert((group, host.index()), host)),
+                Ok(Done::Interrupted { group, index, id, error }) => {
                     match self.replace((group, index), &id, error) {
+                        Ok(()) if grace.is_some() => {}
                         Ok(()) => drop(tasks.spawn(self.clone().launch(group))),
-                        Err(error) => break Err(error.into()),
+                        Err(error) => failures.push(error),
                     }
                 }
-                Some(Ok(Err(error))) => break Err(error.into()),
+                Err(error) => failures.push(error),
+            }
+            if !failures.is_empty() {
+                grace.get_or_insert_with(|| Instant::now() + FAILURES_GRACE);
             }
         };
         tasks.shutdown().await;
-        result?;
+        match ended {
+            Some(Ended::Result(result)) => failures.extend(result.err()),
+            Some(panic) => return Err(panic),
+            None => {}
+        }
+        gravest(failures).map_or(Ok(()), Err)?;
         // A hint for other processes; the tags are the truth.
         let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
         run.directory.write_machines(&machines).map_err(Ended::from)?;
@@ -391,7 +415,15 @@ impl Run {
     /// Connects to a new machine and has its provider check it.
     async fn admitted(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
         let host = self.connect(machine, deadline, within).await?;
-        self.provider.admit(host.machine(), host.session()).await.map_err(|source| Error::Unfit {
+        let admitting = self.provider.admit(host.machine(), host.session());
+        let admitted = tokio::time::timeout_at(deadline + ADMIT_GRACE, admitting).await;
+        let unanswered = |_| {
+            let after = humantime::format_duration(within + ADMIT_GRACE);
+            let message = format!("the check of the new machine had no end {after} after its launch");
+            let longer = "where its first boot takes longer, give it more time: `connect_timeout`";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message).help(longer))
+        };
+        admitted.unwrap_or_else(unanswered).map_err(|source| Error::Unfit {
             machine: host.name().to_owned(),
             id: host.machine().id.clone(),
             source,
@@ -439,7 +471,9 @@ impl Run {
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<Vec<Host>, Error> {
         let recorded = self.directory.machines()?;
-        let mut listed = self.provider.list(&RunFilter::Run(self.id.clone())).await.map_err(Error::other)?;
+        let filter = RunFilter::Run(self.id.clone());
+        let listing = tokio::time::timeout(LISTING, self.provider.list(&filter)).await;
+        let mut listed = listing.unwrap_or_else(not_listed).map_err(Error::other)?;
         let known = |machine: &Machine| recorded.iter().find(|known| known.id == machine.id);
         // The last of a name has it. Where one is being replaced, that is the one that is not recorded yet.
         listed.sort_by_key(|machine| (machine.interrupted.is_none(), known(machine).is_none()));
@@ -460,13 +494,20 @@ impl Run {
             let within = Duration::from_secs(30);
             tasks.spawn(async move { run.connect(machine, Instant::now() + within, within).await });
         }
-        let mut hosts = BTreeMap::new();
+        let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
         while let Some(joined) = tasks.join_next().await {
-            let host = joined.map_err(Error::other)??;
-            let order = self.record.groups.iter().position(|group| group.name == host.group());
-            hosts.insert((order, host.index()), host);
+            match joined.map_err(Error::other).flatten() {
+                Ok(host) => {
+                    let order = self.record.groups.iter().position(|group| group.name == host.group());
+                    hosts.insert((order, host.index()), host);
+                }
+                Err(error) => failures.push(error),
+            }
         }
-        Ok(hosts.into_values().collect())
+        match gravest(failures) {
+            Some(error) => Err(error),
+            None => Ok(hosts.into_values().collect()),
+        }
     }
 }
 

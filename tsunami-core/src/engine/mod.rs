@@ -15,16 +15,19 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::task::JoinError;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Host};
-use crate::error::{Error, QuoteFailure};
+use crate::error::{Error, QuoteFailure, in_time};
 use crate::event::{EventKind, Events, GroupSize, Guarded as GuardedObserver, Observer, seconds_since_epoch};
 use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, MachineId, RunId, machine_name};
+use crate::outcome::gravest;
 use crate::plan::Plan;
-use crate::provider::{Leftover, Provider, Quote, RunFilter};
+use crate::provider::{Leftover, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter};
 use crate::record::{RunDirectory, RunLock, RunRecord, State};
 use crate::session::{Connector, Session};
 
@@ -35,6 +38,9 @@ use teardown::{Assured, Ending};
 /// How long a connector may take to make ready for a teardown, which goes on without it, or to let go of what it
 /// could not prepare.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the provider may take to move the end of a run, or of a machine: longer than its own attempts.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How often the record is asked whether somebody has moved the end of the lifetime.
 const DEADLINE_LOOK_PAUSE: Duration = Duration::from_secs(60);
@@ -257,11 +263,11 @@ impl Tsunami {
         // From here on whatever happens lets go of what was prepared and connected.
         let mut running =
             Running { run: run.clone(), cluster: None, keep: self.keep, charge: Charge::Attached };
-        let connected = async {
+        let connecting = async {
             run.connector.prepare(&run.id, directory.path()).await.map_err(Error::Prepare)?;
             run.reconnect(wanted).await
         };
-        match connected.await {
+        match run.cancel.run_until_cancelled(connecting).await.unwrap_or(Err(Error::Cancelled)) {
             Ok(hosts) => {
                 running.run.watch_over(&hosts);
                 running.cluster =
@@ -289,7 +295,7 @@ impl Tsunami {
         let task = self.tasks.spawn(async move {
             // Only launches need the key: a disk without room for it keeps nothing from being ended.
             let prepared = connector.prepare(&run.id, run.directory.path());
-            let prepared = tokio::time::timeout(PREPARE_TIMEOUT, prepared).await;
+            let prepared = timeout(PREPARE_TIMEOUT, prepared).await;
             tracing::debug!(?prepared, "for a teardown");
             Ok(assured.finish().await)
         });
@@ -369,7 +375,7 @@ impl Tsunami {
             Ok(key) => Arc::new(self.open(record, directory, Some(lock), cancel, key)),
             Err(error) => {
                 let finishing = self.connector.finish(&record.run);
-                let finished = tokio::time::timeout(PREPARE_TIMEOUT, finishing).await;
+                let finished = timeout(PREPARE_TIMEOUT, finishing).await;
                 tracing::debug!(?finished, "a run that was not prepared");
                 directory.remove()?;
                 return Err(error);
@@ -467,13 +473,19 @@ impl Run {
             return Err(Error::Budget { budget, most });
         }
         let on_machines = hosts.iter().map(async |host| {
-            let moved = self.provider.extend_on(host.machine(), host.session(), until).await;
+            let moving = self.provider.extend_on(host.machine(), host.session(), until);
+            let moved = timeout(EXTEND_TIMEOUT, moving).await.unwrap_or_else(not_extended);
             moved.map_err(|error| host.stage("extend").error(error))
         });
-        for moved in join_all(on_machines).await {
-            moved?;
+        let failures = in_time(on_machines).await.into_iter().filter_map(Result::err).collect();
+        gravest(failures).map_or(Ok(()), Err)?;
+        // In a task of its own, as it is never dropped.
+        let (provider, run) = (self.provider.clone(), self.id.clone());
+        let moving = self.spawn(async move { provider.extend(&run, until).await });
+        match timeout(EXTEND_TIMEOUT, moving).await {
+            Ok(moved) => moved.map_err(Error::other)?.map_err(Error::other)?,
+            Err(late) => not_extended(late).map_err(Error::other)?,
         }
-        self.provider.extend(&self.id, until).await.map_err(Error::other)?;
         let deadline = Deadline { at: until, lifetime };
         self.directory.write_record(&RunRecord { deadline, most, ..record })
     }
@@ -630,9 +642,15 @@ impl Running {
 
     /// Tears down, keeps, or disconnects, now that user code has ended.
     async fn end<T>(self, how: Ended<T>) -> Result<T, Error> {
-        let over = matches!(how, Ended::Result(Err(Error::Cancelled | Error::LifetimeOver(_))));
+        let over = |error: &Error| match error {
+            Error::Several(failures) => {
+                failures.others.iter().any(|other| matches!(other, Error::LifetimeOver(_)))
+            }
+            error => matches!(error, Error::Cancelled | Error::LifetimeOver(_)),
+        };
         let keep = match &how {
             Ended::Result(result) => {
+                let over = self.run.cancel.is_cancelled() || result.as_ref().is_err_and(over);
                 !over && (self.keep == Keep::Always || self.keep == Keep::OnFailure && result.is_err())
             }
             Ended::Panic(_) => false,
@@ -704,6 +722,12 @@ impl Drop for Running {
             }
         }
     }
+}
+
+/// What moving an end comes to that had no answer in its time.
+fn not_extended(_: Elapsed) -> Result<(), ProviderError> {
+    let after = format!("no answer after {}", humantime::format_duration(EXTEND_TIMEOUT));
+    Err(ProviderError::new(ProviderErrorKind::Unavailable, "extend", after))
 }
 
 /// What a run ends with, given what it left behind.

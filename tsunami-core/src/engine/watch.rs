@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use super::Run;
 use crate::event::EventKind;
@@ -26,7 +27,7 @@ const SLOWEST: Duration = Duration::from_secs(15);
 pub(super) const REASON_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a listing may take. A run must not be blind because one was never answered.
-const LISTING: Duration = Duration::from_secs(60);
+pub(super) const LISTING: Duration = Duration::from_secs(60);
 
 /// A machine that was seen counts as gone after this many listings without it, which were begun at least this many
 /// times the provider's [consistency](crate::Provider::consistency) after the last one with it.
@@ -160,11 +161,7 @@ impl Watch {
             let begun = Instant::now();
             let filter = RunFilter::Run(run.id.clone());
             let listed = tokio::time::timeout(LISTING, run.provider.list(&filter)).await;
-            let unanswered = |_| {
-                let after = format!("no answer after {}", humantime::format_duration(LISTING));
-                Err(ProviderError::new(ProviderErrorKind::Unavailable, "list", after))
-            };
-            match listed.unwrap_or_else(unanswered) {
+            match listed.unwrap_or_else(not_listed) {
                 Ok(machines) => {
                     self.refused.send_replace(None);
                     pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
@@ -220,6 +217,12 @@ impl Watch {
             });
         });
     }
+}
+
+/// What a listing comes to that had no answer in its time.
+pub(super) fn not_listed<T>(_: Elapsed) -> Result<T, ProviderError> {
+    let after = format!("no answer after {}", humantime::format_duration(LISTING));
+    Err(ProviderError::new(ProviderErrorKind::Unavailable, "list", after))
 }
 
 fn is_out(machine: &Machine) -> bool {

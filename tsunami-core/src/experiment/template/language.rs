@@ -6,12 +6,12 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use crate::limits::{TEMPLATE_EXPRESSION_LIMIT, TEMPLATE_FUEL};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, StringInput, Value, ValueKind};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, escape_formatter, filters, tests,
 };
-use tsunami_core::limits::{TEMPLATE_EXPRESSION_LIMIT, TEMPLATE_FUEL};
 
 use super::{LITERAL, Machine, Machines, TemplateError, invalid};
 

@@ -9,23 +9,30 @@ const FIRST_LINE_LIMIT: u64 = 255;
 
 /// What runs a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Interpreter {
+pub struct Interpreter {
     /// The program's absolute path.
-    pub(crate) program: String,
+    pub program: String,
     /// Its first argument, if any: the rest of the line, spaces included.
-    pub(crate) argument: Option<String>,
+    pub argument: Option<String>,
 }
 
 /// Why a script can't be run, and what to do about it.
 #[derive(Debug)]
-pub(crate) enum Unusable {
+pub enum Unusable {
+    /// It can't be read.
     Unreadable(io::Error),
-    Wrong { message: &'static str, help: &'static str },
+    /// Its first line says nothing that can be run.
+    Wrong {
+        /// What is wrong with the line, as the rest of a sentence about the script.
+        message: &'static str,
+        /// What to do about it.
+        help: &'static str,
+    },
 }
 
 impl Interpreter {
     /// Reads a script's first line, as Linux does.
-    pub(crate) fn of(script: &Path) -> Result<Self, Unusable> {
+    pub fn of(script: &Path) -> Result<Self, Unusable> {
         let mut start = Vec::new();
         let read = File::open(script).and_then(|file| file.take(FIRST_LINE_LIMIT).read_to_end(&mut start));
         read.map_err(Unusable::Unreadable)?;

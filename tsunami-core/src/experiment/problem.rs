@@ -4,10 +4,10 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::limits::{PROBLEM_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
-use tsunami_core::limits::{PROBLEM_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 
-use crate::terminal::mark;
+use crate::text::mark;
 
 /// A longer list of known words than this is no help.
 const MOST_LISTED: usize = 40;
@@ -20,7 +20,7 @@ const AROUND: usize = 500;
 
 /// One thing that is wrong, where it stands, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     message: String,
     help: Option<String>,
     span: Option<Range<usize>>,
@@ -44,14 +44,12 @@ impl Problem {
     }
 
     /// What is wrong, in one line.
-    #[cfg(test)]
-    pub(crate) fn message(&self) -> &str {
+    pub fn message(&self) -> &str {
         &self.message
     }
 
     /// What to do about it, if that is known.
-    #[cfg(test)]
-    pub(crate) fn advice(&self) -> Option<&str> {
+    pub fn advice(&self) -> Option<&str> {
         self.help.as_deref()
     }
 }
@@ -92,7 +90,7 @@ impl Extend<Problem> for Notes {
 ///
 /// [`Display`](fmt::Display) shows it without colours; see [`render`](Self::render).
 #[derive(Debug, Clone)]
-pub(crate) struct Problems {
+pub struct Problems {
     path: PathBuf,
     source: String,
     problems: Vec<Problem>,
@@ -115,20 +113,17 @@ impl Problems {
     }
 
     /// How many problems there are; never zero.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.problems.len()
     }
 
     /// The problems, in the order of the file.
-    #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Problem> {
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter()
     }
 
     /// The line and column at which a problem begins, both counted from one, the column in characters.
-    #[cfg(test)]
-    pub(crate) fn place(&self, problem: &Problem) -> Option<(usize, usize)> {
+    pub fn place(&self, problem: &Problem) -> Option<(usize, usize)> {
         self.place_of(problem.span.as_ref()?.start)
     }
 
@@ -140,7 +135,7 @@ impl Problems {
 
     /// The problems, each with its place and the line of the file it is about, in colour if asked. What a terminal
     /// would act on is marked in them.
-    pub(crate) fn render(&self, colour: bool) -> String {
+    pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let path = mark(&self.path.to_string_lossy());
         let shown = self.problems.iter().take(SHOWN);

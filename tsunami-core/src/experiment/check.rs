@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
-use tsunami_core::Addresses;
-use tsunami_core::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
+use crate::Addresses;
+use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
 use super::problem::{Notes, Problem};

@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::{fmt, io};
 
+use crate::Addresses;
+use crate::limits::{TEMPLATE_OUTPUT_LIMIT, VARIABLE_LIMIT};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
-use tsunami_core::Addresses;
-use tsunami_core::limits::{TEMPLATE_OUTPUT_LIMIT, VARIABLE_LIMIT};
 
 use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
@@ -60,13 +60,13 @@ pub(super) fn is_reserved(name: &str) -> bool {
 
 /// Text with `{{ }}` in it, known to be well formed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Template {
+pub struct Template {
     source: String,
 }
 
 impl Template {
     /// Takes the text, if it is well formed.
-    pub(crate) fn new(source: impl Into<String>) -> Result<Self, TemplateError> {
+    pub fn new(source: impl Into<String>) -> Result<Self, TemplateError> {
         let source = source.into();
         let expressions = expressions(&source);
         if let Some(error) = expressions.iter().find_map(|range| refused(&source, range.clone())) {
@@ -82,12 +82,12 @@ impl Template {
     }
 
     /// The text as it was written.
-    pub(crate) fn source(&self) -> &str {
+    pub fn source(&self) -> &str {
         &self.source
     }
 
     /// The text with every `{{ }}` replaced by what it stands for.
-    pub(crate) fn render(&self, scope: &Scope) -> Result<String, TemplateError> {
+    pub fn render(&self, scope: &Scope) -> Result<String, TemplateError> {
         self.rendered(scope).map(|rendered| rendered.text)
     }
 
@@ -142,7 +142,7 @@ impl Template {
 #[derive(Debug)]
 pub(super) struct Rendered {
     pub(super) text: String,
-    /// In the engine's own units, of which there are [`TEMPLATE_FUEL`](tsunami_core::limits::TEMPLATE_FUEL).
+    /// In the engine's own units, of which there are [`TEMPLATE_FUEL`](crate::limits::TEMPLATE_FUEL).
     pub(super) work: u64,
 }
 
@@ -167,13 +167,13 @@ impl io::Write for Output {
 /// Why a template is not well formed, or can't be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}{}", help.iter().map(|help| format!("; {help}")).collect::<String>())]
-pub(crate) struct TemplateError {
+pub struct TemplateError {
     /// What is wrong.
-    pub(crate) message: String,
+    pub message: String,
     /// What to do about it, if that is known.
-    pub(crate) help: Option<String>,
+    pub help: Option<String>,
     /// The part of the template's text it is about (in bytes), if that is known.
-    pub(crate) range: Option<Range<usize>>,
+    pub range: Option<Range<usize>>,
     /// Whether it was given up for what it would take.
     pub(super) too_much: bool,
 }
@@ -247,24 +247,24 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
 
 /// What is known about one machine of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// Its name, as `client-0`.
-    pub(crate) name: String,
+    pub name: String,
     /// The group it belongs to.
-    pub(crate) group: String,
+    pub group: String,
     /// Its number within the group, from zero.
-    pub(crate) index: u32,
+    pub index: u32,
     /// The address by which it reaches itself: the private one if it has any, else the public one.
-    pub(crate) ip: String,
+    pub ip: String,
     /// The addresses by which others reach it.
-    pub(crate) addresses: Addresses,
+    pub addresses: Addresses,
     /// The run it belongs to.
-    pub(crate) run_id: String,
+    pub run_id: String,
 }
 
 /// The machines of a run, by group. Cheap to clone, so that a scope can be made for each of a thousand.
 #[derive(Debug, Clone)]
-pub(crate) struct Fleet {
+pub struct Fleet {
     machines: Arc<[Facts]>,
     /// Where each group's machines are in `machines`.
     groups: Arc<BTreeMap<String, Vec<usize>>>,
@@ -272,7 +272,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// All machines, in order.
-    pub(crate) fn machines(&self) -> &[Facts] {
+    pub fn machines(&self) -> &[Facts] {
         &self.machines
     }
 
@@ -292,7 +292,7 @@ impl From<Vec<Facts>> for Fleet {
 }
 
 /// The address by which `me` reaches `other`: private within a network, public across.
-pub(crate) fn address_from<'a>(me: &Facts, other: &'a Facts) -> Option<&'a str> {
+fn address_from<'a>(me: &Facts, other: &'a Facts) -> Option<&'a str> {
     if me.name == other.name {
         return Some(&other.ip);
     }
@@ -300,7 +300,7 @@ pub(crate) fn address_from<'a>(me: &Facts, other: &'a Facts) -> Option<&'a str> 
 }
 
 /// The facts as environment variables: in set-up without a trial, in steps with one.
-pub(crate) fn variables(me: &Facts, all: &Fleet, trial: Option<&str>) -> Vec<(String, String)> {
+pub fn variables(me: &Facts, all: &Fleet, trial: Option<&str>) -> Vec<(String, String)> {
     let own = [
         ("TSUNAMI_NAME", me.name.clone()),
         ("TSUNAMI_GROUP", me.group.clone()),
@@ -325,16 +325,16 @@ pub(crate) fn variables(me: &Facts, all: &Fleet, trial: Option<&str>) -> Vec<(St
 
 /// What a template may know, on one machine at one time.
 #[derive(Debug, Clone)]
-pub(crate) struct Scope(Arc<Context>);
+pub struct Scope(Arc<Context>);
 
 impl Scope {
     /// In set-up a machine knows itself; the others may not be there yet.
-    pub(crate) fn setup(me: &Facts, set: &[(String, String)]) -> Self {
+    pub fn setup(me: &Facts, set: &[(String, String)]) -> Self {
         Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step: None }))
     }
 
     /// In a step it also knows the trial and every machine.
-    pub(crate) fn step(me: &Facts, all: &Fleet, trial: &str, set: &[(String, String)]) -> Self {
+    pub fn step(me: &Facts, all: &Fleet, trial: &str, set: &[(String, String)]) -> Self {
         let step = Some((all.clone(), trial.to_owned()));
         Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step }))
     }
@@ -541,7 +541,7 @@ fn invalid(message: String, help: impl Into<Option<String>>) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use tsunami_core::limits::TEMPLATE_EXPRESSION_LIMIT;
+    use crate::limits::TEMPLATE_EXPRESSION_LIMIT;
 
     use super::*;
 

@@ -19,40 +19,41 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs, io};
 
-use tsunami_core::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
+use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
+use crate::machine::machine_name;
 
-pub(crate) use self::problem::{Problem, Problems};
-pub(crate) use self::script::{Interpreter, Unusable};
-pub(crate) use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
+pub use self::problem::{Problem, Problems};
+pub use self::script::{Interpreter, Unusable};
+pub use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
 
 use self::file::Reader;
 
 /// An experiment file, read and checked.
 #[derive(Debug, Clone)]
-pub(crate) struct Experiment {
+pub struct Experiment {
     /// What the experiment is called.
-    pub(crate) name: String,
+    pub name: String,
     /// Where its machines come from.
-    pub(crate) provider: ProviderKind,
+    pub provider: ProviderKind,
     /// When every machine ends, whatever happens.
-    pub(crate) lifetime: Duration,
+    pub lifetime: Duration,
     /// The most that the machines may cost, in US dollars.
-    pub(crate) budget: Option<f64>,
+    pub budget: Option<f64>,
     /// How machines are connected to.
-    pub(crate) ssh: Ssh,
+    pub ssh: Ssh,
     /// The groups of machines, in the order of the file; at least one.
-    pub(crate) groups: Vec<Group>,
+    pub groups: Vec<Group>,
     /// What is done on them, in order.
-    pub(crate) steps: Vec<Step>,
+    pub steps: Vec<Step>,
     /// The file's text as it was read.
-    pub(crate) source: String,
+    pub source: String,
     /// The values given with `--set`.
-    pub(crate) set: Vec<(String, String)>,
+    pub set: Vec<(String, String)>,
 }
 
 /// Where machines come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum ProviderKind {
+pub enum ProviderKind {
     /// This computer.
     #[default]
     Local,
@@ -64,49 +65,49 @@ pub(crate) enum ProviderKind {
 
 /// What a machine on EC2 is to be. What is `None` or empty is left to the provider.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Aws {
+pub struct Aws {
     /// The region.
-    pub(crate) region: Option<String>,
+    pub region: Option<String>,
     /// The availability zone.
-    pub(crate) zone: Option<String>,
+    pub zone: Option<String>,
     /// Where to buy, in order; at least one.
-    pub(crate) market: Vec<Market>,
+    pub market: Vec<Market>,
     /// The most that an hour of a spot machine may cost, in US dollars.
-    pub(crate) max_price: Option<f64>,
+    pub max_price: Option<f64>,
     /// Types, any of which will do; at least one.
-    pub(crate) instance: Vec<String>,
+    pub instance: Vec<String>,
     /// Whether machines of a group may differ.
-    pub(crate) mixed: bool,
+    pub mixed: bool,
     /// The image.
-    pub(crate) image: Option<String>,
+    pub image: Option<String>,
     /// Who to log in as.
-    pub(crate) user: Option<String>,
+    pub user: Option<String>,
     /// The root volume.
-    pub(crate) disk: Option<Disk>,
+    pub disk: Option<Disk>,
     /// The subnet's id.
-    pub(crate) subnet: Option<String>,
+    pub subnet: Option<String>,
     /// The security group's id.
-    pub(crate) security_group: Option<String>,
+    pub security_group: Option<String>,
     /// Who may connect by SSH, as CIDR blocks.
-    pub(crate) ssh_from: Vec<String>,
+    pub ssh_from: Vec<String>,
     /// Ports open to the run's machines in other regions.
-    pub(crate) open_ports: Vec<u16>,
+    pub open_ports: Vec<u16>,
     /// Whether machines are kept close together.
-    pub(crate) placement_group: bool,
+    pub placement_group: bool,
     /// The name of an instance profile.
-    pub(crate) iam_profile: Option<String>,
+    pub iam_profile: Option<String>,
     /// The text of the user's own user data.
-    pub(crate) user_data: Option<String>,
+    pub user_data: Option<String>,
     /// More tags.
-    pub(crate) tags: Vec<(String, String)>,
+    pub tags: Vec<(String, String)>,
     /// Whether set-up waits for cloud-init.
-    pub(crate) wait_for_cloud_init: bool,
+    pub wait_for_cloud_init: bool,
     /// What happens when EC2 takes a machine back.
-    pub(crate) on_interruption: OnInterruption,
+    pub on_interruption: OnInterruption,
     /// Who keeps the promise of a spot block.
-    pub(crate) spot_block: SpotBlock,
+    pub spot_block: SpotBlock,
     /// The profile of the AWS configuration; the same for all groups.
-    pub(crate) profile: Option<String>,
+    pub profile: Option<String>,
 }
 
 impl Default for Aws {
@@ -139,7 +140,7 @@ impl Default for Aws {
 
 /// Where machines are bought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Market {
+pub enum Market {
     /// For the full price.
     OnDemand,
     /// What is left over.
@@ -150,20 +151,20 @@ pub(crate) enum Market {
 
 /// A root volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Disk {
+pub struct Disk {
     /// Its size in GiB, if not the image's.
-    pub(crate) gib: Option<NonZeroU32>,
+    pub gib: Option<NonZeroU32>,
     /// Its type.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Its operations a second.
-    pub(crate) iops: Option<u32>,
+    pub iops: Option<u32>,
     /// Its throughput, in MiB a second.
-    pub(crate) throughput: Option<u32>,
+    pub throughput: Option<u32>,
 }
 
 /// What happens when EC2 takes a machine back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum OnInterruption {
+pub enum OnInterruption {
     /// The run fails.
     #[default]
     Fail,
@@ -173,7 +174,7 @@ pub(crate) enum OnInterruption {
 
 /// Who keeps the promise of a spot block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum SpotBlock {
+pub enum SpotBlock {
     /// tsunami.
     #[default]
     Promise,
@@ -183,30 +184,30 @@ pub(crate) enum SpotBlock {
 
 /// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Ssh {
+pub struct Ssh {
     /// An extra `ssh_config`.
-    pub(crate) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// A host to jump through, as `user@bastion`.
-    pub(crate) jump: Option<String>,
+    pub jump: Option<String>,
     /// Who to log in as.
-    pub(crate) user: Option<String>,
+    pub user: Option<String>,
     /// The private key to log in with.
-    pub(crate) key: Option<PathBuf>,
+    pub key: Option<PathBuf>,
     /// Where host keys are looked up.
-    pub(crate) known_hosts: Option<PathBuf>,
+    pub known_hosts: Option<PathBuf>,
     /// How long a machine may take from its launch to a session.
-    pub(crate) connect_timeout: Option<Duration>,
+    pub connect_timeout: Option<Duration>,
     /// How often a quiet connection is checked.
-    pub(crate) keepalive: Option<Duration>,
+    pub keepalive: Option<Duration>,
     /// The key exchange algorithms, as in `KexAlgorithms`.
-    pub(crate) kex: Option<String>,
+    pub kex: Option<String>,
     /// What carries the sessions.
-    pub(crate) transport: Transport,
+    pub transport: Transport,
 }
 
 /// What carries the sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Transport {
+pub enum Transport {
     /// The `ssh` program.
     #[default]
     Openssh,
@@ -214,24 +215,24 @@ pub(crate) enum Transport {
 
 /// Machines that are alike.
 #[derive(Debug, Clone)]
-pub(crate) struct Group {
+pub struct Group {
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its machines.
-    pub(crate) size: Size,
+    pub size: Size,
     /// What prepares each of them, in order.
-    pub(crate) setup: Vec<Setup>,
+    pub setup: Vec<Setup>,
     /// What is brought to each of them, before set-up.
-    pub(crate) upload: Vec<Upload>,
+    pub upload: Vec<Upload>,
     /// The environment of everything that runs on them.
-    pub(crate) env: Vec<(String, EnvValue)>,
+    pub env: Vec<(String, EnvValue)>,
     /// What they are to be, on EC2.
-    pub(crate) aws: Option<Aws>,
+    pub aws: Option<Aws>,
 }
 
 /// How many machines, or which.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Size {
+pub enum Size {
     /// So many new ones.
     Count(NonZeroU32),
     /// These, as `user@host:port` or by their names in an `ssh_config`; at least one, no two the same.
@@ -240,7 +241,7 @@ pub(crate) enum Size {
 
 /// One thing that prepares a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Setup {
+pub enum Setup {
     /// A shell command.
     Command(Template),
     /// A file on this computer to be run under its `#!` line; never a template.
@@ -249,16 +250,16 @@ pub(crate) enum Setup {
 
 /// A file or directory brought to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Upload {
+pub struct Upload {
     /// Where it is on this computer.
-    pub(crate) from: PathBuf,
+    pub from: PathBuf,
     /// Where it goes, relative to the machine's working directory.
-    pub(crate) to: Template,
+    pub to: Template,
 }
 
 /// The value of an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum EnvValue {
+pub enum EnvValue {
     /// Written in the file.
     Text(Template),
     /// Taken from the environment of this process, and not to be shown.
@@ -272,11 +273,11 @@ pub(crate) enum EnvValue {
 
 /// Something that must not be shown. Its `Debug` doesn't.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(OsString);
+pub struct Secret(OsString);
 
 impl Secret {
     /// The value itself, for the one place that needs it. It may be empty.
-    pub(crate) fn reveal(&self) -> &OsStr {
+    pub fn reveal(&self) -> &OsStr {
         &self.0
     }
 }
@@ -289,26 +290,26 @@ impl fmt::Debug for Secret {
 
 /// Something done on some machines at once.
 #[derive(Debug, Clone)]
-pub(crate) struct Step {
+pub struct Step {
     /// Its name, by default its number from 1; unique.
-    pub(crate) name: String,
+    pub name: String,
     /// The names of the machines it is done on, in the order of the file; at least one.
-    pub(crate) on: Vec<String>,
+    pub on: Vec<String>,
     /// What is done.
-    pub(crate) action: Action,
+    pub action: Action,
     /// What is brought home afterwards.
-    pub(crate) collect: Vec<Pattern>,
+    pub collect: Vec<Pattern>,
     /// What happens when it fails.
-    pub(crate) on_error: OnError,
+    pub on_error: OnError,
     /// Its environment, on top of the group's.
-    pub(crate) env: Vec<(String, EnvValue)>,
+    pub env: Vec<(String, EnvValue)>,
     /// The directory it is done in, if not the machine's working directory.
-    pub(crate) cwd: Option<Template>,
+    pub cwd: Option<Template>,
 }
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Runs a command to its end.
     Run {
         /// The command.
@@ -327,16 +328,16 @@ pub(crate) enum Action {
 
 /// How to tell that something started has come up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ready {
+pub struct Ready {
     /// The sign to look for.
-    pub(crate) when: ReadyWhen,
+    pub when: ReadyWhen,
     /// How long it may take.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
 }
 
 /// A sign that something started has come up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ReadyWhen {
+pub enum ReadyWhen {
     /// Something listens on this port.
     Port(u16),
     /// This command succeeds.
@@ -347,16 +348,16 @@ pub(crate) enum ReadyWhen {
 
 /// Files to be brought home.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pattern {
+pub struct Pattern {
     /// A glob, relative to the step's directory.
-    pub(crate) template: Template,
+    pub template: Template,
     /// Whether it may match nothing.
-    pub(crate) optional: bool,
+    pub optional: bool,
 }
 
 /// What happens when a step fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum OnError {
+pub enum OnError {
     /// The trial fails.
     #[default]
     Fail,
@@ -369,7 +370,7 @@ impl Experiment {
     ///
     /// `lookup_env` is asked for the variables that `from_env` names, and for `HOME` where a path begins
     /// with `~/`.
-    pub(crate) fn load(
+    pub fn load(
         path: &Path,
         set: &[(String, String)],
         lookup_env: &dyn Fn(&str) -> Option<OsString>,
@@ -404,30 +405,26 @@ impl Experiment {
     }
 
     /// All machines, in the order of the file: each one's name, group, and number within the group.
-    pub(crate) fn machines(&self) -> impl Iterator<Item = (String, &Group, u32)> {
+    pub fn machines(&self) -> impl Iterator<Item = (String, &Group, u32)> {
         self.groups.iter().flat_map(|group| {
             (0..group.size.count()).map(move |index| (machine_name(&group.name, index), group, index))
         })
     }
 
     /// The group of this name.
-    pub(crate) fn group(&self, name: &str) -> Option<&Group> {
+    pub fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|group| group.name == name)
     }
 }
 
 impl Size {
     /// How many machines that is.
-    pub(crate) fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         match self {
             Self::Count(count) => count.get(),
             Self::Hosts(hosts) => u32::try_from(hosts.len()).unwrap_or(u32::MAX),
         }
     }
-}
-
-fn machine_name(group: &str, index: u32) -> String {
-    format!("{group}-{index}")
 }
 
 /// The file's text; anything but readable UTF-8 of a sensible length is a problem of its own.

@@ -10,27 +10,27 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 /// Makes a directory, and those above it that are missing.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 /// Opens a file that is new.
-pub(crate) fn create(path: &Path) -> io::Result<File> {
+pub(super) fn create(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().write(true).create_new(true), path)
 }
 
 /// Opens a file to write at its end.
-pub(crate) fn append(path: &Path) -> io::Result<File> {
+pub(super) fn append(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().append(true).create(true), path)
 }
 
 /// Writes a whole file, or none: what there is room for half of is not seen under its name.
-pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
+pub(super) fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     whole(path, |file| file.write_all(content.as_ref()))
 }
 
 /// The same for content that `fill` writes.
-pub(crate) fn whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+pub(super) fn whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let mut aside = OsString::from(".");
     aside.extend([name, OsStr::new(".part")]);

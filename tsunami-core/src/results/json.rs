@@ -4,15 +4,15 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Mutex;
 
+use super::{again, lock};
+use crate::text::harmless;
+use crate::{Event, Observer};
 use serde::Serialize;
 use serde_json::ser::Formatter;
-use tsunami_core::{Event, Observer};
-
-use super::{again, harmless, lock};
 
 /// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
 /// act on.
-pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     let mut bytes = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Escaping))?;
     String::from_utf8(bytes).map_err(serde::ser::Error::custom)
@@ -37,7 +37,7 @@ impl Formatter for Escaping {
 
 /// Writes each event as one line of JSON, at once. After a first error nothing more is written, so that no line
 /// follows half of another.
-pub(crate) struct Json(Mutex<State>);
+pub struct Json(Mutex<State>);
 
 struct State {
     writer: Box<dyn Write + Send>,
@@ -46,12 +46,12 @@ struct State {
 
 impl Json {
     /// Writes to `writer`.
-    pub(crate) fn new(writer: Box<dyn Write + Send>) -> Self {
+    pub fn new(writer: Box<dyn Write + Send>) -> Self {
         Self(Mutex::new(State { writer, error: None }))
     }
 
     /// The error that ended the writing, if one did.
-    pub(crate) fn error(&self) -> Option<io::Error> {
+    pub fn error(&self) -> Option<io::Error> {
         lock(&self.0).error.as_ref().map(again)
     }
 }
@@ -81,7 +81,7 @@ fn write(writer: &mut dyn Write, event: &Event) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reporter::text::tests::{Shared, little_run};
+    use crate::results::tests::{Shared, little_run};
 
     #[test]
     fn lines_read_back_as_the_events_they_were() {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
+use crate::limits::NAME_LIMIT;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
-use tsunami_core::limits::NAME_LIMIT;
 
 use super::{
     Kind, LONGEST, Placed, Problem, Reader, Span, Template, Use, Value, is_name, suggest, template_problem,

@@ -1,6 +1,6 @@
 //! Whole files, as a user would write them and get them wrong.
 
-use tsunami_core::limits::{
+use crate::limits::{
     COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT, VARIABLE_LIMIT,
 };
 
@@ -324,7 +324,7 @@ fn what_a_terminal_would_act_on_is_marked_where_it_stands() {
     let text = "name = \"x\"\n[group.a] # \u{9b}2J\u{202e}\nsetup = '\u{9d}0;\u{200b}\u{2028}\u{e0041}' # é\nco\u{feff} = 1\n\"a\\nerror: b\" = 1\n";
     let dir = Dir::new();
     let shown = dir.load(text.replace("'\u{9d}", "'{{ a\u{9d}"), &[]).unwrap_err().to_string();
-    assert!(shown.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{shown:?}");
+    assert!(shown.chars().all(|c| c == '\n' || crate::text::harmless(c)), "{shown:?}");
     let shown = dir
         .load("name = \"x\"\n[group.a]\n\"a\\nerror: \u{9b}b\u{202e}\" = 1 # \u{9b}\u{feff}é\n", &[])
         .unwrap_err()

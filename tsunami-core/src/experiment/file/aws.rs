@@ -2,8 +2,8 @@
 
 use std::num::NonZeroU32;
 
+use crate::limits::USER_DATA_FILE_LIMIT;
 use toml::de::{DeTable, DeValue};
-use tsunami_core::limits::USER_DATA_FILE_LIMIT;
 
 use super::value::{entries, number};
 use super::{Problem, Reader, Span, Value, suggest};

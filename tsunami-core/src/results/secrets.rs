@@ -5,10 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::Value;
-use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
-
 use crate::experiment::{EnvValue, Experiment};
+use crate::{Event, EventKind, Observer, Origin, Stream};
+use serde_json::Value;
 
 /// What stands in a secret's place.
 const MASK: &[u8] = b"[secret]";
@@ -43,7 +42,7 @@ const STRUCTURED: [&str; 19] = [
 
 /// The secrets of an experiment: what its `from_env` variables held.
 #[derive(Clone, Default)]
-pub(crate) struct Secrets {
+pub struct Secrets {
     /// Values, and lines of them; what contains another goes first.
     values: Arc<[Vec<u8>]>,
     /// The variables whose values are too short to be looked for.
@@ -57,7 +56,8 @@ impl std::fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    pub(crate) fn of(experiment: &Experiment) -> Self {
+    /// All that an experiment has.
+    pub fn of(experiment: &Experiment) -> Self {
         let groups = experiment.groups.iter().flat_map(|group| &group.env);
         let steps = experiment.steps.iter().flat_map(|step| &step.env);
         Self::new(groups.chain(steps).filter_map(|(_, value)| match value {
@@ -83,14 +83,14 @@ impl Secrets {
     }
 
     /// What is to be known before somebody relies on it.
-    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
         self.unprotected.iter().map(|variable| {
             format!("{variable} has fewer than {LEAST} bytes: it is not taken out of logs and messages")
         })
     }
 
     /// A text without the secrets.
-    pub(crate) fn redact(&self, text: &str) -> String {
+    pub fn redact(&self, text: &str) -> String {
         let (redacted, rest) = self.split(text.as_bytes());
         String::from_utf8_lossy(&[redacted.as_slice(), rest].concat()).into_owned()
     }
@@ -134,7 +134,7 @@ impl Secrets {
 
 /// Observers that see no secrets.
 #[derive(Debug)]
-pub(crate) struct Redacted {
+pub struct Redacted {
     secrets: Secrets,
     observers: Vec<Arc<dyn Observer>>,
     /// Ends of output that may be beginnings of secrets.
@@ -142,7 +142,8 @@ pub(crate) struct Redacted {
 }
 
 impl Redacted {
-    pub(crate) fn new(secrets: Secrets, observers: Vec<Arc<dyn Observer>>) -> Self {
+    /// Passes on to the observers what has no secrets any more.
+    pub fn new(secrets: Secrets, observers: Vec<Arc<dyn Observer>>) -> Self {
         Self { secrets, observers, held: Mutex::default() }
     }
 
@@ -200,7 +201,7 @@ impl Observer for Redacted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reporter::little_run;
+    use crate::results::tests::little_run;
 
     fn secrets(values: &[&str]) -> Secrets {
         Secrets::new(values.iter().map(|value| ("TOKEN", value.as_bytes())))

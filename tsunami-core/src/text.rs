@@ -1,15 +1,15 @@
-//! What a remote side says, made fit for a terminal.
+//! What others say, made fit for a terminal: machines, providers, experiment files.
 
 use std::borrow::Cow;
 
 /// How much of a line [`Lines`] keeps, in bytes.
-pub(crate) const LINE_LIMIT: usize = 4096;
+pub const LINE_LIMIT: usize = 4096;
 
 /// Takes out of a line what a terminal would act on: escape sequences with what they hold, all control characters
 /// but the tab (newlines, too), and what isn't [harmless].
 ///
 /// A string sequence that never ends would hide the rest of the line; only its introducer is taken out.
-pub(crate) fn sanitize(text: &str) -> Cow<'_, str> {
+pub fn sanitize(text: &str) -> Cow<'_, str> {
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);
     }
@@ -31,7 +31,7 @@ pub(crate) fn sanitize(text: &str) -> Cow<'_, str> {
 }
 
 /// [`sanitize`] for bytes. Those that aren't UTF-8 become U+FFFD, unless they are 8-bit control characters.
-pub(crate) fn sanitize_bytes(bytes: &[u8]) -> String {
+pub fn sanitize_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -49,7 +49,7 @@ pub(crate) fn sanitize_bytes(bytes: &[u8]) -> String {
 
 /// Whether a terminal, or whoever reads it, takes a character for nothing but itself: no control character but the
 /// tab, nothing that turns the direction of text around or ends a line, and nothing that can't be seen.
-pub(crate) fn harmless(c: char) -> bool {
+pub fn harmless(c: char) -> bool {
     let invisible = matches!(
         c,
         '\u{ad}'
@@ -69,6 +69,11 @@ pub(crate) fn harmless(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}'
     );
     c == '\t' || !(c.is_control() || invisible)
+}
+
+/// Marks what a terminal would act on: each such character becomes one U+FFFD, so that columns stay where they are.
+pub fn mark(text: &str) -> String {
+    text.replace(|c| !harmless(c), "\u{fffd}")
 }
 
 /// What follows an escape sequence whose ESC is gone.
@@ -101,7 +106,7 @@ fn after_string(text: &str) -> &str {
 /// Makes lines of bytes that are cut anywhere, for display only: of a line longer than [`LINE_LIMIT`] the rest is
 /// dropped and marked with `…`. A carriage return ends a line as well, so that progress bars can be followed.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub struct Lines {
     pending: Vec<u8>,
     cut: bool,
     returned: bool,
@@ -109,7 +114,7 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// Takes more bytes and hands each line that they complete to `line`, still to be [sanitized](sanitize_bytes).
-    pub(crate) fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+    pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
         for piece in bytes.split_inclusive(|b| matches!(b, b'\n' | b'\r')) {
             let (text, end) = match piece {
                 [text @ .., end @ (b'\n' | b'\r')] => (text, Some(*end)),
@@ -134,7 +139,7 @@ impl Lines {
     }
 
     /// Hands over a last line that has no end.
-    pub(crate) fn finish(&mut self, line: impl FnOnce(&[u8])) {
+    pub fn finish(&mut self, line: impl FnOnce(&[u8])) {
         if !self.pending.is_empty() {
             line(&self.pending);
         }
@@ -232,5 +237,13 @@ mod tests {
                 "cut every {size}"
             );
         }
+    }
+
+    #[test]
+    fn a_mark_takes_the_place_of_what_it_marks() {
+        assert_eq!(
+            mark("a\u{1b}[1m\u{9b}\u{202e}\u{feff}\u{e0041}\nb\tc"),
+            "a\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}b\tc"
+        );
     }
 }

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-use tsunami_core::limits::{
+use crate::limits::{
     GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT,
 };
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};

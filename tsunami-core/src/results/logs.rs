@@ -7,17 +7,15 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
-
-use super::{again, lock};
-use crate::files;
+use super::{again, files, lock};
+use crate::{Event, EventKind, Observer, Origin, Stream};
 
 /// How many files are open at once, so that a thousand machines don't use up the descriptors.
 const OPEN: usize = 200;
 
 /// Appends what commands write, byte for byte and as it arrives, to `<directory>/<machine>/<stage>.log`, and a line
 /// for the beginning and the end of each command.
-pub(crate) struct Logs {
+pub struct Logs {
     directory: PathBuf,
     open: usize,
     state: Mutex<State>,
@@ -43,12 +41,12 @@ struct Log {
 
 impl Logs {
     /// Writes below `directory`, which is created when there is something to write.
-    pub(crate) fn new(directory: PathBuf) -> Self {
+    pub fn new(directory: PathBuf) -> Self {
         Self { directory, open: OPEN, state: Mutex::default() }
     }
 
     /// The error after which nothing more is written, if there was one.
-    pub(crate) fn error(&self) -> Option<io::Error> {
+    pub fn error(&self) -> Option<io::Error> {
         lock(&self.state).error.as_ref().map(again)
     }
 
@@ -159,10 +157,10 @@ impl Observer for Logs {
 mod tests {
     use std::fs;
 
-    use tsunami_core::Exit;
+    use crate::Exit;
 
     use super::*;
-    use crate::reporter::text::tests::{at, finished, started};
+    use crate::results::tests::{at, finished, started};
 
     fn read(directory: &Path, log: &str) -> Vec<u8> {
         fs::read(directory.join(log)).unwrap()
