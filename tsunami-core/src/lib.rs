@@ -35,6 +35,7 @@ mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
+pub mod trial;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{Keep, Running, Tsunami};
