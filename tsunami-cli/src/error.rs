@@ -240,8 +240,8 @@ impl Told<'_> {
         }
         let place = error.place();
         let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
-        let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
-        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
+        let written = || error.written().iter().flat_map(|text| text.lines()).map(str::to_owned).collect();
+        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(written) {
             self.entry(&[(Style::Plain, "  | ")], &shortened(&line));
         }
         if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
@@ -302,6 +302,7 @@ mod tests {
                 stage: "1".to_owned(),
                 command: hostile.to_owned(),
                 exit: tsunami_core::Exit::Status(1),
+                stdout: hostile.to_owned(),
                 stderr: hostile.to_owned(),
             }),
         ];

@@ -38,7 +38,7 @@ pub mod text;
 pub mod trial;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
-pub use engine::{Keep, Running, Tsunami};
+pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{

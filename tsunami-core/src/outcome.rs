@@ -101,6 +101,12 @@ impl Outcome {
 
 /// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
 /// before, tells nothing new unless it counts for more.
+///
+/// ```
+/// # use tsunami_core::{Error, gravest};
+/// let error = gravest(vec![Error::Cancelled, "the first".into(), "the second".into()]).unwrap();
+/// assert_eq!(error.to_string(), "the first; 1 failure followed");
+/// ```
 pub fn gravest(errors: Vec<Error>) -> Option<Error> {
     let flat = errors.into_iter().flat_map(|error| match error {
         Error::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),

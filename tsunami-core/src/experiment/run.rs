@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use super::{Experiment, steps};
 use crate::cluster::{Cluster, Host};
-use crate::engine::{Running, Tsunami};
+use crate::engine::{RunHandle, Tsunami};
 use crate::error::{Error, Failures};
 use crate::event::{EventKind, Observer};
 use crate::machine::RunId;
@@ -116,7 +116,7 @@ impl ExperimentRun {
     }
 
     /// Launches and sets up, and leaves the machines to the caller.
-    pub async fn up(&self) -> Result<Running, Error> {
+    pub async fn up(&self) -> Result<RunHandle, Error> {
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 

@@ -6,10 +6,7 @@ use std::time::Duration;
 use super::{Collect, Ready, TrialHost};
 use crate::cluster::{Host, HostCommand, Output, Process};
 use crate::error::Error;
-use crate::session::Stdin;
-
-/// How much of standard error an error shows, in lines.
-const STDERR_LINES: usize = 10;
+use crate::session::{Stdin, Stream};
 
 /// A command that is about to run on a machine in a trial.
 #[derive(Clone, Debug)]
@@ -165,13 +162,12 @@ impl Background {
 
 /// The error of a background command that ended by itself while it was needed.
 pub(super) fn ended_early(host: &Host, line: String, output: &Output) -> Error {
-    let stderr = output.stderr();
-    let lines: Vec<&str> = stderr.lines().collect();
     Error::Command {
         machine: host.name().to_owned(),
         stage: host.stage_name().to_owned(),
         command: line,
         exit: output.exit,
-        stderr: lines[lines.len().saturating_sub(STDERR_LINES)..].join("\n"),
+        stdout: output.last_lines(Stream::Stdout),
+        stderr: output.last_lines(Stream::Stderr),
     }
 }

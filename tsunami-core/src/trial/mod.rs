@@ -37,12 +37,11 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
-use crate::error::Error;
+use crate::error::{Error, in_time};
 use crate::event::{EventKind, rounded};
 use crate::outcome::gravest;
 use crate::plan::is_experiment_name;
@@ -295,11 +294,6 @@ impl TrialHost {
 /// A command made of a script of tsunami's own, of which logs and events show the name.
 fn own_script(name: &str, script: &str) -> Command {
     Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
-}
-
-/// Awaits all of them at once. The results come in the order of time.
-async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 /// Locks; a panic elsewhere is no reason to leave anything running.

@@ -14,10 +14,11 @@ use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 use tsunami_core::{SessionError, SessionErrorKind};
 
 use super::archive::Piece;
-use super::shell::one_line;
+use super::progress::Progress;
+use crate::shell::one_line;
 
-/// Unpacks a parcel; its beginning says how.
-pub(super) const UNPACK: &str = include_str!("parcel.sh");
+/// Unpacks an archive; its beginning says how.
+pub(super) const UNPACK: &str = include_str!("upload.sh");
 
 /// Bytes in one line of directories, and a few more: it is far from what a shell takes, and a process makes them all.
 const LINE_BYTES: usize = 16 << 10;
@@ -32,7 +33,7 @@ type Directories = Vec<(PathBuf, u32)>;
 
 /// What goes to a machine, and under which names.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(crate) struct UploadArchive {
     from: PathBuf,
     /// The file's name there; `None` for a directory, whose contents are sent.
     name: Option<String>,
@@ -40,9 +41,11 @@ pub(super) struct Parcel {
     pub(super) directory: String,
     /// The mode of that directory, if it is new; empty for the usual one.
     pub(super) mode: String,
+    /// Counts what is sent.
+    pub(super) progress: Progress,
 }
 
-impl Parcel {
+impl UploadArchive {
     /// Decides what `to` means, and that `from` can be read.
     pub(super) fn new(from: &Path, to: &str) -> Result<Self, SessionError> {
         let metadata = fs::metadata(from).map_err(|error| unreadable(from, error))?;
@@ -52,7 +55,7 @@ impl Parcel {
         let from = from.to_owned();
         if metadata.is_dir() {
             let mode = format!("{:o}", mode(&metadata) | 0o700);
-            return Ok(Self { from, name: None, directory: dotted(to), mode });
+            return Ok(Self { from, name: None, directory: dotted(to), mode, progress: Progress::default() });
         }
         if !metadata.is_file() {
             // To read a pipe or a device might take forever.
@@ -66,11 +69,13 @@ impl Parcel {
             Some((directory, name)) => (directory, name.to_owned()),
             None => (".", to.to_owned()),
         };
-        Ok(Self { from, name: Some(name), directory: dotted(directory), mode: String::new() })
+        let (mode, progress) = (String::new(), Progress::default());
+        Ok(Self { from, name: Some(name), directory: dotted(directory), mode, progress })
     }
 
     /// Writes the directories and the tar stream.
-    pub(super) fn pack(&self, mut into: impl Write) -> io::Result<()> {
+    pub(crate) fn pack(&self, into: impl Write) -> io::Result<()> {
+        let mut into = self.progress.counting(into);
         let (entries, directories) = match &self.name {
             Some(name) => (vec![Path::new("./").join(name)], Vec::new()),
             None => entries(&self.from)?,
@@ -353,18 +358,18 @@ mod tests {
             .collect()
     }
 
-    /// Unpacks a parcel as a machine does whose working directory is `place`.
-    fn unpack((shell, path): &(Vec<&'static str>, String), place: &Path, parcel: &Parcel) {
+    /// Unpacks a archive as a machine does whose working directory is `place`.
+    fn unpack((shell, path): &(Vec<&'static str>, String), place: &Path, archive: &UploadArchive) {
         let mut child = Process::new(shell[0])
             .args(&shell[1..])
-            .args(["-c", UNPACK, "sh", &parcel.directory, &parcel.mode])
+            .args(["-c", UNPACK, "sh", &archive.directory, &archive.mode])
             .current_dir(place)
             .env("PATH", path)
             .stdin(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        parcel.pack(child.stdin.take().unwrap()).unwrap();
+        archive.pack(child.stdin.take().unwrap()).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{shell:?} {path}: {} {said}", output.status);
@@ -389,7 +394,7 @@ mod tests {
             fs::write(tree.join(name).join("file"), name).unwrap();
             set_mode(&tree.join(name), mode);
         }
-        let parcel = |to: &str| Parcel::new(&tree, to).unwrap();
+        let archive = |to: &str| UploadArchive::new(&tree, to).unwrap();
         for machine in machines(&root.path().join("tools")) {
             let place = tempfile::tempdir().unwrap();
             let at = |name: &str| place.path().join(name);
@@ -397,7 +402,7 @@ mod tests {
             set_mode(place.path(), 0o755);
             set_mode(&at("shared"), 0o1777);
             for to in [".", "fresh"] {
-                unpack(&machine, place.path(), &parcel(to));
+                unpack(&machine, place.path(), &archive(to));
             }
             assert_eq!((mode_of(place.path()), mode_of(&at("shared"))), (0o755, 0o1777), "{machine:?}");
             for (name, mode) in
@@ -438,7 +443,7 @@ mod tests {
             let place = tempfile::tempdir().unwrap();
             // Twice: what is there is replaced.
             for _ in 0..2 {
-                unpack(&machine, place.path(), &Parcel::new(&tree, "to").unwrap());
+                unpack(&machine, place.path(), &UploadArchive::new(&tree, "to").unwrap());
             }
             let to = place.path().join("to");
             for name in &names {
@@ -477,12 +482,12 @@ mod tests {
             file.write_all(format!("piece {index}").as_bytes()).unwrap();
         }
         file.set_len((60 << 20) + 7).unwrap();
-        let parcel = Parcel::new(&tree, "to").unwrap();
+        let archive = UploadArchive::new(&tree, "to").unwrap();
         let mut packed = Vec::new();
-        parcel.pack(&mut packed).unwrap();
+        archive.pack(&mut packed).unwrap();
         assert!(packed.len() < 1 << 20, "{}", packed.len());
         let place = tempfile::tempdir().unwrap();
-        unpack(&(vec!["sh"], std::env::var("PATH").unwrap()), place.path(), &parcel);
+        unpack(&(vec!["sh"], std::env::var("PATH").unwrap()), place.path(), &archive);
         let (here, there) =
             (fs::read(tree.join("disk")).unwrap(), fs::read(place.path().join("to/disk")).unwrap());
         assert!(here == there, "{} {}", here.len(), there.len());
@@ -494,8 +499,8 @@ mod tests {
         let file = root.path().join("prog");
         fs::write(&file, "x").unwrap();
         let place = |to: &str| {
-            let parcel = Parcel::new(&file, to).unwrap();
-            (parcel.directory, parcel.name.unwrap())
+            let archive = UploadArchive::new(&file, to).unwrap();
+            (archive.directory, archive.name.unwrap())
         };
         assert_eq!(place("bin/tool"), ("./bin".into(), "tool".into()));
         assert_eq!(place("bin/"), ("./bin".into(), "prog".into()));
@@ -503,7 +508,7 @@ mod tests {
         assert_eq!(place("/etc/tool"), ("/etc".into(), "tool".into()));
         assert_eq!(place("/tool"), ("/".into(), "tool".into()));
         assert_eq!(place("-x/tool"), ("./-x".into(), "tool".into()));
-        assert_eq!(Parcel::new(root.path(), "data").unwrap().directory, "./data");
-        assert!(Parcel::new(&file, "").is_err());
+        assert_eq!(UploadArchive::new(root.path(), "data").unwrap().directory, "./data");
+        assert!(UploadArchive::new(&file, "").is_err());
     }
 }

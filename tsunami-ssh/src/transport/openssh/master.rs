@@ -20,22 +20,22 @@ use tsunami_core::{SessionError, SessionErrorKind};
 use crate::config::{Setting, Word};
 
 /// How often to look for the control socket, which ssh makes once it has logged in.
-const POLL: Duration = Duration::from_millis(5);
+const POLL_SOCKET: Duration = Duration::from_millis(5);
 
 /// A connected master. Dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Master {
     socket: PathBuf,
-    dead: CancellationToken,
-    said: Said,
-    _alive: DropGuard,
+    ended: CancellationToken,
+    stderr: CapturedOutput,
+    stop: DropGuard,
 }
 
 /// What ssh wrote to its standard error, the last of it.
 #[derive(Clone, Debug, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
 
-impl Said {
+impl CapturedOutput {
     fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).trim().replace("\r\n", "\n")
@@ -71,27 +71,27 @@ impl Master {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.kill_on_drop(true).process_group(group);
         let mut child = command.spawn().map_err(|error| cannot_run_ssh(&error))?;
-        let said = Said::default();
-        let stderr = child.stderr.take().map(|stderr| tokio::spawn(said.clone().listen(stderr)));
+        let captured = CapturedOutput::default();
+        let stderr = child.stderr.take().map(|stderr| tokio::spawn(captured.clone().listen(stderr)));
         loop {
             // The socket appears only after authentication.
             if socket.exists() {
                 break;
             }
             tokio::select! {
-                _ = child.wait() => return Err(explain(&finished(stderr, &said).await)),
-                () = sleep(POLL) => {}
+                _ = child.wait() => return Err(explain(&finished(stderr, &captured).await)),
+                () = sleep(POLL_SOCKET) => {}
             }
             if Instant::now() >= deadline {
                 let _ = child.kill().await;
-                let text = finished(stderr, &said).await;
+                let text = finished(stderr, &captured).await;
                 let text = if text.is_empty() { "ssh did not log in in time".to_owned() } else { text };
                 return Err(SessionError::new(SessionErrorKind::Connect, text));
             }
         }
-        let (dead, stop) = (CancellationToken::new(), CancellationToken::new());
-        tokio::spawn(watch(child, stop.clone(), dead.clone()));
-        Ok(Self { socket, dead, said, _alive: stop.drop_guard() })
+        let (ended, stop) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(watch(child, stop.clone(), ended.clone()));
+        Ok(Self { socket, ended, stderr: captured, stop: stop.drop_guard() })
     }
 
     /// The path of the control socket.
@@ -100,18 +100,23 @@ impl Master {
     }
 
     /// Whether the process has ended, and the connection with it.
-    pub(crate) fn is_dead(&self) -> bool {
-        self.dead.is_cancelled()
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// Resolves when the process has ended.
-    pub(crate) async fn died(&self) {
-        self.dead.cancelled().await;
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Ends the process, as dropping the master does.
+    pub(crate) fn end(&self) {
+        self.stop.token().cancel();
     }
 
     /// The error of a connection that has ended.
-    pub(crate) fn lost(&self) -> SessionError {
-        let said = self.said.text();
+    pub(crate) fn reason(&self) -> SessionError {
+        let said = self.stderr.text();
         let said =
             if said.is_empty() { "ssh ended without a word".to_owned() } else { format!("ssh said: {said}") };
         SessionError::new(SessionErrorKind::Lost, format!("the connection is lost; {said}"))
@@ -119,23 +124,23 @@ impl Master {
 }
 
 /// Waits for the process's end, or brings it about.
-async fn watch(mut child: Child, stop: CancellationToken, dead: CancellationToken) {
+async fn watch(mut child: Child, stop: CancellationToken, ended: CancellationToken) {
     tokio::select! {
         _ = child.wait() => {}
         () = stop.cancelled() => {
             let _ = child.kill().await;
         }
     }
-    dead.cancel();
+    ended.cancel();
 }
 
 /// All that ssh said, once it has ended.
-async fn finished(listener: Option<JoinHandle<()>>, said: &Said) -> String {
+async fn finished(listener: Option<JoinHandle<()>>, captured: &CapturedOutput) -> String {
     if let Some(listener) = listener {
         // A proxy command may hold the pipe open.
         let _ = timeout(Duration::from_millis(500), listener).await;
     }
-    said.text()
+    captured.text()
 }
 
 /// Settings as arguments of `ssh`.

@@ -11,7 +11,8 @@ use std::io;
 use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
 
-use super::shell::{self, one_line};
+use crate::shell::{self, one_line};
+use crate::watchdog::ControlGroup;
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
 const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
@@ -22,6 +23,7 @@ const SEPARATOR: u8 = 0x1e;
 /// What our `sh` reads: the line that starts the supervisor, and the line that tells it what to run.
 pub(super) fn lines(
     run: &str,
+    group: Option<&ControlGroup>,
     command: &Command,
     mark: &str,
     base: Option<&str>,
@@ -29,7 +31,7 @@ pub(super) fn lines(
 ) -> Result<Vec<u8>, SessionError> {
     // Whether standard output is marked as well, where the command's own ends.
     let marks: &[u8] = if marks { b"_marks=1; " } else { b"_marks=; " };
-    Ok([&shell::supervisor_line(run, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
+    Ok([&shell::supervisor_line(run, group, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
 }
 
 /// The line that ends a process group of the run's, and says whether it is gone.
@@ -97,7 +99,7 @@ pub(super) fn mark(nonce: u64) -> String {
 
 /// What the supervisor says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Note {
+pub(super) enum Status {
     /// The command runs in this process group.
     Started(u32),
     /// The command's directory can't be entered.
@@ -110,14 +112,14 @@ pub(super) enum Note {
 
 /// Takes the supervisor's notes out of a command's output.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct StatusDecoder {
     mark: Vec<u8>,
     /// What may be the beginning of a mark, or a note that isn't complete.
     held: Vec<u8>,
     jobs: String,
 }
 
-impl Notes {
+impl StatusDecoder {
     pub(super) fn new(mark: &str) -> Self {
         Self { mark: mark.as_bytes().to_vec(), held: Vec::new(), jobs: String::new() }
     }
@@ -125,7 +127,7 @@ impl Notes {
     /// Takes some bytes; gives what the command itself wrote to `output`, and returns the notes.
     ///
     /// A note that does not end is an error.
-    pub(super) fn take(&mut self, bytes: &[u8], mut output: impl FnMut(&[u8])) -> io::Result<Vec<Note>> {
+    pub(super) fn take(&mut self, bytes: &[u8], mut output: impl FnMut(&[u8])) -> io::Result<Vec<Status>> {
         let mut data = std::mem::take(&mut self.held);
         data.extend_from_slice(bytes);
         let mut rest = data.as_slice();
@@ -167,7 +169,7 @@ impl Notes {
     }
 
     /// Parses what follows a mark; `None` if it isn't complete.
-    fn parse<'a>(&mut self, note: &'a [u8]) -> Option<(Option<Note>, &'a [u8])> {
+    fn parse<'a>(&mut self, note: &'a [u8]) -> Option<(Option<Status>, &'a [u8])> {
         if let Some(jobs) = note.strip_prefix(b"jobs ") {
             let said = [self.mark.as_slice(), b"said\n"].concat();
             let at = jobs.windows(said.len()).position(|window| window == said)?;
@@ -176,12 +178,12 @@ impl Notes {
         }
         let (text, after) = line(note)?;
         if text == "over" {
-            return Some((Some(Note::Over), after));
+            return Some((Some(Status::Over), after));
         }
         let parsed = match text.split_once(' ') {
-            Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Note::Started),
-            Some(("end", statuses)) => ended(&self.jobs, statuses).map(Note::Ended),
-            Some(("no", directory)) => Some(Note::NoDirectory(directory.to_owned())),
+            Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Status::Started),
+            Some(("end", statuses)) => ended(&self.jobs, statuses).map(Status::Ended),
+            Some(("no", directory)) => Some(Status::NoDirectory(directory.to_owned())),
             _ => None,
         };
         Some((parsed, after))
@@ -231,8 +233,8 @@ mod tests {
     use std::io::Write;
     use std::process::Stdio;
 
-    fn take_all(chunks: &[&[u8]]) -> (Vec<Note>, Vec<u8>) {
-        let mut notes = Notes::new(&mark(7));
+    fn take_all(chunks: &[&[u8]]) -> (Vec<Status>, Vec<u8>) {
+        let mut notes = StatusDecoder::new(&mark(7));
         let (mut found, mut output) = (Vec::new(), Vec::new());
         for chunk in chunks {
             found.extend(notes.take(chunk, |bytes| output.extend_from_slice(bytes)).unwrap());
@@ -247,8 +249,10 @@ mod tests {
         let stream = format!(
             "{mark}pid 12\nwarning \x1e: no newline{mark}jobs [1]+  Done(137)  x\n{mark}said\n{mark}end 145 137\n"
         );
-        let expected =
-            (vec![Note::Started(12), Note::Ended(Exit::Status(137))], b"warning \x1e: no newline".to_vec());
+        let expected = (
+            vec![Status::Started(12), Status::Ended(Exit::Status(137))],
+            b"warning \x1e: no newline".to_vec(),
+        );
         for size in 1..stream.len() {
             let chunks: Vec<&[u8]> = stream.as_bytes().chunks(size).collect();
             assert_eq!(take_all(&chunks), expected, "in pieces of {size}");
@@ -268,13 +272,13 @@ mod tests {
     #[test]
     fn a_note_without_an_end_is_an_error() {
         for kind in ["pid ", "jobs ", "no "] {
-            let mut notes = Notes::new(&mark(7));
+            let mut notes = StatusDecoder::new(&mark(7));
             notes.take(format!("{}{kind}", mark(7)).as_bytes(), |_| {}).unwrap();
             let flood = (0..=NOTE_LIMIT / 4096).any(|_| notes.take(&[b'1'; 4096], |_| {}).is_err());
             assert!(flood, "{kind}");
         }
         // Nor do many.
-        let mut notes = Notes::new(&mark(7));
+        let mut notes = StatusDecoder::new(&mark(7));
         let jobs = format!("{0}jobs {1}{0}said\n", mark(7), "x".repeat(4096));
         assert!((0..=NOTE_LIMIT / 4096 + 1).any(|_| notes.take(jobs.as_bytes(), |_| {}).is_err()));
     }
@@ -316,7 +320,7 @@ mod tests {
             let whole = take_all(&[&said]);
             prop_assert_eq!(&take_all(&said.chunks(size).collect::<Vec<_>>()), &whole);
             let groups = whole.0.iter().filter_map(|note| match note {
-                Note::Started(group) => Some(*group),
+                Status::Started(group) => Some(*group),
                 _ => None,
             });
             prop_assert!(groups.into_iter().all(is_group));
@@ -386,7 +390,7 @@ mod tests {
         known.into_iter().filter(runs).collect()
     }
 
-    fn supervise(shell: &[&str], command: &Command) -> (Vec<Note>, Vec<u8>) {
+    fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {
         let header = header(command, &mark(7), None).unwrap();
         let mut child = std::process::Command::new(shell[0])
             .args(&shell[1..])
@@ -421,8 +425,8 @@ mod tests {
             // Several times: how fast the command ends beside the supervisor makes a difference.
             for (line, exit) in cases.into_iter().cycle().take(4 * cases.len()) {
                 let (notes, _) = supervise(&shell, &Command::shell(line));
-                assert!(matches!(notes[0], Note::Started(_)), "{shell:?}: {line}: {notes:?}");
-                assert_eq!(notes[1], Note::Ended(exit), "{shell:?}: {line}");
+                assert!(matches!(notes[0], Status::Started(_)), "{shell:?}: {line}: {notes:?}");
+                assert_eq!(notes[1], Status::Ended(exit), "{shell:?}: {line}");
             }
         }
     }
@@ -435,7 +439,7 @@ mod tests {
             for locale in ["de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8", "ja_JP.UTF-8"] {
                 let command = command.clone().env("LC_ALL", locale).env("LANGUAGE", "xx");
                 let (notes, stdout) = supervise(&shell, &command);
-                assert_eq!(notes.last(), Some(&Note::Ended(Exit::Status(200))), "{shell:?} {locale}");
+                assert_eq!(notes.last(), Some(&Status::Ended(Exit::Status(200))), "{shell:?} {locale}");
                 assert_eq!(String::from_utf8_lossy(&stdout), format!("{locale}xx"), "{shell:?}");
             }
         }
@@ -456,25 +460,25 @@ mod tests {
             let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             child.stdin.take().unwrap().write_all(&header).unwrap();
             let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-            let (mut notes, mut found, mut chunk) = (Notes::new(&mark(7)), Vec::new(), [0; 4096]);
-            while !found.iter().any(|note| matches!(note, Note::Ended(_))) {
+            let (mut notes, mut found, mut chunk) = (StatusDecoder::new(&mark(7)), Vec::new(), [0; 4096]);
+            while !found.iter().any(|note| matches!(note, Status::Ended(_))) {
                 let count = io::Read::read(&mut stderr, &mut chunk).unwrap();
                 found.extend(notes.take(&chunk[..count], |_| {}).unwrap());
             }
-            let mut outputs = Notes::new(&mark(7));
+            let mut outputs = StatusDecoder::new(&mark(7));
             let mut over = Vec::new();
             while over.is_empty() {
                 let count = io::Read::read(&mut stdout, &mut chunk).unwrap();
                 over.extend(outputs.take(&chunk[..count], |_| {}).unwrap());
             }
-            assert_eq!(over, [Note::Over], "{shell:?}");
+            assert_eq!(over, [Status::Over], "{shell:?}");
             drop((stdout, stderr));
             let read = || std::fs::read_to_string(file.path()).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(500));
             let before = read();
             std::thread::sleep(std::time::Duration::from_secs(1));
             assert_ne!(before, read(), "{shell:?}: it has ended");
-            let Note::Started(group) = found[0] else { panic!("{found:?}") };
+            let Status::Started(group) = found[0] else { panic!("{found:?}") };
             let group = rustix::process::Pid::from_raw(group.cast_signed()).unwrap();
             rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
             child.wait().unwrap();

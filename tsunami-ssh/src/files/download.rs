@@ -8,7 +8,7 @@ use tsunami_core::{Exit, SessionError, SessionErrorKind};
 use super::unpack::{BrokenOff, Unpacked};
 
 /// Packs what patterns match; its beginning says how.
-pub(super) const PACK: &str = include_str!("pack.sh");
+pub(super) const PACK: &str = include_str!("download.sh");
 
 /// How many matches each pattern had, or why not everything came home. `said` is what [`PACK`] said on standard error.
 pub(super) fn outcome(

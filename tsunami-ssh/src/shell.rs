@@ -13,8 +13,10 @@ use std::io::{self, Read};
 use tsunami_core::limits::LOGIN_NOISE_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
+use crate::watchdog::ControlGroup;
+
 /// What a login shell is given: no newline, no `!`, and nothing but plain text between single quotes.
-pub(super) const LINE: &str =
+pub(crate) const LINE: &str =
     r#"exec sh -c 'printf "\036tsunami\n"; printf "\036tsunami\n" >&2; IFS= read -r _line && eval "$_line"'"#;
 
 /// The sign that `sh` reads its line.
@@ -24,7 +26,7 @@ const SIGN: &[u8] = b"\x1etsunami\n";
 const LINE_BREAK: &str = r#"_n=${IFS#??} _n=${_n%"${_n#?}"}; "#;
 
 /// The line that runs a script of tsunami's own with arguments.
-pub(super) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, SessionError> {
+pub(crate) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, SessionError> {
     let mut line = LINE_BREAK.as_bytes().to_vec();
     line.extend_from_slice(b"set --");
     for arg in args {
@@ -38,9 +40,18 @@ pub(super) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, Sessio
 }
 
 /// The line that runs a script of tsunami's own in place of this `sh`, marked as the run's, in bash if there is one:
-/// bash's job control gives a command a process group of its own and leaves its interrupts alone.
-pub(super) fn supervisor_line(run: &str, script: &str) -> Result<Vec<u8>, SessionError> {
+/// bash's job control gives a command a process group of its own and leaves its interrupts alone. In the run's control
+/// group, if it has one.
+pub(crate) fn supervisor_line(
+    run: &str,
+    group: Option<&ControlGroup>,
+    script: &str,
+) -> Result<Vec<u8>, SessionError> {
     let mut line = LINE_BREAK.as_bytes().to_vec();
+    if let Some(group) = group {
+        line.extend_from_slice(group.join().as_bytes());
+        line.extend_from_slice(b"; ");
+    }
     line.extend_from_slice(b"export TSUNAMI_RUN_ID=");
     line.extend(one_line(run.as_bytes())?);
     line.extend_from_slice(b"; _script=");
@@ -59,7 +70,7 @@ fn compact(script: &str) -> String {
 }
 
 /// Quotes bytes for `sh` so that they stay on one line.
-pub(super) fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
+pub(crate) fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
     if text.contains(&0) {
         return Err(SessionError::new(SessionErrorKind::Local, "no command can be given a zero byte"));
     }
@@ -68,7 +79,7 @@ pub(super) fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
 }
 
 /// One word for `sh`.
-pub(super) fn word(text: &OsStr) -> Result<Vec<u8>, SessionError> {
+pub(crate) fn word(text: &OsStr) -> Result<Vec<u8>, SessionError> {
     one_line(text.as_encoded_bytes())
 }
 
@@ -79,14 +90,14 @@ fn quote(text: &[u8]) -> Vec<u8> {
 
 /// Takes off a stream what comes before the sign.
 #[derive(Debug, Default)]
-pub(super) struct Preamble {
+pub(crate) struct Preamble {
     noise: Vec<u8>,
     over: bool,
 }
 
 impl Preamble {
     /// Returns what of these bytes comes after the sign.
-    pub(super) fn take<'a>(&mut self, bytes: &'a [u8]) -> io::Result<Cow<'a, [u8]>> {
+    pub(crate) fn take<'a>(&mut self, bytes: &'a [u8]) -> io::Result<Cow<'a, [u8]>> {
         if self.over {
             return Ok(Cow::Borrowed(bytes));
         }
@@ -109,19 +120,19 @@ impl Preamble {
     }
 
     /// Whether the sign was seen.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over
     }
 
     /// What came before the sign.
-    pub(super) fn noise(&self) -> &[u8] {
+    pub(crate) fn noise(&self) -> &[u8] {
         &self.noise
     }
 }
 
 /// Reads what comes after the sign.
 #[derive(Debug)]
-pub(super) struct AfterPreamble<R> {
+pub(crate) struct AfterPreamble<R> {
     inner: R,
     preamble: Preamble,
     /// What came along with the sign.
@@ -129,7 +140,7 @@ pub(super) struct AfterPreamble<R> {
 }
 
 impl<R: Read> AfterPreamble<R> {
-    pub(super) fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         Self { inner, preamble: Preamble::default(), rest: Vec::new() }
     }
 }
