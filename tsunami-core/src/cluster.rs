@@ -20,6 +20,7 @@ use crate::machine::{Machine, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
+use crate::trial::LogWatcher;
 
 /// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
 /// Observers get all of it.
@@ -177,6 +178,11 @@ impl Host {
         Self { inner: self.inner.clone(), stage: stage.into() }
     }
 
+    /// What is going on.
+    pub(crate) fn stage_name(&self) -> &str {
+        &self.stage
+    }
+
     /// `<group>-<index>`.
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -231,6 +237,7 @@ impl Host {
             timeout: None,
             cancel: None,
             despite_interruption: false,
+            watcher: None,
         }
     }
 
@@ -340,6 +347,8 @@ pub struct HostCommand {
     timeout: Option<Duration>,
     cancel: Option<CancellationToken>,
     despite_interruption: bool,
+    /// Who looks at its output, beside the observers.
+    watcher: Option<Arc<LogWatcher>>,
 }
 
 impl HostCommand {
@@ -394,8 +403,21 @@ impl HostCommand {
         self
     }
 
+    /// Lets its output be watched.
+    pub(crate) fn watched_by(mut self, watcher: Arc<LogWatcher>) -> Self {
+        self.watcher = Some(watcher);
+        self
+    }
+
+    /// Another command, which runs where and as this one does.
+    pub(crate) fn alike(&self, mut other: Command) -> Self {
+        other.env.extend(self.command.env.iter().cloned());
+        other.cwd.clone_from(&self.command.cwd);
+        Self { cancel: self.cancel.clone(), ..self.host.command(other) }
+    }
+
     /// What events and errors call it.
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         self.words.clone().unwrap_or_else(|| self.command.to_string())
     }
 
@@ -428,7 +450,8 @@ impl HostCommand {
         }
         let begun = Instant::now();
         let unobserved = self.unobserved;
-        let capture = Arc::new(Capture { host: self.host.clone(), unobserved, kept: Mutex::default() });
+        let (host, watcher) = (self.host.clone(), self.watcher.clone());
+        let capture = Arc::new(Capture { host, unobserved, watcher, kept: Mutex::default() });
         let result = self.execute(capture.clone()).await;
         let (exit, error) = match &result {
             Ok(exit) => (Some(*exit), None),
@@ -620,6 +643,7 @@ impl Output {
 struct Capture {
     host: Host,
     unobserved: bool,
+    watcher: Option<Arc<LogWatcher>>,
     kept: Mutex<Kept>,
 }
 
@@ -649,6 +673,9 @@ impl OutputSink for Capture {
         all.extend_from_slice(&bytes[..room]);
         kept.truncated |= room < bytes.len();
         drop(kept);
+        if let Some(watcher) = &self.watcher {
+            watcher.look(stream, bytes);
+        }
         if self.unobserved {
             return Ok(());
         }

@@ -262,7 +262,7 @@ impl std::error::Error for Failures {
 }
 
 /// Awaits all of them at once. The results come in the order of time.
-pub async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 

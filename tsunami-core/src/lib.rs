@@ -35,11 +35,10 @@ mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
+pub mod trial;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
-#[doc(hidden)]
-pub use error::in_time;
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{

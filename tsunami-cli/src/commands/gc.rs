@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
 
 use super::recorded_or_remains;
@@ -10,7 +11,6 @@ use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, REMAINS, Remedy};
 use crate::terminal::{one_line, print, say};
-use tsunami_core::results::json as to_json;
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);

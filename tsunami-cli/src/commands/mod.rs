@@ -14,14 +14,14 @@ mod up;
 
 use std::sync::Arc;
 
+use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::{Error as CoreError, RunDirectory, State, Tsunami};
 
 use crate::args::{Args, Command, FileArgs};
-use crate::compose::{Backend, aws};
+use crate::compose::{self, Backend, aws};
 use crate::error::Error;
 use crate::signals;
 use crate::terminal::say;
-use tsunami_core::experiment::Experiment;
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {
@@ -68,8 +68,10 @@ fn name_abandoned_runs() {
 
 /// Reads and checks an experiment file.
 fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
-    let experiment = Experiment::load(&args.file, &args.set, &|name| std::env::var_os(name))?;
+    let loader = args.set.iter().fold(Loader::new(), |loader, (name, value)| loader.set(name, value));
+    let mut experiment = loader.load(&args.file)?;
     aws::check_groups(&experiment)?;
+    compose::specify(&mut experiment)?;
     Ok(Arc::new(experiment))
 }
 

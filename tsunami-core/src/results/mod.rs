@@ -49,6 +49,12 @@ pub enum ResultsError {
     },
 }
 
+impl From<ResultsError> for crate::Error {
+    fn from(error: ResultsError) -> Self {
+        Self::other(error)
+    }
+}
+
 impl ResultsError {
     fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -165,8 +171,8 @@ impl Results {
         vec![self.report.clone(), self.events.clone(), self.logs.clone()]
     }
 
-    /// Writes `run.json`, once the run is over.
-    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<(), ResultsError> {
+    /// Writes `run.json`, once the run is over, and returns what of it comes from the events.
+    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
         let provider = match experiment.provider {
             ProviderKind::Local => "local",
             ProviderKind::Hosts => "hosts",
@@ -190,7 +196,7 @@ impl Results {
         let path = self.directory.join("run.json");
         let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(ResultsError::file("write", &path))?;
-        Ok(())
+        Ok(report.clone())
     }
 
     /// Why events or logs were not written to their end, if they weren't.
@@ -428,7 +434,7 @@ mod tests {
         let file = directory.path().join("x.toml");
         let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'boot.sh'\n";
         fs::write(&file, text).unwrap();
-        let experiment = Experiment::load(&file, &[], &|_| None).unwrap();
+        let experiment = Experiment::load(&file).unwrap();
         write_inputs(&experiment, &directory.path().join("inputs")).unwrap();
         let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
         assert_eq!(kept, "#!/bin/sh\n");
