@@ -263,7 +263,7 @@ fn shortened(line: &str) -> String {
 /// The exit status for what ended a run. Where several apply, the outermost is the one that counts most.
 fn status(error: &CoreError) -> u8 {
     match error {
-        CoreError::Remains { .. } => REMAINS,
+        CoreError::Remains { .. } | CoreError::NewerRecord { .. } => REMAINS,
         CoreError::Cancelled => INTERRUPTED,
         CoreError::Lost { .. }
         | CoreError::Interrupted { .. }

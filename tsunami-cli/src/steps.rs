@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Cluster, Command, Download, Error, Event, EventKind, Host, HostCommand, Observer, Origin, Process, Stream,
+    Cluster, Command, Download, Error, Event, Host, HostCommand, Observer, Origin, Process, Stream, UserEvent,
 };
 
 use crate::compose::{facts, render, with_env};
@@ -90,7 +90,7 @@ impl<'a> Trial<'a> {
     /// others measure from then on is worth nothing, and they may wait for it in vain.
     pub(crate) async fn run(&self) -> Result<(), Error> {
         let begun = Instant::now();
-        self.cluster.emit(EventKind::TrialStarted { trial: self.name.clone() });
+        self.cluster.emit(UserEvent::TrialStarted { trial: self.name.clone() });
         let mut background = Vec::new();
         let mut result = self.clean().await;
         if result.is_ok() {
@@ -110,7 +110,7 @@ impl<'a> Trial<'a> {
         let errors = [result, stopped, swept].into_iter().filter_map(Result::err).chain(interrupted);
         let result = gravest(errors.collect()).map_or(Ok(()), Err);
         let (ok, seconds) = (result.is_ok(), begun.elapsed().as_secs_f64());
-        self.cluster.emit(EventKind::TrialFinished { trial: self.name.clone(), ok, seconds: round(seconds) });
+        self.cluster.emit(UserEvent::TrialFinished { trial: self.name.clone(), ok, seconds: round(seconds) });
         result
     }
 
@@ -118,7 +118,7 @@ impl<'a> Trial<'a> {
         for step in &self.experiment.steps {
             let begun = Instant::now();
             let (trial, name) = (self.name.clone(), step.name.clone());
-            self.cluster.emit(EventKind::StepStarted { trial, step: name, machines: step.on.clone() });
+            self.cluster.emit(UserEvent::StepStarted { trial, step: name, machines: step.on.clone() });
             let parts = in_time(self.hosts(step)?.into_iter().map(|host| self.part(step, host))).await;
             let mut errors = Vec::new();
             for part in parts {
@@ -129,7 +129,7 @@ impl<'a> Trial<'a> {
             }
             let (trial, name) = (self.name.clone(), step.name.clone());
             let seconds = round(begun.elapsed().as_secs_f64());
-            self.cluster.emit(EventKind::StepFinished { trial, step: name, ok: errors.is_empty(), seconds });
+            self.cluster.emit(UserEvent::StepFinished { trial, step: name, ok: errors.is_empty(), seconds });
             if self.over.is_cancelled() {
                 return gravest(errors).map_or(Ok(()), Err);
             }
@@ -474,7 +474,7 @@ mod tests {
         let (seen, mut seeing) = oneshot::channel();
         let sign = Sign { text: b"ready".to_vec(), ends: Default::default(), seen: Some(seen) };
         signs.waiting.lock().unwrap().insert(("a".into(), "b".into()), sign);
-        let origin = Origin { machine: "a", stage: "b" };
+        let origin = Origin::new("a", "b");
         for piece in [b"not rea".as_slice(), b"dx", b"rea", b"dy"] {
             assert!(seeing.try_recv().is_err());
             signs.output(&origin, Stream::Stdout, piece).unwrap();

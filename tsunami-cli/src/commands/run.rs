@@ -2,12 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
     Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId,
-    State, Tsunami,
+    State, Tsunami, UserEvent,
 };
 
 use super::load;
@@ -137,17 +136,11 @@ impl Stage {
 
     /// Runs the steps on machines that are up already.
     async fn on(&self, directory: &RunDirectory) -> Result<(), CoreError> {
-        let running = self.tsunami.attach(directory, |_| true).await?;
-        let (cluster, record) = (running.cluster(), directory.record()?);
-        cluster.emit(EventKind::RunStarted {
-            run: record.run,
-            experiment: self.experiment.name.clone(),
-            deadline: record.deadline.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            groups: record.groups,
-        });
-        let usable = check_machines(&self.experiment, cluster.hosts());
+        let attached = self.tsunami.attach(directory, |_| true).await?;
+        let usable = check_machines(&self.experiment, attached.cluster().hosts());
         let steps = self.steps();
-        let ended = running
+        let ended = attached
+            .experiment(&self.experiment.name)
             .run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await)
             .await;
         self.elsewhere.look();
@@ -268,7 +261,7 @@ async fn again(cluster: &Cluster, results: &Results, error: CoreError) -> Result
     }
     let trial = FIRST_TRIAL.to_owned();
     results.set_aside(&trial)?;
-    cluster.emit(EventKind::TrialInterrupted { trial, machines });
+    cluster.emit(UserEvent::TrialInterrupted { trial, machines });
     Ok(repaired)
 }
 
