@@ -48,13 +48,14 @@ impl Provisioner {
         };
         match result.await {
             Ok(host) => {
-                self.run.events.emit(EventKind::Ready { machine: name });
+                let id = Some(pending.id);
+                self.run.events.emit(EventKind::Ready { machine: name, id });
                 Ok(TaskResult::Up { group: pending.group, host })
             }
             Err(error) => {
                 let said = ErrorChain(&error).to_string();
-                let stage = stage.to_owned();
-                self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
+                let (id, stage) = (Some(pending.id.clone()), stage.to_owned());
+                self.run.events.emit(EventKind::Failed { machine: name, id, stage, error: said });
                 match error {
                     Error::Interrupted { .. } => {
                         let PendingMachine { id, group, index, .. } = pending;
@@ -188,7 +189,8 @@ impl Run {
         })?;
         let session: Arc<dyn Session> = session.into();
         self.sessions().push(session.clone());
-        self.events.emit(EventKind::Connected { machine: machine.name() });
+        let id = Some(machine.id.clone());
+        self.events.emit(EventKind::Connected { machine: machine.name(), id });
         Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
     }
 }
