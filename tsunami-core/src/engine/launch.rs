@@ -431,6 +431,24 @@ impl Run {
         Ok(host)
     }
 
+    /// Connects to a machine that an earlier process left up, and has its provider see to it.
+    async fn readmitted(&self, machine: Machine, within: Duration) -> Result<Host, Error> {
+        let deadline = Instant::now() + within;
+        let host = self.connect(machine, deadline, within).await?;
+        let readmitting = self.provider.readmit(host.machine(), host.session());
+        let readmitted = tokio::time::timeout_at(deadline + ADMIT_GRACE, readmitting).await;
+        let unanswered = |_| {
+            let message = "what it keeps on the machine could not be seen to in time";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
+        };
+        readmitted.unwrap_or_else(unanswered).map_err(|source| Error::Unfit {
+            machine: host.name().to_owned(),
+            id: host.machine().id.clone(),
+            source,
+        })?;
+        Ok(host)
+    }
+
     /// Connects to a machine, until the deadline.
     async fn connect(&self, machine: Machine, deadline: Instant, within: Duration) -> Result<Host, Error> {
         let launched = deadline - within;
@@ -492,7 +510,7 @@ impl Run {
         for machine in machines.into_values() {
             let run = self.clone();
             let within = Duration::from_secs(30);
-            tasks.spawn(async move { run.connect(machine, Instant::now() + within, within).await });
+            tasks.spawn(async move { run.readmitted(machine, within).await });
         }
         let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
         while let Some(joined) = tasks.join_next().await {
