@@ -160,16 +160,30 @@ impl Run {
             Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message).help(longer))
         };
         let admitted = timeout_at(deadline + ADMIT_GRACE, admitting).await.unwrap_or_else(unanswered);
-        admitted.map_err(|source| Error::Unfit {
-            machine: host.name().to_owned(),
-            id: host.machine().id.clone(),
-            source,
-        })?;
+        admitted.map_err(unfit(&host))?;
+        Ok((host, liveness))
+    }
+
+    /// Connects to a machine that an earlier process left up, and has its provider see to it.
+    pub(super) async fn readmitted(
+        &self,
+        machine: Machine,
+        within: Duration,
+    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+        let deadline = Instant::now() + within;
+        let (host, liveness) = self.connect(machine, deadline, within).await?;
+        let readmitting = self.provider.readmit(host.machine(), host.session());
+        let unanswered = |_| {
+            let message = "what its provider keeps on the machine could not be renewed in time";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
+        };
+        let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
+        readmitted.map_err(unfit(&host))?;
         Ok((host, liveness))
     }
 
     /// Connects to a machine, until the deadline.
-    pub(super) async fn connect(
+    async fn connect(
         &self,
         machine: Machine,
         deadline: Instant,
@@ -193,4 +207,10 @@ impl Run {
         self.events.emit(EventKind::Connected { machine: machine.name(), id });
         Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
     }
+}
+
+/// The error of a machine that is not as its provider promised.
+fn unfit(host: &Host) -> impl FnOnce(ProviderError) -> Error {
+    let (machine, id) = (host.name().to_owned(), host.machine().id.clone());
+    move |source| Error::Unfit { machine, id, source }
 }
