@@ -40,7 +40,7 @@ pub fn plan(programs: &str, clients: u32) -> Plan {
 /// Starts the server, runs all clients at once, and returns what they measured.
 pub async fn measure(cluster: Cluster) -> Result<Vec<Measurement>, Error> {
     let server = cluster.host("server-0").ok_or("the plan has no server")?;
-    let listen = format!("bin/echo-server {} {PORT}", server.ip());
+    let listen = format!("bin/echo-server {} {PORT}", server.ip()?);
     let serving = server.stage("serve").command(Command::shell(listen)).start();
 
     let clients = cluster.group("client");
@@ -56,7 +56,7 @@ pub async fn measure(cluster: Cluster) -> Result<Vec<Measurement>, Error> {
 
 /// One client's part: wait for the server, then measure.
 async fn load(client: Host, server: Host) -> Result<Measurement, Error> {
-    let command = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server));
+    let command = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server)?);
     let until = Command::shell("until \"$@\"; do sleep 0.1; done").arg("sh").arg("-c").arg(&command);
     let output = client
         .stage("load")

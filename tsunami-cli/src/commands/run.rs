@@ -243,7 +243,7 @@ fn may_be_replaced(error: &CoreError, experiment: &Experiment) -> bool {
         |group: &Group| group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
     let lost = |error: &CoreError| matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. });
     let any_lost = match error {
-        CoreError::Several(Failures { first, others }) => lost(first) || others.iter().any(lost),
+        CoreError::Several(Failures { first, others, .. }) => lost(first) || others.iter().any(lost),
         error => lost(error),
     };
     any_lost && experiment.groups.iter().any(replaces)
