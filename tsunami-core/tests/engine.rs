@@ -102,7 +102,7 @@ async fn an_experiment_gets_its_machines_and_returns_its_result() {
             let server = cluster.host("server-0").ok_or("no server")?.clone();
             let mut results = Vec::new();
             for client in cluster.group("client") {
-                let output = client.run(format!("bench {}", client.ip_of(&server))).await?;
+                let output = client.run(format!("bench {}", client.ip_of(&server)?)).await?;
                 results.push(output.stdout().into_owned());
             }
             Ok(results)

@@ -92,7 +92,12 @@ impl Provisioner {
         self.run.events.emit(EventKind::Running {
             machine: name.to_owned(),
             id: machine.id.clone(),
-            address: machine.addresses.from_outside().unwrap_or_default().to_owned(),
+            address: machine
+                .addresses
+                .from_outside()
+                .or(machine.login.host.as_deref())
+                .unwrap_or_default()
+                .to_owned(),
             description: machine.description.clone(),
             price: machine.price,
         });
