@@ -170,6 +170,37 @@ fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     world.assert_clean();
 }
 
+#[test]
+fn a_run_that_an_earlier_version_recorded_is_taken_down_and_one_of_a_later_version_left_alone() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let up = || world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let (earlier, later) = (up(), up());
+    let directory = |run: &str| world.path("state/tsunami/runs").join(run);
+    let edit = |run: &str, edit: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let record = directory(run).join("record.json");
+        let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        edit(value.as_object_mut().unwrap());
+        fs::write(&record, serde_json::to_vec(&value).unwrap()).unwrap();
+    };
+    edit(&earlier, &|record| assert!(record.remove("schema").is_some()));
+    let known = fs::read(directory(&later).join("record.json")).unwrap();
+    edit(&later, &|record| drop(record.insert("schema".to_owned(), 1000.into())));
+
+    let before = listing(&directory(&later));
+    let why = [later.as_str(), "left alone", "later version"];
+    let ls = world.tsunami(["ls", "--json"]);
+    ls.assert_status(6).assert_says(&why);
+    assert!(ls.stdout.contains(&earlier) && !ls.stdout.contains(&later), "{}", ls.stdout);
+    world.tsunami(["down", &later]).assert_status(6).assert_says(&why);
+    let down = world.tsunami(["down", "--all"]);
+    down.assert_status(6).assert_says(&why).assert_says(&[&format!("{earlier}: everything is gone")]);
+    assert_eq!(listing(&directory(&later)), before, "nothing of it is touched");
+    fs::write(directory(&later).join("record.json"), known).unwrap();
+    world.tsunami(["down", &later]).assert_status(0);
+    world.assert_clean();
+}
+
 /// Another user who may write where runs are kept could name a program for ssh to run, or machines to end.
 #[test]
 fn runs_that_another_user_may_have_written_are_named_and_left_alone() {
