@@ -3,6 +3,7 @@
 use tsunami_core::ProviderErrorKind::{self, *};
 
 use crate::error::Failure;
+use crate::quotas::Quota;
 
 const EC2: &str = "https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html";
 const FLEET: &str = "https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateFleet.html";
@@ -177,6 +178,15 @@ const TABLE: &[Row] = &[
         &["NoCredentials"],
     ),
     row(
+        Unauthorized,
+        OURS,
+        Say(
+            "what AWS's command line knows works through `eval \"$(aws configure export-credentials --format env)\"`, with \
+             `--profile` before `--format` for another profile than the current one, and `profile` left out here",
+        ),
+        &["UnknownSignIn"],
+    ),
+    row(
         Unavailable,
         EC2,
         Nothing,
@@ -190,7 +200,7 @@ const TABLE: &[Row] = &[
         &["NoAnswer"],
     ),
     row(Other, OURS, WHO_ANSWERS, &["AnswerTooLong", "EndlessListing"]),
-    row(Other, OURS, Nothing, &["NotSent"]),
+    row(Other, OURS, Nothing, &["NotSent", "UnknownQuota"]),
     row(InvalidSpec, EC2, REMOVED, &["InvalidKeyPair.NotFound", "InvalidLaunchTemplateId.NotFound"]),
     row(InvalidSpec, EC2, REMOVED, &["InvalidLaunchTemplateName.NotFoundException"]),
     row(
@@ -351,53 +361,11 @@ fn spot_processors(failure: &Failure) -> String {
     quota(failure, true)
 }
 
-/// A family of types that share a quota: what it is called, and the codes for on-demand and spot.
-struct Family {
-    begins: &'static [&'static str],
-    name: &'static str,
-    on_demand: &'static str,
-    spot: Option<&'static str>,
-}
-
-const fn family(
-    begins: &'static [&'static str],
-    name: &'static str,
-    on_demand: &'static str,
-    spot: Option<&'static str>,
-) -> Family {
-    Family { begins, name, on_demand, spot }
-}
-
-const FAMILIES: &[Family] = &[
-    family(&["dl"], "DL", "L-6E869C2A", Some("L-85EED4F7")),
-    family(&["f"], "F", "L-74FC7D96", Some("L-88CF9481")),
-    family(&["g", "gr", "vt"], "G and VT", "L-DB2E81BA", Some("L-3819A6DF")),
-    family(&["hpc"], "HPC", "L-F7808C92", None),
-    family(&["inf"], "Inf", "L-1945791B", Some("L-B5D1601B")),
-    family(&["p"], "P", "L-417A185B", Some("L-7212CCBC")),
-    family(&["trn"], "Trn", "L-2C3B7624", Some("L-6B0D517C")),
-    family(&["u"], "High Memory", "L-43DA4232", None),
-    family(&["x"], "X", "L-7295265B", Some("L-E3A00192")),
-];
-const STANDARD: Family =
-    family(&[], "Standard (A, C, D, H, I, M, R, T, Z)", "L-1216C47A", Some("L-34B43A08"));
-
 /// The quota of virtual processors that a failure is about, and how to have more of it.
 fn quota(failure: &Failure, spot: bool) -> String {
-    let instance = failure.instance.as_deref().unwrap_or_default();
-    let letters: String = instance.chars().take_while(char::is_ascii_lowercase).collect();
-    let family =
-        FAMILIES.iter().find(|family| family.begins.contains(&letters.as_str())).unwrap_or(&STANDARD);
-    let (name, code) = match (spot, family.spot) {
-        (true, Some(code)) => (format!("All {} Spot Instance Requests", family.name), code),
-        _ => (format!("Running On-Demand {} instances", family.name), family.on_demand),
-    };
+    let quota = Quota::of(failure.instance.as_deref().unwrap_or_default(), spot);
     let region = &failure.region;
-    format!(
-        "the account's quota \"{name}\" in {region} is used up: ask for more with `aws service-quotas \
-         request-service-quota-increase --service-code ec2 --quota-code {code} --region {region} \
-         --desired-value N`, or ask for fewer or smaller machines"
-    )
+    format!("the account's quota \"{}\" in {region} is used up: {}", quota.name, quota.help(region))
 }
 
 #[cfg(test)]
@@ -501,15 +469,10 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_is_that_of_the_family() {
+    fn a_quota_that_is_used_up_is_that_of_the_family_and_the_market() {
         for (code, instance, name, quota) in [
-            ("VcpuLimitExceeded", "c7g.large", "On-Demand Standard", "L-1216C47A"),
-            ("VcpuLimitExceeded", "im4gn.large", "On-Demand Standard", "L-1216C47A"),
             ("VcpuLimitExceeded", "g5.xlarge", "On-Demand G and VT", "L-DB2E81BA"),
-            ("VcpuLimitExceeded", "u-6tb1.metal", "On-Demand High Memory", "L-43DA4232"),
             ("MaxSpotInstanceCountExceeded", "p4d.24xlarge", "All P Spot", "L-7212CCBC"),
-            ("MaxSpotInstanceCountExceeded", "inf2.xlarge", "All Inf Spot", "L-B5D1601B"),
-            ("MaxSpotInstanceCountExceeded", "t3.micro", "All Standard", "L-34B43A08"),
         ] {
             let failure = Failure { instance: Some(instance.to_owned()), ..failure(code, "…") };
             let help = help(&failure).unwrap();

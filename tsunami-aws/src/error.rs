@@ -54,7 +54,11 @@ impl Failure {
             SdkError::ConstructionFailure(_) => ("NotSent".to_owned(), root_cause(error), true),
             SdkError::TimeoutError(_) => ("NoAnswer".to_owned(), "no answer in time".to_owned(), false),
             SdkError::DispatchFailure(_) if is_about_credentials(error) => {
-                ("NoCredentials".to_owned(), in_users_words(root_cause(error)), true)
+                let cause = root_cause(error);
+                match unknown_way(&cause) {
+                    Some(way) => ("UnknownSignIn".to_owned(), way, true),
+                    None => ("NoCredentials".to_owned(), cause, true),
+                }
             }
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
@@ -174,17 +178,15 @@ fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
 }
 
-/// What the SDK was built without, as the user would say it.
-fn in_users_words(cause: String) -> String {
-    let Some((_, rest)) = cause.split_once("requires following cargo feature(s) enabled: ") else {
-        return cause;
-    };
+/// The way to sign in that the SDK was built without, as the user would say it.
+fn unknown_way(cause: &str) -> Option<String> {
+    let (_, rest) = cause.split_once("requires following cargo feature(s) enabled: ")?;
     let way = match rest.split(['.', ',', ' ']).next().unwrap_or_default() {
         "credentials-login" => "`aws login`",
         "credentials-process" => "`credential_process`",
         other => other,
     };
-    format!("the profile signs in by {way}, which tsunami does not know")
+    Some(format!("the profile signs in by {way}, which tsunami does not know"))
 }
 
 /// What went wrong on the way, in one line. That it was on the way is said already.
@@ -206,9 +208,9 @@ mod tests {
     fn a_way_to_sign_in_that_is_not_known_is_named_as_users_know_it() {
         let sdk =
             "failed to load: This behavior requires following cargo feature(s) enabled: credentials-login. x";
-        let said = in_users_words(sdk.to_owned());
+        let said = unknown_way(sdk).unwrap();
         assert!(said.contains("`aws login`") && !said.contains("cargo"), "{said}");
-        assert_eq!(in_users_words("a plain cause".to_owned()), "a plain cause");
+        assert_eq!(unknown_way("a plain cause"), None);
     }
 
     #[test]

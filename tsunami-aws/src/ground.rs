@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::operation::describe_subnets::builders::DescribeSubnetsFluentBuilder;
-use aws_sdk_ec2::types::{Filter, InstanceType, LocationType, Tenancy};
+use aws_sdk_ec2::types::{Filter, InstanceType, InstanceTypeInfo, LocationType, Tenancy};
 use aws_sdk_pricing::types::{Filter as PriceFilter, FilterType};
 use aws_smithy_types::DateTime;
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub(crate) struct Ground {
     pub(crate) unpriced: Option<String>,
     /// Every type in every zone that has it, the cheapest first.
     pub(crate) pools: Vec<Pool>,
+    /// The virtual processors of each type.
+    pub(crate) processors: BTreeMap<String, u32>,
     /// US dollars an hour, by type and zone.
     pub(crate) spot: BTreeMap<(String, String), f64>,
     /// US dollars an hour, by type.
@@ -68,7 +70,7 @@ impl Ground {
         region: &Region,
         pricing: &aws_sdk_pricing::Client,
     ) -> Result<Self, ProviderError> {
-        let (architecture, surplus) = architecture(spec, region).await?;
+        let Types { architecture, surplus, processors } = types(spec, region).await?;
         let (image, subnets, offered, spot, on_demand) = tokio::try_join!(
             image(spec, region, &architecture),
             subnets(spec, region),
@@ -126,7 +128,7 @@ impl Ground {
                 notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
             }
         }
-        Ok(Self { image, vpc, public, unpriced, pools, spot, on_demand, surplus, notes })
+        Ok(Self { image, vpc, public, unpriced, pools, processors, spot, on_demand, surplus, notes })
     }
 
     /// What an hour of a machine costs as it looks now, its disk and address included.
@@ -183,8 +185,16 @@ fn is_plain(disk: &Disk) -> bool {
     is_general_purpose(&disk.kind) && included
 }
 
-/// The architecture of the types, as images name it, and what bursting can cost.
-async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<(String, f64), ProviderError> {
+/// What the types of a spec have in common, and what each has.
+struct Types {
+    /// As images name it.
+    architecture: String,
+    /// What bursting can cost.
+    surplus: f64,
+    processors: BTreeMap<String, u32>,
+}
+
+async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, ProviderError> {
     let types = spec.instances.iter().map(|name| InstanceType::from(name.as_str()));
     let request = region.ec2.describe_instance_types().set_instance_types(Some(types.collect()));
     let answer = region.call("DescribeInstanceTypes", || request.clone().send()).await.map_err(|failure| {
@@ -215,12 +225,15 @@ async fn architecture(spec: &Ec2Spec, region: &Region) -> Result<(String, f64), 
     let mut architectures = by_architecture.into_iter();
     match (architectures.next(), architectures.next()) {
         (Some((architecture, _)), None) if architecture != "unknown" => {
-            let bursts = answer
-                .instance_types()
-                .iter()
-                .filter(|info| info.burstable_performance_supported() == Some(true));
-            let processors = bursts.filter_map(|info| info.v_cpu_info()?.default_v_cpus()).max().unwrap_or(0);
-            Ok((architecture, f64::from(processors) * SURPLUS))
+            let processors = |info: &InstanceTypeInfo| {
+                info.v_cpu_info()?.default_v_cpus().and_then(|count| u32::try_from(count).ok())
+            };
+            let all = answer.instance_types().iter();
+            let bursts = all.clone().filter(|info| info.burstable_performance_supported() == Some(true));
+            let surplus = f64::from(bursts.filter_map(processors).max().unwrap_or(0)) * SURPLUS;
+            let each =
+                all.filter_map(|info| Some((info.instance_type()?.as_str().to_owned(), processors(info)?)));
+            Ok(Types { architecture, surplus, processors: each.collect() })
         }
         (Some((a, of_a)), Some((b, of_b))) => Err(invalid(
             region,
@@ -641,6 +654,7 @@ mod tests {
             public: true,
             unpriced: None,
             pools: vec![pool],
+            processors: BTreeMap::new(),
             spot: BTreeMap::new(),
             on_demand: BTreeMap::from([("t4g.small".to_owned(), 0.02)]),
             surplus: 0.0,

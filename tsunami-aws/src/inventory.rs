@@ -15,7 +15,7 @@ use crate::region::Region;
 use crate::{tag, text};
 
 /// The most that one page holds.
-const PAGE: i32 = 1000;
+pub(crate) const PAGE: i32 = 1000;
 
 /// The filter for what belongs to one run, or to any.
 pub(crate) fn tagged(filter: &RunFilter) -> Filter {
@@ -329,8 +329,11 @@ async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<
             for request in found {
                 let busy = match request.state() {
                     Some(SpotInstanceState::Active) => Some("its instance has not ended yet".to_owned()),
-                    Some(SpotInstanceState::Open) | None => None,
-                    _ => continue,
+                    Some(
+                        SpotInstanceState::Cancelled | SpotInstanceState::Closed | SpotInstanceState::Failed,
+                    ) => continue,
+                    // Also one that is disabled, whose instance was stopped: it may launch another.
+                    _ => None,
                 };
                 let id = text(request.spot_instance_request_id());
                 add(request.tags(), Thing { busy, ..Thing::new(kind, id.clone(), id) });

@@ -36,12 +36,14 @@ mod journal;
 mod launch;
 mod limited;
 mod provider;
+mod quotas;
 mod region;
 mod spec;
 mod strays;
 mod tag;
 mod teardown;
 mod text;
+mod trust;
 mod user_data;
 
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};

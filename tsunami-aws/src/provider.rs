@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_ec2::types::{InstanceStateName, IpPermission, IpRange};
-use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::TlsContext;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 use futures_util::future::{join_all, try_join_all};
 use serde::{Deserialize, Serialize};
@@ -36,7 +38,7 @@ use crate::region::Region;
 use crate::spec::Ec2Spec;
 use crate::teardown::{self, Left, Stays};
 use crate::user_data::{DEADLINE_DIGITS, UserData};
-use crate::{address, inventory, tag, text};
+use crate::{address, inventory, quotas, tag, text, trust};
 
 /// The service that tells a caller its address, unless [`Ec2Options::address_service`] names another.
 pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
@@ -95,6 +97,8 @@ pub struct Ec2Provider {
     regions: Vec<Region>,
     pricing: aws_sdk_pricing::Client,
     address_service: String,
+    /// By which certificates that service is believed.
+    trust: TlsContext,
     address: OnceCell<String>,
     grounds: tokio::sync::Mutex<HashMap<String, Arc<Ground>>>,
     journals: Mutex<HashMap<RunId, Arc<Journal>>>,
@@ -112,7 +116,8 @@ impl Ec2Provider {
     /// Finds the credentials and whose they are. What launches leave behind for other processes is kept in
     /// `<root>/<run-id>/aws`: with the root of tsunami's records that is the run's own private directory.
     pub async fn connect(root: impl Into<PathBuf>, options: Ec2Options) -> Result<Self, ProviderError> {
-        Self::with_config(root, load(&options).await, options).await
+        let (config, trust) = load(&options).await?;
+        Self::trusting(root, config, options, trust).await
     }
 
     /// [`connect`](Self::connect) with a configuration of the program's own. It should neither repeat requests
@@ -121,6 +126,15 @@ impl Ec2Provider {
         root: impl Into<PathBuf>,
         config: SdkConfig,
         options: Ec2Options,
+    ) -> Result<Self, ProviderError> {
+        Self::trusting(root, config, options, TlsContext::default()).await
+    }
+
+    async fn trusting(
+        root: impl Into<PathBuf>,
+        config: SdkConfig,
+        options: Ec2Options,
+        trust: TlsContext,
     ) -> Result<Self, ProviderError> {
         let config = with_timeouts(config);
         let endpoint = endpoint(&config);
@@ -168,6 +182,7 @@ impl Ec2Provider {
                 aws_sdk_pricing::Client::from_conf(config.build())
             },
             address_service: options.address_service.unwrap_or_else(|| ADDRESS_SERVICE.to_owned()),
+            trust,
             address: OnceCell::new(),
             grounds: Default::default(),
             journals: Mutex::default(),
@@ -219,10 +234,7 @@ impl Ec2Provider {
     /// The address by which the world sees this computer, as a CIDR block.
     pub(crate) async fn own_address(&self) -> Result<String, ProviderError> {
         let discover = || async {
-            let client = aws_smithy_http_client::Builder::new()
-                .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-                .build_https();
-            address::discover(&client, &self.address_service).await
+            address::discover(&trust::direct_client(self.trust.clone()), &self.address_service).await
         };
         self.address.get_or_try_init(discover).await.cloned()
     }
@@ -300,16 +312,32 @@ impl Ec2Provider {
     }
 }
 
+/// The configuration, and by which certificates AWS is believed.
+async fn load(options: &Ec2Options) -> Result<(SdkConfig, TlsContext), ProviderError> {
+    let config = load_with(options, None).await;
+    match trust::named(&config).await? {
+        None => Ok((config, TlsContext::default())),
+        // Once more, since credentials may have to be asked for, too.
+        Some(trust) => Ok((load_with(options, Some(trust::client(trust.clone()))).await, trust)),
+    }
+}
+
 /// The configuration, as aws-config finds it. Repetitions and patience are ours.
-async fn load(options: &Ec2Options) -> SdkConfig {
+async fn load_with(options: &Ec2Options, client: Option<SharedHttpClient>) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts);
     if let Some(profile) = &options.profile {
         // Who names a profile means that one, whatever keys the environment holds.
-        let credentials = ProfileFileCredentialsProvider::builder().profile_name(profile).build();
-        loader = loader.profile_name(profile).credentials_provider(credentials);
+        let mut credentials = ProfileFileCredentialsProvider::builder().profile_name(profile);
+        if let Some(client) = &client {
+            credentials = credentials.configure(&ProviderConfig::default().with_http_client(client.clone()));
+        }
+        loader = loader.profile_name(profile).credentials_provider(credentials.build());
+    }
+    if let Some(client) = client {
+        loader = loader.http_client(client);
     }
     if let Some(region) = options.regions.first() {
         loader = loader.region(aws_config::Region::new(region.clone()));
@@ -401,6 +429,7 @@ impl Provider for Ec2Provider {
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
         notes.extend(region.clock.note());
         notes.extend(ground.notes.iter().cloned());
+        notes.extend(quotas::check(spec, region, &ground.processors, count.get()).await?);
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.own_address().await?));
         }
@@ -436,7 +465,7 @@ impl Provider for Ec2Provider {
 
     async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let status = Command::shell("tsunami-deadline status");
-        let armed = within(ADMISSION_TIMEOUT, remote(session, status)).await?;
+        let armed = within(ADMISSION_TIMEOUT, remote(machine, session, status)).await?;
         let clock = self.default_region().clock;
         let at = armed_at(&armed).map(|at| clock.ours(at));
         let fits = at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + TOLERANCE);
@@ -448,7 +477,7 @@ impl Provider for Ec2Provider {
         }
         self.open_ports(&machine.run).await?;
         if self.spec_of(machine).is_some_and(|spec| spec.wait_for_cloud_init) {
-            remote(session, Command::shell(WAIT_FOR_CLOUD_INIT)).await?;
+            remote(machine, session, Command::shell(WAIT_FOR_CLOUD_INIT)).await?;
         }
         Ok(())
     }
@@ -460,7 +489,7 @@ impl Provider for Ec2Provider {
         }
         // Isolated, so that no module in the home directory passes for one of Python's own.
         let listen = Command::program("python3").arg("-I").arg("-c").arg(NOTICE);
-        match remote(session, listen).await {
+        match remote(machine, session, listen).await {
             Ok(said) if is_notice(&said) => {
                 format!("EC2 takes the spot machine back, as the machine was told: {}", text::line(&said))
             }
@@ -520,7 +549,7 @@ impl Provider for Ec2Provider {
              if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
              $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
         );
-        within(ADMISSION_TIMEOUT, remote(session, Command::shell(line))).await.map(drop)
+        within(ADMISSION_TIMEOUT, remote(machine, session, Command::shell(line))).await.map(drop)
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
@@ -656,11 +685,19 @@ async fn within<T>(
 }
 
 /// Runs a command on a machine, which must succeed, and returns what it wrote.
-async fn remote(session: &Arc<dyn Session>, command: Command) -> Result<String, ProviderError> {
+async fn remote(
+    machine: &Machine,
+    session: &Arc<dyn Session>,
+    command: Command,
+) -> Result<String, ProviderError> {
     let failed = |message: String| ProviderError::new(ProviderErrorKind::Other, "first connection", message);
     let output = Arc::new(Said::default());
     let exit = session.exec(&command, output.clone(), &Default::default()).await;
-    let exit = exit.map_err(|error| failed("a command could not be run".to_owned()).source(error))?;
+    let exit = exit.map_err(|error| {
+        let user = machine.login.user.as_deref().unwrap_or("whoever logs in");
+        let help = format!("if the image takes no commands from {user}, name its own user: `user`");
+        failed("a command could not be run".to_owned()).source(error).help(help)
+    })?;
     let (stdout, stderr) = output.text();
     match exit {
         Exit::Status(0) => Ok(stdout),

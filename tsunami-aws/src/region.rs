@@ -16,6 +16,7 @@ use tsunami_core::ProviderErrorKind;
 use crate::clock::Clock;
 use crate::error::{Answer, Failure};
 use crate::limited::LimitedAnswers;
+use crate::quotas::Known;
 
 /// How often a request is made before its failure is passed on.
 const ATTEMPTS: u32 = 6;
@@ -48,6 +49,8 @@ pub(crate) struct Region {
     pub(crate) name: String,
     pub(crate) ec2: Client,
     pub(crate) ssm: aws_sdk_ssm::Client,
+    pub(crate) service_quotas: aws_sdk_servicequotas::Client,
+    pub(crate) quotas: tokio::sync::Mutex<Known>,
     /// How far the service's clock is from ours.
     pub(crate) clock: Clock,
     /// The default subnets, once they were looked up.
@@ -74,6 +77,12 @@ impl Region {
                     aws_sdk_ssm::config::Builder::from(&config).interceptor(LimitedAnswers::default());
                 aws_sdk_ssm::Client::from_conf(config.build())
             },
+            service_quotas: {
+                let config = aws_sdk_servicequotas::config::Builder::from(&config)
+                    .interceptor(LimitedAnswers::default());
+                aws_sdk_servicequotas::Client::from_conf(config.build())
+            },
+            quotas: Default::default(),
             clock,
             default_subnets: OnceCell::new(),
             told: Mutex::default(),

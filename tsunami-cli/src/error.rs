@@ -98,21 +98,26 @@ impl Error {
 
     /// Says all that there is to say.
     pub(crate) fn show(&self) {
-        terminal::show(&self.tell(terminal::message(), ""));
+        terminal::show(&self.tell(terminal::message(), "", &Remedy::Down));
     }
 
     /// The same of one of many.
     pub(crate) fn show_of(&self, who: &str) {
-        terminal::show(&self.tell(terminal::message(), &format!("{who}: ")));
+        terminal::show(&self.tell(terminal::message(), &format!("{who}: "), &Remedy::Down));
+    }
+
+    /// The same where the remedy is another than `tsunami down`.
+    pub(crate) fn show_with(&self, who: &str, remedy: &Remedy) {
+        terminal::show(&self.tell(terminal::message(), who, remedy));
     }
 
     /// All that there is to say, without colours.
-    pub(crate) fn text(&self) -> String {
-        self.tell(Message::new(false), "").to_string()
+    pub(crate) fn text(&self, remedy: &Remedy) -> String {
+        self.tell(Message::new(false), "", remedy).to_string()
     }
 
-    fn tell(&self, message: Message, who: &str) -> Message {
-        let mut told = Told { who, message, secrets: None };
+    fn tell(&self, message: Message, who: &str, remedy: &Remedy) -> Message {
+        let mut told = Told { who, message, remedy, secrets: None };
         let (error, logs) = match self {
             Self::Experiment(problems) => {
                 let colour = told.message.has_colour();
@@ -156,11 +161,34 @@ impl From<ResultsError> for Error {
     }
 }
 
+/// What removes what may remain.
+#[derive(Debug)]
+pub(crate) enum Remedy {
+    /// `tsunami down`.
+    Down,
+    /// Another `tsunami down`, after one that could not: what keeps it comes first.
+    DownAgain,
+    /// The same command again, for a run that is not recorded here, once what keeps it is mended.
+    Again(String),
+}
+
+impl Remedy {
+    fn text(&self, run: &RunId) -> String {
+        let again = |command: &str| format!("once what keeps it is mended or over, run `{command}` again");
+        match self {
+            Self::Down => format!("run `tsunami down {run}`"),
+            Self::DownAgain => again(&format!("tsunami down {run}")),
+            Self::Again(command) => again(command),
+        }
+    }
+}
+
 /// An error as it is being told.
 struct Told<'a> {
     /// What its first line begins with.
     who: &'a str,
     message: Message,
+    remedy: &'a Remedy,
     secrets: Option<&'a Secrets>,
 }
 
@@ -231,6 +259,12 @@ impl Told<'_> {
                 }
             }
             CoreError::Several(failures) => self.chain(&*failures.first),
+            // Its own words name `tsunami down`, which comes last here, or is not what helps.
+            CoreError::Remains { run, leftovers, .. } => {
+                let (count, s) = (leftovers.len(), if leftovers.len() == 1 { "" } else { "s" });
+                self.title(&format!("run {run}: {count} thing{s} may remain"));
+                self.sources(error);
+            }
             _ => self.chain(error),
         }
         if let CoreError::Plan { problems } = error {
@@ -256,7 +290,7 @@ impl Told<'_> {
             for leftover in leftovers {
                 self.entry(&[(Style::Plain, "  may remain: ")], &leftover.to_string());
             }
-            self.help(Some(&format!("run `tsunami down {run}`")));
+            self.help(Some(&self.remedy.text(run)));
         }
     }
 }
@@ -307,7 +341,7 @@ mod tests {
             }),
         ];
         for error in errors {
-            let text = error.text();
+            let text = error.text(&Remedy::Down);
             assert!(text.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)), "{text:?}");
             let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
             let mut sources = 0;
@@ -338,7 +372,7 @@ mod tests {
         let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
         let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
         assert_eq!(
-            Error::Core(all).text(),
+            Error::Core(all).text(&Remedy::Down),
             "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
              then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
         );

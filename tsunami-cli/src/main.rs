@@ -8,7 +8,6 @@ mod error;
 mod fuzz;
 mod reporter;
 mod signals;
-mod steps;
 mod terminal;
 
 use std::process::ExitCode;

@@ -3,22 +3,24 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Mender;
+use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
-use crate::event::{EventKind, Events, Origin, rounded};
-use crate::machine::{Machine, RunId};
+use crate::event::{EventKind, Events, Origin, UserEvent, rounded};
+use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
+use crate::trial::LogWatcher;
 
 /// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
 /// Observers get all of it.
@@ -41,12 +43,17 @@ struct ClusterInner {
     run: RunId,
     hosts: Vec<Host>,
     events: Events,
-    mender: Option<Mender>,
+    provisioner: Option<Provisioner>,
 }
 
 impl Cluster {
-    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events, mender: Option<Mender>) -> Self {
-        Self { inner: Arc::new(ClusterInner { run, hosts, events, mender }) }
+    pub(crate) fn new(
+        run: RunId,
+        hosts: Vec<Host>,
+        events: Events,
+        provisioner: Option<Provisioner>,
+    ) -> Self {
+        Self { inner: Arc::new(ClusterInner { run, hosts, events, provisioner }) }
     }
 
     /// Waits until a machine is interrupted, and returns its error. May be dropped at any await.
@@ -64,7 +71,7 @@ impl Cluster {
     /// # Ok(()) }
     /// ```
     pub async fn interrupted(&self) -> Error {
-        let waiting = self.hosts().iter().map(|host| Box::pin(host.inner.interrupted.cancelled()));
+        let waiting = self.hosts().iter().map(|host| Box::pin(host.interrupted()));
         let waiting: Vec<_> = waiting.collect();
         if !waiting.is_empty() {
             select_all(waiting).await;
@@ -83,8 +90,8 @@ impl Cluster {
     /// because this process did not launch it. May be dropped at any await; what was launched by then is torn
     /// down with the run.
     pub async fn repair(&self) -> Result<Cluster, Error> {
-        match &self.inner.mender {
-            Some(mender) => mender.repair(self).await,
+        match &self.inner.provisioner {
+            Some(provisioner) => provisioner.repair(self).await,
             None => match self.hosts().iter().find_map(Host::interruption) {
                 Some(error) => Err(error),
                 None => Ok(self.clone()),
@@ -113,8 +120,16 @@ impl Cluster {
     }
 
     /// Adds to the run's story. For layers above the engine that tell more of it, such as steps.
-    pub fn emit(&self, event: EventKind) {
-        self.inner.events.emit(event);
+    ///
+    /// ```
+    /// # use tsunami_core::{Cluster, UserEvent};
+    /// # fn example(cluster: &Cluster) {
+    /// let data = serde_json::json!({ "rows": 1_000_000 });
+    /// cluster.emit(UserEvent::Custom { name: "loaded".to_owned(), data });
+    /// # }
+    /// ```
+    pub fn emit(&self, event: UserEvent) {
+        self.inner.events.emit(event.into());
     }
 }
 
@@ -132,11 +147,15 @@ struct HostInner {
     events: Events,
     /// The run is ending.
     cancel: CancellationToken,
-    /// The provider says that the machine is gone.
-    gone: CancellationToken,
-    /// The provider says that it takes the machine back, and why.
-    interrupted: CancellationToken,
-    reason: OnceLock<String>,
+    liveness: watch::Receiver<Liveness>,
+}
+
+/// What is known of whether a machine stays. Whoever watches the machine tells it, and nobody else.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Liveness {
+    /// Why its provider takes it back, or took it. Files can still be fetched from it, for as long as it is there.
+    pub(crate) interrupted: Option<String>,
+    pub(crate) gone: bool,
 }
 
 impl fmt::Debug for Host {
@@ -149,22 +168,27 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
+    /// A machine with a session to it, and where to tell whether it stays.
     pub(crate) fn new(
         machine: Machine,
         session: Arc<dyn Session>,
         events: Events,
         cancel: CancellationToken,
-    ) -> Self {
-        let (gone, interrupted) = (CancellationToken::new(), CancellationToken::new());
-        let (name, reason) = (machine.name(), OnceLock::new());
-        let inner = HostInner { name, machine, session, events, cancel, gone, interrupted, reason };
-        Self { inner: Arc::new(inner), stage: "run".into() }
+    ) -> (Self, watch::Sender<Liveness>) {
+        let (sender, liveness) = watch::channel(Liveness::default());
+        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness };
+        (Self { inner: Arc::new(inner), stage: "run".into() }, sender)
     }
 
     /// The same machine in another stage. The stage names what is going on, in events, errors and logs:
     /// `setup` during set-up, `run` afterwards, unless this says otherwise.
     pub fn stage(&self, stage: &str) -> Self {
         Self { inner: self.inner.clone(), stage: stage.into() }
+    }
+
+    /// What is going on.
+    pub(crate) fn stage_name(&self) -> &str {
+        &self.stage
     }
 
     /// `<group>-<index>`.
@@ -221,6 +245,7 @@ impl Host {
             timeout: None,
             cancel: None,
             despite_interruption: false,
+            watcher: None,
         }
     }
 
@@ -232,6 +257,7 @@ impl Host {
         self.attempt(&action, self.inner.session.upload(from, to)).await?;
         self.inner.events.emit(EventKind::Uploaded {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             from: from.display().to_string(),
             to: to.to_owned(),
@@ -246,11 +272,17 @@ impl Host {
         let matches = self.attempt(&action, self.inner.session.download(download)).await?;
         self.inner.events.emit(EventKind::Collected {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             into: download.into.display().to_string(),
             files: matches.iter().sum(),
         });
         Ok(matches)
+    }
+
+    /// The machine's id, as events have it.
+    fn id(&self) -> Option<MachineId> {
+        Some(self.inner.machine.id.clone())
     }
 
     /// An error of the program's own, about this machine in its present stage.
@@ -267,30 +299,33 @@ impl Host {
         tokio::select! {
             biased;
             () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
-            () = self.inner.gone.cancelled() => Err(self.lost(action)),
+            () = self.gone() => Err(self.lost(action)),
             done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
         }
     }
 
-    /// Ends what runs on the machine, which is gone.
-    pub(crate) fn mark_gone(&self) {
-        self.inner.gone.cancel();
-    }
-
-    /// Ends what runs on the machine, which its provider takes back. Files can still be fetched from it.
-    pub(crate) fn mark_interrupted(&self, reason: &str) {
-        let _ = self.inner.reason.set(reason.to_owned());
-        self.inner.interrupted.cancel();
-    }
-
     /// Waits until the machine's provider says that it takes it back.
     pub(crate) async fn interrupted(&self) {
-        self.inner.interrupted.cancelled().await;
+        self.until(|liveness| liveness.interrupted.is_some()).await;
+    }
+
+    /// Waits until the machine's provider says that it is gone.
+    async fn gone(&self) {
+        self.until(|liveness| liveness.gone).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Liveness) -> bool) {
+        let mut liveness = self.inner.liveness.clone();
+        let watched = liveness.wait_for(|liveness| reached(liveness)).await.is_ok();
+        if !watched {
+            // Nobody watches the machine any more.
+            std::future::pending().await
+        }
     }
 
     /// The error of a machine that its provider takes back, or took, before its time.
     pub fn interruption(&self) -> Option<Error> {
-        self.inner.reason.get().map(|reason| Error::Interrupted {
+        self.inner.liveness.borrow().interrupted.as_ref().map(|reason| Error::Interrupted {
             machine: self.name().to_owned(),
             id: self.inner.machine.id.clone(),
             stage: self.stage.to_string(),
@@ -327,6 +362,8 @@ pub struct HostCommand {
     timeout: Option<Duration>,
     cancel: Option<CancellationToken>,
     despite_interruption: bool,
+    /// Who looks at its output, beside the observers.
+    watcher: Option<Arc<LogWatcher>>,
 }
 
 impl HostCommand {
@@ -381,8 +418,21 @@ impl HostCommand {
         self
     }
 
+    /// Lets its output be watched.
+    pub(crate) fn watched_by(mut self, watcher: Arc<LogWatcher>) -> Self {
+        self.watcher = Some(watcher);
+        self
+    }
+
+    /// Another command, which runs where and as this one does.
+    pub(crate) fn alike(&self, mut other: Command) -> Self {
+        other.env.extend(self.command.env.iter().cloned());
+        other.cwd.clone_from(&self.command.cwd);
+        Self { cancel: self.cancel.clone(), ..self.host.command(other) }
+    }
+
     /// What events and errors call it.
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         self.words.clone().unwrap_or_else(|| self.command.to_string())
     }
 
@@ -405,28 +455,31 @@ impl HostCommand {
 
     /// Runs it to its end, whatever that is, and returns what it wrote.
     pub async fn output(self) -> Result<Output, Error> {
-        let (name, stage) = (self.host.name().to_owned(), self.host.stage.to_string());
-        let inner = &self.host.inner;
-        let line = self.line();
-        let started =
-            EventKind::CommandStarted { machine: name.clone(), stage: stage.clone(), command: line.clone() };
-        if !self.unobserved {
-            inner.events.emit(started);
+        let events = &self.host.inner.events;
+        let command_id = (!self.unobserved).then(|| events.next_command());
+        let (machine, id) = (self.host.name().to_owned(), self.host.id());
+        let (stage, command) = (self.host.stage.to_string(), self.line());
+        if let Some(command_id) = command_id {
+            let (machine, id) = (machine.clone(), id.clone());
+            let (stage, command) = (stage.clone(), command.clone());
+            events.emit(EventKind::CommandStarted { machine, id, stage, command_id, command });
         }
         let begun = Instant::now();
-        let unobserved = self.unobserved;
-        let capture = Arc::new(Capture { host: self.host.clone(), unobserved, kept: Mutex::default() });
+        let (host, watcher) = (self.host.clone(), self.watcher.clone());
+        let capture = Arc::new(Capture { host, command_id, watcher, kept: Mutex::default() });
         let result = self.execute(capture.clone()).await;
-        let (exit, error) = match &result {
-            Ok(exit) => (Some(*exit), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let seconds = rounded(begun.elapsed());
-        if !unobserved {
-            inner.events.emit(EventKind::CommandFinished {
-                machine: name,
+        if let Some(command_id) = command_id {
+            let (exit, error) = match &result {
+                Ok(exit) => (Some(*exit), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            let seconds = rounded(begun.elapsed());
+            events.emit(EventKind::CommandFinished {
+                machine,
+                id,
                 stage,
-                command: line,
+                command_id,
+                command,
                 exit,
                 error,
                 seconds,
@@ -453,10 +506,10 @@ impl HostCommand {
         let ended = tokio::select! {
             biased;
             result = &mut running => Some(result),
-            () = inner.interrupted.cancelled(), if !self.despite_interruption => {
+            () = self.host.interrupted(), if !self.despite_interruption => {
                 return Err(self.host.lost(&self.line()));
             }
-            () = inner.gone.cancelled() => return Err(self.host.lost(&self.line())),
+            () = self.host.gone() => return Err(self.host.lost(&self.line())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;
                 None
@@ -606,7 +659,9 @@ impl Output {
 /// Hands output on to the observers and keeps as much of it as [`Output`] promises.
 struct Capture {
     host: Host,
-    unobserved: bool,
+    /// `None` where nobody is told of the command.
+    command_id: Option<u64>,
+    watcher: Option<Arc<LogWatcher>>,
     kept: Mutex<Kept>,
 }
 
@@ -636,10 +691,12 @@ impl OutputSink for Capture {
         all.extend_from_slice(&bytes[..room]);
         kept.truncated |= room < bytes.len();
         drop(kept);
-        if self.unobserved {
-            return Ok(());
+        if let Some(watcher) = &self.watcher {
+            watcher.look(stream, bytes);
         }
-        let origin = Origin { machine: self.host.name(), stage: &self.host.stage };
+        let Some(command_id) = self.command_id else { return Ok(()) };
+        let id = Some(&self.host.inner.machine.id);
+        let origin = Origin::new(self.host.name(), &self.host.stage).command(id, command_id);
         self.host.inner.events.output(&origin, stream, bytes)
     }
 }

@@ -25,6 +25,15 @@ DEFAULTS = {
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
     "default_vpc": {}, "default_subnets": True, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
+    # The accounts of callers, by their access keys, where they are not in this one.
+    "callers": {},
+    # What machines do while they are young, in seconds: until sshd listens, until it knows the login key, and for how
+    # long it shows the image's own host key first.
+    "boot_delay": 0.0, "key_delay": 0.0, "other_host_key": 0.0,
+    # What machines say in place of entering whoever logs in, as some images do that know another user.
+    "login_words": "",
+    # Why instances end while they are pending: a code of EC2's and its words.
+    "start_error": [],
     # Instances that EC2 fails to end, and all that are named beside them, by a fault of its own.
     "unendable": [],
     # An endpoint that is not EC2: it knows no filters, and says of instances whatever is given here.
@@ -89,6 +98,17 @@ class Account:
             self.regions[name] = Region(name, self.backends[name])
             self._settle_vpc(self.regions[name])
         return self.regions[name]
+
+    def caller(self, call):
+        """Who asks, in which account."""
+        account = self.config["callers"].get(call.access_key)
+        if account is None:
+            return self.moto(call)
+        arn = f"arn:aws:iam::{account}:user/elsewhere"
+        text = (f'<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>'
+                f"<Arn>{arn}</Arn><UserId>AIDA</UserId><Account>{account}</Account></GetCallerIdentityResult>"
+                "</GetCallerIdentityResponse>")
+        return Reply(200, {"Content-Type": "text/xml"}, text.encode())
 
     def configure(self, changes):
         with self.lock:

@@ -57,7 +57,8 @@ _LARGE = {
     "t3": 0.0832, "t4g": 0.0672, "c5": 0.085, "c6i": 0.085, "c6g": 0.068, "c7g": 0.0725, "c7i": 0.08925,
     "m5": 0.096, "m6i": 0.096, "m6g": 0.077, "m7g": 0.0816, "m7i": 0.1008, "r6i": 0.126,
 }
-_SIZES = {"micro": 1 / 8, "small": 1 / 4, "medium": 1 / 2, "large": 1, "xlarge": 2, "2xlarge": 4, "4xlarge": 8}
+_SIZES = {"nano": 1 / 16, "micro": 1 / 8, "small": 1 / 4, "medium": 1 / 2, "large": 1, "xlarge": 2, "2xlarge": 4,
+          "4xlarge": 8}
 _OTHERS = {
     "g4dn.xlarge": 0.526, "g4dn.2xlarge": 0.752, "g5.xlarge": 1.006, "g5.2xlarge": 1.212, "p4d.24xlarge": 21.9576,
 }
@@ -96,6 +97,12 @@ class Catalog:
     def types(self):
         from moto.ec2.models.instance_types import INSTANCE_TYPES
         return INSTANCE_TYPES
+
+    def processors(self, kind):
+        """A type's processors, as instances show them."""
+        facts = self.types()[kind]["VCpuInfo"]
+        threads = facts.get("DefaultThreadsPerCore") or 1
+        return {"CoreCount": facts["DefaultVCpus"] // threads, "ThreadsPerCore": threads}
 
     def architecture(self, kind):
         return self.types()[kind]["ProcessorInfo"]["SupportedArchitectures"]

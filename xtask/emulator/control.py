@@ -10,6 +10,7 @@ POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...
 POST /_sim/policy                      what the caller may do, as IAM takes it; {} lets them do everything
 POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
                                        back; without "outside", only the machine itself is told before
+POST /_sim/spot_request                {"instance", "state", "code"}: what a spot request says of itself
 POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
@@ -23,6 +24,7 @@ import json
 import time
 from urllib.parse import parse_qs
 
+from instances import UNDER_WAY
 from protocol import ApiError
 
 RUN = "tsunami:run"
@@ -84,6 +86,10 @@ class Control:
     def post_interrupt(self, given):
         self.instances.interrupt(given["instance"], float(given.get("notice", 120)), given.get("outside", True))
 
+    def post_spot_request(self, given):
+        with self.account.lock:
+            self.instances.find(given["instance"]).life.spot.becomes(given["state"], given["code"])
+
     def post_protect(self, given):
         with self.account.lock:
             self.instances.find(given["instance"]).disable_api_termination = given.get("on", True)
@@ -141,7 +147,7 @@ class Control:
                 for template in backend.launch_templates.values():
                     add("launch_templates", template.id, name=template.name)
                 for request in region.spot_requests.values():
-                    if request.state in ("open", "active"):
+                    if request.state in UNDER_WAY:
                         add("spot_requests", request.id, state=request.state)
         return found
 

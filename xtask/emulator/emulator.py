@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import machines as machinery  # noqa: E402
 import metadata  # noqa: E402
 import policy  # noqa: E402
+import tls  # noqa: E402
 
 # moto would launch by these past all that is emulated here.
 REFUSED = ("RequestSpotInstances", "RequestSpotFleet")
@@ -79,6 +80,7 @@ class Emulator:
             ("ec2", "CreateLaunchTemplate"): once(self.account.moto),
             ("ec2", "CreateTags"): resources.change_tags,
             ("ec2", "DeleteTags"): resources.change_tags,
+            ("sts", "GetCallerIdentity"): self.account.caller,
             ("ssm", "GetParameter"): catalog.get_parameter,
             ("ssm", "GetParameters"): catalog.get_parameters,
             ("pricing", "GetProducts"): catalog.get_products,
@@ -256,6 +258,7 @@ def main():
     parser.add_argument("--directory", type=Path, required=True, help="where machines live")
     parser.add_argument("--ssh-port", type=int, default=22, help="of the machines")
     parser.add_argument("--no-machines", action="store_true", help="instances are records only")
+    parser.add_argument("--tls", action="store_true", help="listen with TLS too; DIRECTORY.pem has the certificate")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     options = parser.parse_args()
 
@@ -275,6 +278,11 @@ def main():
     machines.metadata = f"http://127.0.0.1:{server.server_port}{metadata.PATH.rstrip('/')}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
+    if options.tls:
+        secure = Server(("127.0.0.1", 0), Handler)
+        secure.socket = tls.listening(secure.socket, directory.with_suffix(".pem"))
+        threading.Thread(target=secure.serve_forever, daemon=True).start()
+        print(f"listening on https://127.0.0.1:{secure.server_port}", flush=True)
     # A wait without end would not be interrupted by signals everywhere.
     while not ending.wait(3600):
         pass

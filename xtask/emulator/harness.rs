@@ -14,6 +14,8 @@ use tempfile::TempDir;
 pub(crate) struct Emulator {
     process: Child,
     address: String,
+    /// Where it listens with TLS, if it does.
+    secure: Option<String>,
     _directory: TempDir,
 }
 
@@ -39,6 +41,11 @@ impl Emulator {
         Self::start_with(&["--no-machines"])
     }
 
+    /// One that also listens with TLS, by a certificate of its own.
+    pub(crate) fn with_tls() -> Self {
+        Self::start_with(&["--no-machines", "--tls"])
+    }
+
     fn start_with(options: &[&str]) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python = root.join("target/emulator/bin/python");
@@ -53,10 +60,24 @@ impl Emulator {
         ]);
         command.arg(directory.path().join("machines")).args(options);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").expect("the emulator's address");
-        Self { address: address.to_owned(), process, _directory: directory }
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut address = |scheme: &str| {
+            let line = lines.next().expect("the emulator's address").unwrap();
+            line.strip_prefix("listening on ").and_then(|url| url.strip_prefix(scheme)).unwrap().to_owned()
+        };
+        let plain = address("http://");
+        let secure = options.contains(&"--tls").then(|| address("https://"));
+        Self { address: plain, secure, process, _directory: directory }
+    }
+
+    /// Where AWS's tools may talk to it with TLS.
+    pub(crate) fn secure_endpoint(&self) -> String {
+        format!("https://{}", self.secure.as_deref().expect("it listens with TLS"))
+    }
+
+    /// The certificate by which it is known there.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self._directory.path().join("machines.pem")
     }
 
     /// What AWS's tools are to talk to.

@@ -13,6 +13,9 @@ STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "s
 # The families of the older hypervisor, which refuse options of TerminateInstances.
 XEN = {"t1", "t2", "m1", "m2", "m3", "m4", "c1", "c3", "c4", "r3", "r4", "i2", "i3", "d2", "g3", "p2", "p3", "x1", "x1e"}
 
+# The states of a spot request that is not over. "disabled" has an instance that was stopped.
+UNDER_WAY = ("open", "active", "disabled")
+
 BY_USER = ("Client.UserInitiatedShutdown", "User initiated shutdown")
 FROM_INSIDE = ("Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
 BY_SPOT = ("Server.SpotInstanceTermination", "Spot instance termination")
@@ -71,6 +74,9 @@ class Instances:
     def _run(self, instance):
         if instance.state != "pending":
             return
+        if error := self.account.config["start_error"]:
+            self.terminate(instance, error)
+            return
         self._state(instance, "running")
         delay = float(self.account.config["address_delay"])
         if delay:
@@ -88,7 +94,8 @@ class Instances:
         if self.account.config["machines"]:
             key = self.account.region(instance.life.region).backend.key_pairs.get(instance.key_name)
             self.machines.boot(instance.id, instance.life.user_data, key.public_key if key else "",
-                               [address for address in (nic.public_ip, nic.private_ip_address) if address])
+                               [address for address in (nic.public_ip, nic.private_ip_address) if address],
+                               self.account.config)
 
     def terminate(self, instance, reason, code="instance-terminated-by-user"):
         """The beginning of the end; the rest follows by itself. Gives the state that was."""
@@ -277,6 +284,7 @@ class Instances:
             "RootDeviceType": "ebs", "VirtualizationType": "hvm", "PlatformDetails": "Linux/UNIX",
             "Tags": tag_list(region.backend.tags.get(one.id, {})), "PublicDnsName": "", "PrivateDnsName": "",
             "BlockDeviceMappings": [], "NetworkInterfaces": [], "SecurityGroups": [],
+            "CpuOptions": self.account.catalog.processors(one.instance_type),
             "MetadataOptions": _metadata(one.metadata_options), "SourceDestCheck": True,
         }
         if one.state_reason.code:
@@ -445,7 +453,7 @@ class Instances:
         requests = [self._spot_request(region.spot_requests, identity)
                     for identity in call.params.get("SpotInstanceRequestIds", [])]
         for one in requests:
-            if one.state in ("open", "active"):
+            if one.state in UNDER_WAY:
                 one.becomes("cancelled", "request-canceled-and-instance-running")
         return {"CancelledSpotInstanceRequests": [
             {"SpotInstanceRequestId": one.id, "State": one.state} for one in requests]}

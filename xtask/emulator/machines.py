@@ -84,6 +84,8 @@ class Machine:
         self.id, self.directory = identity, directory
         self.hook, self.public_key, self.addresses = boothook(user_data), public_key, addresses
         self.status, self.ended, self.boots = "booting", False, 0
+        # How it behaves while it is young, and to whoever logs in: settings of the account's.
+        self.manners = {"boot_delay": 0.0, "key_delay": 0.0, "other_host_key": 0.0, "login_words": ""}
         self.sshd = None
 
 
@@ -113,8 +115,9 @@ class Machines:
 
     # What others ask for.
 
-    def boot(self, identity, user_data, public_key, addresses):
+    def boot(self, identity, user_data, public_key, addresses, manners):
         machine = Machine(identity, self.directory / identity, user_data, public_key, addresses)
+        machine.manners = {name: manners[name] for name in machine.manners}
         if machine.hook is None:
             return
         with self.lock:
@@ -181,9 +184,9 @@ class Machines:
             if not (place / "stubs").exists():
                 (place / "stubs").symlink_to(self.stubs)
             _write(place / HOOK, machine.hook, 0o700)
-            _write(place / "authorized_keys", machine.public_key.strip() + "\n")
+            _write(place / "authorized_keys", "" if machine.manners["key_delay"] else machine.public_key.strip() + "\n")
             _write(place / "enter", self._enter(machine))
-            _write(place / "sshd_config", self._sshd_config(machine))
+            _write(place / "sshd_config", self._sshd_config(machine, place / "root" / HOST_KEY))
         machine.boots += 1
         shebang = machine.hook.split(b"\n", 1)[0]
         interpreter = shebang[2:].decode().split() if shebang.startswith(b"#!") else ["sh"]
@@ -200,10 +203,30 @@ class Machines:
         elif not (place / "root" / HOST_KEY).exists():
             machine.status = "no host key"
         else:
-            self._listen(machine)
+            self._grow_up(machine)
 
-    def _listen(self, machine):
-        config, log = machine.directory / "sshd_config", machine.directory / "sshd.log"
+    def _grow_up(self, machine):
+        """Becomes what a machine is that has been there for a while, in the order of a real one's."""
+        place, manners = machine.directory, machine.manners
+        time.sleep(manners["boot_delay"])
+        if manners["other_host_key"] and not machine.ended:
+            other = place / "image_host_key"
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
+            _write(place / "sshd_config.first", self._sshd_config(machine, other))
+            self._listen(machine, "sshd_config.first")
+            time.sleep(manners["other_host_key"])
+            if machine.sshd and not machine.ended:
+                machine.sshd.kill()
+                machine.sshd.wait()
+                (place / "sshd.log").unlink(missing_ok=True)
+        self._listen(machine, "sshd_config")
+        if manners["key_delay"]:
+            time.sleep(manners["key_delay"])
+            if not machine.ended:
+                _write(place / "authorized_keys", machine.public_key.strip() + "\n")
+
+    def _listen(self, machine, config):
+        config, log = machine.directory / config, machine.directory / "sshd.log"
         machine.sshd = self._spawn(
             machine, [_sshd(), "-D", "-e", "-f", str(config)], "sshd.log", {**os.environ, MARK: machine.id})
         if machine.sshd is None:
@@ -291,6 +314,9 @@ class Machines:
     # What a machine consists of.
 
     def _enter(self, machine):
+        if words := machine.manners["login_words"]:
+            # What cloud-init's `disable_root_opts` has such logins do.
+            return f"#!/bin/sh\necho {shlex.quote(words)}; echo; sleep 10; exit 142\n"
         place = shlex.quote(str(machine.directory))
         return (
             "#!/bin/sh\n"
@@ -302,11 +328,11 @@ class Machines:
             'if [ -z "$SSH_ORIGINAL_COMMAND" ]; then exec "${SHELL:-/bin/sh}"; fi\n'
             'exec "${SHELL:-/bin/sh}" -c "$SSH_ORIGINAL_COMMAND"\n')
 
-    def _sshd_config(self, machine):
+    def _sshd_config(self, machine, host_key):
         place = machine.directory
         lines = [f"ListenAddress {address}:{self.port}" for address in machine.addresses]
         lines += [
-            f'HostKey "{place}/root/{HOST_KEY}"', f'AuthorizedKeysFile "{place}/authorized_keys"',
+            f'HostKey "{host_key}"', f'AuthorizedKeysFile "{place}/authorized_keys"',
             f"AllowUsers {self.user}", f"ForceCommand /bin/sh {shlex.quote(str(place / 'enter'))}",
             "PermitRootLogin prohibit-password", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
             f"UsePAM {'yes' if self._locked() else 'no'}", "StrictModes no", "PidFile none", "MaxStartups 100",

@@ -96,6 +96,12 @@ class Call:
         return {key: value for key, value in self.form.items() if key not in ("Action", "Version")}
 
 
+    @property
+    def access_key(self):
+        """Whose request it is, as the signature names them."""
+        return self.headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
+
+
 def _scope(authorization):
     """Service and region, as the signature names them."""
     scope = authorization.partition("Credential=")[2].partition(",")[0].split("/")

@@ -177,6 +177,39 @@ async fn a_type_that_is_refused_leaves_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_but_others_can_mend_is_told_with_whose_it_is() {
+    let user = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/u is not authorized to \
+                perform: ec2:RunInstances on resource: x with an explicit deny in a service control policy";
+    let encoded =
+        "You are not authorized to perform this operation. Encoded authorization failure message: AbC";
+    let product = "In order to use this AWS Marketplace product you need to accept terms and subscribe. To do so \
+                   please visit https://aws.amazon.com/marketplace/pp?sku=abc";
+    for (code, message, help) in [
+        ("UnauthorizedOperation", user, "is denied explicitly, in the service control policy"),
+        ("UnauthorizedOperation", encoded, "decode-authorization-message"),
+        (
+            "OptInRequired",
+            product,
+            "has to subscribe to it first: https://aws.amazon.com/marketplace/pp?sku=abc",
+        ),
+    ] {
+        let world = World::new();
+        // There is no spot, and on-demand is refused, pool by pool or as a whole.
+        world.emulator.post("capacity", &json!([{"market": "spot", "free": 0}]));
+        let on_demand = json!({"TargetCapacitySpecification.DefaultTargetCapacityType": "on-demand"});
+        world.emulator.fault(
+            json!({"action": "CreateFleet", "kind": "error", "code": code, "message": message, "where": on_demand}),
+        );
+        let (provider, run) = (world.provider().await, run_id(1));
+        let error = provider.launch(&request(&run, 2, spec())).await.unwrap_err();
+        let told = error.help.unwrap_or_default();
+        assert!(told.contains(help) && !told.contains("README"), "{code}: {told}");
+        terminate(&provider, &run).await;
+        world.emulator.assert_empty();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_market_that_fails_inside_ec2_is_given_up_for_the_next() {
     // With and without an effect behind the failure.
     for kind in ["error", "fails_after"] {

@@ -243,3 +243,62 @@ async fn a_used_up_quota_is_named_with_the_command_that_raises_it() {
     terminate(&provider, &run).await;
     world.emulator.assert_empty();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_without_room_is_said_before_anything_is_launched() {
+    let world = World::new();
+    let quota =
+        |value: u32| world.emulator.configure(json!({"quotas": {"L-1216C47A": value, "L-34B43A08": 4}}));
+    let quote = async |count: u32, spec: Ec2Spec| {
+        let provider = world.provider().await;
+        provider.quote(&MachineSpec::new(spec), count.try_into().unwrap()).await
+    };
+    // Two of two virtual processors each.
+    quota(4);
+    let told = |quote: tsunami_core::Quote| quote.notes.into_iter().filter(|note| note.contains("quota"));
+    assert_eq!(told(quote(2, spec()).await.unwrap()).collect::<Vec<_>>(), [""; 0]);
+    let error = quote(3, spec()).await.unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::Quota, "{error}");
+    says(
+        &error,
+        &[
+            "spot: the quota \"All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests\" has 4 virtual",
+            "3 of c7g.large take 6",
+            "on-demand: the quota \"Running On-Demand Standard",
+            "--quota-code L-34B43A08 --region eu-west-1",
+        ],
+    );
+    // Another market has room.
+    quota(100);
+    let notes: Vec<String> = told(quote(3, spec()).await.unwrap()).collect();
+    assert!(notes.len() == 1 && notes[0].starts_with("spot: the quota"), "{notes:?}");
+    // What runs already counts, and what has ended does not.
+    let (provider, run) = (world.provider().await, run_id(1));
+    provider.launch(&request(&run, 1, Ec2Spec { markets: vec![Market::Spot], ..spec() })).await.unwrap();
+    let spot = Ec2Spec { markets: vec![Market::Spot], ..spec() };
+    let error = quote(2, spot.clone()).await.unwrap_err();
+    says(&error, &["has 2 virtual processors left, and 2 of c7g.large take 4"]);
+    terminate(&provider, &run).await;
+    quote(2, spot).await.unwrap();
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_that_cannot_be_looked_at_are_said_to_be_unchecked() {
+    let world = World::new();
+    world.emulator.configure(json!({"quotas": {"L-1216C47A": 0, "L-34B43A08": 0}}));
+    world.emulator.post("permissions", &json!({"deny": ["servicequotas:GetServiceQuota"]}));
+    let quote = async || {
+        let provider = world.provider().await;
+        let quote = provider.quote(&MachineSpec::new(spec()), 2.try_into().unwrap()).await.unwrap();
+        quote.notes.into_iter().find(|note| note.contains("quotas")).unwrap_or_default()
+    };
+    let note = quote().await;
+    assert!(note.contains("are not checked") && note.contains("servicequotas:GetServiceQuota"), "{note}");
+    world.emulator.post("permissions", &json!({"deny": []}));
+    world.emulator.fault(json!({"service": "servicequotas", "kind": "drop_before"}));
+    let begun = std::time::Instant::now();
+    let note = quote().await;
+    assert!(note.contains("are not checked"), "{note}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}

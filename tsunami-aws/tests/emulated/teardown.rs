@@ -68,6 +68,25 @@ async fn fleets_are_deleted_with_and_without_machines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spot_request_that_is_disabled_is_still_there_and_is_cancelled() {
+    let world = World::new();
+    let (provider, run, ids) = up(&world, 2, spec()).await;
+    for id in &ids {
+        let disabled = json!({"instance": id, "state": "disabled", "code": "instance-stopped-by-user"});
+        world.emulator.post("spot_request", &disabled);
+    }
+    // Their end does not end such requests, and who may not cancel them is told of each.
+    deny(&world, &["ec2:CancelSpotInstanceRequests"]);
+    let left = stuck(&provider, &run).await;
+    assert_eq!(left.iter().filter(|left| left.what.starts_with("spot request sir-")).count(), 2, "{left:?}");
+    says(&left, "spot request sir-", &["ec2:CancelSpotInstanceRequests"]);
+    assert_eq!(provider.survey().await.runs.len(), 1);
+    deny(&world, &[]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_protected_machine_keeps_no_other_and_its_protection_is_lifted() {
     let world = World::new();
     let (provider, run, ids) = up(&world, 3, spec()).await;

@@ -13,7 +13,7 @@ use tsunami_ssh::SshOptions;
 
 use super::recorded_or_remains;
 use crate::compose::{Backend, aws};
-use crate::error::{Error, REMAINS};
+use crate::error::{Error, REMAINS, Remedy};
 use crate::signals;
 use crate::terminal::{one_line, say};
 
@@ -43,7 +43,7 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
             Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
-                error.show_of(directory.id().as_str());
+                error.show_with(&format!("{}: ", directory.id()), &Remedy::DownAgain);
                 let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
                 status = status.max(if untouched { REMAINS } else { error.status() });
             }

@@ -3,14 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
 
 use super::recorded_or_remains;
 use crate::args::CloudArgs;
 use crate::compose::aws;
-use crate::error::{Error, REMAINS};
+use crate::error::{Error, REMAINS, Remedy};
 use crate::terminal::{one_line, print, say};
-use tsunami_core::results::json as to_json;
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);
@@ -25,6 +25,8 @@ struct Row {
     error: Option<String>,
     #[serde(skip)]
     told: Option<Error>,
+    #[serde(skip)]
+    remedy: Remedy,
 }
 
 pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool) -> Result<u8, Error> {
@@ -54,7 +56,8 @@ pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool)
         let over = survey.runs.into_iter().filter(|found| found.expires + GRACE < now);
         for found in over.collect::<Vec<_>>() {
             let ended = if dry_run { None } else { Some(tsunami.collect(&found.run).await) };
-            rows.push(Row::new(found.run, found.things, ended));
+            // It need not be recorded here.
+            rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
         }
     }
     if rows.iter().any(|row| row.outcome == "remains") {
@@ -68,14 +71,14 @@ pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool)
 }
 
 impl Row {
-    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>) -> Self {
+    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, remedy: Remedy) -> Self {
         let (outcome, told) = match ended {
             None => ("would be removed", None),
             Some(Ok(())) => ("removed", None),
             Some(Err(error)) => ("remains", Some(Error::Core(error))),
         };
-        let error = told.as_ref().map(Error::text);
-        Self { run, outcome, things, error, told }
+        let error = told.as_ref().map(|error: &Error| error.text(&remedy));
+        Self { run, outcome, things, error, told, remedy }
     }
 }
 
@@ -88,14 +91,22 @@ fn is_abandoned(directory: &RunDirectory) -> bool {
 async fn own(directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
     let things = vec![format!("the run recorded in {}", directory.path().display())];
     if dry_run {
-        return Row::new(directory.id(), things, None);
+        return Row::new(directory.id(), things, None, Remedy::DownAgain);
     }
     let ended = match recorded_or_remains(directory, state).await {
         Ok(tsunami) => tsunami.down(directory).await,
         Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),
     };
-    Row::new(directory.id(), things, Some(ended))
+    Row::new(directory.id(), things, Some(ended), Remedy::DownAgain)
+}
+
+/// The command that looks there again.
+fn again(cloud: &CloudArgs) -> String {
+    let regions = cloud.region.iter().map(|region| ["--region", region.as_str()]);
+    let profile = cloud.profile.iter().map(|profile| ["--profile", profile.as_str()]);
+    let words = ["tsunami", "gc"].into_iter().chain(regions.chain(profile).flatten());
+    shlex::try_join(words).unwrap_or_else(|_| "tsunami gc".to_owned())
 }
 
 fn show(rows: &[Row], json: bool) -> Result<(), Error> {
@@ -110,7 +121,7 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }
-        row.told.iter().for_each(Error::show);
+        row.told.iter().for_each(|error| error.show_with("", &row.remedy));
     }
     print(&text)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use serde::Serialize;
+use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
 use super::recorded_or_remains;
@@ -12,7 +13,6 @@ use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, LAUNCH, REMAINS};
 use crate::terminal::{one_line, print, say};
-use tsunami_core::results::json as to_json;
 
 /// One run, as `--json` shows it. Times in seconds.
 #[derive(Serialize)]

@@ -14,14 +14,14 @@ mod up;
 
 use std::sync::Arc;
 
+use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::{Error as CoreError, RunDirectory, State, Tsunami};
 
 use crate::args::{Args, Command, FileArgs};
-use crate::compose::{Backend, aws};
+use crate::compose::{self, Backend, aws};
 use crate::error::Error;
 use crate::signals;
 use crate::terminal::say;
-use tsunami_core::experiment::Experiment;
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {
@@ -45,13 +45,17 @@ pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     }
 }
 
-/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user
-/// may have written. What else can't be read is told by `tsunami ls`.
+/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
+/// written, or a later version has. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
     let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
-        if let Err(error @ CoreError::Untrusted(_)) = run.check() {
-            say(&format!("run {} is left alone: {error}", run.id()));
+        match run.check() {
+            Err(CoreError::Untrusted(untrusted)) => {
+                say(&format!("run {} is left alone: refused: {untrusted}", run.id()));
+            }
+            Err(CoreError::NewerRecord { run, source }) => say(&format!("run {run} is left alone: {source}")),
+            _ => {}
         }
     }
     let abandoned = |run: &RunDirectory| {
@@ -68,8 +72,10 @@ fn name_abandoned_runs() {
 
 /// Reads and checks an experiment file.
 fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
-    let experiment = Experiment::load(&args.file, &args.set, &|name| std::env::var_os(name))?;
+    let loader = args.set.iter().fold(Loader::new(), |loader, (name, value)| loader.set(name, value));
+    let mut experiment = loader.load(&args.file)?;
     aws::check_groups(&experiment)?;
+    compose::specify(&mut experiment)?;
     Ok(Arc::new(experiment))
 }
 

@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use tsunami_core::results::Secrets;
 use tsunami_core::{Plan, Price, Quote, State, Tsunami};
 
 use super::load;
 use crate::args::FileArgs;
-use crate::compose::{self, Backend};
+use crate::compose::Backend;
 use crate::error::Error;
 use crate::terminal::{one_line, print};
-use tsunami_core::results::Secrets;
 
 /// How many machines of a step are named.
 const NAMED: usize = 20;
@@ -19,7 +19,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     let experiment = load(args)?;
     let Backend { provider, connector } =
         Backend::of(&experiment, args.accept_new_hosts, &State::standard()?).await?;
-    let plan = compose::plan(&experiment)?;
+    let plan = experiment.plan();
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
     let lifetime = humantime::format_duration(experiment.lifetime);
     let mut text =

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey, remembered};
+use tsunami_core::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
 use tsunami_core::{
     Error as CoreError, Leftover, MachineSpec, RunDirectory, RunRecord, State, Tsunami, private,
 };
@@ -15,7 +16,6 @@ use tsunami_ssh::{SshConnector, SshOptions};
 use super::Backend;
 use crate::args::CloudArgs;
 use crate::error::Error;
-use tsunami_core::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>

@@ -2,13 +2,13 @@
 
 use std::time::SystemTime;
 
+use tsunami_core::experiment::Experiment;
 use tsunami_core::{RunDirectory, RunId, RunRecord, State, Tsunami};
 use tsunami_ssh::SshOptions;
 
 use super::Backend;
 use crate::args::CloudArgs;
 use crate::error::Error;
-use tsunami_core::experiment::Experiment;
 
 pub(crate) async fn of(_: &Experiment, _: &State, _: SshOptions) -> Result<Backend, Error> {
     Err(left_out())

@@ -16,7 +16,10 @@ pub(crate) struct Cloud {
 
 impl Cloud {
     pub(crate) fn new() -> Self {
-        let emulator = Emulator::start();
+        Self::with(Emulator::start())
+    }
+
+    pub(crate) fn with(emulator: Emulator) -> Self {
         emulator.configure(json!({"pending": 0.3, "shutting_down": 0.3, "eni_detach": 0.1}));
         Self { world: World::new(), emulator }
     }
@@ -24,7 +27,8 @@ impl Cloud {
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.world.command(args);
         command.envs(self.emulator.environment());
-        for name in ["AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"] {
+        for name in ["AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE"]
+        {
             command.env_remove(name);
         }
         command

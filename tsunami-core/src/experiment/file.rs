@@ -24,11 +24,13 @@ use toml::de::{DeTable, DeValue};
 use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};
 use super::problem::{Notes, Problem, suggest};
+use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::{
-    Action, Aws, EnvValue, Group, Interpreter, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret,
-    Setup, Size, Ssh, Step, Transport, Unusable, Upload, machine_name,
+    Action, Aws, EnvValue, Group, OnError, OnInterruption, Pattern, ProviderKind, Ready, ReadyWhen, Secret,
+    Setup, Size, Ssh, Step, Transport, Upload, machine_name,
 };
+use crate::provider::MachineSpec;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
@@ -334,7 +336,10 @@ impl<'a> Reader<'a> {
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
-        Some(Group { name: name.to_owned(), size: size?, setup, upload, env, aws })
+        let replace_interrupted =
+            aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
+        let (name, spec) = (name.to_owned(), MachineSpec::default());
+        Some(Group { name, size: size?, setup, upload, env, spec, replace_interrupted, aws })
     }
 
     fn size(

@@ -1,13 +1,27 @@
 //! The experiment file: what a user asks for, read, checked as a whole and ready to be carried out.
 //!
-//! Nothing is started here, and nothing is looked at but the file and the files it names. What
-//! [`Experiment::load`] hands out is whole: names resolved, files present, templates rendered for every
-//! machine with placeholder addresses. What it refuses, it refuses with all [`Problems`] at once.
+//! Reading starts nothing and looks at nothing but the file and the files it names. What [`Experiment::load`] hands
+//! out is whole: names resolved, files present, templates rendered for every machine with placeholder addresses. What
+//! it refuses, it refuses with all [`Problems`] at once. [`Experiment::run`] does what the command line does:
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use tsunami_core::experiment::{Experiment, RunOptions};
+//! # use tsunami_core::{Connector, Error, Provider, Tsunami};
+//! # async fn example(provider: Arc<dyn Provider>, connector: Arc<dyn Connector>) -> Result<(), Error> {
+//! let experiment = Experiment::load("redis.toml")?;
+//! let report = experiment.run(&Tsunami::new(provider, connector), RunOptions::default()).await?;
+//! println!("{} machines, {:?} dollars", report.machines.len(), report.estimated_cost());
+//! # Ok(()) }
+//! ```
 
 mod check;
 mod file;
+mod plan;
 mod problem;
+mod run;
 mod script;
+mod steps;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -21,10 +35,11 @@ use std::{fmt, fs, io};
 
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
+use crate::provider::MachineSpec;
 
 pub use self::problem::{Problem, Problems};
-pub use self::script::{Interpreter, Unusable};
-pub use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
+pub use self::run::{ExperimentRun, RunOptions};
+pub use self::template::{Scope, Template, TemplateError};
 
 use self::file::Reader;
 
@@ -226,6 +241,10 @@ pub struct Group {
     pub upload: Vec<Upload>,
     /// The environment of everything that runs on them.
     pub env: Vec<(String, EnvValue)>,
+    /// What they are to be, in their provider's terms.
+    pub spec: MachineSpec,
+    /// Whether another machine is set up in the place of one that its provider takes back.
+    pub replace_interrupted: bool,
     /// What they are to be, on EC2.
     pub aws: Option<Aws>,
 }
@@ -366,11 +385,12 @@ pub enum OnError {
 }
 
 impl Experiment {
-    /// Reads and checks the file at `path`, with the values given with `--set`.
-    ///
-    /// `lookup_env` is asked for the variables that `from_env` names, and for `HOME` where a path begins
-    /// with `~/`.
-    pub fn load(
+    /// Reads and checks the file at `path`. [`Loader`] can be told more.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
+        Loader::new().load(path)
+    }
+
+    fn read(
         path: &Path,
         set: &[(String, String)],
         lookup_env: &dyn Fn(&str) -> Option<OsString>,
@@ -414,6 +434,47 @@ impl Experiment {
     /// The group of this name.
     pub fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|group| group.name == name)
+    }
+}
+
+/// Loads experiment files.
+pub struct Loader<'a> {
+    set: Vec<(String, String)>,
+    lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("set", &self.set).finish_non_exhaustive()
+    }
+}
+
+impl Default for Loader<'_> {
+    fn default() -> Self {
+        Self { set: Vec::new(), lookup_env: &|name| std::env::var_os(name) }
+    }
+}
+
+impl<'a> Loader<'a> {
+    /// Without values to set, and with this process's environment.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value that templates know by this name.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.set.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
+    pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self { lookup_env, ..self }
+    }
+
+    /// Reads and checks the file at `path`.
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
+        Experiment::read(path.as_ref(), &self.set, self.lookup_env)
     }
 }
 

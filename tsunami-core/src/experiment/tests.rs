@@ -24,7 +24,7 @@ impl Dir {
         fs::write(&path, text).unwrap();
         let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let home = self.0.path().join("sub");
-        Experiment::load(&path, &set, &|name| match name {
+        Experiment::read(&path, &set, &|name| match name {
             "TOKEN" => Some("s3cret".into()),
             "HOME" => Some(home.clone().into()),
             _ => None,
@@ -196,7 +196,7 @@ fn files_that_cannot_be_read() {
     let dir = Dir::new();
     assert_eq!(dir.problems(b"name = \"\xff\"", &[]), ["1:9 the experiment file isn't UTF-8 from here on"]);
     for (path, reason) in [("none.toml", "No such file or directory"), ("sub", "Is a directory")] {
-        let problems = Experiment::load(&dir.0.path().join(path), &[], &|_| None).unwrap_err();
+        let problems = Experiment::load(dir.0.path().join(path)).unwrap_err();
         assert!(problems.to_string().contains(reason), "{problems}");
         assert!(problems.to_string().contains(path), "{problems}");
     }
@@ -204,7 +204,7 @@ fn files_that_cannot_be_read() {
 
 #[test]
 fn what_may_never_end_is_not_read() {
-    let problems = Experiment::load(Path::new("/dev/null"), &[], &|_| None).unwrap_err();
+    let problems = Experiment::load("/dev/null").unwrap_err();
     assert!(problems.to_string().contains("it is neither a file nor a link to one"), "{problems}");
     let large = "#".repeat(EXPERIMENT_FILE_LIMIT as usize + 1);
     assert_eq!(
@@ -301,7 +301,7 @@ fn rendering_all_templates_has_an_end() {
 fn of_many_problems_the_first_are_shown_and_the_rest_is_counted() {
     let keys: String = (0..5000).map(|i| format!("key{i} = 1\n")).collect();
     let problems = Dir::new().load(format!("{keys}name = \"x\"\n[group.a]\n"), &[]).unwrap_err();
-    assert_eq!(problems.len(), PROBLEM_LIMIT);
+    assert_eq!(problems.count(), PROBLEM_LIMIT);
     let shown = problems.to_string();
     assert_eq!(shown.matches("error: ").count(), 20, "{shown}");
     assert!(shown.ends_with("\n\n… and 4980 more problems"), "{shown}");
@@ -349,7 +349,7 @@ fn nothing_a_file_may_hold_makes_it_panic() {
             [text[..at].to_owned(), text[at..].to_owned(), format!("{}\"{}", &text[..at], &text[at..])]
         {
             if let Err(problems) = dir.load(broken, &[("n", "1")]) {
-                assert!(problems.len() > 0);
+                assert!(problems.count() > 0);
                 problems.render(true);
             }
         }

@@ -24,6 +24,9 @@ pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
 
+/// The number of the form of `run.json`. The first form had none.
+const RUN_SCHEMA: u32 = 2;
+
 /// The name that a group's user data has among its inputs.
 const USER_DATA: &str = "user-data";
 
@@ -47,6 +50,12 @@ pub enum ResultsError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<ResultsError> for crate::Error {
+    fn from(error: ResultsError) -> Self {
+        Self::other(error)
+    }
 }
 
 impl ResultsError {
@@ -84,6 +93,7 @@ struct DigestedFile {
 /// `run.json`.
 #[derive(Serialize)]
 struct RunJson<'a> {
+    schema: u32,
     tsunami: &'static str,
     provider: &'static str,
     outcome: &'static str,
@@ -165,8 +175,8 @@ impl Results {
         vec![self.report.clone(), self.events.clone(), self.logs.clone()]
     }
 
-    /// Writes `run.json`, once the run is over.
-    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<(), ResultsError> {
+    /// Writes `run.json`, once the run is over, and returns what of it comes from the events.
+    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
         let provider = match experiment.provider {
             ProviderKind::Local => "local",
             ProviderKind::Hosts => "hosts",
@@ -178,6 +188,7 @@ impl Results {
         let set = &experiment.set;
         let estimated_cost = report.estimated_cost();
         let run = RunJson {
+            schema: RUN_SCHEMA,
             tsunami,
             provider,
             outcome: outcome.words(),
@@ -190,7 +201,7 @@ impl Results {
         let path = self.directory.join("run.json");
         let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(ResultsError::file("write", &path))?;
-        Ok(())
+        Ok(report.clone())
     }
 
     /// Why events or logs were not written to their end, if they weren't.
@@ -359,17 +370,25 @@ mod tests {
     }
 
     pub(super) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event { at: 1_700_000_000.0 + elapsed, elapsed, kind }
+        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
     }
 
     pub(super) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
-        EventKind::CommandStarted { machine: machine.into(), stage: stage.into(), command: command.into() }
+        EventKind::CommandStarted {
+            machine: machine.into(),
+            id: None,
+            stage: stage.into(),
+            command_id: 1,
+            command: command.into(),
+        }
     }
 
     pub(super) fn finished(machine: &str, stage: &str, command: &str, exit: Result<Exit, &str>) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
+            id: None,
             stage: stage.into(),
+            command_id: 1,
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
@@ -394,7 +413,12 @@ mod tests {
             finished("client-0", "setup", "apt-get update", Ok(Exit::Status(100))),
             EventKind::TrialStarted { trial: trial() },
             EventKind::StepStarted { trial: trial(), step: "load".into(), machines: vec![machine()] },
-            EventKind::Failed { machine: machine(), stage: "load".into(), error: "no\nroom".into() },
+            EventKind::Failed {
+                machine: machine(),
+                id: None,
+                stage: "load".into(),
+                error: "no\nroom".into(),
+            },
             EventKind::TornDown { leftovers, seconds: 2.0 },
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];
@@ -428,7 +452,7 @@ mod tests {
         let file = directory.path().join("x.toml");
         let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'boot.sh'\n";
         fs::write(&file, text).unwrap();
-        let experiment = Experiment::load(&file, &[], &|_| None).unwrap();
+        let experiment = Experiment::load(&file).unwrap();
         write_inputs(&experiment, &directory.path().join("inputs")).unwrap();
         let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
         assert_eq!(kept, "#!/bin/sh\n");

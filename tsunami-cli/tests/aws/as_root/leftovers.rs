@@ -262,6 +262,11 @@ fn credentials_that_expired_are_said_with_what_may_remain_and_new_ones_are_picke
             "have expired: get new ones",
             "security group sg-",
         ]);
+        if command[0] == "down" {
+            said.assert_says(&[&format!(
+                "once what keeps it is mended or over, run `tsunami down {run}` again"
+            )]);
+        }
         assert!(!said.stderr.contains("no runs"), "{}", said.stderr);
     }
     cloud.emulator.post("faults/clear", &json!({}));
@@ -290,9 +295,68 @@ fn a_machine_that_may_not_be_ended_is_named_with_the_command_and_the_others_are_
     cloud.emulator.configure(json!({"clock_skew": 3600.0}));
     cloud.tsunami(["gc", "--region", "eu-west-1"]).assert_status(6).assert_says(&[&command]);
     cloud.emulator.configure(json!({"clock_skew": 0.0}));
+    // Somebody who may follows the advice; the run's own user still may not.
     cloud.emulator.post("permissions", &json!({"deny": []}));
+    let lifted = cloud.emulator.ec2(
+        "eu-west-1",
+        &[
+            ("Action", "ModifyInstanceAttribute"),
+            ("InstanceId", &id),
+            ("DisableApiTermination.Value", "false"),
+        ],
+    );
+    assert!(lifted.contains("200 OK"), "{lifted}");
+    cloud.emulator.post("permissions", &json!({"deny": ["ec2:ModifyInstanceAttribute"]}));
     cloud.tsunami(["down", &run]).assert_status(0);
     cloud.assert_clean();
+}
+
+/// The command of tsunami's that a text names, in its last backticks.
+fn named_command(said: &Ended) -> Vec<String> {
+    let text = said.stderr.rsplit('`').nth(1).unwrap_or_else(|| panic!("no command: {said:?}"));
+    let words = text.strip_prefix("tsunami ").unwrap_or_else(|| panic!("`{text}`: {said:?}"));
+    words.split(' ').map(str::to_owned).collect()
+}
+
+#[test]
+fn machines_that_nobody_may_end_are_named_at_once_and_the_command_named_ends_them_once_that_is_mended() {
+    let cloud = Cloud::new();
+    let deny = |actions: &[&str]| cloud.emulator.post("permissions", &json!({"deny": actions}));
+    deny(&["ec2:TerminateInstances"]);
+    let begun = Instant::now();
+    let ran = cloud.run(&two_groups(&cloud, "45m"));
+    let cause = "lack the permission ec2:TerminateInstances";
+    ran.assert_status(6).assert_says(&["may remain: machine i-", cause]);
+    // It names another one, which says the cause as well, and what comes first.
+    let down = named_command(&ran);
+    assert_eq!(down[0], "down");
+    let again = cloud.tsunami(&down);
+    again.assert_status(6).assert_says(&["may remain: machine i-", cause, "once what keeps it is mended"]);
+    assert_eq!(named_command(&again), down);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(cloud.emulator.living().len(), 2);
+    deny(&[]);
+    cloud.tsunami(&down).assert_status(0);
+    cloud.assert_clean();
+}
+
+#[test]
+fn gc_names_a_command_that_works_for_a_run_that_is_recorded_elsewhere() {
+    let cloud = Cloud::new();
+    let up = cloud.tsunami([OsStr::new("up"), two_groups(&cloud, "45m").as_os_str()]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    fs::remove_dir_all(cloud.world.path("state")).unwrap();
+    fs::create_dir(cloud.world.path("state")).unwrap();
+    cloud.emulator.configure(json!({"clock_skew": 3600.0}));
+    cloud.emulator.post("permissions", &json!({"deny": ["ec2:TerminateInstances"]}));
+    let gc = cloud.tsunami(["gc", "--region", "eu-west-1"]);
+    gc.assert_status(6).assert_says(&[&run, "lack the permission ec2:TerminateInstances"]);
+    let again = named_command(&gc);
+    assert_eq!(again, ["gc", "--region", "eu-west-1"]);
+    cloud.emulator.post("permissions", &json!({"deny": []}));
+    cloud.tsunami(&again).assert_status(0);
+    cloud.emulator.assert_empty();
+    cloud.emulator.configure(json!({"clock_skew": 0.0}));
 }
 
 #[test]

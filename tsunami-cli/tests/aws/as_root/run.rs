@@ -155,6 +155,54 @@ fn a_machine_without_a_deadline_does_not_stay() {
     cloud.assert_clean();
 }
 
+#[test]
+fn a_machine_that_answers_logins_with_words_is_quoted() {
+    let cloud = Cloud::new();
+    let words = "Please login as the user \"ubuntu\" rather than the user \"root\".";
+    cloud.emulator.configure(json!({"login_words": words}));
+    let file = cloud.server_and_clients(SPOT_THEN_ON_DEMAND, SERVER, CLIENTS);
+    let begun = Instant::now();
+    let ended = cloud.run(&file);
+    ended.assert_status(4).assert_says(&[words, "`user`"]);
+    assert!(!ended.stderr.contains("setsid"), "{}", ended.stderr);
+    println!("said after {:.1} s", begun.elapsed().as_secs_f64());
+    cloud.assert_clean();
+}
+
+#[test]
+fn what_a_young_machine_refuses_is_asked_again_and_what_it_shows_wrongly_is_never_trusted() {
+    for manners in [json!({"key_delay": 6.0}), json!({"other_host_key": 6.0}), json!({"boot_delay": 6.0})] {
+        let cloud = Cloud::new();
+        cloud.emulator.configure(manners.clone());
+        let file = cloud.server_and_clients(SPOT_THEN_ON_DEMAND, SERVER, CLIENTS);
+        let ended = cloud.run(&file);
+        ended.assert_status(0);
+        assert!(!ended.stderr.contains("@@@"), "ssh's banner: {}", ended.stderr);
+        cloud.assert_clean();
+        // For as long as the file says, and then the setting is named.
+        let text = fs::read_to_string(&file).unwrap() + "\n[ssh]\nconnect_timeout = \"3s\"\n";
+        fs::write(&file, text).unwrap();
+        let _ = fs::remove_dir_all(cloud.world.path("work/results"));
+        let ended = cloud.run(&file);
+        let is_other_key = !manners["other_host_key"].is_null();
+        let says = if is_other_key { "it shows another host key than the run's" } else { "connect_timeout" };
+        ended.assert_status(4).assert_says(&[says]);
+        cloud.assert_clean();
+    }
+}
+
+#[test]
+fn a_machine_that_ends_before_it_runs_is_told_with_the_reason_of_ec2() {
+    let cloud = Cloud::new();
+    cloud.emulator.configure(json!({
+        "start_error": ["Client.InternalError", "Client error on launch"], "shutting_down": 1.0,
+    }));
+    let file = cloud.server_and_clients(SPOT_THEN_ON_DEMAND, SERVER, CLIENTS);
+    let says = ["Client.InternalError: Client error on launch", "KMS key"];
+    cloud.run(&file).assert_status(4).assert_says(&says);
+    cloud.assert_clean();
+}
+
 /// The beginning of an experiment whose interrupted machines are replaced.
 const REPLACED: &str = r#"
 name = "interrupted"

@@ -1,4 +1,5 @@
-//! One watcher a run: it polls the state of all machines in one listing and tells every machine's task.
+//! One watcher a run: it polls the state of all machines in one listing and tells every machine's task, and whoever
+//! uses the machine later.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,28 +7,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Run;
+use super::run::Run;
+use crate::cluster::{Host, Liveness};
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState};
 use crate::provider::{ProviderError, ProviderErrorKind, RunFilter};
 
 /// The pause between two listings while machines are awaited.
-const EAGER: Duration = Duration::from_secs(1);
+const POLL_PENDING: Duration = Duration::from_secs(1);
 
 /// The pause between two listings once all are up.
-const CALM: Duration = Duration::from_secs(5);
+const POLL_UP: Duration = Duration::from_secs(5);
 
 /// The longest pause after listings that failed.
-const SLOWEST: Duration = Duration::from_secs(15);
+const POLL_FAILED: Duration = Duration::from_secs(15);
 
 /// How long the reason of a machine's end may come after it: some listings later.
 pub(super) const REASON_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a listing may take. A run must not be blind because one was never answered.
-pub(super) const LISTING: Duration = Duration::from_secs(60);
+pub(super) const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A machine that was seen counts as gone after this many listings without it, which were begun at least this many
 /// times the provider's [consistency](crate::Provider::consistency) after the last one with it.
@@ -120,7 +122,7 @@ impl Watch {
         if machine.interrupted.is_some() {
             return machine;
         }
-        let reason = tokio::time::timeout(REASON_TIMEOUT, self.interrupted(&machine.id)).await;
+        let reason = timeout(REASON_TIMEOUT, self.interrupted(&machine.id)).await;
         Machine { interrupted: reason.ok(), ..machine }
     }
 
@@ -153,27 +155,27 @@ impl Watch {
     }
 
     async fn poll(self, run: Arc<Run>) {
-        let mut pause = EAGER;
+        let mut pause = POLL_PENDING;
         let mut seen = BTreeMap::new();
         let patience = run.provider.consistency() * MISSES;
         self.now.notified().await;
         loop {
             let begun = Instant::now();
             let filter = RunFilter::Run(run.id.clone());
-            let listed = tokio::time::timeout(LISTING, run.provider.list(&filter)).await;
+            let listed = timeout(LIST_TIMEOUT, run.provider.list(&filter)).await;
             match listed.unwrap_or_else(not_listed) {
                 Ok(machines) => {
                     self.refused.send_replace(None);
-                    pause = if self.calm.load(Ordering::Relaxed) { CALM } else { EAGER };
+                    pause = if self.calm.load(Ordering::Relaxed) { POLL_UP } else { POLL_PENDING };
                     let (machines, odd): (Vec<_>, Vec<_>) =
                         machines.into_iter().partition(|machine| machine.check().is_ok());
                     for error in odd.iter().filter_map(|machine| machine.check().err()) {
                         run.events.emit(EventKind::ListingFailed { error: error.to_string() });
                     }
-                    self.take_in(machines, &mut seen, begun, patience);
+                    self.apply_listing(machines, &mut seen, begun, patience);
                 }
                 Err(error) => {
-                    pause = (pause * 2).min(SLOWEST);
+                    pause = (pause * 2).min(POLL_FAILED);
                     run.events.emit(EventKind::ListingFailed { error: error.to_string() });
                     self.refused.send_replace(error.kind.is_final().then_some(error));
                 }
@@ -181,14 +183,14 @@ impl Watch {
             tokio::select! {
                 biased;
                 () = self.now.notified() => {}
-                () = tokio::time::sleep_until(begun + pause) => {}
+                () = sleep_until(begun + pause) => {}
             }
         }
     }
 
     /// Tells the machines' tasks what a listing says that was begun at `begun`. Where listings are eventually
     /// consistent, some that lack a machine prove little, however many come in a moment.
-    fn take_in(
+    fn apply_listing(
         &self,
         machines: Vec<Machine>,
         seen: &mut BTreeMap<MachineId, Seen>,
@@ -219,9 +221,46 @@ impl Watch {
     }
 }
 
+impl Run {
+    /// Tells a host's commands from now on what is known of its machine.
+    pub(super) fn follow(self: &Arc<Self>, host: &Host, liveness: watch::Sender<Liveness>, watch: &Watch) {
+        let following = follow(self.clone(), host.clone(), liveness, watch.clone());
+        self.spawn_until_cancelled(following);
+    }
+}
+
+/// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
+/// connection may take long to notice.
+async fn follow(run: Arc<Run>, host: Host, liveness: watch::Sender<Liveness>, watch: Watch) {
+    let (machine, id) = (host.name(), &host.machine().id);
+    let interrupted = |reason: String| {
+        let (machine, id) = (machine.to_owned(), id.clone());
+        run.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
+        liveness.send_modify(|liveness| liveness.interrupted = Some(reason));
+    };
+    tokio::select! {
+        biased;
+        reason = watch.interrupted(id) => interrupted(reason),
+        reason = run.provider.notice(host.machine(), host.session()) => interrupted(reason),
+        () = watch.gone(id) => {}
+    }
+    watch.gone(id).await;
+    run.events.emit(EventKind::MachineGone { machine: machine.to_owned(), id: id.clone() });
+    if host.interruption().is_none()
+        && let Ok(reason) = timeout(REASON_TIMEOUT, watch.interrupted(id)).await
+    {
+        interrupted(reason);
+    }
+    liveness.send_modify(|liveness| liveness.gone = true);
+    if host.interruption().is_none() {
+        // Too late for what ran there, and not for a replacement.
+        interrupted(watch.interrupted(id).await);
+    }
+}
+
 /// What a listing comes to that had no answer in its time.
 pub(super) fn not_listed<T>(_: Elapsed) -> Result<T, ProviderError> {
-    let after = format!("no answer after {}", humantime::format_duration(LISTING));
+    let after = format!("no answer after {}", humantime::format_duration(LIST_TIMEOUT));
     Err(ProviderError::new(ProviderErrorKind::Unavailable, "list", after))
 }
 
@@ -252,16 +291,16 @@ mod tests {
         };
         let state = || watch.sender(&machine.id, |sender| sender.borrow().as_ref().map(|known| known.state));
         let (mut seen, patience) = (BTreeMap::new(), Duration::from_secs(15));
-        watch.take_in(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        watch.apply_listing(vec![machine.clone()], &mut seen, Instant::now(), patience);
         for _ in 0..10 {
-            watch.take_in(Vec::new(), &mut seen, Instant::now(), patience);
+            watch.apply_listing(Vec::new(), &mut seen, Instant::now(), patience);
             assert_eq!(state(), Some(MachineState::Running));
         }
         tokio::time::advance(patience).await;
-        watch.take_in(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        watch.apply_listing(vec![machine.clone()], &mut seen, Instant::now(), patience);
         tokio::time::advance(patience).await;
         for nth in 1..=MISSES {
-            watch.take_in(Vec::new(), &mut seen, Instant::now(), patience);
+            watch.apply_listing(Vec::new(), &mut seen, Instant::now(), patience);
             let expected = if nth < MISSES { MachineState::Running } else { MachineState::Gone };
             assert_eq!(state(), Some(expected), "listing {nth}");
         }
