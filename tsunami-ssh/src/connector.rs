@@ -33,7 +33,7 @@ use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
-const SOCKET_PATH: usize = 88;
+const SOCKET_PATH_BYTES: usize = 88;
 
 /// Makes [`Session`]s over OpenSSH.
 ///
@@ -547,7 +547,7 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
     let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
     let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
-    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
+    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH_BYTES;
     let plain = |template: &PathBuf| odd_in_a_path(template).is_none();
     std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).filter(plain).collect()
 }
