@@ -38,7 +38,11 @@ const SOCKET_PATH_BYTES: usize = 88;
 /// Makes [`Session`]s over OpenSSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
-/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does.
+/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does. It holds the options that the run
+/// began with: another process that takes up the run goes by those.
+///
+/// One connector serves any number of runs at once. [`finish`](Connector::finish) lets go of one; what is dropped without
+/// that ends with the connector.
 #[derive(Debug, Default)]
 pub struct SshConnector {
     options: SshOptions,
