@@ -19,7 +19,7 @@ use tsunami_ssh::{
 };
 
 use crate::error::Error;
-use crate::experiment::{
+use tsunami_core::experiment::{
     EnvValue, Experiment, Facts, Fleet, Group, Interpreter, OnInterruption, ProviderKind, Scope, Setup, Size,
     Ssh, Template, TemplateError, Transport, Unusable, variables,
 };

@@ -4,28 +4,21 @@ use std::error::Error as StdError;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tsunami_core::{
-    Error as CoreError, ErrorChain, Failures, ProviderError, ProviderErrorKind, QuoteFailure, RunId,
-};
+use tsunami_core::experiment::Problems;
+use tsunami_core::results::{ResultsError, Secrets};
+use tsunami_core::{Error as CoreError, ErrorChain, Failures, Outcome, ProviderError, QuoteFailure, RunId};
 
-use crate::experiment::Problems;
 use crate::reporter::Tails;
-use crate::secrets::Secrets;
 use crate::terminal::{self, Message, Style, clean_lines};
 
-/// The experiment failed: a command failed or timed out.
-pub(crate) const FAILED: u8 = 1;
 /// The command line, the experiment file or a local tool is at fault.
-pub(crate) const USAGE: u8 = 2;
+pub(crate) const USAGE: u8 = Outcome::Misused.exit_status();
 /// No machines could be had.
-pub(crate) const LAUNCH: u8 = 3;
-/// A machine was lost.
-pub(crate) const LOST: u8 = 4;
+pub(crate) const LAUNCH: u8 = Outcome::NotLaunched.exit_status();
 /// The user interrupted it, and everything is torn down.
-pub(crate) const INTERRUPTED: u8 = 5;
+pub(crate) const INTERRUPTED: u8 = Outcome::Interrupted.exit_status();
 /// Something may remain.
-pub(crate) const REMAINS: u8 = 6;
+pub(crate) const REMAINS: u8 = Outcome::Remains.exit_status();
 /// `exec` and `ssh` themselves failed.
 pub(crate) const EXEC_FAILED: u8 = 125;
 /// `exec` has nobody to print to any more, as a program that SIGPIPE ends.
@@ -80,19 +73,26 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
+    /// What a command that fails with it came to.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => Outcome::Misused,
+            Self::TornDown(_) => Outcome::Interrupted,
+            Self::Core(error) | Self::Run { error, .. } | Self::Exec(error) => Outcome::of(error),
+            Self::Provider(error) => Outcome::of_launch(error.kind),
+        }
+    }
+
     /// The exit status of the contract.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => USAGE,
-            Self::TornDown(_) => INTERRUPTED,
-            Self::Core(error) | Self::Run { error, .. } => status(error),
-            Self::Provider(error) => launch_status(error.kind),
             Self::Exec(error) => match error {
                 CoreError::Lost { .. } | CoreError::Interrupted { .. } | CoreError::Connect { .. } => {
                     EXEC_LOST
                 }
                 _ => EXEC_FAILED,
             },
+            error => error.outcome().exit_status(),
         }
     }
 
@@ -170,6 +170,15 @@ impl Remedy {
             Self::Down => format!("run `tsunami down {run}`"),
             Self::DownAgain => again(&format!("tsunami down {run}")),
             Self::Again(command) => again(command),
+        }
+    }
+}
+
+impl From<ResultsError> for Error {
+    fn from(error: ResultsError) -> Self {
+        match error {
+            ResultsError::File { action, path, source } => Self::File { action, path, source },
+            unusable => Self::Usage(unusable.to_string()),
         }
     }
 }
@@ -265,8 +274,8 @@ impl Told<'_> {
         }
         let place = error.place();
         let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
-        let written = error.stderr().unwrap_or_default().lines().map(str::to_owned);
-        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(|| written.collect()) {
+        let written = || error.written().iter().flat_map(|text| text.lines()).map(str::to_owned).collect();
+        for line in tail.filter(|tail| !tail.is_empty()).unwrap_or_else(written) {
             self.entry(&[(Style::Plain, "  | ")], &shortened(&line));
         }
         if let (Some((logs, _)), Some((machine, stage))) = (run, place) {
@@ -294,93 +303,9 @@ fn shortened(line: &str) -> String {
     }
 }
 
-/// The exit status for what ended a run. Where several apply, the outermost is the one that counts most.
-fn status(error: &CoreError) -> u8 {
-    match error {
-        CoreError::Remains { .. } => REMAINS,
-        CoreError::Cancelled => INTERRUPTED,
-        CoreError::Lost { .. }
-        | CoreError::Interrupted { .. }
-        | CoreError::Unfit { .. }
-        | CoreError::Connect { .. }
-        | CoreError::LifetimeOver(_) => LOST,
-        CoreError::Launch { .. } | CoreError::Budget { .. } => LAUNCH,
-        CoreError::Several(Failures { first, others }) => {
-            let all = std::iter::once(&**first).chain(others).map(status);
-            all.min_by_key(|&status| rank(status)).unwrap_or(FAILED)
-        }
-        CoreError::Quote { failures } => {
-            // What the user can mend in the file comes before what the account lacks.
-            failures.iter().map(|failure| launch_status(failure.error.kind)).min().unwrap_or(LAUNCH)
-        }
-        CoreError::Plan { .. }
-        | CoreError::Prepare(_)
-        | CoreError::Record { .. }
-        | CoreError::Untrusted(_)
-        | CoreError::UnknownRun { .. }
-        | CoreError::AmbiguousRun { .. } => USAGE,
-        _ => FAILED,
-    }
-}
-
-/// The exit status for machines that could not be had.
-fn launch_status(kind: ProviderErrorKind) -> u8 {
-    match kind {
-        ProviderErrorKind::InvalidSpec | ProviderErrorKind::Unsupported => USAGE,
-        _ => LAUNCH,
-    }
-}
-
-/// What the status says, from what counts most to what counts least.
-fn rank(status: u8) -> u8 {
-    match status {
-        REMAINS => 0,
-        LOST => 1,
-        LAUNCH => 2,
-        INTERRUPTED => 4,
-        _ => 3,
-    }
-}
-
-/// One error of several that came in this order. What was only cancelled, or failed on a machine that had failed
-/// before, tells nothing new unless it counts for more.
-pub(crate) fn gravest(errors: Vec<CoreError>) -> Option<CoreError> {
-    let flat = errors.into_iter().flat_map(|error| match error {
-        CoreError::Several(Failures { first, others }) => std::iter::once(*first).chain(others).collect(),
-        error => vec![error],
-    });
-    let mut kept: Vec<CoreError> = Vec::new();
-    for error in flat {
-        let tells_nothing_new = |earlier: &CoreError| {
-            let same = match (earlier.place(), error.place()) {
-                (Some((machine, _)), Some((same, _))) => machine == same,
-                _ => matches!(error, CoreError::Cancelled),
-            };
-            same && rank(status(earlier)) <= rank(status(&error))
-        };
-        if !kept.iter().any(tells_nothing_new) {
-            kept.push(error);
-        }
-    }
-    if kept.iter().any(|error| !matches!(error, CoreError::Cancelled)) {
-        kept.retain(|error| !matches!(error, CoreError::Cancelled));
-    }
-    let mut kept = kept.into_iter();
-    let (first, others) = (kept.next()?, kept.collect::<Vec<_>>());
-    if others.is_empty() {
-        return Some(first);
-    }
-    Some(CoreError::Several(Failures { first: Box::new(first), others }))
-}
-
-/// Awaits all of them at once. The results come in the order of time.
-pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
-}
-
 #[cfg(test)]
 mod tests {
-    use tsunami_core::{Leftover, MachineId};
+    use tsunami_core::{Leftover, MachineId, ProviderErrorKind, gravest};
 
     use super::*;
 
@@ -411,12 +336,13 @@ mod tests {
                 stage: "1".to_owned(),
                 command: hostile.to_owned(),
                 exit: tsunami_core::Exit::Status(1),
+                stdout: hostile.to_owned(),
                 stderr: hostile.to_owned(),
             }),
         ];
         for error in errors {
             let text = error.text(&Remedy::Down);
-            assert!(text.chars().all(|c| c == '\n' || crate::reporter::harmless(c)), "{text:?}");
+            assert!(text.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)), "{text:?}");
             let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
             let mut sources = 0;
             let mut next = StdError::source(&error);
@@ -431,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_in_time_is_told_and_the_gravest_decides() {
+    fn the_first_in_time_is_told_in_full_and_the_others_in_a_line_each() {
         let at = |machine: &str, what: &str| CoreError::At {
             machine: machine.to_owned(),
             stage: "load".to_owned(),
@@ -443,17 +369,12 @@ mod tests {
             command: None,
             source: "gone".into(),
         };
-        let one = gravest(vec![CoreError::Cancelled, at("a", "x"), CoreError::Cancelled, at("a", "again")]);
-        assert!(matches!(&one, Some(CoreError::At { .. })), "{one:?}");
         let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
         let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
-        assert_eq!(status(&all), LOST);
         assert_eq!(
             Error::Core(all).text(&Remedy::Down),
             "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
              then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
         );
-        assert!(matches!(gravest(vec![CoreError::Cancelled]), Some(CoreError::Cancelled)));
-        assert!(gravest(Vec::new()).is_none());
     }
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use tsunami_core::limits::TEMPLATE_OUTPUT_LIMIT;
-use tsunami_core::{Addresses, Deadline, Event, Observer as _, Origin, Report, RunRecord, State, Stream};
+use tsunami_core::results::json;
+use tsunami_core::text::{harmless, mark};
+use tsunami_core::{Deadline, Event, Observer as _, Origin, Report, RunRecord, State, Stream};
 
-use crate::experiment::{Experiment, Facts, Fleet, Scope, Template};
-use crate::reporter::{Plain, Shared, Verbosity, harmless, json, little_run, sanitize, sanitize_bytes};
-use crate::terminal::{Message, Style, mark, one_line};
+use crate::reporter::{Plain, Shared, Verbosity, little_run};
+use crate::terminal::{Message, Style, clean_lines, one_line};
 
 /// How many cases are tried.
 fn config() -> ProptestConfig {
@@ -44,9 +44,9 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 /// What is put in, where, and how much is taken out there.
 type Change = (Index, Vec<u8>, usize);
 
-fn changes(words: &'static [&'static str]) -> impl Strategy<Value = Vec<Change>> {
+fn changes() -> impl Strategy<Value = Vec<Change>> {
     let put = prop_oneof![
-        select(words).prop_map(|word| word.as_bytes().to_vec()),
+        select(HOSTILE).prop_map(|word| word.as_bytes().to_vec()),
         text().prop_map(String::into_bytes),
         vec(any::<u8>(), 0..4)
     ];
@@ -68,64 +68,15 @@ fn assert_clean(text: &str) {
     assert_eq!(acting, None, "{text:?}");
 }
 
-const EXPERIMENT: &str = r#"name = "x"
-lifetime = "45m"
-budget = 5.0
-[ssh]
-connect_timeout = "2m"
-[group.server]
-setup = ["sudo true", "echo {{ name }}"]
-[group.client]
-count = 3
-env = { A = "{{ ip | q }}", TOKEN = { from_env = "TOKEN" } }
-[[step]]
-on = "server"
-start = "serve {{ ip }}"
-ready = { port = 6379, timeout = "30s" }
-[[step]]
-name = "load"
-on = ["client-1", "client"]
-run = """
-load {{ server.ip }} {{ client | map(attribute='ip') | join(',') }} {{ n }}
-"""
-timeout = "5m"
-collect = ["out.csv", "core.*?"]
-"#;
-
-#[rustfmt::skip]
-const TOML: &[&str] = &[
-    "\n", "=", "[", "]", "[[", "]]", "{", "}", "\"", "'", "\"\"\"", "'''", "\\u", "\\", "#", ".", ",",
-    "count = 99999", "[group.a]\n", "[[step]]\n", "on = 'all'\n", "-1", "1e999", "0x", "nan", "1979-05-27",
-    "{{", "}}", "name", "é",
-];
-
-#[rustfmt::skip]
-const EXPRESSION: &[&str] = &[
-    "{{", "}}", "{{ ", " }}", "'", "\"", "(", ")", "[", "]", "{", "}", " ", "|", ",", ":", "=", ".", "\\",
-    "q", "join", "map", "(attribute='ip')", "default", "replace('', 'ab')", "int", "length", "sort",
-    "client", "server", ".ip", "[0]", "[1:]", "index", "name", "nope", "*", "**", "+", "~", "-", "/", "//",
-    "%", "<", "==", " in ", " is ", " not ", " and ", " if ", " else ", "defined", "none", "1",
-    "99999999999999999999", "0.5", "1e308", "é", "\n", "\u{9b}", "{%", "{#",
-];
-
-fn facts(group: &str, index: u32) -> Facts {
-    let ip = format!("10.0.0.{index}");
-    let addresses = Addresses { public: None, private: Some(ip.clone()), network: Some("n".to_owned()) };
-    let (name, run_id) = (format!("{group}-{index}"), "r".to_owned());
-    Facts { name, group: group.to_owned(), index, ip, addresses, run_id }
-}
-
 proptest! {
     #![proptest_config(config())]
 
     #[test]
     fn nothing_that_a_terminal_acts_on_passes_the_door(text in text(), bytes in bytes(), colour: bool) {
-        for clean in [sanitize(&text).into_owned(), sanitize_bytes(&bytes), one_line(&text), mark(&text)] {
-            assert_clean(&clean);
-            assert!(!clean.contains('\n'), "{clean:?}");
-            assert_eq!(sanitize(&clean), clean, "what is clean stays as it is");
-        }
-        assert_eq!(mark(&text).chars().count(), text.chars().count());
+        let line = one_line(&text);
+        assert_clean(&line);
+        assert!(!line.contains('\n'), "{line:?}");
+        assert_clean(&clean_lines(&bytes));
 
         let mut message = Message::new(colour);
         message.line(&[(Style::Error, &text), (Style::Plain, &text)]);
@@ -139,44 +90,7 @@ proptest! {
     }
 
     #[test]
-    fn json_is_clean_and_reads_back(text in text(), other in any::<String>()) {
-        let value = serde_json::json!([text, { other: null }]);
-        let written = json(&value).unwrap();
-        assert_clean(&written);
-        assert!(!written.contains(['\n', '\t']));
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), value);
-    }
-
-    #[test]
-    fn any_experiment_file_is_read_or_refused(changes in changes(TOML), value in text()) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.toml");
-        fs::write(&path, changed(EXPERIMENT, &changes)).unwrap();
-        let set = [("n".to_owned(), value)];
-        if let Err(problems) = Experiment::load(&path, &set, &|_| Some("s3cret".into())) {
-            let shown = problems.render(false);
-            assert_clean(&shown);
-            assert!(!shown.is_empty() && shown.len() < 64 << 10, "{} bytes", shown.len());
-            let mut message = Message::new(true);
-            message.drawing(&problems.render(true));
-            assert!(message.to_string().lines().count() >= shown.lines().count());
-        }
-    }
-
-    #[test]
-    fn any_text_is_a_template_or_refused(pieces in vec(prop_oneof![9 => select(EXPRESSION).prop_map(str::to_owned), 1 => any::<String>()], 0..30)) {
-        let fleet = Fleet::from(vec![facts("server", 0), facts("client", 0), facts("client", 1)]);
-        let scope = Scope::step(&fleet.machines()[1], &fleet, "1", &[]);
-        for source in [pieces.concat(), format!("{{{{ {} }}}}", pieces.concat())] {
-            match Template::new(source.as_str()).and_then(|template| template.render(&scope)) {
-                Ok(text) => assert!(text.len() <= TEMPLATE_OUTPUT_LIMIT),
-                Err(error) => assert!(error.range.is_none_or(|range| source.get(range).is_some())),
-            }
-        }
-    }
-
-    #[test]
-    fn any_event_is_told_cleanly(which in any::<Index>(), changes in changes(HOSTILE)) {
+    fn any_event_is_told_cleanly(which in any::<Index>(), changes in changes()) {
         let events = little_run();
         let line = json(which.get(&events)).unwrap();
         let Ok(event) = serde_json::from_slice::<Event>(&changed(&line, &changes)) else { return Ok(()) };
@@ -206,7 +120,7 @@ proptest! {
     }
 
     #[test]
-    fn any_record_is_read_or_refused(record in changes(HOSTILE), machines in bytes()) {
+    fn any_record_is_read_or_refused(record in changes(), machines in bytes()) {
         let root = tempfile::tempdir().unwrap();
         let run = "20231114-221320-abcd";
         let valid = RunRecord {

@@ -4,13 +4,9 @@ mod args;
 mod commands;
 mod compose;
 mod error;
-mod experiment;
-mod files;
 #[cfg(test)]
 mod fuzz;
 mod reporter;
-mod results;
-mod secrets;
 mod signals;
 mod steps;
 mod terminal;
@@ -65,7 +61,7 @@ fn main() -> ExitCode {
 
 /// Says how the program is to be used, or what is wrong with how it was, which shows the user's own words.
 fn misused(error: clap::Error) -> ! {
-    let words = std::env::args_os().map(|word| terminal::mark(&word.to_string_lossy()));
+    let words = std::env::args_os().map(|word| tsunami_core::text::mark(&word.to_string_lossy()));
     match args::Args::try_parse_from(words) {
         Err(error) => error.exit(),
         // Words that aren't UTF-8 are right once they are marked.

@@ -15,12 +15,12 @@ use tsunami_core::{
 };
 
 use crate::compose::{facts, render, with_env};
-use crate::error::{gravest, in_time};
-use crate::experiment::{
+use clean::Kept;
+use tsunami_core::experiment::{
     Action, Experiment, Fleet, OnError, Pattern, Ready, ReadyWhen, Scope, Step, variables,
 };
-use crate::results::Results;
-use clean::Kept;
+use tsunami_core::results::Results;
+use tsunami_core::{gravest, in_time};
 
 /// Repeats a command line until it succeeds.
 const UNTIL: &str = include_str!("steps/until.sh");
@@ -358,14 +358,13 @@ fn started(step: &Step) -> String {
 
 /// The error of a background command that ended by itself while it was needed.
 fn ended_early(host: &Host, step: &Step, line: &str, output: tsunami_core::Output) -> Error {
-    let stderr = output.stderr();
-    let lines: Vec<&str> = stderr.lines().collect();
     Error::Command {
         machine: host.name().to_owned(),
         stage: step.name.clone(),
         command: line.to_owned(),
         exit: output.exit,
-        stderr: lines[lines.len().saturating_sub(10)..].join("\n"),
+        stdout: output.last_lines(Stream::Stdout),
+        stderr: output.last_lines(Stream::Stderr),
     }
 }
 

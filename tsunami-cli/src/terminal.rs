@@ -18,9 +18,9 @@ use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
+use tsunami_core::text::{sanitize, sanitize_bytes};
 
 use crate::error::Error;
-use crate::reporter::{harmless, sanitize, sanitize_bytes};
 
 pub(crate) use outlet::Outlet;
 use outlet::PROGRESS_LIMIT;
@@ -311,11 +311,6 @@ pub(crate) fn one_line(text: &str) -> String {
     sanitize(&text.replace(['\n', '\u{2028}', '\u{2029}', '\u{85}'], " ")).into_owned()
 }
 
-/// Marks what a terminal would act on: each such character becomes one U+FFFD, so that columns stay where they are.
-pub(crate) fn mark(text: &str) -> String {
-    text.replace(|c| !harmless(c), "\u{fffd}")
-}
-
 /// Whether standard error is a screen that can be drawn on.
 pub(crate) fn is_interactive() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -384,13 +379,5 @@ mod tests {
         let mut message = Message::new(true);
         message.drawing("\u{1b}[1;31merror\u{1b}[0m: a\u{1b}[2J\u{1b}]0;x\u{7}b\u{1b}[\n\u{9b}1mc\u{1b}[m");
         assert_eq!(message.as_str(), "\u{1b}[1;31merror\u{1b}[0m: ab\nc\u{1b}[m\n");
-    }
-
-    #[test]
-    fn a_mark_takes_the_place_of_what_it_marks() {
-        assert_eq!(
-            mark("a\u{1b}[1m\u{9b}\u{202e}\u{feff}\u{e0041}\nb\tc"),
-            "a\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}b\tc"
-        );
     }
 }

@@ -3,26 +3,33 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Mender;
+use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, rounded};
 use crate::machine::{Machine, RunId};
-use crate::session::{Command, Download, Exit, OutputSink, Session, SessionErrorKind, Stdin, Stream};
+use crate::session::{
+    Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
+};
 
 /// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
 /// Observers get all of it.
 pub const OUTPUT_LIMIT: usize = 8 << 20;
 
-/// How much of the end of standard error an error shows.
-const STDERR_TAIL: usize = 4 << 10;
+/// How much of the end of each output an error shows, in bytes.
+const TAIL_LIMIT: usize = 4 << 10;
+
+/// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
+const END_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All machines of a run. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,12 +42,17 @@ struct ClusterInner {
     run: RunId,
     hosts: Vec<Host>,
     events: Events,
-    mender: Option<Mender>,
+    provisioner: Option<Provisioner>,
 }
 
 impl Cluster {
-    pub(crate) fn new(run: RunId, hosts: Vec<Host>, events: Events, mender: Option<Mender>) -> Self {
-        Self { inner: Arc::new(ClusterInner { run, hosts, events, mender }) }
+    pub(crate) fn new(
+        run: RunId,
+        hosts: Vec<Host>,
+        events: Events,
+        provisioner: Option<Provisioner>,
+    ) -> Self {
+        Self { inner: Arc::new(ClusterInner { run, hosts, events, provisioner }) }
     }
 
     /// Waits until a machine is interrupted, and returns its error. May be dropped at any await.
@@ -58,7 +70,7 @@ impl Cluster {
     /// # Ok(()) }
     /// ```
     pub async fn interrupted(&self) -> Error {
-        let waiting = self.hosts().iter().map(|host| Box::pin(host.inner.interrupted.cancelled()));
+        let waiting = self.hosts().iter().map(|host| Box::pin(host.interrupted()));
         let waiting: Vec<_> = waiting.collect();
         if !waiting.is_empty() {
             select_all(waiting).await;
@@ -77,8 +89,8 @@ impl Cluster {
     /// because this process did not launch it. May be dropped at any await; what was launched by then is torn
     /// down with the run.
     pub async fn repair(&self) -> Result<Cluster, Error> {
-        match &self.inner.mender {
-            Some(mender) => mender.repair(self).await,
+        match &self.inner.provisioner {
+            Some(provisioner) => provisioner.repair(self).await,
             None => match self.hosts().iter().find_map(Host::interruption) {
                 Some(error) => Err(error),
                 None => Ok(self.clone()),
@@ -126,11 +138,15 @@ struct HostInner {
     events: Events,
     /// The run is ending.
     cancel: CancellationToken,
-    /// The provider says that the machine is gone.
-    gone: CancellationToken,
-    /// The provider says that it takes the machine back, and why.
-    interrupted: CancellationToken,
-    reason: OnceLock<String>,
+    liveness: watch::Receiver<Liveness>,
+}
+
+/// What is known of whether a machine stays. Whoever watches the machine tells it, and nobody else.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Liveness {
+    /// Why its provider takes it back, or took it. Files can still be fetched from it, for as long as it is there.
+    pub(crate) interrupted: Option<String>,
+    pub(crate) gone: bool,
 }
 
 impl fmt::Debug for Host {
@@ -143,16 +159,16 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
+    /// A machine with a session to it, and where to tell whether it stays.
     pub(crate) fn new(
         machine: Machine,
         session: Arc<dyn Session>,
         events: Events,
         cancel: CancellationToken,
-    ) -> Self {
-        let (gone, interrupted) = (CancellationToken::new(), CancellationToken::new());
-        let (name, reason) = (machine.name(), OnceLock::new());
-        let inner = HostInner { name, machine, session, events, cancel, gone, interrupted, reason };
-        Self { inner: Arc::new(inner), stage: "run".into() }
+    ) -> (Self, watch::Sender<Liveness>) {
+        let (sender, liveness) = watch::channel(Liveness::default());
+        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness };
+        (Self { inner: Arc::new(inner), stage: "run".into() }, sender)
     }
 
     /// The same machine in another stage. The stage names what is going on, in events, errors and logs:
@@ -261,30 +277,33 @@ impl Host {
         tokio::select! {
             biased;
             () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
-            () = self.inner.gone.cancelled() => Err(self.lost(action)),
+            () = self.gone() => Err(self.lost(action)),
             done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
         }
     }
 
-    /// Ends what runs on the machine, which is gone.
-    pub(crate) fn mark_gone(&self) {
-        self.inner.gone.cancel();
-    }
-
-    /// Ends what runs on the machine, which its provider takes back. Files can still be fetched from it.
-    pub(crate) fn mark_interrupted(&self, reason: &str) {
-        let _ = self.inner.reason.set(reason.to_owned());
-        self.inner.interrupted.cancel();
-    }
-
     /// Waits until the machine's provider says that it takes it back.
     pub(crate) async fn interrupted(&self) {
-        self.inner.interrupted.cancelled().await;
+        self.until(|liveness| liveness.interrupted.is_some()).await;
+    }
+
+    /// Waits until the machine's provider says that it is gone.
+    async fn gone(&self) {
+        self.until(|liveness| liveness.gone).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Liveness) -> bool) {
+        let mut liveness = self.inner.liveness.clone();
+        let watched = liveness.wait_for(|liveness| reached(liveness)).await.is_ok();
+        if !watched {
+            // Nobody watches the machine any more.
+            std::future::pending().await
+        }
     }
 
     /// The error of a machine that its provider takes back, or took, before its time.
     pub fn interruption(&self) -> Option<Error> {
-        self.inner.reason.get().map(|reason| Error::Interrupted {
+        self.inner.liveness.borrow().interrupted.as_ref().map(|reason| Error::Interrupted {
             machine: self.name().to_owned(),
             id: self.inner.machine.id.clone(),
             stage: self.stage.to_string(),
@@ -392,7 +411,8 @@ impl HostCommand {
             stage: host.stage.to_string(),
             command,
             exit: output.exit,
-            stderr: output.stderr_tail.text(),
+            stdout: output.last_lines(Stream::Stdout),
+            stderr: output.last_lines(Stream::Stderr),
         })
     }
 
@@ -425,12 +445,12 @@ impl HostCommand {
                 seconds,
             });
         }
-        let Kept { stdout, stderr, truncated, stderr_tail } = std::mem::take(&mut *capture.kept());
+        let Kept { stdout, stderr, truncated, tails } = std::mem::take(&mut *capture.kept());
         match result {
-            Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, stderr_tail }),
+            Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, tails }),
             Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
-                let stderr = stderr_tail.text();
-                Err(Error::Timeout { machine, stage, command, after, gone, stderr })
+                let [stdout, stderr] = tails.map(|tail| tail.text());
+                Err(Error::Timeout { machine, stage, command, after, gone, stdout, stderr })
             }
             Err(error) => Err(error),
         }
@@ -443,21 +463,25 @@ impl HostCommand {
         let mut running = inner.session.exec(&self.command, sink, &stop);
         let forever = Duration::from_secs(u32::MAX.into());
         let mut timed_out = false;
-        let result = tokio::select! {
+        let ended = tokio::select! {
             biased;
-            result = &mut running => result,
-            () = inner.interrupted.cancelled(), if !self.despite_interruption => {
+            result = &mut running => Some(result),
+            () = self.host.interrupted(), if !self.despite_interruption => {
                 return Err(self.host.lost(&self.line()));
             }
-            () = inner.gone.cancelled() => return Err(self.host.lost(&self.line())),
+            () = self.host.gone() => return Err(self.host.lost(&self.line())),
             () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
                 timed_out = true;
-                stop.cancel();
-                running.await
+                None
             }
-            () = cancelled(self.cancel.as_ref()) => {
+            () = cancelled(self.cancel.as_ref()) => None,
+            () = inner.cancel.cancelled() => None,
+        };
+        let result = match ended {
+            Some(result) => result,
+            None => {
                 stop.cancel();
-                running.await
+                timeout(END_TIMEOUT, running).await.unwrap_or_else(not_confirmed)
             }
         };
         result.map_err(|error| match (timed_out, error.kind) {
@@ -467,6 +491,7 @@ impl HostCommand {
                 command: self.line(),
                 after: self.timeout.unwrap_or_default(),
                 gone: error.kind == SessionErrorKind::Cancelled,
+                stdout: String::new(),
                 stderr: String::new(),
             },
             _ => Error::session(self.host.name(), &self.host.stage, &self.line(), error),
@@ -488,6 +513,13 @@ impl HostCommand {
         let task = tokio::spawn(self.cancel_on(stop.clone()).output());
         Process { stop, state: ProcessState::Running(task) }
     }
+}
+
+/// What ending a command comes to that had no answer in its time.
+fn not_confirmed(_: Elapsed) -> Result<Exit, SessionError> {
+    let after = humantime::format_duration(END_TIMEOUT);
+    let message = format!("whether the command is gone was not known {after} after it was told to end");
+    Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message))
 }
 
 /// Resolves when the token fires; never without one.
@@ -563,7 +595,8 @@ pub struct Output {
     pub stderr: Vec<u8>,
     /// Whether there was more than that of either.
     pub truncated: bool,
-    stderr_tail: Tail,
+    /// Of standard output, and of standard error.
+    tails: [Tail; 2],
 }
 
 impl Output {
@@ -575,6 +608,11 @@ impl Output {
     /// Standard error as text; what isn't UTF-8 is replaced.
     pub fn stderr(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.stderr)
+    }
+
+    /// The last ten lines of a stream, however much came before them.
+    pub fn last_lines(&self, stream: Stream) -> String {
+        self.tails[usize::from(stream == Stream::Stderr)].text()
     }
 }
 
@@ -590,7 +628,7 @@ struct Kept {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     truncated: bool,
-    stderr_tail: Tail,
+    tails: [Tail; 2],
 }
 
 impl Capture {
@@ -602,9 +640,7 @@ impl Capture {
 impl OutputSink for Capture {
     fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
         let mut kept = self.kept();
-        if stream == Stream::Stderr {
-            kept.stderr_tail.push(bytes);
-        }
+        kept.tails[usize::from(stream == Stream::Stderr)].push(bytes);
         let all = match stream {
             Stream::Stdout => &mut kept.stdout,
             Stream::Stderr => &mut kept.stderr,
@@ -627,8 +663,8 @@ struct Tail(Vec<u8>);
 
 impl Tail {
     fn push(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
-        self.0.drain(..self.0.len().saturating_sub(STDERR_TAIL));
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL_LIMIT)..]);
+        self.0.drain(..self.0.len().saturating_sub(TAIL_LIMIT));
     }
 
     /// The last ten lines.
@@ -653,8 +689,8 @@ mod tests {
         let text = tail.text();
         assert_eq!(text.lines().count(), 10);
         assert!(text.ends_with("line 9999\nxxxxxxxxxx"));
-        assert!(tail.0.len() <= STDERR_TAIL);
-        tail.push(&vec![b'y'; 3 * STDERR_TAIL]);
-        assert_eq!(tail.text().len(), STDERR_TAIL);
+        assert!(tail.0.len() <= TAIL_LIMIT);
+        tail.push(&vec![b'y'; 3 * TAIL_LIMIT]);
+        assert_eq!(tail.text().len(), TAIL_LIMIT);
     }
 }

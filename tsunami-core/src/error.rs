@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
 use crate::limits::SHOWN_COMMAND_LIMIT;
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
@@ -108,6 +110,8 @@ pub enum Error {
         command: String,
         /// How it ended.
         exit: Exit,
+        /// The last lines it wrote to standard output.
+        stdout: String,
         /// The last lines it wrote to standard error.
         stderr: String,
     },
@@ -126,6 +130,8 @@ pub enum Error {
         after: Duration,
         /// Whether all of it is confirmed gone.
         gone: bool,
+        /// The last lines it wrote to standard output.
+        stdout: String,
         /// The last lines it wrote to standard error.
         stderr: String,
     },
@@ -218,7 +224,7 @@ pub enum Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", ErrorChain(self))?;
-        for line in self.stderr().unwrap_or_default().lines() {
+        for line in self.written().iter().flat_map(|written| written.lines()) {
             write!(f, "\n  | {line}")?;
         }
         if let Self::Remains { leftovers, .. } = self {
@@ -253,6 +259,11 @@ impl std::error::Error for Failures {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.first.source()
     }
+}
+
+/// Awaits all of them at once. The results come in the order of time.
+pub async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
 /// A group that cannot be had, and why.
@@ -314,15 +325,15 @@ impl Error {
         }
     }
 
-    /// The last lines that the failing command wrote to standard error, where it wrote any.
-    pub fn stderr(&self) -> Option<&str> {
+    /// The last lines that the failing command wrote to standard output, and those to standard error. Both are empty
+    /// where no command failed.
+    pub fn written(&self) -> [&str; 2] {
         match self {
-            Self::Command { stderr, .. } | Self::Timeout { stderr, .. } => Some(stderr.as_str()),
-            Self::Remains { cause: Some(cause), .. } => cause.stderr(),
-            Self::Several(failures) => failures.first.stderr(),
-            _ => None,
+            Self::Command { stdout, stderr, .. } | Self::Timeout { stdout, stderr, .. } => [stdout, stderr],
+            Self::Remains { cause: Some(cause), .. } => cause.written(),
+            Self::Several(failures) => failures.first.written(),
+            _ => ["", ""],
         }
-        .filter(|stderr| !stderr.is_empty())
     }
 
     /// What the system said of a record, or why the record is not believed.

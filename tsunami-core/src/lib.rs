@@ -17,24 +17,35 @@ mod cluster;
 mod engine;
 mod error;
 mod event;
+#[cfg(feature = "experiment")]
+pub mod experiment;
+#[cfg(all(test, feature = "experiment"))]
+mod fuzz;
 pub mod limits;
 mod machine;
+mod outcome;
 mod plan;
 pub mod private;
 mod provider;
 mod record;
 mod report;
+#[cfg(feature = "experiment")]
+pub mod results;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod text;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
-pub use engine::{Keep, Running, Tsunami};
+pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
+#[doc(hidden)]
+pub use error::in_time;
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
 pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
 };
+pub use outcome::{Outcome, gravest};
 pub use plan::{
     DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem, is_experiment_name, is_group_name,
 };

@@ -18,6 +18,11 @@ pub const SCRIPT_OUTPUT_LIMIT: usize = 256 << 10;
 /// How long a script of tsunami's own may take. The longest ends processes, which takes eight seconds and its way.
 pub const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a transfer of files may stand still, on a connection that is alive, before it is given up. It is the longest
+/// that one tar may take to find something to send, or to take something: it reads files full of holes to their end where
+/// the file system does not tell where they are, at gigabytes in a few seconds.
+pub const TRANSFER_STALL_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// The greatest number that Linux gives to a process, or to a group of processes.
 pub const PROCESS_LIMIT: u32 = 1 << 22;
 

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
     Cluster, Command, Download, Error, EventKind, Group, Host, LaunchRequest, Leftover, Machine, MachineId,
-    MachineSpec, Plan, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, RunFilter, RunId, State,
-    Tsunami,
+    MachineSpec, Plan, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, RunFilter, RunId,
+    Session, State, Tsunami,
 };
 
 /// Takes 20 to 30 seconds in a debug build on two cores.
@@ -39,12 +39,13 @@ const BORED: Duration = Duration::from_secs(2 * 3600);
 const PANIC: &str = "a panic of the schedule";
 
 /// The calls at which a run can end.
-const CALLS: [Call; 10] = [
+const CALLS: [Call; 11] = [
     Call::Quote,
     Call::Prepare,
     Call::Launch,
     Call::List,
     Call::Connect,
+    Call::Admit,
     Call::Exec,
     Call::Upload,
     Call::Download,
@@ -301,10 +302,11 @@ fn faults(rng: &mut Rng) -> Vec<(Call, u32, Fault)> {
     use ProviderErrorKind::{Capacity, Other, Quota, Throttled, Unauthorized, Unavailable};
     let mut faults = Vec::new();
     for _ in 0..one(rng, &[0, 0, 1, 1, 2, 3, 6]) {
-        let (call, most) = match rng.u8(0..12) {
+        let (call, most) = match rng.u8(0..13) {
             0..5 => (Call::Launch, 4),
             5..8 => (Call::List, 30),
             8..11 => (Call::Terminate, 3),
+            11 => (Call::Admit, 4),
             _ => (Call::Quote, 3),
         };
         let kind = one(rng, &[Throttled, Unavailable, Unavailable, Capacity, Quota, Unauthorized, Other]);
@@ -526,6 +528,14 @@ impl Provider for Watched {
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
         self.cloud.list(filter).await
+    }
+
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.cloud.admit(machine, session).await
+    }
+
+    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        self.cloud.notice(machine, session).await
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {

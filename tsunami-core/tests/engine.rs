@@ -177,12 +177,137 @@ async fn a_slow_machine_does_not_delay_the_others() {
 async fn a_failing_set_up_names_the_machine_and_the_command() {
     let world = World::new();
     world.cloud.on_command(|machine, _| {
-        (machine == "client-1").then(|| Reply::status(100).stderr("E: no package\n"))
+        let reply = || Reply { exit: Exit::Status(100), ..Reply::stdout("reading lists\n") };
+        (machine == "client-1").then(|| reply().stderr("E: no package\n"))
     });
     let error = world.run(server_and_clients(), nothing).await.unwrap_err();
-    let Error::Command { machine, stage, command, exit, stderr } = error else { panic!("{error:?}") };
+    assert_eq!(error.written(), ["reading lists", "E: no package"]);
+    let shown = format!("{error:?}");
+    assert!(shown.ends_with("\n  | reading lists\n  | E: no package"), "{shown}");
+    let Error::Command { machine, stage, command, exit, .. } = error else { panic!("{error:?}") };
     assert_eq!((machine.as_str(), stage.as_str(), command.as_str()), ("client-1", "setup", "install client"));
-    assert_eq!((exit, stderr.as_str()), (Exit::Status(100), "E: no package"));
+    assert_eq!(exit, Exit::Status(100));
+    world.assert_clear();
+}
+
+/// Makes all clients boot at one time, later than the server.
+fn boot_together(world: &World) {
+    for client in ["client-0", "client-1", "client-2"] {
+        world.cloud.machine_fault(client, MachineFault::SlowBoot(Duration::from_secs(30)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn set_ups_that_fail_at_the_same_time_are_all_told_the_first_in_full() {
+    let world = World::new();
+    boot_together(&world);
+    // In an order that is not that of their names, and one of them much later.
+    let after = |machine: &str| match machine {
+        "client-0" => Duration::from_millis(10_200),
+        "client-1" => Duration::from_secs(60),
+        _ => Duration::from_secs(10),
+    };
+    world.cloud.latency(Duration::from_millis(1)..Duration::from_millis(5));
+    world.cloud.on_command(move |machine, command| {
+        let failure = || Reply::status(100).stderr(format!("{machine} broke\n")).after(after(machine));
+        (command.to_string() == "install client").then(failure)
+    });
+    let begun = Instant::now();
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
+    assert_eq!((error.place(), error.written()), (Some(("client-2", "setup")), ["", "client-2 broke"]));
+    let Error::Several(failures) = &error else { panic!("{error:?}") };
+    let others: Vec<_> = failures.others.iter().map(ToString::to_string).collect();
+    assert_eq!(others, ["client-0: stage setup: `install client` ended with status 100"]);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_cannot_be_reached_are_all_told() {
+    let world = World::new();
+    for client in ["client-0", "client-2"] {
+        world.cloud.machine_fault(client, MachineFault::RefusesSsh);
+    }
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    let Error::Several(failures) = &error else { panic!("{error:?}") };
+    let all = std::iter::once(&*failures.first).chain(&failures.others);
+    let mut machines: Vec<_> = all.filter_map(|error| error.place()).map(|(machine, _)| machine).collect();
+    machines.sort_unstable();
+    assert_eq!(machines, ["client-0", "client-2"]);
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_is_followed_by_others_ends_the_run_without_delay() {
+    // None follows, a panic follows, the user interrupts.
+    for follows in ["nothing", "panic", "cancel"] {
+        let world = World::new();
+        boot_together(&world);
+        world.cloud.latency(Duration::from_millis(1)..Duration::from_millis(2));
+        let (cancel, failed) = (world.cancel.clone(), Arc::new(Mutex::new(None)));
+        let at = failed.clone();
+        let plan = Plan::new("test").group(Group::new("client", MachineSpec::default()).count(3).setup(
+            move |host| {
+                let (cancel, at) = (cancel.clone(), at.clone());
+                async move {
+                    if host.index() == 0 {
+                        at.lock().unwrap().get_or_insert_with(Instant::now);
+                        return Err(host.error("broken"));
+                    }
+                    sleep(Duration::from_millis(200)).await;
+                    match follows {
+                        "panic" => panic!("oh dear"),
+                        "cancel" => cancel.cancel(),
+                        _ => sleep(Duration::from_secs(100)).await,
+                    }
+                    Ok(())
+                }
+            },
+        ));
+        let torn_down = Arc::new(Mutex::new(None));
+        let begun = torn_down.clone();
+        let note = move || *begun.lock().unwrap() = Some(Instant::now());
+        let observer = Arc::new(OnTeardown(Mutex::new(Some(Box::new(note)))));
+        let tsunami = world.tsunami().observer(observer).keep(Keep::OnFailure);
+        let ended = tokio::spawn(async move { tsunami.run(plan, nothing).await }).await;
+        match (follows, ended) {
+            ("panic", Err(panic)) => assert!(panic.is_panic()),
+            ("nothing", Ok(Err(Error::At { .. }))) => {
+                let directory = world.state.find("test").unwrap();
+                world.tsunami().down(&directory).await.unwrap();
+            }
+            ("cancel", Ok(Err(Error::At { .. }))) => {}
+            (follows, ended) => panic!("{follows}: {ended:?}"),
+        }
+        if let Some(torn_down) = *torn_down.lock().unwrap() {
+            let failed: Instant = failed.lock().unwrap().unwrap();
+            assert!(torn_down - failed <= Duration::from_secs(1), "{follows}: {:?}", torn_down - failed);
+        }
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_of_a_new_machine_that_never_ends_is_given_up_by_its_name() {
+    let world = World::new();
+    world.cloud.fault(Call::Admit, 3, Fault::Hang);
+    let begun = Instant::now();
+    let plan = server_and_clients().connect_timeout(Duration::from_secs(40));
+    let error = world.run(plan, nothing).await.unwrap_err();
+    let Error::Unfit { machine, source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(error.place(), Some((machine.as_str(), "connect")));
+    assert!(source.to_string().contains("2m 10s after its launch"), "{source}");
+    assert!(error.help().is_some_and(|help| help.contains("connect_timeout")));
+    assert!(begun.elapsed() < Duration::from_secs(140), "{:?}", begun.elapsed());
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_its_provider_refuses_is_named() {
+    let world = World::new();
+    world.cloud.fault(Call::Admit, 1, Fault::Error(ProviderErrorKind::Other));
+    let error = world.run(server_and_clients(), nothing).await.unwrap_err();
+    assert!(matches!(&error, Error::Unfit { .. }), "{error:?}");
     world.assert_clear();
 }
 

@@ -1,5 +1,6 @@
 //! A teardown goes on, whatever the code around it does: observers, providers, connectors, and the runtime itself.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
-    Cluster, Command, Error, Event, Group, Keep, Leftover, MachineSpec, Observer, Origin, Plan, State,
-    Stream, Tsunami,
+    Cluster, Command, Download, Error, Event, Exit, Group, Keep, Leftover, MachineSpec, MockConnector,
+    Observer, Origin, OutputSink, Plan, Session, SessionError, State, Stream, Tsunami,
 };
 
 struct World {
@@ -101,6 +103,7 @@ async fn a_provider_that_panics_at_any_call_is_asked_again_until_nothing_is_left
         Call::Terminate,
         Call::Prepare,
         Call::Connect,
+        Call::Admit,
         Call::Exec,
         Call::Close,
     ];
@@ -361,7 +364,7 @@ async fn a_connector_that_never_answers_does_not_hold_a_run() {
     for call in [Call::Prepare, Call::Connect, Call::Close] {
         let world = World::new();
         world.cloud.fault(call, 1, Fault::Hang);
-        let cancel = tokio_util::sync::CancellationToken::new();
+        let cancel = CancellationToken::new();
         let token = cancel.clone();
         tokio::spawn(async move {
             sleep(Duration::from_secs(300)).await;
@@ -381,5 +384,80 @@ async fn a_connector_that_never_answers_does_not_hold_a_run() {
     world.cloud.fault(Call::Prepare, world.cloud.calls(Call::Prepare) + 1, Fault::Hang);
     let directory = world.state.find("test").unwrap();
     timeout(hour, world.tsunami().down(&directory)).await.expect("it never ends").unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_or_connector_that_never_answers_does_not_hold_who_attaches() {
+    let hour = Duration::from_secs(3600);
+    for call in [Call::Prepare, Call::List, Call::Connect, Call::Extend] {
+        let world = World::new();
+        world.tsunami().up(plan()).await.unwrap().keep().await.unwrap();
+        let directory = world.state.find("test").unwrap();
+        let until = directory.record().unwrap().deadline.at + Duration::from_secs(600);
+        world.cloud.fault(call, world.cloud.calls(call) + 1, Fault::Hang);
+        let cancel = CancellationToken::new();
+        let (token, soon) = (cancel.clone(), Duration::from_secs(300));
+        tokio::spawn(async move {
+            sleep(soon).await;
+            token.cancel();
+        });
+        let tsunami = world.tsunami().cancel_on(cancel);
+        let ended = timeout(hour, tsunami.extend(&directory, until)).await;
+        match (call, ended.unwrap_or_else(|_| panic!("{call:?}: it never ends"))) {
+            (Call::Prepare, Err(Error::Cancelled)) | (Call::Connect, Err(Error::Connect { .. })) => {}
+            (Call::List | Call::Extend, Err(error)) if error.to_string().contains("no answer") => {}
+            (call, ended) => panic!("{call:?}: {ended:?}"),
+        }
+        world.tsunami().down(&directory).await.unwrap();
+        world.assert_clear();
+    }
+}
+
+/// A connection on which no command ever ends, whoever wants it to.
+#[derive(Debug)]
+struct Deaf;
+
+#[async_trait::async_trait]
+impl Session for Deaf {
+    async fn exec(
+        &self,
+        _: &Command,
+        _: Arc<dyn OutputSink>,
+        _: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        std::future::pending().await
+    }
+    async fn upload(&self, _: &Path, _: &str) -> Result<(), SessionError> {
+        Ok(())
+    }
+    async fn download(&self, _: &Download) -> Result<Vec<usize>, SessionError> {
+        Ok(Vec::new())
+    }
+    async fn check(&self) -> Result<(), SessionError> {
+        Ok(())
+    }
+    async fn close(&self) -> Result<(), SessionError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_never_says_that_a_command_is_gone_does_not_hold_its_end() {
+    let world = World::new();
+    let mut connector = MockConnector::new();
+    connector.expect_prepare().returning(|_, _| Ok(String::new()));
+    connector.expect_connect().returning(|_, _| Ok(Box::new(Deaf)));
+    connector.expect_finish().return_const(());
+    let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(connector)).state(world.state.clone());
+    let run = tsunami.run(plan(), |cluster| async move {
+        let command = || cluster.hosts()[0].command(Command::shell("sleep 3000"));
+        let timed_out = command().timeout(Duration::from_secs(5)).run().await.unwrap_err();
+        assert!(matches!(timed_out, Error::Timeout { gone: false, .. }), "{timed_out:?}");
+        let unconfirmed = command().start().stop().await.unwrap_err();
+        assert!(unconfirmed.to_string().contains("failed"), "{unconfirmed:?}");
+        Ok(())
+    });
+    timeout(Duration::from_secs(1800), run).await.expect("it never ends").unwrap();
     world.assert_clear();
 }

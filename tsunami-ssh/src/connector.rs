@@ -25,8 +25,10 @@ use crate::config::{
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
-use crate::master::{Master, arguments, cannot_run_ssh};
 use crate::session::SshSession;
+use crate::transport::openssh::OpensshTransport;
+use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
+use crate::transport::{Connection, Transport};
 use crate::watchdog::Arming;
 use crate::{keys, probe};
 
@@ -48,7 +50,6 @@ pub struct SshConnector {
 /// What is shared by the connections of a run in this process.
 #[derive(Debug)]
 pub(crate) struct RunSsh {
-    run: RunId,
     files: Files,
     options: SshOptions,
     /// What ssh does without any configuration.
@@ -63,7 +64,7 @@ pub(crate) struct RunSsh {
     writing: tokio::sync::Mutex<()>,
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
-    parked: Mutex<HashMap<String, Master>>,
+    parked: Mutex<HashMap<String, Arc<dyn Connection>>>,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
 }
@@ -153,7 +154,6 @@ impl Connector for SshConnector {
         let janitor = Janitor::start(&socket_directories(&directory));
         let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
-            run: run.clone(),
             files,
             options,
             defaults,
@@ -208,8 +208,8 @@ impl SshConnector {
         deadline: Instant,
     ) -> Result<SshSession, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
-        if let Some(master) = ssh.unpark(&machine.name()) {
-            return Ok(SshSession::new(ssh, machine, master));
+        if let Some(connection) = ssh.unpark(&machine.name()) {
+            return Ok(SshSession::new(ssh, machine, connection));
         }
         let route = ssh.route(machine).await?;
         if let Some((host, port)) = &route {
@@ -220,9 +220,10 @@ impl SshConnector {
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
-        let master = loop {
-            let error = match ssh.master(machine, deadline).await {
-                Ok(master) => break master,
+        let transport = ssh.transport(machine);
+        let connection = loop {
+            let error = match transport.connect(deadline).await {
+                Ok(connection) => break connection,
                 Err(error) => error,
             };
             let refused = error.message.contains("Permission denied");
@@ -238,7 +239,7 @@ impl SshConnector {
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
         };
-        Ok(SshSession::new(ssh, machine, master))
+        Ok(SshSession::new(ssh, machine, connection))
     }
 
     /// Notes that something is about to be put on a machine that existed before the run. Returns whether that had
@@ -275,18 +276,21 @@ impl SshConnector {
 }
 
 impl RunSsh {
-    pub(crate) fn run(&self) -> &RunId {
-        &self.run
+    /// What connects to a machine: here, and nowhere else, it is chosen.
+    pub(crate) fn transport(self: &Arc<Self>, machine: &Machine) -> Arc<dyn Transport> {
+        match self.options.transport {
+            config::Transport::OpenSsh => Arc::new(OpensshTransport::new(self.clone(), machine.clone())),
+        }
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.
-    pub(crate) fn park(&self, alias: &str, master: Master) {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), master);
+    pub(crate) fn park(&self, alias: &str, connection: Arc<dyn Connection>) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), connection);
     }
 
-    fn unpark(&self, alias: &str) -> Option<Master> {
-        let master = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
-        master.filter(|master| !master.is_dead())
+    fn unpark(&self, alias: &str) -> Option<Arc<dyn Connection>> {
+        let connection = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        connection.filter(|connection| !connection.is_closed())
     }
 
     /// Starts a master for a machine, or for one more connection to it.

@@ -26,15 +26,19 @@
 //! # }
 //! ```
 
+mod command;
 mod config;
 mod connector;
+mod files;
 mod hosts;
 mod janitor;
 mod keys;
 mod local;
-mod master;
+mod pool;
 mod probe;
 mod session;
+mod shell;
+mod transport;
 mod watchdog;
 
 pub use config::{SshOptions, Transport};

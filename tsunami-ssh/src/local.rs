@@ -27,7 +27,7 @@ use tsunami_core::{
 };
 
 use crate::keys;
-use crate::watchdog::{self, Arming};
+use crate::watchdog::{self, Arming, ControlGroup};
 
 /// The port that every machine's sshd listens on, or one of the next few if somebody has that on all addresses.
 const PORT: u16 = 2222;
@@ -70,8 +70,9 @@ impl Place {
         directories.filter_map(|path| Remembered::read(&path).map(|known| (path, known))).collect()
     }
 
-    /// Has a watchdog end the run's processes at `until`, whatever becomes of this one.
-    async fn arm(&self, run: &RunId, until: SystemTime, arming: Arming) -> io::Result<()> {
+    /// Has a watchdog end the run's processes at `until`, whatever becomes of this one. Returns the control group that
+    /// the run's commands join, if it has one.
+    async fn arm(&self, run: &RunId, until: SystemTime, arming: Arming) -> io::Result<Option<ControlGroup>> {
         let directory = self.directory.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["sh", "-c", watchdog::SCRIPT, &watchdog::name(run, directory)]);
@@ -86,8 +87,8 @@ impl Place {
         // It closes both once it watches.
         let said = timeout(ARMING, async { tokio::join!(read_all(stdout), read_all(stderr)) }).await;
         match said {
-            Ok((stdout, _)) if stdout.trim() == watchdog::ARMED => Ok(()),
-            Ok((_, stderr)) => Err(io::Error::other(format!("it ended: {}", stderr.trim()))),
+            Ok((stdout, stderr)) => watchdog::armed(&stdout)
+                .ok_or_else(|| io::Error::other(format!("it ended: {}", stderr.trim()))),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
@@ -217,7 +218,7 @@ impl Provider for LocalProvider {
         private_directory(&place.directory).map_err(failed)?;
         // Before the first sshd.
         let armed = place.arm(&request.run, request.deadline.at, Arming::Ensure).await;
-        armed.map_err(|error| launch_error("the watchdog of the run does not start", error))?;
+        let group = armed.map_err(|error| launch_error("the watchdog of the run does not start", error))?;
         let mut ids = Vec::new();
         let mut starting = Vec::new();
         let mut hosts = candidates(&request.run);
@@ -233,7 +234,8 @@ impl Provider for LocalProvider {
                 let message = "no loopback address has a free port";
                 ProviderError::new(ProviderErrorKind::Capacity, "launch", message)
             })?;
-            let plan = Sshd { sshd: &sshd, user: &user, directory, name, address, port, index };
+            let group = group.as_ref();
+            let plan = Sshd { sshd: &sshd, user: &user, group, directory, name, address, port, index };
             let (machine, child) = plan.start(request).map_err(failed)?;
             ids.push(machine.id.clone());
             starting.push(plan.until_listening(machine, child));
@@ -296,6 +298,7 @@ impl Provider for LocalProvider {
 struct Sshd<'a> {
     sshd: &'a Path,
     user: &'a str,
+    group: Option<&'a ControlGroup>,
     directory: PathBuf,
     name: String,
     address: Ipv4Addr,
@@ -381,15 +384,17 @@ impl Sshd<'_> {
     }
 
     /// The script that every login goes through: it gives the machine its home, and marks all that runs there
-    /// as the run's.
+    /// as the run's. sshd's own processes are no part of that: they end with their sshd.
     fn enter(&self, request: &LaunchRequest) -> String {
         let home = shell_quoted(&self.directory.join("home"));
         let run = &request.run;
+        let join = self.group.map(ControlGroup::join).unwrap_or_default();
         format!(
             "#!/bin/sh\n\
              HOME={home} TSUNAMI_RUN_ID={run}\n\
              export HOME TSUNAMI_RUN_ID\n\
              cd \"$HOME\" || exit\n\
+             {join}\n\
              line=$SSH_ORIGINAL_COMMAND\n\
              unset SSH_ORIGINAL_COMMAND\n\
              [ -n \"$line\" ] || exec \"${{SHELL:-/bin/sh}}\"\n\

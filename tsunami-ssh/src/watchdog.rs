@@ -1,5 +1,13 @@
 //! The script that ends a run's processes where they are: at its deadline, or when asked to.
+//!
+//! Where the user who logs in may make a control group (cgroup v2: root, or somebody to whom one is delegated), the
+//! run's commands begin in one of the run's own, and nothing that descends from them gets out of reach. Where none can
+//! be made, the run's processes are known by their environment, by what they descend from, and by what they have open;
+//! then a process is not found that has detached, has put another environment in the place of its own, has left the
+//! run's directory, runs no program and writes no file of it, and listens at no address of the run's machines. Neither
+//! way finds what another service starts on a command's behalf: systemd, cron, at, a container engine.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::{Leftover, RunId};
@@ -10,8 +18,8 @@ pub(crate) const SCRIPT: &str = concat!(include_str!("processes.sh"), include_st
 /// The variable in which a watchdog has its script, to begin again where its shell gives up.
 pub(crate) const VARIABLE: &str = "TSUNAMI_WATCHDOG";
 
-/// What a watchdog says once it watches.
-pub(crate) const ARMED: &str = "armed";
+/// What a watchdog says once it watches, before the path of the run's control group.
+const ARMED: &str = "armed";
 
 /// The longest time that a watchdog waits: a year. What a shell reckons with may have 32 bits.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -23,6 +31,26 @@ pub(crate) enum Arming {
     Ensure,
     /// Ends it: the deadline has moved.
     Replace,
+}
+
+/// The control group that the run's commands join, where there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ControlGroup(String);
+
+impl ControlGroup {
+    /// Shell that moves itself, and with it what it starts, into the group: a single write. It goes on without if it
+    /// can't.
+    pub(crate) fn join(&self) -> String {
+        let file = shlex::try_quote(&self.0).map(Cow::into_owned).unwrap_or_default();
+        format!("{{ echo 0 >{file}/cgroup.procs; }} 2>/dev/null")
+    }
+}
+
+/// Reads what a watchdog says once it watches: the run's control group, if it has one. `None` if it does not watch.
+pub(crate) fn armed(said: &str) -> Option<Option<ControlGroup>> {
+    let path = said.trim().strip_prefix(ARMED)?.trim();
+    let is_path = path.starts_with('/') && !path.contains(char::is_control);
+    (path.is_empty() || is_path).then(|| Some(ControlGroup(path.to_owned())).filter(|_| is_path))
 }
 
 /// The name by which the watchdogs of a run's directory are known: the script's `$0`.
@@ -63,6 +91,7 @@ mod tests {
     }
 
     use std::fs;
+    use std::io;
     use std::net::{TcpListener, UdpSocket};
     use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
@@ -202,6 +231,82 @@ mod tests {
         }
     }
 
+    /// Whether whoever runs this may make control groups: whether one can be made.
+    fn may_make_control_groups() -> bool {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::"));
+        mounts.lines().filter(|line| line.contains(" - cgroup2 ")).any(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let below = own.and_then(|own| own.strip_prefix(fields[3].trim_end_matches('/')));
+            let group = format!("{}{}/try-{}", fields[4], below.unwrap_or_default(), std::process::id());
+            fs::create_dir(&group).is_ok() && fs::remove_dir(&group).is_ok()
+        })
+    }
+
+    /// A daemon that leaves behind its parent, session, environment, directory and files.
+    #[test]
+    fn a_daemon_that_leaves_all_behind_is_known_by_the_control_group_where_there_may_be_one() {
+        let me: fn(&str) -> Command = |program| Command::new(program);
+        for (who, may) in [(me, may_make_control_groups()), (as_a_user, false)] {
+            // For who is an ordinary user anyway, both are the same.
+            let may = if rustix::process::geteuid().is_root() { may } else { may_make_control_groups() };
+            for shell in shells() {
+                let place = Place::new("control-groups");
+                let file = place.above.path().join("number");
+                fs::set_permissions(place.above.path(), fs::Permissions::from_mode(0o777)).unwrap();
+                let directory = place.above.path().join("theirs");
+                assert!(who("mkdir").arg(&directory).status().unwrap().success());
+                let script = |mode: &str| {
+                    let mut script = who(shell[0]);
+                    script.args(&shell[1..]).args(["-c", SCRIPT, "sh", mode, &place.run]).arg(&directory);
+                    script
+                };
+                let mut watch = script("watch");
+                let mut watchdog = watch.args(["600", "ensure"]).env(VARIABLE, SCRIPT).current_dir("/");
+                watchdog = watchdog.stdin(Stdio::null()).stdout(Stdio::piped());
+                let mut watchdog = watchdog.spawn().unwrap();
+                let mut said = String::new();
+                io::Read::read_to_string(&mut watchdog.stdout.take().unwrap(), &mut said).unwrap();
+                let group = armed(&said).unwrap();
+                assert_eq!(group.is_some(), may, "{shell:?}: {said}");
+                let daemon =
+                    "cd / && env -i setsid sh -c 'echo $$ >\"$1\"; exec sleep 1000 <&- >&- 2>&-' sh \"$0\" &";
+                let join = group.as_ref().map(ControlGroup::join).unwrap_or_default();
+                let mut command = who("sh");
+                command
+                    .arg("-c")
+                    .arg(format!("{join}\n{daemon}"))
+                    .arg(&file)
+                    .env("TSUNAMI_RUN_ID", &place.run);
+                assert!(command.status().unwrap().success());
+                let number = number_in(&file);
+                assert_eq!(said_by(&mut script("reap")), "", "{shell:?}");
+                assert_eq!(runs(number), !may, "{shell:?}: {said}");
+                if let Some(ControlGroup(path)) = group {
+                    assert!(!Path::new(&path).exists(), "{shell:?}: {path} is left");
+                }
+                let _ = watchdog.kill();
+                watchdog.wait().unwrap();
+                if !may {
+                    // As its documentation says.
+                    let pid = rustix::process::Pid::from_raw(number.cast_signed()).unwrap();
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_watchdog_says_is_read_as_what_it_may_be() {
+        let group = |path: &str| Some(Some(ControlGroup(path.to_owned())));
+        assert_eq!(armed("armed \n"), Some(None));
+        assert_eq!(armed("armed /sys/fs/cgroup/a b\n"), group("/sys/fs/cgroup/a b"));
+        for odd in ["", "sh: cannot fork", "armed elsewhere", "armed /a\n/b"] {
+            assert_eq!(armed(odd), None, "{odd}");
+        }
+    }
+
     #[test]
     fn what_is_mounted_in_the_directory_is_neither_entered_nor_removed() {
         for shell in shells() {
@@ -266,7 +371,7 @@ mod tests {
         let mut watchdog = spawn(&mut watchdog);
         let mut said = String::new();
         watchdog.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        assert_eq!(said.trim(), ARMED);
+        assert!(armed(&said).is_some(), "{said}");
         let limit = |processes: &str| {
             let pid = watchdog.id().to_string();
             let limited =

@@ -1,9 +1,10 @@
-# shellcheck disable=SC1007,SC2010,SC2013,SC2015,SC2046,SC2059,SC2086,SC2154 # process numbers are split on purpose, `a && b || c` is read as it stands, and processes.sh sets the rest
+# shellcheck disable=SC1007,SC2010,SC2013,SC2015,SC2044,SC2046,SC2059,SC2086,SC2154 # process numbers are split on purpose, `a && b || c` is read as it stands, and processes.sh sets the rest
 # Ends the processes of a run. Runs on the machine itself: beside the machines of `local`, on each of `hosts`.
 #
 #   watch RUN DIRECTORY SECONDS HOW
-#                        says "armed", and does what `reap` does in SECONDS, or as soon as DIRECTORY is gone. HOW is
-#                        `ensure`: an older watchdog of the run goes on in its place; or `replace`: it ends them.
+#                        says "armed", with the run's control group if it has one, and does what `reap` does in
+#                        SECONDS, or as soon as DIRECTORY is gone. HOW is `ensure`: an older watchdog of the run goes
+#                        on in its place; or `replace`: it ends them.
 #   again RUN DIRECTORY CLOCK BOOT
 #                        is how a watchdog goes on that its shell has given up, for want of a process: with the
 #                        moments that it waits for.
@@ -14,7 +15,8 @@
 # A process belongs to the run if its environment has TSUNAMI_RUN_ID=RUN, or if it is an sshd of one of the run's
 # machines, or if it descends from such a process. A daemon may shed both: so one without a terminal also does if it
 # works in the run's directory, runs a program of it, writes to a file in it, or listens at an address of the run's
-# machines. Nothing depends on a pid that somebody did not come to write down.
+# machines. Where the user may make a control group (cgroup v2), the run's commands begin in one of the run's own, and
+# whatever is in that belongs to the run, too: a process can leave all else behind. Nothing depends on a pid that somebody did not come to write down.
 # A watchdog keeps its deadline in itself, where no command of the run can reach it: two moments, by the clock and
 # since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It is known
 # by its name, $0, which is the same for the same run and directory, and has this script in $TSUNAMI_WATCHDOG. What it
@@ -26,6 +28,53 @@ mode=$1 run=$2 dir=$3 name=tsunami-watchdog:$2:$3
 tree=$dir from=$PWD
 cd -P -- "$dir" 2>/dev/null && tree=$PWD
 cd -- "$from" || cd /
+
+# The run's control groups, if this user has made any.
+control_groups() {
+    while read -r _ _ _ _ mounted rest; do
+        case $rest in *' - cgroup2 '*) find "$mounted" -type d -name "tsunami-$run" 2>/dev/null ;; esac
+    done </proc/self/mountinfo | while read -r group; do
+        [ ! -O "$group" ] || echo "$group"
+    done
+}
+
+# Says which control group the run's commands join: the run's, made below this process's own unless it is there. Says
+# nothing where there can be none.
+offer_control_group() {
+    for group in $(control_groups); do
+        echo "$group"
+        return
+    done
+    own=$(grep '^0::/' /proc/self/cgroup 2>/dev/null) || return
+    while read -r _ _ _ root mounted rest; do
+        case $rest in *' - cgroup2 '*) ;; *) continue ;; esac
+        # A container may be shown only what is below its own.
+        below=${own#0::}
+        case $below/ in "${root%/}/"*) below=${below#"${root%/}"} ;; esac
+        group=$mounted${below%/}/tsunami-$run
+        mkdir -- "$group" 2>/dev/null || [ -O "$group" ] || continue
+        echo "$group"
+        return
+    done </proc/self/mountinfo
+}
+
+# The processes in the run's control groups, but no sshd: it is the host's own that a command has restarted.
+controlled() {
+    for group in $(control_groups); do
+        for pid in $(find "$group" -name cgroup.procs -exec cat {} + 2>/dev/null); do
+            { read -r name_of <"/proc/$pid/comm"; } 2>/dev/null || continue
+            [ "$name_of" = sshd ] || echo "$pid"
+        done
+    done
+}
+
+# Those that are empty, which they are once their processes have ended.
+remove_control_groups() {
+    for group in $(control_groups); do
+        find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null
+    done
+    return 0
+}
 
 # The run's watchdogs that are older than this process: of two that begin at once, one is.
 older_watchdogs() {
@@ -124,14 +173,14 @@ attached() {
 }
 
 find_more() {
-    gather $(listeners) $(marked)
+    gather $(listeners) $(marked) $(controlled)
     [ -n "$left" ] || gather $(attached)
 }
 
 # Ends the run's processes, or says which are left. A machine's address may be another's as soon as its sshd has ended,
 # so listeners are looked for only before that.
 end_processes() {
-    gather $(listeners) $(marked)
+    gather $(listeners) $(marked) $(controlled)
     gather $(attached $(sockets))
     end_all && return
     for pid in $left; do
@@ -171,7 +220,7 @@ remove_directory() {
 }
 
 reap() {
-    end_processes && remove_directory
+    end_processes && remove_control_groups && remove_directory
 }
 
 # Waits until the moment $clock, or $boot, and ends the run. A shell that can't fork ends, and is begun again.
@@ -201,10 +250,10 @@ watch)
     if [ "$5" = replace ]; then
         end_watchdogs
     elif [ -n "$(older_watchdogs)" ]; then
-        echo armed
+        echo "armed $(offer_control_group)"
         exit
     fi
-    cd / && echo armed && exec >/dev/null 2>&1 || exit
+    cd / && echo "armed $(offer_control_group)" && exec >/dev/null 2>&1 || exit
     keep_watch
     ;;
 again)

@@ -296,9 +296,95 @@ async fn commands_can_be_ended_where_a_connection_takes_one() {
     all_commands_can_be_ended_with(1).await;
 }
 
+/// A way to an address that is taken by one connection at a time: the next one waits.
+async fn narrow_way(to: (String, u16)) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut here, _)) = listener.accept().await {
+            let mut there = tokio::net::TcpStream::connect(to.clone()).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+        }
+    });
+    port
+}
+
+/// Nothing can end a command that has the only channel, but its connection can give way to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    taken.allow_sessions(1).await;
+    let existing = &taken.existing.machines[0];
+    let (address, port) = (existing.addresses.own().unwrap(), existing.login.port.unwrap());
+    let way = narrow_way((address.to_owned(), port)).await;
+    let machines = taken.provider.list(&RunFilter::Run(taken.run.clone())).await.unwrap();
+    let mut machine = machines[0].clone();
+    let known = taken.existing.root.path().join("known");
+    let key = existing.login.host_key.as_deref().unwrap();
+    fs::write(&known, format!("[127.0.0.1]:{way} {key}\n[{address}]:{port} {key}\n")).unwrap();
+    (machine.login.host, machine.login.port) = (Some("127.0.0.1".to_owned()), Some(way));
+    let session = taken.connector.connect(&machine, Instant::now() + Duration::from_secs(30)).await.unwrap();
+    let up = taken.home().join(format!(".tsunami/{}/up", taken.run));
+    let cancel = CancellationToken::new();
+    let stubborn = Command::shell("trap '' TERM; touch up; sleep 1000 & wait");
+    let (ended, ()) = tokio::join!(session.exec(&stubborn, Arc::new(()), &cancel), async {
+        while !up.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        session.check().await.unwrap();
+        cancel.cancel();
+    });
+    assert_eq!(ended.unwrap_err().kind, SessionErrorKind::Cancelled);
+    let (exit, stdout, _) = exec(&*session, Command::shell("echo after")).await;
+    assert_eq!((exit, stdout.as_str()), (Exit::Status(0), "after\n"));
+    session.close().await.unwrap();
+    // What leaves it goes the straight way.
+    taken.connector.finish(&taken.run).await;
+    taken.leave().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_can_be_ended_where_a_connection_takes_two() {
     all_commands_can_be_ended_with(2).await;
+}
+
+/// Whether what runs here may make a control group below its own, as root may where there is cgroup v2.
+fn may_make_control_groups() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    mounts.lines().filter(|line| line.contains(" - cgroup2 ")).any(|line| {
+        let mounted = line.split(' ').nth(4).unwrap();
+        let group = format!("{mounted}{own}/try-{}", std::process::id());
+        fs::create_dir(&group).is_ok() && fs::remove_dir(&group).is_ok()
+    })
+}
+
+/// A daemon that shows nothing of the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_leaves_all_behind_ends_with_the_run() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let file = taken.root.path().join("number");
+    let daemon = Command::shell(
+        "env -i setsid sh -c 'cd /; echo $$ >\"$1\"; exec sleep 1000 <&- >&- 2>&-' sh \"$1\" &",
+    );
+    let session = taken.connect().await.unwrap();
+    let (exit, ..) = exec(&*session, daemon.arg(&file)).await;
+    assert!(exit.success());
+    let number = loop {
+        match fs::read_to_string(&file).unwrap_or_default().trim().parse::<i32>() {
+            Ok(number) => break rustix::process::Pid::from_raw(number).unwrap(),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    session.close().await.unwrap();
+    taken.leave().await;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", number.as_raw_nonzero())).unwrap_or_default();
+    let runs = stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']));
+    assert_eq!(runs, !may_make_control_groups());
+    if runs {
+        rustix::process::kill_process(number, rustix::process::Signal::KILL).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

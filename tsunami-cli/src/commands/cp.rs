@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, State};
 
 use super::recorded;
-use crate::error::{Error, INTERRUPTED, gravest};
+use crate::error::{Error, INTERRUPTED};
 use crate::signals;
 use crate::terminal::say;
+use tsunami_core::gravest;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use super::recorded_or_remains;
 use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, REMAINS, Remedy};
-use crate::reporter::json as to_json;
 use crate::terminal::{one_line, print, say};
+use tsunami_core::results::json as to_json;
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);

@@ -11,8 +11,8 @@ use super::recorded_or_remains;
 use crate::args::CloudArgs;
 use crate::compose::aws;
 use crate::error::{Error, LAUNCH, REMAINS};
-use crate::reporter::json as to_json;
 use crate::terminal::{one_line, print, say};
+use tsunami_core::results::json as to_json;
 
 /// One run, as `--json` shows it. Times in seconds.
 #[derive(Serialize)]

@@ -19,9 +19,9 @@ use tsunami_core::{Error as CoreError, RunDirectory, State, Tsunami};
 use crate::args::{Args, Command, FileArgs};
 use crate::compose::{Backend, aws};
 use crate::error::Error;
-use crate::experiment::Experiment;
 use crate::signals;
 use crate::terminal::say;
+use tsunami_core::experiment::Experiment;
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args) -> Result<u8, Error> {

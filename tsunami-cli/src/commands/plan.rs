@@ -9,8 +9,8 @@ use super::load;
 use crate::args::FileArgs;
 use crate::compose::{self, Backend};
 use crate::error::Error;
-use crate::secrets::Secrets;
 use crate::terminal::{one_line, print};
+use tsunami_core::results::Secrets;
 
 /// How many machines of a step are named.
 const NAMED: usize = 20;

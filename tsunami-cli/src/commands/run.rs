@@ -6,21 +6,22 @@ use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, RunDirectory, RunId,
-    State, Tsunami,
+    Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, Outcome,
+    RunDirectory, RunId, State, Tsunami,
 };
 
 use super::load;
 use crate::args::{RunArgs, UpArgs};
 use crate::compose::{self, Backend};
 use crate::error::{Error, REMAINS};
-use crate::experiment::{Experiment, Group, OnInterruption};
-use crate::reporter::{Json, Live, Plain, Tails, Verbosity};
-use crate::results::Results;
-use crate::secrets::{Redacted, Secrets};
+use crate::reporter::{Live, Plain, Tails, Verbosity};
 use crate::signals;
 use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
 use crate::terminal::{self, Events, is_interactive, say};
+use tsunami_core::experiment::{Experiment, Group, OnInterruption};
+use tsunami_core::results::Json;
+use tsunami_core::results::Results;
+use tsunami_core::results::{Redacted, Secrets};
 
 pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
     let state = State::standard()?;
@@ -193,8 +194,8 @@ impl Stage {
         let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.results.directory()));
-        let status = error.as_ref().or(local.as_ref()).map_or(0, Error::status);
-        let written = self.results.finish(&self.experiment, status).err();
+        let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
+        let written = self.results.finish(&self.experiment, outcome).err().map(Error::from);
         if !self.quiet {
             say(&format!("results: {}", self.results.directory().display()));
         }

@@ -15,7 +15,7 @@ use tsunami_ssh::{SshConnector, SshOptions};
 use super::Backend;
 use crate::args::CloudArgs;
 use crate::error::Error;
-use crate::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
+use tsunami_core::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>

@@ -8,7 +8,7 @@ use tsunami_ssh::SshOptions;
 use super::Backend;
 use crate::args::CloudArgs;
 use crate::error::Error;
-use crate::experiment::Experiment;
+use tsunami_core::experiment::Experiment;
 
 pub(crate) async fn of(_: &Experiment, _: &State, _: SshOptions) -> Result<Backend, Error> {
     Err(left_out())

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
-use super::sanitize::{Lines, sanitize_bytes};
 use super::text::{Text, WIDEST, first_line, span};
 use super::{Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};

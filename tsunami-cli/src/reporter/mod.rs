@@ -1,21 +1,14 @@
 //! What tells people and files of a run: observers of the one stream of events.
 
-mod json;
 mod live;
-mod logs;
 mod plain;
-mod sanitize;
 mod tails;
 mod text;
 
-use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub(crate) use json::{Json, json};
 pub(crate) use live::Live;
-pub(crate) use logs::Logs;
 pub(crate) use plain::Plain;
-pub(crate) use sanitize::{harmless, sanitize, sanitize_bytes};
 pub(crate) use tails::Tails;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, little_run};
@@ -56,11 +49,6 @@ pub(crate) fn colour(choice: ColourChoice, is_terminal: bool, no_color: bool) ->
 /// Locks; a panic elsewhere is no reason to stop telling.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The same error once more, as far as that goes.
-fn again(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Mutex;
 
+use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 
 use super::lock;
-use super::sanitize::{Lines, sanitize_bytes};
 
 /// How many lines of each output are told.
 const LINES: usize = 10;

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
-use super::sanitize::{Lines, sanitize_bytes};
 use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
@@ -264,7 +264,9 @@ pub(crate) mod tests {
     use tsunami_core::{Exit, GroupSize, Leftover, MachineId, Observer as _};
 
     use super::*;
-    use crate::reporter::{Plain, lock, sanitize};
+    use tsunami_core::text::sanitize;
+
+    use crate::reporter::{Plain, lock};
 
     /// A writer whose text can be read.
     #[derive(Clone, Default)]

@@ -11,7 +11,7 @@ use tsunami_core::{Error, Host, Stdin};
 
 use super::{CLEANING, Trial, own_script};
 use crate::compose::render;
-use crate::experiment::{Scope, Setup, Step};
+use tsunami_core::experiment::{Scope, Setup, Step};
 
 /// Removes what an earlier trial left.
 const CLEAN: &str = include_str!("clean.sh");

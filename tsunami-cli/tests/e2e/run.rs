@@ -317,6 +317,27 @@ fn what_a_trial_leaves_in_the_background_ends_with_it() {
     world.assert_clean();
 }
 
+/// A child that has lost the trial's mark is adopted elsewhere when its parent is ended, and then ignores TERM.
+#[test]
+fn what_a_trial_ends_does_not_hide_its_children() {
+    let world = World::new();
+    let text = r#"name = 'x'
+[group.n]
+[[step]]
+on = 'n'
+run = """
+setsid sh -c 'env -u TSUNAMI_TRIAL -u TSUNAMI_RUN_ID setsid sh -c "trap \\"\\" TERM; exec sleep 1015" & wait' >log 2>&1 &
+sleep 0.5
+"""
+"#;
+    let file = world.write("x.toml", text);
+    world.tsunami([&"run".into(), &file, &"--keep".into()]).assert_status(0);
+    let left = world.processes();
+    assert!(!left.iter().any(|process| process.contains("sleep 1015")), "{left:?}");
+    world.tsunami(["down", "x"]).assert_status(0);
+    world.assert_clean();
+}
+
 #[test]
 fn an_odd_state_directory_works_or_is_refused() {
     let world = World::new();

@@ -4,37 +4,77 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Run;
+use super::Tsunami;
 use super::foreign::caught;
+use super::run::{Run, ended, joined};
 use crate::ErrorChain;
+use crate::error::Error;
 use crate::event::{EventKind, Events, rounded};
 use crate::machine::{MachineState, RunId};
 use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
+use crate::record::RunDirectory;
 
 /// How long sessions may take to end, killed commands included, and the connector after them: five seconds of grace
 /// and some more.
-const CLOSING: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connector may take to make ready for a teardown, which goes on without it, or to let go of what it
+/// could not prepare.
+pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long requests that create something may go unanswered before the run says so.
-const SETTLING: Duration = Duration::from_secs(60);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the provider is asked again and again, counted from when creates have settled.
-const TERMINATING: Duration = Duration::from_secs(300);
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the provider may take for one answer before it is asked again: longer than a provider's own
 /// attempts, of which some launch a thousand machines.
-const ANSWERING: Duration = Duration::from_secs(180);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The first pause between two attempts; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+impl Tsunami {
+    /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it. If
+    /// the future is dropped, it goes on in the background; [`idle`](Self::idle) waits for that.
+    ///
+    /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
+    /// removed by then is not tried again.
+    pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
+        let record = directory.record()?;
+        let mut run = self.open(&record, directory.clone(), None, CancellationToken::new(), String::new());
+        run.stop_retrying = self.cancel.clone();
+        let run = Arc::new(run);
+        let (connector, assured) = (self.connector.clone(), Assured::new(&run, "asked to"));
+        let task = self.tasks.spawn(async move {
+            // Only launches need the key: a disk without room for it keeps nothing from being ended.
+            let prepared = connector.prepare(&run.id, run.directory.path());
+            let prepared = timeout(PREPARE_TIMEOUT, prepared).await;
+            tracing::debug!(?prepared, "for a teardown");
+            Ok(assured.finish().await)
+        });
+        ended(directory.id(), Ok(()), joined(task.await)?)
+    }
+
+    /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
+    /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
+    pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
+        let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
+        let (provider, stop_retrying) = (&self.provider, &self.cancel);
+        let terminator = Terminator { provider, run, events: &events, stop_retrying, launched: Vec::new() };
+        let leftovers = terminator.until_gone().await;
+        ended(run.clone(), Ok(()), leftovers)
+    }
+}
 
 impl Run {
     /// Ends everything the run created and returns what may remain. Ignores the run's own cancellation; has
@@ -52,7 +92,7 @@ impl Run {
         self.creates.close();
         // Those of a runtime that ended are never answered.
         let runtime_ended = self.runtime_ended.load(Ordering::Relaxed);
-        let settling = if runtime_ended { Duration::ZERO } else { SETTLING };
+        let settling = if runtime_ended { Duration::ZERO } else { SETTLE_TIMEOUT };
         let answered = timeout(settling, self.creates.wait()).await.is_ok();
         let settled = self.undecided.load(Ordering::Relaxed) == 0;
         let mut leftovers = self.terminate().await;
@@ -60,7 +100,7 @@ impl Run {
             // Without its answer an empty listing proves nothing.
             let why = match answered || runtime_ended {
                 true => "it was broken off".to_owned(),
-                false => format!("unanswered after {}", humantime::format_duration(SETTLING)),
+                false => format!("unanswered after {}", humantime::format_duration(SETTLE_TIMEOUT)),
             };
             leftovers.push(Leftover { what: "what a launch request may yet create".to_owned(), why });
         }
@@ -79,7 +119,7 @@ impl Run {
     /// Closes all sessions at once, which waits for commands that were being killed.
     pub(super) async fn close_sessions(&self) {
         let sessions = std::mem::take(&mut *self.sessions());
-        let closing = sessions.iter().map(|session| caught(timeout(CLOSING, session.close())));
+        let closing = sessions.iter().map(|session| caught(timeout(CLOSE_TIMEOUT, session.close())));
         for closed in join_all(closing).await {
             // The machine is about to end, and what it ran with it: this decides nothing.
             tracing::debug!(?closed, "session closed");
@@ -88,14 +128,16 @@ impl Run {
 
     /// Lets go of the connections.
     pub(super) async fn finish(&self) {
-        let finished = timeout(CLOSING, self.connector.finish(&self.id)).await;
+        let finished = timeout(CLOSE_TIMEOUT, self.connector.finish(&self.id)).await;
         tracing::debug!(?finished, "connector finished");
     }
 
     /// Asks the provider to end everything, until nothing is left or its time is up.
     async fn terminate(&self) -> Vec<Leftover> {
-        let (provider, impatient, launched) = (&self.provider, &self.impatient, self.launched());
-        Ending { provider, run: &self.id, events: &self.events, impatient, launched }.until_gone().await
+        let (provider, stop_retrying, launched) = (&self.provider, &self.stop_retrying, self.launched());
+        Terminator { provider, run: &self.id, events: &self.events, stop_retrying, launched }
+            .until_gone()
+            .await
     }
 }
 
@@ -142,12 +184,12 @@ impl Drop for Assured {
 }
 
 /// The end of a run, for which its id is enough.
-pub(super) struct Ending<'a> {
+struct Terminator<'a> {
     pub(super) provider: &'a Arc<dyn Provider>,
     pub(super) run: &'a RunId,
     pub(super) events: &'a Events,
     /// Nobody wants to wait for another attempt.
-    pub(super) impatient: &'a CancellationToken,
+    pub(super) stop_retrying: &'a CancellationToken,
     /// The machines that are known to have been launched: their names, where the provider gives none.
     pub(super) launched: Vec<String>,
 }
@@ -159,10 +201,10 @@ struct Attempt {
     last: bool,
 }
 
-impl Ending<'_> {
+impl Terminator<'_> {
     /// Asks the provider to end everything until it says, and two listings show, that nothing is left.
     pub(super) async fn until_gone(&self) -> Vec<Leftover> {
-        let deadline = Instant::now() + TERMINATING;
+        let deadline = Instant::now() + TERMINATE_TIMEOUT;
         let mut pause = FIRST_PAUSE;
         // What an attempt without an answer may have left: what the one before it did.
         let mut names = self.launched.clone();
@@ -172,7 +214,7 @@ impl Ending<'_> {
                 return left;
             }
             self.events.emit(EventKind::StillThere { leftovers: left.clone() });
-            if self.impatient.run_until_cancelled(sleep(pause)).await.is_none() {
+            if self.stop_retrying.run_until_cancelled(sleep(pause)).await.is_none() {
                 return left;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -195,7 +237,7 @@ impl Ending<'_> {
         // In a task of its own, as it is never dropped: one without answer may go on beside the next.
         let (provider, run) = (self.provider.clone(), self.run.clone());
         let terminating = tokio::spawn(async move { provider.terminate(&run).await });
-        match timeout(ANSWERING, terminating).await {
+        match timeout(ANSWER_TIMEOUT, terminating).await {
             Ok(Ok(Ok(left))) if left.is_empty() => self.still_listed(names).await,
             Ok(Ok(Ok(left))) => Attempt { left, last: false },
             Ok(Ok(Err(error))) => failed(error, names),
@@ -207,7 +249,7 @@ impl Ending<'_> {
     /// The run's machines that a listing shows and that are not gone.
     async fn still_listed(&self, names: &[String]) -> Attempt {
         let filter = RunFilter::Run(self.run.clone());
-        match timeout(ANSWERING, self.provider.list(&filter)).await {
+        match timeout(ANSWER_TIMEOUT, self.provider.list(&filter)).await {
             Ok(Ok(machines)) => {
                 let there = machines.iter().filter(|machine| machine.state != MachineState::Gone);
                 let left = there.map(|machine| Leftover {
@@ -229,7 +271,7 @@ fn failed(error: ProviderError, names: &[String]) -> Attempt {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("no answer after {}", humantime::format_duration(ANSWERING))]
+#[error("no answer after {}", humantime::format_duration(ANSWER_TIMEOUT))]
 struct Unanswered;
 
 /// Where nothing is known by its name.

@@ -79,6 +79,7 @@ pub enum Call {
     Quote,
     Launch,
     List,
+    Admit,
     Extend,
     Terminate,
     Prepare,
@@ -709,6 +710,10 @@ impl Provider for FakeCloud {
             machines.map(|(id, machine)| describe(id, machine)).collect()
         };
         self.call(Call::List, listing).await
+    }
+
+    async fn admit(&self, _: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.call(Call::Admit, || ()).await
     }
 
     async fn notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {

@@ -1,0 +1,249 @@
+//! Machines that an earlier process left up: connecting to them, using them, moving their end.
+
+use std::collections::BTreeMap;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
+
+use super::Tsunami;
+use super::monitor::{LIST_TIMEOUT, Watch, not_listed};
+use super::run::{Outcome, Run};
+use crate::cluster::{Cluster, Host, Liveness};
+use crate::error::{Error, in_time};
+use crate::limits::DURATION_LIMIT;
+use crate::machine::{Deadline, Machine, MachineState};
+use crate::outcome::gravest;
+use crate::provider::{ProviderError, ProviderErrorKind, RunFilter};
+use crate::record::{RunDirectory, RunRecord};
+
+/// How long a machine that is up may take for a session.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the provider may take to move the end of a run, or of a machine: longer than its own attempts.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// A run's connections to machines that stay up. Dropping it lets go of them in the background.
+#[derive(Debug)]
+pub(super) struct Connections {
+    run: Arc<Run>,
+    closed: bool,
+}
+
+impl Connections {
+    pub(super) fn new(run: Arc<Run>) -> Self {
+        Self { run, closed: false }
+    }
+
+    pub(super) async fn close(mut self) {
+        self.run.disconnect().await;
+        self.closed = true;
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.run.cancel.cancel();
+            let run = self.run.clone();
+            drop(self.run.spawn(async move { run.disconnect().await }));
+        }
+    }
+}
+
+/// Connections to machines that are somebody else's to tear down, or left to themselves.
+///
+/// # When it is dropped
+///
+/// It lets go of the machines in the background, on the runtime that it was made on, and commands that still run on
+/// them end. [`Tsunami::idle`] waits for that. The machines stay up.
+#[derive(Debug)]
+pub struct AttachedRun {
+    connections: Connections,
+    cluster: Cluster,
+}
+
+impl AttachedRun {
+    /// The machines.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Runs `body` on the machines, then lets go of them. For the rest it is like [`Tsunami::run`].
+    pub async fn run<T, F, Fut>(self, body: F) -> Result<T, Error>
+    where
+        F: FnOnce(Cluster) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let Self { connections, cluster } = self;
+        match connections.run.experiment(cluster, body).await {
+            Outcome::Result(result) => {
+                connections.run.emit_finished(&result);
+                connections.close().await;
+                result
+            }
+            Outcome::Panic(panic) => {
+                connections.close().await;
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Lets go of the machines, which stay as they are.
+    pub async fn detach(self) {
+        self.connections.close().await;
+    }
+}
+
+impl Tsunami {
+    /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards. Commands on a
+    /// machine that is interrupted or gone end as they do in the process that launched it; nothing is replaced.
+    pub async fn attach(
+        &self,
+        directory: &RunDirectory,
+        wanted: impl Fn(&Machine) -> bool,
+    ) -> Result<AttachedRun, Error> {
+        let record = directory.record()?;
+        let run = self.open(&record, directory.clone(), None, self.cancel.child_token(), String::new());
+        let run = Arc::new(run);
+        // From here on whatever happens lets go of what was prepared and connected.
+        let connections = Connections::new(run.clone());
+        let connecting = async {
+            run.connector.prepare(&run.id, directory.path()).await.map_err(Error::Prepare)?;
+            run.reconnect(wanted).await
+        };
+        match run.cancel.run_until_cancelled(connecting).await.unwrap_or(Err(Error::Cancelled)) {
+            Ok(hosts) => {
+                let hosts = run.follow_all(hosts);
+                let cluster = Cluster::new(run.id.clone(), hosts, run.events.clone(), None);
+                Ok(AttachedRun { connections, cluster })
+            }
+            Err(error) => {
+                connections.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the end of a recorded run's machines to `until`: on the machines first, then where the provider
+    /// keeps it, then in the record. A controller that is waiting for the end learns of it. If some of it fails,
+    /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
+    ///
+    /// Nothing is moved if the lifetime would be longer than [`DURATION_LIMIT`].
+    pub async fn extend(&self, directory: &RunDirectory, until: SystemTime) -> Result<(), Error> {
+        let lifetime = until.duration_since(directory.record()?.created).unwrap_or_default();
+        if lifetime > DURATION_LIMIT {
+            return Err(Error::LifetimeTooLong { lifetime, limit: DURATION_LIMIT });
+        }
+        let attached = self.attach(directory, |_| true).await?;
+        let moved = attached.connections.run.extend(attached.cluster.hosts(), until).await;
+        attached.detach().await;
+        moved
+    }
+}
+
+impl Run {
+    /// Connects to machines that an earlier process left up.
+    async fn reconnect(
+        self: &Arc<Self>,
+        wanted: impl Fn(&Machine) -> bool,
+    ) -> Result<Vec<(Host, watch::Sender<Liveness>)>, Error> {
+        let mut tasks = JoinSet::new();
+        for machine in self.machines_up(wanted).await? {
+            let run = self.clone();
+            let deadline = Instant::now() + RECONNECT_TIMEOUT;
+            tasks.spawn(async move { run.connect(machine, deadline, RECONNECT_TIMEOUT).await });
+        }
+        let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
+        while let Some(joined) = tasks.join_next().await {
+            match joined.map_err(Error::other).flatten() {
+                Ok((host, liveness)) => {
+                    let order = self.groups.iter().position(|group| group.name == host.group());
+                    hosts.insert((order, host.index()), (host, liveness));
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        match gravest(failures) {
+            Some(error) => Err(error),
+            None => Ok(hosts.into_values().collect()),
+        }
+    }
+
+    /// The machines that run and have a place, one for each name.
+    async fn machines_up(&self, wanted: impl Fn(&Machine) -> bool) -> Result<Vec<Machine>, Error> {
+        let recorded = self.directory.machines()?;
+        let filter = RunFilter::Run(self.id.clone());
+        let listing = timeout(LIST_TIMEOUT, self.provider.list(&filter)).await;
+        let mut listed = listing.unwrap_or_else(not_listed).map_err(Error::other)?;
+        let known = |machine: &Machine| recorded.iter().find(|known| known.id == machine.id);
+        // The last of a name has it. Where one is being replaced, that is the one that is not recorded yet.
+        listed.sort_by_key(|machine| (machine.interrupted.is_none(), known(machine).is_none()));
+        let mut machines = BTreeMap::new();
+        for mut machine in listed {
+            machine.check().map_err(Error::other)?;
+            machine.index = known(&machine).map_or(machine.index, |known| known.index);
+            // One that was replaced may live on for a while, but has no place any more.
+            let group = self.groups.iter().find(|group| group.name == machine.group);
+            let is_placed = group.is_none_or(|group| machine.index < group.count);
+            if machine.state == MachineState::Running && is_placed && wanted(&machine) {
+                machines.insert(machine.name(), machine);
+            }
+        }
+        Ok(machines.into_values().collect())
+    }
+
+    /// Keeps an eye on machines that an earlier process left up.
+    fn follow_all(self: &Arc<Self>, hosts: Vec<(Host, watch::Sender<Liveness>)>) -> Vec<Host> {
+        let (watcher, watch) = Watch::new(self.clone());
+        self.spawn_until_cancelled(watcher);
+        watch.calm_down();
+        watch.look_now();
+        let follow = |(host, liveness)| {
+            self.follow(&host, liveness, &watch);
+            host
+        };
+        hosts.into_iter().map(follow).collect()
+    }
+
+    /// Moves the end on these machines, where the provider keeps it, and in the record.
+    async fn extend(&self, hosts: &[Host], until: SystemTime) -> Result<(), Error> {
+        let record = self.directory.record()?;
+        let lifetime = until.duration_since(record.created).unwrap_or_default();
+        let longer = lifetime.as_secs_f64() / record.deadline.lifetime.as_secs_f64();
+        let most = record.most.map(|most| most * longer);
+        if let Some(budget) = record.budget
+            && most.is_none_or(|most| most > budget)
+        {
+            return Err(Error::Budget { budget, most });
+        }
+        let on_machines = hosts.iter().map(async |host| {
+            let moving = self.provider.extend_on(host.machine(), host.session(), until);
+            let moved = timeout(EXTEND_TIMEOUT, moving).await.unwrap_or_else(not_extended);
+            moved.map_err(|error| host.stage("extend").error(error))
+        });
+        let failures = in_time(on_machines).await.into_iter().filter_map(Result::err).collect();
+        gravest(failures).map_or(Ok(()), Err)?;
+        // In a task of its own, as it is never dropped.
+        let (provider, run) = (self.provider.clone(), self.id.clone());
+        let moving = self.spawn(async move { provider.extend(&run, until).await });
+        match timeout(EXTEND_TIMEOUT, moving).await {
+            Ok(moved) => moved.map_err(Error::other)?.map_err(Error::other)?,
+            Err(late) => not_extended(late).map_err(Error::other)?,
+        }
+        let deadline = Deadline { at: until, lifetime };
+        self.directory.write_record(&RunRecord { deadline, most, ..record })?;
+        self.deadline.moved(deadline);
+        Ok(())
+    }
+}
+
+/// What moving an end comes to that had no answer in its time.
+fn not_extended(_: Elapsed) -> Result<(), ProviderError> {
+    let after = format!("no answer after {}", humantime::format_duration(EXTEND_TIMEOUT));
+    Err(ProviderError::new(ProviderErrorKind::Unavailable, "extend", after))
+}

@@ -1,0 +1,194 @@
+//! One machine's way: wait for its address, connect, have it checked, set it up. Nobody else's machine is waited for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::monitor::REASON_TIMEOUT;
+use super::provision::{Provisioner, TaskResult};
+use super::run::Run;
+use crate::ErrorChain;
+use crate::cluster::{Host, Liveness};
+use crate::error::Error;
+use crate::event::EventKind;
+use crate::machine::{Machine, MachineId, MachineState, machine_name};
+use crate::plan::Group;
+use crate::provider::{ProviderError, ProviderErrorKind};
+use crate::session::{Session, SessionError, SessionErrorKind};
+
+/// How long after a machine's time is over its connector may take to say so.
+const CONNECT_GRACE: Duration = Duration::from_secs(10);
+
+/// How much longer than that the provider may take to check it. Its own limits for one answer of a machine say better
+/// what was missing, and end before this.
+const ADMIT_GRACE: Duration = Duration::from_secs(90);
+
+/// A machine that was launched and not seen yet.
+#[derive(Clone)]
+pub(super) struct PendingMachine {
+    pub(super) id: MachineId,
+    pub(super) group: usize,
+    pub(super) index: u32,
+    /// When there must be a session to it.
+    pub(super) deadline: Instant,
+}
+
+impl Provisioner {
+    /// Goes all the way with one machine.
+    pub(super) async fn bring_machine_up(self, pending: PendingMachine) -> Result<TaskResult, Error> {
+        let group = &self.plan.groups[pending.group];
+        let name = machine_name(&group.name, pending.index);
+        let mut stage = "launch";
+        let result = async {
+            let host = self.reach(&name, &group.name, &pending, &mut stage).await?;
+            stage = "setup";
+            self.set_up(group, &host.stage(stage)).await.map(|()| host)
+        };
+        match result.await {
+            Ok(host) => {
+                self.run.events.emit(EventKind::Ready { machine: name });
+                Ok(TaskResult::Up { group: pending.group, host })
+            }
+            Err(error) => {
+                let said = ErrorChain(&error).to_string();
+                let stage = stage.to_owned();
+                self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
+                match error {
+                    Error::Interrupted { .. } => {
+                        let PendingMachine { id, group, index, .. } = pending;
+                        Ok(TaskResult::Interrupted { group, index, id, error })
+                    }
+                    error => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Runs the group's set-up. Where it failed because the machine was taken back, that is the error.
+    async fn set_up(&self, group: &Group, host: &Host) -> Result<(), Error> {
+        let Some(setup) = &group.setup else { return Ok(()) };
+        let Err(error) = setup(host.clone()).await else { return Ok(()) };
+        if matches!(error, Error::Lost { .. }) {
+            self.watch.look_now();
+            let _ = timeout(REASON_TIMEOUT, host.interrupted()).await;
+        }
+        Err(host.interruption().unwrap_or(error))
+    }
+
+    /// Waits for a machine's address, connects to it, and has its provider check it.
+    async fn reach(
+        &self,
+        name: &str,
+        group: &str,
+        pending: &PendingMachine,
+        stage: &mut &'static str,
+    ) -> Result<Host, Error> {
+        let machine = self.running(name, pending).await?;
+        // The launch's answer decides which machine is which, not the order of a listing.
+        let machine = Machine { group: group.to_owned(), index: pending.index, ..machine };
+        self.run.events.emit(EventKind::Running {
+            machine: name.to_owned(),
+            id: machine.id.clone(),
+            address: machine.addresses.from_outside().unwrap_or_default().to_owned(),
+            description: machine.description.clone(),
+            price: machine.price,
+        });
+        *stage = "connect";
+        let (host, liveness) = tokio::select! {
+            biased;
+            host = self.run.admitted(machine, pending.deadline, self.plan.connect_timeout) => host?,
+            machine = self.watch.leaving(&pending.id) => return Err(self.gone(name, stage, machine).await),
+        };
+        self.run.follow(&host, liveness, &self.watch);
+        Ok(host)
+    }
+
+    /// Waits until a machine runs and has an address.
+    async fn running(&self, name: &str, pending: &PendingMachine) -> Result<Machine, Error> {
+        let running = timeout_at(pending.deadline, self.watch.running(&pending.id)).await;
+        let not_seen = "it was not seen running with an address";
+        let machine = running.map_err(|_| Error::Connect {
+            machine: name.to_owned(),
+            id: pending.id.clone(),
+            after: self.plan.connect_timeout,
+            source: SessionError::new(SessionErrorKind::Connect, not_seen),
+        })?;
+        if machine.state != MachineState::Running || machine.interrupted.is_some() {
+            return Err(self.gone(name, "launch", machine).await);
+        }
+        Ok(machine)
+    }
+
+    /// The error of a machine that leaves before there is a host to tell.
+    async fn gone(&self, name: &str, stage: &str, machine: Machine) -> Error {
+        let machine = self.watch.explained(machine).await;
+        let Some(reason) = machine.interrupted else {
+            let why = machine.ended.map(|why| format!(": {why}")).unwrap_or_default();
+            return Error::Lost {
+                machine: name.to_owned(),
+                stage: stage.to_owned(),
+                command: None,
+                source: format!("{} ended before it could be reached{why}", machine.id).into(),
+            };
+        };
+        self.run.events.emit(EventKind::Interrupted {
+            machine: name.to_owned(),
+            id: machine.id.clone(),
+            reason: reason.clone(),
+        });
+        Error::Interrupted { machine: name.to_owned(), id: machine.id, stage: stage.to_owned(), reason }
+    }
+}
+
+impl Run {
+    /// Connects to a new machine and has its provider check it.
+    async fn admitted(
+        &self,
+        machine: Machine,
+        deadline: Instant,
+        within: Duration,
+    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+        let (host, liveness) = self.connect(machine, deadline, within).await?;
+        let admitting = self.provider.admit(host.machine(), host.session());
+        let unanswered = |_| {
+            let after = humantime::format_duration(within + ADMIT_GRACE);
+            let message = format!("the check of the new machine had no end {after} after its launch");
+            let longer = "where its first boot takes longer, give it more time: `connect_timeout`";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message).help(longer))
+        };
+        let admitted = timeout_at(deadline + ADMIT_GRACE, admitting).await.unwrap_or_else(unanswered);
+        admitted.map_err(|source| Error::Unfit {
+            machine: host.name().to_owned(),
+            id: host.machine().id.clone(),
+            source,
+        })?;
+        Ok((host, liveness))
+    }
+
+    /// Connects to a machine, until the deadline.
+    pub(super) async fn connect(
+        &self,
+        machine: Machine,
+        deadline: Instant,
+        within: Duration,
+    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+        let launched = deadline - within;
+        let connecting = self.connector.connect(&machine, deadline);
+        // The connector says best what it saw last, and gets the time for that.
+        let connected = timeout_at(deadline + CONNECT_GRACE, connecting).await;
+        let unanswered =
+            |_| Err(SessionError::new(SessionErrorKind::Connect, "the connector gave no answer"));
+        let session = connected.unwrap_or_else(unanswered).map_err(|source| Error::Connect {
+            machine: machine.name(),
+            id: machine.id.clone(),
+            after: Duration::from_secs(launched.elapsed().as_secs_f64().round() as u64),
+            source,
+        })?;
+        let session: Arc<dyn Session> = session.into();
+        self.sessions().push(session.clone());
+        self.events.emit(EventKind::Connected { machine: machine.name() });
+        Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
+    }
+}

@@ -1,0 +1,410 @@
+//! From nothing to machines that are set up: all groups at once, each machine as soon as it can.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::resume_unwind;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Tsunami;
+use super::foreign::has_panicked;
+use super::machine_task::PendingMachine;
+use super::monitor::{REASON_TIMEOUT, Watch};
+use super::run::{Outcome, Owned, Run, RunHandle};
+use super::teardown::PREPARE_TIMEOUT;
+use crate::cluster::{Cluster, Host};
+use crate::error::Error;
+use crate::event::{EventKind, GroupSize, rounded, seconds_since_epoch};
+use crate::machine::{Deadline, Machine, MachineId, RunId};
+use crate::outcome::gravest;
+use crate::plan::Plan;
+use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind};
+use crate::record::{RunRecord, State};
+
+/// How often a create is repeated when the service is throttling or unavailable.
+const LAUNCH_ATTEMPTS: u32 = 8;
+
+/// The pause before the first repetition; every further one takes twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long after the first failure of a machine others are heard of. What fails for the same reason fails at the
+/// same time, more or less; nobody wants to wait for more.
+const FAILURES_GRACE: Duration = Duration::from_millis(500);
+
+/// How often a repair looks whether its machines' interruptions are known by now.
+const POLL_INTERRUPTIONS: Duration = Duration::from_millis(100);
+
+/// A machine's place: its group's in the plan, and its own in the group.
+type Place = (usize, u32);
+
+/// What a task of the launch comes back with.
+pub(super) enum TaskResult {
+    Launched {
+        group: usize,
+        ids: Vec<MachineId>,
+    },
+    Up {
+        group: usize,
+        host: Host,
+    },
+    /// The provider took the machine back before it was set up.
+    Interrupted {
+        group: usize,
+        index: u32,
+        id: MachineId,
+        error: Error,
+    },
+}
+
+type Tasks = JoinSet<Result<TaskResult, Error>>;
+
+impl Tsunami {
+    /// Records a run and brings its machines up; tears them down if that fails.
+    pub(super) async fn launch(
+        self,
+        run: RunId,
+        plan: Plan,
+        cancel: CancellationToken,
+    ) -> Result<RunHandle, Error> {
+        let quotes = cancel.run_until_cancelled(self.quote(&plan)).await.ok_or(Error::Cancelled)??;
+        let most = plan.most(&quotes);
+        if let Some(budget) = plan.budget
+            && most.is_none_or(|most| most > budget)
+        {
+            return Err(Error::Budget { budget, most });
+        }
+        let record = self.record_of(run, &plan, most);
+        let state = self.state.clone().map_or_else(State::standard, Ok)?;
+        let (directory, lock) = state.create(&record)?;
+        let preparing = self.connector.prepare(&record.run, directory.path());
+        let prepared = cancel.run_until_cancelled(preparing).await;
+        let run = match prepared.map_or(Err(Error::Cancelled), |prepared| prepared.map_err(Error::Prepare)) {
+            Ok(key) => Arc::new(self.open(&record, directory, Some(lock), cancel, key)),
+            Err(error) => {
+                let finished = timeout(PREPARE_TIMEOUT, self.connector.finish(&record.run)).await;
+                tracing::debug!(?finished, "a run that was not prepared");
+                directory.remove()?;
+                return Err(error);
+            }
+        };
+        run.events.emit(EventKind::RunStarted {
+            run: run.id.clone(),
+            experiment: record.experiment,
+            deadline: seconds_since_epoch(record.deadline.at),
+            groups: record.groups,
+        });
+        let machines = Owned::new(run, self.keep);
+        match machines.run().bring_up(plan).await {
+            Ok(cluster) => Ok(RunHandle { machines, cluster }),
+            Err(outcome) => machines.end(outcome).await,
+        }
+    }
+
+    fn record_of(&self, run: RunId, plan: &Plan, most: Option<f64>) -> RunRecord {
+        let created = self.started_at.unwrap_or_else(SystemTime::now);
+        let groups = plan.groups.iter();
+        RunRecord {
+            run,
+            experiment: plan.name.clone(),
+            provider: self.provider.name(),
+            settings: self.provider.settings(),
+            created,
+            deadline: Deadline { at: created + plan.lifetime, lifetime: plan.lifetime },
+            groups: groups.map(|group| GroupSize { name: group.name.clone(), count: group.count }).collect(),
+            results: self.results.clone(),
+            kept: false,
+            budget: plan.budget,
+            most,
+        }
+    }
+}
+
+impl Run {
+    /// Launches all groups and sets all machines up. Everything that was begun has ended when this returns,
+    /// except for requests that create something, which teardown awaits.
+    async fn bring_up<T>(self: &Arc<Self>, plan: Plan) -> Result<Cluster, Outcome<T>> {
+        let (watcher, watch) = Watch::new(self.clone());
+        let watcher = self.spawn_until_cancelled(watcher);
+        let provisioner =
+            Provisioner { run: self.clone(), plan: Arc::new(plan), watch, replaced: Arc::default() };
+        let mut tasks = JoinSet::new();
+        for group in 0..provisioner.plan.groups.len() {
+            tasks.spawn(provisioner.clone().launch_group(group));
+        }
+        let result = provisioner.gather(tasks, BTreeMap::new()).await;
+        if result.is_err() {
+            watcher.abort();
+        }
+        result
+    }
+}
+
+/// Brings machines up, and replaces those that are interrupted.
+#[derive(Clone, Debug)]
+pub(crate) struct Provisioner {
+    pub(super) run: Arc<Run>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) watch: Watch,
+    /// The machines that were replaced.
+    replaced: Arc<Mutex<BTreeMap<Place, MachineId>>>,
+}
+
+impl Provisioner {
+    /// Waits until all machines are up. Whatever of `tasks` is left when this fails has ended.
+    async fn gather<T>(&self, tasks: Tasks, hosts: BTreeMap<Place, Host>) -> Result<Cluster, Outcome<T>> {
+        let begun = hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
+        let gathering =
+            Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
+        let hosts = gathering.until_all_are_up().await?;
+        // A hint for other processes; the tags are the truth.
+        let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
+        self.run.directory.write_machines(&machines).map_err(Outcome::from)?;
+        self.watch.calm_down();
+        let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
+        Ok(Cluster::new(self.run.id.clone(), hosts, events, Some(self.clone())))
+    }
+
+    /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget
+    /// reckons with.
+    fn replace(&self, place: Place, id: &MachineId, interrupted: Error) -> Result<(), Error> {
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        match replaced.get(&place) {
+            // By an attempt before this one, which was dropped, or whose cluster the caller did not take.
+            Some(before) if before == id => Ok(()),
+            None if self.plan.groups[place.0].replace_interrupted => {
+                replaced.insert(place, id.clone());
+                Ok(())
+            }
+            _ => Err(interrupted),
+        }
+    }
+
+    /// Replaces what was interrupted since the cluster was brought up.
+    pub(crate) async fn repair(&self, cluster: &Cluster) -> Result<Cluster, Error> {
+        self.hear_of_interruptions(cluster).await;
+        let mut hosts = BTreeMap::new();
+        let mut groups = BTreeSet::new();
+        for host in cluster.hosts() {
+            let Some(group) = self.plan.groups.iter().position(|group| group.name == host.group()) else {
+                continue;
+            };
+            match host.interruption() {
+                Some(error) => {
+                    self.replace((group, host.index()), &host.machine().id, error)?;
+                    groups.insert(group);
+                }
+                None => drop(hosts.insert((group, host.index()), host.clone())),
+            }
+        }
+        if groups.is_empty() {
+            return Ok(cluster.clone());
+        }
+        self.watch.hurry();
+        let mut tasks = JoinSet::new();
+        for group in groups {
+            tasks.spawn(self.clone().launch_group(group));
+        }
+        match self.gather::<Cluster>(tasks, hosts).await {
+            Ok(cluster) => Ok(cluster),
+            Err(Outcome::Result(result)) => result,
+            Err(Outcome::Panic(panic)) => resume_unwind(panic),
+        }
+    }
+
+    /// Waits until an interruption is known, and the reason of every machine that is gone, for as long as that may
+    /// take. It is no error if there is none: there may be nothing to repair.
+    async fn hear_of_interruptions(&self, cluster: &Cluster) {
+        self.watch.look_now();
+        let unheard =
+            |host: &Host| host.interruption().is_none() && self.watch.is_unexplained(&host.machine().id);
+        let heard = async {
+            while !cluster.hosts().iter().any(|host| host.interruption().is_some())
+                || cluster.hosts().iter().any(unheard)
+            {
+                sleep(POLL_INTERRUPTIONS).await;
+            }
+        };
+        let _ = timeout(REASON_TIMEOUT, heard).await;
+    }
+
+    /// Launches a group. The request itself runs in a task of its own that nothing aborts.
+    async fn launch_group(self, group_place: usize) -> Result<TaskResult, Error> {
+        let (run, group) = (&self.run, &self.plan.groups[group_place]);
+        run.events.emit(EventKind::Launching { group: group.name.clone(), count: group.count });
+        let (creating, request) = (run.clone(), self.request(group_place));
+        run.undecided.fetch_add(1, Ordering::Relaxed);
+        let create = run.creates.spawn(async move {
+            let created = creating.clone().create(request).await;
+            // One that panicked may have asked for something, like one that is dropped.
+            if !created.as_ref().is_err_and(has_panicked) {
+                creating.undecided.fetch_sub(1, Ordering::Relaxed);
+            }
+            created
+        });
+        let launched = create.await.map_err(Error::other)?;
+        let ids = launched.map_err(|source| Error::Launch { group: group.name.clone(), source })?;
+        run.events.emit(EventKind::Launched { group: group.name.clone(), machines: ids.clone() });
+        Ok(TaskResult::Launched { group: group_place, ids })
+    }
+
+    fn request(&self, group_place: usize) -> LaunchRequest {
+        let (run, group) = (&self.run, &self.plan.groups[group_place]);
+        let (events, name) = (run.events.clone(), group.name.clone());
+        let note =
+            move |text: &str| events.emit(EventKind::Note { group: name.clone(), text: text.to_owned() });
+        let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let replaced = replaced.iter().filter(|((group, _), _)| *group == group_place);
+        LaunchRequest {
+            run: run.id.clone(),
+            experiment: run.experiment.clone(),
+            group: group.name.clone(),
+            count: group.size(),
+            spec: group.spec.clone(),
+            // Somebody may have moved it since.
+            deadline: run.deadline.read(),
+            authorized_key: run.authorized_key.clone(),
+            replace: replaced.map(|(_, id)| id.clone()).collect(),
+            notes: Notes::new(note),
+        }
+    }
+}
+
+/// Machines on their way up.
+struct Gathering<'a> {
+    provisioner: &'a Provisioner,
+    tasks: Tasks,
+    hosts: BTreeMap<Place, Host>,
+    /// The machines that were begun with.
+    begun: BTreeMap<Place, MachineId>,
+    /// In the order of time.
+    failures: Vec<Error>,
+    /// From the first failure on, until when others are heard of.
+    grace: Option<Instant>,
+}
+
+impl Gathering<'_> {
+    async fn until_all_are_up<T>(mut self) -> Result<BTreeMap<Place, Host>, Outcome<T>> {
+        let ended = self.until_ended().await;
+        self.tasks.shutdown().await;
+        match ended {
+            Some(Outcome::Result(result)) => self.failures.extend(result.err()),
+            Some(panic) => return Err(panic),
+            None => {}
+        }
+        match gravest(self.failures) {
+            Some(error) => Err(error.into()),
+            None => Ok(self.hosts),
+        }
+    }
+
+    /// Goes on until all are up or there were failures, or until something else ends it.
+    async fn until_ended<T>(&mut self) -> Option<Outcome<T>> {
+        let run = &self.provisioner.run;
+        let mut over = pin!(run.lifetime_over());
+        loop {
+            let grace = self.grace;
+            let joined = tokio::select! {
+                biased;
+                () = run.cancel.cancelled() => return Some(Error::Cancelled.into()),
+                over = &mut over => return Some(over.into()),
+                refusal = self.provisioner.watch.refused() => return Some(Error::other(refusal).into()),
+                joined = self.tasks.join_next() => joined?,
+                () = sleep_until(grace.unwrap_or_else(Instant::now)), if grace.is_some() => return None,
+            };
+            match joined {
+                Ok(Ok(result)) => self.take(result),
+                Ok(Err(error)) => self.failures.push(error),
+                Err(error) => return Some(panicked(error)),
+            }
+            if !self.failures.is_empty() {
+                self.grace.get_or_insert_with(|| Instant::now() + FAILURES_GRACE);
+            }
+        }
+    }
+
+    fn take(&mut self, result: TaskResult) {
+        let has_failed = !self.failures.is_empty();
+        match result {
+            // Once something has failed, what comes after it is only torn down.
+            TaskResult::Launched { .. } if has_failed => {}
+            TaskResult::Launched { group, ids } => self.spawn_machine_tasks(group, ids),
+            TaskResult::Up { group, host } => drop(self.hosts.insert((group, host.index()), host)),
+            TaskResult::Interrupted { group, index, id, error } => {
+                match self.provisioner.replace((group, index), &id, error) {
+                    Ok(()) if has_failed => {}
+                    Ok(()) => drop(self.tasks.spawn(self.provisioner.clone().launch_group(group))),
+                    Err(error) => self.failures.push(error),
+                }
+            }
+        }
+    }
+
+    /// Sets out to reach those of a group's machines that are new.
+    fn spawn_machine_tasks(&mut self, group: usize, ids: Vec<MachineId>) {
+        let provisioner = self.provisioner;
+        let deadline = Instant::now() + provisioner.plan.connect_timeout;
+        for (index, id) in (0..).zip(ids) {
+            if self.begun.insert((group, index), id.clone()).as_ref() != Some(&id) {
+                let pending = PendingMachine { id, group, index, deadline };
+                self.tasks.spawn(provisioner.clone().bring_machine_up(pending));
+            }
+        }
+        provisioner.watch.look_now();
+    }
+}
+
+impl Run {
+    /// Repeats the request for as long as that may help and the run wants it.
+    async fn create(self: Arc<Self>, request: LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        let mut attempt = 0;
+        loop {
+            if !self.directory.may_create() {
+                // What came now would outlive its record.
+                let why = "the run is being torn down";
+                return Err(ProviderError::new(ProviderErrorKind::Other, "launch", why));
+            }
+            let error = match self.provider.launch(&request).await {
+                Ok(ids) => {
+                    self.note_launched(&request.group, &ids);
+                    return Ok(ids);
+                }
+                Err(error) => error,
+            };
+            attempt += 1;
+            if !error.kind.is_transient() || attempt >= LAUNCH_ATTEMPTS {
+                return Err(error);
+            }
+            let delay = FIRST_PAUSE * 2u32.pow(attempt - 1) + self.jitter(&request.group, attempt);
+            self.events.emit(EventKind::Retrying {
+                group: request.group.clone(),
+                error: error.to_string(),
+                delay: rounded(delay),
+            });
+            if self.cancel.run_until_cancelled(sleep(delay)).await.is_none() {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Up to half a second that differs between runs, groups and attempts, so that they don't come together.
+    fn jitter(&self, group: &str, attempt: u32) -> Duration {
+        let mut mixed = self.seed ^ u64::from(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for byte in self.id.as_str().bytes().chain(group.bytes()) {
+            mixed = (mixed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Duration::from_millis(mixed % 500)
+    }
+}
+
+/// A set-up closure's panic is kept for later; a task that was aborted belongs to a run that is ending.
+fn panicked<T>(error: JoinError) -> Outcome<T> {
+    match error.try_into_panic() {
+        Ok(panic) => Outcome::Panic(panic),
+        Err(_) => Error::Cancelled.into(),
+    }
+}

@@ -1,0 +1,746 @@
+//! From TOML to an experiment, noting everything that is wrong on the way.
+//!
+//! The tree is walked by hand: every value keeps its place in the file, and one mistake doesn't hide the
+//! next. What can't be read is noted and left out, and the walk goes on; what was read counts only if
+//! nothing was noted.
+
+mod aws;
+mod value;
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::limits::{
+    GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT,
+};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use self::aws::AWS_KEYS;
+use self::value::{entries, key, number, unreadable};
+use super::problem::{Notes, Problem, suggest};
+use super::template::{Template, TemplateError, is_reserved};
+use super::{
+    Action, Aws, EnvValue, Group, Interpreter, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret,
+    Setup, Size, Ssh, Step, Transport, Unusable, Upload, machine_name,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+/// How long something started may take to come up, if the file doesn't say.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the names of groups and parameters look like, in words.
+pub(super) const WORD: &str = "use a lower-case letter, then lower-case letters, digits and `_`";
+
+type Value<'t> = Spanned<DeValue<'t>>;
+type Span = Range<usize>;
+
+/// What a file holds, so far as it could be read.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) name: String,
+    pub(super) provider: ProviderKind,
+    pub(super) lifetime: Duration,
+    pub(super) budget: Option<f64>,
+    pub(super) ssh: Ssh,
+    pub(super) groups: Vec<Group>,
+    pub(super) steps: Vec<Step>,
+    /// Whether every group of the file is among `groups`.
+    pub(super) groups_are_whole: bool,
+    /// Whether every template of the file is among those that [`Reader::finish`] gives.
+    pub(super) templates_are_whole: bool,
+}
+
+/// A template, and where in the file it stands.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) template: Template,
+    pub(super) span: Span,
+    pub(super) kind: Kind,
+    /// The machines it is rendered for.
+    pub(super) machines: Rc<HashSet<String>>,
+    pub(super) in_step: bool,
+}
+
+/// What a template's text is used as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Anything at all, even nothing.
+    Value,
+    Command,
+    Path,
+    Pattern,
+}
+
+/// Where a template is used.
+#[derive(Debug, Clone)]
+struct Use {
+    machines: Rc<HashSet<String>>,
+    in_step: bool,
+}
+
+/// Reads one file.
+pub(super) struct Reader<'a> {
+    source: &'a str,
+    dir: &'a Path,
+    lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+    notes: Notes,
+    placed: Vec<Placed>,
+    /// The groups met so far with their sizes, `None` where that couldn't be read.
+    sizes: Vec<(String, Option<u32>)>,
+    templates_are_whole: bool,
+    /// How many machines the steps met so far have, each counted in each of its steps.
+    step_machines: usize,
+    /// What `[aws]` says, for all groups.
+    base: Aws,
+    in_group: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        source: &'a str,
+        dir: &'a Path,
+        lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+    ) -> Self {
+        Self {
+            source,
+            dir,
+            lookup_env,
+            notes: Notes::default(),
+            placed: vec![],
+            sizes: vec![],
+            templates_are_whole: true,
+            step_machines: 0,
+            base: Aws::default(),
+            in_group: false,
+        }
+    }
+
+    /// What was noted, and the templates found.
+    pub(super) fn finish(self) -> (Notes, Vec<Placed>) {
+        (self.notes, self.placed)
+    }
+
+    /// Reads the file; `None` if it isn't TOML.
+    pub(super) fn read(&mut self) -> Option<Contents> {
+        let (root, mut errors) = DeTable::parse_recoverable(self.source);
+        if !errors.is_empty() {
+            // What could be recovered has holes, and complaining about those would help nobody.
+            errors.sort_by_key(|error| error.span().map(|span| span.start));
+            let problem = |error: &toml::de::Error| match error.span() {
+                Some(span) => Problem::at(span, error.message()),
+                None => Problem::general(error.message()),
+            };
+            // Within an array that never ends, the rest of the file is taken for its elements.
+            let within = errors.iter().position(|error| error.message().contains(" array"));
+            let end = errors.iter().rposition(|error| error.message().starts_with("unclosed array"));
+            let (first, after) = match (within, end) {
+                (Some(first), Some(end)) if first < end => (first, end + 1),
+                _ => (errors.len(), errors.len()),
+            };
+            self.notes.extend(errors[..first].iter().map(problem));
+            let help = "the array before this may lack its `]`".to_owned();
+            self.notes
+                .extend(errors[first..after].iter().take(1).map(|error| problem(error).help(help.clone())));
+            self.notes.extend(errors[after..].iter().map(problem));
+            return None;
+        }
+        let root = root.get_ref();
+        self.keys(
+            root,
+            &["name", "provider", "lifetime", "budget", "ssh", "aws", "group", "step"],
+            &["prepare", "repeat", "matrix"],
+        );
+        let name = self.experiment_name(root);
+        let provider = match root.get("provider") {
+            Some(value) => self.provider(value),
+            None => Some(ProviderKind::Local),
+        };
+        let lifetime = root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(HOUR);
+        let budget = root.get("budget").and_then(|value| self.dollars(value));
+        if let Some((span, value)) = key(root, "aws") {
+            if provider.is_some_and(|provider| provider != ProviderKind::Aws) {
+                let help = "set `provider = \"aws\"`".to_owned();
+                self.note(Problem::at(span, "`[aws]` is for the provider \"aws\"").help(help));
+            } else if let Some(table) = self.table(value) {
+                self.keys(table, AWS_KEYS, &[]);
+                self.base = self.aws(table, &Aws::default());
+            }
+        }
+        let ssh = root.get("ssh").and_then(|value| self.ssh(value)).unwrap_or_default();
+        let groups = self.groups(root, provider);
+        let steps = self.steps(root);
+        Some(Contents {
+            name: name.unwrap_or_default(),
+            provider: provider.unwrap_or_default(),
+            lifetime,
+            budget,
+            ssh,
+            groups_are_whole: groups.len() == self.sizes.len()
+                && self.sizes.iter().all(|(_, size)| size.is_some()),
+            groups,
+            steps,
+            templates_are_whole: self.templates_are_whole,
+        })
+    }
+
+    fn experiment_name(&mut self, root: &DeTable<'_>) -> Option<String> {
+        let Some(value) = root.get("name") else {
+            self.note(
+                Problem::general("`name` is missing").help("begin the file with `name = \"...\"`".to_owned()),
+            );
+            return None;
+        };
+        self.name(value)
+    }
+
+    fn provider(&mut self, value: &Value<'_>) -> Option<ProviderKind> {
+        self.choice(
+            value,
+            "provider",
+            &[
+                ("local", Some(ProviderKind::Local)),
+                ("hosts", Some(ProviderKind::Hosts)),
+                ("aws", Some(ProviderKind::Aws)),
+            ],
+        )
+    }
+
+    fn ssh(&mut self, value: &Value<'_>) -> Option<Ssh> {
+        let table = self.table(value)?;
+        self.keys(
+            table,
+            &[
+                "config",
+                "jump",
+                "user",
+                "key",
+                "known_hosts",
+                "connect_timeout",
+                "keepalive",
+                "kex",
+                "transport",
+            ],
+            &[],
+        );
+        Some(Ssh {
+            config: table.get("config").and_then(|value| self.file(value)),
+            jump: table.get("jump").and_then(|value| self.host(value)),
+            user: table.get("user").and_then(|value| self.host(value)),
+            key: table.get("key").and_then(|value| self.file(value)),
+            known_hosts: table.get("known_hosts").and_then(|value| self.file(value)),
+            connect_timeout: table.get("connect_timeout").and_then(|value| self.duration(value)),
+            keepalive: table.get("keepalive").and_then(|value| self.duration(value)),
+            kex: table.get("kex").and_then(|value| self.kex(value)),
+            transport: table
+                .get("transport")
+                .and_then(|value| self.choice(value, "transport", &[("openssh", Some(Transport::Openssh))]))
+                .unwrap_or_default(),
+        })
+    }
+
+    // Groups
+
+    fn groups(&mut self, root: &DeTable<'_>, provider: Option<ProviderKind>) -> Vec<Group> {
+        let help = "begin one with `[group.server]`".to_owned();
+        let Some(value) = root.get("group") else {
+            self.note(Problem::general("there is no group of machines").help(help));
+            return vec![];
+        };
+        let Some(table) = self.table(value) else { return vec![] };
+        if table.is_empty() {
+            self.note(Problem::at(value.span(), "there is no group of machines").help(help));
+        }
+        let mut hosts = HashSet::new();
+        let entries = entries(table);
+        if let Some((_, span, _)) = entries.get(GROUP_LIMIT) {
+            let message = format!("an experiment has at most {GROUP_LIMIT} groups");
+            self.note(Problem::at(span.clone(), message));
+        }
+        entries
+            .into_iter()
+            .take(GROUP_LIMIT)
+            .filter_map(|(name, span, value)| self.group(name, span, value, provider, &mut hosts))
+            .collect()
+    }
+
+    fn group(
+        &mut self,
+        name: &str,
+        span: Span,
+        value: &Value<'_>,
+        provider: Option<ProviderKind>,
+        hosts: &mut HashSet<String>,
+    ) -> Option<Group> {
+        if name.len() > NAME_LIMIT {
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
+            self.note(Problem::at(span.clone(), message));
+        } else if !is_word(name) {
+            self.note(
+                Problem::at(span.clone(), format!("`{name}` can't name a group")).help(WORD.to_owned()),
+            );
+        } else if is_reserved(name) {
+            let message = format!("`{name}` can't name a group: it already has a meaning in templates");
+            self.note(Problem::at(span.clone(), message));
+        }
+        // Even a group that can't be read is there to be named by a step.
+        self.sizes.push((name.to_owned(), None));
+        let table = self.table(value)?;
+        const OWN: &[&str] = &["count", "hosts", "setup", "upload", "env"];
+        let of_aws = provider == Some(ProviderKind::Aws);
+        for (key, span, _) in entries(table).into_iter().filter(|(key, ..)| !OWN.contains(key)) {
+            let is_aws = AWS_KEYS.contains(&key);
+            if is_aws && !of_aws && provider.is_some() {
+                let help = "set `provider = \"aws\"`".to_owned();
+                self.note(Problem::at(span, format!("`{key}` is for the provider \"aws\"")).help(help));
+            } else if !is_aws {
+                let known = OWN.iter().chain(if of_aws { AWS_KEYS } else { &[] });
+                let help = suggest(key, known.copied());
+                self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
+            }
+        }
+        let aws = of_aws.then(|| {
+            self.in_group = true;
+            let aws = self.aws(table, &self.base.clone());
+            self.in_group = false;
+            if aws.instance.is_empty() {
+                let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
+                self.note(Problem::at(span.clone(), "this group has no `instance`").help(help));
+            }
+            aws
+        });
+        let others: u32 = self.sizes.iter().filter_map(|(_, size)| *size).sum();
+        let size = self.size(table, span.clone(), provider, hosts).filter(|size| {
+            let fits = size.count() <= MACHINE_LIMIT - others;
+            if !fits {
+                let message = format!("an experiment has at most {MACHINE_LIMIT} machines");
+                self.notes.note(Problem::at(span, message));
+            }
+            fits
+        });
+        let count = size.as_ref().map(Size::count);
+        if let Some((_, known)) = self.sizes.last_mut() {
+            *known = count;
+        }
+        let machines = (0..count.unwrap_or(0)).map(|index| machine_name(name, index)).collect();
+        let used = Use { machines: Rc::new(machines), in_step: false };
+        let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
+        let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
+        let env = self.env(table, &used);
+        Some(Group { name: name.to_owned(), size: size?, setup, upload, env, aws })
+    }
+
+    fn size(
+        &mut self,
+        table: &DeTable<'_>,
+        group: Span,
+        provider: Option<ProviderKind>,
+        taken: &mut HashSet<String>,
+    ) -> Option<Size> {
+        match (provider?, key(table, "count"), key(table, "hosts")) {
+            (ProviderKind::Local | ProviderKind::Aws, _, Some((span, _))) => {
+                let help = "set `provider = \"hosts\"`, or give a `count` of machines".to_owned();
+                self.note(Problem::at(span, "`hosts` is for the provider \"hosts\"").help(help));
+                None
+            }
+            (ProviderKind::Local | ProviderKind::Aws, Some((_, value)), None) => {
+                self.count(value).map(Size::Count)
+            }
+            (ProviderKind::Local | ProviderKind::Aws, None, None) => Some(Size::Count(NonZeroU32::MIN)),
+            (ProviderKind::Hosts, Some((span, _)), _) => {
+                let help = "the group's `hosts` are its machines".to_owned();
+                self.note(Problem::at(span, "`count` is not for the provider \"hosts\"").help(help));
+                None
+            }
+            (ProviderKind::Hosts, None, Some((_, value))) => self.hosts(value, taken).map(Size::Hosts),
+            (ProviderKind::Hosts, None, None) => {
+                let help = "list them as `hosts = [\"user@10.0.0.5\"]`".to_owned();
+                self.note(Problem::at(group, "this group has no `hosts`").help(help));
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, value: &Value<'_>) -> Option<NonZeroU32> {
+        let DeValue::Integer(integer) = value.get_ref() else {
+            self.wrong_type(value, "a number of machines");
+            return None;
+        };
+        let count = number(integer).filter(|count| *count <= MACHINE_LIMIT).and_then(NonZeroU32::new);
+        if count.is_none() {
+            self.note(Problem::at(value.span(), format!("a group has from 1 to {MACHINE_LIMIT} machines")));
+        }
+        count
+    }
+
+    fn hosts(&mut self, value: &Value<'_>, taken: &mut HashSet<String>) -> Option<Vec<String>> {
+        let list = self.list(value)?;
+        if list.is_empty() {
+            self.note(Problem::at(value.span(), "a group has at least one host"));
+            return None;
+        }
+        let read = |value| {
+            let host = self.host(value)?;
+            if !taken.insert(host.clone()) {
+                // Both would work, and clean up, in the same directory.
+                let message = format!("`{host}` is listed twice; a host is one machine");
+                self.note(Problem::at(value.span(), message));
+                return None;
+            }
+            Some(host)
+        };
+        let hosts: Vec<_> = list.iter().filter_map(read).collect();
+        (hosts.len() == list.len()).then_some(hosts)
+    }
+
+    fn setups(&mut self, value: &Value<'_>, used: &Use) -> Vec<Setup> {
+        match value.get_ref() {
+            DeValue::Array(list) => list.iter().filter_map(|value| self.setup(value, used)).collect(),
+            _ => self.setup(value, used).into_iter().collect(),
+        }
+    }
+
+    fn setup(&mut self, value: &Value<'_>, used: &Use) -> Option<Setup> {
+        match value.get_ref() {
+            DeValue::String(_) => self.template(value, Kind::Command, used).map(Setup::Command),
+            DeValue::Table(table) => {
+                self.keys(table, &["script"], &[]);
+                let script = self.required(table, "script", value.span())?;
+                self.script(script).map(Setup::Script)
+            }
+            _ => {
+                self.wrong_type(value, "a command, `{ script = \"...\" }`, or a list of those");
+                None
+            }
+        }
+    }
+
+    fn script(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+        let path = self.file(value)?;
+        match Interpreter::of(&path) {
+            Ok(_) => Some(path),
+            Err(Unusable::Wrong { message, help }) => {
+                let message = format!("`{}` {message}", path.display());
+                self.note(Problem::at(value.span(), message).help(help.to_owned()));
+                None
+            }
+            Err(Unusable::Unreadable(error)) => {
+                self.note(unreadable(value, &path, &error));
+                None
+            }
+        }
+    }
+
+    fn upload(&mut self, value: &Value<'_>, used: &Use) -> Option<Upload> {
+        let table = self.table(value)?;
+        self.keys(table, &["from", "to"], &[]);
+        let from = self.required(table, "from", value.span());
+        let to = self.required(table, "to", value.span());
+        let from = from.and_then(|value| {
+            let (path, metadata) = self.existing(value)?;
+            // To read a pipe or a device might take forever.
+            if !metadata.is_file() && !metadata.is_dir() {
+                let message = format!("`{}` is neither a file nor a directory", path.display());
+                self.note(Problem::at(value.span(), message));
+            }
+            Some(path)
+        });
+        let to = to.and_then(|value| self.template(value, Kind::Path, used));
+        Some(Upload { from: from?, to: to? })
+    }
+
+    fn env(&mut self, table: &DeTable<'_>, used: &Use) -> Vec<(String, EnvValue)> {
+        let Some(table) = table.get("env").and_then(|value| self.table(value)) else { return vec![] };
+        let read = |(name, span, value): (&str, Span, &Value<'_>)| {
+            if !is_variable(name) {
+                let help = "use letters, digits and `_`, not beginning with a digit".to_owned();
+                self.note(Problem::at(span, format!("`{name}` can't name a variable")).help(help));
+            } else if name.starts_with("TSUNAMI_") {
+                let message = "variables that begin with `TSUNAMI_` are set by tsunami itself";
+                self.note(Problem::at(span, message));
+            }
+            Some((name.to_owned(), self.env_value(value, used)?))
+        };
+        entries(table).into_iter().filter_map(read).collect()
+    }
+
+    fn env_value(&mut self, value: &Value<'_>, used: &Use) -> Option<EnvValue> {
+        let DeValue::Table(table) = value.get_ref() else {
+            return self.template(value, Kind::Value, used).map(EnvValue::Text);
+        };
+        self.keys(table, &["from_env"], &[]);
+        let value = self.required(table, "from_env", value.span())?;
+        let variable = self.text(value)?.to_owned();
+        match (self.lookup_env)(&variable) {
+            Some(secret) if secret.len() > VARIABLE_LIMIT => {
+                let message = format!(
+                    "`{variable}` is longer than {VARIABLE_LIMIT} bytes, and no command can be given it"
+                );
+                self.note(Problem::at(value.span(), message));
+                None
+            }
+            Some(secret) => Some(EnvValue::FromEnv { variable, value: Secret(secret) }),
+            None => {
+                let message = format!("`{variable}` is not set in the environment");
+                self.note(Problem::at(value.span(), message));
+                None
+            }
+        }
+    }
+
+    // Steps
+
+    fn steps(&mut self, root: &DeTable<'_>) -> Vec<Step> {
+        let mut names = HashMap::new();
+        let mut number = 0;
+        self.list_of(root, "step", |reader, value| {
+            number += 1;
+            if number == STEP_LIMIT + 1 {
+                let message = format!("an experiment has at most {STEP_LIMIT} steps");
+                reader.note(Problem::at(value.span(), message));
+            }
+            if number > STEP_LIMIT { None } else { reader.step(value, number, &mut names) }
+        })
+    }
+
+    fn step(&mut self, value: &Value<'_>, number: usize, names: &mut HashMap<String, usize>) -> Option<Step> {
+        let table = self.table(value)?;
+        self.keys(
+            table,
+            &["name", "on", "run", "start", "ready", "timeout", "collect", "on_error", "env", "cwd"],
+            &[],
+        );
+        let name = match table.get("name") {
+            Some(value) => self.name(value),
+            None => Some(number.to_string()),
+        };
+        if let Some(name) = &name
+            && let Some(other) = names.insert(name.clone(), number)
+        {
+            let span = table.get("name").map_or(value.span(), Spanned::span);
+            self.note(Problem::at(span, format!("step {number} has the name of step {other}, `{name}`")));
+        }
+        let on = self.required(table, "on", value.span()).map(|on| self.on(on));
+        let used = Use { machines: Rc::new(on.iter().flatten().cloned().collect()), in_step: true };
+        let action = self.action(table, value.span(), &used);
+        let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
+        let on_error = table.get("on_error").and_then(|value| {
+            let choices = &[("fail", Some(OnError::Fail)), ("continue", Some(OnError::Continue))];
+            self.choice(value, "on_error", choices)
+        });
+        let env = self.env(table, &used);
+        let cwd = table.get("cwd").and_then(|value| self.template(value, Kind::Path, &used));
+        Some(Step {
+            name: name?,
+            on: on?,
+            action: action?,
+            collect,
+            on_error: on_error.unwrap_or_default(),
+            env,
+            cwd,
+        })
+    }
+
+    /// The machines a step names, in the order of the file and each once.
+    fn on(&mut self, value: &Value<'_>) -> Vec<String> {
+        let targets = match value.get_ref() {
+            DeValue::Array(list) => list.iter().collect(),
+            _ => vec![value],
+        };
+        if targets.is_empty() {
+            self.note(
+                Problem::at(value.span(), "this names no machine").help("\"all\" is all of them".to_owned()),
+            );
+        }
+        let mut seen = HashSet::new();
+        let mut named = HashSet::new();
+        for target in targets {
+            if target.get_ref().as_str().is_none_or(|text| seen.insert(text)) {
+                named.extend(self.target(target));
+            }
+        }
+        self.step_machines += named.len();
+        if self.step_machines > STEP_MACHINES_LIMIT {
+            let message =
+                format!("the steps up to here have more than {STEP_MACHINES_LIMIT} machines in all");
+            self.note(Problem::at(value.span(), message));
+            return vec![];
+        }
+        self.all_machines().filter(|machine| named.contains(machine)).collect()
+    }
+
+    fn target(&mut self, value: &Value<'_>) -> Vec<String> {
+        let DeValue::String(target) = value.get_ref() else {
+            self.wrong_type(value, "a group, a machine, a list of them, or \"all\"");
+            return vec![];
+        };
+        if target == "all" {
+            return self.all_machines().collect();
+        }
+        if let Some((group, size)) = self.sizes.iter().find(|(group, _)| target == group) {
+            return (0..size.unwrap_or(0)).map(|index| machine_name(group, index)).collect();
+        }
+        let group =
+            target.rsplit_once('-').and_then(|(group, _)| self.sizes.iter().find(|(name, _)| name == group));
+        match group {
+            // The group's own problem comes first.
+            Some((_, None)) => vec![],
+            Some((group, Some(size)))
+                if index_in(group, target)
+                    .is_some_and(|index| index < *size && machine_name(group, index) == **target) =>
+            {
+                vec![target.to_string()]
+            }
+            Some((group, Some(size))) => {
+                let help = match size {
+                    1 => format!("`{group}` has one machine, {group}-0"),
+                    _ => format!("`{group}` has the machines {group}-0 to {group}-{}", size - 1),
+                };
+                self.note(Problem::at(value.span(), format!("there is no machine `{target}`")).help(help));
+                vec![]
+            }
+            None => {
+                // To look for what was meant among many takes a while.
+                let likely = if self.notes.is_full() { None } else { self.likely_target(target) };
+                let message = format!("there is no group or machine `{target}`");
+                self.note(Problem::at(value.span(), message).help(likely));
+                vec![]
+            }
+        }
+    }
+
+    fn likely_target(&self, target: &str) -> Option<String> {
+        let groups = self.sizes.iter().map(|(group, _)| group.clone());
+        let known: Vec<_> = groups.chain(["all".to_owned()]).chain(self.all_machines()).collect();
+        suggest(target, known.iter().map(String::as_str))
+    }
+
+    fn all_machines(&self) -> impl Iterator<Item = String> {
+        let sizes = self.sizes.iter();
+        sizes.flat_map(|(group, size)| (0..size.unwrap_or(0)).map(move |index| machine_name(group, index)))
+    }
+
+    fn action(&mut self, table: &DeTable<'_>, step: Span, used: &Use) -> Option<Action> {
+        let run = table.get("run").map(|value| self.template(value, Kind::Command, used));
+        let start = table.get("start").map(|value| self.template(value, Kind::Command, used));
+        let timeout = table.get("timeout").and_then(|value| self.duration(value));
+        let ready = table.get("ready").and_then(|value| self.ready(value, used));
+        match (run, start) {
+            (Some(run), None) => {
+                let help = "it tells when something begun with `start` has come up".to_owned();
+                self.refuse(table, "ready", "`ready` is not for `run`", help);
+                Some(Action::Run { command: run?, timeout })
+            }
+            (None, Some(start)) => {
+                let help = "for the time it may take to come up, use `ready = { ..., timeout = \"...\" }`"
+                    .to_owned();
+                self.refuse(
+                    table,
+                    "timeout",
+                    "`timeout` is not for `start`, which goes on until the trial ends",
+                    help,
+                );
+                Some(Action::Start { command: start?, ready })
+            }
+            (Some(_), Some(_)) => {
+                self.refuse(
+                    table,
+                    "start",
+                    "a step has `run` or `start`, not both",
+                    "make it two steps".to_owned(),
+                );
+                None
+            }
+            (None, None) => {
+                let help = "give it a command to `run`, or to `start` in the background".to_owned();
+                self.note(Problem::at(step, "this step does nothing").help(help));
+                None
+            }
+        }
+    }
+
+    fn ready(&mut self, value: &Value<'_>, used: &Use) -> Option<Ready> {
+        let table = self.table(value)?;
+        self.keys(table, &["port", "command", "log", "timeout"], &[]);
+        let port = table.get("port").map(|value| self.port(value).map(ReadyWhen::Port));
+        let command = table
+            .get("command")
+            .map(|value| self.template(value, Kind::Command, used).map(ReadyWhen::Command));
+        let log = table.get("log").map(|value| self.template(value, Kind::Command, used).map(ReadyWhen::Log));
+        let timeout = table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(READY_TIMEOUT);
+        let mut signs = [port, command, log].into_iter().flatten();
+        match (signs.next(), signs.next()) {
+            (Some(when), None) => Some(Ready { when: when?, timeout }),
+            _ => {
+                self.note(Problem::at(value.span(), "`ready` has one of `port`, `command` and `log`"));
+                None
+            }
+        }
+    }
+
+    fn port(&mut self, value: &Value<'_>) -> Option<u16> {
+        let DeValue::Integer(integer) = value.get_ref() else {
+            self.wrong_type(value, "a port number");
+            return None;
+        };
+        let port = number(integer).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        if port.is_none() {
+            self.note(Problem::at(value.span(), "a port is a number from 1 to 65535"));
+        }
+        port
+    }
+
+    fn pattern(&mut self, value: &Value<'_>, used: &Use) -> Option<Pattern> {
+        let text = self.text(value)?;
+        let (glob, optional) = match text.strip_suffix('?') {
+            Some(glob) => (glob, true),
+            None => (text, false),
+        };
+        let template = self.template_of(glob, value.span(), Kind::Pattern, used)?;
+        Some(Pattern { template, optional })
+    }
+}
+
+/// A template's error, at its place in the file.
+pub(super) fn template_problem(source: &str, span: &Span, text: &str, error: TemplateError) -> Problem {
+    Problem::at(locate(source, span, text, error.range), error.message).help(error.help)
+}
+
+/// Where part of a string (or all of it) stands in the file. A string with escapes in it is spelled otherwise
+/// in the file; then the whole of it must do.
+pub(super) fn locate(source: &str, span: &Span, text: &str, part: Option<Span>) -> Span {
+    match (source.get(span.clone()).and_then(|raw| raw.find(text)), part) {
+        (Some(at), Some(part)) => span.start + at + part.start..span.start + at + part.end,
+        _ => span.clone(),
+    }
+}
+
+/// The number that a machine of the group would have by this name.
+fn index_in(group: &str, machine: &str) -> Option<u32> {
+    machine.strip_prefix(group)?.strip_prefix('-')?.parse().ok()
+}
+
+/// Whether this can name a group or a parameter.
+pub(super) fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Whether this can name an experiment or a step.
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// Whether a shell can have a variable of this name.
+fn is_variable(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

@@ -1,0 +1,272 @@
+//! The values of a file, each checked for what it is meant to be.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use crate::limits::NAME_LIMIT;
+use toml::de::{DeArray, DeInteger, DeTable, DeValue};
+
+use super::{
+    Kind, LONGEST, Placed, Problem, Reader, Span, Template, Use, Value, is_name, suggest, template_problem,
+};
+
+impl Reader<'_> {
+    pub(super) fn template(&mut self, value: &Value<'_>, kind: Kind, used: &Use) -> Option<Template> {
+        let text = self.text(value)?;
+        self.template_of(text, value.span(), kind, used)
+    }
+
+    pub(super) fn template_of(&mut self, text: &str, span: Span, kind: Kind, used: &Use) -> Option<Template> {
+        if kind != Kind::Value && text.trim().is_empty() {
+            self.note(Problem::at(span, "this is empty"));
+            return None;
+        }
+        match Template::new(text) {
+            Ok(template) => {
+                let Use { machines, in_step } = used.clone();
+                self.placed.push(Placed { template: template.clone(), span, kind, machines, in_step });
+                Some(template)
+            }
+            Err(error) => {
+                self.templates_are_whole = false;
+                self.note(template_problem(self.source, &span, text, error));
+                None
+            }
+        }
+    }
+
+    pub(super) fn name(&mut self, value: &Value<'_>) -> Option<String> {
+        let name = self.text(value)?;
+        if name.len() > NAME_LIMIT {
+            let message = format!("this name is longer than {NAME_LIMIT} bytes");
+            self.note(Problem::at(value.span(), message));
+            return None;
+        }
+        if is_name(name) {
+            return Some(name.to_owned());
+        }
+        let help = "use a letter or digit, then letters, digits, `.`, `_` and `-`".to_owned();
+        self.note(Problem::at(value.span(), format!("`{name}` can't be a name")).help(help));
+        None
+    }
+
+    /// Something that will be an argument of ssh, where it must not be taken for anything else.
+    pub(super) fn host(&mut self, value: &Value<'_>) -> Option<String> {
+        let text = self.text(value)?;
+        let strange = |c: char| c.is_whitespace() || c.is_control();
+        let wrong = if text.is_empty() {
+            "this is empty"
+        } else if text.contains(strange) {
+            "this can't hold spaces or control characters"
+        } else if text.split('@').any(|part| part.is_empty() || part.starts_with('-')) {
+            "neither the user nor the host can be empty or begin with `-`"
+        } else {
+            return Some(text.to_owned());
+        };
+        self.note(Problem::at(value.span(), wrong));
+        None
+    }
+
+    pub(super) fn kex(&mut self, value: &Value<'_>) -> Option<String> {
+        let text = self.text(value)?;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.@,+^*".contains(c);
+        if !text.is_empty() && text.chars().all(allowed) {
+            return Some(text.to_owned());
+        }
+        let help = "list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`".to_owned();
+        self.note(Problem::at(value.span(), "these aren't names of key exchange algorithms").help(help));
+        None
+    }
+
+    pub(super) fn duration(&mut self, value: &Value<'_>) -> Option<Duration> {
+        let DeValue::String(text) = value.get_ref() else {
+            self.wrong_type(value, "a duration such as \"90s\"");
+            return None;
+        };
+        let wrong = match humantime::parse_duration(text) {
+            Ok(Duration::ZERO) => Problem::at(value.span(), "this can't be zero"),
+            Ok(duration) if duration > LONGEST => Problem::at(value.span(), "this is longer than a year"),
+            Ok(duration) => return Some(duration),
+            Err(error) => Problem::at(value.span(), format!("`{text}` is not a duration: {error}"))
+                .help("write it as `90s`, `45m` or `1h30m`".to_owned()),
+        };
+        self.note(wrong);
+        None
+    }
+
+    /// A file that is there.
+    pub(super) fn file(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+        let (path, metadata) = self.existing(value)?;
+        if metadata.is_file() {
+            return Some(path);
+        }
+        self.note(Problem::at(value.span(), format!("`{}` is not a file", path.display())));
+        None
+    }
+
+    /// A file or directory that is there.
+    pub(super) fn existing(&mut self, value: &Value<'_>) -> Option<(PathBuf, fs::Metadata)> {
+        let text = self.text(value)?;
+        if text.is_empty() {
+            self.note(Problem::at(value.span(), "this is empty"));
+            return None;
+        }
+        let home = || (self.lookup_env)("HOME").map(PathBuf::from);
+        let path = match text.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
+            Some(path) => path,
+            None => self.dir.join(text),
+        };
+        match fs::metadata(&path) {
+            Ok(metadata) => Some((path, metadata)),
+            Err(error) => {
+                self.note(unreadable(value, &path, &error));
+                None
+            }
+        }
+    }
+
+    pub(super) fn text<'t>(&mut self, value: &'t Value<'_>) -> Option<&'t str> {
+        match value.get_ref() {
+            DeValue::String(text) if text.contains('\0') => {
+                self.note(Problem::at(
+                    value.span(),
+                    "this holds a NUL character, which no command can be given",
+                ));
+                None
+            }
+            DeValue::String(text) => Some(text),
+            _ => {
+                self.wrong_type(value, "a string");
+                None
+            }
+        }
+    }
+
+    pub(super) fn table<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeTable<'t>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.wrong_type(value, "a table");
+        }
+        table
+    }
+
+    pub(super) fn list<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeArray<'t>> {
+        let list = value.get_ref().as_array();
+        if list.is_none() {
+            self.wrong_type(value, "a list");
+        }
+        list
+    }
+
+    /// The items of the list under a key, which may be absent.
+    pub(super) fn list_of<T>(
+        &mut self,
+        table: &DeTable<'_>,
+        key: &str,
+        mut item: impl FnMut(&mut Self, &Value<'_>) -> Option<T>,
+    ) -> Vec<T> {
+        let list = table.get(key).and_then(|value| self.list(value));
+        list.into_iter().flat_map(|list| list.iter()).filter_map(|value| item(self, value)).collect()
+    }
+
+    /// One of a few words; those without a value are known, but not supported yet.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        value: &Value<'_>,
+        key: &str,
+        choices: &[(&str, Option<T>)],
+    ) -> Option<T> {
+        let text = self.text(value)?;
+        match choices.iter().find(|(word, _)| *word == text) {
+            Some((_, Some(choice))) => return Some(*choice),
+            Some((_, None)) => {
+                self.note(Problem::at(value.span(), format!("`{key} = \"{text}\"` is not supported yet")));
+            }
+            None => {
+                let help = suggest(
+                    text,
+                    choices.iter().filter(|(_, choice)| choice.is_some()).map(|(word, _)| *word),
+                );
+                self.note(Problem::at(value.span(), format!("`{key}` can't be \"{text}\"")).help(help));
+            }
+        }
+        None
+    }
+
+    // Notes
+
+    pub(super) fn note(&mut self, problem: Problem) {
+        self.notes.note(problem);
+    }
+
+    /// Notes every key but the known ones. The later ones are promised, but not there yet.
+    pub(super) fn keys(&mut self, table: &DeTable<'_>, known: &[&str], later: &[&str]) {
+        for (key, span, _) in entries(table) {
+            if later.contains(&key) {
+                self.note(Problem::at(span, format!("`{key}` is not supported yet")));
+            } else if !known.contains(&key) {
+                let help = suggest(key, known.iter().copied());
+                self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
+            }
+        }
+    }
+
+    /// The value of a key that must be there.
+    pub(super) fn required<'t>(
+        &mut self,
+        table: &'t DeTable<'t>,
+        key: &str,
+        place: Span,
+    ) -> Option<&'t Value<'t>> {
+        let value = table.get(key);
+        if value.is_none() {
+            self.note(Problem::at(place, format!("`{key}` is missing here")));
+        }
+        value
+    }
+
+    /// Notes a key that, beside the others, must not be there.
+    pub(super) fn refuse(&mut self, table: &DeTable<'_>, name: &str, message: &str, help: String) {
+        if let Some((span, _)) = key(table, name) {
+            self.note(Problem::at(span, message).help(help));
+        }
+    }
+
+    pub(super) fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
+        let found = match value.get_ref() {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date or time",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        let plain = !matches!(value.get_ref(), DeValue::String(_) | DeValue::Array(_) | DeValue::Table(_));
+        let raw = self.source.get(value.span()).unwrap_or_default();
+        let help = (plain && expected == "a string").then(|| format!("write it as a string: \"{raw}\""));
+        self.note(Problem::at(value.span(), format!("expected {expected}, found {found}")).help(help));
+    }
+}
+
+pub(super) fn unreadable(value: &Value<'_>, path: &Path, error: &io::Error) -> Problem {
+    Problem::at(value.span(), format!("`{}` can't be read: {error}", path.display()))
+}
+
+/// A table's entries in the order of the file; the table itself is sorted by key.
+pub(super) fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, Span, &'t Value<'t>)> {
+    let mut entries: Vec<_> =
+        table.iter().map(|(key, value)| (key.get_ref().as_ref(), key.span(), value)).collect();
+    entries.sort_by_key(|(_, span, _)| span.start);
+    entries
+}
+
+/// A key's place and value.
+pub(super) fn key<'t>(table: &'t DeTable<'t>, name: &str) -> Option<(Span, &'t Value<'t>)> {
+    table.get_key_value(name).map(|(key, value)| (key.span(), value))
+}
+
+pub(super) fn number(integer: &DeInteger<'_>) -> Option<u32> {
+    u32::from_str_radix(integer.as_str(), integer.radix()).ok()
+}

@@ -1,0 +1,274 @@
+//! What is wrong with an experiment file, and how it is shown.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::limits::{PROBLEM_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+
+use crate::text::mark;
+
+/// A longer list of known words than this is no help.
+const MOST_LISTED: usize = 40;
+/// So many problems are shown; the rest often goes away with them.
+const SHOWN: usize = 20;
+/// How much of a message is shown, in characters.
+const LONGEST: usize = 500;
+/// How much of a line is shown to either side of a problem, in bytes, if the line is longer than twice that.
+const AROUND: usize = 500;
+
+/// One thing that is wrong, where it stands, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    message: String,
+    help: Option<String>,
+    span: Option<Range<usize>>,
+}
+
+impl Problem {
+    /// A problem with this part of the file (in bytes).
+    pub(super) fn at(span: Range<usize>, message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None, span: Some(span) }
+    }
+
+    /// A problem with no place in the file: the file itself, or something given beside it.
+    pub(super) fn general(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None, span: None }
+    }
+
+    /// Adds what to do about it.
+    pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
+        self.help = help.into();
+        self
+    }
+
+    /// What is wrong, in one line.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it, if that is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
+}
+
+/// Notes what is wrong, and from the [`PROBLEM_LIMIT`] on only how much.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    problems: Vec<Problem>,
+    dropped: usize,
+}
+
+impl Notes {
+    pub(super) fn note(&mut self, problem: Problem) {
+        if self.is_full() {
+            self.dropped += 1;
+        } else {
+            self.problems.push(problem);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Whether nobody will see what is noted from now on.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.len() >= PROBLEM_LIMIT
+    }
+}
+
+impl Extend<Problem> for Notes {
+    fn extend<T: IntoIterator<Item = Problem>>(&mut self, problems: T) {
+        problems.into_iter().for_each(|problem| self.note(problem));
+    }
+}
+
+/// Everything that is wrong with an experiment file, in the order of the file.
+///
+/// [`Display`](fmt::Display) shows it without colours; see [`render`](Self::render).
+#[derive(Debug, Clone)]
+pub struct Problems {
+    path: PathBuf,
+    source: String,
+    problems: Vec<Problem>,
+    /// How many were not noted.
+    dropped: usize,
+}
+
+impl Problems {
+    pub(super) fn new(path: &Path, source: &str, notes: Notes) -> Self {
+        let Notes { mut problems, dropped } = notes;
+        // What has no place goes last: it is most often about `--set`, and the file reads better on its own.
+        problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
+        problems.dedup();
+        Self { path: path.to_owned(), source: source.to_owned(), problems, dropped }
+    }
+
+    /// The one thing that is wrong.
+    pub(super) fn one(path: &Path, source: &str, problem: Problem) -> Self {
+        Self::new(path, source, Notes { problems: vec![problem], dropped: 0 })
+    }
+
+    /// How many problems there are; never zero.
+    pub fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// The problems, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter()
+    }
+
+    /// The line and column at which a problem begins, both counted from one, the column in characters.
+    pub fn place(&self, problem: &Problem) -> Option<(usize, usize)> {
+        self.place_of(problem.span.as_ref()?.start)
+    }
+
+    fn place_of(&self, start: usize) -> Option<(usize, usize)> {
+        let before = self.source.get(..start)?;
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
+    }
+
+    /// The problems, each with its place and the line of the file it is about, in colour if asked. What a terminal
+    /// would act on is marked in them.
+    pub fn render(&self, colour: bool) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let path = mark(&self.path.to_string_lossy());
+        let shown = self.problems.iter().take(SHOWN);
+        let mut shown: Vec<_> = shown.map(|problem| self.show(problem, &path, &renderer)).collect();
+        let more = self.problems.len().saturating_sub(SHOWN) + self.dropped;
+        if more > 0 {
+            shown.push(format!("… and {more} more problem{}", if more == 1 { "" } else { "s" }));
+        }
+        shown.join("\n\n")
+    }
+
+    fn show(&self, problem: &Problem, path: &str, renderer: &Renderer) -> String {
+        let (message, help) = (shorten(&problem.message), problem.help.as_deref().map(shorten));
+        let group = Group::with_title(Level::ERROR.primary_title(&message));
+        let place = problem.span.as_ref().and_then(|span| Some((span, self.place_of(span.start)?)));
+        let group = match place {
+            Some((span, (line, column))) => {
+                let (text, span, whole) = self.excerpt(span);
+                let snippet =
+                    Snippet::source(text).line_start(line).annotation(AnnotationKind::Primary.span(span));
+                match whole {
+                    true => group.element(snippet.path(path)),
+                    false => {
+                        group.element(Origin::path(path).line(line).char_column(column)).element(snippet)
+                    }
+                }
+            }
+            None => group.element(Origin::path(path)),
+        };
+        let help = help.as_deref().map(|help| Level::HELP.message(help));
+        renderer.render(&[group.elements(help)])
+    }
+
+    /// The line that a problem begins in, or what of it is near, where in that the problem stands, and whether it is
+    /// the line's beginning.
+    ///
+    /// A string over many lines is pointed at by its first: drawing a frame around all of it hides the rest.
+    fn excerpt(&self, span: &Range<usize>) -> (String, Range<usize>, bool) {
+        let (before, rest) = self.source.split_at(span.start);
+        let before = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
+        let rest = &rest[..rest.find(['\r', '\n']).unwrap_or(rest.len())];
+        let (part, after) = rest.split_at(rest.floor_char_boundary(span.len()));
+        let mut from = before.len().saturating_sub(AROUND);
+        let mut to = after.len().min(AROUND);
+        if before.len() + rest.len() <= 2 * AROUND {
+            (from, to) = (0, after.len());
+        }
+        let (before, after) =
+            (&before[before.ceil_char_boundary(from)..], &after[..after.floor_char_boundary(to)]);
+        let part = &part[..part.floor_char_boundary(AROUND)];
+        let [before, part, after] = [before, part, after].map(mark);
+        let span = before.len()..before.len() + part.len();
+        (format!("{before}{part}{after}"), span, from == 0)
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// A message without what a terminal would act on, and not longer than can be read.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", mark(&text[..end])),
+        None => mark(text),
+    }
+}
+
+/// The help for a word that is not among those known: the nearest of them, or else all.
+pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: Vec<&str> = known.into_iter().collect();
+    let all =
+        || (1..=MOST_LISTED).contains(&known.len()).then(|| format!("known here: {}", known.join(", ")));
+    likely(word, known.iter().copied()).or_else(all)
+}
+
+/// The help for a word that is very like one of those known.
+pub(super) fn likely<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(word, known.into_iter()).map(|near| format!("did you mean `{near}`?"))
+}
+
+/// The known word that somebody who wrote `word` most likely meant.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // A third of the letters wrong is a slip; more is another word.
+    let slip = (word.chars().count() / 3).max(1);
+    let letters = word.chars().count();
+    if letters > SUGGESTION_WORD_LIMIT {
+        return None;
+    }
+    known
+        .take(SUGGESTION_CANDIDATES_LIMIT)
+        .filter(|candidate| candidate.chars().count().abs_diff(letters) <= slip)
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= slip && *distance < candidate.chars().count())
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_suggested() {
+        let known = ["run", "start", "ready", "timeout"];
+        assert_eq!(suggest("timout", known), Some("did you mean `timeout`?".into()));
+        assert_eq!(suggest("strat", known), Some("did you mean `start`?".into()));
+        assert_eq!(suggest("colour", known), Some("known here: run, start, ready, timeout".into()));
+        assert_eq!(suggest("x", ["n"]), Some("known here: n".into()), "one letter is no likeness");
+        assert_eq!(suggest("x", []), None);
+        let long = "b".repeat(SUGGESTION_WORD_LIMIT + 1);
+        assert_eq!(likely(&long, [format!("{long}b").as_str()]), None, "that would take long, many times");
+    }
+
+    #[test]
+    fn places_are_counted_in_characters_from_one() {
+        let source = "a = 1\nkäse = 2\n";
+        let two = source.find('2').unwrap();
+        let problems = Problems::one(Path::new("x.toml"), source, Problem::at(two..two + 1, "bad"));
+        assert_eq!(problems.place(&problems.problems[0]), Some((2, 8)));
+        assert!(problems.to_string().contains("x.toml:2:8"), "{problems}");
+    }
+
+    #[test]
+    fn colours_only_when_asked() {
+        let problems = Problems::one(Path::new("x.toml"), "a = 1\n", Problem::at(0..1, "bad"));
+        assert!(!problems.render(false).contains('\u{1b}'));
+        assert!(problems.render(true).contains('\u{1b}'));
+        let hostile = Problems::one(Path::new("x"), "", Problem::general("\u{1b}]0;x\u{7}"));
+        assert!(!hostile.render(false).contains(['\u{1b}', '\u{7}']), "{hostile}");
+    }
+}

@@ -1,0 +1,1103 @@
+//! Whole files, as a user would write them and get them wrong.
+
+use crate::limits::{
+    COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT, VARIABLE_LIMIT,
+};
+
+use super::problem::Notes;
+use super::*;
+
+/// The directory of an experiment file, with a few files that it may name.
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("plain.sh"), "echo\n").unwrap();
+        fs::write(dir.path().join("ok.sh"), "#!/bin/sh\necho\n").unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        Self(dir)
+    }
+
+    fn load(&self, text: impl AsRef<[u8]>, set: &[(&str, &str)]) -> Result<Experiment, Problems> {
+        let path = self.0.path().join("x.toml");
+        fs::write(&path, text).unwrap();
+        let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let home = self.0.path().join("sub");
+        Experiment::load(&path, &set, &|name| match name {
+            "TOKEN" => Some("s3cret".into()),
+            "HOME" => Some(home.clone().into()),
+            _ => None,
+        })
+    }
+
+    /// The problems as `line:column message (help)`, without the name of the directory.
+    fn problems(&self, text: impl AsRef<[u8]>, set: &[(&str, &str)]) -> Vec<String> {
+        let problems = self.load(text, set).expect_err("this should be refused");
+        let line = |problem: &Problem| {
+            let place =
+                problems.place(problem).map(|(line, column)| format!("{line}:{column} ")).unwrap_or_default();
+            let help = problem.advice().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("{place}{}{help}", problem.message())
+                .replace(&format!("{}/", self.0.path().display()), "")
+        };
+        problems.iter().map(line).collect()
+    }
+}
+
+#[track_caller]
+fn refuses(text: &str, expected: &[&str]) {
+    assert_eq!(Dir::new().problems(text, &[]), expected, "of\n{text}");
+}
+
+fn group(keys: &str) -> String {
+    format!("name = \"x\"\n[group.server]\n{keys}")
+}
+
+fn step(keys: &str) -> String {
+    format!("name = \"x\"\n[group.server]\n[group.client]\ncount = 3\n[[step]]\non = \"client\"\n{keys}")
+}
+
+const REDIS: &str = r#"
+name = "redis"
+provider = "local"
+lifetime = "45m"
+
+[group.server]
+setup = ["sudo apt-get update -q", "sudo apt-get install -yq redis-server", "sudo systemctl stop redis-server"]
+
+[group.client]
+count = 3
+upload = [{ from = "ok.sh", to = "bin/load" }]
+setup = { script = "ok.sh" }
+env = { RUST_LOG = "info", TOKEN = { from_env = "TOKEN" } }
+
+[[step]]
+on = "server"
+start = "redis-server --bind {{ ip }} --protected-mode no"
+ready = { port = 6379, timeout = "30s" }
+
+[[step]]
+name = "load"
+on = "client"
+run = "redis-benchmark -h {{ server.ip }} -n {{ n }} --csv | tee out.csv"
+timeout = "5m"
+collect = ["out.csv", "core.*?"]
+"#;
+
+#[test]
+fn the_example_of_the_manual_loads() {
+    let dir = Dir::new();
+    let experiment = dir.load(REDIS, &[("n", "10000")]).unwrap();
+    assert_eq!(experiment.name, "redis");
+    assert_eq!(experiment.lifetime, Duration::from_secs(45 * 60));
+    let machines: Vec<_> = experiment.machines().map(|(name, _, _)| name).collect();
+    assert_eq!(machines, ["server-0", "client-0", "client-1", "client-2"]);
+    assert_eq!(experiment.group("server").unwrap().setup.len(), 3);
+
+    let client = experiment.group("client").unwrap();
+    let script = dir.0.path().join("ok.sh");
+    assert_eq!(client.setup, [Setup::Script(script.clone())]);
+    assert_eq!(client.upload, [Upload { from: script, to: Template::new("bin/load").unwrap() }]);
+    let names: Vec<_> = client.env.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["RUST_LOG", "TOKEN"]);
+
+    let [start, load] = &experiment.steps[..] else { panic!("{:?}", experiment.steps) };
+    assert_eq!((start.name.as_str(), &start.on[..]), ("1", &["server-0".to_owned()][..]));
+    let ready = Ready { when: ReadyWhen::Port(6379), timeout: Duration::from_secs(30) };
+    assert!(matches!(&start.action, Action::Start { ready: Some(r), .. } if *r == ready), "{start:?}");
+    assert_eq!((load.name.as_str(), load.on.len(), load.on_error), ("load", 3, OnError::Fail));
+    assert!(matches!(&load.action, Action::Run { timeout: Some(t), .. } if t.as_secs() == 300), "{load:?}");
+    let patterns: Vec<_> = load.collect.iter().map(|p| (p.template.source(), p.optional)).collect();
+    assert_eq!(patterns, [("out.csv", false), ("core.*", true)]);
+}
+
+#[test]
+fn the_least_there_can_be() {
+    let experiment = Dir::new().load("name = \"x\"\n[group.a]\n", &[]).unwrap();
+    assert_eq!(experiment.provider, ProviderKind::Local);
+    assert_eq!(experiment.lifetime, Duration::from_secs(3600));
+    assert_eq!(experiment.ssh, Ssh::default());
+    assert_eq!(experiment.groups[0].size, Size::Count(NonZeroU32::MIN));
+    assert!(experiment.steps.is_empty());
+}
+
+#[test]
+fn groups_and_variables_keep_the_order_of_the_file() {
+    let text = "name = \"x\"\n[group.z]\nenv = { C = \"\", A = \"\", B = \"\" }\n[group.a]\n[group.m]\n";
+    let experiment = Dir::new().load(text, &[]).unwrap();
+    let groups: Vec<_> = experiment.groups.iter().map(|group| group.name.as_str()).collect();
+    assert_eq!(groups, ["z", "a", "m"]);
+    let variables: Vec<_> = experiment.groups[0].env.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(variables, ["C", "A", "B"]);
+}
+
+#[test]
+fn hosts_are_machines() {
+    let text = "name = \"x\"\nprovider = \"hosts\"\n[ssh]\nkey = \"~/\"\n[group.a]\nhosts = [\"u@[::1]:22\", \"box\"]\n";
+    assert_eq!(Dir::new().problems(text, &[]), ["4:7 `sub/` is not a file"], "~ is the home directory");
+    let experiment = Dir::new().load(text.replace("~/", "ok.sh"), &[]).unwrap();
+    assert_eq!(experiment.groups[0].size, Size::Hosts(vec!["u@[::1]:22".into(), "box".into()]));
+    assert_eq!(experiment.machines().map(|(name, _, _)| name).collect::<Vec<_>>(), ["a-0", "a-1"]);
+}
+
+#[test]
+fn a_step_names_machines_in_many_ways() {
+    let on = |on: &str| {
+        let text =
+            format!("name = \"x\"\n[group.b]\n[group.a]\ncount = 2\n[[step]]\non = {on}\nrun = \"x\"\n");
+        Dir::new().load(text, &[]).unwrap().steps[0].on.join(" ")
+    };
+    assert_eq!(on("\"a\""), "a-0 a-1");
+    assert_eq!(on("\"a-1\""), "a-1");
+    assert_eq!(on("\"all\""), "b-0 a-0 a-1");
+    assert_eq!(
+        on("[\"a-1\", \"a\", \"b-0\", \"a-1\"]"),
+        "b-0 a-0 a-1",
+        "in the order of the file, each once"
+    );
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let experiment = Dir::new().load(REDIS, &[("n", "1")]).unwrap();
+    assert!(!format!("{experiment:?}").contains("s3cret"));
+    let EnvValue::FromEnv { variable, value } = &experiment.groups[1].env[1].1 else { panic!() };
+    assert_eq!((variable.as_str(), value.reveal()), ("TOKEN", OsStr::new("s3cret")));
+}
+
+#[test]
+fn set_values_must_be_of_use() {
+    let set = [("n", "1"), ("n", "2"), ("m", "1"), ("ip", "2"), ("client", "3"), ("9x", "")];
+    assert_eq!(
+        Dir::new().problems(REDIS, &set),
+        [
+            "--set n: `n` is given twice",
+            "--set m: no template uses `m`",
+            "--set ip: `ip` already has a meaning in templates",
+            "--set client: `client` is a group",
+            "--set 9x: `9x` is no name: use a lower-case letter, then lower-case letters, digits and `_`",
+        ]
+    );
+    let long = "x".repeat(65 << 10);
+    assert_eq!(
+        Dir::new().problems(REDIS, &[("n", "a\u{1b}b"), ("o", &long)]),
+        [
+            "--set n: the value holds control characters, as no text in the file can",
+            "--set o: the value is longer than 64 KiB",
+        ]
+    );
+    let text = step("run = \"{{ n | default('5') }}\"");
+    assert!(Dir::new().load(text, &[]).is_ok(), "a value may have a default");
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let dir = Dir::new();
+    assert_eq!(dir.problems(b"name = \"\xff\"", &[]), ["1:9 the experiment file isn't UTF-8 from here on"]);
+    for (path, reason) in [("none.toml", "No such file or directory"), ("sub", "Is a directory")] {
+        let problems = Experiment::load(&dir.0.path().join(path), &[], &|_| None).unwrap_err();
+        assert!(problems.to_string().contains(reason), "{problems}");
+        assert!(problems.to_string().contains(path), "{problems}");
+    }
+}
+
+#[test]
+fn what_may_never_end_is_not_read() {
+    let problems = Experiment::load(Path::new("/dev/null"), &[], &|_| None).unwrap_err();
+    assert!(problems.to_string().contains("it is neither a file nor a link to one"), "{problems}");
+    let large = "#".repeat(EXPERIMENT_FILE_LIMIT as usize + 1);
+    assert_eq!(
+        Dir::new().problems(large, &[]),
+        ["the experiment file is larger than 1024 KiB (what machines need can be a file that is uploaded)"]
+    );
+    let dir = Dir::new();
+    fs::write(dir.0.path().join("data"), "#".repeat(USER_DATA_FILE_LIMIT as usize + 1)).unwrap();
+    let text = "name = \"x\"\nprovider = \"aws\"\n[group.a]\ninstance = \"m\"\nuser_data = \"data\"";
+    assert_eq!(dir.problems(text, &[]), ["5:13 `data` is larger than 64 KiB; EC2 takes less"]);
+}
+
+#[test]
+fn more_than_anybody_needs_is_refused() {
+    let groups: String = (0..=GROUP_LIMIT).map(|i| format!("[group.g{i}]\n")).collect();
+    refuses(&format!("name = \"x\"\n{groups}"), &["1002:8 an experiment has at most 1000 groups"]);
+    refuses(
+        "name = \"x\"\n[group.a]\ncount = 10000\n[group.b]\n",
+        &["4:8 an experiment has at most 10000 machines"],
+    );
+    refuses(
+        &step(&format!("run = \"x\"\n{}", "[[step]]\non = \"all\"\nrun = \"x\"\n".repeat(STEP_LIMIT))),
+        &["3005:1 an experiment has at most 1000 steps"],
+    );
+    let steps = "[[step]]\non = \"all\"\nrun = \"x\"\n".repeat(21);
+    refuses(
+        &format!("name = \"x\"\n[group.a]\ncount = 10000\n{steps}"),
+        &["65:6 the steps up to here have more than 200000 machines in all"],
+    );
+    let name = "x".repeat(NAME_LIMIT + 1);
+    refuses(
+        &format!("name = \"{name}\"\n[group.{name}]"),
+        &["1:8 this name is longer than 100 bytes", "2:8 this name is longer than 100 bytes"],
+    );
+}
+
+#[test]
+fn line_endings_are_those_of_unix() {
+    let dir = Dir::new();
+    let text = group("setup = \"\"\"\nif true; then\n  echo \\r\\n\nfi\n\"\"\"").replace('\n', "\r\n");
+    let experiment = dir.load(&text, &[]).unwrap();
+    let Setup::Command(command) = &experiment.groups[0].setup[0] else { panic!("{experiment:?}") };
+    assert_eq!((command.source(), experiment.source), ("if true; then\n  echo \r\n\nfi\n", text.clone()));
+    fs::write(dir.0.path().join("windows.sh"), "#!/bin/sh\r\necho\r\n").unwrap();
+    let problems = dir.problems(text + "\r\n[group.b]\r\nsetup = { script = \"windows.sh\" }\r\n", &[]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with("9:20 `windows.sh` has the line endings of Windows (CRLF)"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn what_no_program_can_be_given_is_refused() {
+    let long = |length| "x".repeat(length);
+    for (limit, keys) in [
+        (COMMAND_LIMIT, &(|text: &str| format!("setup = \"{text}\"")) as &dyn Fn(&str) -> String),
+        (VARIABLE_LIMIT, &|text| format!("env = {{ A = \"{text}\" }}")),
+    ] {
+        let dir = Dir::new();
+        assert!(dir.load(group(&keys(&long(limit))), &[]).is_ok());
+        let problems = dir.problems(group(&keys(&long(limit + 1))), &[]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(&format!("this has {} bytes", limit + 1)), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_tilde_is_no_home() {
+    let message = "`~` stands for nothing here: this is relative to the machine's working directory, which is its \
+                   home except on `hosts`";
+    refuses(&group("upload = [{ from = \"ok.sh\", to = \"~/bin/tool\" }]"), &[&format!("3:34 {message}")]);
+    refuses(&step("run = \"x\"\ncwd = \"~\""), &[&format!("8:7 {message}")]);
+}
+
+#[test]
+fn rendering_all_templates_has_an_end() {
+    let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
+    let mut reader = Reader::new(&source, Path::new("."), &|_| None);
+    let contents = reader.read().unwrap();
+    let (_, templates) = reader.finish();
+    for (fuel, message) in [
+        (10_000, None),
+        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
+    ] {
+        let mut notes = Notes::default();
+        check::templates(&source, &contents, &templates, &[], &mut notes, fuel);
+        let problems = Problems::new(Path::new("x.toml"), &source, notes);
+        assert_eq!(problems.iter().next().map(Problem::message), message);
+    }
+}
+
+#[test]
+fn of_many_problems_the_first_are_shown_and_the_rest_is_counted() {
+    let keys: String = (0..5000).map(|i| format!("key{i} = 1\n")).collect();
+    let problems = Dir::new().load(format!("{keys}name = \"x\"\n[group.a]\n"), &[]).unwrap_err();
+    assert_eq!(problems.len(), PROBLEM_LIMIT);
+    let shown = problems.to_string();
+    assert_eq!(shown.matches("error: ").count(), 20, "{shown}");
+    assert!(shown.ends_with("\n\n… and 4980 more problems"), "{shown}");
+}
+
+#[test]
+fn a_long_line_is_cut_around_the_problem() {
+    let text =
+        format!("# {}\nname = \"{}x\" # {}\n[group.a]\n", "é".repeat(9), " ".repeat(5000), "é".repeat(5000));
+    let dir = Dir::new();
+    let shown = dir.load(text, &[]).unwrap_err().to_string();
+    assert!(shown.len() < 4000 && shown.contains("x.toml:2:8"), "{shown}");
+    let setup = format!("setup = [{} \"{{{{ nope }}}}\"]", "\"true\",".repeat(1000));
+    let shown = dir.load(group(&setup), &[]).unwrap_err().to_string();
+    assert!(shown.len() < 2000 && shown.contains("x.toml:3:7015"), "{shown}");
+}
+
+#[test]
+fn what_a_terminal_would_act_on_is_marked_where_it_stands() {
+    let text = "name = \"x\"\n[group.a] # \u{9b}2J\u{202e}\nsetup = '\u{9d}0;\u{200b}\u{2028}\u{e0041}' # é\nco\u{feff} = 1\n\"a\\nerror: b\" = 1\n";
+    let dir = Dir::new();
+    let shown = dir.load(text.replace("'\u{9d}", "'{{ a\u{9d}"), &[]).unwrap_err().to_string();
+    assert!(shown.chars().all(|c| c == '\n' || crate::text::harmless(c)), "{shown:?}");
+    let shown = dir
+        .load("name = \"x\"\n[group.a]\n\"a\\nerror: \u{9b}b\u{202e}\" = 1 # \u{9b}\u{feff}é\n", &[])
+        .unwrap_err()
+        .to_string();
+    insta::assert_snapshot!(shown.replace(&format!("{}/", dir.0.path().display()), ""), @r#"
+    error: unknown key `a�error: �b�`
+     --> x.toml:3:1
+      |
+    3 | "a\nerror: �b�" = 1 # ��é
+      | ^^^^^^^^^^^^^^^
+      |
+      = help: known here: count, hosts, setup, upload, env
+    "#);
+}
+
+#[test]
+fn nothing_a_file_may_hold_makes_it_panic() {
+    let dir = Dir::new();
+    let text = REDIS.replace("info", "ïnfo\\u00ef{{ nämé }}").replace("\"bin/load\"", "'''\n{{ ñ }}\n'''");
+    for (at, _) in text.char_indices() {
+        for broken in
+            [text[..at].to_owned(), text[at..].to_owned(), format!("{}\"{}", &text[..at], &text[at..])]
+        {
+            if let Err(problems) = dir.load(broken, &[("n", "1")]) {
+                assert!(problems.len() > 0);
+                problems.render(true);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_that_cannot_be_read_is_not_blamed_on_its_steps() {
+    refuses(
+        "name = \"x\"\n[group.a]\ncount = 0\n[[step]]\non = [\"a\", \"a-5\"]\nrun = \"{{ a.ip }} {{ nope }}\"\n",
+        &["3:9 a group has from 1 to 10000 machines"],
+    );
+}
+
+#[test]
+fn everything_at_once_and_in_its_place() {
+    let dir = Dir::new();
+    let text = r#"name = "x"
+lifetme = "1h"
+[group.server]
+count = 0
+
+[[step]]
+on = "sever"
+run = '''
+echo first
+docker ps {{.Names}}
+'''
+"#;
+    let shown = dir.load(text, &[]).unwrap_err().to_string();
+    insta::assert_snapshot!(shown.replace(&format!("{}/", dir.0.path().display()), ""), @r#"
+    error: unknown key `lifetme`
+     --> x.toml:2:1
+      |
+    2 | lifetme = "1h"
+      | ^^^^^^^
+      |
+      = help: did you mean `lifetime`?
+
+    error: a group has from 1 to 10000 machines
+     --> x.toml:4:9
+      |
+    4 | count = 0
+      |         ^
+
+    error: there is no group or machine `sever`
+     --> x.toml:7:6
+      |
+    7 | on = "sever"
+      |      ^^^^^^^
+      |
+      = help: did you mean `server`?
+
+    error: not a template: unexpected `.`
+      --> x.toml:10:13
+       |
+    10 | docker ps {{.Names}}
+       |             ^
+       |
+       = help: to write a literal `{{`, write `{{ '{{' }}`
+    "#);
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    refuses(
+        r#"name = "x
+provider = 
+[group.a]"#,
+        &[
+            r#"1:10 invalid basic string, expected `"`"#,
+            "2:12 string values must be quoted, expected literal string",
+        ],
+    );
+    // What follows from it is not told.
+    refuses(
+        "name = \"x\"\n[group.a]\nsetup = [\"true\"\n[[step]]\non = \"a\"\nrun = \"true\"\n",
+        &["4:1 missing comma between array elements, expected `,` (the array before this may lack its `]`)"],
+    );
+    refuses(
+        r#"name = "x"
+[group.a]
+[group.a]
+count = 1
+count = 2"#,
+        &["3:8 duplicate key", "5:1 duplicate key"],
+    );
+}
+
+#[test]
+fn what_must_be_there() {
+    refuses(
+        "",
+        &[
+            r#"`name` is missing (begin the file with `name = "..."`)"#,
+            "there is no group of machines (begin one with `[group.server]`)",
+        ],
+    );
+    refuses(
+        r#"nmae = "x"
+[group.a]"#,
+        &[
+            "1:1 unknown key `nmae` (did you mean `name`?)",
+            r#"`name` is missing (begin the file with `name = "..."`)"#,
+        ],
+    );
+    refuses(
+        r#"name = "x"
+[group]"#,
+        &["2:1 there is no group of machines (begin one with `[group.server]`)"],
+    );
+}
+
+#[test]
+fn names() {
+    refuses(
+        r#"name = "-x"
+[group.a]"#,
+        &["1:8 `-x` can't be a name (use a letter or digit, then letters, digits, `.`, `_` and `-`)"],
+    );
+    refuses(
+        "name = 5
+[group.a]",
+        &[r#"1:8 expected a string, found an integer (write it as a string: "5")"#],
+    );
+    refuses(
+        r#"name = "x"
+[group.Client]
+[group.ip]
+[group.a-b]"#,
+        &[
+            "2:8 `Client` can't name a group (use a lower-case letter, then lower-case letters, digits and `_`)",
+            "3:8 `ip` can't name a group: it already has a meaning in templates",
+            "4:8 `a-b` can't name a group (use a lower-case letter, then lower-case letters, digits and `_`)",
+        ],
+    );
+}
+
+#[test]
+fn what_is_not_built_yet_says_so() {
+    refuses(
+        r#"name = "x"
+repeat = 3
+prepare = []
+[matrix]
+[group.a]"#,
+        &[
+            "2:1 `repeat` is not supported yet",
+            "3:1 `prepare` is not supported yet",
+            "4:2 `matrix` is not supported yet",
+        ],
+    );
+}
+
+#[test]
+fn machines_on_ec2() {
+    let experiment = Dir::new().load(
+        r#"name = "x"
+provider = "aws"
+budget = 5
+[aws]
+region = "eu-west-1"
+market = ["spot", "on-demand"]
+instance = ["c7g.large", "c6g.large"]
+tags = { team = "blue" }
+[group.server]
+instance = "c7g.2xlarge"
+disk = { size = "30GiB" }
+market = "spot-block"
+on_interruption = "replace"
+tags = { role = "server" }
+[group.client]
+count = 3"#,
+        &[],
+    );
+    let experiment = experiment.unwrap();
+    let [server, client] = experiment.groups.as_slice() else { panic!("{experiment:?}") };
+    let (server, client) = (server.aws.as_ref().unwrap(), client.aws.as_ref().unwrap());
+    assert_eq!(experiment.budget, Some(5.0));
+    // A group says otherwise, or more.
+    assert_eq!(
+        (server.instance.as_slice(), server.market.as_slice()),
+        (&["c7g.2xlarge".into()][..], &[Market::SpotBlock][..])
+    );
+    assert_eq!(
+        server.disk.as_ref().map(|disk| (disk.gib.unwrap().get(), disk.kind.as_str())),
+        Some((30, "gp3"))
+    );
+    assert_eq!(server.tags.len(), 2);
+    assert_eq!(server.on_interruption, OnInterruption::Replace);
+    assert_eq!(
+        (client.instance.len(), client.market.len(), client.region.as_deref()),
+        (2, 2, Some("eu-west-1"))
+    );
+}
+
+#[test]
+fn what_machines_on_ec2_cannot_be() {
+    refuses(
+        r#"name = "x"
+provider = "aws"
+budget = 0
+[aws]
+market = ["spot", "sopt"]
+max_price = "cheap"
+mixed = "yes"
+disk = { size = "30", type = "gp9", iops = "many", throughput = 0 }
+subnet = "eu-west-1a"
+open_ports = [0]
+tags = { "tsunami:run" = "mine" }
+spot_block = "never"
+instence = "c7g.large"
+[group.a]
+profile = "other"
+hosts = ["b"]"#,
+        &[
+            "3:10 this is no amount of US dollars above zero",
+            r#"5:19 `market` can't be "sopt" (did you mean `spot`?)"#,
+            "6:13 expected an amount of US dollars, such as 2.5, found a string",
+            "7:9 expected true or false, found a string",
+            "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
+            "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
+            "8:44 expected a whole number, found a string",
+            "8:65 this is no whole number above zero, or far too large",
+            "9:10 `eu-west-1a` is no id: it begins with `subnet-`",
+            "10:15 a port is a number from 1 to 65535",
+            "11:10 the tag `tsunami:run` is not for users to set",
+            r#"12:14 `spot_block` can't be "never" (known here: promise, native)"#,
+            "13:1 unknown key `instence` (did you mean `instance`?)",
+            "14:8 this group has no `instance` (set `instance = \"c7g.large\"` there, or in `[aws]` for all groups)",
+            "15:1 the machines of a run are in one account: a group can't have a profile of its own (say it once, in `[aws]`)",
+            r#"16:1 `hosts` is for the provider "hosts" (set `provider = "hosts"`, or give a `count` of machines)"#,
+        ],
+    );
+    refuses(
+        r#"name = "x"
+[aws]
+[group.a]
+instance = "c7g.large""#,
+        &[
+            r#"2:2 `[aws]` is for the provider "aws" (set `provider = "aws"`)"#,
+            r#"4:1 `instance` is for the provider "aws" (set `provider = "aws"`)"#,
+        ],
+    );
+}
+
+#[test]
+fn unknown_keys_and_words() {
+    refuses(
+        r#"name = "x"
+livetime = "1h"
+provider = "host"
+[group.a]
+colour = 1
+[[step]]
+on = "a"
+run = "true"
+timout = "5s"
+on_error = "ignore""#,
+        &[
+            "2:1 unknown key `livetime` (did you mean `lifetime`?)",
+            r#"3:12 `provider` can't be "host" (did you mean `hosts`?)"#,
+            "5:1 unknown key `colour` (known here: count, hosts, setup, upload, env)",
+            "9:1 unknown key `timout` (did you mean `timeout`?)",
+            r#"10:12 `on_error` can't be "ignore" (known here: fail, continue)"#,
+        ],
+    );
+}
+
+#[test]
+fn durations() {
+    refuses(
+        r#"name = "x"
+lifetime = "0s"
+[group.a]"#,
+        &["2:12 this can't be zero"],
+    );
+    refuses(
+        r#"name = "x"
+lifetime = "45"
+[group.a]"#,
+        &[
+            "2:12 `45` is not a duration: time unit needed, for example 45sec or 45ms (write it as `90s`, `45m` or `1h30m`)",
+        ],
+    );
+    refuses(
+        r#"name = "x"
+lifetime = "2years"
+[group.a]"#,
+        &["2:12 this is longer than a year"],
+    );
+    refuses(
+        r#"name = "x"
+lifetime = 45
+[group.a]"#,
+        &[r#"2:12 expected a duration such as "90s", found an integer"#],
+    );
+}
+
+#[test]
+fn wrong_types() {
+    refuses(
+        r#"name = "x"
+group = 5"#,
+        &["2:9 expected a table, found an integer"],
+    );
+    refuses(
+        r#"name = "x"
+ssh = []
+[group]
+server = 3
+[step]
+on = "a""#,
+        &[
+            "2:7 expected a table, found a list",
+            "4:10 expected a table, found an integer",
+            "5:1 expected a list, found a table",
+        ],
+    );
+}
+
+#[test]
+fn counts() {
+    refuses(&group("count = 0"), &["3:9 a group has from 1 to 10000 machines"]);
+    refuses(&group("count = -1"), &["3:9 a group has from 1 to 10000 machines"]);
+    refuses(&group(r#"count = "3""#), &["3:9 expected a number of machines, found a string"]);
+    refuses(&group("count = 99999"), &["3:9 a group has from 1 to 10000 machines"]);
+    refuses(
+        &group(r#"hosts = ["a"]"#),
+        &[
+            r#"3:1 `hosts` is for the provider "hosts" (set `provider = "hosts"`, or give a `count` of machines)"#,
+        ],
+    );
+}
+
+#[test]
+fn hosts() {
+    refuses(
+        r#"name = "x"
+provider = "hosts"
+[group.a]
+[group.b]
+count = 2
+[group.c]
+hosts = []
+[group.d]
+hosts = ["a", "b", "a", "-x", "u@-x", "a b", ""]
+[group.e]
+hosts = ["b", 3]"#,
+        &[
+            r#"3:8 this group has no `hosts` (list them as `hosts = ["user@10.0.0.5"]`)"#,
+            r#"5:1 `count` is not for the provider "hosts" (the group's `hosts` are its machines)"#,
+            "7:9 a group has at least one host",
+            "9:20 `a` is listed twice; a host is one machine",
+            "9:25 neither the user nor the host can be empty or begin with `-`",
+            "9:31 neither the user nor the host can be empty or begin with `-`",
+            "9:39 this can't hold spaces or control characters",
+            "9:46 this is empty",
+            "11:10 `b` is listed twice; a host is one machine",
+            r#"11:15 expected a string, found an integer (write it as a string: "3")"#,
+        ],
+    );
+}
+
+#[test]
+fn setup() {
+    refuses(
+        &group("setup = 5"),
+        &[r#"3:9 expected a command, `{ script = "..." }`, or a list of those, found an integer"#],
+    );
+    refuses(
+        &group(
+            r#"setup = [
+  "true", 5, "",
+  { script = "none.sh" },
+  { script = "plain.sh" },
+  { script = "sub" },
+  { script = "ok.sh" },
+  { skript = "ok.sh" },
+]"#,
+        ),
+        &[
+            r#"4:11 expected a command, `{ script = "..." }`, or a list of those, found an integer"#,
+            "4:14 this is empty",
+            "5:14 `none.sh` can't be read: No such file or directory (os error 2)",
+            "6:14 `plain.sh` doesn't begin with `#!` (say what runs it in its first line, as `#!/bin/bash`)",
+            "7:14 `sub` is not a file",
+            "9:3 `script` is missing here",
+            "9:5 unknown key `skript` (did you mean `script`?)",
+        ],
+    );
+}
+
+#[test]
+fn uploads() {
+    refuses(
+        &group(
+            r#"upload = [
+  { from = "none", to = "x" },
+  { from = "sub", to = " " },
+  { from = "ok.sh" },
+  { from = "", to = "{{ nam }}" },
+]"#,
+        ),
+        &[
+            "4:12 `none` can't be read: No such file or directory (os error 2)",
+            "5:24 this is empty",
+            "6:3 `to` is missing here",
+            "7:12 this is empty",
+            "7:25 `nam` is undefined (did you mean `name`?)",
+        ],
+    );
+    refuses(&group(r#"upload = { from = "ok.sh", to = "x" }"#), &["3:10 expected a list, found a table"]);
+}
+
+#[test]
+fn environments() {
+    refuses(
+        &group(
+            r#"[group.server.env]
+A = 5
+B = true
+"D-E" = "x"
+TSUNAMI_IP = ""
+F = { from_env = "NONE" }
+G = { form_env = "TOKEN" }
+H = ["x"]"#,
+        ),
+        &[
+            r#"4:5 expected a string, found an integer (write it as a string: "5")"#,
+            r#"5:5 expected a string, found a boolean (write it as a string: "true")"#,
+            "6:1 `D-E` can't name a variable (use letters, digits and `_`, not beginning with a digit)",
+            "7:1 variables that begin with `TSUNAMI_` are set by tsunami itself",
+            "8:18 `NONE` is not set in the environment",
+            "9:5 `from_env` is missing here",
+            "9:7 unknown key `form_env` (did you mean `from_env`?)",
+            "10:5 expected a string, found a list",
+        ],
+    );
+}
+
+#[test]
+fn ssh() {
+    refuses(
+        r#"name = "x"
+[ssh]
+config = "none"
+jump = "-oProxyCommand=x"
+user = "a b"
+key = "~/none"
+known_hosts = "sub"
+kex = "a b"
+connect_timeout = "0s"
+keepalive = 5
+transport = "russh"
+usr = 1
+[group.a]"#,
+        &[
+            "3:10 `none` can't be read: No such file or directory (os error 2)",
+            "4:8 neither the user nor the host can be empty or begin with `-`",
+            "5:8 this can't hold spaces or control characters",
+            "6:7 `sub/none` can't be read: No such file or directory (os error 2)",
+            "7:15 `sub` is not a file",
+            "8:7 these aren't names of key exchange algorithms (list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`)",
+            "9:19 this can't be zero",
+            r#"10:13 expected a duration such as "90s", found an integer"#,
+            r#"11:13 `transport` can't be "russh" (known here: openssh)"#,
+            "12:1 unknown key `usr` (did you mean `user`?)",
+        ],
+    );
+}
+
+#[test]
+fn what_a_step_does() {
+    refuses(
+        &step(""),
+        &["5:1 this step does nothing (give it a command to `run`, or to `start` in the background)"],
+    );
+    refuses(
+        &step(
+            r#"run = "a"
+start = "b""#,
+        ),
+        &["8:1 a step has `run` or `start`, not both (make it two steps)"],
+    );
+    refuses(&step(r#"run = " ""#), &["7:7 this is empty"]);
+    refuses(&step("run = 5"), &[r#"7:7 expected a string, found an integer (write it as a string: "5")"#]);
+    refuses(
+        &step(
+            r#"run = "a"
+ready = { port = 1 }"#,
+        ),
+        &["8:1 `ready` is not for `run` (it tells when something begun with `start` has come up)"],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+timeout = "5s""#,
+        ),
+        &[
+            r#"8:1 `timeout` is not for `start`, which goes on until the trial ends (for the time it may take to come up, use `ready = { ..., timeout = "..." }`)"#,
+        ],
+    );
+}
+
+#[test]
+fn readiness() {
+    refuses(
+        &step(
+            r#"start = "a"
+ready = { }"#,
+        ),
+        &["8:9 `ready` has one of `port`, `command` and `log`"],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+ready = { port = 1, log = "x" }"#,
+        ),
+        &["8:9 `ready` has one of `port`, `command` and `log`"],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+ready = { port = 70000 }"#,
+        ),
+        &["8:18 a port is a number from 1 to 65535"],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+ready = { port = "1", timeout = "x" }"#,
+        ),
+        &[
+            "8:18 expected a port number, found a string",
+            "8:33 `x` is not a duration: expected number at 0 (write it as `90s`, `45m` or `1h30m`)",
+        ],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+ready = 6379"#,
+        ),
+        &["8:9 expected a table, found an integer"],
+    );
+    refuses(
+        &step(
+            r#"start = "a"
+ready = { command = "", prot = 1 }"#,
+        ),
+        &["8:21 this is empty", "8:25 unknown key `prot` (did you mean `port`?)"],
+    );
+}
+
+#[test]
+fn where_a_step_runs() {
+    refuses(
+        r#"name = "x"
+[group.server]
+[group.client]
+count = 3
+[[step]]
+run = "x"
+[[step]]
+on = "clent"
+run = "x"
+[[step]]
+on = ["client-3", "server-1", "nobody-at-all", 4, "client-00"]
+run = "x"
+[[step]]
+on = []
+run = "x""#,
+        &[
+            "5:1 `on` is missing here",
+            "8:6 there is no group or machine `clent` (did you mean `client`?)",
+            "11:7 there is no machine `client-3` (`client` has the machines client-0 to client-2)",
+            "11:19 there is no machine `server-1` (`server` has one machine, server-0)",
+            "11:31 there is no group or machine `nobody-at-all` (known here: server, client, all, server-0, client-0, client-1, client-2)",
+            r#"11:48 expected a group, a machine, a list of them, or "all", found an integer"#,
+            "11:51 there is no machine `client-00` (`client` has the machines client-0 to client-2)",
+            r#"14:6 this names no machine ("all" is all of them)"#,
+        ],
+    );
+}
+
+#[test]
+fn step_names() {
+    refuses(
+        r#"name = "x"
+[group.server]
+[group.client]
+count = 3
+[[step]]
+on = "all"
+run = "x"
+[[step]]
+name = "1"
+on = "all"
+run = "x"
+[[step]]
+name = "a b"
+on = "all"
+run = "x""#,
+        &[
+            "9:8 step 2 has the name of step 1, `1`",
+            "13:8 `a b` can't be a name (use a letter or digit, then letters, digits, `.`, `_` and `-`)",
+        ],
+    );
+}
+
+#[test]
+fn collected_patterns() {
+    refuses(
+        &step(
+            r#"run = "a"
+collect = [
+  "", "?", "/etc/x", "../x", "a/../x?", "{{ trail }}", 3, "{{ '/' }}x",
+]"#,
+        ),
+        &[
+            "9:3 this is empty",
+            "9:7 this is empty",
+            "9:12 this isn't relative to the working directory",
+            "9:22 this leaves the working directory",
+            "9:30 this leaves the working directory",
+            "9:45 `trail` is undefined (did you mean `trial`?)",
+            r#"9:56 expected a string, found an integer (write it as a string: "3")"#,
+            r#"9:59 this isn't relative to the working directory, once rendered for `client-0`: "/x""#,
+        ],
+    );
+    refuses(
+        &step(
+            r#"run = "a"
+collect = "x"
+cwd = """#,
+        ),
+        &["8:11 expected a list, found a string", "9:7 this is empty"],
+    );
+}
+
+#[test]
+fn undefined_names() {
+    refuses(
+        &step(
+            r#"run = "{{ sever.ip }} {{ client[7].ip }} {{ client[index + 1].ip }} {{ ip }} {{ nope | q }}""#,
+        ),
+        &[
+            "7:11 `sever` is undefined (did you mean `server`?)",
+            "7:26 `client[7]` doesn't exist (`client` has 3 machines, counted from 0)",
+            "7:45 `client[3]` doesn't exist (`client` has 3 machines, counted from 0)",
+            "7:88 `nope` is undefined (known here: name, group, index, ip, public_ip, private_ip, run_id, trial, client, server)",
+        ],
+    );
+    refuses(
+        &step(
+            "run = '''
+first
+  second {{ server.ipp }}'''",
+        ),
+        &["9:13 a machine has no `ipp` (did you mean `ip`?)"],
+    );
+    refuses(&step(r#"run = "a\tb {{ nam }}""#), &["7:7 `nam` is undefined (did you mean `name`?)"]);
+    refuses(
+        &step(r#"run = "ünïcödé {{ sever.ip }}""#),
+        &["7:19 `sever` is undefined (did you mean `server`?)"],
+    );
+}
+
+#[test]
+fn setup_knows_less_than_steps() {
+    refuses(
+        &group(r#"setup = "{{ server.ip }} {{ trial }} {{ indx }} {{ run_id }}""#),
+        &[
+            "3:13 `server` is undefined (set-up knows only what is the machine's own: name, group, index, ip, public_ip, private_ip, run_id)",
+            "3:29 `trial` is undefined (set-up knows only what is the machine's own: name, group, index, ip, public_ip, private_ip, run_id)",
+            "3:41 `indx` is undefined (did you mean `index`?)",
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_template() {
+    refuses(
+        &step(r#"run = "docker ps --format {{.Names}}""#),
+        &["7:29 not a template: unexpected `.` (to write a literal `{{`, write `{{ '{{' }}`)"],
+    );
+    refuses(
+        &step(r#"run = "docker ps --format {{ Names }}""#),
+        &[
+            "7:30 `Names` is undefined (known here: name, group, index, ip, public_ip, private_ip, run_id, trial, client, server)",
+        ],
+    );
+    refuses(
+        &step(r#"run = "{{ ip""#),
+        &[
+            "7:11 not a template: unexpected end of input, expected end of variable block (to write a literal `{{`, write `{{ '{{' }}`)",
+        ],
+    );
+    refuses(
+        &step(r#"run = "{{ }}""#),
+        &[
+            "7:11 not a template: unexpected end of variable block (to write a literal `{{`, write `{{ '{{' }}`)",
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_text() {
+    refuses(
+        &step(
+            "run = '''
+{{ client.ip }}
+{{ client }}
+{{ server }}
+{{ client[0] | q }}
+{{ client | join(' ') }}
+{{ client | map(attribute='ipp') | join(',') }}
+{{ client | map(attribute='ip') }}
+{{ ip | shout }}
+{{ shout(ip) }}
+{{ 1 / 0 }}
+'''",
+        ),
+        &[
+            "8:4 `client` is 3 machines (write `client[0].ip` for one, `client | map(attribute='ip') | join(',')` for all)",
+            "9:4 `client` is 3 machines (write `client[0].ip` for one, `client | map(attribute='ip') | join(',')` for all)",
+            "10:4 `server` is a machine, not text (write `server.ip`, or another of its facts)",
+            "11:16 `client-0` is a machine, not text (write its `.ip`, or another of its facts)",
+            "12:13 `client-0` is a machine, not text (write its `.ip`, or another of its facts)",
+            "13:36 a machine has no `ipp` (did you mean `ip`?)",
+            "14:4 a list is no text (put it together with `| join(' ')`)",
+            "15:9 filter shout is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
+             reverse, list, select, reject, selectattr, rejectattr, min, max, upper, lower, trim, replace, split, \
+             string, int, float, abs, round)",
+            "16:4 shout is unknown (there are no functions here; a filter stands behind its value, as `ip | q`)",
+            "17:4 unable to calculate 1 / 0",
+        ],
+    );
+}
+
+#[test]
+fn what_renders_to_nothing() {
+    refuses(&step(r#"run = "{{ '' }}""#), &[r#"7:7 this is empty, once rendered for `client-0`: """#]);
+    refuses(&step(r#"run = "a\u0000b""#), &["7:7 this holds a NUL character, which no command can be given"]);
+    refuses(
+        &step(r#"run = "{{ '\\x00' }}""#),
+        &[
+            r#"7:7 this holds a NUL character, which no command can be given, once rendered for `client-0`: "\0""#,
+        ],
+    );
+}

@@ -1,0 +1,165 @@
+//! What others write, at random: nothing of it makes the reader or an observer panic, and nothing that a terminal acts
+//! on comes out.
+//!
+//! A few hundred cases each; `TSUNAMI_FUZZ_CASES` asks for another number.
+
+use std::fs;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use crate::Addresses;
+use crate::experiment::{Experiment, Facts, Fleet, Scope, Template};
+use crate::limits::TEMPLATE_OUTPUT_LIMIT;
+use crate::results::json;
+use crate::text::{harmless, mark, sanitize, sanitize_bytes};
+
+/// How many cases are tried.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { cases: cases.unwrap_or(256), failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Pieces of what has been used against terminals, and of what tsunami says itself.
+#[rustfmt::skip]
+const HOSTILE: &[&str] = &[
+    "\u{1b}", "\u{1b}[", "\u{1b}]0;", "\u{1b}\\", "\u{7}", "\u{9b}", "\u{9d}", "\u{9c}", "\u{90}", "31",
+    ";", "m", "2J", "\n", "\r", "\r\n", "\t", "\u{8}", "\0", "\u{7f}", "\u{85}", "\u{202e}", "\u{2066}",
+    "\u{200b}", "\u{feff}", "\u{2028}", "\u{e0041}", "error: ", "  because: ", "help: ", " | ", "a", "é",
+    "✓", "\u{10ffff}", "\"", "\\",
+];
+
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![3 => select(HOSTILE).prop_map(str::to_owned), 1 => any::<String>()];
+    vec(piece, 0..20).prop_map(|pieces| pieces.concat())
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    let piece =
+        prop_oneof![text().prop_map(String::into_bytes), vec(prop_oneof![0x80_u8..0xa0, any::<u8>()], 0..8)];
+    vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+}
+
+/// What is put in, where, and how much is taken out there.
+type Change = (Index, Vec<u8>, usize);
+
+fn changes(words: &'static [&'static str]) -> impl Strategy<Value = Vec<Change>> {
+    let put = prop_oneof![
+        select(words).prop_map(|word| word.as_bytes().to_vec()),
+        text().prop_map(String::into_bytes),
+        vec(any::<u8>(), 0..4)
+    ];
+    vec((any::<Index>(), put, 0..12_usize), 1..6)
+}
+
+fn changed(original: &str, changes: &[Change]) -> Vec<u8> {
+    let mut bytes = original.as_bytes().to_vec();
+    for (at, put, take) in changes {
+        let at = at.index(bytes.len() + 1);
+        let end = (at + take).min(bytes.len());
+        bytes.splice(at..end, put.iter().copied());
+    }
+    bytes
+}
+
+fn assert_clean(text: &str) {
+    let acting = text.chars().find(|&c| c != '\n' && !harmless(c));
+    assert_eq!(acting, None, "{text:?}");
+}
+
+const EXPERIMENT: &str = r#"name = "x"
+lifetime = "45m"
+budget = 5.0
+[ssh]
+connect_timeout = "2m"
+[group.server]
+setup = ["sudo true", "echo {{ name }}"]
+[group.client]
+count = 3
+env = { A = "{{ ip | q }}", TOKEN = { from_env = "TOKEN" } }
+[[step]]
+on = "server"
+start = "serve {{ ip }}"
+ready = { port = 6379, timeout = "30s" }
+[[step]]
+name = "load"
+on = ["client-1", "client"]
+run = """
+load {{ server.ip }} {{ client | map(attribute='ip') | join(',') }} {{ n }}
+"""
+timeout = "5m"
+collect = ["out.csv", "core.*?"]
+"#;
+
+#[rustfmt::skip]
+const TOML: &[&str] = &[
+    "\n", "=", "[", "]", "[[", "]]", "{", "}", "\"", "'", "\"\"\"", "'''", "\\u", "\\", "#", ".", ",",
+    "count = 99999", "[group.a]\n", "[[step]]\n", "on = 'all'\n", "-1", "1e999", "0x", "nan", "1979-05-27",
+    "{{", "}}", "name", "é",
+];
+
+#[rustfmt::skip]
+const EXPRESSION: &[&str] = &[
+    "{{", "}}", "{{ ", " }}", "'", "\"", "(", ")", "[", "]", "{", "}", " ", "|", ",", ":", "=", ".", "\\",
+    "q", "join", "map", "(attribute='ip')", "default", "replace('', 'ab')", "int", "length", "sort",
+    "client", "server", ".ip", "[0]", "[1:]", "index", "name", "nope", "*", "**", "+", "~", "-", "/", "//",
+    "%", "<", "==", " in ", " is ", " not ", " and ", " if ", " else ", "defined", "none", "1",
+    "99999999999999999999", "0.5", "1e308", "é", "\n", "\u{9b}", "{%", "{#",
+];
+
+fn facts(group: &str, index: u32) -> Facts {
+    let ip = format!("10.0.0.{index}");
+    let addresses = Addresses { public: None, private: Some(ip.clone()), network: Some("n".to_owned()) };
+    let (name, run_id) = (format!("{group}-{index}"), "r".to_owned());
+    Facts { name, group: group.to_owned(), index, ip, addresses, run_id }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn nothing_that_a_terminal_acts_on_is_left(text in text(), bytes in bytes()) {
+        for clean in [sanitize(&text).into_owned(), sanitize_bytes(&bytes), mark(&text)] {
+            assert_clean(&clean);
+            assert!(!clean.contains('\n'), "{clean:?}");
+            assert_eq!(sanitize(&clean), clean, "what is clean stays as it is");
+        }
+        assert_eq!(mark(&text).chars().count(), text.chars().count());
+    }
+
+    #[test]
+    fn json_is_clean_and_reads_back(text in text(), other in any::<String>()) {
+        let value = serde_json::json!([text, { other: null }]);
+        let written = json(&value).unwrap();
+        assert_clean(&written);
+        assert!(!written.contains(['\n', '\t']));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), value);
+    }
+
+    #[test]
+    fn any_experiment_file_is_read_or_refused(changes in changes(TOML), value in text()) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.toml");
+        fs::write(&path, changed(EXPERIMENT, &changes)).unwrap();
+        let set = [("n".to_owned(), value)];
+        if let Err(problems) = Experiment::load(&path, &set, &|_| Some("s3cret".into())) {
+            let shown = problems.render(false);
+            assert_clean(&shown);
+            assert!(!shown.is_empty() && shown.len() < 64 << 10, "{} bytes", shown.len());
+            assert!(problems.render(true).lines().count() >= shown.lines().count());
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_template_or_refused(pieces in vec(prop_oneof![9 => select(EXPRESSION).prop_map(str::to_owned), 1 => any::<String>()], 0..30)) {
+        let fleet = Fleet::from(vec![facts("server", 0), facts("client", 0), facts("client", 1)]);
+        let scope = Scope::step(&fleet.machines()[1], &fleet, "1", &[]);
+        for source in [pieces.concat(), format!("{{{{ {} }}}}", pieces.concat())] {
+            match Template::new(source.as_str()).and_then(|template| template.render(&scope)) {
+                Ok(text) => assert!(text.len() <= TEMPLATE_OUTPUT_LIMIT),
+                Err(error) => assert!(error.range.is_none_or(|range| source.get(range).is_some())),
+            }
+        }
+    }
+}

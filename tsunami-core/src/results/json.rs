@@ -1,0 +1,130 @@
+//! Events as lines of JSON.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::Mutex;
+
+use super::{again, lock};
+use crate::text::harmless;
+use crate::{Event, Observer};
+use serde::Serialize;
+use serde_json::ser::Formatter;
+
+/// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
+/// act on.
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Escaping))?;
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
+}
+
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c| !harmless(c)) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let mut chars = rest[at..].chars();
+            for unit in chars.next().iter().flat_map(|c| c.encode_utf16(&mut [0; 2]).to_vec()) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Writes each event as one line of JSON, at once. After a first error nothing more is written, so that no line
+/// follows half of another.
+pub struct Json(Mutex<State>);
+
+struct State {
+    writer: Box<dyn Write + Send>,
+    error: Option<io::Error>,
+}
+
+impl Json {
+    /// Writes to `writer`.
+    pub fn new(writer: Box<dyn Write + Send>) -> Self {
+        Self(Mutex::new(State { writer, error: None }))
+    }
+
+    /// The error that ended the writing, if one did.
+    pub fn error(&self) -> Option<io::Error> {
+        lock(&self.0).error.as_ref().map(again)
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Json").field(&self.error()).finish()
+    }
+}
+
+impl Observer for Json {
+    fn event(&self, event: &Event) {
+        let State { writer, error } = &mut *lock(&self.0);
+        if error.is_none() {
+            *error = write(writer, event).err();
+        }
+    }
+}
+
+fn write(writer: &mut dyn Write, event: &Event) -> io::Result<()> {
+    let mut line = json(event)?;
+    line.push('\n');
+    writer.write_all(line.as_bytes())?;
+    writer.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::{Shared, little_run};
+
+    #[test]
+    fn lines_read_back_as_the_events_they_were() {
+        let written = Shared::default();
+        let json = Json::new(Box::new(written.clone()));
+        little_run().iter().for_each(|event| json.event(event));
+        let text = written.text();
+        let read: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, little_run());
+        assert!(!text.contains('\u{1b}'), "JSON escapes control characters");
+        assert!(json.error().is_none());
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_escaped_and_reads_back() {
+        let text = "a\u{1b}]0;\u{7}\u{9b}2J\u{7f}\u{85}\u{202e}\u{200b}\u{2028}\u{feff}\u{e0041}\t\n\"\\é✓\u{10ffff}";
+        let written = json(&serde_json::json!({ text: [text] })).unwrap();
+        assert!(written.chars().all(|c| harmless(c) && c != '\t'), "{written}");
+        assert!(
+            written.contains("\\u009b2J\\u007f\\u0085\\u202e\\u200b\\u2028\\ufeff\\udb40\\udc41"),
+            "{written}"
+        );
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap()[text][0], text);
+    }
+
+    #[test]
+    fn the_first_error_is_kept_and_ends_the_writing() {
+        let file = Box::new(io::Cursor::new([0_u8; 8]));
+        // A writer that is full after a few bytes.
+        struct Full(Box<io::Cursor<[u8; 8]>>);
+        impl Write for Full {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                match self.0.write(bytes)? {
+                    0 => Err(io::ErrorKind::StorageFull.into()),
+                    n => Ok(n),
+                }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let json = Json::new(Box::new(Full(file)));
+        little_run().iter().for_each(|event| json.event(event));
+        assert_eq!(json.error().unwrap().kind(), io::ErrorKind::StorageFull);
+    }
+}

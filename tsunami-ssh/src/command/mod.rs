@@ -1,0 +1,350 @@
+//! Commands on a machine: each under a supervisor that says how it ended, and each ended when nobody wants it any more.
+
+mod conversation;
+mod pump;
+mod supervisor;
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, PipeWriter, Write};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tsunami_core::limits::SCRIPT_TIMEOUT;
+use tsunami_core::{Command, Exit, Machine, OutputSink, SessionError, SessionErrorKind, Stdin};
+
+use crate::files::UploadArchive;
+use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
+use crate::shell;
+use crate::watchdog::ControlGroup;
+use conversation::{Answer, Outputs};
+use pump::Pump;
+
+/// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After a command has ended and all that it wrote is here, others may hold its outputs open. What comes within this
+/// time is still read, and no more, however much flows.
+const TRAILING_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
+const PIPE_BYTES: usize = 60 << 10;
+
+/// Runs commands on one machine, each on a channel of the pool's.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    pool: Pool,
+    machine: Machine,
+    /// The control group that they join, on a machine that doesn't belong to the run.
+    control_group: OnceLock<ControlGroup>,
+    /// Whether the machine's login shell is known to start our `sh`.
+    greeted: AtomicBool,
+    /// What goes on on the machine, commands that are being ended included.
+    tasks: TaskTracker,
+    nonce: AtomicU32,
+}
+
+/// Somebody who takes a command's standard output from a pipe, and says when that is done.
+#[derive(Debug)]
+pub(crate) struct StdoutConsumer {
+    pub(crate) pipe: PipeWriter,
+    pub(crate) done: oneshot::Receiver<()>,
+}
+
+impl Commands {
+    pub(crate) fn new(pool: Pool, machine: &Machine) -> Self {
+        Self {
+            pool,
+            machine: machine.clone(),
+            control_group: OnceLock::new(),
+            greeted: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            nonce: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Whether anything was ever said to the machine: it is known to run our `sh`.
+    pub(crate) fn has_shell(&self) -> bool {
+        self.greeted.load(Ordering::Relaxed)
+    }
+
+    /// Has commands join a control group. The first that is given stays.
+    pub(crate) fn join(&self, group: ControlGroup) {
+        let _ = self.control_group.set(group);
+    }
+
+    /// Waits until nothing goes on any more.
+    pub(crate) async fn wait_idle(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Runs a command in a task of its own, which nobody drops, so that the command is ended in good order when
+    /// the caller goes away.
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        command: &Command,
+        input: Input,
+        stdout: Option<StdoutConsumer>,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        let stop = cancel.child_token();
+        let _when_dropped = stop.clone().drop_guard();
+        let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
+        let mark = supervisor::mark(nonce);
+        let (group, base) = (self.control_group.get(), self.machine.login.directory.as_deref());
+        let run = self.machine.run.as_str();
+        let header = supervisor::lines(run, group, command, &mark, base, stdout.is_none())?;
+        let task = Supervised { commands: self.clone(), mark, header, input, stdout, output, stop };
+        match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
+            Ok(result) => result,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => {
+                Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, "the program is ending"))
+            }
+        }
+    }
+
+    /// Runs a script of tsunami's own, outside of the run's directory and unmarked as the run's. Returns what
+    /// it printed.
+    pub(crate) async fn script(&self, script: &str, args: &[&str]) -> Result<String, SessionError> {
+        let answered = timeout(SCRIPT_TIMEOUT, self.answer_to(shell::script_line(script, args)?));
+        let seconds = SCRIPT_TIMEOUT.as_secs();
+        let silent = |_| SessionError::new(SessionErrorKind::Remote, format!("no answer within {seconds} s"));
+        answered.await.map_err(silent)?
+    }
+
+    async fn answer_to(&self, line: Vec<u8>) -> Result<String, SessionError> {
+        let Shell { mut feed, mut channel, place } = self.pool.shell(None).await?;
+        let mut outputs = Outputs::of(&mut channel);
+        self.greet(&mut outputs).await?;
+        // It fits into the pipe, or is read as it is written. That nobody reads it shows in the status.
+        let _ = spawn_blocking(move || feed.write_all(&line)).await;
+        let Outputs { mut stdout, mut stderr, mut out, mut err } = outputs;
+        tokio::try_join!(out.read_on(&mut stdout, |_| false), err.read_on(&mut stderr, |_| false))?;
+        if channel.end.await.map_err(|_| place.reason())? {
+            return Ok(out.text().into_owned());
+        }
+        self.pool.check_connection(&place).await?;
+        Err(SessionError::new(SessionErrorKind::Remote, err.text().trim().to_owned()))
+    }
+
+    /// Makes sure, once, that what reads a channel's standard input is our `sh`.
+    async fn greet(&self, outputs: &mut Outputs) -> Result<(), SessionError> {
+        if self.has_shell() {
+            return Ok(());
+        }
+        if outputs.greeted(ANSWER_TIMEOUT).await? {
+            self.greeted.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.pool.check().await?;
+        Err(no_shell(&self.machine, outputs.words().trim()))
+    }
+
+    /// Ends a process group that a command of the run has made, and says whether it is gone.
+    async fn end(&self, group: u32) -> bool {
+        let ending = async {
+            let line = supervisor::kill_line(self.machine.run.as_str(), group).ok()?;
+            if let Some(spare) = self.pool.take_spare()
+                && let Some(gone) = told_to_end(spare, &line).await
+            {
+                return Some(gone);
+            }
+            // Another command is being ended by it, or the machine has lost it.
+            told_to_end(self.pool.shell_to_end().await.ok()?, &line).await
+        };
+        let connecting = if self.pool.has_one_channel() { ANSWER_TIMEOUT } else { Duration::ZERO };
+        timeout(END_TIMEOUT + connecting, ending).await.ok().flatten().unwrap_or(false)
+    }
+}
+
+/// Has a `sh` end a process group, and says whether that is gone; `None` if it says nothing of it.
+async fn told_to_end(mut by: Shell, line: &[u8]) -> Option<bool> {
+    by.feed.write_all(line).ok()?;
+    drop(by.feed);
+    let mut said = Answer::default();
+    said.read_on(&mut by.channel.stdout, |_| false).await.ok()?;
+    match said.text().trim() {
+        "gone" => Some(true),
+        "left" => Some(false),
+        _ => None,
+    }
+}
+
+/// What a command reads.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Given(Stdin),
+    Archive(UploadArchive),
+}
+
+impl Input {
+    /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all.
+    fn feed(self, header: Vec<u8>, mut pipe: PipeWriter) -> Option<tokio::task::JoinHandle<io::Result<()>>> {
+        let small = match &self {
+            Self::Given(Stdin::Null) => header.len(),
+            Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
+            Self::Given(Stdin::File(_)) | Self::Archive(_) => usize::MAX,
+        };
+        let write = move || {
+            pipe.write_all(&header)?;
+            match self {
+                Self::Given(Stdin::Null) => Ok(()),
+                Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
+                Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
+                Self::Archive(archive) => archive.pack(io::BufWriter::with_capacity(PIPE_BYTES, pipe)),
+            }
+        };
+        if small > PIPE_BYTES {
+            return Some(spawn_blocking(write));
+        }
+        // Nothing has been read yet, and it fits.
+        let _ = write();
+        None
+    }
+}
+
+/// One supervised command.
+struct Supervised {
+    commands: Arc<Commands>,
+    mark: String,
+    header: Vec<u8>,
+    input: Input,
+    stdout: Option<StdoutConsumer>,
+    output: Arc<dyn OutputSink>,
+    stop: CancellationToken,
+}
+
+impl Supervised {
+    async fn run(self) -> Result<Exit, SessionError> {
+        let Self { commands, mark, header, input, stdout, output, stop } = self;
+        let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
+        let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
+        let opening = commands.pool.shell(stdout.as_ref());
+        let Shell { feed, mut channel, place } =
+            stop.run_until_cancelled(opening).await.ok_or_else(cancelled)??;
+        drop(stdout);
+        let mut outputs = Outputs::of(&mut channel);
+        // Until the greeting is over nothing has begun.
+        stop.run_until_cancelled(commands.greet(&mut outputs)).await.ok_or_else(cancelled)??;
+        stop.run_until_cancelled(commands.pool.keep_spare()).await.ok_or_else(cancelled)??;
+        let feeding = input.feed(header, feed);
+        let mut pump = Pump::new(commands, place, outputs, &mark, output);
+        let stopped = pump.run(&stop).await;
+        if let (Some(consumed), false) = (consumed, stopped) {
+            // Closing the channel would cut off what is still on its way.
+            let _ = stop.run_until_cancelled(consumed).await;
+        }
+        // With the channel closed, whoever still feeds it finds out.
+        drop(channel);
+        let fed = match feeding {
+            Some(feeding) => feeding.await.unwrap_or(Ok(())),
+            None => Ok(()),
+        };
+        match fed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(local("cannot read what to send", error))
+            }
+            _ => pump.outcome(stopped).await,
+        }
+    }
+}
+
+/// Nothing was put on the machine: it has not been given a word.
+fn no_shell(machine: &Machine, said: &str) -> SessionError {
+    let user = machine.login.user.as_deref().map(|user| format!(" of {user}")).unwrap_or_default();
+    let said = match said {
+        "" => "it said nothing".to_owned(),
+        said => format!("it said `{}`", said.chars().take(600).collect::<String>()),
+    };
+    let message = format!("the login shell{user} does not run `exec sh`; {said}");
+    SessionError::new(SessionErrorKind::Remote, message).help(
+        "log in as a user who may run commands (`user`): not through nologin, a restricted shell, sftp only, or \
+         a start-up file that puts another program in the shell's place",
+    )
+}
+
+fn local(message: &str, error: io::Error) -> SessionError {
+    SessionError::new(SessionErrorKind::Local, message).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use tsunami_core::{Addresses, Login, MachineId, MachineState, Price, RunId, Stream};
+
+    use super::*;
+    use crate::transport::fake::Fake;
+
+    fn machine() -> Machine {
+        Machine {
+            id: MachineId::new("m"),
+            run: RunId::generate(SystemTime::now(), std::process::id().into()),
+            group: "m".to_owned(),
+            index: 0,
+            state: MachineState::Running,
+            addresses: Addresses::default(),
+            login: Login { user: None, host: None, port: None, host_key: None, directory: None },
+            expires: None,
+            description: String::new(),
+            price: Price::Free,
+            ended: None,
+            interrupted: None,
+        }
+    }
+
+    async fn commands_on(fake: Fake) -> Arc<Commands> {
+        let fake = Arc::new(fake);
+        let pool = Pool::new("m-0".to_owned(), fake.clone(), fake.connected().await);
+        Arc::new(Commands::new(pool, &machine()))
+    }
+
+    /// Cancels a command once it has said something.
+    #[derive(Debug)]
+    struct CancelAtFirstWord(CancellationToken);
+
+    impl OutputSink for CancelAtFirstWord {
+        fn write(&self, _: Stream, _: &[u8]) -> io::Result<()> {
+            self.0.cancel();
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_script_says_what_it_printed_or_why_it_failed() {
+        let commands = commands_on(Fake::with(1, 1)).await;
+        assert_eq!(commands.script("echo \"$1|$TSUNAMI_RUN_ID\"", &["it's"]).await.unwrap(), "it's|\n");
+        let error = commands.script("echo why >&2; exit 3", &[]).await.unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (SessionErrorKind::Remote, "why"));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_has_the_only_channel_can_be_ended() {
+        let commands = commands_on(Fake::with(1, 1)).await;
+        for _ in 0..2 {
+            let cancel = CancellationToken::new();
+            let stubborn = Command::shell("trap '' TERM; echo up; sleep 1000 & wait");
+            let sink = Arc::new(CancelAtFirstWord(cancel.clone()));
+            let ended = commands.run(&stubborn, Input::Given(Stdin::Null), None, sink, &cancel).await;
+            assert_eq!(ended.unwrap_err().kind, SessionErrorKind::Cancelled);
+            assert!(commands.pool.has_one_channel());
+        }
+        let (command, cancel) = (Command::shell("exit 3"), CancellationToken::new());
+        let exit = commands.run(&command, Input::Given(Stdin::Null), None, Arc::new(()), &cancel).await;
+        assert_eq!(exit.unwrap(), Exit::Status(3));
+    }
+}

@@ -1,0 +1,505 @@
+//! The small script that every command runs under, and what it says.
+//!
+//! The multiplexing protocol can't tell a killed command, `exit 255` and a lost connection apart, and closing
+//! a channel doesn't end what it started. So a script on the machine puts the command into a process group of
+//! its own, says which, and says in the end how it ended.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::io;
+
+use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
+use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
+
+use crate::shell::{self, one_line};
+use crate::watchdog::ControlGroup;
+
+const SUPERVISOR: &str = include_str!("supervisor.sh");
+const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
+
+/// What every mark begins with, so that it is found fast: a byte that texts don't have.
+const SEPARATOR: u8 = 0x1e;
+
+/// What our `sh` reads: the line that starts the supervisor, and the line that tells it what to run.
+pub(super) fn lines(
+    run: &str,
+    group: Option<&ControlGroup>,
+    command: &Command,
+    mark: &str,
+    base: Option<&str>,
+    marks: bool,
+) -> Result<Vec<u8>, SessionError> {
+    // Whether standard output is marked as well, where the command's own ends.
+    let marks: &[u8] = if marks { b"_marks=1; " } else { b"_marks=; " };
+    Ok([&shell::supervisor_line(run, group, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
+}
+
+/// The line that ends a process group of the run's, and says whether it is gone.
+pub(super) fn kill_line(run: &str, group: u32) -> Result<Vec<u8>, SessionError> {
+    shell::script_line(KILL, &[run, &group.to_string()])
+}
+
+/// The line that tells the supervisor what to run.
+fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
+    let mut line = Vec::new();
+    let directory = match (base, command.cwd.as_deref()) {
+        (Some(base), Some(cwd)) if !cwd.starts_with('/') => Cow::Owned(format!("{base}/{cwd}")),
+        (base, cwd) => Cow::Borrowed(cwd.or(base).unwrap_or_default()),
+    };
+    push(&mut line, &["_mark=".as_bytes(), &one_line(mark.as_bytes())?]);
+    push(&mut line, &[b"; _directory=", &one_line(directory.as_bytes())?]);
+    push(&mut line, &[b"; export TSUNAMI_RUN_ID"]);
+    for (name, value) in &command.env {
+        if !is_variable(name) {
+            return Err(SessionError::new(
+                SessionErrorKind::Local,
+                format!("`{name}` is no name for a variable"),
+            ));
+        }
+        push(&mut line, &[b" ", name.as_bytes(), b"=", &shell::word(value)?]);
+    }
+    let shell = |line: &mut Vec<u8>, script: &str, args: &[std::ffi::OsString]| {
+        let script = one_line(script.as_bytes())?;
+        line.extend_from_slice(b"; if [ -n \"$BASH_VERSION\" ]; then set -- bash --norc -eo pipefail -c ");
+        push(line, &[&script, b" bash; else set -- sh -e -c ", &script, b" sh; fi; set -- \"$@\""]);
+        arguments(line, args.iter().map(|arg| arg.as_os_str()))
+    };
+    match &command.program {
+        Program::Shell(script) => shell(&mut line, script, &[])?,
+        Program::ShellArgs(script, args) => shell(&mut line, script, args)?,
+        Program::Args(args) => {
+            line.extend_from_slice(b"; set --");
+            arguments(&mut line, args.iter().map(|arg| arg.as_os_str()))?;
+        }
+    }
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn push(line: &mut Vec<u8>, parts: &[&[u8]]) {
+    line.extend(parts.iter().flat_map(|part| part.iter()));
+}
+
+fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> Result<(), SessionError> {
+    for arg in args {
+        push(line, &[b" ", &shell::word(arg)?]);
+    }
+    Ok(())
+}
+
+fn is_variable(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty() && name.bytes().all(word)
+}
+
+/// A mark that the command can't guess.
+pub(super) fn mark(nonce: u64) -> String {
+    format!("{}tsunami-{nonce:016x} ", char::from(SEPARATOR))
+}
+
+/// What the supervisor says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    /// The command runs in this process group.
+    Started(u32),
+    /// The command's directory can't be entered.
+    NoDirectory(String),
+    /// The command ended.
+    Ended(Exit),
+    /// What comes now on standard output is not the command's own.
+    Over,
+}
+
+/// Takes the supervisor's notes out of a command's output.
+#[derive(Debug, Default)]
+pub(super) struct StatusDecoder {
+    mark: Vec<u8>,
+    /// What may be the beginning of a mark, or a note that isn't complete.
+    held: Vec<u8>,
+    jobs: String,
+}
+
+impl StatusDecoder {
+    pub(super) fn new(mark: &str) -> Self {
+        Self { mark: mark.as_bytes().to_vec(), held: Vec::new(), jobs: String::new() }
+    }
+
+    /// Takes some bytes; gives what the command itself wrote to `output`, and returns the notes.
+    ///
+    /// A note that does not end is an error.
+    pub(super) fn take(&mut self, bytes: &[u8], mut output: impl FnMut(&[u8])) -> io::Result<Vec<Status>> {
+        let mut data = std::mem::take(&mut self.held);
+        data.extend_from_slice(bytes);
+        let mut rest = data.as_slice();
+        let mut notes = Vec::new();
+        while let Some(at) = rest.iter().position(|&byte| byte == SEPARATOR) {
+            let from = &rest[at..];
+            if from.len() < self.mark.len() && self.mark.starts_with(from) {
+                output_some(&rest[..at], &mut output);
+                self.held = from.to_vec();
+                return Ok(notes);
+            }
+            let Some(note) = from.strip_prefix(self.mark.as_slice()) else {
+                // Some other use of the byte.
+                output_some(&rest[..=at], &mut output);
+                rest = &rest[at + 1..];
+                continue;
+            };
+            output_some(&rest[..at], &mut output);
+            if self.jobs.len() > NOTE_LIMIT {
+                return Err(endless_note());
+            }
+            let Some((parsed, after)) = self.parse(note) else {
+                if from.len() > NOTE_LIMIT {
+                    return Err(endless_note());
+                }
+                self.held = from.to_vec();
+                return Ok(notes);
+            };
+            notes.extend(parsed);
+            rest = after;
+        }
+        output_some(rest, &mut output);
+        Ok(notes)
+    }
+
+    /// What is left when the stream ends: a note cut short is no output either.
+    pub(super) fn rest(self) -> Vec<u8> {
+        if self.held.starts_with(&self.mark) { Vec::new() } else { self.held }
+    }
+
+    /// Parses what follows a mark; `None` if it isn't complete.
+    fn parse<'a>(&mut self, note: &'a [u8]) -> Option<(Option<Status>, &'a [u8])> {
+        if let Some(jobs) = note.strip_prefix(b"jobs ") {
+            let said = [self.mark.as_slice(), b"said\n"].concat();
+            let at = jobs.windows(said.len()).position(|window| window == said)?;
+            self.jobs.push_str(&String::from_utf8_lossy(&jobs[..at]));
+            return Some((None, &jobs[at + said.len()..]));
+        }
+        let (text, after) = line(note)?;
+        if text == "over" {
+            return Some((Some(Status::Over), after));
+        }
+        let parsed = match text.split_once(' ') {
+            Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Status::Started),
+            Some(("end", statuses)) => ended(&self.jobs, statuses).map(Status::Ended),
+            Some(("no", directory)) => Some(Status::NoDirectory(directory.to_owned())),
+            _ => None,
+        };
+        Some((parsed, after))
+    }
+}
+
+/// Whether a number may be that of a command's process group. Zero is everybody's own, and one the system's.
+fn is_group(number: u32) -> bool {
+    (2..=PROCESS_LIMIT).contains(&number)
+}
+
+fn endless_note() -> io::Error {
+    io::Error::other(format!("a note of the command's supervisor is longer than {} KiB", NOTE_LIMIT >> 10))
+}
+
+fn output_some(bytes: &[u8], output: &mut impl FnMut(&[u8])) {
+    if !bytes.is_empty() {
+        output(bytes);
+    }
+}
+
+fn line(bytes: &[u8]) -> Option<(String, &[u8])> {
+    let at = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((String::from_utf8_lossy(&bytes[..at]).into_owned(), &bytes[at + 1..]))
+}
+
+/// How a command ended, given what `jobs` said (`Done`, `Done(3)`; for a signal its name, or nothing) and what
+/// two calls of `wait` returned. The first call is right unless it was interrupted, which only bash does; then
+/// the second is right. Where the second knows nothing, it says 127.
+fn ended(jobs: &str, statuses: &str) -> Option<Exit> {
+    let (first, second) = statuses.split_once(' ')?;
+    let (first, second): (u8, u8) = (first.parse().ok()?, second.trim().parse().ok()?);
+    if let Some((_, status)) = jobs.split_once("Done(") {
+        return status.split_once(')')?.0.parse().ok().map(Exit::Status);
+    }
+    if jobs.contains("Done") {
+        return Some(Exit::Status(0));
+    }
+    let status = if second == 127 { first } else { second };
+    Some(if status > 128 { Exit::Signal(status - 128) } else { Exit::Status(status) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+    use std::process::Stdio;
+
+    fn take_all(chunks: &[&[u8]]) -> (Vec<Status>, Vec<u8>) {
+        let mut notes = StatusDecoder::new(&mark(7));
+        let (mut found, mut output) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            found.extend(notes.take(chunk, |bytes| output.extend_from_slice(bytes)).unwrap());
+        }
+        output.extend(notes.rest());
+        (found, output)
+    }
+
+    #[test]
+    fn notes_are_found_however_the_stream_is_cut() {
+        let mark = mark(7);
+        let stream = format!(
+            "{mark}pid 12\nwarning \x1e: no newline{mark}jobs [1]+  Done(137)  x\n{mark}said\n{mark}end 145 137\n"
+        );
+        let expected = (
+            vec![Status::Started(12), Status::Ended(Exit::Status(137))],
+            b"warning \x1e: no newline".to_vec(),
+        );
+        for size in 1..stream.len() {
+            let chunks: Vec<&[u8]> = stream.as_bytes().chunks(size).collect();
+            assert_eq!(take_all(&chunks), expected, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_a_commands_group_is_one() {
+        for (number, is_one) in
+            [("0", false), ("1", false), ("-1", false), ("2", true), ("4194304", true), ("4194305", false)]
+        {
+            let note = format!("{}pid {number}\n", mark(7));
+            assert_eq!(!take_all(&[note.as_bytes()]).0.is_empty(), is_one, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_note_without_an_end_is_an_error() {
+        for kind in ["pid ", "jobs ", "no "] {
+            let mut notes = StatusDecoder::new(&mark(7));
+            notes.take(format!("{}{kind}", mark(7)).as_bytes(), |_| {}).unwrap();
+            let flood = (0..=NOTE_LIMIT / 4096).any(|_| notes.take(&[b'1'; 4096], |_| {}).is_err());
+            assert!(flood, "{kind}");
+        }
+        // Nor do many.
+        let mut notes = StatusDecoder::new(&mark(7));
+        let jobs = format!("{0}jobs {1}{0}said\n", mark(7), "x".repeat(4096));
+        assert!((0..=NOTE_LIMIT / 4096 + 1).any(|_| notes.take(jobs.as_bytes(), |_| {}).is_err()));
+    }
+
+    /// Runs the script that ends a group, and returns what it says.
+    fn kill(shell: &[&str], run: &str, group: u32) -> String {
+        let mut kill = std::process::Command::new(shell[0]);
+        kill.args(&shell[1..]).args(["-c", KILL, "sh", run, &group.to_string()]);
+        String::from_utf8(kill.output().unwrap().stdout).unwrap().trim().to_owned()
+    }
+
+    /// What a machine that lies is made of.
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let words = [
+            &mark(7),
+            &mark(8),
+            "pid ",
+            "jobs ",
+            "said\n",
+            "end ",
+            "no ",
+            "Done(",
+            ")",
+            "\n",
+            " ",
+            "12",
+            "1",
+        ];
+        let word = proptest::sample::select(words.map(|word| word.as_bytes().to_vec()).to_vec());
+        let piece = prop_oneof![4 => word, 1 => proptest::collection::vec(any::<u8>(), 0..20)];
+        proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(crate::fuzz::cases(256))]
+
+        #[test]
+        fn whatever_a_machine_says_is_read_the_same_however_it_is_cut(said in pieces(), size in 1_usize..64) {
+            let whole = take_all(&[&said]);
+            prop_assert_eq!(&take_all(&said.chunks(size).collect::<Vec<_>>()), &whole);
+            let groups = whole.0.iter().filter_map(|note| match note {
+                Status::Started(group) => Some(*group),
+                _ => None,
+            });
+            prop_assert!(groups.into_iter().all(is_group));
+            prop_assert!(!String::from_utf8_lossy(&whole.1).contains(&mark(7)), "a note is no output");
+        }
+    }
+
+    #[test]
+    fn only_a_group_of_the_runs_own_is_ended() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let sleep = |mark: Option<&str>| {
+                let mut sleep = std::process::Command::new("sleep");
+                sleep.arg("1000").process_group(0).env_remove("TSUNAMI_RUN_ID");
+                sleep.envs(mark.map(|run| ("TSUNAMI_RUN_ID", run))).spawn().unwrap()
+            };
+            for (mark, said) in [(None, "left"), (Some("another"), "left"), (Some("mine"), "gone")] {
+                let mut sleep = sleep(mark);
+                assert_eq!(kill(&shell, "mine", sleep.id()), said, "{shell:?}, marked {mark:?}");
+                assert_eq!(sleep.try_wait().unwrap().is_some(), said == "gone", "{shell:?}, marked {mark:?}");
+                sleep.kill().unwrap();
+                sleep.wait().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_descends_from_a_group_ends_with_it_and_nothing_above() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let start = |script: &str, run: &str| {
+                let mut command = std::process::Command::new("sh");
+                command.args(["-c", script]).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+                command.env("TSUNAMI_RUN_ID", run).spawn().unwrap()
+            };
+            let script =
+                "env -u TSUNAMI_RUN_ID setsid sh -c 'trap \"\" TERM; echo; sleep 1000 & wait' & wait";
+            let mut command = start(script, "mine");
+            let mut stdout = command.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", command.id()), "gone", "{shell:?}");
+            // All that held it have ended.
+            assert_eq!(io::Read::read(&mut stdout, &mut [0]).unwrap(), 0, "{shell:?}");
+            command.wait().unwrap();
+            // A group of somebody else's, with a process of the run's below.
+            let mut theirs =
+                start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");
+            let mut stdout = theirs.stdout.take().unwrap();
+            io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
+            assert_eq!(kill(&shell, "mine", theirs.id()), "left", "{shell:?}");
+            assert!(theirs.try_wait().unwrap().is_none(), "{shell:?}");
+            assert_eq!(kill(&shell, "theirs", theirs.id()), "gone", "{shell:?}");
+            theirs.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn somebody_elses_mark_is_output() {
+        let other = format!("{}pid 1\n", mark(8));
+        assert_eq!(take_all(&[other.as_bytes()]), (vec![], other.clone().into_bytes()));
+    }
+
+    /// Every shell that may be `sh` somewhere, on this computer.
+    fn shells() -> Vec<Vec<&'static str>> {
+        let known = [vec!["bash", "--posix"], vec!["dash"], vec!["busybox", "sh"]];
+        let runs = |shell: &Vec<&str>| std::process::Command::new(shell[0]).arg("--help").output().is_ok();
+        known.into_iter().filter(runs).collect()
+    }
+
+    fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {
+        let header = header(command, &mark(7), None).unwrap();
+        let mut child = std::process::Command::new(shell[0])
+            .args(&shell[1..])
+            .args(["-c", SUPERVISOR])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&header).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let (notes, _) = take_all(&[&output.stderr]);
+        (notes, output.stdout)
+    }
+
+    #[test]
+    fn every_shell_tells_a_status_from_a_signal() {
+        for shell in shells() {
+            let cases = [
+                ("exit 0", Exit::Status(0)),
+                ("exit 3", Exit::Status(3)),
+                ("exit 127", Exit::Status(127)),
+                ("exit 137", Exit::Status(137)),
+                ("exit 145", Exit::Status(145)),
+                ("", Exit::Status(0)),
+                ("sleep 0.1; exit 255", Exit::Status(255)),
+                ("kill -9 $$", Exit::Signal(9)),
+                ("sleep 0.1; kill -TERM $$", Exit::Signal(15)),
+                ("kill -CHLD $PPID; sleep 0.3; exit 200", Exit::Status(200)),
+                ("kill -CHLD $PPID; sleep 0.3; kill -9 $$", Exit::Signal(9)),
+            ];
+            // Several times: how fast the command ends beside the supervisor makes a difference.
+            for (line, exit) in cases.into_iter().cycle().take(4 * cases.len()) {
+                let (notes, _) = supervise(&shell, &Command::shell(line));
+                assert!(matches!(notes[0], Status::Started(_)), "{shell:?}: {line}: {notes:?}");
+                assert_eq!(notes[1], Status::Ended(exit), "{shell:?}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_whatever_language_the_shell_speaks_and_the_command_keeps_its_own() {
+        for shell in shells() {
+            let command = Command::shell("printf %s \"$LC_ALL$LANGUAGE\"; sleep 0.1; exit 200");
+            // One of these is there, on a computer that has any.
+            for locale in ["de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8", "ja_JP.UTF-8"] {
+                let command = command.clone().env("LC_ALL", locale).env("LANGUAGE", "xx");
+                let (notes, stdout) = supervise(&shell, &command);
+                assert_eq!(notes.last(), Some(&Status::Ended(Exit::Status(200))), "{shell:?} {locale}");
+                assert_eq!(String::from_utf8_lossy(&stdout), format!("{locale}xx"), "{shell:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_in_the_background_may_write_on_when_nobody_reads() {
+        use std::os::unix::process::CommandExt;
+        for shell in shells() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let beat =
+                "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
+            let command = Command::shell(beat).env("FILE", file.path());
+            let mut header = b"_marks=1; ".to_vec();
+            header.extend(self::header(&command, &mark(7), None).unwrap());
+            let mut child = std::process::Command::new(shell[0]);
+            child.args(&shell[1..]).args(["-c", SUPERVISOR]).process_group(0).stdin(Stdio::piped());
+            let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&header).unwrap();
+            let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+            let (mut notes, mut found, mut chunk) = (StatusDecoder::new(&mark(7)), Vec::new(), [0; 4096]);
+            while !found.iter().any(|note| matches!(note, Status::Ended(_))) {
+                let count = io::Read::read(&mut stderr, &mut chunk).unwrap();
+                found.extend(notes.take(&chunk[..count], |_| {}).unwrap());
+            }
+            let mut outputs = StatusDecoder::new(&mark(7));
+            let mut over = Vec::new();
+            while over.is_empty() {
+                let count = io::Read::read(&mut stdout, &mut chunk).unwrap();
+                over.extend(outputs.take(&chunk[..count], |_| {}).unwrap());
+            }
+            assert_eq!(over, [Status::Over], "{shell:?}");
+            drop((stdout, stderr));
+            let read = || std::fs::read_to_string(file.path()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let before = read();
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            assert_ne!(before, read(), "{shell:?}: it has ended");
+            let Status::Started(group) = found[0] else { panic!("{found:?}") };
+            let group = rustix::process::Pid::from_raw(group.cast_signed()).unwrap();
+            rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn every_shell_passes_arguments_and_variables_unharmed() {
+        let odd = "it's\n\"odd\" $HOME \\n `x` \\";
+        for shell in shells() {
+            let command =
+                Command::program("sh").arg("-c").arg("printf '%s|%s' \"$1\" \"$ODD\"").arg("sh").arg(odd);
+            let (_, stdout) = supervise(&shell, &command.env("ODD", odd));
+            assert_eq!(String::from_utf8_lossy(&stdout), format!("{odd}|{odd}"), "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_shell_can_take_is_refused() {
+        assert!(header(&Command::program("a\0b"), "m", None).is_err());
+        assert!(header(&Command::program("a").env("A B", "x"), "m", None).is_err());
+        assert!(header(&Command::program("a").env("", "x"), "m", None).is_err());
+    }
+}

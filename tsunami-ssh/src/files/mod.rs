@@ -1,0 +1,90 @@
+//! Files to and from a machine: each transfer is one tar stream through one command.
+
+mod archive;
+mod download;
+mod progress;
+mod tree;
+mod unpack;
+mod upload;
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream};
+
+use crate::command::{Commands, Input, StdoutConsumer};
+use crate::shell::AfterPreamble;
+use progress::Progress;
+pub(crate) use upload::UploadArchive;
+
+/// Bytes that are kept of what a transfer's script says on standard error.
+const CAPTURED_BYTES: usize = 64 << 10;
+
+/// Copies a file or a directory to the machine.
+pub(crate) async fn upload(commands: &Arc<Commands>, from: &Path, to: &str) -> Result<(), SessionError> {
+    let archive = UploadArchive::new(from, to)?;
+    let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
+    let unpack = own_script(upload::UNPACK, [&archive.directory, &archive.mode]);
+    let said = Arc::new(CapturedOutput::default());
+    let sending = commands.run(&unpack, Input::Archive(archive), None, said.clone(), &cancel);
+    let exit = progress.watch(sending, &cancel, || commands.pool().check()).await?;
+    if exit.success() {
+        return Ok(());
+    }
+    let message = format!("unpacking ended with {exit}: {}", said.text().trim());
+    Err(SessionError::new(SessionErrorKind::Transfer, message))
+}
+
+/// Brings home what patterns match, and says how many matches each has.
+pub(crate) async fn download(
+    commands: &Arc<Commands>,
+    download: &Download,
+) -> Result<Vec<usize>, SessionError> {
+    let mut pack = own_script(download::PACK, &download.patterns);
+    pack.cwd.clone_from(&download.cwd);
+    let local = |message: &str, error| SessionError::new(SessionErrorKind::Local, message).source(error);
+    let (from, pipe) = io::pipe().map_err(|error| local("no more pipes", error))?;
+    let (progress, cancel) = (Progress::default(), CancellationToken::new());
+    let from = progress.counting(from);
+    let (into, patterns) = (download.into.clone(), download.patterns.clone());
+    let (finished, done) = oneshot::channel();
+    let unpacking = spawn_blocking(move || {
+        let unpacked = unpack::unpack(AfterPreamble::new(from), &into, &patterns, || finished.is_closed());
+        let _ = finished.send(());
+        unpacked
+    });
+    let (consumer, said) = (StdoutConsumer { pipe, done }, Arc::new(CapturedOutput::default()));
+    let packing = commands.run(&pack, Input::Given(Stdin::Null), Some(consumer), said.clone(), &cancel);
+    let packed = progress.watch(packing, &cancel, || commands.pool().check()).await;
+    let unpacked = unpacking.await.map_err(|error| local("unpacking failed", io::Error::other(error)))?;
+    download::outcome(packed, unpacked, download.patterns.len(), &said.text())
+}
+
+/// A command made of a script of tsunami's own.
+fn own_script<'a>(script: &str, args: impl IntoIterator<Item = &'a String>) -> Command {
+    let command = Command::program("sh").arg("-c").arg(script).arg("sh");
+    args.into_iter().fold(command, |command, arg| command.arg(arg))
+}
+
+/// What a script of tsunami's own said on standard error, the first of it.
+#[derive(Debug, Default)]
+struct CapturedOutput(Mutex<Vec<u8>>);
+
+impl CapturedOutput {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl OutputSink for CapturedOutput {
+    fn write(&self, _: Stream, bytes: &[u8]) -> io::Result<()> {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = CAPTURED_BYTES.saturating_sub(said.len());
+        said.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        Ok(())
+    }
+}

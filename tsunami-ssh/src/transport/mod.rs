@@ -1,0 +1,193 @@
+//! How machines are reached: connections, and channels on them.
+//!
+//! A transport knows how to connect to one machine; a connection opens channels, each of which runs one line that the
+//! login shell reads. [`Pool`](crate::pool::Pool) alone uses them: it counts channels and decides when another
+//! connection is worth it. Which transport there is for a machine is decided in one place, by
+//! [`SshOptions::transport`](crate::SshOptions::transport).
+
+pub(crate) mod openssh;
+
+use std::fmt::{self, Debug};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use tokio::io::AsyncRead;
+use tokio::time::Instant;
+use tsunami_core::SessionError;
+
+/// What connects to one machine.
+#[async_trait]
+pub(crate) trait Transport: Debug + Send + Sync {
+    /// Opens a connection, beside those that there are. May be dropped at any await; nothing stays behind.
+    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError>;
+}
+
+/// A connection to a machine. Dropping the last handle of it closes it.
+#[async_trait]
+pub(crate) trait Connection: Debug + Send + Sync {
+    /// Opens a channel that runs a line. It reads `stdin`, and writes to `stdout` unless that is `None`: then the
+    /// channel has what it writes, as it always has standard error.
+    ///
+    /// An error of the kind [`Remote`](tsunami_core::SessionErrorKind::Remote) says that the machine refuses, which is
+    /// a sign of life. May be dropped at any await; the channel is closed then.
+    async fn open(
+        &self,
+        line: &str,
+        stdin: OwnedFd,
+        stdout: Option<OwnedFd>,
+    ) -> Result<Channel, SessionError>;
+
+    /// Whether the connection has ended.
+    fn is_closed(&self) -> bool;
+
+    /// Why the connection has ended, as an error of the kind [`Lost`](tsunami_core::SessionErrorKind::Lost).
+    fn reason(&self) -> SessionError;
+
+    /// Ends the connection, whoever still holds it and whatever runs on its channels.
+    fn close(&self);
+}
+
+/// What comes from a channel.
+pub(crate) type Output = Box<dyn AsyncRead + Send + Unpin>;
+
+/// A channel of a connection. Dropping it closes it, which does not end what it runs.
+pub(crate) struct Channel {
+    /// What was written to standard output, unless somebody else takes that.
+    pub(crate) stdout: Option<Output>,
+    /// What was written to standard error.
+    pub(crate) stderr: Option<Output>,
+    /// Waits for the end of what it runs, and says whether that succeeded. It can't tell a failure from a signal.
+    pub(crate) end: BoxFuture<'static, io::Result<bool>>,
+}
+
+impl Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A machine that is this computer: every channel is a process here.
+
+    use std::process::Stdio;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::process::Command;
+    use tokio::sync::Semaphore;
+    use tokio_util::sync::CancellationToken;
+    use tsunami_core::SessionErrorKind;
+
+    use super::*;
+
+    /// What a fake machine allows.
+    #[derive(Debug)]
+    pub(crate) struct Fake {
+        /// Channels on one connection.
+        pub(crate) channels: usize,
+        /// Connections at a time.
+        pub(crate) connections: Arc<Semaphore>,
+        /// How long a connection takes.
+        pub(crate) delay: Duration,
+        /// Connections that were asked for.
+        pub(crate) asked: AtomicUsize,
+    }
+
+    impl Fake {
+        pub(crate) fn with(channels: usize, connections: usize) -> Self {
+            Self {
+                channels,
+                connections: Arc::new(Semaphore::new(connections)),
+                delay: Duration::ZERO,
+                asked: AtomicUsize::new(0),
+            }
+        }
+
+        pub(crate) async fn connected(&self) -> Arc<dyn Connection> {
+            self.connect(Instant::now() + Duration::from_secs(5)).await.unwrap()
+        }
+    }
+
+    #[async_trait]
+    impl Transport for Fake {
+        async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(self.delay).await;
+            let refused = || SessionError::new(SessionErrorKind::Connect, "too many connections");
+            let allowed = tokio::time::timeout_at(deadline, self.connections.clone().acquire_owned()).await;
+            let allowed = allowed.map_err(|_| refused())?.map_err(|_| refused())?;
+            let closed = CancellationToken::new();
+            let ended = closed.clone();
+            tokio::spawn(async move {
+                ended.cancelled().await;
+                drop(allowed);
+            });
+            Ok(Arc::new(FakeConnection { channels: Arc::new(Semaphore::new(self.channels)), closed }))
+        }
+    }
+
+    #[derive(Debug)]
+    struct FakeConnection {
+        channels: Arc<Semaphore>,
+        closed: CancellationToken,
+    }
+
+    impl Drop for FakeConnection {
+        fn drop(&mut self) {
+            self.closed.cancel();
+        }
+    }
+
+    #[async_trait]
+    impl Connection for FakeConnection {
+        async fn open(
+            &self,
+            line: &str,
+            stdin: OwnedFd,
+            stdout: Option<OwnedFd>,
+        ) -> Result<Channel, SessionError> {
+            if self.is_closed() {
+                return Err(self.reason());
+            }
+            let refused = |_| SessionError::new(SessionErrorKind::Remote, "no more channels");
+            let place = self.channels.clone().try_acquire_owned().map_err(refused)?;
+            let mut shell = Command::new("sh");
+            shell.args(["-c", line]).stdin(stdin).stderr(Stdio::piped()).process_group(0);
+            shell.stdout(stdout.map_or_else(Stdio::piped, Stdio::from));
+            let mut shell = shell
+                .spawn()
+                .map_err(|error| SessionError::new(SessionErrorKind::Remote, "no process").source(error))?;
+            let output = |stream| -> Output { Box::new(stream) };
+            let stdout = shell.stdout.take().map(|stdout| -> Output { Box::new(stdout) });
+            let stderr = shell.stderr.take().map(output);
+            // As at an sshd, the place is taken until the process has ended.
+            let ended = tokio::spawn(async move {
+                let ended = shell.wait().await;
+                drop(place);
+                ended.map(|status| status.success())
+            });
+            let closed = self.closed.clone();
+            let end = Box::pin(async move {
+                let ended = closed.run_until_cancelled(ended).await;
+                ended.and_then(Result::ok).unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into()))
+            });
+            Ok(Channel { stdout, stderr, end })
+        }
+
+        fn is_closed(&self) -> bool {
+            self.closed.is_cancelled()
+        }
+
+        fn reason(&self) -> SessionError {
+            SessionError::new(SessionErrorKind::Lost, "the connection is closed")
+        }
+
+        fn close(&self) {
+            self.closed.cancel();
+        }
+    }
+}
