@@ -1,16 +1,14 @@
 //! Machines on EC2.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use serde_json::Value;
-use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey, remembered};
-use tsunami_core::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
-use tsunami_core::{
-    Error as CoreError, Leftover, MachineSpec, RunDirectory, RunRecord, State, Tsunami, private,
+use tsunami_aws::{
+    Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Survey, recorded_leftovers, recorded_options,
 };
+use tsunami_core::experiment::{Aws, Experiment, Market, OnInterruption, SpotBlock};
+use tsunami_core::{Error as CoreError, Leftover, MachineSpec, RunDirectory, RunRecord, State, Tsunami};
 use tsunami_ssh::{SshConnector, SshOptions};
 
 use super::Backend;
@@ -19,7 +17,7 @@ use crate::error::Error;
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
-const RULES: usize = 60;
+const MAX_RULES: usize = 60;
 
 /// Names another service than the usual one to tell this computer's address.
 const ADDRESS_SERVICE: &str = "TSUNAMI_ADDRESS_SERVICE";
@@ -57,27 +55,15 @@ pub(crate) async fn of(experiment: &Experiment, state: &State, ssh: SshOptions) 
 /// What a recorded run was made with.
 pub(crate) async fn recorded(record: &RunRecord, state: &State) -> Result<Backend, Error> {
     let settings: Ec2Settings = serde_json::from_value(record.settings.clone()).map_err(CoreError::other)?;
-    let Ec2Settings { account, regions, profile, endpoint } = settings;
-    let options = Ec2Options { profile, regions, account: Some(account), endpoint, ..options() };
+    let options = Ec2Options { address_service: options().address_service, ..settings.options() };
     backend(state, options, SshOptions::default()).await
 }
 
 /// What a run was made with whose record can't be read: its journal tells the regions.
 pub(crate) async fn unrecorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
-    let journal = directory.path().join("aws");
-    let mut regions = BTreeSet::new();
-    for file in fs::read_dir(&journal).map_err(Error::file("read", &journal))? {
-        let path = file.map_err(Error::file("read", &journal))?.path();
-        let entry = private::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        let region = entry.and_then(|entry| entry.pointer("/create/region")?.as_str().map(str::to_owned));
-        regions.extend(region);
-    }
-    // Another account's listings would be empty, and prove nothing.
-    let settings = private::read(&journal.join("settings.json")).map_err(Error::file("read", &journal))?;
-    let Ec2Settings { account, profile, endpoint, .. } =
-        serde_json::from_slice(&settings).map_err(CoreError::other)?;
-    let regions = regions.into_iter().collect();
-    let options = Ec2Options { profile, account: Some(account), regions, endpoint, ..options() };
+    let recorded = recorded_options(state.root(), &directory.id());
+    let recorded = recorded.map_err(Error::file("read", directory.path().join("aws")))?;
+    let options = Ec2Options { address_service: options().address_service, ..recorded };
     let Backend { provider, connector } = backend(state, options, SshOptions::default()).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
 }
@@ -91,7 +77,7 @@ pub(crate) fn remains(directory: &RunDirectory, state: &State, error: Error) -> 
         other => return other,
     };
     let why = "nobody could be asked for it";
-    let mut leftovers = remembered(state.root(), &run, why);
+    let mut leftovers = recorded_leftovers(state.root(), &run, why);
     if leftovers.is_empty() {
         leftovers.push(Leftover { what: "anything the run created".to_owned(), why: why.to_owned() });
     }
@@ -196,10 +182,10 @@ pub(crate) fn check_groups(experiment: &Experiment) -> Result<(), Error> {
         ports.dedup();
         // TCP and UDP for each port and machine elsewhere, SSH, and one for the group itself.
         let rules = 2 * ports.len() * (all - *machines) + *from + 1;
-        if rules > RULES {
+        if rules > MAX_RULES {
             let region = region.map_or("the configured region", String::as_str);
             return Err(Error::Usage(format!(
-                "the security group in {region} would need {rules} rules and can have {RULES}: {} open ports for {} \
+                "the security group in {region} would need {rules} rules and can have {MAX_RULES}: {} open ports for {} \
                  machines in other regions; declare fewer `open_ports`, or give a `security_group` of your own",
                 ports.len(),
                 all - *machines
