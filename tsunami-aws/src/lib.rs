@@ -38,6 +38,8 @@ mod limited;
 mod provider;
 mod quotas;
 mod region;
+#[cfg(feature = "experiment")]
+mod registration;
 mod spec;
 mod strays;
 mod tag;
@@ -47,6 +49,8 @@ mod trust;
 mod user_data;
 
 pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};
+#[cfg(feature = "experiment")]
+pub use registration::Ec2Registration;
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
 pub use strays::{Found, Survey};
 pub use teardown::remembered;
