@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
-use crate::event::{EventKind, Events, Origin, rounded};
-use crate::machine::{Machine, RunId};
+use crate::event::{EventKind, Events, Origin, UserEvent, rounded};
+use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
@@ -120,8 +120,16 @@ impl Cluster {
     }
 
     /// Adds to the run's story. For layers above the engine that tell more of it, such as steps.
-    pub fn emit(&self, event: EventKind) {
-        self.inner.events.emit(event);
+    ///
+    /// ```
+    /// # use tsunami_core::{Cluster, UserEvent};
+    /// # fn example(cluster: &Cluster) {
+    /// let data = serde_json::json!({ "rows": 1_000_000 });
+    /// cluster.emit(UserEvent::Custom { name: "loaded".to_owned(), data });
+    /// # }
+    /// ```
+    pub fn emit(&self, event: UserEvent) {
+        self.inner.events.emit(event.into());
     }
 }
 
@@ -249,6 +257,7 @@ impl Host {
         self.attempt(&action, self.inner.session.upload(from, to)).await?;
         self.inner.events.emit(EventKind::Uploaded {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             from: from.display().to_string(),
             to: to.to_owned(),
@@ -263,11 +272,17 @@ impl Host {
         let matches = self.attempt(&action, self.inner.session.download(download)).await?;
         self.inner.events.emit(EventKind::Collected {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             into: download.into.display().to_string(),
             files: matches.iter().sum(),
         });
         Ok(matches)
+    }
+
+    /// The machine's id, as events have it.
+    fn id(&self) -> Option<MachineId> {
+        Some(self.inner.machine.id.clone())
     }
 
     /// An error of the program's own, about this machine in its present stage.
@@ -440,29 +455,31 @@ impl HostCommand {
 
     /// Runs it to its end, whatever that is, and returns what it wrote.
     pub async fn output(self) -> Result<Output, Error> {
-        let (name, stage) = (self.host.name().to_owned(), self.host.stage.to_string());
-        let inner = &self.host.inner;
-        let line = self.line();
-        let started =
-            EventKind::CommandStarted { machine: name.clone(), stage: stage.clone(), command: line.clone() };
-        if !self.unobserved {
-            inner.events.emit(started);
+        let events = &self.host.inner.events;
+        let command_id = (!self.unobserved).then(|| events.next_command());
+        let (machine, id) = (self.host.name().to_owned(), self.host.id());
+        let (stage, command) = (self.host.stage.to_string(), self.line());
+        if let Some(command_id) = command_id {
+            let (machine, id) = (machine.clone(), id.clone());
+            let (stage, command) = (stage.clone(), command.clone());
+            events.emit(EventKind::CommandStarted { machine, id, stage, command_id, command });
         }
         let begun = Instant::now();
-        let unobserved = self.unobserved;
         let (host, watcher) = (self.host.clone(), self.watcher.clone());
-        let capture = Arc::new(Capture { host, unobserved, watcher, kept: Mutex::default() });
+        let capture = Arc::new(Capture { host, command_id, watcher, kept: Mutex::default() });
         let result = self.execute(capture.clone()).await;
-        let (exit, error) = match &result {
-            Ok(exit) => (Some(*exit), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let seconds = rounded(begun.elapsed());
-        if !unobserved {
-            inner.events.emit(EventKind::CommandFinished {
-                machine: name,
+        if let Some(command_id) = command_id {
+            let (exit, error) = match &result {
+                Ok(exit) => (Some(*exit), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            let seconds = rounded(begun.elapsed());
+            events.emit(EventKind::CommandFinished {
+                machine,
+                id,
                 stage,
-                command: line,
+                command_id,
+                command,
                 exit,
                 error,
                 seconds,
@@ -642,7 +659,8 @@ impl Output {
 /// Hands output on to the observers and keeps as much of it as [`Output`] promises.
 struct Capture {
     host: Host,
-    unobserved: bool,
+    /// `None` where nobody is told of the command.
+    command_id: Option<u64>,
     watcher: Option<Arc<LogWatcher>>,
     kept: Mutex<Kept>,
 }
@@ -676,10 +694,9 @@ impl OutputSink for Capture {
         if let Some(watcher) = &self.watcher {
             watcher.look(stream, bytes);
         }
-        if self.unobserved {
-            return Ok(());
-        }
-        let origin = Origin { machine: self.host.name(), stage: &self.host.stage };
+        let Some(command_id) = self.command_id else { return Ok(()) };
+        let id = Some(&self.host.inner.machine.id);
+        let origin = Origin::new(self.host.name(), &self.host.stage).command(id, command_id);
         self.host.inner.events.output(&origin, stream, bytes)
     }
 }

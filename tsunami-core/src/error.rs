@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
+use crate::event::NewerSchema;
 use crate::limits::SHOWN_COMMAND_LIMIT;
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
@@ -173,6 +174,14 @@ pub enum Error {
     /// Another user may have written what is recorded here, so it is neither read nor touched.
     #[error("refused: {0}")]
     Untrusted(Untrusted),
+    /// A later version of tsunami recorded the run, and only that may touch it.
+    #[error("run {run} is left alone")]
+    NewerRecord {
+        /// The run.
+        run: RunId,
+        /// What this version knows.
+        source: NewerSchema,
+    },
     /// No run of that name is known on this computer.
     #[error("no run `{name}` is known here")]
     UnknownRun {

@@ -42,7 +42,10 @@ pub mod trial;
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
-pub use event::{Event, EventKind, GroupSize, Observer, Origin, Recorder};
+pub use event::{
+    EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
+    UserEvent, read_events,
+};
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
 };
@@ -56,8 +59,8 @@ pub use provider::{
     LaunchRequest, Leftover, MachineSpec, Notes, Offer, Price, Provider, ProviderError, ProviderErrorKind,
     Quote, RunFilter,
 };
-pub use record::{RunDirectory, RunRecord, State};
-pub use report::{CommandReport, MachineReport, Replaced, Report};
+pub use record::{RECORD_SCHEMA, RunDirectory, RunRecord, State};
+pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};
 pub use session::{
     Command, Connector, Download, Exit, OutputSink, Program, Session, SessionError, SessionErrorKind, Stdin,
     Stream,

@@ -55,6 +55,13 @@ pub trait Provider: Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Renews what the provider keeps on a machine that it has admitted, above all its deadline, when another process
+    /// connects to it. May be dropped at any await.
+    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let _ = (machine, session);
+        Ok(())
+    }
+
     /// Waits until the machine itself hears that it is going to be taken back, and says what it heard, for
     /// providers that tell a machine what may be missing from a listing, or come later there. Is dropped when
     /// the machine is gone or the run ends. The default hears nothing.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::BoxError;
-use crate::machine::{Machine, RunId};
+use crate::machine::{Login, Machine, RunId};
 
 /// What makes [`Session`]s.
 #[cfg_attr(feature = "testing", mockall::automock)]
@@ -27,6 +27,12 @@ pub trait Connector: Debug + Send + Sync + 'static {
     /// The machine may still be booting: a closed port or a silent one is waited out. A host key that does not
     /// fit is not. May be dropped at any await; nothing stays behind.
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError>;
+
+    /// The name or address behind what a login calls a host, as an ssh_config may have it. It is what the login calls
+    /// it, unless the connector knows better.
+    async fn resolve(&self, login: &Login) -> Result<String, SessionError> {
+        Ok(login.host.clone().unwrap_or_default())
+    }
 
     /// Lets go of what [`prepare`](Self::prepare) and `connect` left in this process and on this computer,
     /// except for the files in the run's directory. Idempotent.
@@ -50,6 +56,17 @@ pub trait Session: Debug + Send + Sync + 'static {
         output: Arc<dyn OutputSink>,
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError>;
+
+    /// Runs a script that is about the machine and not about the experiment, with `sh`, and returns what it printed:
+    /// this is how a provider arms, checks, extends and ends what it keeps on a machine.
+    ///
+    /// It begins in the login's home directory, whatever the session's own is, and has `args` as `$1`, `$2`, … It is
+    /// not marked as the run's, and nobody ends it: neither with the run's other commands, nor when the future is
+    /// dropped. So it should be short. What it prints is bounded by
+    /// [`SCRIPT_OUTPUT_LIMIT`](crate::limits::SCRIPT_OUTPUT_LIMIT) on each of its outputs, its time by
+    /// [`SCRIPT_TIMEOUT`](crate::limits::SCRIPT_TIMEOUT). Where it returns another status than 0, the error is of the
+    /// kind [`Remote`](SessionErrorKind::Remote), with what it wrote to standard error.
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError>;
 
     /// Copies a local file or directory to the machine, modes and links kept.
     ///

@@ -164,7 +164,9 @@ async fn a_slow_machine_does_not_delay_the_others() {
     world.cloud.machine_fault("client-1", MachineFault::SlowBoot(Duration::from_secs(90)));
     world.run(server_and_clients(), nothing).await.unwrap();
     let ready = |name: &'static str| {
-        world.position(move |event| matches!(event, EventKind::Ready { machine } if machine == name)).unwrap()
+        world
+            .position(move |event| matches!(event, EventKind::Ready { machine, .. } if machine == name))
+            .unwrap()
     };
     let slow = world
         .position(|event| matches!(event, EventKind::Running { machine, .. } if machine == "client-1"))

@@ -241,6 +241,8 @@ enum WrongSessionKind {
     CheckAlwaysWorks,
     CheckNeverWorks,
     StatusForgotten,
+    ScriptsNeverFail,
+    ScriptsSayNothing,
     CancelIgnored,
     SinkErrorsIgnored,
     CountsFiles,
@@ -287,6 +289,14 @@ impl Session for WrongSession {
         }
         let exit = self.inner.exec(&command, output, &cancel).await?;
         Ok(if self.wrong == WrongSessionKind::StatusForgotten { Exit::Status(0) } else { exit })
+    }
+
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
+        match (self.wrong, self.inner.administer(script, args).await) {
+            (WrongSessionKind::ScriptsNeverFail, Err(_)) => Ok(String::new()),
+            (WrongSessionKind::ScriptsSayNothing, Ok(_)) => Ok(String::new()),
+            (_, answer) => answer,
+        }
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
@@ -378,6 +388,7 @@ async fn every_wrong_session_breaks_a_promise() {
             output_and_status_come_back,
             a_command_reads_its_stdin,
             a_command_reads_a_local_file,
+            a_script_answers_or_says_why_not,
             a_cancelled_command_ends_and_says_so,
             a_sink_that_fails_ends_the_command,
             files_go_out_and_come_home,
@@ -402,6 +413,8 @@ async fn every_wrong_session_breaks_a_promise() {
         (Wrong::CheckAlwaysWorks, "a_session_knows_whether_it_works"),
         (Wrong::CheckNeverWorks, "a_session_knows_whether_it_works"),
         (Wrong::StatusForgotten, "output_and_status_come_back"),
+        (Wrong::ScriptsNeverFail, "a_script_answers_or_says_why_not"),
+        (Wrong::ScriptsSayNothing, "a_script_answers_or_says_why_not"),
         (Wrong::CancelIgnored, "a_cancelled_command_ends_and_says_so"),
         (Wrong::SinkErrorsIgnored, "a_sink_that_fails_ends_the_command"),
         (Wrong::CountsFiles, "a_pattern_that_matches_nothing_counts_nothing"),

@@ -46,6 +46,15 @@ impl ControlGroup {
     }
 }
 
+/// Shell that joins, as [`ControlGroup::join`] does, the group that a file in the run's directory on a host names: a
+/// read and a write.
+pub(crate) fn join_named_in(directory: &str) -> String {
+    let file = shlex::try_quote(directory).map(Cow::into_owned).unwrap_or_default();
+    format!(
+        "{{ read -r _group <{file}/.tsunami-control-group && echo 0 >\"$_group/cgroup.procs\"; }} 2>/dev/null"
+    )
+}
+
 /// Reads what a watchdog says once it watches: the run's control group, if it has one. `None` if it does not watch.
 pub(crate) fn armed(said: &str) -> Option<Option<ControlGroup>> {
     let path = said.trim().strip_prefix(ARMED)?.trim();

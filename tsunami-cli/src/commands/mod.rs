@@ -45,13 +45,17 @@ pub(crate) async fn run(args: Args) -> Result<u8, Error> {
     }
 }
 
-/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user
-/// may have written. What else can't be read is told by `tsunami ls`.
+/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
+/// written, or a later version has. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
     let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
-        if let Err(error @ CoreError::Untrusted(_)) = run.check() {
-            say(&format!("run {} is left alone: {error}", run.id()));
+        match run.check() {
+            Err(CoreError::Untrusted(untrusted)) => {
+                say(&format!("run {} is left alone: refused: {untrusted}", run.id()));
+            }
+            Err(CoreError::NewerRecord { run, source }) => say(&format!("run {run} is left alone: {source}")),
+            _ => {}
         }
     }
     let abandoned = |run: &RunDirectory| {

@@ -107,7 +107,8 @@ fn json_events_are_one_object_a_line() {
     let run = world.tsunami([&"run".into(), &"--json".into(), &file]);
     let events: Vec<serde_json::Value> =
         run.assert_status(0).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.first().unwrap()["event"], "run_started");
+    assert_eq!(events[0], serde_json::json!({ "schema": 2 }));
+    assert_eq!(events[1]["event"], "run_started");
     assert_eq!(events.last().unwrap()["event"], "run_finished");
     world.assert_clean();
 }
@@ -166,6 +167,38 @@ fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
     fs::write(world.path("state/tsunami/runs").join(&run).join("record.json"), "{").unwrap();
     world.tsunami(["ls"]).assert_says(&[&run, "cannot read the record"]);
+    world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
+    world.assert_clean();
+}
+
+#[test]
+fn runs_of_earlier_versions_are_used_and_those_of_later_ones_named_and_left_alone() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let path = world.path("state/tsunami/runs").join(&run).join("record.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let mut write = |schema: Option<u32>| {
+        match schema {
+            Some(schema) => record["schema"] = schema.into(),
+            None => drop(record.as_object_mut().and_then(|record| record.remove("schema"))),
+        }
+        let text = record.to_string();
+        fs::write(&path, &text).unwrap();
+        text
+    };
+
+    let later = write(Some(1000));
+    let named = [&*run, "a later version of tsunami"];
+    world.tsunami(["ls"]).assert_status(6).assert_says(&named);
+    world.tsunami(["exec", &run, "--", "true"]).assert_says(&named);
+    world.tsunami(["down", &run]).assert_status(6).assert_says(&named);
+    world.tsunami(["down", "--all"]).assert_status(6).assert_says(&named);
+    assert_eq!(fs::read_to_string(&path).unwrap(), later);
+
+    write(None);
+    assert!(world.tsunami(["ls"]).assert_status(0).stdout.contains(&run));
+    world.tsunami(["exec", &run, "--", "true"]).assert_status(0);
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
     world.assert_clean();
 }

@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use super::{Experiment, steps};
 use crate::cluster::{Cluster, Host};
 use crate::engine::{RunHandle, Tsunami};
 use crate::error::{Error, Failures};
-use crate::event::{EventKind, Observer};
+use crate::event::{Observer, UserEvent};
 use crate::machine::RunId;
 use crate::outcome::Outcome;
 use crate::record::RunDirectory;
@@ -122,17 +121,11 @@ impl ExperimentRun {
 
     /// Runs the steps on machines of another run, which are up and stay up.
     pub async fn run_on(&self, directory: &RunDirectory) -> Result<(), Error> {
-        let running = self.tsunami.attach(directory, |_| true).await?;
-        let (cluster, record) = (running.cluster(), directory.record()?);
-        cluster.emit(EventKind::RunStarted {
-            run: record.run,
-            experiment: self.experiment.name.clone(),
-            deadline: record.deadline.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            groups: record.groups,
-        });
-        let usable = self.experiment.check_machines(cluster.hosts());
+        let attached = self.tsunami.attach(directory, |_| true).await?;
+        let usable = self.experiment.check_machines(attached.cluster().hosts());
         let steps = self.steps();
-        running.run(async |cluster| usable.map(|()| steps(cluster))?.await).await
+        let attached = attached.experiment(&self.experiment.name);
+        attached.run(async |cluster| usable.map(|()| steps(cluster))?.await).await
     }
 
     /// Writes down what came of it, and sums up all that happened.
@@ -172,7 +165,7 @@ async fn repaired(cluster: &Cluster, results: &Results, error: Error) -> Result<
     }
     let trial = FIRST_TRIAL.to_owned();
     results.set_aside(&trial)?;
-    cluster.emit(EventKind::TrialInterrupted { trial, machines });
+    cluster.emit(UserEvent::TrialInterrupted { trial, machines });
     Ok(repaired)
 }
 

@@ -24,6 +24,8 @@ pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
 
+/// The number of the form of `run.json`. The first form had none.
+const RUN_SCHEMA: u32 = 2;
 /// Why results could not be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +89,7 @@ struct DigestedFile {
 /// `run.json`.
 #[derive(Serialize)]
 struct RunJson<'a> {
+    schema: u32,
     tsunami: &'static str,
     provider: &'a str,
     outcome: &'static str,
@@ -177,6 +180,7 @@ impl Results {
         let set = &experiment.set;
         let estimated_cost = report.estimated_cost();
         let run = RunJson {
+            schema: RUN_SCHEMA,
             tsunami,
             provider,
             outcome: outcome.words(),
@@ -361,17 +365,25 @@ mod tests {
     }
 
     pub(super) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event { at: 1_700_000_000.0 + elapsed, elapsed, kind }
+        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
     }
 
     pub(super) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
-        EventKind::CommandStarted { machine: machine.into(), stage: stage.into(), command: command.into() }
+        EventKind::CommandStarted {
+            machine: machine.into(),
+            id: None,
+            stage: stage.into(),
+            command_id: 1,
+            command: command.into(),
+        }
     }
 
     pub(super) fn finished(machine: &str, stage: &str, command: &str, exit: Result<Exit, &str>) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
+            id: None,
             stage: stage.into(),
+            command_id: 1,
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
@@ -396,7 +408,12 @@ mod tests {
             finished("client-0", "setup", "apt-get update", Ok(Exit::Status(100))),
             EventKind::TrialStarted { trial: trial() },
             EventKind::StepStarted { trial: trial(), step: "load".into(), machines: vec![machine()] },
-            EventKind::Failed { machine: machine(), stage: "load".into(), error: "no\nroom".into() },
+            EventKind::Failed {
+                machine: machine(),
+                id: None,
+                stage: "load".into(),
+                error: "no\nroom".into(),
+            },
             EventKind::TornDown { leftovers, seconds: 2.0 },
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];

@@ -137,6 +137,7 @@ macro_rules! session_conformance {
             more_commands_than_channels_all_run,
             a_sink_that_fails_ends_the_command,
             a_command_reads_a_local_file,
+            a_script_answers_or_says_why_not,
             files_go_out_and_come_home,
             an_upload_arrives_where_it_was_sent,
             a_download_starts_in_its_directory,
@@ -161,6 +162,7 @@ macro_rules! shell_conformance {
             a_missing_directory_is_named,
             a_failing_part_of_a_pipe_fails_the_command,
             statuses_and_signals_are_told_apart,
+            a_script_runs_at_home_with_its_arguments_and_within_bounds,
             binary_output_arrives_unchanged,
             a_flood_of_output_arrives_whole,
             output_arrives_while_the_command_runs,
@@ -436,8 +438,15 @@ pub mod provider {
         Some((connector, running(harness, &request.run).await))
     }
 
-    async fn log_in(connector: &dyn Connector, machine: &Machine) -> Result<(), SessionError> {
+    /// As the engine does: nothing runs on a machine that its provider has not admitted.
+    async fn log_in(
+        harness: &dyn ProviderHarness,
+        connector: &dyn Connector,
+        machine: &Machine,
+    ) -> Result<(), SessionError> {
         let session = connector.connect(machine, Instant::now() + Duration::from_secs(20)).await?;
+        let session: Arc<dyn Session> = session.into();
+        harness.provider().admit(machine, &session).await.expect("admit");
         let exit = session.exec(&Command::shell("true"), Arc::new(()), &CancellationToken::new()).await?;
         assert!(exit.success());
         session.close().await
@@ -448,7 +457,7 @@ pub mod provider {
         let mut request = request(harness, 1, "node");
         let Some((connector, machines)) = launch_for(harness, &mut request).await else { return };
         for machine in &machines {
-            let entered = log_in(connector, machine).await;
+            let entered = log_in(harness, connector, machine).await;
             entered.unwrap_or_else(|error| panic!("{}: {}", machine.name(), crate::ErrorChain(&error)));
         }
         connector.finish(&request.run).await;
@@ -474,7 +483,7 @@ pub mod provider {
         if let Some((connector, _)) = with_connector {
             let mut machine = machines[0].clone();
             machine.login.host_key = Some(other_key);
-            let entered = log_in(connector, &machine).await.map_err(|error| error.kind);
+            let entered = log_in(harness, connector, &machine).await.map_err(|error| error.kind);
             assert_eq!(entered, Err(SessionErrorKind::HostKey), "it showed another key than its own");
             connector.finish(&request.run).await;
         }
@@ -586,6 +595,15 @@ pub mod session {
         fs::write(&path, "from a file\n").expect("write");
         let command = Command::shell("cat").stdin(Stdin::File(path));
         assert_eq!(text(session.as_ref(), command).await, "from a file\n");
+    }
+
+    /// What a provider asks a machine comes back, and what went wrong does.
+    pub async fn a_script_answers_or_says_why_not(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        assert_eq!(session.administer("echo hello world", &[]).await.expect("a script"), "hello world\n");
+        let failed = session.administer("exit 3", &[]).await.map_err(|error| error.kind);
+        assert_eq!(failed, Err(SessionErrorKind::Remote));
+        assert_eq!(session.administer("echo again", &[]).await.expect("a script"), "again\n");
     }
 
     /// Cancelling ends a command long before its time.
@@ -825,6 +843,25 @@ pub mod shell {
             let (exit, _, _) = exec(session.as_ref(), Command::shell(format!("kill -{signal} $$"))).await;
             assert_eq!(exit, Exit::Signal(signal));
         }
+    }
+
+    /// A script of several lines, whatever the login shell is and whatever it is given.
+    pub async fn a_script_runs_at_home_with_its_arguments_and_within_bounds(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        let session = session.as_ref();
+        let odd = "it's\n\"odd\" $HOME !! `x` \\".to_owned();
+        let script = "# for people\nif true; then\n    printf '%s|%s' \"$1\" \"$2\"\nfi\necho noise >&2";
+        let said = session.administer(script, &[odd.clone(), String::new()]).await.expect("a script");
+        assert_eq!(said, format!("{odd}|"));
+        let said = session
+            .administer("cd \"$HOME\" && home=$PWD && cd - >/dev/null && [ \"$PWD\" = \"$home\" ]", &[]);
+        assert_eq!(said.await.expect("it is at home"), "");
+        let error = session.administer("echo why >&2; exit 3", &[]).await.expect_err("it fails");
+        assert!(error.message.contains("why"), "{error}");
+        let flood = "head -c 1000000 /dev/zero | tr '\\0' x";
+        assert!(session.administer(flood, &[]).await.is_err(), "it says too much");
+        assert_eq!(session.administer("echo still here", &[]).await.expect("a script"), "still here\n");
     }
 
     /// Bytes are bytes.

@@ -1086,6 +1086,24 @@ impl Session for FakeSession {
         }
     }
 
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
+        #[derive(Debug, Default)]
+        struct Captured(Mutex<[Vec<u8>; 2]>);
+        impl OutputSink for Captured {
+            fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+                let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                captured[usize::from(stream == Stream::Stderr)].extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+        let command = args.iter().fold(Command::shell(script), |command, arg| command.arg(arg));
+        let captured = Arc::new(Captured::default());
+        let exit = self.exec(&command, captured.clone(), &CancellationToken::new()).await?;
+        let captured = captured.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [stdout, stderr] = captured.each_ref().map(|said| String::from_utf8_lossy(said).into_owned());
+        if exit.success() { Ok(stdout) } else { Err(SessionError::new(SessionErrorKind::Remote, stderr)) }
+    }
+
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         let arrive = || {
             let mut to_path = resolve(Path::new(HOME), to);

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
 use crate::error::{Error, in_time};
-use crate::event::{EventKind, rounded};
+use crate::event::{UserEvent, rounded};
 use crate::outcome::gravest;
 use crate::plan::is_experiment_name;
 use crate::session::Command;
@@ -102,7 +102,7 @@ impl Cluster {
     {
         let trial = Trial::new(self, name.into())?;
         let begun = Instant::now();
-        self.emit(EventKind::TrialStarted { trial: trial.name().to_owned() });
+        self.emit(UserEvent::TrialStarted { trial: trial.name().to_owned() });
         let mut doing = Box::pin(body(trial.clone()));
         let done = tokio::select! {
             biased;
@@ -122,7 +122,7 @@ impl Cluster {
         let errors = [failed, stopped.err(), swept.err(), interrupted].into_iter().flatten();
         let result = gravest(errors.collect()).map_or(Ok(value), Err);
         let (ok, seconds) = (result.is_ok(), rounded(begun.elapsed()));
-        self.emit(EventKind::TrialFinished { trial: trial.name().to_owned(), ok, seconds });
+        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, seconds });
         result?.ok_or(Error::Cancelled)
     }
 }
@@ -189,7 +189,7 @@ impl Trial {
         let begun = Instant::now();
         let (trial, step) = (self.name().to_owned(), name.to_owned());
         let machines = hosts.iter().map(|host| host.name().to_owned()).collect();
-        self.inner.cluster.emit(EventKind::StepStarted { trial, step, machines });
+        self.inner.cluster.emit(UserEvent::StepStarted { trial, step, machines });
         let parts = hosts.into_iter().enumerate().map(|(place, host)| {
             let part = part(host.stage(name));
             async move { (place, part.await) }
@@ -203,7 +203,7 @@ impl Trial {
         }
         let (trial, step) = (self.name().to_owned(), name.to_owned());
         let (ok, seconds) = (errors.is_empty(), rounded(begun.elapsed()));
-        self.inner.cluster.emit(EventKind::StepFinished { trial, step, ok, seconds });
+        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, seconds });
         values.sort_by_key(|(place, _)| *place);
         gravest(errors).map_or(Ok(values.into_iter().map(|(_, value)| value).collect()), Err)
     }
