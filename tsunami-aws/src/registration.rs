@@ -42,11 +42,13 @@ const MARKET: Form = Form::Choice(&["on-demand", "spot", "spot-block"]);
 const KEYS: &[Key] = &[
     Key::new("region", Form::Text, "the region").default("the configured one"),
     Key::new("zone", Form::Text, "the availability zone").default("any that has what is asked for"),
-    Key::new("market", Form::OneOrMore(&MARKET), "where to buy, in the order to try").default("\"on-demand\""),
+    Key::new("market", Form::OneOrMore(&MARKET), "where to buy, in the order to try")
+        .default("\"on-demand\""),
     Key::new("max_price", Form::Number, "the most that an hour of a spot machine may cost, in US dollars")
         .default("the on-demand price"),
     Key::new("instance", Form::OneOrMore(&Form::Text), "instance types, any one of which will do"),
-    Key::new("mixed", Form::Boolean, "whether the machines of a group may differ in type and zone").default("false"),
+    Key::new("mixed", Form::Boolean, "whether the machines of a group may differ in type and zone")
+        .default("false"),
     Key::new(
         "image",
         Form::Text,
@@ -64,13 +66,18 @@ const KEYS: &[Key] = &[
         Form::List(&Form::Integer(1, 65535)),
         "ports that the run's machines in other regions may reach",
     ),
-    Key::new("placement_group", Form::Boolean, "whether to keep the machines close together").default("false"),
+    Key::new("placement_group", Form::Boolean, "whether to keep the machines close together")
+        .default("false"),
     Key::new("iam_profile", Form::Text, "the name of an instance profile"),
     Key::new("user_data", Form::Path, "a file with user data beside tsunami's own"),
     Key::new("tags", Form::Map(&Form::Text), "more tags"),
     Key::new("wait_for_cloud_init", Form::Boolean, "whether set-up waits for cloud-init").default("true"),
-    Key::new("on_interruption", Form::Choice(&["fail", "replace"]), "what happens when EC2 takes a machine back")
-        .default("\"fail\""),
+    Key::new(
+        "on_interruption",
+        Form::Choice(&["fail", "replace"]),
+        "what happens when EC2 takes a machine back",
+    )
+    .default("\"fail\""),
     Key::new("spot_block", Form::Choice(&["promise", "native"]), "who keeps the promise of a spot block")
         .default("\"promise\""),
     Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
@@ -108,8 +115,10 @@ impl Registration for Ec2Registration {
     /// Whether the groups of a region can share a security group, with room for the rules that let machines of other
     /// regions in.
     fn check(&self, groups: &[Group]) -> Vec<String> {
-        let groups: Vec<_> =
-            groups.iter().filter_map(|group| Some((group.count.get(), group.spec.get::<Ec2Spec>()?))).collect();
+        let groups: Vec<_> = groups
+            .iter()
+            .filter_map(|group| Some((group.count.get(), group.spec.get::<Ec2Spec>()?)))
+            .collect();
         shared_groups(&groups).into_iter().chain(rules(&groups)).collect()
     }
 
@@ -156,7 +165,8 @@ impl Registration for Ec2Registration {
     ) -> Result<Backend, ProviderError> {
         // Another account's listings would be empty, and prove nothing.
         let path = directory.path().join("aws/settings.json");
-        let settings = private::read(&path).map_err(|error| unreadable(&path.display().to_string(), error))?;
+        let settings =
+            private::read(&path).map_err(|error| unreadable(&path.display().to_string(), error))?;
         let settings = serde_json::from_slice(&settings);
         let Ec2Settings { account, profile, endpoint, .. } =
             settings.map_err(|error| unreadable(&path.display().to_string(), error))?;
@@ -191,7 +201,8 @@ impl Registration for Ec2Registration {
         }
         let crate::Survey { runs, failures, now } = provider.survey().await;
         let runs = runs.into_iter();
-        let runs = runs.map(|found| DiscoveredRun { run: found.run, expires: found.expires, things: found.things });
+        let runs =
+            runs.map(|found| DiscoveredRun { run: found.run, expires: found.expires, things: found.things });
         let backend = Backend { provider: Arc::new(provider), connector: request.connector()? };
         Ok((backend, Survey { runs: runs.collect(), failures, now }))
     }
@@ -215,8 +226,9 @@ fn unreadable(what: &str, error: impl std::error::Error + Send + Sync + 'static)
 fn shared_groups(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
     let fits = |spec: &Ec2Spec| {
         let same = |other: &&Ec2Spec| other.region == spec.region && other.security_group.is_none();
-        let differs =
-            |other: &Ec2Spec| other.ssh_from != spec.ssh_from || other.subnet.is_some() != spec.subnet.is_some();
+        let differs = |other: &Ec2Spec| {
+            other.ssh_from != spec.ssh_from || other.subnet.is_some() != spec.subnet.is_some()
+        };
         spec.security_group.is_some() || !groups.iter().map(|(_, other)| *other).filter(same).any(differs)
     };
     if groups.iter().all(|(_, spec)| fits(spec)) {
@@ -349,7 +361,10 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "tags" => tags(&mut spec.tags, value, values),
         "wait_for_cloud_init" => set(&mut spec.wait_for_cloud_init, values.boolean(value)),
         "spot_block" => {
-            set(&mut spec.native_spot_block, values.choice(value, key, &[("promise", false), ("native", true)]));
+            set(
+                &mut spec.native_spot_block,
+                values.choice(value, key, &[("promise", false), ("native", true)]),
+            );
         }
         // The others are the group's, and were looked at with it.
         _ => {}
@@ -503,7 +518,10 @@ count = 3"#,
         .unwrap();
         let [server, client] = specs(&experiment)[..] else { panic!("{experiment:?}") };
         assert_eq!(experiment.budget, Some(5.0));
-        assert_eq!((&server.instances, &server.markets), (&vec!["c7g.2xlarge".into()], &vec![Market::SpotBlock]));
+        assert_eq!(
+            (&server.instances, &server.markets),
+            (&vec!["c7g.2xlarge".into()], &vec![Market::SpotBlock])
+        );
         let disk = Disk { gib: Some(30), kind: "gp3".into(), iops: None, throughput: None };
         assert_eq!((&server.disk, server.tags.len()), (&Some(disk), 2));
         assert!(server.replace_interrupted && experiment.groups[0].replace_interrupted);
@@ -535,7 +553,10 @@ on_interruption = "fail""#,
         assert_eq!(users, [Some("table"), Some("group")]);
         let replace: Vec<_> = experiment.groups.iter().map(|group| group.replace_interrupted).collect();
         assert_eq!(replace, [true, false]);
-        assert_eq!(specs(&experiment).iter().map(|spec| spec.replace_interrupted).collect::<Vec<_>>(), replace);
+        assert_eq!(
+            specs(&experiment).iter().map(|spec| spec.replace_interrupted).collect::<Vec<_>>(),
+            replace
+        );
     }
 
     #[test]
@@ -592,11 +613,17 @@ profile = "other"
         let groups = "[group.a]\nssh_from = '10.0.0.0/8'\n[group.b]\n";
         let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\ninstance = 'm'\n{groups}");
         let problems = load(&text).unwrap_err().to_string();
-        assert!(problems.contains("error: the groups of a region share one security group, so"), "{problems}");
+        assert!(
+            problems.contains("error: the groups of a region share one security group, so"),
+            "{problems}"
+        );
         let groups = "[group.a]\nregion = 'a'\nopen_ports = [1, 2, 3]\n[group.b]\nregion = 'b'\ncount = 10\n";
         let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\ninstance = 'm'\n{groups}");
         let problems = load(&text).unwrap_err().to_string();
-        assert!(problems.contains("in a would need 62 rules and can have 60: 3 open ports for 10"), "{problems}");
+        assert!(
+            problems.contains("in a would need 62 rules and can have 60: 3 open ports for 10"),
+            "{problems}"
+        );
     }
 
     #[test]

@@ -377,7 +377,7 @@ impl Registry {
     }
 
     /// The names of the providers that aren't here.
-    pub(crate) fn absent_names(&self) -> impl Iterator<Item = &'static str> + Clone {
+    pub fn absent_names(&self) -> impl Iterator<Item = &'static str> + Clone {
         self.absent.iter().map(|(name, _)| *name)
     }
 

@@ -16,9 +16,12 @@ use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
 use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
 
 /// The keys of a group of hosts.
-const HOSTS_KEYS: &[Key] =
-    &[Key::new("hosts", Form::List(&Form::Text), "its machines, as `user@host:port` or by their names in an ssh_config")
-        .required()];
+const HOSTS_KEYS: &[Key] = &[Key::new(
+    "hosts",
+    Form::List(&Form::Text),
+    "its machines, as `user@host:port` or by their names in an ssh_config",
+)
+.required()];
 
 /// The providers of this crate, and connections over SSH for those that have none of their own.
 ///
@@ -239,7 +242,10 @@ mod tests {
             let spec = experiment.groups[at].spec.get::<HostsSpec>().unwrap();
             spec.hosts.iter().map(HostAddress::to_string).collect()
         };
-        assert_eq!((hosts(0), hosts(1)), (vec!["u@[::1]:22".into(), "admin@box".into()], vec!["root@10.0.0.5".into()]));
+        assert_eq!(
+            (hosts(0), hosts(1)),
+            (vec!["u@[::1]:22".into(), "admin@box".into()], vec!["root@10.0.0.5".into()])
+        );
         assert_eq!(experiment.machines().count(), 3);
     }
 
@@ -282,6 +288,9 @@ hosts = ["b", 3]"#,
                 r#"6:1 `user` is not for the provider "local" (its machines are used by whoever runs tsunami)"#,
             ],
         );
-        refuses("name = 'x'\nprovider = 'host'\n[group.a]\n", &["2:12 `provider` can't be \"host\" (did you mean `hosts`?)"]);
+        refuses(
+            "name = 'x'\nprovider = 'host'\n[group.a]\n",
+            &["2:12 `provider` can't be \"host\" (did you mean `hosts`?)"],
+        );
     }
 }

@@ -1,8 +1,6 @@
 //! Whole files, as a user would write them and get them wrong.
 
-use crate::limits::{
-    COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, VARIABLE_LIMIT,
-};
+use crate::limits::{COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, VARIABLE_LIMIT};
 
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -10,9 +8,16 @@ use std::sync::Arc;
 use super::problem::Notes;
 use super::*;
 use crate::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Table, TableReader, Values,
+    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Table, TableReader,
+    Values,
 };
 use crate::{ProviderError, RunRecord};
+
+const CLOUD_KEYS: &[Key] = &[
+    Key::new("size", Form::Text, "how large its machines are"),
+    Key::new("user", Form::Text, "who to log in as"),
+];
+const POOL_KEYS: &[Key] = &[Key::new("members", Form::Integer(1, 9), "how many there are")];
 
 /// A provider of machines that have a size, and one of machines that are already there.
 #[derive(Debug, Clone, Copy)]
@@ -32,10 +37,7 @@ impl Registration for Fake {
 
     fn keys(&self) -> &'static [Key] {
         match self {
-            Self::Cloud => &[
-                Key::new("size", Form::Text, "how large its machines are"),
-                Key::new("user", Form::Text, "who to log in as"),
-            ],
+            Self::Cloud => CLOUD_KEYS,
             Self::Pool => &[],
         }
     }
@@ -43,7 +45,7 @@ impl Registration for Fake {
     fn group_keys(&self) -> &'static [Key] {
         match self {
             Self::Cloud => &[],
-            Self::Pool => &[Key::new("members", Form::Integer(1, 9), "how many there are")],
+            Self::Pool => POOL_KEYS,
         }
     }
 
@@ -204,7 +206,7 @@ fn the_example_of_the_manual_loads() {
 #[test]
 fn the_least_there_can_be() {
     let experiment = Dir::new().load("name = \"x\"\n[group.a]\n", &[]).unwrap();
-    assert_eq!(experiment.provider, ProviderKind::Local);
+    assert_eq!(experiment.provider, "local");
     assert_eq!(experiment.lifetime, Duration::from_secs(3600));
     assert_eq!(experiment.ssh, Ssh::default());
     assert_eq!(experiment.groups[0].count, NonZeroU32::MIN);
@@ -226,9 +228,15 @@ fn machines_are_what_their_provider_reads() {
     let text = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'large'\n[group.a]\ncount = 2\n[group.b]\nsize = 'small'\n\
                 on_interruption = 'replace'\n";
     let experiment = Dir::new().load(text, &[]).unwrap();
-    let sizes = experiment.groups.iter().map(|group| (group.spec.get::<String>().unwrap().as_str(), group.count.get()));
+    let sizes = experiment
+        .groups
+        .iter()
+        .map(|group| (group.spec.get::<String>().unwrap().as_str(), group.count.get()));
     assert_eq!(sizes.collect::<Vec<_>>(), [("large", 2), ("small", 1)]);
-    assert_eq!(experiment.groups.iter().map(|group| group.replace_interrupted).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        experiment.groups.iter().map(|group| group.replace_interrupted).collect::<Vec<_>>(),
+        [false, true]
+    );
     let text = "name = 'x'\nprovider = 'pool'\non_interruption = 'replace'\n[group.a]\nmembers = 2\n";
     let experiment = Dir::new().load(text, &[]).unwrap();
     assert_eq!(experiment.machines().map(|(name, _, _)| name).collect::<Vec<_>>(), ["a-0", "a-1"]);
@@ -414,6 +422,7 @@ fn a_tilde_is_no_home() {
 #[test]
 fn rendering_all_templates_has_an_end() {
     let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
+    let registry = registry();
     let mut reader = Reader::new(&registry, &source, Path::new("."), &|_| None);
     let contents = reader.read().unwrap();
     let (_, templates) = reader.finish();
@@ -718,7 +727,9 @@ fn counts() {
     refuses(&group("count = 99999"), &["3:9 a group has from 1 to 10000 machines"]);
     refuses(
         &group("members = 3"),
-        &[r#"3:1 `members` is for the provider "pool" (set `provider = "pool"`, or give a `count` of machines)"#],
+        &[
+            r#"3:1 `members` is for the provider "pool" (set `provider = "pool"`, or give a `count` of machines)"#,
+        ],
     );
 }
 

@@ -26,6 +26,7 @@ pub use secrets::{Redacted, Secrets};
 
 /// The number of the form of `run.json`. The first form had none.
 const RUN_SCHEMA: u32 = 2;
+
 /// Why results could not be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -13,23 +13,12 @@ use super::{
 };
 
 impl Reader<'_> {
-    pub(super) fn template(
-        &mut self,
-        value: &Value<'_>,
-        kind: Kind,
-        used: &Use,
-    ) -> Option<Template> {
+    pub(super) fn template(&mut self, value: &Value<'_>, kind: Kind, used: &Use) -> Option<Template> {
         let text = self.text(value)?;
         self.template_of(text, value.span(), kind, used)
     }
 
-    pub(super) fn template_of(
-        &mut self,
-        text: &str,
-        span: Span,
-        kind: Kind,
-        used: &Use,
-    ) -> Option<Template> {
+    pub(super) fn template_of(&mut self, text: &str, span: Span, kind: Kind, used: &Use) -> Option<Template> {
         if kind != Kind::Value && text.trim().is_empty() {
             self.note(Problem::at(span, "this is empty"));
             return None;
