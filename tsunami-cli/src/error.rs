@@ -44,7 +44,6 @@ pub(crate) enum Error {
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The provider could not even be asked.
-    #[cfg_attr(not(any(feature = "aws", test)), expect(dead_code, reason = "only EC2 has to be asked first"))]
     #[error(transparent)]
     Provider(ProviderError),
     /// A run failed whose logs are in this directory.

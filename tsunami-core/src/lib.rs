@@ -58,6 +58,8 @@ mod plan;
 pub mod private;
 mod provider;
 mod record;
+#[cfg(feature = "experiment")]
+pub mod registry;
 mod report;
 #[cfg(feature = "experiment")]
 pub mod results;

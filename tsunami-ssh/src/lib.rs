@@ -93,6 +93,8 @@ mod keys;
 mod local;
 mod pool;
 mod probe;
+#[cfg(feature = "experiment")]
+mod registration;
 mod session;
 mod shell;
 mod transport;
@@ -102,6 +104,8 @@ pub use config::{SshOptions, Transport};
 pub use connector::{SshConnector, run_config};
 pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
+#[cfg(feature = "experiment")]
+pub use registration::{HostsRegistration, LocalRegistration, registry};
 
 /// What others may write, at random.
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{ExperimentRun, RunOptions};
+use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::Json;
 use tsunami_core::{
     Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunDirectory, RunId, State,
@@ -13,13 +14,18 @@ use tsunami_core::{
 
 use super::load;
 use crate::args::{RunArgs, UpArgs};
-use crate::compose::Backend;
+use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{Live, Plain, Tails, Verbosity};
 use crate::signals;
 use crate::terminal::{self, Events, is_interactive, say};
 
-pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
+pub(crate) async fn run(
+    args: RunArgs,
+    registry: &Registry,
+    colour: bool,
+    verbosity: Verbosity,
+) -> Result<u8, Error> {
     let state = State::standard()?;
     let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
     let keep = match (&on, args.keep, args.keep_on_failure) {
@@ -27,7 +33,7 @@ pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Re
         (None, false, true) => Keep::OnFailure,
         _ => Keep::Never,
     };
-    let stage = Stage::prepare(&args.up, on.as_ref(), keep, state, colour, verbosity).await?;
+    let stage = Stage::prepare(&args.up, registry, on.as_ref(), keep, state, colour, verbosity).await?;
     let outcome = match on {
         Some(directory) => {
             let ended = stage.run.run_on(&directory).await;
@@ -55,6 +61,7 @@ impl Stage {
     /// run whose machines are used in place of new ones.
     pub(super) async fn prepare(
         args: &UpArgs,
+        registry: &Registry,
         on: Option<&RunDirectory>,
         keep: Keep,
         state: State,
@@ -62,10 +69,10 @@ impl Stage {
         verbosity: Verbosity,
     ) -> Result<Self, Error> {
         let UpArgs { file, output, json } = args;
-        let experiment = load(file)?;
+        let experiment = load(file, registry)?;
         let Backend { provider, connector } = match on {
-            Some(directory) => Backend::recorded(&directory.record()?, &state).await?,
-            None => Backend::of(&experiment, file.accept_new_hosts, &state).await?,
+            Some(directory) => backend::recorded(registry, directory, &state).await?,
+            None => backend::of(registry, &experiment, file.accept_new_hosts, &state).await?,
         };
         let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
         let id = tsunami.next_run_id();

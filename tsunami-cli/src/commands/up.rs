@@ -1,5 +1,6 @@
 //! `tsunami up`: launch and set up, and leave it running.
 
+use tsunami_core::registry::Registry;
 use tsunami_core::{Keep, State};
 
 use super::run::Stage;
@@ -8,8 +9,14 @@ use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::terminal::print;
 
-pub(crate) async fn up(args: UpArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
-    let stage = Stage::prepare(&args, None, Keep::Never, State::standard()?, colour, verbosity).await?;
+pub(crate) async fn up(
+    args: UpArgs,
+    registry: &Registry,
+    colour: bool,
+    verbosity: Verbosity,
+) -> Result<u8, Error> {
+    let stage =
+        Stage::prepare(&args, registry, None, Keep::Never, State::standard()?, colour, verbosity).await?;
     let outcome = match stage.run.up().await {
         Ok(running) => running.keep().await,
         Err(error) => Err(error),

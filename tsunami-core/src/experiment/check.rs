@@ -155,7 +155,7 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
 
 /// Machines as they may turn out: all in one network, with an address in it and one in the world.
 fn placeholders(groups: &[Group]) -> Vec<MachineContext> {
-    let machines = groups.iter().flat_map(|group| (0..group.size.count()).map(move |index| (group, index)));
+    let machines = groups.iter().flat_map(|group| (0..group.count.get()).map(move |index| (group, index)));
     let facts = |(number, (group, index)): (u32, (&Group, u32))| {
         let private =
             Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 1).to_bits().wrapping_add(number)).to_string();

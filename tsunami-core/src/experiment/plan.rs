@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::script::{Interpreter, Unusable};
 use super::{EnvValue, Experiment, Group, Scope, Setup, Template};
@@ -13,20 +12,14 @@ use crate::plan::{Group as PlanGroup, Plan};
 use crate::session::Command;
 use crate::trial::{MachineContext, Machines};
 
-/// How long a machine without a hypervisor may take from its launch to a session, unless the file says otherwise: it
-/// goes through its firmware first, which takes minutes.
-const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
-
 impl Experiment {
     /// The plan of the experiment.
     pub fn plan(&self) -> Plan {
         let experiment = Arc::new(self.clone());
         let mut plan = Plan::new(&self.name).lifetime(self.lifetime);
         plan.budget = self.budget;
-        let instances =
-            self.groups.iter().filter_map(|group| group.aws.as_ref()).flat_map(|aws| &aws.instance);
-        let is_metal = instances.into_iter().any(|instance| instance.contains(".metal"));
-        if let Some(timeout) = self.ssh.connect_timeout.or(is_metal.then_some(METAL_CONNECT_TIMEOUT)) {
+        let longest = self.groups.iter().filter_map(|group| group.connect_timeout).max();
+        if let Some(timeout) = self.ssh.connect_timeout.or(longest) {
             plan = plan.connect_timeout(timeout);
         }
         for (index, group) in self.groups.iter().enumerate() {
@@ -36,7 +29,7 @@ impl Experiment {
                 async move { set_up(&host, &experiment.groups[index], &experiment.set).await }
             };
             let planned =
-                PlanGroup::new(&group.name, group.spec.clone()).count(group.size.count()).setup(setup);
+                PlanGroup::new(&group.name, group.spec.clone()).count(group.count.get()).setup(setup);
             plan = plan.group(planned.replace_interrupted(group.replace_interrupted));
         }
         plan
@@ -107,29 +100,4 @@ pub(super) fn environment(
 /// Renders a template, which was checked before the launch; what is left to fail is an address it can't have.
 pub(super) fn render(template: &Template, scope: &Scope) -> Result<String, Error> {
     template.render(scope).map_err(Error::other)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bare_metal_is_waited_for_unless_the_file_says_for_how_long() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("x.toml");
-        let waits = |instance: &str, more: &str| {
-            let text = format!(
-                "name = \"x\"\nprovider = \"aws\"\n[aws]\ninstance = \"{instance}\"\n[group.a]\n[[step]]\n\
-                 on = \"a\"\nrun = \"true\"\n{more}"
-            );
-            std::fs::write(&path, text).unwrap();
-            let experiment = Experiment::load(&path);
-            experiment.unwrap_or_else(|problems| panic!("{problems:?}")).plan().connect_timeout
-        };
-        assert_eq!(waits("c7g.metal", ""), METAL_CONNECT_TIMEOUT);
-        assert_eq!(waits("c7i.metal-24xl", ""), METAL_CONNECT_TIMEOUT);
-        assert_eq!(waits("c7g.large", ""), Plan::new("x").connect_timeout);
-        let said = waits("c7g.metal", "[ssh]\nconnect_timeout = \"3m\"\n");
-        assert_eq!(said, Duration::from_secs(180));
-    }
 }
