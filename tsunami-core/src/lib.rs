@@ -97,3 +97,7 @@ pub use session::{
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};
+
+/// Shell that finds processes with all that belongs to them, and ends them. The scripts that do so begin with it.
+#[doc(hidden)]
+pub const PROCESSES_SCRIPT: &str = include_str!("processes.sh");

@@ -226,7 +226,7 @@ impl HostsProvider {
     ) -> Result<(), ProviderError> {
         self.note_touched(machine).await?;
         let directory = machine.login.directory.as_deref().unwrap_or_default();
-        let args = [watchdog::SCRIPT.to_owned(), machine.name()];
+        let args = [watchdog::script().to_owned(), machine.name()];
         let args: Vec<String> =
             args.into_iter().chain(watchdog::watch(&machine.run, directory, until, arming)).collect();
         let failed = |error: SessionError| {
@@ -263,7 +263,7 @@ impl HostsProvider {
         self.connector.prepare(&machine.run, &state).await.map_err(unreached)?;
         let session = self.connector.connect(machine, Instant::now() + LEAVE_TIMEOUT).await;
         let session = session.map_err(unreached)?;
-        let args = [directory.to_owned(), machine.run.to_string(), watchdog::SCRIPT.to_owned()];
+        let args = [directory.to_owned(), machine.run.to_string(), watchdog::script().to_owned()];
         let said = session.administer(REAP, &args).await;
         let _ = session.close().await;
         said.map_err(|error| {
