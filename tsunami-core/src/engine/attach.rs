@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::Tsunami;
 use super::monitor::{LIST_TIMEOUT, Watch, not_listed};
-use super::run::{Outcome, Run};
+use super::run::{BodyOutcome, Run};
 use crate::cluster::{Cluster, Host, Liveness};
 use crate::error::{Error, in_time};
 use crate::limits::DURATION_LIMIT;
@@ -89,12 +89,12 @@ impl AttachedRun {
         let Self { connections, cluster, experiment } = self;
         connections.run.emit_started(experiment);
         match connections.run.experiment(cluster, body).await {
-            Outcome::Result(result) => {
+            BodyOutcome::Result(result) => {
                 connections.run.emit_finished(&result);
                 connections.close().await;
                 result
             }
-            Outcome::Panic(panic) => {
+            BodyOutcome::Panic(panic) => {
                 connections.close().await;
                 resume_unwind(panic)
             }

@@ -187,7 +187,6 @@ impl Run {
         Ok((host, liveness))
     }
 
-
     /// Connects to a machine, until the deadline.
     async fn connect(
         &self,
