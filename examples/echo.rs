@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use tsunami_core::{Cluster, Command, Error, Group, Host, MachineSpec, Plan};
+use tsunami_core::trial::{Ready, TrialHost};
+use tsunami_core::{Cluster, Command, Error, Group, MachineSpec, Plan};
 
 /// The port that the server listens on.
 const PORT: u16 = 7000;
@@ -39,32 +40,20 @@ pub fn plan(programs: &str, clients: u32) -> Plan {
 
 /// Starts the server, runs all clients at once, and returns what they measured.
 pub async fn measure(cluster: Cluster) -> Result<Vec<Measurement>, Error> {
-    let server = cluster.host("server-0").ok_or("the plan has no server")?;
-    let listen = format!("bin/echo-server {} {PORT}", server.ip());
-    let serving = server.stage("serve").command(Command::shell(listen)).start();
-
-    let clients = cluster.group("client");
-    let loads: Vec<_> =
-        clients.iter().map(|client| tokio::spawn(load(client.clone(), server.clone()))).collect();
-    let mut measurements = Vec::new();
-    for load in loads {
-        measurements.push(load.await.map_err(Error::other)??);
-    }
-    serving.stop().await?;
-    Ok(measurements)
+    cluster
+        .trial("1", async |trial| {
+            let server = trial.host("server-0")?.stage("serve");
+            let listen = format!("bin/echo-server {} {PORT}", server.ip()?);
+            server.command(Command::shell(listen)).start_until(Ready::port(PORT)).await?;
+            trial.step("load", trial.group("client"), |client| load(client, server.clone())).await
+        })
+        .await
 }
 
-/// One client's part: wait for the server, then measure.
-async fn load(client: Host, server: Host) -> Result<Measurement, Error> {
-    let command = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server));
-    let until = Command::shell("until \"$@\"; do sleep 0.1; done").arg("sh").arg("-c").arg(&command);
-    let output = client
-        .stage("load")
-        .command(until)
-        .env("TSUNAMI_NAME", client.name())
-        .timeout(Duration::from_secs(60))
-        .run()
-        .await?;
+/// One client's part.
+async fn load(client: TrialHost, server: TrialHost) -> Result<Measurement, Error> {
+    let line = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server)?);
+    let output = client.command(Command::shell(line)).timeout(Duration::from_secs(60)).run().await?;
     let text = output.stdout();
     let last = text.lines().last().and_then(|line| line.rsplit(',').next());
     let requests_per_second = last.ok_or("the client printed nothing")?.parse()?;

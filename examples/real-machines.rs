@@ -1,6 +1,7 @@
 //! The examples on real local machines; and what a panic in a program's own code leaves behind: nothing.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use tsunami_core::{State, Tsunami};
@@ -55,5 +56,25 @@ async fn a_panic_leaves_nothing_behind() {
     });
     let panic = run.await.unwrap_err().into_panic();
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"a bug in the experiment"));
+    assert_clean(root.path());
+}
+
+#[test]
+fn a_program_runs_a_file_and_gets_the_report() {
+    let root = tempfile::tempdir().unwrap();
+    // Cargo has built it beside this test.
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("examples/run-a-file");
+    let ran = Command::new(program)
+        .arg(format!("{PROGRAMS}/experiment.toml"))
+        .current_dir(root.path())
+        .env("XDG_STATE_HOME", root.path())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{stderr}");
+    assert_eq!(stdout.lines().filter(|line| line.contains("large: ")).count(), 3, "{stdout}");
+    let collected = std::fs::read_dir(root.path().join("results/demo")).unwrap().next().unwrap().unwrap();
+    assert!(collected.path().join("run.json").exists());
     assert_clean(root.path());
 }

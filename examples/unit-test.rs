@@ -16,7 +16,7 @@ fn cloud() -> FakeCloud {
         line if line.starts_with("bin/echo-server") => {
             Some(Reply::status(0).after(Duration::from_secs(1_000_000)))
         }
-        line if line.starts_with("until") => {
+        line if line.starts_with("bin/load") => {
             Some(Reply::stdout(format!("header\n{machine},64,5000,0.5,10000\n")))
         }
         _ => None,

@@ -41,6 +41,8 @@ mod model;
 mod provider;
 mod quota;
 mod region;
+#[cfg(feature = "experiment")]
+mod registration;
 mod requests;
 mod resolve;
 mod settings;
@@ -54,6 +56,8 @@ mod user_data;
 pub use discovery::{DiscoveredRun, Survey};
 pub use journal::recorded_options;
 pub use provider::Ec2Provider;
+#[cfg(feature = "experiment")]
+pub use registration::Ec2Registration;
 pub use settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
 pub use teardown::recorded_leftovers;

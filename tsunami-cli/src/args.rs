@@ -146,8 +146,8 @@ pub(crate) struct FileArgs {
 /// Where to look for runs by tag.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CloudArgs {
-    /// Look for runs by tag there; so far that is "aws"
-    #[arg(long, value_name = "PROVIDER", value_parser = ["aws"])]
+    /// Look for runs by tag there, as in "aws"
+    #[arg(long, value_name = "PROVIDER")]
     pub(crate) provider: Option<String>,
     /// A region to look in (may be repeated) [default: for `gc` all that are enabled, else the configured one]
     #[arg(long, value_name = "REGION")]

@@ -44,7 +44,6 @@ pub(crate) enum Error {
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The provider could not even be asked.
-    #[cfg_attr(not(any(feature = "aws", test)), expect(dead_code, reason = "only EC2 has to be asked first"))]
     #[error(transparent)]
     Provider(ProviderError),
     /// A run failed whose logs are in this directory.
@@ -152,6 +151,15 @@ impl Error {
     }
 }
 
+impl From<ResultsError> for Error {
+    fn from(error: ResultsError) -> Self {
+        match error {
+            ResultsError::File { action, path, source } => Self::File { action, path, source },
+            unusable => Self::Usage(unusable.to_string()),
+        }
+    }
+}
+
 /// What removes what may remain.
 #[derive(Debug)]
 pub(crate) enum Remedy {
@@ -170,15 +178,6 @@ impl Remedy {
             Self::Down => format!("run `tsunami down {run}`"),
             Self::DownAgain => again(&format!("tsunami down {run}")),
             Self::Again(command) => again(command),
-        }
-    }
-}
-
-impl From<ResultsError> for Error {
-    fn from(error: ResultsError) -> Self {
-        match error {
-            ResultsError::File { action, path, source } => Self::File { action, path, source },
-            unusable => Self::Usage(unusable.to_string()),
         }
     }
 }

@@ -109,7 +109,7 @@ proptest! {
     fn any_output_stays_in_lines_of_its_own(bytes in bytes(), cut in any::<Index>()) {
         let written = Shared::default();
         let plain = Plain::new(Box::new(written.clone()), Verbosity::Verbose, false);
-        let origin = Origin { machine: "client-0", stage: "setup" };
+        let origin = Origin::new("client-0", "setup");
         let (first, second) = bytes.split_at(cut.index(bytes.len() + 1));
         for bytes in [first, second, b"\n"] {
             plain.output(&origin, Stream::Stdout, bytes).unwrap();

@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
-use crate::event::{EventKind, Events, Origin, rounded};
-use crate::machine::{Machine, RunId};
+use crate::event::{EventKind, Events, Origin, UserEvent, rounded};
+use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
+use crate::trial::LogWatcher;
 
 /// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
 /// Observers get all of it.
@@ -119,8 +120,16 @@ impl Cluster {
     }
 
     /// Adds to the run's story. For layers above the engine that tell more of it, such as steps.
-    pub fn emit(&self, event: EventKind) {
-        self.inner.events.emit(event);
+    ///
+    /// ```
+    /// # use tsunami_core::{Cluster, UserEvent};
+    /// # fn example(cluster: &Cluster) {
+    /// let data = serde_json::json!({ "rows": 1_000_000 });
+    /// cluster.emit(UserEvent::Custom { name: "loaded".to_owned(), data });
+    /// # }
+    /// ```
+    pub fn emit(&self, event: UserEvent) {
+        self.inner.events.emit(event.into());
     }
 }
 
@@ -177,6 +186,11 @@ impl Host {
         Self { inner: self.inner.clone(), stage: stage.into() }
     }
 
+    /// What is going on.
+    pub(crate) fn stage_name(&self) -> &str {
+        &self.stage
+    }
+
     /// `<group>-<index>`.
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -198,14 +212,18 @@ impl Host {
     }
 
     /// The address by which the machine reaches itself: private if it has one.
-    pub fn ip(&self) -> &str {
-        self.inner.machine.addresses.own().unwrap_or_default()
+    ///
+    /// It is an error if the provider does not know it, as of a host that is reached by a name.
+    pub fn ip(&self) -> Result<&str, Error> {
+        self.inner.machine.addresses.own().ok_or_else(|| self.error("its address is not known"))
     }
 
     /// The address by which this machine reaches `other`: private within a network, public across.
-    pub fn ip_of<'a>(&self, other: &'a Host) -> &'a str {
-        let other = &other.inner.machine.addresses;
-        other.seen_from(&self.inner.machine.addresses).unwrap_or_default()
+    ///
+    /// It is an error, of the other one, if the provider does not know it.
+    pub fn ip_of<'a>(&self, other: &'a Host) -> Result<&'a str, Error> {
+        let address = other.inner.machine.addresses.seen_from(&self.inner.machine.addresses);
+        address.ok_or_else(|| other.error("its address is not known"))
     }
 
     /// Runs a shell line, which must succeed, and returns what it wrote.
@@ -231,6 +249,7 @@ impl Host {
             timeout: None,
             cancel: None,
             despite_interruption: false,
+            watcher: None,
         }
     }
 
@@ -242,6 +261,7 @@ impl Host {
         self.attempt(&action, self.inner.session.upload(from, to)).await?;
         self.inner.events.emit(EventKind::Uploaded {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             from: from.display().to_string(),
             to: to.to_owned(),
@@ -256,11 +276,17 @@ impl Host {
         let matches = self.attempt(&action, self.inner.session.download(download)).await?;
         self.inner.events.emit(EventKind::Collected {
             machine: self.name().to_owned(),
+            id: self.id(),
             stage: self.stage.to_string(),
             into: download.into.display().to_string(),
             files: matches.iter().sum(),
         });
         Ok(matches)
+    }
+
+    /// The machine's id, as events have it.
+    fn id(&self) -> Option<MachineId> {
+        Some(self.inner.machine.id.clone())
     }
 
     /// An error of the program's own, about this machine in its present stage.
@@ -340,6 +366,8 @@ pub struct HostCommand {
     timeout: Option<Duration>,
     cancel: Option<CancellationToken>,
     despite_interruption: bool,
+    /// Who looks at its output, beside the observers.
+    watcher: Option<Arc<LogWatcher>>,
 }
 
 impl HostCommand {
@@ -394,8 +422,21 @@ impl HostCommand {
         self
     }
 
+    /// Lets its output be watched.
+    pub(crate) fn watched_by(mut self, watcher: Arc<LogWatcher>) -> Self {
+        self.watcher = Some(watcher);
+        self
+    }
+
+    /// Another command, which runs where and as this one does.
+    pub(crate) fn alike(&self, mut other: Command) -> Self {
+        other.env.extend(self.command.env.iter().cloned());
+        other.cwd.clone_from(&self.command.cwd);
+        Self { cancel: self.cancel.clone(), ..self.host.command(other) }
+    }
+
     /// What events and errors call it.
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         self.words.clone().unwrap_or_else(|| self.command.to_string())
     }
 
@@ -418,28 +459,31 @@ impl HostCommand {
 
     /// Runs it to its end, whatever that is, and returns what it wrote.
     pub async fn output(self) -> Result<Output, Error> {
-        let (name, stage) = (self.host.name().to_owned(), self.host.stage.to_string());
-        let inner = &self.host.inner;
-        let line = self.line();
-        let started =
-            EventKind::CommandStarted { machine: name.clone(), stage: stage.clone(), command: line.clone() };
-        if !self.unobserved {
-            inner.events.emit(started);
+        let events = &self.host.inner.events;
+        let command_id = (!self.unobserved).then(|| events.next_command());
+        let (machine, id) = (self.host.name().to_owned(), self.host.id());
+        let (stage, command) = (self.host.stage.to_string(), self.line());
+        if let Some(command_id) = command_id {
+            let (machine, id) = (machine.clone(), id.clone());
+            let (stage, command) = (stage.clone(), command.clone());
+            events.emit(EventKind::CommandStarted { machine, id, stage, command_id, command });
         }
         let begun = Instant::now();
-        let unobserved = self.unobserved;
-        let capture = Arc::new(Capture { host: self.host.clone(), unobserved, kept: Mutex::default() });
+        let (host, watcher) = (self.host.clone(), self.watcher.clone());
+        let capture = Arc::new(Capture { host, command_id, watcher, kept: Mutex::default() });
         let result = self.execute(capture.clone()).await;
-        let (exit, error) = match &result {
-            Ok(exit) => (Some(*exit), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
-        let seconds = rounded(begun.elapsed());
-        if !unobserved {
-            inner.events.emit(EventKind::CommandFinished {
-                machine: name,
+        if let Some(command_id) = command_id {
+            let (exit, error) = match &result {
+                Ok(exit) => (Some(*exit), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            let seconds = rounded(begun.elapsed());
+            events.emit(EventKind::CommandFinished {
+                machine,
+                id,
                 stage,
-                command: line,
+                command_id,
+                command,
                 exit,
                 error,
                 seconds,
@@ -504,7 +548,7 @@ impl HostCommand {
     /// # use tsunami_core::{Command, Error, Host};
     /// # async fn example(server: &Host, client: &Host) -> Result<(), Error> {
     /// let redis = server.command(Command::shell("redis-server --protected-mode no")).start();
-    /// client.run(format!("redis-benchmark -h {}", client.ip_of(server))).await?;
+    /// client.run(format!("redis-benchmark -h {}", client.ip_of(server)?)).await?;
     /// redis.stop().await?;
     /// # Ok(()) }
     /// ```
@@ -619,7 +663,9 @@ impl Output {
 /// Hands output on to the observers and keeps as much of it as [`Output`] promises.
 struct Capture {
     host: Host,
-    unobserved: bool,
+    /// `None` where nobody is told of the command.
+    command_id: Option<u64>,
+    watcher: Option<Arc<LogWatcher>>,
     kept: Mutex<Kept>,
 }
 
@@ -649,10 +695,12 @@ impl OutputSink for Capture {
         all.extend_from_slice(&bytes[..room]);
         kept.truncated |= room < bytes.len();
         drop(kept);
-        if self.unobserved {
-            return Ok(());
+        if let Some(watcher) = &self.watcher {
+            watcher.look(stream, bytes);
         }
-        let origin = Origin { machine: self.host.name(), stage: &self.host.stage };
+        let Some(command_id) = self.command_id else { return Ok(()) };
+        let id = Some(&self.host.inner.machine.id);
+        let origin = Origin::new(self.host.name(), &self.host.stage).command(id, command_id);
         self.host.inner.events.output(&origin, stream, bytes)
     }
 }

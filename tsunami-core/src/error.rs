@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
+use crate::event::NewerSchema;
 use crate::limits::SHOWN_COMMAND_LIMIT;
 use crate::machine::{MachineId, RunId};
 use crate::plan::Problem;
@@ -173,6 +174,14 @@ pub enum Error {
     /// Another user may have written what is recorded here, so it is neither read nor touched.
     #[error("refused: {0}")]
     Untrusted(Untrusted),
+    /// A later version of tsunami recorded the run, and only that may touch it.
+    #[error("run {run} is left alone")]
+    NewerRecord {
+        /// The run.
+        run: RunId,
+        /// What this version knows.
+        source: NewerSchema,
+    },
     /// No run of that name is known on this computer.
     #[error("no run `{name}` is known here")]
     UnknownRun {
@@ -242,6 +251,7 @@ impl fmt::Debug for Error {
 
 /// Several errors, of which the first in time is shown: the others may only follow from it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Failures {
     /// The first.
     pub first: Box<Error>,
@@ -262,7 +272,7 @@ impl std::error::Error for Failures {
 }
 
 /// Awaits all of them at once. The results come in the order of time.
-pub async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 

@@ -1,8 +1,9 @@
 //! The story of a run, as it happens.
 
 use std::fmt::Debug;
+use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,12 +14,87 @@ use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
 use crate::session::{Exit, Stream};
 
+/// The number of the form in which events are saved, as [`EventsHeader`] says it. The first had neither that line nor
+/// [`seq`](Event::seq), nor the ids of commands.
+pub const EVENTS_SCHEMA: u32 = 2;
+
+/// The first line of a saved stream of events.
+///
+/// ```
+/// # use tsunami_core::{EVENTS_SCHEMA, EventsHeader};
+/// let line = serde_json::to_string(&EventsHeader::default())?;
+/// assert_eq!(line, format!("{{\"schema\":{EVENTS_SCHEMA}}}"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct EventsHeader {
+    /// The number of the form of the lines that follow.
+    pub schema: u32,
+}
+
+impl Default for EventsHeader {
+    fn default() -> Self {
+        Self { schema: EVENTS_SCHEMA }
+    }
+}
+
+/// Reads a saved stream of events, of this or an earlier form. A last line without an end is left out: whoever wrote it
+/// was killed.
+///
+/// The error of a stream of a later form is a [`NewerSchema`].
+pub fn read_events(mut stream: impl BufRead) -> io::Result<Vec<Event>> {
+    let mut events = Vec::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        stream.read_until(b'\n', &mut line)?;
+        if line.pop_if(|end| *end == b'\n').is_none() {
+            break;
+        }
+        let odd = |error| io::Error::new(io::ErrorKind::InvalidData, format!("line {number}: {error}"));
+        if number == 1
+            && let Ok(EventsHeader { schema }) = serde_json::from_slice(&line)
+        {
+            NewerSchema::check(schema, EVENTS_SCHEMA).map_err(io::Error::other)?;
+            continue;
+        }
+        events.push(serde_json::from_slice(&line).map_err(odd)?);
+    }
+    Ok(events)
+}
+
+/// Something was saved in a form that this version does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it was written by a later version of tsunami: its form is number {schema}, and this version knows {known}"
+)]
+#[non_exhaustive]
+pub struct NewerSchema {
+    /// The number of its form.
+    pub schema: u32,
+    /// The last that is known here.
+    pub known: u32,
+}
+
+impl NewerSchema {
+    /// Fails if a form is later than the last that is known.
+    pub(crate) fn check(schema: u32, known: u32) -> Result<(), Self> {
+        if schema > known { Err(Self { schema, known }) } else { Ok(()) }
+    }
+}
+
 /// One thing that happened in a run.
 ///
-/// As JSON it is one flat object: `at` and `elapsed` in seconds, `event` the kind in snake case, and the kind's
+/// As JSON it is one flat object: `seq`, `at` and `elapsed` in seconds, `event` the kind in snake case, and the kind's
 /// own fields beside them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Event {
+    /// Its number in the story that this process tells of the run, from 1; 0 where an earlier version told it. Events
+    /// that happen at the same time may reach an observer in another order.
+    #[serde(default)]
+    pub seq: u64,
     /// When, in seconds since 1970.
     pub at: f64,
     /// Seconds since the run began.
@@ -28,7 +104,18 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+impl Event {
+    /// An event without a number, for tests of observers.
+    pub fn new(at: f64, elapsed: f64, kind: EventKind) -> Self {
+        Self { seq: 0, at, elapsed, kind }
+    }
+}
+
 /// What can happen in a run.
+///
+/// A machine is told by its name and, as `id`, by its provider's: a replacement has the name of its predecessor, and
+/// another id. A command is told by its machine, its stage and what it is called, and by its `command_id`, which no
+/// other command of the stream has. Both are missing (the latter is 0) where an earlier version told it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -47,26 +134,67 @@ pub enum EventKind {
     /// A machine runs and has an address.
     Running { machine: String, id: MachineId, address: String, description: String, price: Price },
     /// A session to a machine stands.
-    Connected { machine: String },
+    Connected {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+    },
     /// A machine's set-up is done.
-    Ready { machine: String },
+    Ready {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+    },
     /// A machine could not be connected or set up.
-    Failed { machine: String, stage: String, error: String },
+    Failed {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        stage: String,
+        error: String,
+    },
     /// A file or directory is on the machine.
-    Uploaded { machine: String, stage: String, from: String, to: String, seconds: f64 },
+    Uploaded {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        stage: String,
+        from: String,
+        to: String,
+        seconds: f64,
+    },
     /// A command begins.
-    CommandStarted { machine: String, stage: String, command: String },
+    CommandStarted {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        stage: String,
+        #[serde(default)]
+        command_id: u64,
+        command: String,
+    },
     /// A command ended: `exit` says how, unless `error` says why that is not known.
     CommandFinished {
         machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
         stage: String,
+        #[serde(default)]
+        command_id: u64,
         command: String,
         exit: Option<Exit>,
         error: Option<String>,
         seconds: f64,
     },
     /// Files were brought home.
-    Collected { machine: String, stage: String, into: String, files: usize },
+    Collected {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        stage: String,
+        into: String,
+        files: usize,
+    },
     /// The provider takes a machine back before its time, at once or within minutes.
     Interrupted { machine: String, id: MachineId, reason: String },
     /// A machine that should be running is not, or its listing fails.
@@ -84,6 +212,8 @@ pub enum EventKind {
     StepStarted { trial: String, step: String, machines: Vec<String> },
     /// A step ended.
     StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    /// Something that only the program knows the meaning of.
+    Custom { name: String, data: serde_json::Value },
     /// The run's machines are being ended.
     TearingDown { reason: String },
     /// These are still there; they are asked to end once more.
@@ -94,6 +224,34 @@ pub enum EventKind {
     Kept { until: f64 },
     /// The run is over.
     RunFinished { ok: bool, error: Option<String> },
+}
+
+/// What a program adds to the story of its run: see [`Cluster::emit`](crate::Cluster::emit). The rest is the engine's.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is the event of the same name")]
+pub enum UserEvent {
+    TrialStarted { trial: String },
+    TrialFinished { trial: String, ok: bool, seconds: f64 },
+    TrialInterrupted { trial: String, machines: Vec<String> },
+    StepStarted { trial: String, step: String, machines: Vec<String> },
+    StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    Custom { name: String, data: serde_json::Value },
+}
+
+impl From<UserEvent> for EventKind {
+    fn from(event: UserEvent) -> Self {
+        match event {
+            UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
+            UserEvent::TrialFinished { trial, ok, seconds } => Self::TrialFinished { trial, ok, seconds },
+            UserEvent::TrialInterrupted { trial, machines } => Self::TrialInterrupted { trial, machines },
+            UserEvent::StepStarted { trial, step, machines } => Self::StepStarted { trial, step, machines },
+            UserEvent::StepFinished { trial, step, ok, seconds } => {
+                Self::StepFinished { trial, step, ok, seconds }
+            }
+            UserEvent::Custom { name, data } => Self::Custom { name, data },
+        }
+    }
 }
 
 /// A group's name and how many machines it has.
@@ -120,11 +278,28 @@ pub trait Observer: Debug + Send + Sync + 'static {
 
 /// Where output comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Origin<'a> {
     /// The machine's name.
     pub machine: &'a str,
+    /// Its provider's id.
+    pub id: Option<&'a MachineId>,
     /// The stage it is in.
     pub stage: &'a str,
+    /// The command's number, as its events have it.
+    pub command_id: u64,
+}
+
+impl<'a> Origin<'a> {
+    /// An origin of which nothing more is known.
+    pub fn new(machine: &'a str, stage: &'a str) -> Self {
+        Self { machine, id: None, stage, command_id: 0 }
+    }
+
+    /// The same, of this command.
+    pub fn command(self, id: Option<&'a MachineId>, command_id: u64) -> Self {
+        Self { id, command_id, ..self }
+    }
 }
 
 /// Keeps all events in memory. Useful in tests.
@@ -175,18 +350,26 @@ pub(crate) struct Events {
     observers: Arc<[Guarded]>,
     started_at: SystemTime,
     started: Instant,
+    /// How many events and how many commands there were.
+    counts: Arc<(AtomicU64, AtomicU64)>,
 }
 
 impl Events {
     pub(crate) fn new(observers: &[Guarded], started_at: SystemTime) -> Self {
-        Self { observers: observers.into(), started_at, started: Instant::now() }
+        Self { observers: observers.into(), started_at, started: Instant::now(), counts: Arc::default() }
+    }
+
+    /// The number of the next command.
+    pub(crate) fn next_command(&self) -> u64 {
+        self.counts.1.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub(crate) fn emit(&self, kind: EventKind) {
         let elapsed = self.started.elapsed();
         tracing::debug!(?elapsed, ?kind);
         let at = seconds_since_epoch(self.started_at + elapsed);
-        let event = Event { at, elapsed: rounded(elapsed), kind };
+        let seq = self.counts.0.fetch_add(1, Ordering::Relaxed) + 1;
+        let event = Event { seq, at, elapsed: rounded(elapsed), kind };
         for observer in &*self.observers {
             observer.tell(|observer| observer.event(&event));
         }

@@ -10,10 +10,11 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use crate::Addresses;
-use crate::experiment::{Experiment, Facts, Fleet, Scope, Template};
+use crate::experiment::{Loader, Scope, Template};
 use crate::limits::TEMPLATE_OUTPUT_LIMIT;
 use crate::results::json;
 use crate::text::{harmless, mark, sanitize, sanitize_bytes};
+use crate::trial::{MachineContext, Machines};
 
 /// How many cases are tried.
 fn config() -> ProptestConfig {
@@ -108,11 +109,11 @@ const EXPRESSION: &[&str] = &[
     "99999999999999999999", "0.5", "1e308", "é", "\n", "\u{9b}", "{%", "{#",
 ];
 
-fn facts(group: &str, index: u32) -> Facts {
+fn facts(group: &str, index: u32) -> MachineContext {
     let ip = format!("10.0.0.{index}");
     let addresses = Addresses { public: None, private: Some(ip.clone()), network: Some("n".to_owned()) };
     let (name, run_id) = (format!("{group}-{index}"), "r".to_owned());
-    Facts { name, group: group.to_owned(), index, ip, addresses, run_id }
+    MachineContext { name, group: group.to_owned(), index, ip, addresses, run_id }
 }
 
 proptest! {
@@ -142,8 +143,8 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.toml");
         fs::write(&path, changed(EXPERIMENT, &changes)).unwrap();
-        let set = [("n".to_owned(), value)];
-        if let Err(problems) = Experiment::load(&path, &set, &|_| Some("s3cret".into())) {
+        let loader = Loader::new().set("n", value).lookup_env(&|_| Some("s3cret".into()));
+        if let Err(problems) = loader.load(&path) {
             let shown = problems.render(false);
             assert_clean(&shown);
             assert!(!shown.is_empty() && shown.len() < 64 << 10, "{} bytes", shown.len());
@@ -153,8 +154,8 @@ proptest! {
 
     #[test]
     fn any_text_is_a_template_or_refused(pieces in vec(prop_oneof![9 => select(EXPRESSION).prop_map(str::to_owned), 1 => any::<String>()], 0..30)) {
-        let fleet = Fleet::from(vec![facts("server", 0), facts("client", 0), facts("client", 1)]);
-        let scope = Scope::step(&fleet.machines()[1], &fleet, "1", &[]);
+        let machines = Machines::from(vec![facts("server", 0), facts("client", 0), facts("client", 1)]);
+        let scope = Scope::step(&machines.all()[1], &machines, "1", &[]);
         for source in [pieces.concat(), format!("{{{{ {} }}}}", pieces.concat())] {
             match Template::new(source.as_str()).and_then(|template| template.render(&scope)) {
                 Ok(text) => assert!(text.len() <= TEMPLATE_OUTPUT_LIMIT),

@@ -27,7 +27,7 @@ impl Outcome {
     /// What ended a run. Where several apply, the outermost is the one that counts most.
     pub fn of(error: &Error) -> Self {
         match error {
-            Error::Remains { .. } => Self::Remains,
+            Error::Remains { .. } | Error::NewerRecord { .. } => Self::Remains,
             Error::Cancelled => Self::Interrupted,
             Error::Lost { .. }
             | Error::Interrupted { .. }

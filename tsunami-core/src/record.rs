@@ -22,8 +22,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::event::NewerSchema;
 use crate::machine::{Deadline, Machine, RunId};
 use crate::private;
+
+/// The number of the form in which runs are recorded. The first had no number.
+pub const RECORD_SCHEMA: u32 = 2;
 
 /// Nobody takes this long to make or remove a record.
 const HALF_MADE: Duration = Duration::from_secs(600);
@@ -62,6 +66,21 @@ pub struct RunRecord {
     /// The most that they can cost over their lifetime, in US dollars, if that is known.
     #[serde(default)]
     pub most: Option<f64>,
+}
+
+/// A record as it is written.
+#[derive(Serialize)]
+struct Numbered<'a> {
+    schema: u32,
+    #[serde(flatten)]
+    record: &'a RunRecord,
+}
+
+/// What tells the form of a record, whatever else it holds.
+#[derive(Deserialize)]
+struct Form {
+    #[serde(default)]
+    schema: u32,
 }
 
 impl State {
@@ -116,8 +135,8 @@ impl State {
         }
     }
 
-    /// All runs known here, oldest first. They are known by name only: whether one can be believed shows when
-    /// it is [checked](RunDirectory::check) or read.
+    /// All runs known here, oldest first. They are known by name only: whether one can be believed, and is not of a
+    /// later version's making, shows when it is [checked](RunDirectory::check) or read.
     pub fn runs(&self) -> Result<Vec<RunDirectory>, Error> {
         let failed = |source| Error::record("read", &self.root, source);
         let entries = match fs::read_dir(&self.root) {
@@ -187,9 +206,17 @@ impl RunDirectory {
         name.parse().expect("directories are listed only when their name is a run id")
     }
 
-    /// Fails with [`Error::Untrusted`] if another user may have written what the run's directory holds.
+    /// Fails with [`Error::Untrusted`] if another user may have written what the run's directory holds, and with
+    /// [`Error::NewerRecord`] if a later version has. Neither is read, changed or removed.
     pub fn check(&self) -> Result<(), Error> {
-        private::check_run(&self.path).map_err(|source| Error::record("read", &self.path, source))
+        private::check_run(&self.path).map_err(|source| Error::record("read", &self.path, source))?;
+        // One that can't be read is of no form, and told when it is needed.
+        let form = private::read(&self.path.join("record.json"))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or(Form { schema: 0 });
+        NewerSchema::check(form.schema, RECORD_SCHEMA)
+            .map_err(|source| Error::NewerRecord { run: self.id(), source })
     }
 
     /// What was recorded.
@@ -220,7 +247,7 @@ impl RunDirectory {
 
     /// Replaces the record.
     pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), Error> {
-        self.write("record.json", record)
+        self.write("record.json", &Numbered { schema: RECORD_SCHEMA, record })
     }
 
     pub(crate) fn write_machines(&self, machines: &[Machine]) -> Result<(), Error> {
@@ -342,6 +369,66 @@ mod tests {
             fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".new-20260101-cccc", "20260102-dddd"]);
+    }
+
+    /// A run as the first version recorded it.
+    const FIRST_FORM: [(&str, &str); 2] = [
+        ("record.json", include_str!("../tests/fixtures/run-1/record.json")),
+        ("machines.json", include_str!("../tests/fixtures/run-1/machines.json")),
+    ];
+
+    fn first_form(state: &State) -> RunDirectory {
+        let directory = RunDirectory { path: state.root().join("20260101-080000-haaaaaaaaaaaa") };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory.path).unwrap();
+        for (name, content) in FIRST_FORM {
+            private::write(&directory.path.join(name), content.as_bytes()).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn a_record_of_the_first_form_is_read_and_kept_up() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path());
+        let directory = first_form(&state);
+        assert_eq!(state.find("redis").unwrap(), directory);
+        let record = directory.record().unwrap();
+        assert_eq!((record.provider.as_str(), record.groups.len(), record.most), ("aws", 2, Some(1.25)));
+        let machines = directory.machines().unwrap();
+        assert_eq!(machines.iter().map(Machine::name).collect::<Vec<_>>(), ["server-0", "client-0"]);
+        directory.write_record(&RunRecord { kept: true, ..record.clone() }).unwrap();
+        assert_eq!(directory.record().unwrap(), RunRecord { kept: true, ..record });
+        let written = fs::read_to_string(directory.path.join("record.json")).unwrap();
+        assert!(written.starts_with(&format!("{{\n  \"schema\": {RECORD_SCHEMA},\n")), "{written}");
+        drop(directory.lock().unwrap().unwrap());
+        directory.remove().unwrap();
+        assert_eq!(state.runs().unwrap(), []);
+    }
+
+    #[test]
+    fn a_record_of_a_later_form_is_named_and_not_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::at(root.path());
+        let newer = first_form(&state);
+        // Nothing else of it need be what this version knows.
+        let later = format!("{{\"schema\": {}, \"run\": [1, 2]}}", RECORD_SCHEMA + 1);
+        fs::write(newer.path.join("record.json"), &later).unwrap();
+        let (other, _lock) = state.create(&record("20260102-aaaa", "redis")).unwrap();
+        assert_eq!(state.runs().unwrap(), [newer.clone(), other.clone()]);
+        assert_eq!(state.find("redis").unwrap(), other, "the others are found");
+        let refused = |what: &str, result: Result<(), Error>| match result {
+            Err(Error::NewerRecord { run, source }) => {
+                assert_eq!((run, source.schema), (newer.id(), RECORD_SCHEMA + 1), "{what}");
+            }
+            other => panic!("{what}: {other:?}"),
+        };
+        refused("check", newer.check());
+        refused("record", newer.record().map(drop));
+        refused("machines", newer.machines().map(drop));
+        refused("lock", newer.is_controlled().map(drop));
+        refused("removal", newer.remove());
+        assert_eq!(fs::read_to_string(newer.path.join("record.json")).unwrap(), later);
+        assert!(!newer.path.join("lock").exists());
     }
 
     #[test]

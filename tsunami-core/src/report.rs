@@ -14,6 +14,7 @@ use crate::session::Exit;
 ///
 /// Times are in seconds since the run began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The run.
     pub run: Option<RunId>,
@@ -27,6 +28,9 @@ pub struct Report {
     pub machines: BTreeMap<String, MachineReport>,
     /// The commands that ended, in the order in which they did.
     pub commands: Vec<CommandReport>,
+    /// The trials that began, in the order in which they did. One that was done again is there again.
+    #[serde(default)]
+    pub trials: Vec<TrialReport>,
     /// When the last machine was ready, if all were.
     pub ready: Option<f64>,
     /// When the teardown began.
@@ -43,6 +47,7 @@ pub struct Report {
 
 /// The summary of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MachineReport {
     /// The provider's id.
     pub id: Option<MachineId>,
@@ -71,6 +76,7 @@ pub struct MachineReport {
 
 /// A machine that was interrupted and replaced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Replaced {
     /// The provider's id.
     pub id: MachineId,
@@ -82,11 +88,18 @@ pub struct Replaced {
 
 /// The summary of one command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct CommandReport {
     /// The machine.
     pub machine: String,
+    /// Its provider's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<MachineId>,
     /// The stage.
     pub stage: String,
+    /// The command's number, as its events have it.
+    #[serde(default)]
+    pub command_id: u64,
     /// The command.
     pub command: String,
     /// How it ended.
@@ -97,6 +110,40 @@ pub struct CommandReport {
     pub finished: f64,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// The summary of one trial.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TrialReport {
+    /// Its name.
+    pub name: String,
+    /// When it began.
+    pub started: f64,
+    /// Whether it succeeded; `None` if it did not end.
+    pub ok: Option<bool>,
+    /// How long it took.
+    pub seconds: Option<f64>,
+    /// Whether a machine was taken back meanwhile, so that it was done again.
+    pub interrupted: bool,
+    /// Its steps that began, in the order in which they did.
+    pub steps: Vec<StepReport>,
+}
+
+/// The summary of one step of a trial.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Its name.
+    pub name: String,
+    /// When it began.
+    pub started: f64,
+    /// Whether it succeeded; `None` if it did not end.
+    pub ok: Option<bool>,
+    /// How long it took.
+    pub seconds: Option<f64>,
+    /// Whether it was this step that did not succeed in a trial that was interrupted.
+    pub interrupted: bool,
 }
 
 impl Report {
@@ -129,8 +176,8 @@ impl Report {
             EventKind::Interrupted { machine, reason, .. } => {
                 self.machine(machine).interrupted = Some(reason.clone());
             }
-            EventKind::Connected { machine } => self.machine(machine).connected = Some(now),
-            EventKind::Ready { machine } => {
+            EventKind::Connected { machine, .. } => self.machine(machine).connected = Some(now),
+            EventKind::Ready { machine, .. } => {
                 self.machine(machine).ready = Some(now);
                 let wanted: u32 = self.groups.iter().map(|group| group.count).sum();
                 let ready = self.machines.values().filter(|machine| machine.ready.is_some()).count();
@@ -146,16 +193,45 @@ impl Report {
                     machine.gone = Some(now);
                 }
             }
-            EventKind::CommandFinished { machine, stage, command, exit, error, seconds } => {
+            EventKind::CommandFinished { machine, id, stage, command_id, command, exit, error, seconds } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),
+                    id: id.clone(),
                     stage: stage.clone(),
+                    command_id: *command_id,
                     command: command.clone(),
                     exit: *exit,
                     error: error.clone(),
                     finished: now,
                     seconds: *seconds,
                 });
+            }
+            EventKind::TrialStarted { trial } => {
+                self.trials.push(TrialReport { name: trial.clone(), started: now, ..TrialReport::default() })
+            }
+            EventKind::TrialFinished { trial, ok, seconds } => {
+                if let Some(trial) = self.trial(trial) {
+                    (trial.ok, trial.seconds) = (Some(*ok), Some(*seconds));
+                }
+            }
+            EventKind::TrialInterrupted { trial, .. } => {
+                if let Some(trial) = self.trial(trial) {
+                    trial.interrupted = true;
+                    let steps = trial.steps.iter_mut().filter(|step| step.ok != Some(true));
+                    steps.for_each(|step| step.interrupted = true);
+                }
+            }
+            EventKind::StepStarted { trial, step, .. } => {
+                if let Some(trial) = self.trial(trial) {
+                    let step = StepReport { name: step.clone(), started: now, ..StepReport::default() };
+                    trial.steps.push(step);
+                }
+            }
+            EventKind::StepFinished { trial, step, ok, seconds } => {
+                let steps = self.trial(trial).into_iter().flat_map(|trial| &mut trial.steps);
+                if let Some(step) = steps.rev().find(|known| known.name == *step) {
+                    (step.ok, step.seconds) = (Some(*ok), Some(*seconds));
+                }
             }
             EventKind::TearingDown { .. } => self.teardown = Some(now),
             EventKind::TornDown { leftovers, .. } => self.leftovers.clone_from(leftovers),
@@ -185,6 +261,11 @@ impl Report {
             }
         }
         Some(sum)
+    }
+
+    /// The last attempt at a trial.
+    fn trial(&mut self, name: &str) -> Option<&mut TrialReport> {
+        self.trials.iter_mut().rev().find(|trial| trial.name == name)
     }
 
     fn machine(&mut self, name: &str) -> &mut MachineReport {

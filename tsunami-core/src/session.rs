@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::BoxError;
-use crate::machine::{Machine, RunId};
+use crate::machine::{Login, Machine, RunId};
 
 /// What makes [`Session`]s.
 #[cfg_attr(feature = "testing", mockall::automock)]
@@ -27,6 +27,12 @@ pub trait Connector: Debug + Send + Sync + 'static {
     /// The machine may still be booting: a closed port or a silent one is waited out. A host key that does not
     /// fit is not. May be dropped at any await; nothing stays behind.
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError>;
+
+    /// The name or address behind what a login calls a host, as an ssh_config may have it. It is what the login calls
+    /// it, unless the connector knows better.
+    async fn resolve(&self, login: &Login) -> Result<String, SessionError> {
+        Ok(login.host.clone().unwrap_or_default())
+    }
 
     /// Lets go of what [`prepare`](Self::prepare) and `connect` left in this process and on this computer,
     /// except for the files in the run's directory. Idempotent.
@@ -50,6 +56,17 @@ pub trait Session: Debug + Send + Sync + 'static {
         output: Arc<dyn OutputSink>,
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError>;
+
+    /// Runs a script that is about the machine and not about the experiment, with `sh`, and returns what it printed:
+    /// this is how a provider arms, checks, extends and ends what it keeps on a machine.
+    ///
+    /// It begins in the login's home directory, whatever the session's own is, and has `args` as `$1`, `$2`, … It is
+    /// not marked as the run's, and nobody ends it: neither with the run's other commands, nor when the future is
+    /// dropped. So it should be short. What it prints is bounded by
+    /// [`SCRIPT_OUTPUT_LIMIT`](crate::limits::SCRIPT_OUTPUT_LIMIT) on each of its outputs, its time by
+    /// [`SCRIPT_TIMEOUT`](crate::limits::SCRIPT_TIMEOUT). Where it returns another status than 0, the error is of the
+    /// kind [`Remote`](SessionErrorKind::Remote), with what it wrote to standard error.
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError>;
 
     /// Copies a local file or directory to the machine, modes and links kept.
     ///
@@ -82,6 +99,7 @@ pub trait Session: Debug + Send + Sync + 'static {
 /// ```
 #[derive(Clone)]
 #[must_use = "a command does nothing until a session runs it"]
+#[non_exhaustive]
 pub struct Command {
     /// What runs.
     pub program: Program,
@@ -213,6 +231,19 @@ pub struct Download {
     pub into: PathBuf,
 }
 
+impl Download {
+    /// What these patterns match in the session's own directory, into a local one.
+    pub fn new<P: Into<String>>(patterns: impl IntoIterator<Item = P>, into: impl Into<PathBuf>) -> Self {
+        Self { patterns: patterns.into_iter().map(Into::into).collect(), cwd: None, into: into.into() }
+    }
+
+    /// Sets the directory on the machine.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+}
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -299,6 +330,7 @@ impl OutputSink for () {
 /// What a connector or session could not do.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct SessionError {
     /// What the engine goes by.
     pub kind: SessionErrorKind,
@@ -332,6 +364,7 @@ impl SessionError {
 
 /// The classes of session errors that call for different answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SessionErrorKind {
     /// No session could be had: closed port, silence, refused login.
     Connect,

@@ -428,6 +428,9 @@ impl Session for Deaf {
     ) -> Result<Exit, SessionError> {
         std::future::pending().await
     }
+    async fn administer(&self, _: &str, _: &[String]) -> Result<String, SessionError> {
+        std::future::pending().await
+    }
     async fn upload(&self, _: &Path, _: &str) -> Result<(), SessionError> {
         Ok(())
     }

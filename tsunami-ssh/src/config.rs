@@ -95,11 +95,6 @@ impl Files {
             options: directory.join("options.json"),
         }
     }
-
-    /// Exists once something was put on a machine that existed before the run.
-    pub(crate) fn connected(&self, machine: &str) -> PathBuf {
-        self.config.with_file_name(format!("connected.{machine}"))
-    }
 }
 
 /// A value that ssh_config cannot be given.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ssh_key::PublicKey;
@@ -18,7 +18,7 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
-use tsunami_core::{Connector, Machine, RunId, Session, SessionError, SessionErrorKind, private};
+use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
@@ -29,17 +29,20 @@ use crate::session::SshSession;
 use crate::transport::openssh::OpensshTransport;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
 use crate::transport::{Connection, Transport};
-use crate::watchdog::Arming;
 use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
-const SOCKET_PATH: usize = 88;
+const SOCKET_PATH_BYTES: usize = 88;
 
 /// Makes [`Session`]s over OpenSSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
-/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does.
+/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does. It holds the options that the run
+/// began with: another process that takes up the run goes by those.
+///
+/// One connector serves any number of runs at once. [`finish`](Connector::finish) lets go of one; what is dropped without
+/// that ends with the connector.
 #[derive(Debug, Default)]
 pub struct SshConnector {
     options: SshOptions,
@@ -171,24 +174,19 @@ impl Connector for SshConnector {
 
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
         let session = self.open(machine, deadline).await?;
-        if let Some(directory) = &machine.login.directory {
-            let was_connected = self.note_connected(machine).await?;
-            let until = machine.expires.unwrap_or_else(SystemTime::now);
-            let armed = timeout_at(deadline, session.arm(directory, until, Arming::Ensure)).await;
+        if machine.login.directory.is_some() {
+            // A host of somebody's may be anything.
+            let met = timeout_at(deadline, session.meet()).await;
             let late = |_| {
-                SessionError::new(
-                    SessionErrorKind::Connect,
-                    "logged in, and then no answer to the first script",
-                )
+                SessionError::new(SessionErrorKind::Connect, "logged in, and then no answer from its shell")
             };
-            let armed = armed.map_err(late).flatten();
-            if armed.is_err() && !session.has_shell() && !was_connected {
-                // Nothing was put there.
-                self.forget_connected(machine)?;
-            }
-            armed?;
+            met.map_err(late).flatten()?;
         }
         Ok(Box::new(session))
+    }
+
+    async fn resolve(&self, login: &Login) -> Result<String, SessionError> {
+        self.host_name(&HostAddress::of(login)).await
     }
 
     async fn finish(&self, run: &RunId) {
@@ -201,12 +199,7 @@ impl Connector for SshConnector {
 }
 
 impl SshConnector {
-    /// Connects, and leaves the machine as it is.
-    pub(crate) async fn open(
-        &self,
-        machine: &Machine,
-        deadline: Instant,
-    ) -> Result<SshSession, SessionError> {
+    async fn open(&self, machine: &Machine, deadline: Instant) -> Result<SshSession, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
         if let Some(connection) = ssh.unpark(&machine.name()) {
             return Ok(SshSession::new(ssh, machine, connection));
@@ -242,34 +235,8 @@ impl SshConnector {
         Ok(SshSession::new(ssh, machine, connection))
     }
 
-    /// Notes that something is about to be put on a machine that existed before the run. Returns whether that had
-    /// been noted before.
-    async fn note_connected(&self, machine: &Machine) -> Result<bool, SessionError> {
-        let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
-        let path = ssh.files.connected(&machine.name());
-        let note = path.clone();
-        let noted = tokio::task::spawn_blocking(move || {
-            let noted = note.exists();
-            private::write(&note, b"").map(|()| noted)
-        });
-        let noted = noted.await.map_err(io::Error::other).flatten();
-        noted.map_err(|error| local(format!("cannot write {}", path.display()), error))
-    }
-
-    fn forget_connected(&self, machine: &Machine) -> Result<(), SessionError> {
-        let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
-        let path = ssh.files.connected(&machine.name());
-        fs::remove_file(&path).map_err(|error| local(format!("cannot remove {}", path.display()), error))
-    }
-
-    /// Whether the run ever came so far as to put something on a machine that existed before it.
-    pub(crate) fn was_connected(&self, root: &Path, machine: &Machine) -> bool {
-        let directory = root.join(machine.run.as_str()).join("ssh");
-        Files::in_directory(&directory).connected(&machine.name()).exists()
-    }
-
     /// The name or address that ssh would connect to for a host.
-    pub(crate) async fn host_name(&self, host: &HostAddress) -> Result<String, SessionError> {
+    async fn host_name(&self, host: &HostAddress) -> Result<String, SessionError> {
         let resolved = resolve(&self.options, host, self.options.user.as_deref(), true).await?;
         Ok(resolved.get("hostname").unwrap_or(&host.host).to_owned())
     }
@@ -361,12 +328,7 @@ impl RunSsh {
                 (entry.map_err(unfit)?, Some(probe))
             }
             None => {
-                let login = &machine.login;
-                let host = HostAddress {
-                    user: login.user.clone(),
-                    host: login.host.clone().unwrap_or_default(),
-                    port: login.port,
-                };
+                let host = HostAddress::of(&machine.login);
                 let resolved = resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
                 let through = match (&self.options.jump, resolved.jumps()) {
                     (Some(_), _) => Some(JUMP.to_owned()),
@@ -589,7 +551,7 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
     let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
     let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
-    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
+    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH_BYTES;
     let plain = |template: &PathBuf| odd_in_a_path(template).is_none();
     std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).filter(plain).collect()
 }

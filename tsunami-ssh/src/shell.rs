@@ -13,7 +13,7 @@ use std::io::{self, Read};
 use tsunami_core::limits::LOGIN_NOISE_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
-use crate::watchdog::ControlGroup;
+use crate::watchdog;
 
 /// What a login shell is given: no newline, no `!`, and nothing but plain text between single quotes.
 pub(crate) const LINE: &str =
@@ -26,12 +26,12 @@ const SIGN: &[u8] = b"\x1etsunami\n";
 const LINE_BREAK: &str = r#"_n=${IFS#??} _n=${_n%"${_n#?}"}; "#;
 
 /// The line that runs a script of tsunami's own with arguments.
-pub(crate) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, SessionError> {
+pub(crate) fn script_line(script: &str, args: &[impl AsRef<str>]) -> Result<Vec<u8>, SessionError> {
     let mut line = LINE_BREAK.as_bytes().to_vec();
     line.extend_from_slice(b"set --");
     for arg in args {
         line.push(b' ');
-        line.extend(one_line(arg.as_bytes())?);
+        line.extend(one_line(arg.as_ref().as_bytes())?);
     }
     line.extend_from_slice(b"; eval ");
     line.extend(one_line(compact(script).as_bytes())?);
@@ -41,15 +41,11 @@ pub(crate) fn script_line(script: &str, args: &[&str]) -> Result<Vec<u8>, Sessio
 
 /// The line that runs a script of tsunami's own in place of this `sh`, marked as the run's, in bash if there is one:
 /// bash's job control gives a command a process group of its own and leaves its interrupts alone. In the run's control
-/// group, if it has one.
-pub(crate) fn supervisor_line(
-    run: &str,
-    group: Option<&ControlGroup>,
-    script: &str,
-) -> Result<Vec<u8>, SessionError> {
+/// group, if the directory `base` names one.
+pub(crate) fn supervisor_line(run: &str, base: Option<&str>, script: &str) -> Result<Vec<u8>, SessionError> {
     let mut line = LINE_BREAK.as_bytes().to_vec();
-    if let Some(group) = group {
-        line.extend_from_slice(group.join().as_bytes());
+    if let Some(base) = base {
+        line.extend_from_slice(watchdog::join_named_in(base).as_bytes());
         line.extend_from_slice(b"; ");
     }
     line.extend_from_slice(b"export TSUNAMI_RUN_ID=");

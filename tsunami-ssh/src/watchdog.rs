@@ -22,7 +22,7 @@ pub(crate) const VARIABLE: &str = "TSUNAMI_WATCHDOG";
 const ARMED: &str = "armed";
 
 /// The longest time that a watchdog waits: a year. What a shell reckons with may have 32 bits.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+const LONGEST_WATCH: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a watchdog does about one of its run that watches already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,15 @@ impl ControlGroup {
     }
 }
 
+/// Shell that joins, as [`ControlGroup::join`] does, the group that a file in the run's directory on a host names: a
+/// read and a write.
+pub(crate) fn join_named_in(directory: &str) -> String {
+    let file = shlex::try_quote(directory).map(Cow::into_owned).unwrap_or_default();
+    format!(
+        "{{ read -r _group <{file}/.tsunami-control-group && echo 0 >\"$_group/cgroup.procs\"; }} 2>/dev/null"
+    )
+}
+
 /// Reads what a watchdog says once it watches: the run's control group, if it has one. `None` if it does not watch.
 pub(crate) fn armed(said: &str) -> Option<Option<ControlGroup>> {
     let path = said.trim().strip_prefix(ARMED)?.trim();
@@ -60,7 +69,7 @@ pub(crate) fn name(run: &RunId, directory: &str) -> String {
 
 /// What follows the script's name for a watchdog that watches until `until`.
 pub(crate) fn watch(run: &RunId, directory: &str, until: SystemTime, arming: Arming) -> [String; 5] {
-    let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST);
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST_WATCH);
     let how = match arming {
         Arming::Ensure => "ensure",
         Arming::Replace => "replace",

@@ -16,7 +16,8 @@
 # machines, or if it descends from such a process. A daemon may shed both: so one without a terminal also does if it
 # works in the run's directory, runs a program of it, writes to a file in it, or listens at an address of the run's
 # machines. Where the user may make a control group (cgroup v2), the run's commands begin in one of the run's own, and
-# whatever is in that belongs to the run, too: a process can leave all else behind. Nothing depends on a pid that somebody did not come to write down.
+# what is in that belongs to the run, whatever else it has left behind. Nothing depends on a pid that somebody did not
+# come to write down.
 # A watchdog keeps its deadline in itself, where no command of the run can reach it: two moments, by the clock and
 # since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It is known
 # by its name, $0, which is the same for the same run and directory, and has this script in $TSUNAMI_WATCHDOG. What it

@@ -13,8 +13,8 @@ use common::{Machines, unique_run};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, MachineSpec, Notes, OutputSink, Provider,
-    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, Notes, OutputSink,
+    Provider, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions};
 
@@ -87,13 +87,29 @@ impl Taken {
         self.existing.directory().join("local/node-0/home")
     }
 
-    async fn connect(&self) -> Result<Box<dyn Session>, SessionError> {
+    async fn connect(&self) -> Result<Arc<dyn Session>, SessionError> {
         self.connect_within(Duration::from_secs(30)).await
     }
 
-    async fn connect_within(&self, within: Duration) -> Result<Box<dyn Session>, SessionError> {
-        let machines = self.provider.list(&RunFilter::Run(self.run.clone())).await.unwrap();
-        self.connector.connect(&machines[0], Instant::now() + within).await
+    async fn connect_within(&self, within: Duration) -> Result<Arc<dyn Session>, SessionError> {
+        self.connect_to(&self.machine().await, within).await
+    }
+
+    async fn machine(&self) -> Machine {
+        self.provider.list(&RunFilter::Run(self.run.clone())).await.unwrap().remove(0)
+    }
+
+    /// As the engine does: connects, and has the provider admit the machine.
+    async fn connect_to(
+        &self,
+        machine: &Machine,
+        within: Duration,
+    ) -> Result<Arc<dyn Session>, SessionError> {
+        let session = self.connector.connect(machine, Instant::now() + within).await?;
+        let session: Arc<dyn Session> = session.into();
+        let admitted = self.provider.admit(machine, &session).await;
+        admitted.map_err(|error| *error.source.unwrap().downcast::<SessionError>().unwrap())?;
+        Ok(session)
     }
 
     /// Leaves the host, which must be as it was found.
@@ -317,13 +333,12 @@ async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
     let existing = &taken.existing.machines[0];
     let (address, port) = (existing.addresses.own().unwrap(), existing.login.port.unwrap());
     let way = narrow_way((address.to_owned(), port)).await;
-    let machines = taken.provider.list(&RunFilter::Run(taken.run.clone())).await.unwrap();
-    let mut machine = machines[0].clone();
+    let mut machine = taken.machine().await;
     let known = taken.existing.root.path().join("known");
     let key = existing.login.host_key.as_deref().unwrap();
     fs::write(&known, format!("[127.0.0.1]:{way} {key}\n[{address}]:{port} {key}\n")).unwrap();
     (machine.login.host, machine.login.port) = (Some("127.0.0.1".to_owned()), Some(way));
-    let session = taken.connector.connect(&machine, Instant::now() + Duration::from_secs(30)).await.unwrap();
+    let session = taken.connect_to(&machine, Duration::from_secs(30)).await.unwrap();
     let up = taken.home().join(format!(".tsunami/{}/up", taken.run));
     let cancel = CancellationToken::new();
     let stubborn = Command::shell("trap '' TERM; touch up; sleep 1000 & wait");
@@ -412,13 +427,69 @@ async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_runs_on_a_host_before_its_watchdog_watches() {
+    let taken = Taken::with_login(
+        "[ -e ../../../../armed ] || { mkdir -p ../../../../bin && ln -sf /bin/false ../../../../bin/setsid && \
+         PATH=$(cd ../../../../bin && pwd):$PATH; }\nexec bash -c \"$SSH_ORIGINAL_COMMAND\"",
+    )
+    .await;
+    let (machine, deadline) = (taken.machine().await, Instant::now() + Duration::from_secs(30));
+    let session = taken.connector.connect(&machine, deadline).await.unwrap();
+    let run =
+        async || session.exec(&Command::shell("echo ran"), Arc::new(()), &CancellationToken::new()).await;
+    let error = run().await.expect_err("it is not admitted");
+    assert!(error.message.contains(".tsunami"), "{error:?}");
+    let error = taken.connect().await.expect_err("no watchdog can be started");
+    assert!(error.message.contains("watchdog of the run does not start"), "{error:?}");
+    run().await.expect_err("it is not admitted");
+    fs::write(taken.existing.root.path().join("armed"), "").unwrap();
+    taken.connect().await.unwrap().close().await.unwrap();
+    assert_eq!(run().await.unwrap(), Exit::Status(0));
+    session.close().await.unwrap();
+    taken.leave().await;
+}
+
+/// What is about a host and not about the run: not in the run's directory, and not ended with the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_of_a_providers_is_none_of_the_runs_commands() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let session = taken.connect().await.unwrap();
+    let said = session.administer("echo \"${PWD##*/}|$TSUNAMI_RUN_ID|$1\"", &["it's".to_owned()]).await;
+    assert_eq!(said.unwrap(), "home||it's\n");
+    let script = "sleep 1000 >/dev/null 2>&1 & echo $!";
+    let number: i32 = session.administer(script, &[]).await.unwrap().trim().parse().unwrap();
+    let number = rustix::process::Pid::from_raw(number).unwrap();
+    session.close().await.unwrap();
+    taken.leave().await;
+    rustix::process::kill_process(number, rustix::process::Signal::KILL).expect("it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects() {
+    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let session = taken.connect().await.unwrap();
+    let watchdogs = "pgrep -f \"^sh.*tsunami-watchdog:$1:\" || true";
+    let run = [taken.run.to_string()];
+    let before = session.administer(watchdogs, &run).await.unwrap();
+    assert!(!before.is_empty());
+    session.administer("pkill -KILL -f \"^sh.*tsunami-watchdog:$1:\"", &run).await.unwrap();
+    let machine = taken.machine().await;
+    taken.provider.readmit(&machine, &session).await.unwrap();
+    let after = session.administer(watchdogs, &run).await.unwrap();
+    assert!(!after.is_empty() && after != before, "{before} {after}");
+    // The one that watches is enough.
+    taken.provider.readmit(&machine, &session).await.unwrap();
+    assert_eq!(session.administer(watchdogs, &run).await.unwrap(), after);
+    session.close().await.unwrap();
+    taken.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_under_two_names_is_one_machine_only() {
     let taken = Taken::with_login("exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.connect().await.unwrap().close().await.unwrap();
-    let machines = taken.provider.list(&RunFilter::Run(taken.run.clone())).await.unwrap();
-    let other = tsunami_core::Machine { index: 1, ..machines[0].clone() };
-    let refused = taken.connector.connect(&other, Instant::now() + Duration::from_secs(30)).await;
-    let error = refused.expect_err("it is node-0");
+    let other = Machine { index: 1, ..taken.machine().await };
+    let error = taken.connect_to(&other, Duration::from_secs(30)).await.expect_err("it is node-0");
     assert!(error.message.contains("node-0 of this run already"), "{error:?}");
     taken.connect().await.unwrap().close().await.unwrap();
     taken.leave().await;

@@ -459,6 +459,7 @@ fn gravest(failures: Vec<(Option<Pool>, AwsError)>) -> Option<AwsError> {
         ProviderErrorKind::Quota => 2,
         ProviderErrorKind::Capacity => 3,
         ProviderErrorKind::Throttled | ProviderErrorKind::Unavailable => 4,
+        _ => 1,
     };
     failures.into_iter().map(|(_, failure)| failure).min_by_key(rank)
 }

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
+use tsunami_core::gravest;
+use tsunami_core::registry::Registry;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, State};
 
-use super::recorded;
+use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::signals;
 use crate::terminal::say;
-use tsunami_core::gravest;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +38,7 @@ impl End {
     }
 }
 
-pub(crate) async fn cp(name: &str, paths: &[String]) -> Result<u8, Error> {
+pub(crate) async fn cp(registry: &Registry, name: &str, paths: &[String]) -> Result<u8, Error> {
     let (sources, destination) = match paths.split_last() {
         Some((last, sources)) => {
             (sources.iter().map(|text| End::parse(text)).collect::<Vec<_>>(), End::parse(last))
@@ -64,7 +65,7 @@ pub(crate) async fn cp(name: &str, paths: &[String]) -> Result<u8, Error> {
     let state = State::standard()?;
     let directory = state.find(name)?;
     let cancel = CancellationToken::new();
-    let engine = recorded(&directory, &state).await?.cancel_on(cancel.clone());
+    let engine = backend::engine(registry, &directory, &state).await?.cancel_on(cancel.clone());
     signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
     let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
     let running =

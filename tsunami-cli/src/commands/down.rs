@@ -5,19 +5,18 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
+use tsunami_core::experiment::Ssh;
+use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunDirectory, RunId, State,
+    Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunDirectory, RunId, State, Tsunami,
 };
 
-use tsunami_ssh::SshOptions;
-
-use super::recorded_or_remains;
-use crate::compose::{Backend, aws};
+use crate::backend;
 use crate::error::{Error, REMAINS, Remedy};
 use crate::signals;
 use crate::terminal::{one_line, say};
 
-pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
+pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Result<u8, Error> {
     let state = State::standard()?;
     let directories = match all {
         true => state.runs()?,
@@ -34,9 +33,10 @@ pub(crate) async fn down(names: &[String], all: bool) -> Result<u8, Error> {
     let hasty = CancellationToken::new();
     signals::watch(hasty.clone(), "one more attempt", say, give_up)?;
     let mut status = 0;
-    for (directory, result) in
-        join_all(directories.iter().map(async |directory| (directory, one(directory, &state, &hasty).await)))
-            .await
+    for (directory, result) in join_all(
+        directories.iter().map(async |directory| (directory, one(registry, directory, &state, &hasty).await)),
+    )
+    .await
     {
         match result {
             // Whoever tears it down as well forgets it only once everything is gone.
@@ -56,39 +56,51 @@ fn is_forgotten(directory: &RunDirectory) -> bool {
     directory.path().symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-async fn one(directory: &RunDirectory, state: &State, hasty: &CancellationToken) -> Result<(), Error> {
+async fn one(
+    registry: &Registry,
+    directory: &RunDirectory,
+    state: &State,
+    hasty: &CancellationToken,
+) -> Result<(), Error> {
     // What another user may have written is neither believed nor removed.
     directory.check()?;
     if let Err(error) = directory.record() {
         if let CoreError::Untrusted(_) = error {
             return Err(error.into());
         }
-        return unrecorded(directory, state, error).await;
+        return unrecorded(registry, directory, state, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));
-    let engine = recorded_or_remains(directory, state).await?;
+    let engine = backend::engine_or_remains(registry, directory, state).await?;
     Ok(engine.observer(waiting).cancel_on(hasty.clone()).down(directory).await?)
 }
 
 /// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
-async fn unrecorded(directory: &RunDirectory, state: &State, error: CoreError) -> Result<(), Error> {
+async fn unrecorded(
+    registry: &Registry,
+    directory: &RunDirectory,
+    state: &State,
+    error: CoreError,
+) -> Result<(), Error> {
     let run = directory.id();
     say(&format!("{run}: {}; going by what lies beside it", one_line(&ErrorChain(&error).to_string())));
-    let is_told = ["local", "hosts", "aws"].iter().any(|name| directory.path().join(name).exists());
-    let mut leftovers = Vec::new();
-    // Providers that keep something there keep it under their own names.
-    for name in ["local", "hosts"] {
-        if directory.path().join(name).exists() {
-            let make = if name == "local" { Backend::local } else { Backend::hosts };
-            let Backend { provider, connector } = make(state, SshOptions::default());
+    let (mut is_told, mut leftovers) = (false, Vec::new());
+    if let Some(name) = registry.absent_names().find(|name| directory.path().join(name).exists()) {
+        return Err(Error::Usage(registry.absent(name).unwrap_or_default().to_owned()));
+    }
+    for registered in registry.providers().filter(|provider| backend::keeps(&***provider, directory)) {
+        is_told = true;
+        let ssh = Ssh::default();
+        let connected = registered.reconnect_unrecorded(directory, &registry.request(state, &ssh)).await;
+        let connected = connected.map_err(Error::Provider);
+        let Backend { provider, connector } =
+            connected.map_err(|error| backend::remains(registry, directory, state, error))?;
+        if registered.finds_by_tag() {
+            Tsunami::new(provider, connector).state(state.clone()).collect(&run).await?;
+        } else {
             leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
             connector.finish(&run).await;
         }
-    }
-    if directory.path().join("aws").exists() {
-        let tsunami = aws::unrecorded(directory, state).await;
-        let tsunami = tsunami.map_err(|error| aws::remains(directory, state, error))?;
-        tsunami.collect(&run).await?;
     }
     if !is_told {
         let what = "whatever the run created".to_owned();

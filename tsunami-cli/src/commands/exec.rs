@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
+use tsunami_core::registry::Registry;
 use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, State, Stream};
 
-use super::recorded;
+use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
 use crate::terminal::{complain, one_line, pass_on, say, waiting};
 
 pub(crate) async fn exec(
+    registry: &Registry,
     name: &str,
     groups: &[String],
     machines: &[String],
@@ -24,7 +26,10 @@ pub(crate) async fn exec(
     let directory = state.find(name).map_err(Error::Exec)?;
     let cancel = CancellationToken::new();
     let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
-    let engine = recorded(&directory, &state).await?.observer(printer.clone()).cancel_on(cancel.clone());
+    let engine = backend::engine(registry, &directory, &state)
+        .await?
+        .observer(printer.clone())
+        .cancel_on(cancel.clone());
     signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
     let known = directory.machines().map_err(Error::Exec)?;
     let names = |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);

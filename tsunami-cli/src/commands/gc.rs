@@ -3,14 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
 
-use super::recorded_or_remains;
 use crate::args::CloudArgs;
-use crate::compose::aws;
+use crate::backend;
 use crate::error::{Error, REMAINS, Remedy};
 use crate::terminal::{one_line, print, say};
-use tsunami_core::results::json as to_json;
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);
@@ -29,7 +29,13 @@ struct Row {
     remedy: Remedy,
 }
 
-pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool) -> Result<u8, Error> {
+pub(crate) async fn gc(
+    registry: &Registry,
+    cloud: &CloudArgs,
+    mine: bool,
+    dry_run: bool,
+    json: bool,
+) -> Result<u8, Error> {
     let state = State::standard()?;
     let mut rows = Vec::new();
     let mut status = 0;
@@ -39,25 +45,27 @@ pub(crate) async fn gc(cloud: &CloudArgs, mine: bool, dry_run: bool, json: bool)
                 say(&format!("{} is left alone: {error}", directory.id()));
                 status = REMAINS;
             } else if is_abandoned(directory) {
-                rows.push(own(directory, &state, dry_run).await);
+                rows.push(own(registry, directory, &state, dry_run).await);
             }
         }
     }
     // Whoever asks for their own only has perhaps no account at all.
     if !mine || cloud.is_asked() {
-        let (connected, survey) = aws::survey(&state, cloud, true).await?;
-        for failure in &survey.failures {
-            // What could not be looked at may hold anything.
-            say(&format!("could not look in {failure}"));
-            status = REMAINS;
-        }
-        let now = survey.now.unwrap_or_else(SystemTime::now);
-        let tsunami = Tsunami::new(connected.provider, connected.connector).state(state.clone());
-        let over = survey.runs.into_iter().filter(|found| found.expires + GRACE < now);
-        for found in over.collect::<Vec<_>>() {
-            let ended = if dry_run { None } else { Some(tsunami.collect(&found.run).await) };
-            // It need not be recorded here.
-            rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
+        for (Backend { provider, connector }, survey) in
+            backend::survey(registry, &state, cloud, true).await?
+        {
+            for failure in &survey.failures {
+                // What could not be looked at may hold anything.
+                say(&format!("could not look in {failure}"));
+                status = REMAINS;
+            }
+            let now = survey.now.unwrap_or_else(SystemTime::now);
+            let tsunami = Tsunami::new(provider, connector).state(state.clone());
+            for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
+                let ended = if dry_run { None } else { Some(tsunami.collect(&found.run).await) };
+                // It need not be recorded here.
+                rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
+            }
         }
     }
     if rows.iter().any(|row| row.outcome == "remains") {
@@ -88,12 +96,12 @@ fn is_abandoned(directory: &RunDirectory) -> bool {
     !controlled && directory.record().is_ok_and(|record| !record.kept)
 }
 
-async fn own(directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
+async fn own(registry: &Registry, directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
     let things = vec![format!("the run recorded in {}", directory.path().display())];
     if dry_run {
         return Row::new(directory.id(), things, None, Remedy::DownAgain);
     }
-    let ended = match recorded_or_remains(directory, state).await {
+    let ended = match backend::engine_or_remains(registry, directory, state).await {
         Ok(tsunami) => tsunami.down(directory).await,
         Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),

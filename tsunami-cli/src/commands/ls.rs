@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use serde::Serialize;
+use tsunami_core::registry::Registry;
+use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
 
-use super::recorded_or_remains;
 use crate::args::CloudArgs;
-use crate::compose::aws;
+use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
 use crate::terminal::{one_line, print, say};
-use tsunami_core::results::json as to_json;
 
 /// One run, as `--json` shows it. Times in seconds.
 #[derive(Serialize)]
@@ -28,15 +28,15 @@ struct Row {
     left: u64,
 }
 
-pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
+pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
     let state = State::standard()?;
     if cloud.is_asked() {
-        return by_tag(json, cloud, &state).await;
+        return by_tag(registry, json, cloud, &state).await;
     }
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
-    let asked = join_all(directories.iter().map(|directory| row(directory, &state))).await;
+    let asked = join_all(directories.iter().map(|directory| row(registry, directory, &state))).await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
@@ -88,38 +88,41 @@ pub(crate) async fn ls(json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
 }
 
 /// Lists the runs that are found by tag, whoever launched them.
-async fn by_tag(json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Error> {
-    let (_, survey) = aws::survey(state, cloud, false).await?;
-    for failure in &survey.failures {
-        say(&format!("could not look in {failure}"));
-    }
-    let now = survey.now.unwrap_or_else(SystemTime::now);
+async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Error> {
+    let surveys = backend::survey(registry, state, cloud, false).await?;
     let mut text = String::new();
-    for found in &survey.runs {
-        let left = found.expires.duration_since(now).unwrap_or_default().as_secs();
-        if json {
-            let row = serde_json::json!({"run": found.run, "left": left, "things": found.things});
-            let _ = writeln!(text, "{}", to_json(&row).map_err(tsunami_core::Error::from)?);
-            continue;
+    for (_, survey) in &surveys {
+        for failure in &survey.failures {
+            say(&format!("could not look in {failure}"));
         }
-        let left = if left == 0 { "over".to_owned() } else { format!("{} left", short(left)) };
-        let _ = writeln!(text, "{}, {left}", found.run);
-        for thing in &found.things {
-            let _ = writeln!(text, "  {}", one_line(thing));
+        let now = survey.now.unwrap_or_else(SystemTime::now);
+        for found in &survey.runs {
+            let left = found.expires.duration_since(now).unwrap_or_default().as_secs();
+            if json {
+                let row = serde_json::json!({"run": found.run, "left": left, "things": found.things});
+                let _ = writeln!(text, "{}", to_json(&row).map_err(tsunami_core::Error::from)?);
+                continue;
+            }
+            let left = if left == 0 { "over".to_owned() } else { format!("{} left", short(left)) };
+            let _ = writeln!(text, "{}, {left}", found.run);
+            for thing in &found.things {
+                let _ = writeln!(text, "  {}", one_line(thing));
+            }
         }
     }
-    if survey.runs.is_empty() && survey.failures.is_empty() {
+    let all_looked_at = surveys.iter().all(|(_, survey)| survey.failures.is_empty());
+    if all_looked_at && surveys.iter().all(|(_, survey)| survey.runs.is_empty()) {
         say("no runs");
     }
     print(&text)?;
-    Ok(if survey.failures.is_empty() { 0 } else { LAUNCH })
+    Ok(if all_looked_at { 0 } else { LAUNCH })
 }
 
-async fn row(directory: &RunDirectory, state: &State) -> Result<Row, Error> {
+async fn row(registry: &Registry, directory: &RunDirectory, state: &State) -> Result<Row, Error> {
     let record = directory.record()?;
-    let engine = recorded_or_remains(directory, state).await?;
+    let engine = backend::engine_or_remains(registry, directory, state).await?;
     let listed = engine.list(&RunFilter::Run(record.run.clone())).await;
-    let listed = listed.map_err(|error| aws::remains(directory, state, error.into()))?;
+    let listed = listed.map_err(|error| backend::remains(registry, directory, state, error.into()))?;
     let machines_running = listed.iter().filter(|machine| machine.state == MachineState::Running).count();
     let deadline = listed.iter().filter_map(|machine| machine.expires).max().unwrap_or(record.deadline.at);
     let now = SystemTime::now();

@@ -14,44 +14,50 @@ mod up;
 
 use std::sync::Arc;
 
-use tsunami_core::{Error as CoreError, RunDirectory, State, Tsunami};
+use tsunami_core::experiment::{Experiment, Loader};
+use tsunami_core::registry::Registry;
+use tsunami_core::{Error as CoreError, RunDirectory, State};
 
 use crate::args::{Args, Command, FileArgs};
-use crate::compose::{Backend, aws};
 use crate::error::Error;
 use crate::signals;
 use crate::terminal::say;
-use tsunami_core::experiment::Experiment;
 
 /// Carries out a command and returns the exit status.
-pub(crate) async fn run(args: Args) -> Result<u8, Error> {
+pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     signals::outlive_full_files();
     let (colour, verbosity) = (args.colour(), args.verbosity());
     if !matches!(args.command, Command::Ls { .. } | Command::Down { .. } | Command::Gc { .. }) {
         name_abandoned_runs();
     }
     match args.command {
-        Command::Run(args) => run::run(args, colour, verbosity).await,
-        Command::Plan(args) => plan::plan(&args).await,
-        Command::Up(args) => up::up(args, colour, verbosity).await,
-        Command::Ls { json, cloud } => ls::ls(json, &cloud).await,
-        Command::Extend { run, duration } => extend::extend(&run, duration).await,
-        Command::Gc { cloud, mine, dry_run, json } => gc::gc(&cloud, mine, dry_run, json).await,
-        Command::Exec { run, group, machine, command } => exec::exec(&run, &group, &machine, command).await,
+        Command::Run(args) => run::run(args, registry, colour, verbosity).await,
+        Command::Plan(args) => plan::plan(&args, registry).await,
+        Command::Up(args) => up::up(args, registry, colour, verbosity).await,
+        Command::Ls { json, cloud } => ls::ls(registry, json, &cloud).await,
+        Command::Extend { run, duration } => extend::extend(registry, &run, duration).await,
+        Command::Gc { cloud, mine, dry_run, json } => gc::gc(registry, &cloud, mine, dry_run, json).await,
+        Command::Exec { run, group, machine, command } => {
+            exec::exec(registry, &run, &group, &machine, command).await
+        }
         Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
-        Command::Cp { run, paths } => cp::cp(&run, &paths).await,
+        Command::Cp { run, paths } => cp::cp(registry, &run, &paths).await,
         Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
-        Command::Down { runs, all } => down::down(&runs, all).await,
+        Command::Down { runs, all } => down::down(registry, &runs, all).await,
     }
 }
 
-/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user
-/// may have written. What else can't be read is told by `tsunami ls`.
+/// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
+/// written, or a later version has. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
     let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
-        if let Err(error @ CoreError::Untrusted(_)) = run.check() {
-            say(&format!("run {} is left alone: {error}", run.id()));
+        match run.check() {
+            Err(CoreError::Untrusted(untrusted)) => {
+                say(&format!("run {} is left alone: refused: {untrusted}", run.id()));
+            }
+            Err(CoreError::NewerRecord { run, source }) => say(&format!("run {run} is left alone: {source}")),
+            _ => {}
         }
     }
     let abandoned = |run: &RunDirectory| {
@@ -67,20 +73,8 @@ fn name_abandoned_runs() {
 }
 
 /// Reads and checks an experiment file.
-fn load(args: &FileArgs) -> Result<Arc<Experiment>, Error> {
-    let experiment = Experiment::load(&args.file, &args.set, &|name| std::env::var_os(name))?;
-    aws::check_groups(&experiment)?;
-    Ok(Arc::new(experiment))
-}
-
-/// The engine for a recorded run.
-async fn recorded(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
-    let backend = Backend::recorded(&directory.record()?, state).await?;
-    Ok(Tsunami::new(backend.provider, backend.connector).state(state.clone()))
-}
-
-/// The engine for a recorded run that is looked for or ended. Where its provider can't even be asked, all that is
-/// known of the run may remain.
-async fn recorded_or_remains(directory: &RunDirectory, state: &State) -> Result<Tsunami, Error> {
-    recorded(directory, state).await.map_err(|error| aws::remains(directory, state, error))
+fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> {
+    let loader = Loader::new().registry(registry);
+    let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
+    Ok(Arc::new(loader.load(&args.file)?))
 }

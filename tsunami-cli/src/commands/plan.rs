@@ -3,23 +3,24 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::results::Secrets;
 use tsunami_core::{Plan, Price, Quote, State, Tsunami};
 
 use super::load;
 use crate::args::FileArgs;
-use crate::compose::{self, Backend};
+use crate::backend;
 use crate::error::Error;
 use crate::terminal::{one_line, print};
-use tsunami_core::results::Secrets;
 
 /// How many machines of a step are named.
 const NAMED: usize = 20;
 
-pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
-    let experiment = load(args)?;
+pub(crate) async fn plan(args: &FileArgs, registry: &Registry) -> Result<u8, Error> {
+    let experiment = load(args, registry)?;
     let Backend { provider, connector } =
-        Backend::of(&experiment, args.accept_new_hosts, &State::standard()?).await?;
-    let plan = compose::plan(&experiment)?;
+        backend::of(registry, &experiment, args.accept_new_hosts, &State::standard()?).await?;
+    let plan = experiment.plan();
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
     let lifetime = humantime::format_duration(experiment.lifetime);
     let mut text =
@@ -28,7 +29,7 @@ pub(crate) async fn plan(args: &FileArgs) -> Result<u8, Error> {
     for (group, quote) in experiment.groups.iter().zip(&quotes) {
         let mut title = group.name.as_str();
         for offer in &quote.offers {
-            let count = if title.is_empty() { "or".to_owned() } else { group.size.count().to_string() };
+            let count = if title.is_empty() { "or".to_owned() } else { group.count.to_string() };
             let (what, price) = (one_line(&offer.description), price(offer.price));
             let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
             title = "";

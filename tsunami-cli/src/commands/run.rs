@@ -2,51 +2,55 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
 
 use tokio_util::sync::CancellationToken;
+use tsunami_core::experiment::{ExperimentRun, RunOptions};
+use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::results::Json;
 use tsunami_core::{
-    Cluster, Error as CoreError, ErrorChain, Event, EventKind, Failures, Keep, Observer, Outcome,
-    RunDirectory, RunId, State, Tsunami,
+    Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunDirectory, RunId, State,
+    Tsunami,
 };
 
 use super::load;
 use crate::args::{RunArgs, UpArgs};
-use crate::compose::{self, Backend};
+use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{Live, Plain, Tails, Verbosity};
 use crate::signals;
-use crate::steps::{FIRST_TRIAL, Signs, Trial, check_machines};
 use crate::terminal::{self, Events, is_interactive, say};
-use tsunami_core::experiment::{Experiment, Group, OnInterruption};
-use tsunami_core::results::Json;
-use tsunami_core::results::Results;
-use tsunami_core::results::{Redacted, Secrets};
 
-pub(crate) async fn run(args: RunArgs, colour: bool, verbosity: Verbosity) -> Result<u8, Error> {
+pub(crate) async fn run(
+    args: RunArgs,
+    registry: &Registry,
+    colour: bool,
+    verbosity: Verbosity,
+) -> Result<u8, Error> {
     let state = State::standard()?;
     let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
-    let stage = Stage::set(&args.up, on.as_ref(), state, colour, verbosity).await?;
-    let outcome = match (on, args.keep, args.keep_on_failure) {
-        (Some(directory), ..) => stage.on(&directory).await,
-        (None, true, _) => stage.run(Keep::Always).await,
-        (None, false, true) => stage.run(Keep::OnFailure).await,
-        (None, false, false) => stage.run(Keep::Never).await,
+    let keep = match (&on, args.keep, args.keep_on_failure) {
+        (None, true, _) => Keep::Always,
+        (None, false, true) => Keep::OnFailure,
+        _ => Keep::Never,
+    };
+    let stage = Stage::prepare(&args.up, registry, on.as_ref(), keep, state, colour, verbosity).await?;
+    let outcome = match on {
+        Some(directory) => {
+            let ended = stage.run.run_on(&directory).await;
+            stage.elsewhere.look();
+            ended
+        }
+        None => stage.run.run().await,
     };
     stage.finish(outcome)
 }
 
 /// Everything that a run of an experiment file needs, ready before anything is launched.
 pub(super) struct Stage {
-    pub(super) experiment: Arc<Experiment>,
-    pub(super) tsunami: Tsunami,
-    pub(super) run: RunId,
+    pub(super) run: ExperimentRun,
     /// Whether events go to standard output.
     pub(super) json: bool,
-    results: Arc<Results>,
-    signs: Arc<Signs>,
     tails: Arc<Tails>,
-    secrets: Secrets,
     live: Option<Arc<Live>>,
     elsewhere: Arc<Elsewhere>,
     quiet: bool,
@@ -55,124 +59,64 @@ pub(super) struct Stage {
 impl Stage {
     /// Checks the file, makes the results directory and the observers, and listens for signals. `on` is the
     /// run whose machines are used in place of new ones.
-    pub(super) async fn set(
+    pub(super) async fn prepare(
         args: &UpArgs,
+        registry: &Registry,
         on: Option<&RunDirectory>,
+        keep: Keep,
         state: State,
         colour: bool,
         verbosity: Verbosity,
     ) -> Result<Self, Error> {
         let UpArgs { file, output, json } = args;
-        let experiment = load(file)?;
+        let experiment = load(file, registry)?;
         let Backend { provider, connector } = match on {
-            Some(directory) => Backend::recorded(&directory.record()?, &state).await?,
-            None => Backend::of(&experiment, file.accept_new_hosts, &state).await?,
+            Some(directory) => backend::recorded(registry, directory, &state).await?,
+            None => backend::of(registry, &experiment, file.accept_new_hosts, &state).await?,
         };
-        let mut tsunami = Tsunami::new(provider, connector).state(state.clone());
-        let run = tsunami.next_run_id();
+        let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
+        let id = tsunami.next_run_id();
         let elsewhere = Arc::new(Elsewhere {
             state,
-            machines_of: on.map_or_else(|| run.clone(), RunDirectory::id),
+            machines_of: on.map_or_else(|| id.clone(), RunDirectory::id),
             torn_down: AtomicBool::new(false),
         });
-        let results = Arc::new(Results::create(&experiment, &run, output.as_deref())?);
-        let (signs, cancel, progress) =
-            (Arc::new(Signs::default()), CancellationToken::new(), Arc::new(Progress::default()));
+        let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
+        let tsunami =
+            tsunami.observer(progress.clone()).observer(elsewhere.clone()).cancel_on(cancel.clone());
         let tails = Arc::new(Tails::default());
-        let mut observers = results.observers();
-        observers.push(tails.clone());
         let live = (is_interactive() && verbosity != Verbosity::Quiet)
             .then(|| Arc::new(Live::new(colour, verbosity)));
-        match &live {
-            Some(live) => observers.push(live.clone()),
-            None => observers.push(Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))),
-        }
+        let mut options = RunOptions::default().id(id).observer(tails.clone());
+        options = match &live {
+            Some(live) => options.observer(live.clone()),
+            None => options.observer(Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))),
+        };
         if *json {
-            observers.push(Arc::new(Json::new(Box::new(Events))));
+            options = options.observer(Arc::new(Json::new(Box::new(Events))));
         }
-        let secrets = Secrets::of(&experiment);
+        if let Some(output) = output {
+            options = options.results(output);
+        }
         let crowded = crate::too_few_open_files(experiment.machines().count());
-        secrets.warnings().chain(crowded).for_each(|warning| say(&warning));
-        tsunami = tsunami
-            .observer(Arc::new(Redacted::new(secrets.clone(), observers)))
-            .observer(signs.clone())
-            .observer(progress.clone())
-            .observer(elsewhere.clone())
-            .results(results.directory())
-            .cancel_on(cancel.clone());
+        let run = ExperimentRun::prepare(experiment, tsunami, options)?;
+        run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
         let bars = live.clone();
         let tell = move |line: &str| match &bars {
             Some(live) => live.say(line),
             None => say(line),
         };
-        let (bars, run_id, attached) = (live.clone(), elsewhere.machines_of.clone(), on.is_some());
+        let (bars, machines_of, attached) = (live.clone(), elsewhere.machines_of.clone(), on.is_some());
         let give_up = Arc::new(move || {
             if let Some(live) = &bars {
                 live.finish();
             }
-            progress.give_up(&run_id, attached)
+            progress.give_up(&machines_of, attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self {
-            experiment,
-            tsunami,
-            run,
-            results,
-            signs,
-            tails,
-            secrets,
-            live,
-            elsewhere,
-            quiet,
-            json: *json,
-        })
-    }
-
-    /// Launches, runs the steps, and tears down or keeps.
-    async fn run(&self, keep: Keep) -> Result<(), CoreError> {
-        let plan = compose::plan(&self.experiment).map_err(CoreError::other)?;
-        self.tsunami.clone().keep(keep).run_as(self.run.clone(), plan, self.steps()).await
-    }
-
-    /// Runs the steps on machines that are up already.
-    async fn on(&self, directory: &RunDirectory) -> Result<(), CoreError> {
-        let running = self.tsunami.attach(directory, |_| true).await?;
-        let (cluster, record) = (running.cluster(), directory.record()?);
-        cluster.emit(EventKind::RunStarted {
-            run: record.run,
-            experiment: self.experiment.name.clone(),
-            deadline: record.deadline.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            groups: record.groups,
-        });
-        let usable = check_machines(&self.experiment, cluster.hosts());
-        let steps = self.steps();
-        let ended = running
-            .run(async |cluster| usable.map(|()| steps(cluster)).map_err(CoreError::other)?.await)
-            .await;
-        self.elsewhere.look();
-        ended
-    }
-
-    /// The experiment's steps, as a closure for the engine.
-    fn steps(&self) -> impl FnOnce(Cluster) -> SendFuture + Send + 'static {
-        let (experiment, results, signs) =
-            (self.experiment.clone(), self.results.clone(), self.signs.clone());
-        move |cluster| {
-            Box::pin(async move {
-                let mut cluster = cluster;
-                loop {
-                    let ended = Trial::new(&cluster, &experiment, &results, &signs).run().await;
-                    cluster = match ended {
-                        Err(error) if may_be_replaced(&error, &experiment) => {
-                            again(&cluster, &results, error).await?
-                        }
-                        ended => return ended,
-                    };
-                }
-            })
-        }
+        Ok(Self { run, tails, live, elsewhere, quiet, json: *json })
     }
 
     /// Writes down what came of it, and says where.
@@ -180,8 +124,8 @@ impl Stage {
         if let Some(live) = &self.live {
             live.finish();
         }
-        let logs = self.results.logs();
-        let (tails, secrets) = (self.tails.clone(), self.secrets.clone());
+        let logs = self.run.results().logs();
+        let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let error = outcome.err().map(|error| match error {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
                 Error::Run { error, logs, tails, secrets }
@@ -190,14 +134,14 @@ impl Stage {
             error => Error::Run { error, logs, tails, secrets },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
-        let local = self.results.error();
+        let local = self.run.results().error();
         let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
-        let local = local.map(Error::file("write to", self.results.directory()));
+        let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let written = self.results.finish(&self.experiment, outcome).err().map(Error::from);
+        let written = self.run.finish(outcome).err().map(Error::from);
         if !self.quiet {
-            say(&format!("results: {}", self.results.directory().display()));
+            say(&format!("results: {}", self.run.results().directory().display()));
         }
         let events = if self.json { Events::finish().err() } else { None };
         // The gravest comes last, where it is seen.
@@ -244,36 +188,6 @@ impl Observer for Elsewhere {
         }
     }
 }
-
-/// Whether the experiment goes on after such an error, on a replacement of the machine.
-fn may_be_replaced(error: &CoreError, experiment: &Experiment) -> bool {
-    let replaces =
-        |group: &Group| group.aws.as_ref().is_some_and(|aws| aws.on_interruption == OnInterruption::Replace);
-    let lost = |error: &CoreError| matches!(error, CoreError::Interrupted { .. } | CoreError::Lost { .. });
-    let any_lost = match error {
-        CoreError::Several(Failures { first, others }) => lost(first) || others.iter().any(lost),
-        error => lost(error),
-    };
-    any_lost && experiment.groups.iter().any(replaces)
-}
-
-/// Replaces the machines that were interrupted, for another go at the trial; fails with `error` if there are
-/// none.
-async fn again(cluster: &Cluster, results: &Results, error: CoreError) -> Result<Cluster, CoreError> {
-    let repaired = cluster.repair().await?;
-    let pairs = cluster.hosts().iter().zip(repaired.hosts());
-    let replaced = pairs.filter(|(old, new)| old.machine().id != new.machine().id);
-    let machines: Vec<String> = replaced.map(|(old, _)| old.name().to_owned()).collect();
-    if machines.is_empty() {
-        return Err(error);
-    }
-    let trial = FIRST_TRIAL.to_owned();
-    results.set_aside(&trial)?;
-    cluster.emit(EventKind::TrialInterrupted { trial, machines });
-    Ok(repaired)
-}
-
-type SendFuture = std::pin::Pin<Box<dyn Future<Output = Result<(), CoreError>> + Send>>;
 
 /// What is known to exist, for the moment when the user stops waiting.
 #[derive(Debug, Default)]

@@ -358,10 +358,10 @@ impl State {
                 machine.id = Some(id.clone());
                 machine.becomes("connecting", Style::Plain, false, now);
             }
-            EventKind::Connected { machine } => {
+            EventKind::Connected { machine, .. } => {
                 self.machine(machine, now).becomes("connected", Style::Plain, false, now);
             }
-            EventKind::Ready { machine } => {
+            EventKind::Ready { machine, .. } => {
                 self.machine(machine, now).becomes("ready", Style::Good, true, now);
                 if self.count("ready") == self.machines.len() {
                     "ready".clone_into(&mut self.phase);
@@ -380,7 +380,7 @@ impl State {
                     machine.becomes("gone", Style::Bad, true, now);
                 }
             }
-            EventKind::CommandStarted { machine, stage, command } => {
+            EventKind::CommandStarted { machine, stage, command, .. } => {
                 let machine = self.machine(machine, now);
                 machine.lines = Lines::default();
                 machine.last.clear();
@@ -575,7 +575,7 @@ mod tests {
         client-1  failed
         redis  setting up  1/3 ready  1 failed
         ");
-        let origin = Origin { machine: "client-0", stage: "load" };
+        let origin = Origin::new("client-0", "load");
         live.output(
             &origin,
             Stream::Stdout,
@@ -598,7 +598,7 @@ mod tests {
         let rows = || lock(&live.shared.state).rows(Instant::now(), 3);
         live.event(&launched(100));
         for i in 0..98 {
-            live.event(&at(1.0, EventKind::Ready { machine: format!("client-{i}") }));
+            live.event(&at(1.0, EventKind::Ready { machine: format!("client-{i}"), id: None }));
         }
         live.event(&at(1.0, started("client-7", "load", "load")));
         let names: Vec<_> =
@@ -630,7 +630,7 @@ mod tests {
                 },
             ));
         }
-        live.event(&at(2.0, EventKind::Ready { machine: machine() }));
+        live.event(&at(2.0, EventKind::Ready { machine: machine(), id: None }));
         let row = || lock(&live.shared.state).rows(Instant::now(), 3)[0].trim_end().to_owned();
         live.event(&at(3.0, EventKind::MachineGone { machine: machine(), id: old }));
         assert_eq!(row(), "client-0  ready");
@@ -644,8 +644,7 @@ mod tests {
         live.event(&launched(2));
         for i in 0..5000 {
             let line = format!("line {i}\n");
-            live.output(&Origin { machine: "client-1", stage: "s" }, Stream::Stdout, line.as_bytes())
-                .unwrap();
+            live.output(&Origin::new("client-1", "s"), Stream::Stdout, line.as_bytes()).unwrap();
         }
         live.finish();
         let contents = term.contents();
@@ -663,8 +662,7 @@ mod tests {
         live.event(&launched(2));
         let lines = "x\n".repeat(1000);
         for _ in 0..1000 {
-            live.output(&Origin { machine: "client-1", stage: "s" }, Stream::Stdout, lines.as_bytes())
-                .unwrap();
+            live.output(&Origin::new("client-1", "s"), Stream::Stdout, lines.as_bytes()).unwrap();
             assert!(lock(&live.shared.state).queue.as_str().len() <= 2 * QUEUE);
         }
         live.say("SIGINT");

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn both_outputs_of_the_last_command_are_kept_whichever_writes_more() {
         let tails = Tails::default();
-        let origin = Origin { machine: "a", stage: "b" };
+        let origin = Origin::new("a", "b");
         let write = |stream, text: &str| tails.output(&origin, stream, text.as_bytes()).unwrap();
         tails.event(&at(0.0, started("a", "b", "one")));
         write(Stream::Stderr, "of another command\n");

@@ -83,21 +83,21 @@ impl Text {
             EventKind::Interrupted { machine, id, reason } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
-            EventKind::Connected { machine } => {
+            EventKind::Connected { machine, .. } => {
                 (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
             }
-            EventKind::Ready { machine } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
-            EventKind::Failed { machine, stage, error } => {
+            EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
+            EventKind::Failed { machine, stage, error, .. } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
             }
-            EventKind::Uploaded { machine, stage, from, to, seconds } => {
+            EventKind::Uploaded { machine, stage, from, to, seconds, .. } => {
                 let what = format!("{stage}: uploaded {from} to {to} after {}", span(*seconds));
                 (Verbose, Style::Faint, machine.as_str(), what)
             }
-            EventKind::CommandStarted { machine, stage, command } => {
+            EventKind::CommandStarted { machine, stage, command, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), format!("{stage}: $ {command}"))
             }
-            EventKind::CommandFinished { machine, stage, command, exit, error, seconds } => {
+            EventKind::CommandFinished { machine, stage, command, exit, error, seconds, .. } => {
                 let after = span(*seconds);
                 let (level, style, how) = match (exit, error.as_deref()) {
                     (Some(exit), None) if exit.success() => {
@@ -114,7 +114,7 @@ impl Text {
                 };
                 (level, style, machine.as_str(), format!("{stage}: `{}` {how}", first_line(command)))
             }
-            EventKind::Collected { machine, stage, into, files } => {
+            EventKind::Collected { machine, stage, into, files, .. } => {
                 let what = format!("{stage}: {} brought to {into}", number(*files, "file"));
                 (Verbose, Style::Faint, machine.as_str(), what)
             }
@@ -124,6 +124,7 @@ impl Text {
             EventKind::ListingFailed { error } => {
                 (Normal, Style::Warning, "", format!("could not list the machines, trying again: {error}"))
             }
+            EventKind::Custom { name, data } => (Verbose, Style::Plain, "", format!("{name}: {data}")),
             EventKind::TrialInterrupted { trial, machines } => {
                 let machines = machines.join(", ");
                 let what = format!(
@@ -288,11 +289,17 @@ pub(crate) mod tests {
     }
 
     pub(in crate::reporter) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event { at: 1_700_000_000.0 + elapsed, elapsed, kind }
+        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
     }
 
     pub(in crate::reporter) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
-        EventKind::CommandStarted { machine: machine.into(), stage: stage.into(), command: command.into() }
+        EventKind::CommandStarted {
+            machine: machine.into(),
+            id: None,
+            command_id: 0,
+            stage: stage.into(),
+            command: command.into(),
+        }
     }
 
     pub(in crate::reporter) fn finished(
@@ -303,6 +310,8 @@ pub(crate) mod tests {
     ) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
+            id: None,
+            command_id: 0,
             stage: stage.into(),
             command: command.into(),
             exit: exit.ok(),
@@ -343,19 +352,20 @@ pub(crate) mod tests {
                     price: tsunami_core::Price::Free,
                 },
             ),
-            at(1.3, Connected { machine: machine() }),
+            at(1.3, Connected { machine: machine(), id: None }),
             at(1.4, started("client-0", "setup", "apt-get update\napt-get install \x1b]0;x\x07redis")),
             at(
                 2.7,
                 finished("client-0", "setup", "apt-get update\napt-get install redis", Ok(Exit::Status(0))),
             ),
-            at(2.8, Ready { machine: machine() }),
+            at(2.8, Ready { machine: machine(), id: None }),
             at(3.0, started("client-1", "setup", "false")),
             at(3.0, finished("client-1", "setup", "false", Ok(Exit::Status(1)))),
             at(
                 3.1,
                 Failed {
                     machine: "client-1".into(),
+                    id: None,
                     stage: "setup".into(),
                     error: "bad\n[  9.9s] \x1b[2Jforged".into(),
                 },
@@ -389,7 +399,7 @@ pub(crate) mod tests {
         for event in little_run() {
             plain.event(&event);
             if let EventKind::CommandStarted { machine, stage, .. } = &event.kind {
-                let origin = Origin { machine, stage };
+                let origin = Origin::new(machine, stage);
                 plain.output(&origin, Stream::Stdout, b"Hit:1 \x1b[32mhttp").unwrap();
                 plain.output(&origin, Stream::Stderr, b"warning\r\n").unwrap();
                 plain.output(&origin, Stream::Stdout, b"://x\x1b[0m\nno end").unwrap();

@@ -107,7 +107,8 @@ fn json_events_are_one_object_a_line() {
     let run = world.tsunami([&"run".into(), &"--json".into(), &file]);
     let events: Vec<serde_json::Value> =
         run.assert_status(0).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.first().unwrap()["event"], "run_started");
+    assert_eq!(events[0], serde_json::json!({ "schema": 2 }));
+    assert_eq!(events[1]["event"], "run_started");
     assert_eq!(events.last().unwrap()["event"], "run_finished");
     world.assert_clean();
 }
@@ -167,6 +168,37 @@ fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     fs::write(world.path("state/tsunami/runs").join(&run).join("record.json"), "{").unwrap();
     world.tsunami(["ls"]).assert_says(&[&run, "cannot read the record"]);
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_run_that_an_earlier_version_recorded_is_taken_down_and_one_of_a_later_version_left_alone() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
+    let up = || world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let (earlier, later) = (up(), up());
+    let directory = |run: &str| world.path("state/tsunami/runs").join(run);
+    let edit = |run: &str, edit: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let record = directory(run).join("record.json");
+        let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        edit(value.as_object_mut().unwrap());
+        fs::write(&record, serde_json::to_vec(&value).unwrap()).unwrap();
+    };
+    edit(&earlier, &|record| assert!(record.remove("schema").is_some()));
+    let known = fs::read(directory(&later).join("record.json")).unwrap();
+    edit(&later, &|record| drop(record.insert("schema".to_owned(), 1000.into())));
+
+    let before = listing(&directory(&later));
+    let why = [later.as_str(), "left alone", "later version"];
+    let ls = world.tsunami(["ls", "--json"]);
+    ls.assert_status(6).assert_says(&why);
+    assert!(ls.stdout.contains(&earlier) && !ls.stdout.contains(&later), "{}", ls.stdout);
+    world.tsunami(["down", &later]).assert_status(6).assert_says(&why);
+    let down = world.tsunami(["down", "--all"]);
+    down.assert_status(6).assert_says(&why).assert_says(&[&format!("{earlier}: everything is gone")]);
+    assert_eq!(listing(&directory(&later)), before, "nothing of it is touched");
+    fs::write(directory(&later).join("record.json"), known).unwrap();
+    world.tsunami(["down", &later]).assert_status(0);
     world.assert_clean();
 }
 
@@ -258,7 +290,8 @@ fn with_json_nothing_else_is_printed_and_quiet_names_what_is_kept() {
     }
     let kept = world.tsunami([&"run".into(), &"-q".into(), &"--keep".into(), &file]);
     let named = |run: &String| kept.stderr.contains(&format!("`tsunami down {run}`"));
-    kept.assert_status(0).assert_says(&["kept, for 1h at most"]);
+    // An hour, less what the launch took.
+    kept.assert_status(0).assert_says(&["the machines are kept, for ", " at most"]);
     assert!(world.runs().iter().any(named), "{}", kept.stderr);
     world.tsunami(["down", "--all"]).assert_status(0);
     world.assert_clean();

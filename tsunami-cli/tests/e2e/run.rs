@@ -32,9 +32,8 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
         serde_json::from_slice(&fs::read(results.join("run.json")).unwrap()).unwrap();
     assert_eq!(run["outcome"], "success");
     assert_eq!(run["machines"].as_object().unwrap().len(), 4);
-    let events = fs::read_to_string(results.join("events.jsonl")).unwrap();
-    let events: Vec<tsunami_core::Event> =
-        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(run["schema"], 2);
+    let events = tsunami_core::read_events(&fs::read(results.join("events.jsonl")).unwrap()[..]).unwrap();
     let report: tsunami_core::Report = events.iter().collect();
     assert_eq!((report.ok, report.leftovers.len()), (Some(true), 0));
     assert!(fs::read_to_string(results.join("logs/server-0/serve.log")).unwrap().contains("listening on"));

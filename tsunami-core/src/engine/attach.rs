@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::Tsunami;
 use super::monitor::{LIST_TIMEOUT, Watch, not_listed};
@@ -65,6 +65,7 @@ impl Drop for Connections {
 pub struct AttachedRun {
     connections: Connections,
     cluster: Cluster,
+    experiment: String,
 }
 
 impl AttachedRun {
@@ -73,13 +74,20 @@ impl AttachedRun {
         &self.cluster
     }
 
+    /// Sets what the events of [`run`](Self::run) call the experiment. Default: as the run was recorded.
+    pub fn experiment(mut self, name: impl Into<String>) -> Self {
+        self.experiment = name.into();
+        self
+    }
+
     /// Runs `body` on the machines, then lets go of them. For the rest it is like [`Tsunami::run`].
     pub async fn run<T, F, Fut>(self, body: F) -> Result<T, Error>
     where
         F: FnOnce(Cluster) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let Self { connections, cluster } = self;
+        let Self { connections, cluster, experiment } = self;
+        connections.run.emit_started(experiment);
         match connections.run.experiment(cluster, body).await {
             Outcome::Result(result) => {
                 connections.run.emit_finished(&result);
@@ -120,7 +128,7 @@ impl Tsunami {
             Ok(hosts) => {
                 let hosts = run.follow_all(hosts);
                 let cluster = Cluster::new(run.id.clone(), hosts, run.events.clone(), None);
-                Ok(AttachedRun { connections, cluster })
+                Ok(AttachedRun { connections, cluster, experiment: record.experiment })
             }
             Err(error) => {
                 connections.close().await;
@@ -155,8 +163,7 @@ impl Run {
         let mut tasks = JoinSet::new();
         for machine in self.machines_up(wanted).await? {
             let run = self.clone();
-            let deadline = Instant::now() + RECONNECT_TIMEOUT;
-            tasks.spawn(async move { run.connect(machine, deadline, RECONNECT_TIMEOUT).await });
+            tasks.spawn(async move { run.readmitted(machine, RECONNECT_TIMEOUT).await });
         }
         let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
         while let Some(joined) = tasks.join_next().await {

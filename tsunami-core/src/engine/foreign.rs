@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use crate::machine::{Machine, MachineId, RunId};
+use crate::machine::{Login, Machine, MachineId, RunId};
 use crate::provider::{
     LaunchRequest, Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter,
 };
@@ -88,6 +88,10 @@ impl Provider for Guarded<dyn Provider> {
         asked("admit", async { self.0.admit(machine, session).await }).await
     }
 
+    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        asked("admit", async { self.0.readmit(machine, session).await }).await
+    }
+
     async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
         match caught(async { self.0.notice(machine, session).await }).await {
             Ok(notice) => notice,
@@ -131,6 +135,11 @@ impl Connector for Guarded<dyn Connector> {
         let connected = caught(async { self.0.connect(machine, deadline).await }).await;
         connected
             .map_err(|panic| SessionError::new(SessionErrorKind::Connect, panic.0.clone()).source(panic))?
+    }
+
+    async fn resolve(&self, login: &Login) -> Result<String, SessionError> {
+        let resolved = caught(async { self.0.resolve(login).await }).await;
+        resolved.map_err(|panic| SessionError::new(SessionErrorKind::Local, panic.0.clone()).source(panic))?
     }
 
     async fn finish(&self, run: &RunId) {

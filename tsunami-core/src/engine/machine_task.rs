@@ -48,13 +48,14 @@ impl Provisioner {
         };
         match result.await {
             Ok(host) => {
-                self.run.events.emit(EventKind::Ready { machine: name });
+                let id = Some(pending.id);
+                self.run.events.emit(EventKind::Ready { machine: name, id });
                 Ok(TaskResult::Up { group: pending.group, host })
             }
             Err(error) => {
                 let said = ErrorChain(&error).to_string();
-                let stage = stage.to_owned();
-                self.run.events.emit(EventKind::Failed { machine: name, stage, error: said });
+                let (id, stage) = (Some(pending.id.clone()), stage.to_owned());
+                self.run.events.emit(EventKind::Failed { machine: name, id, stage, error: said });
                 match error {
                     Error::Interrupted { .. } => {
                         let PendingMachine { id, group, index, .. } = pending;
@@ -91,7 +92,12 @@ impl Provisioner {
         self.run.events.emit(EventKind::Running {
             machine: name.to_owned(),
             id: machine.id.clone(),
-            address: machine.addresses.from_outside().unwrap_or_default().to_owned(),
+            address: machine
+                .addresses
+                .from_outside()
+                .or(machine.login.host.as_deref())
+                .unwrap_or_default()
+                .to_owned(),
             description: machine.description.clone(),
             price: machine.price,
         });
@@ -159,7 +165,43 @@ impl Run {
             Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message).help(longer))
         };
         let admitted = timeout_at(deadline + ADMIT_GRACE, admitting).await.unwrap_or_else(unanswered);
-        admitted.map_err(|source| Error::Unfit {
+        admitted.map_err(unfit(&host))?;
+        Ok((host, liveness))
+    }
+
+    /// Connects to a machine that an earlier process left up, and has its provider see to it.
+    pub(super) async fn readmitted(
+        &self,
+        machine: Machine,
+        within: Duration,
+    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+        let deadline = Instant::now() + within;
+        let (host, liveness) = self.connect(machine, deadline, within).await?;
+        let readmitting = self.provider.readmit(host.machine(), host.session());
+        let unanswered = |_| {
+            let message = "what its provider keeps on the machine could not be renewed in time";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
+        };
+        let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
+        readmitted.map_err(unfit(&host))?;
+        Ok((host, liveness))
+    }
+
+    /// Connects to a machine that an earlier process left up, and has its provider see to it.
+    pub(super) async fn readmitted(
+        &self,
+        machine: Machine,
+        within: Duration,
+    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+        let deadline = Instant::now() + within;
+        let (host, liveness) = self.connect(machine, deadline, within).await?;
+        let readmitting = self.provider.readmit(host.machine(), host.session());
+        let unanswered = |_| {
+            let message = "what it keeps on the machine could not be seen to in time";
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
+        };
+        let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
+        readmitted.map_err(|source| Error::Unfit {
             machine: host.name().to_owned(),
             id: host.machine().id.clone(),
             source,
@@ -168,7 +210,7 @@ impl Run {
     }
 
     /// Connects to a machine, until the deadline.
-    pub(super) async fn connect(
+    async fn connect(
         &self,
         machine: Machine,
         deadline: Instant,
@@ -188,7 +230,14 @@ impl Run {
         })?;
         let session: Arc<dyn Session> = session.into();
         self.sessions().push(session.clone());
-        self.events.emit(EventKind::Connected { machine: machine.name() });
+        let id = Some(machine.id.clone());
+        self.events.emit(EventKind::Connected { machine: machine.name(), id });
         Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
     }
+}
+
+/// The error of a machine that is not as its provider promised.
+fn unfit(host: &Host) -> impl FnOnce(ProviderError) -> Error {
+    let (machine, id) = (host.name().to_owned(), host.machine().id.clone());
+    move |source| Error::Unfit { machine, id, source }
 }

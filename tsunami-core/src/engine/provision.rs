@@ -19,7 +19,7 @@ use super::run::{Outcome, Owned, Run, RunHandle};
 use super::teardown::PREPARE_TIMEOUT;
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
-use crate::event::{EventKind, GroupSize, rounded, seconds_since_epoch};
+use crate::event::{EventKind, GroupSize, rounded};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
@@ -92,12 +92,7 @@ impl Tsunami {
                 return Err(error);
             }
         };
-        run.events.emit(EventKind::RunStarted {
-            run: run.id.clone(),
-            experiment: record.experiment,
-            deadline: seconds_since_epoch(record.deadline.at),
-            groups: record.groups,
-        });
+        run.emit_started(record.experiment);
         let machines = Owned::new(run, self.keep);
         match machines.run().bring_up(plan).await {
             Ok(cluster) => Ok(RunHandle { machines, cluster }),

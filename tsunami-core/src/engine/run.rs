@@ -158,6 +158,15 @@ impl Run {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn emit_started(&self, experiment: String) {
+        self.events.emit(EventKind::RunStarted {
+            run: self.id.clone(),
+            experiment,
+            deadline: seconds_since_epoch(self.deadline.read().at),
+            groups: self.groups.clone(),
+        });
+    }
+
     pub(super) fn emit_finished<T>(&self, result: &Result<T, Error>) {
         let error = result.as_ref().err().map(|error| ErrorChain(error).to_string());
         self.events.emit(EventKind::RunFinished { ok: error.is_none(), error });

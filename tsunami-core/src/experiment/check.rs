@@ -8,8 +8,9 @@ use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL
 
 use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
 use super::problem::{Notes, Problem};
-use super::template::{Facts, Fleet, Rendered, Scope, is_reserved};
+use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
+use crate::trial::{MachineContext, Machines};
 
 /// On so many machines a template is rendered in vain; what is wrong on others alone shows when that is mended.
 const FAILED_MACHINES: usize = 3;
@@ -33,9 +34,9 @@ pub(super) fn templates(
     notes.extend(set_values(contents, templates, set));
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
     if contents.groups_are_whole {
-        let fleet = Fleet::from(placeholders(&contents.groups));
+        let machines = Machines::from(placeholders(&contents.groups));
         for placed in templates {
-            notes.extend(rendered(source, placed, &fleet, set, &mut fuel));
+            notes.extend(rendered(source, placed, &machines, set, &mut fuel));
             if fuel == 0 && notes.is_empty() {
                 let message = "rendering all templates for all machines takes too much work, from here on";
                 notes.note(Problem::at(placed.span.clone(), message));
@@ -51,21 +52,21 @@ pub(super) fn templates(
 fn rendered(
     source: &str,
     placed: &Placed,
-    fleet: &Fleet,
+    machines: &Machines,
     set: &[(String, String)],
     fuel: &mut u64,
 ) -> Vec<Problem> {
     let text = placed.template.source();
     // Plain text comes out the same on every machine.
     let enough = if placed.template.names().is_empty() { 1 } else { usize::MAX };
-    let machines = fleet.machines().iter().filter(|machine| placed.machines.contains(&machine.name));
+    let wanted = machines.all().iter().filter(|machine| placed.machines.contains(&machine.name));
     let (mut problems, mut failed) = (BTreeMap::new(), 0);
-    for machine in machines.take(enough) {
+    for machine in wanted.take(enough) {
         if *fuel == 0 || problems.len() > PROBLEM_LIMIT {
             break;
         }
         let scope = match placed.in_step {
-            true => Scope::step(machine, fleet, "1", set),
+            true => Scope::step(machine, machines, "1", set),
             false => Scope::setup(machine, set),
         };
         match placed.template.check(&scope) {
@@ -153,15 +154,15 @@ fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)
 }
 
 /// Machines as they may turn out: all in one network, with an address in it and one in the world.
-fn placeholders(groups: &[Group]) -> Vec<Facts> {
-    let machines = groups.iter().flat_map(|group| (0..group.size.count()).map(move |index| (group, index)));
+fn placeholders(groups: &[Group]) -> Vec<MachineContext> {
+    let machines = groups.iter().flat_map(|group| (0..group.count.get()).map(move |index| (group, index)));
     let facts = |(number, (group, index)): (u32, (&Group, u32))| {
         let private =
             Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 1).to_bits().wrapping_add(number)).to_string();
         // 198.18.0.0/15 is set aside for tests and nobody's.
         let public =
             Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 1).to_bits().wrapping_add(number)).to_string();
-        Facts {
+        MachineContext {
             name: machine_name(&group.name, index),
             group: group.name.clone(),
             index,

@@ -4,8 +4,7 @@
 //! next. What can't be read is noted and left out, and the walk goes on; what was read counts only if
 //! nothing was noted.
 
-mod aws;
-mod value;
+pub(super) mod value;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -13,6 +12,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limits::{
@@ -21,14 +21,19 @@ use crate::limits::{
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use self::aws::AWS_KEYS;
 use self::value::{entries, key, number, unreadable};
-use super::problem::{Notes, Problem, suggest};
-use super::template::{Template, TemplateError, is_reserved};
-use super::{
-    Action, Aws, EnvValue, Group, Interpreter, OnError, Pattern, ProviderKind, Ready, ReadyWhen, Secret,
-    Setup, Size, Ssh, Step, Transport, Unusable, Upload, machine_name,
+use super::keys::{
+    FROM_ENV_KEYS, GROUP_KEYS, READY_KEYS, SCRIPT_KEYS, SSH_KEYS, STEP_KEYS, TOP_KEYS, UPLOAD_KEYS, names,
 };
+use super::problem::{Notes, Problem, suggest};
+use super::script::{Interpreter, Unusable};
+use super::template::{Template, TemplateError, is_reserved};
+use super::values::{Place, Table, Values};
+use super::{
+    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Ready, ReadyWhen, Secret, Setup, Ssh, Step,
+    Transport, Upload, machine_name,
+};
+use crate::registry::{Common, GroupTable, Machines, Registration, Registry, Settings, TableReader};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
@@ -46,7 +51,10 @@ type Span = Range<usize>;
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) name: String,
-    pub(super) provider: ProviderKind,
+    /// The provider's name.
+    pub(super) provider: String,
+    /// What the provider has read for itself.
+    pub(super) settings: Settings,
     pub(super) lifetime: Duration,
     pub(super) budget: Option<f64>,
     pub(super) ssh: Ssh,
@@ -56,6 +64,20 @@ pub(super) struct Contents {
     pub(super) groups_are_whole: bool,
     /// Whether every template of the file is among those that [`Reader::finish`] gives.
     pub(super) templates_are_whole: bool,
+}
+
+/// The provider of a file, and what reads its keys, if there is one.
+type Reading<'a> = Option<(&'a Arc<dyn Registration>, &'a mut (dyn TableReader + 'static))>;
+
+/// How a group's machines are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    /// By `count`.
+    Yes,
+    /// By the provider's own keys.
+    No,
+    /// Not so that it can be told.
+    Wrong,
 }
 
 /// A template, and where in the file it stands.
@@ -88,6 +110,7 @@ struct Use {
 
 /// Reads one file.
 pub(super) struct Reader<'a> {
+    registry: &'a Registry,
     source: &'a str,
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
@@ -96,20 +119,23 @@ pub(super) struct Reader<'a> {
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
     templates_are_whole: bool,
+    /// Whether the provider is one that this program doesn't have, whose keys are not known.
+    is_absent: bool,
     /// How many machines the steps met so far have, each counted in each of its steps.
     step_machines: usize,
-    /// What `[aws]` says, for all groups.
-    base: Aws,
-    in_group: bool,
+    /// What belongs to the machines of all groups.
+    common: Common,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(
+        registry: &'a Registry,
         source: &'a str,
         dir: &'a Path,
         lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
     ) -> Self {
         Self {
+            registry,
             source,
             dir,
             lookup_env,
@@ -117,9 +143,9 @@ impl<'a> Reader<'a> {
             placed: vec![],
             sizes: vec![],
             templates_are_whole: true,
+            is_absent: false,
             step_machines: 0,
-            base: Aws::default(),
-            in_group: false,
+            common: Common::default(),
         }
     }
 
@@ -153,33 +179,46 @@ impl<'a> Reader<'a> {
             return None;
         }
         let root = root.get_ref();
-        self.keys(
-            root,
-            &["name", "provider", "lifetime", "budget", "ssh", "aws", "group", "step"],
-            &["prepare", "repeat", "matrix"],
-        );
+        let registry = self.registry;
+        let tables: Vec<&str> =
+            registry.providers().filter(|known| !known.keys().is_empty()).map(|known| known.name()).collect();
+        let known = names(TOP_KEYS).chain(tables.iter().copied());
+        self.named(root, known.chain(registry.absent_names()), &["prepare", "repeat", "matrix"]);
         let name = self.experiment_name(root);
-        let provider = match root.get("provider") {
-            Some(value) => self.provider(value),
-            None => Some(ProviderKind::Local),
-        };
+        let provider = self.provider(root.get("provider"));
         let lifetime = root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(HOUR);
         let budget = root.get("budget").and_then(|value| self.dollars(value));
-        if let Some((span, value)) = key(root, "aws") {
-            if provider.is_some_and(|provider| provider != ProviderKind::Aws) {
-                let help = "set `provider = \"aws\"`".to_owned();
-                self.note(Problem::at(span, "`[aws]` is for the provider \"aws\"").help(help));
-            } else if let Some(table) = self.table(value) {
-                self.keys(table, AWS_KEYS, &[]);
-                self.base = self.aws(table, &Aws::default());
+        self.common = self.common(root, provider.as_ref());
+        let mut reader = provider.as_ref().map(|provider| provider.reader());
+        let mut own = None;
+        for (name, span, value) in entries(root) {
+            match &provider {
+                Some(provider) if provider.name() == name => {
+                    own = self.table(value);
+                    if let Some(table) = own {
+                        self.keys(table, provider.keys(), &[]);
+                    }
+                }
+                Some(_) if tables.contains(&name) || registry.absent(name).is_some() => {
+                    let help = format!("set `provider = \"{name}\"`");
+                    let message = format!("`[{name}]` is for the provider \"{name}\"");
+                    self.note(Problem::at(span, message).help(help));
+                }
+                _ => {}
             }
         }
+        if let Some(reader) = &mut reader {
+            let common = self.common.clone();
+            reader.all(&common, own.map(Table), &mut Values(self));
+        }
         let ssh = root.get("ssh").and_then(|value| self.ssh(value)).unwrap_or_default();
-        let groups = self.groups(root, provider);
+        let mut reading = provider.as_ref().zip(reader.as_deref_mut());
+        let groups = self.groups(root, &mut reading);
         let steps = self.steps(root);
         Some(Contents {
             name: name.unwrap_or_default(),
-            provider: provider.unwrap_or_default(),
+            provider: provider.map(|provider| provider.name().to_owned()).unwrap_or_default(),
+            settings: reader.map(|reader| reader.settings()).unwrap_or_default(),
             lifetime,
             budget,
             ssh,
@@ -201,35 +240,45 @@ impl<'a> Reader<'a> {
         self.name(value)
     }
 
-    fn provider(&mut self, value: &Value<'_>) -> Option<ProviderKind> {
-        self.choice(
-            value,
-            "provider",
-            &[
-                ("local", Some(ProviderKind::Local)),
-                ("hosts", Some(ProviderKind::Hosts)),
-                ("aws", Some(ProviderKind::Aws)),
-            ],
-        )
+    /// Who has the machines; the first of the registry if the file doesn't say.
+    fn provider(&mut self, value: Option<&Value<'_>>) -> Option<Arc<dyn Registration>> {
+        let registry = self.registry;
+        let Some(value) = value else { return registry.providers().next().cloned() };
+        let name = self.text(value)?;
+        if let Some(provider) = registry.find(name) {
+            return Some(provider.clone());
+        }
+        let absent = registry.absent(name);
+        self.is_absent = absent.is_some();
+        let problem = match absent {
+            Some(why) => Problem::at(value.span(), why),
+            None => Problem::at(value.span(), format!("`provider` can't be \"{name}\""))
+                .help(suggest(name, registry.all_names())),
+        };
+        self.note(problem);
+        None
+    }
+
+    /// What belongs to the machines of every provider.
+    fn common(&mut self, table: &DeTable<'_>, provider: Option<&Arc<dyn Registration>>) -> Common {
+        let user = table.get("user").and_then(|value| self.host(value));
+        if let (Some((span, _)), Some(provider)) = (key(table, "user"), provider)
+            && !provider.has_users()
+        {
+            let message = format!("`user` is not for the provider \"{}\"", provider.name());
+            let help = "its machines are used by whoever runs tsunami".to_owned();
+            self.note(Problem::at(span, message).help(help));
+        }
+        let on_interruption = table.get("on_interruption").and_then(|value| {
+            let choices = &[("fail", OnInterruption::Fail), ("replace", OnInterruption::Replace)];
+            self.choice(value, "on_interruption", choices)
+        });
+        Common { user, on_interruption }
     }
 
     fn ssh(&mut self, value: &Value<'_>) -> Option<Ssh> {
         let table = self.table(value)?;
-        self.keys(
-            table,
-            &[
-                "config",
-                "jump",
-                "user",
-                "key",
-                "known_hosts",
-                "connect_timeout",
-                "keepalive",
-                "kex",
-                "transport",
-            ],
-            &[],
-        );
+        self.keys(table, SSH_KEYS, &[]);
         Some(Ssh {
             config: table.get("config").and_then(|value| self.file(value)),
             jump: table.get("jump").and_then(|value| self.host(value)),
@@ -241,14 +290,14 @@ impl<'a> Reader<'a> {
             kex: table.get("kex").and_then(|value| self.kex(value)),
             transport: table
                 .get("transport")
-                .and_then(|value| self.choice(value, "transport", &[("openssh", Some(Transport::Openssh))]))
+                .and_then(|value| self.choice(value, "transport", &[("openssh", Transport::Openssh)]))
                 .unwrap_or_default(),
         })
     }
 
     // Groups
 
-    fn groups(&mut self, root: &DeTable<'_>, provider: Option<ProviderKind>) -> Vec<Group> {
+    fn groups(&mut self, root: &DeTable<'_>, reading: &mut Reading<'_>) -> Vec<Group> {
         let help = "begin one with `[group.server]`".to_owned();
         let Some(value) = root.get("group") else {
             self.note(Problem::general("there is no group of machines").help(help));
@@ -258,7 +307,6 @@ impl<'a> Reader<'a> {
         if table.is_empty() {
             self.note(Problem::at(value.span(), "there is no group of machines").help(help));
         }
-        let mut hosts = HashSet::new();
         let entries = entries(table);
         if let Some((_, span, _)) = entries.get(GROUP_LIMIT) {
             let message = format!("an experiment has at most {GROUP_LIMIT} groups");
@@ -267,7 +315,7 @@ impl<'a> Reader<'a> {
         entries
             .into_iter()
             .take(GROUP_LIMIT)
-            .filter_map(|(name, span, value)| self.group(name, span, value, provider, &mut hosts))
+            .filter_map(|(name, span, value)| self.group(name, span, value, reading))
             .collect()
     }
 
@@ -276,8 +324,7 @@ impl<'a> Reader<'a> {
         name: &str,
         span: Span,
         value: &Value<'_>,
-        provider: Option<ProviderKind>,
-        hosts: &mut HashSet<String>,
+        reading: &mut Reading<'_>,
     ) -> Option<Group> {
         if name.len() > NAME_LIMIT {
             let message = format!("this name is longer than {NAME_LIMIT} bytes");
@@ -293,79 +340,103 @@ impl<'a> Reader<'a> {
         // Even a group that can't be read is there to be named by a step.
         self.sizes.push((name.to_owned(), None));
         let table = self.table(value)?;
-        const OWN: &[&str] = &["count", "hosts", "setup", "upload", "env"];
-        let of_aws = provider == Some(ProviderKind::Aws);
-        for (key, span, _) in entries(table).into_iter().filter(|(key, ..)| !OWN.contains(key)) {
-            let is_aws = AWS_KEYS.contains(&key);
-            if is_aws && !of_aws && provider.is_some() {
-                let help = "set `provider = \"aws\"`".to_owned();
-                self.note(Problem::at(span, format!("`{key}` is for the provider \"aws\"")).help(help));
-            } else if !is_aws {
-                let known = OWN.iter().chain(if of_aws { AWS_KEYS } else { &[] });
-                let help = suggest(key, known.copied());
-                self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
+        let provider = reading.as_ref().map(|(provider, _)| *provider);
+        let is_counted = self.group_keys(table, provider);
+        let common = self.common(table, provider);
+        let machines = match reading {
+            Some((_, reader)) if is_counted != Counted::Wrong => {
+                let group = GroupTable {
+                    name,
+                    place: Place(span.clone()),
+                    table: Table(table),
+                    common: common.clone(),
+                };
+                reader.group(&group, &mut Values(self))
             }
-        }
-        let aws = of_aws.then(|| {
-            self.in_group = true;
-            let aws = self.aws(table, &self.base.clone());
-            self.in_group = false;
-            if aws.instance.is_empty() {
-                let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
-                self.note(Problem::at(span.clone(), "this group has no `instance`").help(help));
-            }
-            aws
-        });
+            _ => None,
+        };
         let others: u32 = self.sizes.iter().filter_map(|(_, size)| *size).sum();
-        let size = self.size(table, span.clone(), provider, hosts).filter(|size| {
-            let fits = size.count() <= MACHINE_LIMIT - others;
+        let count = match is_counted {
+            Counted::Yes => table.get("count").map_or(Some(NonZeroU32::MIN), |value| self.count(value)),
+            Counted::No => machines.as_ref().and_then(|machines| machines.count),
+            Counted::Wrong => None,
+        };
+        let count = count.filter(|count| {
+            let fits = count.get() <= MACHINE_LIMIT - others;
             if !fits {
                 let message = format!("an experiment has at most {MACHINE_LIMIT} machines");
                 self.notes.note(Problem::at(span, message));
             }
             fits
         });
-        let count = size.as_ref().map(Size::count);
+        let size = count.map(NonZeroU32::get);
         if let Some((_, known)) = self.sizes.last_mut() {
-            *known = count;
+            *known = size;
         }
-        let machines = (0..count.unwrap_or(0)).map(|index| machine_name(name, index)).collect();
-        let used = Use { machines: Rc::new(machines), in_step: false };
+        let names = (0..size.unwrap_or(0)).map(|index| machine_name(name, index)).collect();
+        let used = Use { machines: Rc::new(names), in_step: false };
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
-        Some(Group { name: name.to_owned(), size: size?, setup, upload, env, aws })
+        let Machines { spec, on_interruption, connect_timeout, inputs, .. } = machines?;
+        let on_interruption = common.on_interruption.or(on_interruption).or(self.common.on_interruption);
+        let replace_interrupted = on_interruption == Some(OnInterruption::Replace);
+        let (name, count) = (name.to_owned(), count?);
+        Some(Group { name, count, setup, upload, env, spec, replace_interrupted, connect_timeout, inputs })
     }
 
-    fn size(
-        &mut self,
-        table: &DeTable<'_>,
-        group: Span,
-        provider: Option<ProviderKind>,
-        taken: &mut HashSet<String>,
-    ) -> Option<Size> {
-        match (provider?, key(table, "count"), key(table, "hosts")) {
-            (ProviderKind::Local | ProviderKind::Aws, _, Some((span, _))) => {
-                let help = "set `provider = \"hosts\"`, or give a `count` of machines".to_owned();
-                self.note(Problem::at(span, "`hosts` is for the provider \"hosts\"").help(help));
-                None
+    /// Notes the keys of a group that are nobody's, or another provider's, and tells how its machines are counted.
+    fn group_keys(&mut self, table: &DeTable<'_>, provider: Option<&Arc<dyn Registration>>) -> Counted {
+        let has = |provider: &Arc<dyn Registration>, key: &str| {
+            names(provider.keys()).chain(names(provider.group_keys())).any(|own| own == key)
+        };
+        let mut counted = match provider {
+            Some(provider) if provider.is_counted() => Counted::Yes,
+            Some(_) => Counted::No,
+            None => Counted::Wrong,
+        };
+        let registry = self.registry;
+        for (key, span, _) in entries(table) {
+            if key == "count" && counted == Counted::No {
+                let (mut message, mut help) = ("`count` is not for this provider".to_owned(), None);
+                if let Some(provider) = provider {
+                    message = format!("`count` is not for the provider \"{}\"", provider.name());
+                    help = provider
+                        .group_keys()
+                        .first()
+                        .map(|own| format!("the group's `{}` are its machines", own.name));
+                }
+                self.note(Problem::at(span, message).help(help));
+                counted = Counted::Wrong;
+                continue;
             }
-            (ProviderKind::Local | ProviderKind::Aws, Some((_, value)), None) => {
-                self.count(value).map(Size::Count)
+            if names(GROUP_KEYS).any(|own| own == key) || provider.is_some_and(|provider| has(provider, key))
+            {
+                continue;
             }
-            (ProviderKind::Local | ProviderKind::Aws, None, None) => Some(Size::Count(NonZeroU32::MIN)),
-            (ProviderKind::Hosts, Some((span, _)), _) => {
-                let help = "the group's `hosts` are its machines".to_owned();
-                self.note(Problem::at(span, "`count` is not for the provider \"hosts\"").help(help));
-                None
-            }
-            (ProviderKind::Hosts, None, Some((_, value))) => self.hosts(value, taken).map(Size::Hosts),
-            (ProviderKind::Hosts, None, None) => {
-                let help = "list them as `hosts = [\"user@10.0.0.5\"]`".to_owned();
-                self.note(Problem::at(group, "this group has no `hosts`").help(help));
-                None
+            match (provider, registry.providers().find(|other| has(other, key))) {
+                (Some(_), Some(other)) => {
+                    let mut help = format!("set `provider = \"{}\"`", other.name());
+                    if !other.is_counted() {
+                        help += ", or give a `count` of machines";
+                        counted = Counted::Wrong;
+                    }
+                    let message = format!("`{key}` is for the provider \"{}\"", other.name());
+                    self.note(Problem::at(span, message).help(help));
+                }
+                // With the right provider, these may be right.
+                (None, Some(_)) => {}
+                (None, None) if self.is_absent => {}
+                _ => {
+                    let own = provider
+                        .iter()
+                        .flat_map(|provider| names(provider.group_keys()).chain(names(provider.keys())));
+                    let help = suggest(key, names(GROUP_KEYS).chain(own));
+                    self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
+                }
             }
         }
+        counted
     }
 
     fn count(&mut self, value: &Value<'_>) -> Option<NonZeroU32> {
@@ -380,26 +451,6 @@ impl<'a> Reader<'a> {
         count
     }
 
-    fn hosts(&mut self, value: &Value<'_>, taken: &mut HashSet<String>) -> Option<Vec<String>> {
-        let list = self.list(value)?;
-        if list.is_empty() {
-            self.note(Problem::at(value.span(), "a group has at least one host"));
-            return None;
-        }
-        let read = |value| {
-            let host = self.host(value)?;
-            if !taken.insert(host.clone()) {
-                // Both would work, and clean up, in the same directory.
-                let message = format!("`{host}` is listed twice; a host is one machine");
-                self.note(Problem::at(value.span(), message));
-                return None;
-            }
-            Some(host)
-        };
-        let hosts: Vec<_> = list.iter().filter_map(read).collect();
-        (hosts.len() == list.len()).then_some(hosts)
-    }
-
     fn setups(&mut self, value: &Value<'_>, used: &Use) -> Vec<Setup> {
         match value.get_ref() {
             DeValue::Array(list) => list.iter().filter_map(|value| self.setup(value, used)).collect(),
@@ -411,7 +462,7 @@ impl<'a> Reader<'a> {
         match value.get_ref() {
             DeValue::String(_) => self.template(value, Kind::Command, used).map(Setup::Command),
             DeValue::Table(table) => {
-                self.keys(table, &["script"], &[]);
+                self.keys(table, SCRIPT_KEYS, &[]);
                 let script = self.required(table, "script", value.span())?;
                 self.script(script).map(Setup::Script)
             }
@@ -440,7 +491,7 @@ impl<'a> Reader<'a> {
 
     fn upload(&mut self, value: &Value<'_>, used: &Use) -> Option<Upload> {
         let table = self.table(value)?;
-        self.keys(table, &["from", "to"], &[]);
+        self.keys(table, UPLOAD_KEYS, &[]);
         let from = self.required(table, "from", value.span());
         let to = self.required(table, "to", value.span());
         let from = from.and_then(|value| {
@@ -475,7 +526,7 @@ impl<'a> Reader<'a> {
         let DeValue::Table(table) = value.get_ref() else {
             return self.template(value, Kind::Value, used).map(EnvValue::Text);
         };
-        self.keys(table, &["from_env"], &[]);
+        self.keys(table, FROM_ENV_KEYS, &[]);
         let value = self.required(table, "from_env", value.span())?;
         let variable = self.text(value)?.to_owned();
         match (self.lookup_env)(&variable) {
@@ -512,11 +563,7 @@ impl<'a> Reader<'a> {
 
     fn step(&mut self, value: &Value<'_>, number: usize, names: &mut HashMap<String, usize>) -> Option<Step> {
         let table = self.table(value)?;
-        self.keys(
-            table,
-            &["name", "on", "run", "start", "ready", "timeout", "collect", "on_error", "env", "cwd"],
-            &[],
-        );
+        self.keys(table, STEP_KEYS, &[]);
         let name = match table.get("name") {
             Some(value) => self.name(value),
             None => Some(number.to_string()),
@@ -532,7 +579,7 @@ impl<'a> Reader<'a> {
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
         let on_error = table.get("on_error").and_then(|value| {
-            let choices = &[("fail", Some(OnError::Fail)), ("continue", Some(OnError::Continue))];
+            let choices = &[("fail", OnError::Fail), ("continue", OnError::Continue)];
             self.choice(value, "on_error", choices)
         });
         let env = self.env(table, &used);
@@ -668,7 +715,7 @@ impl<'a> Reader<'a> {
 
     fn ready(&mut self, value: &Value<'_>, used: &Use) -> Option<Ready> {
         let table = self.table(value)?;
-        self.keys(table, &["port", "command", "log", "timeout"], &[]);
+        self.keys(table, READY_KEYS, &[]);
         let port = table.get("port").map(|value| self.port(value).map(ReadyWhen::Port));
         let command = table
             .get("command")
@@ -685,7 +732,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn port(&mut self, value: &Value<'_>) -> Option<u16> {
+    pub(super) fn port(&mut self, value: &Value<'_>) -> Option<u16> {
         let DeValue::Integer(integer) = value.get_ref() else {
             self.wrong_type(value, "a port number");
             return None;

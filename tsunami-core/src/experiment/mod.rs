@@ -1,16 +1,32 @@
 //! The experiment file: what a user asks for, read, checked as a whole and ready to be carried out.
 //!
-//! Nothing is started here, and nothing is looked at but the file and the files it names. What
-//! [`Experiment::load`] hands out is whole: names resolved, files present, templates rendered for every
-//! machine with placeholder addresses. What it refuses, it refuses with all [`Problems`] at once.
+//! Reading starts nothing and looks at nothing but the file and the files it names. What [`Experiment::load`] hands
+//! out is whole: names resolved, files present, templates rendered for every machine with placeholder addresses. What
+//! it refuses, it refuses with all [`Problems`] at once. [`Experiment::run`] does what the command line does:
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use tsunami_core::experiment::{Experiment, RunOptions};
+//! # use tsunami_core::{Connector, Error, Provider, Tsunami};
+//! # async fn example(provider: Arc<dyn Provider>, connector: Arc<dyn Connector>) -> Result<(), Error> {
+//! let experiment = Experiment::load("redis.toml")?;
+//! let report = experiment.run(&Tsunami::new(provider, connector), RunOptions::default()).await?;
+//! println!("{} machines, {:?} dollars", report.machines.len(), report.estimated_cost());
+//! # Ok(()) }
+//! ```
 
 mod check;
 mod file;
+pub(crate) mod keys;
+mod plan;
 mod problem;
+mod run;
 mod script;
+mod steps;
 mod template;
 #[cfg(test)]
 mod tests;
+pub(crate) mod values;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
@@ -21,10 +37,12 @@ use std::{fmt, fs, io};
 
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
+use crate::provider::MachineSpec;
+use crate::registry::{Registry, Settings};
 
 pub use self::problem::{Problem, Problems};
-pub use self::script::{Interpreter, Unusable};
-pub use self::template::{Facts, Fleet, Scope, Template, TemplateError, variables};
+pub use self::run::{ExperimentRun, RunOptions};
+pub use self::template::{Scope, Template, TemplateError};
 
 use self::file::Reader;
 
@@ -33,8 +51,8 @@ use self::file::Reader;
 pub struct Experiment {
     /// What the experiment is called.
     pub name: String,
-    /// Where its machines come from.
-    pub provider: ProviderKind,
+    /// The name of the provider that has its machines.
+    pub provider: String,
     /// When every machine ends, whatever happens.
     pub lifetime: Duration,
     /// The most that the machines may cost, in US dollars.
@@ -49,120 +67,11 @@ pub struct Experiment {
     pub source: String,
     /// The values given with `--set`.
     pub set: Vec<(String, String)>,
+    /// What its provider has read for itself.
+    pub settings: Settings,
 }
 
-/// Where machines come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ProviderKind {
-    /// This computer.
-    #[default]
-    Local,
-    /// Computers that are already there.
-    Hosts,
-    /// Amazon EC2.
-    Aws,
-}
-
-/// What a machine on EC2 is to be. What is `None` or empty is left to the provider.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Aws {
-    /// The region.
-    pub region: Option<String>,
-    /// The availability zone.
-    pub zone: Option<String>,
-    /// Where to buy, in order; at least one.
-    pub market: Vec<Market>,
-    /// The most that an hour of a spot machine may cost, in US dollars.
-    pub max_price: Option<f64>,
-    /// Types, any of which will do; at least one.
-    pub instance: Vec<String>,
-    /// Whether machines of a group may differ.
-    pub mixed: bool,
-    /// The image.
-    pub image: Option<String>,
-    /// Who to log in as.
-    pub user: Option<String>,
-    /// The root volume.
-    pub disk: Option<Disk>,
-    /// The subnet's id.
-    pub subnet: Option<String>,
-    /// The security group's id.
-    pub security_group: Option<String>,
-    /// Who may connect by SSH, as CIDR blocks.
-    pub ssh_from: Vec<String>,
-    /// Ports open to the run's machines in other regions.
-    pub open_ports: Vec<u16>,
-    /// Whether machines are kept close together.
-    pub placement_group: bool,
-    /// The name of an instance profile.
-    pub iam_profile: Option<String>,
-    /// The text of the user's own user data.
-    pub user_data: Option<String>,
-    /// More tags.
-    pub tags: Vec<(String, String)>,
-    /// Whether set-up waits for cloud-init.
-    pub wait_for_cloud_init: bool,
-    /// What happens when EC2 takes a machine back.
-    pub on_interruption: OnInterruption,
-    /// Who keeps the promise of a spot block.
-    pub spot_block: SpotBlock,
-    /// The profile of the AWS configuration; the same for all groups.
-    pub profile: Option<String>,
-}
-
-impl Default for Aws {
-    fn default() -> Self {
-        Self {
-            region: None,
-            zone: None,
-            market: vec![Market::OnDemand],
-            max_price: None,
-            instance: Vec::new(),
-            mixed: false,
-            image: None,
-            user: None,
-            disk: None,
-            subnet: None,
-            security_group: None,
-            ssh_from: Vec::new(),
-            open_ports: Vec::new(),
-            placement_group: false,
-            iam_profile: None,
-            user_data: None,
-            tags: Vec::new(),
-            wait_for_cloud_init: true,
-            on_interruption: OnInterruption::default(),
-            spot_block: SpotBlock::default(),
-            profile: None,
-        }
-    }
-}
-
-/// Where machines are bought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Market {
-    /// For the full price.
-    OnDemand,
-    /// What is left over.
-    Spot,
-    /// Spot, with tsunami's promises.
-    SpotBlock,
-}
-
-/// A root volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    /// Its size in GiB, if not the image's.
-    pub gib: Option<NonZeroU32>,
-    /// Its type.
-    pub kind: String,
-    /// Its operations a second.
-    pub iops: Option<u32>,
-    /// Its throughput, in MiB a second.
-    pub throughput: Option<u32>,
-}
-
-/// What happens when EC2 takes a machine back.
+/// What happens when a provider takes a machine back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnInterruption {
     /// The run fails.
@@ -170,16 +79,6 @@ pub enum OnInterruption {
     Fail,
     /// Another machine is set up in its place.
     Replace,
-}
-
-/// Who keeps the promise of a spot block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SpotBlock {
-    /// tsunami.
-    #[default]
-    Promise,
-    /// An endpoint that still has them.
-    Native,
 }
 
 /// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
@@ -218,25 +117,22 @@ pub enum Transport {
 pub struct Group {
     /// Its name.
     pub name: String,
-    /// Its machines.
-    pub size: Size,
+    /// How many machines it has.
+    pub count: NonZeroU32,
     /// What prepares each of them, in order.
     pub setup: Vec<Setup>,
     /// What is brought to each of them, before set-up.
     pub upload: Vec<Upload>,
     /// The environment of everything that runs on them.
     pub env: Vec<(String, EnvValue)>,
-    /// What they are to be, on EC2.
-    pub aws: Option<Aws>,
-}
-
-/// How many machines, or which.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Size {
-    /// So many new ones.
-    Count(NonZeroU32),
-    /// These, as `user@host:port` or by their names in an `ssh_config`; at least one, no two the same.
-    Hosts(Vec<String>),
+    /// What they are to be, in their provider's terms.
+    pub spec: MachineSpec,
+    /// Whether another machine is set up in the place of one that its provider takes back.
+    pub replace_interrupted: bool,
+    /// How long they may take from the launch to a session, unless the file says so.
+    pub connect_timeout: Option<Duration>,
+    /// Texts of theirs that are kept with the results, with the names that they have there.
+    pub inputs: Vec<(String, String)>,
 }
 
 /// One thing that prepares a machine.
@@ -366,12 +262,14 @@ pub enum OnError {
 }
 
 impl Experiment {
-    /// Reads and checks the file at `path`, with the values given with `--set`.
-    ///
-    /// `lookup_env` is asked for the variables that `from_env` names, and for `HOME` where a path begins
-    /// with `~/`.
-    pub fn load(
+    /// Reads and checks the file at `path`. [`Loader`] can be told more.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
+        Loader::new().load(path)
+    }
+
+    fn read(
         path: &Path,
+        registry: &Registry,
         set: &[(String, String)],
         lookup_env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Problems> {
@@ -382,16 +280,22 @@ impl Experiment {
         };
         // A line's ending is nothing that a command should see.
         let text = source.replace("\r\n", "\n");
-        let mut reader = Reader::new(&text, dir, lookup_env);
+        let mut reader = Reader::new(registry, &text, dir, lookup_env);
         let contents = reader.read();
         let (mut notes, templates) = reader.finish();
         if let Some(contents) = &contents {
+            if let Some(provider) = registry.find(&contents.provider)
+                && notes.is_empty()
+            {
+                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
+            }
             check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
             Some(contents) if notes.is_empty() => Ok(Self {
                 name: contents.name,
                 provider: contents.provider,
+                settings: contents.settings,
                 lifetime: contents.lifetime,
                 budget: contents.budget,
                 ssh: contents.ssh,
@@ -407,7 +311,7 @@ impl Experiment {
     /// All machines, in the order of the file: each one's name, group, and number within the group.
     pub fn machines(&self) -> impl Iterator<Item = (String, &Group, u32)> {
         self.groups.iter().flat_map(|group| {
-            (0..group.size.count()).map(move |index| (machine_name(&group.name, index), group, index))
+            (0..group.count.get()).map(move |index| (machine_name(&group.name, index), group, index))
         })
     }
 
@@ -417,13 +321,51 @@ impl Experiment {
     }
 }
 
-impl Size {
-    /// How many machines that is.
-    pub fn count(&self) -> u32 {
-        match self {
-            Self::Count(count) => count.get(),
-            Self::Hosts(hosts) => u32::try_from(hosts.len()).unwrap_or(u32::MAX),
-        }
+/// Loads experiment files.
+pub struct Loader<'a> {
+    registry: Registry,
+    set: Vec<(String, String)>,
+    lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("set", &self.set).finish_non_exhaustive()
+    }
+}
+
+impl Default for Loader<'_> {
+    fn default() -> Self {
+        Self { registry: Registry::default(), set: Vec::new(), lookup_env: &|name| std::env::var_os(name) }
+    }
+}
+
+impl<'a> Loader<'a> {
+    /// Without values to set, with this process's environment and the [default](Registry::default) registry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the providers whose machines a file may have.
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = registry.clone();
+        self
+    }
+
+    /// Adds a value that templates know by this name.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.set.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
+    pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self { lookup_env, ..self }
+    }
+
+    /// Reads and checks the file at `path`.
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
+        Experiment::read(path.as_ref(), &self.registry, &self.set, self.lookup_env)
     }
 }
 

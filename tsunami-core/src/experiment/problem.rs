@@ -113,7 +113,7 @@ impl Problems {
     }
 
     /// How many problems there are; never zero.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.problems.len()
     }
 
@@ -199,6 +199,12 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
+
+impl From<Problems> for crate::Error {
+    fn from(problems: Problems) -> Self {
+        Self::other(problems)
+    }
+}
 
 /// A message without what a terminal would act on, and not longer than can be read.
 fn shorten(text: &str) -> String {

@@ -9,16 +9,16 @@ const FIRST_LINE_LIMIT: u64 = 255;
 
 /// What runs a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interpreter {
+pub(super) struct Interpreter {
     /// The program's absolute path.
-    pub program: String,
+    pub(super) program: String,
     /// Its first argument, if any: the rest of the line, spaces included.
-    pub argument: Option<String>,
+    pub(super) argument: Option<String>,
 }
 
 /// Why a script can't be run, and what to do about it.
 #[derive(Debug)]
-pub enum Unusable {
+pub(super) enum Unusable {
     /// It can't be read.
     Unreadable(io::Error),
     /// Its first line says nothing that can be run.
@@ -32,7 +32,7 @@ pub enum Unusable {
 
 impl Interpreter {
     /// Reads a script's first line, as Linux does.
-    pub fn of(script: &Path) -> Result<Self, Unusable> {
+    pub(super) fn of(script: &Path) -> Result<Self, Unusable> {
         let mut start = Vec::new();
         let read = File::open(script).and_then(|file| file.take(FIRST_LINE_LIMIT).read_to_end(&mut start));
         read.map_err(Unusable::Unreadable)?;

@@ -1,18 +1,18 @@
 //! Templates: text in which `{{ }}` stands for a fact about the machines of a run.
 //!
-//! What a template may know is a [`Scope`], built from plain [`Facts`]. Whoever renders decides what the
+//! What a template may know is a [`Scope`], built from the [`MachineContext`] of each machine. Whoever renders decides what the
 //! facts are: placeholders when a file is checked, the real addresses when a run is under way.
 
 mod language;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::{fmt, io};
 
-use crate::Addresses;
-use crate::limits::{TEMPLATE_OUTPUT_LIMIT, VARIABLE_LIMIT};
+use crate::limits::TEMPLATE_OUTPUT_LIMIT;
+use crate::trial::{MachineContext, Machines};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
 
@@ -245,96 +245,18 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
     text.match_indices(word).map(|(at, _)| at).find(whole)
 }
 
-/// What is known about one machine of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// Its name, as `client-0`.
-    pub name: String,
-    /// The group it belongs to.
-    pub group: String,
-    /// Its number within the group, from zero.
-    pub index: u32,
-    /// The address by which it reaches itself: the private one if it has any, else the public one.
-    pub ip: String,
-    /// The addresses by which others reach it.
-    pub addresses: Addresses,
-    /// The run it belongs to.
-    pub run_id: String,
-}
-
-/// The machines of a run, by group. Cheap to clone, so that a scope can be made for each of a thousand.
-#[derive(Debug, Clone)]
-pub struct Fleet {
-    machines: Arc<[Facts]>,
-    /// Where each group's machines are in `machines`.
-    groups: Arc<BTreeMap<String, Vec<usize>>>,
-}
-
-impl Fleet {
-    /// All machines, in order.
-    pub fn machines(&self) -> &[Facts] {
-        &self.machines
-    }
-
-    fn group(&self, name: &str) -> Option<&[usize]> {
-        self.groups.get(name).map(Vec::as_slice)
-    }
-}
-
-impl From<Vec<Facts>> for Fleet {
-    fn from(machines: Vec<Facts>) -> Self {
-        let mut groups = BTreeMap::<_, Vec<_>>::new();
-        for (at, machine) in machines.iter().enumerate() {
-            groups.entry(machine.group.clone()).or_default().push(at);
-        }
-        Self { machines: machines.into(), groups: Arc::new(groups) }
-    }
-}
-
-/// The address by which `me` reaches `other`: private within a network, public across.
-fn address_from<'a>(me: &Facts, other: &'a Facts) -> Option<&'a str> {
-    if me.name == other.name {
-        return Some(&other.ip);
-    }
-    other.addresses.seen_from(&me.addresses)
-}
-
-/// The facts as environment variables: in set-up without a trial, in steps with one.
-pub fn variables(me: &Facts, all: &Fleet, trial: Option<&str>) -> Vec<(String, String)> {
-    let own = [
-        ("TSUNAMI_NAME", me.name.clone()),
-        ("TSUNAMI_GROUP", me.group.clone()),
-        ("TSUNAMI_INDEX", me.index.to_string()),
-        ("TSUNAMI_RUN_ID", me.run_id.clone()),
-        ("TSUNAMI_IP", me.ip.clone()),
-    ];
-    let mut variables: Vec<_> = own.map(|(name, value)| (name.to_owned(), value)).into();
-    if let Some(trial) = trial {
-        variables.push(("TSUNAMI_TRIAL".to_owned(), trial.to_owned()));
-        for (group, members) in all.groups.iter() {
-            let ips: Vec<_> = members.iter().filter_map(|&at| address_from(me, &all.machines[at])).collect();
-            let ips = ips.join(" ");
-            // With one that is too long no command would start at all.
-            if ips.len() <= VARIABLE_LIMIT {
-                variables.push((format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips));
-            }
-        }
-    }
-    variables
-}
-
 /// What a template may know, on one machine at one time.
 #[derive(Debug, Clone)]
 pub struct Scope(Arc<Context>);
 
 impl Scope {
     /// In set-up a machine knows itself; the others may not be there yet.
-    pub fn setup(me: &Facts, set: &[(String, String)]) -> Self {
+    pub fn setup(me: &MachineContext, set: &[(String, String)]) -> Self {
         Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step: None }))
     }
 
     /// In a step it also knows the trial and every machine.
-    pub fn step(me: &Facts, all: &Fleet, trial: &str, set: &[(String, String)]) -> Self {
+    pub fn step(me: &MachineContext, all: &Machines, trial: &str, set: &[(String, String)]) -> Self {
         let step = Some((all.clone(), trial.to_owned()));
         Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step }))
     }
@@ -343,9 +265,9 @@ impl Scope {
 /// The names at the top of a template.
 #[derive(Debug)]
 struct Context {
-    me: Arc<Facts>,
+    me: Arc<MachineContext>,
     set: Vec<(String, String)>,
-    step: Option<(Fleet, String)>,
+    step: Option<(Machines, String)>,
 }
 
 impl Context {
@@ -357,8 +279,8 @@ impl Context {
         let set = self.set.iter().map(|(name, _)| name.as_str());
         let own: Vec<_> = ATTRIBUTES.iter().copied().chain(["run_id"]).chain(set).collect();
         match &self.step {
-            Some((fleet, _)) => {
-                let groups = fleet.groups.keys().map(String::as_str);
+            Some((machines, _)) => {
+                let groups = machines.groups();
                 suggest(name, own.into_iter().chain(["trial"]).chain(groups))
             }
             None => likely(name, own.iter().copied())
@@ -380,11 +302,11 @@ impl Object for Context {
             if let Some((_, value)) = self.set.iter().find(|(set, _)| set == name) {
                 return Some(Value::from(value));
             }
-            let (fleet, _) = self.step.as_ref()?;
-            fleet.group(name)?;
-            Some(Value::from_object(Machines {
+            let (machines, _) = self.step.as_ref()?;
+            machines.group(name)?;
+            Some(Value::from_object(GroupValue {
                 seen_by: me.clone(),
-                fleet: fleet.clone(),
+                machines: machines.clone(),
                 group: name.to_owned(),
             }))
         })
@@ -392,12 +314,12 @@ impl Object for Context {
 }
 
 /// A fact about `other` as `me` sees it: `None` if there is no such fact, `Some(None)` if this machine lacks it.
-fn attribute(me: &Facts, other: &Facts, name: &str) -> Option<Option<Value>> {
+fn attribute(me: &MachineContext, other: &MachineContext, name: &str) -> Option<Option<Value>> {
     Some(match name {
         "name" => Some(Value::from(&other.name)),
         "group" => Some(Value::from(&other.group)),
         "index" => Some(Value::from(other.index)),
-        "ip" => address_from(me, other).map(Value::from),
+        "ip" => other.address_from(me).map(Value::from),
         "public_ip" => other.addresses.public.as_ref().map(Value::from),
         "private_ip" => other.addresses.private.as_ref().map(Value::from),
         _ => return None,
@@ -406,19 +328,19 @@ fn attribute(me: &Facts, other: &Facts, name: &str) -> Option<Option<Value>> {
 
 /// A group: always a list, and if it has one machine also that machine.
 #[derive(Debug)]
-struct Machines {
-    seen_by: Arc<Facts>,
-    fleet: Fleet,
+struct GroupValue {
+    seen_by: Arc<MachineContext>,
+    machines: Machines,
     group: String,
 }
 
-impl Machines {
+impl GroupValue {
     fn members(&self) -> &[usize] {
-        self.fleet.group(&self.group).unwrap_or_default()
+        self.machines.group(&self.group).unwrap_or_default()
     }
 
-    fn machine(&self, at: usize) -> Machine {
-        Machine { seen_by: self.seen_by.clone(), fleet: self.fleet.clone(), at }
+    fn machine(&self, at: usize) -> MachineValue {
+        MachineValue { seen_by: self.seen_by.clone(), machines: self.machines.clone(), at }
     }
 
     fn is_no_text(&self) -> Error {
@@ -443,7 +365,7 @@ impl Machines {
     }
 }
 
-impl Object for Machines {
+impl Object for GroupValue {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Seq
     }
@@ -485,15 +407,15 @@ impl Object for Machines {
 
 /// A machine, as another sees it.
 #[derive(Debug)]
-struct Machine {
-    seen_by: Arc<Facts>,
-    fleet: Fleet,
+struct MachineValue {
+    seen_by: Arc<MachineContext>,
+    machines: Machines,
     at: usize,
 }
 
-impl Machine {
+impl MachineValue {
     fn is_no_text(&self) -> Error {
-        let name = &self.fleet.machines[self.at].name;
+        let name = &self.machines.all()[self.at].name;
         invalid(
             format!("`{name}` is a machine, not text"),
             "write its `.ip`, or another of its facts".to_owned(),
@@ -501,7 +423,7 @@ impl Machine {
     }
 }
 
-impl Object for Machine {
+impl Object for MachineValue {
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         Enumerator::Str(ATTRIBUTES)
     }
@@ -511,12 +433,12 @@ impl Object for Machine {
     }
 
     fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.fleet.machines[self.at].name)
+        f.write_str(&self.machines.all()[self.at].name)
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let name = key.as_str()?;
-        let known = attribute(&self.seen_by, &self.fleet.machines[self.at], name);
+        let known = attribute(&self.seen_by, &self.machines.all()[self.at], name);
         known.unwrap_or_else(|| {
             Some(
                 invalid(format!("a machine has no `{name}`"), suggest(name, ATTRIBUTES.iter().copied()))
@@ -544,10 +466,11 @@ mod tests {
     use crate::limits::TEMPLATE_EXPRESSION_LIMIT;
 
     use super::*;
+    use crate::Addresses;
 
-    fn machine(group: &str, index: u32, network: &str, public: Option<&str>) -> Facts {
+    fn machine(group: &str, index: u32, network: &str, public: Option<&str>) -> MachineContext {
         let private = format!("10.0.{network}.{index}");
-        Facts {
+        MachineContext {
             name: format!("{group}-{index}"),
             group: group.to_owned(),
             index,
@@ -562,8 +485,8 @@ mod tests {
     }
 
     /// Two clients beside each other, and a server elsewhere.
-    fn fleet() -> Fleet {
-        Fleet::from(vec![
+    fn machines() -> Machines {
+        Machines::from(vec![
             machine("server", 0, "1", Some("198.18.0.1")),
             machine("client", 0, "2", Some("198.18.0.2")),
             machine("client", 1, "2", None),
@@ -572,9 +495,9 @@ mod tests {
 
     /// Renders a step's template on `client-0`.
     fn on_client(template: &str) -> Result<String, TemplateError> {
-        let fleet = fleet();
+        let machines = machines();
         let set = [("n".to_owned(), "a b".to_owned())];
-        Template::new(template)?.render(&Scope::step(&fleet.machines()[1], &fleet, "7", &set))
+        Template::new(template)?.render(&Scope::step(&machines.all()[1], &machines, "7", &set))
     }
 
     #[track_caller]
@@ -600,19 +523,20 @@ mod tests {
     #[test]
     fn addresses_are_private_within_a_network_and_public_across() {
         renders("{{ server.ip }} {{ client[1].ip }}", "198.18.0.1 10.0.2.1");
-        let fleet = fleet();
-        let [server, _, hidden] = fleet.machines() else { panic!() };
-        assert_eq!(address_from(server, server), Some("10.0.1.0"), "itself");
-        assert_eq!(address_from(server, hidden), Some("10.0.2.1"), "better than nothing");
+        let machines = machines();
+        let [server, _, hidden] = machines.all() else { panic!() };
+        assert_eq!(server.address_from(server), Some("10.0.1.0"), "itself");
+        assert_eq!(hidden.address_from(server), Some("10.0.2.1"), "better than nothing");
         let addresses = Addresses { network: None, ..server.addresses.clone() };
-        let nowhere = Facts { addresses, ..server.clone() };
-        let elsewhere = Facts { name: "x-0".to_owned(), addresses: Addresses::default(), ..server.clone() };
+        let nowhere = MachineContext { addresses, ..server.clone() };
+        let elsewhere =
+            MachineContext { name: "x-0".to_owned(), addresses: Addresses::default(), ..server.clone() };
         assert_eq!(
-            address_from(&elsewhere, &nowhere),
+            nowhere.address_from(&elsewhere),
             Some("198.18.0.1"),
             "two unknown networks are not the same"
         );
-        assert_eq!(address_from(server, &elsewhere), None);
+        assert_eq!(elsewhere.address_from(server), None);
     }
 
     #[test]
@@ -664,9 +588,9 @@ mod tests {
         let error = on_client(template).unwrap_err();
         assert_eq!(error.range.as_ref().map(|range| &template[range.clone()]), Some("trail"));
         assert_eq!(error.to_string(), "`trail` is undefined; did you mean `trial`?");
-        let fleet = fleet();
+        let machines = machines();
         let all = Template::new("{{ '}}' ~ x }} {{ ip }} {{ {'a': {'b': y}}.a.b }}").unwrap();
-        let errors = all.check(&Scope::step(&fleet.machines()[0], &fleet, "1", &[])).unwrap_err();
+        let errors = all.check(&Scope::step(&machines.all()[0], &machines, "1", &[])).unwrap_err();
         let ranges: Vec<_> = errors.into_iter().map(|error| error.range).collect();
         assert_eq!(ranges, [Some(10..11), Some(39..40)]);
     }
@@ -794,8 +718,8 @@ mod tests {
 
     #[test]
     fn setup_knows_only_itself() {
-        let fleet = fleet();
-        let scope = Scope::setup(&fleet.machines()[0], &[]);
+        let machines = machines();
+        let scope = Scope::setup(&machines.all()[0], &[]);
         assert_eq!(Template::new("{{ name }}").unwrap().render(&scope).as_deref(), Ok("server-0"));
         for template in ["{{ trial }}", "{{ client[0].ip }}", "{{ server.ip }}"] {
             assert!(Template::new(template).unwrap().render(&scope).is_err(), "{template}");
@@ -804,9 +728,9 @@ mod tests {
 
     #[test]
     fn the_same_facts_are_in_the_environment() {
-        let fleet = fleet();
+        let machines = machines();
         let text = |trial| {
-            let variables = variables(&fleet.machines()[1], &fleet, trial);
+            let variables = machines.all()[1].variables(&machines, trial);
             variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         let setup = text(None);

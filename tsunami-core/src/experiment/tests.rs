@@ -1,11 +1,102 @@
 //! Whole files, as a user would write them and get them wrong.
 
-use crate::limits::{
-    COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, USER_DATA_FILE_LIMIT, VARIABLE_LIMIT,
-};
+use crate::limits::{COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_LIMIT, VARIABLE_LIMIT};
+
+use async_trait::async_trait;
+use std::sync::Arc;
 
 use super::problem::Notes;
 use super::*;
+use crate::registry::{
+    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Table, TableReader,
+    Values,
+};
+use crate::{ProviderError, RunRecord};
+
+const CLOUD_KEYS: &[Key] = &[
+    Key::new("size", Form::Text, "how large its machines are"),
+    Key::new("user", Form::Text, "who to log in as"),
+];
+const POOL_KEYS: &[Key] = &[Key::new("members", Form::Integer(1, 9), "how many there are")];
+
+/// A provider of machines that have a size, and one of machines that are already there.
+#[derive(Debug, Clone, Copy)]
+enum Fake {
+    Cloud,
+    Pool,
+}
+
+#[async_trait]
+impl Registration for Fake {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Pool => "pool",
+        }
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        match self {
+            Self::Cloud => CLOUD_KEYS,
+            Self::Pool => &[],
+        }
+    }
+
+    fn group_keys(&self) -> &'static [Key] {
+        match self {
+            Self::Cloud => &[],
+            Self::Pool => POOL_KEYS,
+        }
+    }
+
+    fn is_counted(&self) -> bool {
+        matches!(self, Self::Cloud)
+    }
+
+    fn reader(&self) -> Box<dyn TableReader> {
+        Box::new(FakeReader { provider: *self, size: None })
+    }
+
+    fn check(&self, groups: &[Group]) -> Vec<String> {
+        let small = groups.iter().filter(|group| group.spec.get() == Some(&"small".to_owned())).count();
+        (small > 1).then(|| "only one group can be small".to_owned()).into_iter().collect()
+    }
+
+    async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        unreachable!("nothing is launched")
+    }
+
+    async fn reconnect(&self, _: &RunRecord, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        unreachable!("nothing is launched")
+    }
+}
+
+struct FakeReader {
+    provider: Fake,
+    size: Option<String>,
+}
+
+impl TableReader for FakeReader {
+    fn all(&mut self, _: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
+        self.size = table.and_then(|table| table.get("size")).and_then(|value| values.word(value));
+    }
+
+    fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
+        let size = group.table.get("size").and_then(|value| values.word(value));
+        let size = size.or_else(|| self.size.clone()).unwrap_or_default();
+        let mut machines = Machines::of(MachineSpec::new(size));
+        if let Fake::Pool = self.provider {
+            let members = group.table.get("members").and_then(|value| values.rate(value));
+            machines.count = Some(members.and_then(NonZeroU32::new)?);
+        }
+        Some(machines)
+    }
+}
+
+fn registry() -> Registry {
+    let registry = Registry::default().with(Arc::new(Fake::Cloud)).with(Arc::new(Fake::Pool));
+    registry.without("moon", "this program was built without the provider \"moon\"")
+}
 
 /// The directory of an experiment file, with a few files that it may name.
 struct Dir(tempfile::TempDir);
@@ -24,7 +115,7 @@ impl Dir {
         fs::write(&path, text).unwrap();
         let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let home = self.0.path().join("sub");
-        Experiment::load(&path, &set, &|name| match name {
+        Experiment::read(&path, &registry(), &set, &|name| match name {
             "TOKEN" => Some("s3cret".into()),
             "HOME" => Some(home.clone().into()),
             _ => None,
@@ -115,10 +206,10 @@ fn the_example_of_the_manual_loads() {
 #[test]
 fn the_least_there_can_be() {
     let experiment = Dir::new().load("name = \"x\"\n[group.a]\n", &[]).unwrap();
-    assert_eq!(experiment.provider, ProviderKind::Local);
+    assert_eq!(experiment.provider, "local");
     assert_eq!(experiment.lifetime, Duration::from_secs(3600));
     assert_eq!(experiment.ssh, Ssh::default());
-    assert_eq!(experiment.groups[0].size, Size::Count(NonZeroU32::MIN));
+    assert_eq!(experiment.groups[0].count, NonZeroU32::MIN);
     assert!(experiment.steps.is_empty());
 }
 
@@ -133,12 +224,62 @@ fn groups_and_variables_keep_the_order_of_the_file() {
 }
 
 #[test]
-fn hosts_are_machines() {
-    let text = "name = \"x\"\nprovider = \"hosts\"\n[ssh]\nkey = \"~/\"\n[group.a]\nhosts = [\"u@[::1]:22\", \"box\"]\n";
-    assert_eq!(Dir::new().problems(text, &[]), ["4:7 `sub/` is not a file"], "~ is the home directory");
-    let experiment = Dir::new().load(text.replace("~/", "ok.sh"), &[]).unwrap();
-    assert_eq!(experiment.groups[0].size, Size::Hosts(vec!["u@[::1]:22".into(), "box".into()]));
+fn machines_are_what_their_provider_reads() {
+    let text = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'large'\n[group.a]\ncount = 2\n[group.b]\nsize = 'small'\n\
+                on_interruption = 'replace'\n";
+    let experiment = Dir::new().load(text, &[]).unwrap();
+    let sizes = experiment
+        .groups
+        .iter()
+        .map(|group| (group.spec.get::<String>().unwrap().as_str(), group.count.get()));
+    assert_eq!(sizes.collect::<Vec<_>>(), [("large", 2), ("small", 1)]);
+    assert_eq!(
+        experiment.groups.iter().map(|group| group.replace_interrupted).collect::<Vec<_>>(),
+        [false, true]
+    );
+    let text = "name = 'x'\nprovider = 'pool'\non_interruption = 'replace'\n[group.a]\nmembers = 2\n";
+    let experiment = Dir::new().load(text, &[]).unwrap();
     assert_eq!(experiment.machines().map(|(name, _, _)| name).collect::<Vec<_>>(), ["a-0", "a-1"]);
+    assert!(experiment.groups[0].replace_interrupted);
+}
+
+#[test]
+fn what_machines_of_a_provider_cannot_be() {
+    refuses(
+        "name = 'x'\nprovider = 'cloud'\n[cloud]\nsice = 'large'\nsize = 1\n[group.a]\nmembers = 1\n[group.b]\nsize = 'a b'\n",
+        &[
+            "4:1 unknown key `sice` (did you mean `size`?)",
+            "5:8 expected a string, found an integer (write it as a string: \"1\")",
+            "7:1 `members` is for the provider \"pool\" (set `provider = \"pool\"`, or give a `count` of machines)",
+            "9:8 this can't be empty or hold spaces",
+        ],
+    );
+    refuses(
+        "name = 'x'\nprovider = 'pool'\n[cloud]\n[group.a]\ncount = 1\n[group.b]\nsize = 'a'\nmembers = 0\n",
+        &[
+            "3:2 `[cloud]` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
+            "5:1 `count` is not for the provider \"pool\" (the group's `members` are its machines)",
+            "7:1 `size` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
+            "8:11 this is no whole number above zero, or far too large",
+        ],
+    );
+    refuses(
+        "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'small'\n[group.a]\n[group.b]\n",
+        &["only one group can be small"],
+    );
+    refuses(
+        "name = 'x'\nuser = 'me'\n[group.a]\non_interruption = 'weep'\n",
+        &[
+            "2:1 `user` is not for the provider \"local\" (its machines are used by whoever runs tsunami)",
+            "4:19 `on_interruption` can't be \"weep\" (known here: fail, replace)",
+        ],
+    );
+}
+
+#[test]
+fn of_a_provider_that_is_not_here_only_that_is_said() {
+    let why = "2:12 this program was built without the provider \"moon\"";
+    refuses("name = 'x'\nprovider = 'moon'\n[moon]\ncrater = 1\n[group.a]\ndust = 'fine'\n", &[why]);
 }
 
 #[test]
@@ -193,10 +334,12 @@ fn set_values_must_be_of_use() {
 
 #[test]
 fn files_that_cannot_be_read() {
+    let text = "name = \"x\"\n[ssh]\nkey = \"~/\"\n[group.a]\n";
+    assert_eq!(Dir::new().problems(text, &[]), ["3:7 `sub/` is not a file"], "~ is the home directory");
     let dir = Dir::new();
     assert_eq!(dir.problems(b"name = \"\xff\"", &[]), ["1:9 the experiment file isn't UTF-8 from here on"]);
     for (path, reason) in [("none.toml", "No such file or directory"), ("sub", "Is a directory")] {
-        let problems = Experiment::load(&dir.0.path().join(path), &[], &|_| None).unwrap_err();
+        let problems = Experiment::load(dir.0.path().join(path)).unwrap_err();
         assert!(problems.to_string().contains(reason), "{problems}");
         assert!(problems.to_string().contains(path), "{problems}");
     }
@@ -204,17 +347,13 @@ fn files_that_cannot_be_read() {
 
 #[test]
 fn what_may_never_end_is_not_read() {
-    let problems = Experiment::load(Path::new("/dev/null"), &[], &|_| None).unwrap_err();
+    let problems = Experiment::load("/dev/null").unwrap_err();
     assert!(problems.to_string().contains("it is neither a file nor a link to one"), "{problems}");
     let large = "#".repeat(EXPERIMENT_FILE_LIMIT as usize + 1);
     assert_eq!(
         Dir::new().problems(large, &[]),
         ["the experiment file is larger than 1024 KiB (what machines need can be a file that is uploaded)"]
     );
-    let dir = Dir::new();
-    fs::write(dir.0.path().join("data"), "#".repeat(USER_DATA_FILE_LIMIT as usize + 1)).unwrap();
-    let text = "name = \"x\"\nprovider = \"aws\"\n[group.a]\ninstance = \"m\"\nuser_data = \"data\"";
-    assert_eq!(dir.problems(text, &[]), ["5:13 `data` is larger than 64 KiB; EC2 takes less"]);
 }
 
 #[test]
@@ -283,7 +422,8 @@ fn a_tilde_is_no_home() {
 #[test]
 fn rendering_all_templates_has_an_end() {
     let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
-    let mut reader = Reader::new(&source, Path::new("."), &|_| None);
+    let registry = registry();
+    let mut reader = Reader::new(&registry, &source, Path::new("."), &|_| None);
     let contents = reader.read().unwrap();
     let (_, templates) = reader.finish();
     for (fuel, message) in [
@@ -301,7 +441,7 @@ fn rendering_all_templates_has_an_end() {
 fn of_many_problems_the_first_are_shown_and_the_rest_is_counted() {
     let keys: String = (0..5000).map(|i| format!("key{i} = 1\n")).collect();
     let problems = Dir::new().load(format!("{keys}name = \"x\"\n[group.a]\n"), &[]).unwrap_err();
-    assert_eq!(problems.len(), PROBLEM_LIMIT);
+    assert_eq!(problems.count(), PROBLEM_LIMIT);
     let shown = problems.to_string();
     assert_eq!(shown.matches("error: ").count(), 20, "{shown}");
     assert!(shown.ends_with("\n\n… and 4980 more problems"), "{shown}");
@@ -336,7 +476,7 @@ fn what_a_terminal_would_act_on_is_marked_where_it_stands() {
     3 | "a\nerror: �b�" = 1 # ��é
       | ^^^^^^^^^^^^^^^
       |
-      = help: known here: count, hosts, setup, upload, env
+      = help: known here: count, setup, upload, env, on_interruption, user
     "#);
 }
 
@@ -349,7 +489,7 @@ fn nothing_a_file_may_hold_makes_it_panic() {
             [text[..at].to_owned(), text[at..].to_owned(), format!("{}\"{}", &text[..at], &text[at..])]
         {
             if let Err(problems) = dir.load(broken, &[("n", "1")]) {
-                assert!(problems.len() > 0);
+                assert!(problems.count() > 0);
                 problems.render(true);
             }
         }
@@ -505,103 +645,11 @@ prepare = []
 }
 
 #[test]
-fn machines_on_ec2() {
-    let experiment = Dir::new().load(
-        r#"name = "x"
-provider = "aws"
-budget = 5
-[aws]
-region = "eu-west-1"
-market = ["spot", "on-demand"]
-instance = ["c7g.large", "c6g.large"]
-tags = { team = "blue" }
-[group.server]
-instance = "c7g.2xlarge"
-disk = { size = "30GiB" }
-market = "spot-block"
-on_interruption = "replace"
-tags = { role = "server" }
-[group.client]
-count = 3"#,
-        &[],
-    );
-    let experiment = experiment.unwrap();
-    let [server, client] = experiment.groups.as_slice() else { panic!("{experiment:?}") };
-    let (server, client) = (server.aws.as_ref().unwrap(), client.aws.as_ref().unwrap());
-    assert_eq!(experiment.budget, Some(5.0));
-    // A group says otherwise, or more.
-    assert_eq!(
-        (server.instance.as_slice(), server.market.as_slice()),
-        (&["c7g.2xlarge".into()][..], &[Market::SpotBlock][..])
-    );
-    assert_eq!(
-        server.disk.as_ref().map(|disk| (disk.gib.unwrap().get(), disk.kind.as_str())),
-        Some((30, "gp3"))
-    );
-    assert_eq!(server.tags.len(), 2);
-    assert_eq!(server.on_interruption, OnInterruption::Replace);
-    assert_eq!(
-        (client.instance.len(), client.market.len(), client.region.as_deref()),
-        (2, 2, Some("eu-west-1"))
-    );
-}
-
-#[test]
-fn what_machines_on_ec2_cannot_be() {
-    refuses(
-        r#"name = "x"
-provider = "aws"
-budget = 0
-[aws]
-market = ["spot", "sopt"]
-max_price = "cheap"
-mixed = "yes"
-disk = { size = "30", type = "gp9", iops = "many", throughput = 0 }
-subnet = "eu-west-1a"
-open_ports = [0]
-tags = { "tsunami:run" = "mine" }
-spot_block = "never"
-instence = "c7g.large"
-[group.a]
-profile = "other"
-hosts = ["b"]"#,
-        &[
-            "3:10 this is no amount of US dollars above zero",
-            r#"5:19 `market` can't be "sopt" (did you mean `spot`?)"#,
-            "6:13 expected an amount of US dollars, such as 2.5, found a string",
-            "7:9 expected true or false, found a string",
-            "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
-            "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
-            "8:44 expected a whole number, found a string",
-            "8:65 this is no whole number above zero, or far too large",
-            "9:10 `eu-west-1a` is no id: it begins with `subnet-`",
-            "10:15 a port is a number from 1 to 65535",
-            "11:10 the tag `tsunami:run` is not for users to set",
-            r#"12:14 `spot_block` can't be "never" (known here: promise, native)"#,
-            "13:1 unknown key `instence` (did you mean `instance`?)",
-            "14:8 this group has no `instance` (set `instance = \"c7g.large\"` there, or in `[aws]` for all groups)",
-            "15:1 the machines of a run are in one account: a group can't have a profile of its own (say it once, in `[aws]`)",
-            r#"16:1 `hosts` is for the provider "hosts" (set `provider = "hosts"`, or give a `count` of machines)"#,
-        ],
-    );
-    refuses(
-        r#"name = "x"
-[aws]
-[group.a]
-instance = "c7g.large""#,
-        &[
-            r#"2:2 `[aws]` is for the provider "aws" (set `provider = "aws"`)"#,
-            r#"4:1 `instance` is for the provider "aws" (set `provider = "aws"`)"#,
-        ],
-    );
-}
-
-#[test]
 fn unknown_keys_and_words() {
     refuses(
         r#"name = "x"
 livetime = "1h"
-provider = "host"
+provider = "pol"
 [group.a]
 colour = 1
 [[step]]
@@ -611,8 +659,8 @@ timout = "5s"
 on_error = "ignore""#,
         &[
             "2:1 unknown key `livetime` (did you mean `lifetime`?)",
-            r#"3:12 `provider` can't be "host" (did you mean `hosts`?)"#,
-            "5:1 unknown key `colour` (known here: count, hosts, setup, upload, env)",
+            r#"3:12 `provider` can't be "pol" (did you mean `pool`?)"#,
+            "5:1 unknown key `colour` (known here: count, setup, upload, env, on_interruption, user)",
             "9:1 unknown key `timout` (did you mean `timeout`?)",
             r#"10:12 `on_error` can't be "ignore" (known here: fail, continue)"#,
         ],
@@ -678,38 +726,9 @@ fn counts() {
     refuses(&group(r#"count = "3""#), &["3:9 expected a number of machines, found a string"]);
     refuses(&group("count = 99999"), &["3:9 a group has from 1 to 10000 machines"]);
     refuses(
-        &group(r#"hosts = ["a"]"#),
+        &group("members = 3"),
         &[
-            r#"3:1 `hosts` is for the provider "hosts" (set `provider = "hosts"`, or give a `count` of machines)"#,
-        ],
-    );
-}
-
-#[test]
-fn hosts() {
-    refuses(
-        r#"name = "x"
-provider = "hosts"
-[group.a]
-[group.b]
-count = 2
-[group.c]
-hosts = []
-[group.d]
-hosts = ["a", "b", "a", "-x", "u@-x", "a b", ""]
-[group.e]
-hosts = ["b", 3]"#,
-        &[
-            r#"3:8 this group has no `hosts` (list them as `hosts = ["user@10.0.0.5"]`)"#,
-            r#"5:1 `count` is not for the provider "hosts" (the group's `hosts` are its machines)"#,
-            "7:9 a group has at least one host",
-            "9:20 `a` is listed twice; a host is one machine",
-            "9:25 neither the user nor the host can be empty or begin with `-`",
-            "9:31 neither the user nor the host can be empty or begin with `-`",
-            "9:39 this can't hold spaces or control characters",
-            "9:46 this is empty",
-            "11:10 `b` is listed twice; a host is one machine",
-            r#"11:15 expected a string, found an integer (write it as a string: "3")"#,
+            r#"3:1 `members` is for the provider "pool" (set `provider = "pool"`, or give a `count` of machines)"#,
         ],
     );
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use super::{again, lock};
 use crate::text::harmless;
-use crate::{Event, Observer};
+use crate::{Event, EventsHeader, Observer};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
@@ -35,19 +35,20 @@ impl Formatter for Escaping {
     }
 }
 
-/// Writes each event as one line of JSON, at once. After a first error nothing more is written, so that no line
-/// follows half of another.
+/// Writes each event as one line of JSON, at once, after a first line that says the [form](EventsHeader) of the others.
+/// After a first error nothing more is written, so that no line follows half of another.
 pub struct Json(Mutex<State>);
 
 struct State {
     writer: Box<dyn Write + Send>,
+    has_header: bool,
     error: Option<io::Error>,
 }
 
 impl Json {
     /// Writes to `writer`.
     pub fn new(writer: Box<dyn Write + Send>) -> Self {
-        Self(Mutex::new(State { writer, error: None }))
+        Self(Mutex::new(State { writer, has_header: false, error: None }))
     }
 
     /// The error that ended the writing, if one did.
@@ -64,15 +65,18 @@ impl fmt::Debug for Json {
 
 impl Observer for Json {
     fn event(&self, event: &Event) {
-        let State { writer, error } = &mut *lock(&self.0);
+        let State { writer, has_header, error } = &mut *lock(&self.0);
+        if error.is_none() && !std::mem::replace(has_header, true) {
+            *error = write(writer, &EventsHeader::default()).err();
+        }
         if error.is_none() {
             *error = write(writer, event).err();
         }
     }
 }
 
-fn write(writer: &mut dyn Write, event: &Event) -> io::Result<()> {
-    let mut line = json(event)?;
+fn write(writer: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = json(value)?;
     line.push('\n');
     writer.write_all(line.as_bytes())?;
     writer.flush()
@@ -89,8 +93,8 @@ mod tests {
         let json = Json::new(Box::new(written.clone()));
         little_run().iter().for_each(|event| json.event(event));
         let text = written.text();
-        let read: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(read, little_run());
+        assert_eq!(crate::read_events(text.as_bytes()).unwrap(), little_run());
+        assert_eq!(text.lines().next(), Some(r#"{"schema":2}"#));
         assert!(!text.contains('\u{1b}'), "JSON escapes control characters");
         assert!(json.error().is_none());
     }

@@ -132,7 +132,7 @@ impl fmt::Debug for Logs {
 impl Observer for Logs {
     fn event(&self, event: &Event) {
         let result = match &event.kind {
-            EventKind::CommandStarted { machine, stage, command } => {
+            EventKind::CommandStarted { machine, stage, command, .. } => {
                 self.append(machine, stage, true, format!("$ {}\n", command.trim_end()).as_bytes())
             }
             EventKind::CommandFinished { machine, stage, exit, error, seconds, .. } => {
@@ -170,7 +170,7 @@ mod tests {
     fn output_is_kept_raw_between_the_lines_of_its_commands() {
         let home = tempfile::tempdir().unwrap();
         let logs = Logs::new(home.path().join("logs"));
-        let origin = Origin { machine: "client-0", stage: "setup" };
+        let origin = Origin::new("client-0", "setup");
         logs.event(&at(0.0, started("client-0", "setup", "make")));
         logs.output(&origin, Stream::Stdout, b"\x1b[32mok\xff").unwrap();
         logs.output(&origin, Stream::Stderr, b"err").unwrap();
@@ -191,8 +191,7 @@ mod tests {
             for machine in 0..10 {
                 let machine = format!("m-{machine}");
                 let line = format!("{round}\n");
-                logs.output(&Origin { machine: &machine, stage: "s" }, Stream::Stdout, line.as_bytes())
-                    .unwrap();
+                logs.output(&Origin::new(&machine, "s"), Stream::Stdout, line.as_bytes()).unwrap();
                 let state = lock(&logs.state);
                 let open =
                     state.logs.values().flat_map(HashMap::values).filter(|log| log.file.is_some()).count();
@@ -210,9 +209,9 @@ mod tests {
             for (machine, stage) in [(bad, "setup"), ("client-0", bad)] {
                 let home = tempfile::tempdir().unwrap();
                 let logs = Logs::new(home.path().join("logs"));
-                assert!(logs.output(&Origin { machine, stage }, Stream::Stdout, b"x").is_err(), "{bad:?}");
+                assert!(logs.output(&Origin::new(machine, stage), Stream::Stdout, b"x").is_err(), "{bad:?}");
                 assert!(!home.path().join("logs").exists());
-                logs.output(&Origin { machine: "client-0", stage: "setup" }, Stream::Stdout, b"x").unwrap();
+                logs.output(&Origin::new("client-0", "setup"), Stream::Stdout, b"x").unwrap();
             }
         }
     }
@@ -224,7 +223,7 @@ mod tests {
         let logs = Logs::new(home.path().join("logs"));
         logs.event(&at(0.0, started("client-0", "setup", "make")));
         assert!(logs.error().unwrap().to_string().contains("client-0/setup.log"));
-        let origin = Origin { machine: "client-0", stage: "setup" };
+        let origin = Origin::new("client-0", "setup");
         assert!(logs.output(&origin, Stream::Stdout, b"x").is_err());
     }
 }

@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::experiment::{Experiment, ProviderKind, Setup};
+use crate::experiment::{Experiment, Setup};
 use crate::{Event, Observer, Outcome, Report, RunId, State, private};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -24,8 +24,8 @@ pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
 
-/// The name that a group's user data has among its inputs.
-const USER_DATA: &str = "user-data";
+/// The number of the form of `run.json`. The first form had none.
+const RUN_SCHEMA: u32 = 2;
 
 /// Why results could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,12 @@ pub enum ResultsError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<ResultsError> for crate::Error {
+    fn from(error: ResultsError) -> Self {
+        Self::other(error)
+    }
 }
 
 impl ResultsError {
@@ -84,8 +90,9 @@ struct DigestedFile {
 /// `run.json`.
 #[derive(Serialize)]
 struct RunJson<'a> {
+    schema: u32,
     tsunami: &'static str,
-    provider: &'static str,
+    provider: &'a str,
     outcome: &'static str,
     exit_status: u8,
     controller: Controller,
@@ -165,19 +172,16 @@ impl Results {
         vec![self.report.clone(), self.events.clone(), self.logs.clone()]
     }
 
-    /// Writes `run.json`, once the run is over.
-    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<(), ResultsError> {
-        let provider = match experiment.provider {
-            ProviderKind::Local => "local",
-            ProviderKind::Hosts => "hosts",
-            ProviderKind::Aws => "aws",
-        };
+    /// Writes `run.json`, once the run is over, and returns what of it comes from the events.
+    pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
+        let provider = experiment.provider.as_str();
         let report = lock(&self.report.0);
         let tsunami = env!("CARGO_PKG_VERSION");
         let controller = Controller::this();
         let set = &experiment.set;
         let estimated_cost = report.estimated_cost();
         let run = RunJson {
+            schema: RUN_SCHEMA,
             tsunami,
             provider,
             outcome: outcome.words(),
@@ -190,7 +194,7 @@ impl Results {
         let path = self.directory.join("run.json");
         let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
         write().map_err(ResultsError::file("write", &path))?;
-        Ok(())
+        Ok(report.clone())
     }
 
     /// Why events or logs were not written to their end, if they weren't.
@@ -233,7 +237,10 @@ impl Controller {
 
 /// The scripts of a group, each once, and names for them in one directory: their own, with a number before it where
 /// that is taken.
-fn named<'a>(scripts: impl Iterator<Item = &'a Path>, with_user_data: bool) -> BTreeMap<OsString, &'a Path> {
+fn named<'a>(
+    scripts: impl Iterator<Item = &'a Path>,
+    taken: &[(String, String)],
+) -> BTreeMap<OsString, &'a Path> {
     let mut names = BTreeMap::new();
     for script in scripts {
         let own = script.file_name().unwrap_or(script.as_os_str());
@@ -243,7 +250,8 @@ fn named<'a>(scripts: impl Iterator<Item = &'a Path>, with_user_data: bool) -> B
             name
         });
         let free = |name: &OsString| {
-            names.get(name).is_none_or(|same| *same == script) && !(with_user_data && name == USER_DATA)
+            names.get(name).is_none_or(|same| *same == script)
+                && taken.iter().all(|(taken, _)| name != taken.as_str())
         };
         if let Some(name) = std::iter::once(own.to_owned()).chain(numbered).find(free) {
             names.insert(name, script);
@@ -258,17 +266,16 @@ fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), Results
     let mut uploads = Vec::new();
     for group in &experiment.groups {
         let into = directory.join(&group.name);
-        let user_data = group.aws.as_ref().and_then(|aws| aws.user_data.as_deref());
-        if let Some(user_data) = user_data {
+        for (name, text) in &group.inputs {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
-            let to = into.join(USER_DATA);
-            files::write(&to, user_data).map_err(ResultsError::file("write", &to))?;
+            let to = into.join(name);
+            files::write(&to, text).map_err(ResultsError::file("write", &to))?;
         }
         let scripts = group.setup.iter().filter_map(|setup| match setup {
             Setup::Script(script) => Some(script.as_path()),
             Setup::Command(_) => None,
         });
-        for (name, script) in named(scripts, user_data.is_some()) {
+        for (name, script) in named(scripts, &group.inputs) {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
             let copy = |copy: &mut File| io::copy(&mut File::open(script)?, copy).map(drop);
             files::whole(&into.join(name), copy).map_err(ResultsError::file("copy", script))?;
@@ -359,17 +366,25 @@ mod tests {
     }
 
     pub(super) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event { at: 1_700_000_000.0 + elapsed, elapsed, kind }
+        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
     }
 
     pub(super) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
-        EventKind::CommandStarted { machine: machine.into(), stage: stage.into(), command: command.into() }
+        EventKind::CommandStarted {
+            machine: machine.into(),
+            id: None,
+            stage: stage.into(),
+            command_id: 1,
+            command: command.into(),
+        }
     }
 
     pub(super) fn finished(machine: &str, stage: &str, command: &str, exit: Result<Exit, &str>) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
+            id: None,
             stage: stage.into(),
+            command_id: 1,
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
@@ -394,7 +409,12 @@ mod tests {
             finished("client-0", "setup", "apt-get update", Ok(Exit::Status(100))),
             EventKind::TrialStarted { trial: trial() },
             EventKind::StepStarted { trial: trial(), step: "load".into(), machines: vec![machine()] },
-            EventKind::Failed { machine: machine(), stage: "load".into(), error: "no\nroom".into() },
+            EventKind::Failed {
+                machine: machine(),
+                id: None,
+                stage: "load".into(),
+                error: "no\nroom".into(),
+            },
             EventKind::TornDown { leftovers, seconds: 2.0 },
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];
@@ -404,8 +424,8 @@ mod tests {
     #[test]
     fn scripts_of_the_same_name_and_user_data_are_all_kept() {
         let scripts = ["a/setup.sh", "b/setup.sh", "a/setup.sh", "2-setup.sh", "user-data"].map(Path::new);
-        let names = |user_data| -> Vec<_> {
-            let named = named(scripts.into_iter(), user_data);
+        let names = |taken: &[(String, String)]| -> Vec<_> {
+            let named = named(scripts.into_iter(), taken);
             named.into_iter().map(|(name, path)| (name.into_string().unwrap(), path.to_owned())).collect()
         };
         let mut expected = [
@@ -415,20 +435,19 @@ mod tests {
             ("user-data", "user-data"),
         ]
         .map(|(name, path)| (name.to_owned(), PathBuf::from(path)));
-        assert_eq!(names(false), expected);
+        assert_eq!(names(&[]), expected);
         expected[3].0 = "2-user-data".to_owned();
         expected.sort();
-        assert_eq!(names(true), expected);
+        assert_eq!(names(&[("user-data".to_owned(), String::new())]), expected);
     }
 
     #[test]
-    fn inputs_hold_the_user_data_of_each_group() {
+    fn inputs_hold_what_the_provider_keeps_of_each_group() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
         let file = directory.path().join("x.toml");
-        let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'boot.sh'\n";
-        fs::write(&file, text).unwrap();
-        let experiment = Experiment::load(&file, &[], &|_| None).unwrap();
+        fs::write(&file, "name = 'x'\n[group.a]\n").unwrap();
+        let mut experiment = Experiment::load(&file).unwrap();
+        experiment.groups[0].inputs.push(("user-data".to_owned(), "#!/bin/sh\n".to_owned()));
         write_inputs(&experiment, &directory.path().join("inputs")).unwrap();
         let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
         assert_eq!(kept, "#!/bin/sh\n");

@@ -168,8 +168,8 @@ impl Redacted {
 
 impl Observer for Redacted {
     fn event(&self, event: &Event) {
-        if let EventKind::CommandFinished { machine, stage, .. } = &event.kind {
-            let origin = Origin { machine, stage };
+        if let EventKind::CommandFinished { machine, id, stage, command_id, .. } = &event.kind {
+            let origin = Origin::new(machine, stage).command(id.as_ref(), *command_id);
             for stream in [Stream::Stdout, Stream::Stderr] {
                 // What never became a secret is output after all. The command is over: nobody takes an error.
                 let rest = self.held().remove(&(machine.clone(), stage.clone(), stream)).unwrap_or_default();
@@ -227,14 +227,22 @@ mod tests {
         for size in 1..text.len() {
             let seen = Arc::new(Seen::default());
             let redacted = Redacted::new(secrets(&["hunter2-hunter2"]), vec![seen.clone()]);
-            let origin = Origin { machine: "a", stage: "b" };
+            let origin = Origin::new("a", "b");
             for chunk in text.chunks(size) {
                 redacted.output(&origin, Stream::Stdout, chunk).unwrap();
             }
             let (machine, stage, command) = ("a".into(), "b".into(), "echo \"hunter2-hunter2\"".into());
-            let kind =
-                EventKind::CommandFinished { machine, stage, command, exit: None, error: None, seconds: 0.0 };
-            redacted.event(&Event { at: 0.0, elapsed: 0.0, kind });
+            let kind = EventKind::CommandFinished {
+                machine,
+                id: None,
+                stage,
+                command_id: 0,
+                command,
+                exit: None,
+                error: None,
+                seconds: 0.0,
+            };
+            redacted.event(&Event::new(0.0, 0.0, kind));
             assert_eq!(
                 seen.0.lock().unwrap().as_slice(),
                 b"token=[secret]; huntress hunter2-hunter",
@@ -259,7 +267,7 @@ mod tests {
         }
         let kind = EventKind::Note { group: "client-0".into(), text: "all machines, client-0".into() };
         let expected = EventKind::Note { group: "client-0".into(), text: "all [secret], [secret]".into() };
-        let event = redacted.redacted(&Event { at: 0.0, elapsed: 0.0, kind }).unwrap();
+        let event = redacted.redacted(&Event::new(0.0, 0.0, kind)).unwrap();
         assert_eq!(event.kind, expected);
     }
 

@@ -712,15 +712,30 @@ impl Provider for FakeCloud {
         self.call(Call::List, listing).await
     }
 
-    async fn admit(&self, _: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        self.call(Call::Admit, || ()).await
+    async fn admit(&self, machine: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let lives_longer = || {
+            let inner = self.lock();
+            let known = inner.machines.get(&machine.id);
+            known.is_some_and(|known| machine.expires.is_some_and(|expires| known.expires > expires))
+        };
+        if self.call(Call::Admit, lives_longer).await? {
+            let message = "its deadline is not the promised one";
+            return Err(ProviderError::new(ProviderErrorKind::Other, "admit", message));
+        }
+        Ok(())
     }
 
     async fn notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
-        let notice_at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
-        match notice_at {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
+        // It may come to be taken back at any time, so it looks every second.
+        loop {
+            let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
+            match at {
+                Some(at) if at <= Instant::now() => break,
+                at => {
+                    let look = Instant::now() + Duration::from_secs(1);
+                    sleep_until(at.map_or(look, |at| at.min(look))).await;
+                }
+            }
         }
         "the fake cloud told the machine that it takes it back".to_owned()
     }
@@ -1084,6 +1099,24 @@ impl Session for FakeSession {
             () = cancel.cancelled() => Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
             done = self.unless_broken(self.cloud.session_call(Call::Exec, running, ended)) => done,
         }
+    }
+
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
+        #[derive(Debug, Default)]
+        struct Captured(Mutex<[Vec<u8>; 2]>);
+        impl OutputSink for Captured {
+            fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+                let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                captured[usize::from(stream == Stream::Stderr)].extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+        let command = args.iter().fold(Command::shell(script), |command, arg| command.arg(arg));
+        let captured = Arc::new(Captured::default());
+        let exit = self.exec(&command, captured.clone(), &CancellationToken::new()).await?;
+        let captured = captured.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [stdout, stderr] = captured.each_ref().map(|said| String::from_utf8_lossy(said).into_owned());
+        if exit.success() { Ok(stdout) } else { Err(SessionError::new(SessionErrorKind::Remote, stderr)) }
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {

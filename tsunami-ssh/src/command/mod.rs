@@ -8,8 +8,8 @@ use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeWriter, Write};
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -23,8 +23,7 @@ use tsunami_core::{Command, Exit, Machine, OutputSink, SessionError, SessionErro
 use crate::files::UploadArchive;
 use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
 use crate::shell;
-use crate::watchdog::ControlGroup;
-use conversation::{Answer, Outputs};
+use conversation::{FramedOutput, Outputs};
 use pump::Pump;
 
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
@@ -42,8 +41,6 @@ const PIPE_BYTES: usize = 60 << 10;
 pub(crate) struct Commands {
     pool: Pool,
     machine: Machine,
-    /// The control group that they join, on a machine that doesn't belong to the run.
-    control_group: OnceLock<ControlGroup>,
     /// Whether the machine's login shell is known to start our `sh`.
     greeted: AtomicBool,
     /// What goes on on the machine, commands that are being ended included.
@@ -63,7 +60,6 @@ impl Commands {
         Self {
             pool,
             machine: machine.clone(),
-            control_group: OnceLock::new(),
             greeted: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
@@ -74,14 +70,10 @@ impl Commands {
         &self.pool
     }
 
-    /// Whether anything was ever said to the machine: it is known to run our `sh`.
-    pub(crate) fn has_shell(&self) -> bool {
-        self.greeted.load(Ordering::Relaxed)
-    }
-
-    /// Has commands join a control group. The first that is given stays.
-    pub(crate) fn join(&self, group: ControlGroup) {
-        let _ = self.control_group.set(group);
+    /// Makes sure that the machine's login runs our `sh`. Until it is known to, the machine is not given a word.
+    pub(crate) async fn meet(&self) -> Result<(), SessionError> {
+        let mut shell = self.pool.shell(None).await?;
+        self.greet(&mut Outputs::of(&mut shell.channel)).await
     }
 
     /// Waits until nothing goes on any more.
@@ -104,9 +96,8 @@ impl Commands {
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let (group, base) = (self.control_group.get(), self.machine.login.directory.as_deref());
-        let run = self.machine.run.as_str();
-        let header = supervisor::lines(run, group, command, &mark, base, stdout.is_none())?;
+        let (run, base) = (self.machine.run.as_str(), self.machine.login.directory.as_deref());
+        let header = supervisor::lines(run, command, &mark, base, stdout.is_none())?;
         let task = Supervised { commands: self.clone(), mark, header, input, stdout, output, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
@@ -117,9 +108,9 @@ impl Commands {
         }
     }
 
-    /// Runs a script of tsunami's own, outside of the run's directory and unmarked as the run's. Returns what
+    /// Runs a script that is about the machine, outside of the run's directory and unmarked as the run's. Returns what
     /// it printed.
-    pub(crate) async fn script(&self, script: &str, args: &[&str]) -> Result<String, SessionError> {
+    pub(crate) async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
         let answered = timeout(SCRIPT_TIMEOUT, self.answer_to(shell::script_line(script, args)?));
         let seconds = SCRIPT_TIMEOUT.as_secs();
         let silent = |_| SessionError::new(SessionErrorKind::Remote, format!("no answer within {seconds} s"));
@@ -127,23 +118,23 @@ impl Commands {
     }
 
     async fn answer_to(&self, line: Vec<u8>) -> Result<String, SessionError> {
-        let Shell { mut feed, mut channel, place } = self.pool.shell(None).await?;
+        let Shell { mut feed, mut channel, slot } = self.pool.shell(None).await?;
         let mut outputs = Outputs::of(&mut channel);
         self.greet(&mut outputs).await?;
         // It fits into the pipe, or is read as it is written. That nobody reads it shows in the status.
         let _ = spawn_blocking(move || feed.write_all(&line)).await;
         let Outputs { mut stdout, mut stderr, mut out, mut err } = outputs;
         tokio::try_join!(out.read_on(&mut stdout, |_| false), err.read_on(&mut stderr, |_| false))?;
-        if channel.end.await.map_err(|_| place.reason())? {
+        if channel.end.await.map_err(|_| slot.reason())? {
             return Ok(out.text().into_owned());
         }
-        self.pool.check_connection(&place).await?;
+        self.pool.check_connection(&slot).await?;
         Err(SessionError::new(SessionErrorKind::Remote, err.text().trim().to_owned()))
     }
 
     /// Makes sure, once, that what reads a channel's standard input is our `sh`.
     async fn greet(&self, outputs: &mut Outputs) -> Result<(), SessionError> {
-        if self.has_shell() {
+        if self.greeted.load(Ordering::Relaxed) {
             return Ok(());
         }
         if outputs.greeted(ANSWER_TIMEOUT).await? {
@@ -175,7 +166,7 @@ impl Commands {
 async fn told_to_end(mut by: Shell, line: &[u8]) -> Option<bool> {
     by.feed.write_all(line).ok()?;
     drop(by.feed);
-    let mut said = Answer::default();
+    let mut said = FramedOutput::default();
     said.read_on(&mut by.channel.stdout, |_| false).await.ok()?;
     match said.text().trim() {
         "gone" => Some(true),
@@ -234,7 +225,7 @@ impl Supervised {
         let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let opening = commands.pool.shell(stdout.as_ref());
-        let Shell { feed, mut channel, place } =
+        let Shell { feed, mut channel, slot } =
             stop.run_until_cancelled(opening).await.ok_or_else(cancelled)??;
         drop(stdout);
         let mut outputs = Outputs::of(&mut channel);
@@ -242,7 +233,7 @@ impl Supervised {
         stop.run_until_cancelled(commands.greet(&mut outputs)).await.ok_or_else(cancelled)??;
         stop.run_until_cancelled(commands.pool.keep_spare()).await.ok_or_else(cancelled)??;
         let feeding = input.feed(header, feed);
-        let mut pump = Pump::new(commands, place, outputs, &mark, output);
+        let mut pump = Pump::new(commands, slot, outputs, &mark, output);
         let stopped = pump.run(&stop).await;
         if let (Some(consumed), false) = (consumed, stopped) {
             // Closing the channel would cut off what is still on its way.
@@ -327,8 +318,11 @@ mod tests {
     #[tokio::test]
     async fn a_script_says_what_it_printed_or_why_it_failed() {
         let commands = commands_on(Fake::with(1, 1)).await;
-        assert_eq!(commands.script("echo \"$1|$TSUNAMI_RUN_ID\"", &["it's"]).await.unwrap(), "it's|\n");
-        let error = commands.script("echo why >&2; exit 3", &[]).await.unwrap_err();
+        assert_eq!(
+            commands.administer("echo \"$1|$TSUNAMI_RUN_ID\"", &["it's".to_owned()]).await.unwrap(),
+            "it's|\n"
+        );
+        let error = commands.administer("echo why >&2; exit 3", &[]).await.unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (SessionErrorKind::Remote, "why"));
     }
 

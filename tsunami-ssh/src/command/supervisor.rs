@@ -12,7 +12,6 @@ use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
 
 use crate::shell::{self, one_line};
-use crate::watchdog::ControlGroup;
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
 const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
@@ -23,7 +22,6 @@ const SEPARATOR: u8 = 0x1e;
 /// What our `sh` reads: the line that starts the supervisor, and the line that tells it what to run.
 pub(super) fn lines(
     run: &str,
-    group: Option<&ControlGroup>,
     command: &Command,
     mark: &str,
     base: Option<&str>,
@@ -31,7 +29,7 @@ pub(super) fn lines(
 ) -> Result<Vec<u8>, SessionError> {
     // Whether standard output is marked as well, where the command's own ends.
     let marks: &[u8] = if marks { b"_marks=1; " } else { b"_marks=; " };
-    Ok([&shell::supervisor_line(run, group, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
+    Ok([&shell::supervisor_line(run, base, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
 }
 
 /// The line that ends a process group of the run's, and says whether it is gone.

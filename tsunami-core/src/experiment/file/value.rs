@@ -7,6 +7,7 @@ use std::{fs, io};
 use crate::limits::NAME_LIMIT;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
+use super::super::keys::{Key, names};
 use super::{
     Kind, LONGEST, Placed, Problem, Reader, Span, Template, Use, Value, is_name, suggest, template_problem,
 };
@@ -36,7 +37,7 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn name(&mut self, value: &Value<'_>) -> Option<String> {
+    pub(in crate::experiment) fn name(&mut self, value: &Value<'_>) -> Option<String> {
         let name = self.text(value)?;
         if name.len() > NAME_LIMIT {
             let message = format!("this name is longer than {NAME_LIMIT} bytes");
@@ -52,7 +53,7 @@ impl Reader<'_> {
     }
 
     /// Something that will be an argument of ssh, where it must not be taken for anything else.
-    pub(super) fn host(&mut self, value: &Value<'_>) -> Option<String> {
+    pub(in crate::experiment) fn host(&mut self, value: &Value<'_>) -> Option<String> {
         let text = self.text(value)?;
         let strange = |c: char| c.is_whitespace() || c.is_control();
         let wrong = if text.is_empty() {
@@ -68,7 +69,7 @@ impl Reader<'_> {
         None
     }
 
-    pub(super) fn kex(&mut self, value: &Value<'_>) -> Option<String> {
+    pub(in crate::experiment) fn kex(&mut self, value: &Value<'_>) -> Option<String> {
         let text = self.text(value)?;
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.@,+^*".contains(c);
         if !text.is_empty() && text.chars().all(allowed) {
@@ -79,7 +80,7 @@ impl Reader<'_> {
         None
     }
 
-    pub(super) fn duration(&mut self, value: &Value<'_>) -> Option<Duration> {
+    pub(in crate::experiment) fn duration(&mut self, value: &Value<'_>) -> Option<Duration> {
         let DeValue::String(text) = value.get_ref() else {
             self.wrong_type(value, "a duration such as \"90s\"");
             return None;
@@ -95,8 +96,35 @@ impl Reader<'_> {
         None
     }
 
+    pub(in crate::experiment) fn boolean(&mut self, value: &Value<'_>) -> Option<bool> {
+        match value.get_ref() {
+            DeValue::Boolean(boolean) => Some(*boolean),
+            _ => {
+                self.wrong_type(value, "true or false");
+                None
+            }
+        }
+    }
+
+    /// An amount of US dollars.
+    pub(in crate::experiment) fn dollars(&mut self, value: &Value<'_>) -> Option<f64> {
+        let dollars = match value.get_ref() {
+            DeValue::Float(float) => float.as_str().replace('_', "").parse::<f64>().ok(),
+            DeValue::Integer(integer) => number(integer).map(f64::from),
+            _ => {
+                self.wrong_type(value, "an amount of US dollars, such as 2.5");
+                return None;
+            }
+        };
+        let dollars = dollars.filter(|dollars| dollars.is_finite() && *dollars > 0.0);
+        if dollars.is_none() {
+            self.note(Problem::at(value.span(), "this is no amount of US dollars above zero"));
+        }
+        dollars
+    }
+
     /// A file that is there.
-    pub(super) fn file(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+    pub(in crate::experiment) fn file(&mut self, value: &Value<'_>) -> Option<PathBuf> {
         let (path, metadata) = self.existing(value)?;
         if metadata.is_file() {
             return Some(path);
@@ -106,7 +134,7 @@ impl Reader<'_> {
     }
 
     /// A file or directory that is there.
-    pub(super) fn existing(&mut self, value: &Value<'_>) -> Option<(PathBuf, fs::Metadata)> {
+    pub(in crate::experiment) fn existing(&mut self, value: &Value<'_>) -> Option<(PathBuf, fs::Metadata)> {
         let text = self.text(value)?;
         if text.is_empty() {
             self.note(Problem::at(value.span(), "this is empty"));
@@ -126,7 +154,7 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn text<'t>(&mut self, value: &'t Value<'_>) -> Option<&'t str> {
+    pub(in crate::experiment) fn text<'t>(&mut self, value: &'t Value<'_>) -> Option<&'t str> {
         match value.get_ref() {
             DeValue::String(text) if text.contains('\0') => {
                 self.note(Problem::at(
@@ -143,7 +171,7 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn table<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeTable<'t>> {
+    pub(in crate::experiment) fn table<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeTable<'t>> {
         let table = value.get_ref().as_table();
         if table.is_none() {
             self.wrong_type(value, "a table");
@@ -151,7 +179,7 @@ impl Reader<'_> {
         table
     }
 
-    pub(super) fn list<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeArray<'t>> {
+    pub(in crate::experiment) fn list<'t>(&mut self, value: &'t Value<'t>) -> Option<&'t DeArray<'t>> {
         let list = value.get_ref().as_array();
         if list.is_none() {
             self.wrong_type(value, "a list");
@@ -160,7 +188,7 @@ impl Reader<'_> {
     }
 
     /// The items of the list under a key, which may be absent.
-    pub(super) fn list_of<T>(
+    pub(in crate::experiment) fn list_of<T>(
         &mut self,
         table: &DeTable<'_>,
         key: &str,
@@ -170,50 +198,52 @@ impl Reader<'_> {
         list.into_iter().flat_map(|list| list.iter()).filter_map(|value| item(self, value)).collect()
     }
 
-    /// One of a few words; those without a value are known, but not supported yet.
-    pub(super) fn choice<T: Copy>(
+    /// One of a few words.
+    pub(in crate::experiment) fn choice<T: Copy>(
         &mut self,
         value: &Value<'_>,
         key: &str,
-        choices: &[(&str, Option<T>)],
+        choices: &[(&str, T)],
     ) -> Option<T> {
         let text = self.text(value)?;
-        match choices.iter().find(|(word, _)| *word == text) {
-            Some((_, Some(choice))) => return Some(*choice),
-            Some((_, None)) => {
-                self.note(Problem::at(value.span(), format!("`{key} = \"{text}\"` is not supported yet")));
-            }
-            None => {
-                let help = suggest(
-                    text,
-                    choices.iter().filter(|(_, choice)| choice.is_some()).map(|(word, _)| *word),
-                );
-                self.note(Problem::at(value.span(), format!("`{key}` can't be \"{text}\"")).help(help));
-            }
+        if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
+            return Some(*choice);
         }
+        let help = suggest(text, choices.iter().map(|(word, _)| *word));
+        self.note(Problem::at(value.span(), format!("`{key}` can't be \"{text}\"")).help(help));
         None
     }
 
     // Notes
 
-    pub(super) fn note(&mut self, problem: Problem) {
+    pub(in crate::experiment) fn note(&mut self, problem: Problem) {
         self.notes.note(problem);
     }
 
     /// Notes every key but the known ones. The later ones are promised, but not there yet.
-    pub(super) fn keys(&mut self, table: &DeTable<'_>, known: &[&str], later: &[&str]) {
+    pub(in crate::experiment) fn keys(&mut self, table: &DeTable<'_>, known: &[Key], later: &[&str]) {
+        self.named(table, names(known), later);
+    }
+
+    /// The same for keys of which only the names matter.
+    pub(in crate::experiment) fn named<'k>(
+        &mut self,
+        table: &DeTable<'_>,
+        known: impl Iterator<Item = &'k str> + Clone,
+        later: &[&str],
+    ) {
         for (key, span, _) in entries(table) {
             if later.contains(&key) {
                 self.note(Problem::at(span, format!("`{key}` is not supported yet")));
-            } else if !known.contains(&key) {
-                let help = suggest(key, known.iter().copied());
+            } else if !known.clone().any(|known| known == key) {
+                let help = suggest(key, known.clone());
                 self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
             }
         }
     }
 
     /// The value of a key that must be there.
-    pub(super) fn required<'t>(
+    pub(in crate::experiment) fn required<'t>(
         &mut self,
         table: &'t DeTable<'t>,
         key: &str,
@@ -227,13 +257,19 @@ impl Reader<'_> {
     }
 
     /// Notes a key that, beside the others, must not be there.
-    pub(super) fn refuse(&mut self, table: &DeTable<'_>, name: &str, message: &str, help: String) {
+    pub(in crate::experiment) fn refuse(
+        &mut self,
+        table: &DeTable<'_>,
+        name: &str,
+        message: &str,
+        help: String,
+    ) {
         if let Some((span, _)) = key(table, name) {
             self.note(Problem::at(span, message).help(help));
         }
     }
 
-    pub(super) fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
+    pub(in crate::experiment) fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
         let found = match value.get_ref() {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",
@@ -250,12 +286,12 @@ impl Reader<'_> {
     }
 }
 
-pub(super) fn unreadable(value: &Value<'_>, path: &Path, error: &io::Error) -> Problem {
+pub(in crate::experiment) fn unreadable(value: &Value<'_>, path: &Path, error: &io::Error) -> Problem {
     Problem::at(value.span(), format!("`{}` can't be read: {error}", path.display()))
 }
 
 /// A table's entries in the order of the file; the table itself is sorted by key.
-pub(super) fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, Span, &'t Value<'t>)> {
+pub(in crate::experiment) fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, Span, &'t Value<'t>)> {
     let mut entries: Vec<_> =
         table.iter().map(|(key, value)| (key.get_ref().as_ref(), key.span(), value)).collect();
     entries.sort_by_key(|(_, span, _)| span.start);
@@ -263,10 +299,10 @@ pub(super) fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, Span, &'t Val
 }
 
 /// A key's place and value.
-pub(super) fn key<'t>(table: &'t DeTable<'t>, name: &str) -> Option<(Span, &'t Value<'t>)> {
+pub(in crate::experiment) fn key<'t>(table: &'t DeTable<'t>, name: &str) -> Option<(Span, &'t Value<'t>)> {
     table.get_key_value(name).map(|(key, value)| (key.span(), value))
 }
 
-pub(super) fn number(integer: &DeInteger<'_>) -> Option<u32> {
+pub(in crate::experiment) fn number(integer: &DeInteger<'_>) -> Option<u32> {
     u32::from_str_radix(integer.as_str(), integer.radix()).ok()
 }

@@ -13,7 +13,7 @@ use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, escape_formatter, filters, tests,
 };
 
-use super::{LITERAL, Machine, Machines, TemplateError, invalid};
+use super::{GroupValue, LITERAL, MachineValue, TemplateError, invalid};
 
 /// The filters that there are.
 pub(super) const FILTERS: &[&str] = &[
@@ -214,10 +214,10 @@ fn pay_for(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
 
 /// Refuses what has no obvious spelling in a command: `{"ip": …}` in a shell is never what anybody meant.
 fn must_be_text(value: &Value) -> Result<(), Error> {
-    if let Some(machines) = value.downcast_object_ref::<Machines>() {
+    if let Some(machines) = value.downcast_object_ref::<GroupValue>() {
         return Err(machines.is_no_text());
     }
-    if let Some(machine) = value.downcast_object_ref::<Machine>() {
+    if let Some(machine) = value.downcast_object_ref::<MachineValue>() {
         return Err(machine.is_no_text());
     }
     match value.kind() {

@@ -17,27 +17,36 @@ use tokio::net::lookup_host;
 use tokio::time::Instant;
 use tsunami_core::{
     Addresses, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState,
-    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, SessionError,
+    SessionErrorKind, private,
 };
 
-use crate::SshConnector;
 use crate::config::Word;
 use crate::config::is_user;
-use crate::session::SshSession;
-use crate::watchdog::Arming;
+use crate::watchdog::{self, Arming};
+
+/// Arms a host; its beginning says how.
+const ARM: &str = include_str!("arm.sh");
+
+/// Ends what the run has on a host; its beginning says how.
+const REAP: &str = include_str!("reap.sh");
 
 /// How long a host may take to answer when the run leaves it.
-const LEAVING: Duration = Duration::from_secs(30);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
-/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the
-/// run's processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What
-/// commands changed elsewhere stays. Host keys are checked against the user's known hosts.
+/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's processes
+/// are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands changed elsewhere stays.
+/// Host keys are checked against the user's known hosts.
+///
+/// Nothing runs on a host before its watchdog watches: the directory in which commands begin is there only then. A
+/// watchdog that has gone since, because the host was started again, has a successor as soon as anybody connects to
+/// the run. `launch` only writes down which hosts the run takes; those that nothing was put on are not visited again.
 #[derive(Debug)]
 pub struct HostsProvider {
     root: PathBuf,
-    connector: Arc<SshConnector>,
+    connector: Arc<dyn Connector>,
 }
 
 /// The hosts of a group: the [`MachineSpec`] of a [`HostsProvider`].
@@ -104,6 +113,24 @@ impl FromStr for HostAddress {
     }
 }
 
+impl HostAddress {
+    /// How somebody logs in there.
+    fn login(&self) -> Login {
+        Login {
+            user: self.user.clone(),
+            host: Some(self.host.clone()),
+            port: self.port,
+            host_key: None,
+            directory: None,
+        }
+    }
+
+    /// Where a login leads. What it calls its host has not been read as an address yet.
+    pub(crate) fn of(login: &Login) -> Self {
+        Self { user: login.user.clone(), host: login.host.clone().unwrap_or_default(), port: login.port }
+    }
+}
+
 impl fmt::Display for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(user) = &self.user {
@@ -120,7 +147,7 @@ impl fmt::Display for HostAddress {
 impl HostsProvider {
     /// Keeps track of runs in `<root>/<run-id>/hosts`, and reaches hosts through `connector`, which should be
     /// the engine's own.
-    pub fn new(root: impl Into<PathBuf>, connector: Arc<SshConnector>) -> Self {
+    pub fn new(root: impl Into<PathBuf>, connector: Arc<dyn Connector>) -> Self {
         Self { root: root.into(), connector }
     }
 
@@ -166,35 +193,83 @@ impl HostsProvider {
         private::write(&directory.join(group), &serde_json::to_vec_pretty(machines)?)
     }
 
-    /// Connects as the run would.
-    async fn session(&self, machine: &Machine) -> Result<Arc<SshSession>, ProviderError> {
-        let directory = self.root.join(machine.run.as_str());
-        let failed =
-            |error| ProviderError::new(ProviderErrorKind::Unavailable, "connect", "no session").source(error);
-        self.connector.prepare(&machine.run, &directory).await.map_err(failed)?;
-        self.connector.open(machine, Instant::now() + LEAVING).await.map_err(failed).map(Arc::new)
+    /// Notes that something is about to be put on a host: from now on, teardown visits it.
+    async fn note_touched(&self, machine: &Machine) -> Result<(), ProviderError> {
+        let path = self.touched(machine);
+        let note = path.clone();
+        let noted = tokio::task::spawn_blocking(move || private::write(&note, b"")).await;
+        noted.map_err(io::Error::other).flatten().map_err(|error| {
+            let message = format!("cannot write {}", path.display());
+            ProviderError::new(ProviderErrorKind::Other, "admit", message).source(error)
+        })
+    }
+
+    /// Exists once something may have been put on a host.
+    fn touched(&self, machine: &Machine) -> PathBuf {
+        self.directory(&machine.run).join(format!(".touched.{}", machine.name()))
+    }
+
+    fn was_touched(&self, machine: &Machine) -> bool {
+        // The second is where earlier versions noted it.
+        let earlier = self.root.join(machine.run.as_str()).join("ssh");
+        self.touched(machine).exists() || earlier.join(format!("connected.{}", machine.name())).exists()
+    }
+
+    /// Makes the run's directory on a host, and starts the watchdog that ends the run's processes there at `until`. By
+    /// the host's own clocks: they need not agree with ours.
+    async fn arm(
+        &self,
+        machine: &Machine,
+        session: &dyn Session,
+        until: SystemTime,
+        arming: Arming,
+    ) -> Result<(), ProviderError> {
+        self.note_touched(machine).await?;
+        let directory = machine.login.directory.as_deref().unwrap_or_default();
+        let args = [watchdog::SCRIPT.to_owned(), machine.name()];
+        let args: Vec<String> =
+            args.into_iter().chain(watchdog::watch(&machine.run, directory, until, arming)).collect();
+        let failed = |error: SessionError| {
+            let is_passing = matches!(error.kind, SessionErrorKind::Lost | SessionErrorKind::Connect);
+            let kind = if is_passing { ProviderErrorKind::Unavailable } else { ProviderErrorKind::Other };
+            let message = format!("no watchdog could be started on {}", machine.id);
+            ProviderError::new(kind, "deadline", message).source(error)
+        };
+        let said = session.administer(ARM, &args).await.map_err(failed)?;
+        watchdog::armed(&said).map(drop).ok_or_else(|| {
+            let message = format!("the watchdog does not watch: it said `{}`", said.trim());
+            failed(SessionError::new(SessionErrorKind::Remote, message))
+        })
     }
 
     /// Ends what the run left on one host.
     async fn leave(&self, machine: &Machine) -> Vec<Leftover> {
         let host = machine.login.host.as_deref().unwrap_or_default();
         let directory = machine.login.directory.as_deref().unwrap_or_default();
-        let left = async {
-            let session = self.session(machine).await?;
-            let left = session.reap(directory, host).await;
-            let _ = tsunami_core::Session::close(&*session).await;
-            left.map_err(|error| {
-                let message = "the run's processes can't be ended";
-                ProviderError::new(ProviderErrorKind::Other, "terminate", message).source(error)
-            })
-        };
-        match left.await {
-            Ok(left) => left,
+        match self.reap(machine, directory).await {
+            Ok(said) => watchdog::leftovers(&said, host),
             Err(error) => {
                 let why = tsunami_core::ErrorChain(&error).to_string();
                 vec![Leftover { what: format!("processes of the run and ~/{directory} on {host}"), why }]
             }
         }
+    }
+
+    /// Ends the run's processes on a host and removes its directory there. Returns what the host says of the rest.
+    async fn reap(&self, machine: &Machine, directory: &str) -> Result<String, ProviderError> {
+        let unreached =
+            |error| ProviderError::new(ProviderErrorKind::Unavailable, "connect", "no session").source(error);
+        let state = self.root.join(machine.run.as_str());
+        self.connector.prepare(&machine.run, &state).await.map_err(unreached)?;
+        let session = self.connector.connect(machine, Instant::now() + LEAVE_TIMEOUT).await;
+        let session = session.map_err(unreached)?;
+        let args = [directory.to_owned(), machine.run.to_string(), watchdog::SCRIPT.to_owned()];
+        let said = session.administer(REAP, &args).await;
+        let _ = session.close().await;
+        said.map_err(|error| {
+            let message = "the run's processes can't be ended";
+            ProviderError::new(ProviderErrorKind::Other, "terminate", message).source(error)
+        })
     }
 }
 
@@ -234,13 +309,7 @@ impl Provider for HostsProvider {
                     private: Some(address),
                     network: Some("hosts".to_owned()),
                 },
-                login: Login {
-                    user: host.user.clone(),
-                    host: Some(host.host.clone()),
-                    port: host.port,
-                    host_key: None,
-                    directory: Some(home_directory(&request.run)),
-                },
+                login: Login { directory: Some(home_directory(&request.run)), ..host.login() },
                 expires: Some(request.deadline.at),
                 description: host.to_string(),
                 price: Price::Free,
@@ -276,23 +345,31 @@ impl Provider for HostsProvider {
         Ok(machines)
     }
 
+    /// Nothing runs on a host before its watchdog watches.
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let until = machine.expires.unwrap_or_else(SystemTime::now);
+        self.arm(machine, &**session, until, Arming::Ensure).await
+    }
+
+    /// A host may have lost its watchdog: it has been started again, or somebody has ended what they did not know.
+    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.admit(machine, session).await
+    }
+
+    async fn extend_on(
+        &self,
+        machine: &Machine,
+        session: &Arc<dyn Session>,
+        until: SystemTime,
+    ) -> Result<(), ProviderError> {
+        self.arm(machine, &**session, until, Arming::Replace).await
+    }
+
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         let mut machines = self.taken(run).map_err(|error| unreadable("extend", error))?;
         for machine in &mut machines {
             machine.expires = Some(until);
         }
-        let extend = machines.iter().map(async |machine| {
-            let session = self.session(machine).await?;
-            let directory = machine.login.directory.as_deref().unwrap_or_default();
-            let extended = session.arm(directory, until, Arming::Replace).await;
-            let _ = tsunami_core::Session::close(&*session).await;
-            let message = format!("the watchdog of {} could not be reached", machine.id);
-            extended.map_err(|error| {
-                ProviderError::new(ProviderErrorKind::Unavailable, "extend", message).source(error)
-            })
-        });
-        let extended: Result<Vec<()>, _> = join_all(extend).await.into_iter().collect();
-        extended?;
         let groups: BTreeSet<_> = machines.iter().map(|machine| machine.group.clone()).collect();
         for group in groups {
             let of_group: Vec<_> =
@@ -307,7 +384,7 @@ impl Provider for HostsProvider {
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let machines = self.taken(run).map_err(|error| unreadable("terminate", error))?;
-        let touched = machines.iter().filter(|machine| self.connector.was_connected(&self.root, machine));
+        let touched = machines.iter().filter(|machine| self.was_touched(machine));
         let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
         if left.is_empty() {
             remove(&self.directory(run)).map_err(|error| {
@@ -322,7 +399,7 @@ impl Provider for HostsProvider {
 impl HostsProvider {
     /// The address that other machines reach a host by.
     async fn resolve(&self, host: &HostAddress) -> Result<String, ProviderError> {
-        let name = self.connector.host_name(host).await.map_err(|error| {
+        let name = self.connector.resolve(&host.login()).await.map_err(|error| {
             ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", format!("cannot resolve {host}"))
                 .source(error)
         })?;
@@ -370,7 +447,7 @@ mod tests {
     #[tokio::test]
     async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
         let root = tempfile::tempdir().unwrap();
-        let provider = HostsProvider::new(root.path(), Arc::default());
+        let provider = HostsProvider::new(root.path(), Arc::new(crate::SshConnector::default()));
         let run: RunId = "20260101-000000-aaaa".parse().unwrap();
         let lifetime = Duration::from_secs(60);
         let request = LaunchRequest {

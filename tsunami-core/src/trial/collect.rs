@@ -1,17 +1,15 @@
-//! What is removed before a trial, and what of that can't be.
+//! What is brought home from a machine, what is removed for that beforehand, and what of that can't be.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use futures_util::future::join_all;
-use tsunami_core::{Error, Host, Stdin};
-
-use super::{CLEANING, Trial, own_script};
-use crate::compose::render;
-use tsunami_core::experiment::{Scope, Setup, Step};
+use super::{TrialHost, lock, own_script};
+use crate::cluster::HostCommand;
+use crate::error::Error;
+use crate::session::{Command, Download, Stdin};
 
 /// Removes what an earlier trial left.
 const CLEAN: &str = include_str!("clean.sh");
@@ -19,40 +17,178 @@ const CLEAN: &str = include_str!("clean.sh");
 /// Tells what is new from what was kept.
 const FRESH: &str = include_str!("fresh.sh");
 
-/// Where something that `collect` matches was there before the trial and stays: by step and machine, the file that
-/// is older than whatever this trial makes.
+/// What errors call these commands.
+const CLEANING: &str = "removal of what an earlier trial collected";
+
+/// Files that come home from a machine.
+///
+/// [`TrialHost::clean`] removes what matches before the trial makes it anew, [`TrialHost::collect`] brings it home;
+/// [`TrialCommand::collect`](super::TrialCommand::collect) does that when a command has ended.
+///
+/// ```
+/// use tsunami_core::Error;
+/// use tsunami_core::trial::{Collect, Trial};
+///
+/// # async fn example(trial: &Trial) -> Result<(), Error> {
+/// let client = trial.host("client-0")?.stage("load");
+/// let measured = Collect::into("results/1").pattern("out.csv").optional("core.*");
+/// client.clean(&measured).await?;
+/// client.run("./load > out.csv").await?;
+/// client.collect(&measured).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Collect {
+    patterns: Vec<Pattern>,
+    cwd: Option<String>,
+    into: PathBuf,
+    uploaded: Uploaded,
+}
+
+#[derive(Clone, Debug)]
+struct Pattern {
+    glob: String,
+    optional: bool,
+}
+
+impl Collect {
+    /// Nothing yet, to arrive below this local directory.
+    pub fn into(directory: impl Into<PathBuf>) -> Self {
+        Self { patterns: Vec::new(), cwd: None, into: directory.into(), uploaded: Uploaded::default() }
+    }
+
+    /// Adds what a shell glob matches, relative to the machine's working directory. It must match something.
+    pub fn pattern(self, glob: impl Into<String>) -> Self {
+        self.add(glob.into(), false)
+    }
+
+    /// Adds what a shell glob matches, if it matches something.
+    pub fn optional(self, glob: impl Into<String>) -> Self {
+        self.add(glob.into(), true)
+    }
+
+    fn add(mut self, glob: String, optional: bool) -> Self {
+        self.patterns.push(Pattern { glob, optional });
+        self
+    }
+
+    /// Sets the directory on the machine that globs are relative to.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+
+    /// Sets what was uploaded to the machine, which [`TrialHost::clean`] doesn't remove.
+    pub fn sparing(mut self, uploaded: &Uploaded) -> Self {
+        self.uploaded = uploaded.clone();
+        self
+    }
+
+    fn globs(&self) -> impl Iterator<Item = &String> {
+        self.patterns.iter().map(|pattern| &pattern.glob)
+    }
+
+    /// A script of ours in the directory, given the globs.
+    fn script(&self, host: &TrialHost, name: &str, script: &str, argument: &str) -> HostCommand {
+        let script = self.globs().fold(own_script(name, script).arg(argument), Command::arg);
+        host.host.stage("clean").command(script).called(CLEANING).unobserved()
+    }
+}
+
+/// The names that uploaded files have on a machine. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Uploaded(Arc<[u8]>);
+
+impl Default for Uploaded {
+    fn default() -> Self {
+        Self::of(&[])
+    }
+}
+
+impl Uploaded {
+    /// These, absolute or relative to the machine's working directory.
+    pub fn of(names: &[PathBuf]) -> Self {
+        Self(listed(names).into())
+    }
+
+    /// The names that an [upload](crate::Host::upload) has on a machine. What can't be read now was uploaded by another
+    /// run, or not at all.
+    pub fn names(from: &Path, to: &str) -> Vec<PathBuf> {
+        let mut names = Vec::new();
+        let _ = names_of(from, to, &mut names);
+        names
+    }
+}
+
+/// Where something that is collected was there before the trial and stays: by stage and machine, the file that is older
+/// than whatever this trial makes.
 #[derive(Debug, Default)]
 pub(super) struct Kept(Mutex<HashMap<(String, String), String>>);
 
 impl Kept {
-    fn note(&self, step: &Step, host: &Host, began: &str) {
-        let key = (step.name.clone(), host.name().to_owned());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, began.to_owned());
+    fn note(&self, host: &TrialHost, began: &str) {
+        lock(&self.0).insert(key(host), began.to_owned());
     }
 
-    /// What is to be brought home for each of a step's patterns: the pattern itself, unless it matches something that
-    /// is older than the trial.
-    pub(super) async fn of_this_trial(
-        &self,
-        step: &Step,
-        host: &Host,
-        patterns: &[String],
-        cwd: Option<&String>,
-    ) -> Result<Vec<Vec<String>>, Error> {
-        let key = (step.name.clone(), host.name().to_owned());
-        let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let Some(began) = began else {
-            return Ok(patterns.iter().map(|pattern| vec![pattern.clone()]).collect());
+    fn of(&self, host: &TrialHost) -> Option<String> {
+        lock(&self.0).get(&key(host)).cloned()
+    }
+}
+
+fn key(host: &TrialHost) -> (String, String) {
+    (host.stage_name().to_owned(), host.name().to_owned())
+}
+
+impl TrialHost {
+    /// Removes what would be collected in this stage, so that no trial brings home another's files: in the machine's
+    /// own working directory, through no link and from no mount, and nothing that was uploaded. What stays must be newer
+    /// than this to be collected.
+    pub async fn clean(&self, collect: &Collect) -> Result<(), Error> {
+        let command = collect.script(self, "clean", CLEAN, collect.cwd.as_deref().unwrap_or_default());
+        let output = command.stdin(Stdin::Bytes(collect.uploaded.0.clone())).run().await?;
+        let said = output.stdout();
+        if let Some(began) = said.trim_end_matches('\n').strip_prefix("kept ") {
+            self.trial.inner.kept.note(self, began);
+        }
+        Ok(())
+    }
+
+    /// Brings files home and says how many. A pattern that must match something and doesn't is an error, once the others
+    /// are home.
+    pub async fn collect(&self, collect: &Collect) -> Result<usize, Error> {
+        if collect.patterns.is_empty() {
+            return Ok(0);
+        }
+        let wanted = self.of_this_trial(collect).await?;
+        let (cwd, into) = (collect.cwd.clone(), collect.into.clone());
+        let matches = self.host.download(&Download { patterns: wanted.concat(), cwd, into }).await?;
+        let mut each = matches.iter();
+        for (Pattern { glob, optional }, wanted) in collect.patterns.iter().zip(&wanted) {
+            let count: usize = each.by_ref().take(wanted.len()).sum();
+            if count == 0 && !optional {
+                return Err(self.error(match wanted[..] {
+                    [] => format!("all that matches `{glob}` in `collect` is older than the trial"),
+                    _ => format!("nothing matches `{glob}` in `collect`"),
+                }));
+            }
+        }
+        Ok(matches.iter().sum())
+    }
+
+    /// What is to be brought home for each of the patterns: the pattern itself, unless it matches something that is
+    /// older than the trial.
+    async fn of_this_trial(&self, collect: &Collect) -> Result<Vec<Vec<String>>, Error> {
+        let Some(began) = self.trial.inner.kept.of(self) else {
+            return Ok(collect.globs().map(|glob| vec![glob.clone()]).collect());
         };
-        let script = own_script("fresh", FRESH).arg(began);
-        let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
-        let mut command = host.stage("clean").command(script).called(CLEANING).unobserved();
-        if let Some(cwd) = cwd {
+        let mut command = collect.script(self, "fresh", FRESH, &began);
+        if let Some(cwd) = &collect.cwd {
             command = command.cwd(cwd);
         }
         let said = command.run().await?.stdout;
-        new_matches(patterns, &said)
-            .ok_or_else(|| host.error("the machine doesn't tell what is newer than the trial"))
+        let globs: Vec<String> = collect.globs().cloned().collect();
+        new_matches(&globs, &said)
+            .ok_or_else(|| self.error("the machine doesn't tell what is newer than the trial"))
     }
 }
 
@@ -77,53 +213,6 @@ fn new_matches(patterns: &[String], said: &[u8]) -> Option<Vec<Vec<String>>> {
 fn only(name: &[u8]) -> String {
     let special = |c| matches!(c, '*' | '?' | '[' | '\\' | char::REPLACEMENT_CHARACTER);
     String::from_utf8_lossy(name).replace(special, "?")
-}
-
-impl Trial<'_> {
-    /// Removes what the steps will collect, so that no trial brings home another's files.
-    pub(super) async fn clean(&self) -> Result<(), Error> {
-        let mut removals = Vec::new();
-        let mut uploads = HashMap::new();
-        for step in self.experiment.steps.iter().filter(|step| !step.collect.is_empty()) {
-            for host in self.hosts(step)? {
-                let uploaded = match uploads.get(host.name()) {
-                    Some(uploaded) => uploaded,
-                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host)?),
-                };
-                let (patterns, cwd) = self.patterns(step, &host)?;
-                let script = own_script("clean", CLEAN).arg(cwd.unwrap_or_default());
-                let script = patterns.iter().fold(script, |script, pattern| script.arg(pattern));
-                let command = host.stage("clean").command(script).called(CLEANING).unobserved();
-                let command = command.stdin(Stdin::Bytes(uploaded.clone().into()));
-                removals.push(async move {
-                    let output = command.run().await?;
-                    let said = output.stdout();
-                    if let Some(began) = said.trim_end_matches('\n').strip_prefix("kept ") {
-                        self.kept.note(step, &host, began);
-                    }
-                    Ok(())
-                });
-            }
-        }
-        join_all(removals).await.into_iter().collect()
-    }
-
-    /// What was uploaded to a machine, as the script reads it.
-    fn uploaded(&self, host: &Host) -> Result<Vec<u8>, Error> {
-        let mut names = Vec::new();
-        if let Some(group) = self.experiment.group(host.group()) {
-            let scope = Scope::setup(&super::facts(host), &self.experiment.set);
-            for upload in &group.upload {
-                let to = render(&upload.to, &scope)?;
-                // What can't be read now was uploaded by another run, or not at all.
-                let _ = names_of(&upload.from, &to, &mut names);
-            }
-            let scripts =
-                group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
-            names.extend(scripts.map(|(number, _)| PathBuf::from(crate::compose::script_name(number))));
-        }
-        Ok(listed(&names))
-    }
 }
 
 /// The names that an upload has on a machine.

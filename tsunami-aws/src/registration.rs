@@ -1,0 +1,642 @@
+//! How `aws` is used from experiment files and commands.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tsunami_core::experiment::{Group, OnInterruption};
+use tsunami_core::limits::USER_DATA_FILE_LIMIT;
+use tsunami_core::registry::{
+    Backend, Common, ConnectRequest, DiscoveredRun, Form, GroupTable, Key, Machines, Place, Registration,
+    Settings, Survey, SurveyQuery, Table, TableReader, Value, Values,
+};
+use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunDirectory, RunId, RunRecord};
+
+use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
+
+/// A security group has so many rules at the most, unless the account's quota is another.
+/// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
+const RULES: usize = 60;
+
+/// The variable that names another service than the usual one to tell this computer's address.
+const ADDRESS_SERVICE_VARIABLE: &str = "TSUNAMI_ADDRESS_SERVICE";
+
+/// How long a machine without a hypervisor may take from its launch to a session, unless the file says otherwise: it
+/// goes through its firmware first, which takes minutes.
+const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// The name that a group's user data has among the inputs of a run.
+const USER_DATA: &str = "user-data";
+
+const DISK_TYPES: &[&str] = &["gp3", "gp2", "io2", "io1", "standard"];
+const NOT_TO_BOOT_FROM: &[&str] = &["st1", "sc1"];
+
+const MARKET: Form = Form::Choice(&["on-demand", "spot", "spot-block"]);
+
+/// The keys of `[aws]`, any of which a group may override.
+const KEYS: &[Key] = &[
+    Key::new("region", Form::Text, "the region").default("the configured one"),
+    Key::new("zone", Form::Text, "the availability zone").default("any that has what is asked for"),
+    Key::new("market", Form::OneOrMore(&MARKET), "where to buy, in the order to try")
+        .default("\"on-demand\""),
+    Key::new("max_price", Form::Number, "the most that an hour of a spot machine may cost, in US dollars")
+        .default("the on-demand price"),
+    Key::new("instance", Form::OneOrMore(&Form::Text), "instance types, any one of which will do"),
+    Key::new("mixed", Form::Boolean, "whether the machines of a group may differ in type and zone")
+        .default("false"),
+    Key::new(
+        "image",
+        Form::Text,
+        "an alias such as `ubuntu-24.04`, an id `ami-…`, or the path of a public parameter, `ssm:/…`",
+    )
+    .default("\"ubuntu-24.04\""),
+    Key::new("user", Form::Text, "who to log in as").default("the user that the image is known to have"),
+    Key::new("disk", Form::Table(DISK_KEYS), "the root volume").default("the image's"),
+    Key::new("subnet", Form::Text, "a subnet's id").default("the default one of the zone"),
+    Key::new("security_group", Form::Text, "a security group's id").default("one made for the run"),
+    Key::new("ssh_from", Form::OneOrMore(&Form::Text), "who may connect by SSH, as CIDR blocks")
+        .default("this computer's address"),
+    Key::new(
+        "open_ports",
+        Form::List(&Form::Integer(1, 65535)),
+        "ports that the run's machines in other regions may reach",
+    ),
+    Key::new("placement_group", Form::Boolean, "whether to keep the machines close together")
+        .default("false"),
+    Key::new("iam_profile", Form::Text, "the name of an instance profile"),
+    Key::new("user_data", Form::Path, "a file with user data beside tsunami's own"),
+    Key::new("tags", Form::Map(&Form::Text), "more tags"),
+    Key::new("wait_for_cloud_init", Form::Boolean, "whether set-up waits for cloud-init").default("true"),
+    Key::new(
+        "on_interruption",
+        Form::Choice(&["fail", "replace"]),
+        "what happens when EC2 takes a machine back",
+    )
+    .default("\"fail\""),
+    Key::new("spot_block", Form::Choice(&["promise", "native"]), "who keeps the promise of a spot block")
+        .default("\"promise\""),
+    Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
+];
+
+const DISK_KEYS: &[Key] = &[
+    Key::new("size", Form::Size, "its size, as `30GiB`").default("the image's"),
+    Key::new("type", Form::Choice(DISK_TYPES), "its type").default("\"gp3\""),
+    Key::new("iops", Form::Integer(1, u32::MAX), "its operations a second"),
+    Key::new("throughput", Form::Integer(1, u32::MAX), "its throughput, in MiB a second"),
+];
+
+/// Registers [`Ec2Provider`] as `aws`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ec2Registration;
+
+/// The profile that a file names.
+#[derive(Debug)]
+struct Profile(Option<String>);
+
+#[async_trait]
+impl Registration for Ec2Registration {
+    fn name(&self) -> &'static str {
+        "aws"
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        KEYS
+    }
+
+    fn reader(&self) -> Box<dyn TableReader> {
+        Box::new(Reader::default())
+    }
+
+    /// Whether the groups of a region can share a security group, with room for the rules that let machines of other
+    /// regions in.
+    fn check(&self, groups: &[Group]) -> Vec<String> {
+        let groups: Vec<_> = groups
+            .iter()
+            .filter_map(|group| Some((group.count.get(), group.spec.get::<Ec2Spec>()?)))
+            .collect();
+        shared_groups(&groups).into_iter().chain(rules(&groups)).collect()
+    }
+
+    async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        let specs = || request.groups.iter().filter_map(|group| group.spec.get::<Ec2Spec>());
+        let mut regions: Vec<String> = Vec::new();
+        for region in specs().filter_map(|spec| spec.region.clone()) {
+            if !regions.contains(&region) {
+                regions.push(region);
+            }
+        }
+        let profile = request.settings.get().and_then(|Profile(profile)| profile.clone());
+        let mut options = Ec2Options { profile, regions, ..options() };
+        // A group that names no region is in the configured one, which must then be the provider's first.
+        if specs().any(|spec| spec.region.is_none()) && !options.regions.is_empty() {
+            let configured = Ec2Options { regions: Vec::new(), ..options.clone() };
+            let configured = Ec2Provider::connect(request.state.root(), configured).await?;
+            let mut regions = configured.settings().regions.clone();
+            let others = options.regions.iter().filter(|region| !regions.contains(region));
+            let others: Vec<String> = others.cloned().collect();
+            regions.extend(others);
+            options.regions = regions;
+        }
+        backend(request, options).await
+    }
+
+    async fn reconnect(
+        &self,
+        record: &RunRecord,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Backend, ProviderError> {
+        let settings: Ec2Settings = serde_json::from_value(record.settings.clone())
+            .map_err(|error| unreadable("the record of the run", error))?;
+        let options = Ec2Options { address_service: options().address_service, ..settings.options() };
+        backend(request, options).await
+    }
+
+    async fn reconnect_unrecorded(
+        &self,
+        directory: &RunDirectory,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Backend, ProviderError> {
+        let recorded = recorded_options(request.state.root(), &directory.id())
+            .map_err(|error| unreadable(&directory.path().join("aws").display().to_string(), error))?;
+        let options = Ec2Options { address_service: options().address_service, ..recorded };
+        backend(request, options).await
+    }
+
+    fn remembered(&self, root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
+        crate::recorded_leftovers(root, run, why)
+    }
+
+    fn finds_by_tag(&self) -> bool {
+        true
+    }
+
+    /// Looks in the regions that are named; without any, in the configured one or in all that are enabled.
+    async fn survey(
+        &self,
+        query: &SurveyQuery,
+        request: &ConnectRequest<'_>,
+    ) -> Result<(Backend, Survey), ProviderError> {
+        let SurveyQuery { regions, profile, everywhere, .. } = query.clone();
+        let all = everywhere && regions.is_empty();
+        let given = Ec2Options { profile, regions, ..options() };
+        let mut provider = Ec2Provider::connect(request.state.root(), given.clone()).await?;
+        if all {
+            let regions = provider.enabled_regions().await?;
+            provider = Ec2Provider::connect(request.state.root(), Ec2Options { regions, ..given }).await?;
+        }
+        let crate::Survey { runs, failures, now } = provider.survey().await;
+        let runs = runs.into_iter();
+        let runs =
+            runs.map(|found| DiscoveredRun { run: found.run, expires: found.expires, things: found.things });
+        let backend = Backend { provider: Arc::new(provider), connector: request.connector()? };
+        Ok((backend, Survey { runs: runs.collect(), failures, now }))
+    }
+}
+
+fn options() -> Ec2Options {
+    Ec2Options { address_service: std::env::var(ADDRESS_SERVICE_VARIABLE).ok(), ..Ec2Options::default() }
+}
+
+async fn backend(request: &ConnectRequest<'_>, options: Ec2Options) -> Result<Backend, ProviderError> {
+    let provider = Ec2Provider::connect(request.state.root(), options).await?;
+    Ok(Backend { provider: Arc::new(provider), connector: request.connector()? })
+}
+
+fn unreadable(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> ProviderError {
+    let message = format!("{what} doesn't tell the account and the regions of the run");
+    ProviderError::new(ProviderErrorKind::Other, "settings", message).source(error)
+}
+
+/// Why the groups of a region can't share a security group.
+fn shared_groups(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
+    let fits = |spec: &Ec2Spec| {
+        let same = |other: &&Ec2Spec| other.region == spec.region && other.security_group.is_none();
+        let differs = |other: &Ec2Spec| {
+            other.ssh_from != spec.ssh_from || other.subnet.is_some() != spec.subnet.is_some()
+        };
+        spec.security_group.is_some() || !groups.iter().map(|(_, other)| *other).filter(same).any(differs)
+    };
+    if groups.iter().all(|(_, spec)| fits(spec)) {
+        return None;
+    }
+    let message = "the groups of a region share one security group, so they have the same `ssh_from`, and all or none of \
+                   them a `subnet`, of one network; give one of them a `security_group` of its own";
+    Some(message.to_owned())
+}
+
+/// Why a region's security group would have too many rules.
+fn rules(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
+    let mut regions: BTreeMap<Option<&String>, (usize, Vec<u16>, usize)> = BTreeMap::new();
+    for (count, spec) in groups {
+        let (machines, ports, from) = regions.entry(spec.region.as_ref()).or_default();
+        *machines += *count as usize;
+        ports.extend(&spec.open_ports);
+        *from = (*from).max(spec.ssh_from.len().max(1));
+    }
+    let all: usize = regions.values().map(|(machines, ..)| machines).sum();
+    for (region, (machines, ports, from)) in &mut regions {
+        ports.sort_unstable();
+        ports.dedup();
+        // TCP and UDP for each port and machine elsewhere, SSH, and one for the group itself.
+        let rules = 2 * ports.len() * (all - *machines) + *from + 1;
+        if rules > RULES {
+            let region = region.map_or("the configured region", String::as_str);
+            return Some(format!(
+                "the security group in {region} would need {rules} rules and can have {RULES}: {} open ports for {} \
+                 machines in other regions; declare fewer `open_ports`, or give a `security_group` of your own",
+                ports.len(),
+                all - *machines
+            ));
+        }
+    }
+    None
+}
+
+/// Reads `[aws]`, and what a group says instead.
+#[derive(Default)]
+struct Reader {
+    base: Ec2Spec,
+    on_interruption: Option<OnInterruption>,
+    profile: Option<String>,
+}
+
+impl TableReader for Reader {
+    fn all(&mut self, common: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
+        self.base.user.clone_from(&common.user);
+        self.on_interruption = common.on_interruption;
+        let Some(table) = table else { return };
+        let mut spec = self.base.clone();
+        for (key, _, value) in table.entries() {
+            match key {
+                "user" => spec.user = values.host(value).or(spec.user.take()),
+                "on_interruption" => {
+                    let choices = &[("fail", OnInterruption::Fail), ("replace", OnInterruption::Replace)];
+                    self.on_interruption = values.choice(value, key, choices).or(self.on_interruption);
+                }
+                "profile" => self.profile = values.word(value),
+                _ => read(&mut spec, key, value, values),
+            }
+        }
+        self.base = spec;
+    }
+
+    fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
+        let mut spec = self.base.clone();
+        for (key, place, value) in group.table.entries() {
+            match key {
+                "user" | "on_interruption" => {}
+                "profile" => self.profile_of_a_group(&place, value, values),
+                _ => read(&mut spec, key, value, values),
+            }
+        }
+        spec.user = group.common.user.clone().or(spec.user.take());
+        let on_interruption = group.common.on_interruption.or(self.on_interruption);
+        spec.replace_interrupted = on_interruption == Some(OnInterruption::Replace);
+        if spec.instances.is_empty() {
+            let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
+            values.problem(&group.place, "this group has no `instance`", Some(help));
+        }
+        let is_metal = spec.instances.iter().any(|instance| instance.contains(".metal"));
+        let inputs = spec.user_data.iter().map(|text| (USER_DATA.to_owned(), text.clone())).collect();
+        let mut machines = Machines::of(MachineSpec::new(spec));
+        machines.on_interruption = on_interruption;
+        machines.connect_timeout = is_metal.then_some(METAL_CONNECT_TIMEOUT);
+        machines.inputs = inputs;
+        Some(machines)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::new(Profile(self.profile.clone()))
+    }
+}
+
+impl Reader {
+    fn profile_of_a_group(&mut self, place: &Place, value: Value<'_>, values: &mut Values<'_, '_>) {
+        let profile = values.word(value);
+        if profile.is_some() && profile != self.profile {
+            let help = "say it once, in `[aws]`".to_owned();
+            let message = "the machines of a run are in one account: a group can't have a profile of its own";
+            values.problem(place, message, Some(help));
+        }
+    }
+}
+
+/// Takes one key into a spec. What can't be read is noted, and leaves the spec as it is.
+fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_, '_>) {
+    match key {
+        "region" => spec.region = values.word(value).or(spec.region.take()),
+        "zone" => spec.zone = values.word(value).or(spec.zone.take()),
+        "market" => set(&mut spec.markets, values.one_or_more(value, market)),
+        "max_price" => spec.max_price = values.dollars(value).or(spec.max_price),
+        "instance" => set(&mut spec.instances, values.one_or_more(value, |values, value| values.word(value))),
+        "mixed" => set(&mut spec.mixed, values.boolean(value)),
+        "image" => set(&mut spec.image, values.word(value)),
+        "disk" => spec.disk = disk(value, values).or(spec.disk.take()),
+        "subnet" => spec.subnet = id(value, "subnet-", values).or(spec.subnet.take()),
+        "security_group" => spec.security_group = id(value, "sg-", values).or(spec.security_group.take()),
+        "ssh_from" => set(&mut spec.ssh_from, values.one_or_more(value, |values, value| values.word(value))),
+        "open_ports" => {
+            let ports = values.list(value);
+            let ports = ports.map(|list| list.into_iter().filter_map(|value| values.port(value)).collect());
+            set(&mut spec.open_ports, ports);
+        }
+        "placement_group" => set(&mut spec.placement_group, values.boolean(value)),
+        "iam_profile" => spec.iam_profile = values.word(value).or(spec.iam_profile.take()),
+        "user_data" => spec.user_data = user_data(value, values).or(spec.user_data.take()),
+        "tags" => tags(&mut spec.tags, value, values),
+        "wait_for_cloud_init" => set(&mut spec.wait_for_cloud_init, values.boolean(value)),
+        "spot_block" => {
+            set(
+                &mut spec.native_spot_block,
+                values.choice(value, key, &[("promise", false), ("native", true)]),
+            );
+        }
+        // The others are the group's, and were looked at with it.
+        _ => {}
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn market(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Market> {
+    let choices =
+        &[("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
+    values.choice(value, "market", choices)
+}
+
+fn tags(tags: &mut Vec<(String, String)>, value: Value<'_>, values: &mut Values<'_, '_>) {
+    let Some(table) = values.table(value) else { return };
+    for (key, place, value) in table.entries() {
+        if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
+            values.problem(&place, format!("the tag `{key}` is not for users to set"), None);
+        } else if let Some(text) = values.text(value) {
+            tags.retain(|(known, _)| known != key);
+            tags.push((key.to_owned(), text.to_owned()));
+        }
+    }
+}
+
+fn id(value: Value<'_>, prefix: &str, values: &mut Values<'_, '_>) -> Option<String> {
+    let word = values.word(value)?;
+    if !word.starts_with(prefix) {
+        let message = format!("`{word}` is no id: it begins with `{prefix}`");
+        values.problem(&value.place(), message, None);
+        return None;
+    }
+    Some(word)
+}
+
+fn disk(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Disk> {
+    let table = values.table(value)?;
+    values.keys(table, DISK_KEYS);
+    let gib = table.get("size").and_then(|value| gib(value, values));
+    let kind = match table.get("type") {
+        Some(value) => disk_type(value, values),
+        None => Some("gp3".to_owned()),
+    };
+    let iops = table.get("iops").and_then(|value| values.rate(value));
+    let throughput = table.get("throughput").and_then(|value| values.rate(value));
+    Some(Disk { gib, kind: kind?, iops, throughput })
+}
+
+fn disk_type(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
+    let kind = values.text(value)?;
+    if NOT_TO_BOOT_FROM.contains(&kind) {
+        let message = format!("a machine can't boot from a disk of type `{kind}`");
+        values.problem(&value.place(), message, Some("use `gp3`".to_owned()));
+        return None;
+    }
+    if !DISK_TYPES.contains(&kind) {
+        let help = values.suggest(kind, DISK_TYPES.iter().copied());
+        values.problem(&value.place(), format!("`{kind}` is no type of disk"), help);
+        return None;
+    }
+    Some(kind.to_owned())
+}
+
+/// A size as `30GiB`, in whole GiB.
+fn gib(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<u32> {
+    let text = values.text(value)?;
+    let gib = match text.strip_suffix("GiB") {
+        Some(number) => number.trim().parse().ok(),
+        None => {
+            text.strip_suffix("TiB").and_then(|number| number.trim().parse::<u32>().ok()?.checked_mul(1024))
+        }
+    };
+    let gib = gib.filter(|gib| *gib > 0);
+    if gib.is_none() {
+        let help = "write it as `30GiB`, or `2TiB`".to_owned();
+        values.problem(&value.place(), format!("`{text}` is no size of a disk"), Some(help));
+    }
+    gib
+}
+
+fn user_data(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
+    let path = values.file(value)?;
+    let wrong = match values.contents(value, &path, USER_DATA_FILE_LIMIT)?.map(String::from_utf8) {
+        Some(Ok(text)) => return Some(text),
+        Some(Err(_)) => "is not UTF-8 text; compressed user data isn't supported".to_owned(),
+        None => format!("is larger than {} KiB; EC2 takes less", USER_DATA_FILE_LIMIT >> 10),
+    };
+    values.problem(&value.place(), format!("`{}` {wrong}", path.display()), None);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tsunami_core::Plan;
+    use tsunami_core::experiment::{Experiment, Loader, Problems};
+    use tsunami_core::registry::Registry;
+
+    use super::*;
+
+    fn load(text: &str) -> Result<Experiment, Problems> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        fs::write(&file, text).unwrap();
+        fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
+        fs::write(directory.path().join("long"), vec![b'x'; USER_DATA_FILE_LIMIT as usize + 1]).unwrap();
+        Loader::new().registry(&Registry::default().with(Arc::new(Ec2Registration))).load(file)
+    }
+
+    fn refuses(text: &str, expected: &[&str]) {
+        let problems = load(text).expect_err("this should be refused");
+        let line = |problem| {
+            let place = problems.place(problem).map(|(line, column)| format!("{line}:{column} "));
+            let help = problem.advice().map(|help| format!(" ({help})")).unwrap_or_default();
+            format!("{}{}{help}", place.unwrap_or_default(), problem.message())
+        };
+        assert_eq!(problems.iter().map(line).collect::<Vec<_>>(), expected);
+    }
+
+    fn specs(experiment: &Experiment) -> Vec<&Ec2Spec> {
+        experiment.groups.iter().map(|group| group.spec.get().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_group_says_otherwise_or_more() {
+        let experiment = load(
+            r#"name = "x"
+provider = "aws"
+budget = 5
+[aws]
+region = "eu-west-1"
+market = ["spot", "on-demand"]
+instance = ["c7g.large", "c6g.large"]
+tags = { team = "blue" }
+[group.server]
+instance = "c7g.2xlarge"
+disk = { size = "30GiB" }
+market = "spot-block"
+on_interruption = "replace"
+tags = { role = "server" }
+user_data = "boot.sh"
+[group.client]
+count = 3"#,
+        )
+        .unwrap();
+        let [server, client] = specs(&experiment)[..] else { panic!("{experiment:?}") };
+        assert_eq!(experiment.budget, Some(5.0));
+        assert_eq!(
+            (&server.instances, &server.markets),
+            (&vec!["c7g.2xlarge".into()], &vec![Market::SpotBlock])
+        );
+        let disk = Disk { gib: Some(30), kind: "gp3".into(), iops: None, throughput: None };
+        assert_eq!((&server.disk, server.tags.len()), (&Some(disk), 2));
+        assert!(server.replace_interrupted && experiment.groups[0].replace_interrupted);
+        assert_eq!(experiment.groups[0].inputs, [(USER_DATA.to_owned(), "#!/bin/sh\n".to_owned())]);
+        assert_eq!(
+            (client.instances.len(), client.markets.len(), client.region.as_deref(), client.image.as_str()),
+            (2, 2, Some("eu-west-1"), "ubuntu-24.04")
+        );
+        assert!(!client.replace_interrupted && !experiment.groups[1].replace_interrupted);
+    }
+
+    #[test]
+    fn what_belongs_to_every_provider_stands_in_a_group_in_the_table_or_at_the_top() {
+        let experiment = load(
+            r#"name = "x"
+provider = "aws"
+user = "top"
+on_interruption = "replace"
+[aws]
+instance = "m"
+user = "table"
+[group.a]
+[group.b]
+user = "group"
+on_interruption = "fail""#,
+        )
+        .unwrap();
+        let users: Vec<_> = specs(&experiment).iter().map(|spec| spec.user.as_deref()).collect();
+        assert_eq!(users, [Some("table"), Some("group")]);
+        let replace: Vec<_> = experiment.groups.iter().map(|group| group.replace_interrupted).collect();
+        assert_eq!(replace, [true, false]);
+        assert_eq!(
+            specs(&experiment).iter().map(|spec| spec.replace_interrupted).collect::<Vec<_>>(),
+            replace
+        );
+    }
+
+    #[test]
+    fn what_machines_on_ec2_cannot_be() {
+        refuses(
+            r#"name = "x"
+provider = "aws"
+budget = 0
+[aws]
+market = ["spot", "sopt"]
+max_price = "cheap"
+mixed = "yes"
+disk = { size = "30", type = "gp9", iops = "many", throughput = 0 }
+subnet = "eu-west-1a"
+open_ports = [0]
+tags = { "tsunami:run" = "mine" }
+spot_block = "never"
+instence = "c7g.large"
+[group.a]
+profile = "other"
+"#,
+            &[
+                "3:10 this is no amount of US dollars above zero",
+                r#"5:19 `market` can't be "sopt" (did you mean `spot`?)"#,
+                "6:13 expected an amount of US dollars, such as 2.5, found a string",
+                "7:9 expected true or false, found a string",
+                "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
+                "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
+                "8:44 expected a whole number, found a string",
+                "8:65 this is no whole number above zero, or far too large",
+                "9:10 `eu-west-1a` is no id: it begins with `subnet-`",
+                "10:15 a port is a number from 1 to 65535",
+                "11:10 the tag `tsunami:run` is not for users to set",
+                r#"12:14 `spot_block` can't be "never" (known here: promise, native)"#,
+                "13:1 unknown key `instence` (did you mean `instance`?)",
+                "14:8 this group has no `instance` (set `instance = \"c7g.large\"` there, or in `[aws]` for all groups)",
+                "15:1 the machines of a run are in one account: a group can't have a profile of its own (say it once, in `[aws]`)",
+            ],
+        );
+        refuses(
+            "name = \"x\"\n[aws]\n[group.a]\ninstance = \"c7g.large\"",
+            &[
+                r#"2:2 `[aws]` is for the provider "aws" (set `provider = "aws"`)"#,
+                r#"4:1 `instance` is for the provider "aws" (set `provider = "aws"`)"#,
+            ],
+        );
+        let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'long'";
+        let problems = load(text).unwrap_err().to_string();
+        assert!(problems.contains("long` is larger than 64 KiB; EC2 takes less"), "{problems}");
+    }
+
+    #[test]
+    fn groups_that_cannot_be_in_one_region_together() {
+        let groups = "[group.a]\nssh_from = '10.0.0.0/8'\n[group.b]\n";
+        let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\ninstance = 'm'\n{groups}");
+        let problems = load(&text).unwrap_err().to_string();
+        assert!(
+            problems.contains("error: the groups of a region share one security group, so"),
+            "{problems}"
+        );
+        let groups = "[group.a]\nregion = 'a'\nopen_ports = [1, 2, 3]\n[group.b]\nregion = 'b'\ncount = 10\n";
+        let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\ninstance = 'm'\n{groups}");
+        let problems = load(&text).unwrap_err().to_string();
+        assert!(
+            problems.contains("in a would need 62 rules and can have 60: 3 open ports for 10"),
+            "{problems}"
+        );
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_read_and_no_other() {
+        for key in KEYS {
+            // A value that no key takes is noted, if anybody looks at it.
+            let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\n{} = 1979-05-27\n[group.a]\n", key.name);
+            let problems = load(&text).unwrap_err();
+            let at_the_value = |problem| problems.place(problem).is_some_and(|(line, _)| line == 4);
+            assert_eq!(problems.iter().filter(|problem| at_the_value(problem)).count(), 1, "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn bare_metal_is_waited_for_unless_the_file_says_for_how_long() {
+        let waits = |instance: &str, more: &str| {
+            let text = format!(
+                "name = \"x\"\nprovider = \"aws\"\n[aws]\ninstance = \"{instance}\"\n[group.a]\n[[step]]\n\
+                 on = \"a\"\nrun = \"true\"\n{more}"
+            );
+            load(&text).unwrap_or_else(|problems| panic!("{problems:?}")).plan().connect_timeout
+        };
+        assert_eq!(waits("c7g.metal", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7i.metal-24xl", ""), METAL_CONNECT_TIMEOUT);
+        assert_eq!(waits("c7g.large", ""), Plan::new("x").connect_timeout);
+        let said = waits("c7g.metal", "[ssh]\nconnect_timeout = \"3m\"\n");
+        assert_eq!(said, Duration::from_secs(180));
+    }
+}

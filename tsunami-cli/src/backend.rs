@@ -1,0 +1,104 @@
+//! From a run, or from nothing but a provider's name, to the provider and the connector: by the registrations.
+
+use tsunami_core::experiment::{Experiment, Ssh};
+use tsunami_core::registry::{Backend, Registration, Registry, Survey, SurveyQuery};
+use tsunami_core::{Error as CoreError, Leftover, RunDirectory, State, Tsunami};
+
+use crate::args::CloudArgs;
+use crate::error::Error;
+
+/// What an experiment asks for.
+pub(crate) async fn of(
+    registry: &Registry,
+    experiment: &Experiment,
+    accept_new_hosts: bool,
+    state: &State,
+) -> Result<Backend, Error> {
+    registry.connect(experiment, state, accept_new_hosts).await.map_err(Error::Provider)
+}
+
+/// What a recorded run was made with.
+pub(crate) async fn recorded(
+    registry: &Registry,
+    directory: &RunDirectory,
+    state: &State,
+) -> Result<Backend, Error> {
+    let record = directory.record()?;
+    find(registry, &record.provider)?;
+    registry.reconnect(&record, state).await.map_err(Error::Provider)
+}
+
+/// The engine for a recorded run.
+pub(crate) async fn engine(
+    registry: &Registry,
+    directory: &RunDirectory,
+    state: &State,
+) -> Result<Tsunami, Error> {
+    let Backend { provider, connector } = recorded(registry, directory, state).await?;
+    Ok(Tsunami::new(provider, connector).state(state.clone()))
+}
+
+/// The engine for a recorded run that is looked for or ended. Where its provider can't even be asked, all that is known
+/// of the run may remain.
+pub(crate) async fn engine_or_remains(
+    registry: &Registry,
+    directory: &RunDirectory,
+    state: &State,
+) -> Result<Tsunami, Error> {
+    engine(registry, directory, state).await.map_err(|error| remains(registry, directory, state, error))
+}
+
+/// What is to be said of a run whose provider can't be asked: what is known of it may remain.
+pub(crate) fn remains(registry: &Registry, directory: &RunDirectory, state: &State, error: Error) -> Error {
+    let run = directory.id();
+    let is_elsewhere =
+        || registry.providers().any(|provider| provider.finds_by_tag() && keeps(&**provider, directory));
+    let error = match error {
+        Error::Provider(error) => CoreError::other(error),
+        Error::Core(error @ CoreError::Other(_)) if is_elsewhere() => error,
+        other => return other,
+    };
+    let why = "nobody could be asked for it";
+    let mut leftovers: Vec<Leftover> =
+        registry.providers().flat_map(|provider| provider.remembered(state.root(), &run, why)).collect();
+    if leftovers.is_empty() {
+        leftovers.push(Leftover { what: "anything the run created".to_owned(), why: why.to_owned() });
+    }
+    Error::Core(CoreError::Remains { run, leftovers, cause: Some(Box::new(error)) })
+}
+
+/// Whether a provider keeps something in a run's directory: it does so under its own name.
+pub(crate) fn keeps(provider: &dyn Registration, directory: &RunDirectory) -> bool {
+    directory.path().join(provider.name()).exists()
+}
+
+/// Looks for runs by tag, in the regions that are named; without any, in the usual one or, `everywhere`, in all.
+pub(crate) async fn survey(
+    registry: &Registry,
+    state: &State,
+    cloud: &CloudArgs,
+    everywhere: bool,
+) -> Result<Vec<(Backend, Survey)>, Error> {
+    let providers = match &cloud.provider {
+        Some(name) => vec![find(registry, name)?],
+        None => registry.providers().map(|provider| &**provider).filter(|it| it.finds_by_tag()).collect(),
+    };
+    if providers.is_empty() {
+        let absent = registry.absent_names().find_map(|name| registry.absent(name));
+        return Err(Error::Usage(absent.unwrap_or("no provider here finds runs by tag").to_owned()));
+    }
+    let query = SurveyQuery { regions: cloud.region.clone(), profile: cloud.profile.clone(), everywhere };
+    let (ssh, mut found) = (Ssh::default(), Vec::new());
+    for provider in providers {
+        let survey = provider.survey(&query, &registry.request(state, &ssh)).await;
+        found.push(survey.map_err(Error::Provider)?);
+    }
+    Ok(found)
+}
+
+fn find<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn Registration, Error> {
+    registry.find(name).map(|provider| &**provider).ok_or_else(|| {
+        let unknown = format!("this tsunami knows no provider `{name}`");
+        Error::Usage(registry.absent(name).map_or(unknown, str::to_owned))
+    })
+}

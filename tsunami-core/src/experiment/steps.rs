@@ -1,0 +1,153 @@
+//! The steps of an experiment file, as a trial.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use futures_util::future::join_all;
+
+use super::plan::{environment, render, script_name};
+use super::{Action, Experiment, OnError, Ready, ReadyWhen, Scope, Setup, Step};
+use crate::cluster::Cluster;
+use crate::error::Error;
+use crate::results::Results;
+use crate::session::Command;
+use crate::trial::{Collect, MachineContext, Ready as Sign, Trial, TrialHost, Uploaded};
+
+/// Does all steps in order, on machines that are up. What is collected goes into the results.
+pub(super) async fn trial(
+    experiment: &Experiment,
+    cluster: &Cluster,
+    results: &Results,
+    name: &str,
+) -> Result<(), Error> {
+    let body = |trial| async move {
+        let steps = Steps { experiment, results, trial };
+        steps.clean().await?;
+        steps.all().await
+    };
+    cluster.trial(name, body).await
+}
+
+/// Everything that the steps of one trial need.
+struct Steps<'a> {
+    experiment: &'a Experiment,
+    results: &'a Results,
+    trial: Trial,
+}
+
+impl Steps<'_> {
+    /// Removes what the steps will collect, so that no trial brings home another's files.
+    async fn clean(&self) -> Result<(), Error> {
+        let (mut removals, mut uploads) = (Vec::new(), HashMap::new());
+        for step in self.experiment.steps.iter().filter(|step| !step.collect.is_empty()) {
+            for host in self.hosts(step)? {
+                let uploaded = match uploads.get(host.name()) {
+                    Some(uploaded) => uploaded,
+                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host)?),
+                };
+                let collect = self.collect(step, &host)?.sparing(uploaded);
+                removals.push(async move { host.clean(&collect).await });
+            }
+        }
+        join_all(removals).await.into_iter().collect()
+    }
+
+    async fn all(&self) -> Result<(), Error> {
+        for step in &self.experiment.steps {
+            let hosts = self.hosts(step)?;
+            let done = self.trial.step(&step.name, hosts, |host| self.part(step, host)).await;
+            match done {
+                Err(error) if self.trial.has_ended() || step.on_error == OnError::Fail => return Err(error),
+                _ if self.trial.has_ended() => return Ok(()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn hosts(&self, step: &Step) -> Result<Vec<TrialHost>, Error> {
+        let named = |error: Error| Error::other(format!("step {}: {error}", step.name));
+        let host = |name: &String| Ok(self.trial.host(name).map_err(named)?.stage(&step.name));
+        step.on.iter().map(host).collect()
+    }
+
+    fn scope(&self, me: &MachineContext) -> Scope {
+        Scope::step(me, self.trial.machines(), self.trial.name(), &self.experiment.set)
+    }
+
+    /// One machine's part of a step.
+    async fn part(&self, step: &Step, host: TrialHost) -> Result<(), Error> {
+        let me = host.context();
+        let scope = self.scope(&me);
+        let line = match &step.action {
+            Action::Run { command, .. } | Action::Start { command, .. } => render(command, &scope)?,
+        };
+        let mut command = host.command(Command::shell(line)).collect(self.collect(step, &host)?);
+        if let Some(group) = self.experiment.group(host.group()) {
+            for (name, value) in environment(&group.env, &Scope::setup(&me, &self.experiment.set))? {
+                command = command.env(name, value);
+            }
+        }
+        for (name, value) in environment(&step.env, &scope)? {
+            command = command.env(name, value);
+        }
+        if let Some(cwd) = &step.cwd {
+            command = command.cwd(render(cwd, &scope)?);
+        }
+        match &step.action {
+            Action::Run { timeout, .. } => {
+                if let Some(timeout) = timeout {
+                    command = command.timeout(*timeout);
+                }
+                command.run().await.map(drop)
+            }
+            Action::Start { ready: Some(ready), .. } => {
+                command.start_until(sign(ready, &scope)?).await.map(drop)
+            }
+            Action::Start { ready: None, .. } => {
+                command.start();
+                Ok(())
+            }
+        }
+    }
+
+    /// What a step brings home from a machine.
+    fn collect(&self, step: &Step, host: &TrialHost) -> Result<Collect, Error> {
+        let scope = self.scope(&host.context());
+        let into = self.results.collected(self.trial.name(), &step.name, host.name());
+        let mut collect = Collect::into(into);
+        for pattern in &step.collect {
+            let glob = render(&pattern.template, &scope)?;
+            collect = if pattern.optional { collect.optional(glob) } else { collect.pattern(glob) };
+        }
+        match &step.cwd {
+            Some(cwd) => Ok(collect.cwd(render(cwd, &scope)?)),
+            None => Ok(collect),
+        }
+    }
+
+    /// What was uploaded to a machine.
+    fn uploaded(&self, host: &TrialHost) -> Result<Uploaded, Error> {
+        let mut names = Vec::new();
+        if let Some(group) = self.experiment.group(host.group()) {
+            let scope = Scope::setup(&host.context(), &self.experiment.set);
+            for upload in &group.upload {
+                names.extend(Uploaded::names(&upload.from, &render(&upload.to, &scope)?));
+            }
+            let scripts =
+                group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
+            names.extend(scripts.map(|(number, _)| PathBuf::from(script_name(number))));
+        }
+        Ok(Uploaded::of(&names))
+    }
+}
+
+/// How to tell that a command of a step has come up.
+fn sign(ready: &Ready, scope: &Scope) -> Result<Sign, Error> {
+    let sign = match &ready.when {
+        ReadyWhen::Port(port) => Sign::port(*port),
+        ReadyWhen::Command(line) => Sign::command(render(line, scope)?),
+        ReadyWhen::Log(text) => Sign::log(render(text, scope)?),
+    };
+    Ok(sign.within(ready.timeout))
+}

@@ -1,0 +1,455 @@
+//! What a provider tells to be usable from an experiment file and from commands.
+//!
+//! A [`Registration`] has a provider's name, the keys of its table, what reads them into a
+//! [`MachineSpec`](crate::MachineSpec), and what connects to it: for a file, for a recorded run, or for whatever is found
+//! by tag. A [`Registry`] is a list of them: [`Loader::registry`](crate::experiment::Loader::registry) reads files by it,
+//! and a command line is made of one.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use async_trait::async_trait;
+//! use tsunami_core::registry::{
+//!     Backend, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Registry, TableReader, Values,
+//! };
+//! use tsunami_core::testing::FakeCloud;
+//! use tsunami_core::{MachineSpec, ProviderError, RunRecord};
+//!
+//! /// Registers a cloud whose machines have a size.
+//! #[derive(Debug)]
+//! struct Fake(FakeCloud);
+//!
+//! const KEYS: &[Key] = &[Key::new("size", Form::Text, "how large its machines are").default("small")];
+//!
+//! #[async_trait]
+//! impl Registration for Fake {
+//!     fn name(&self) -> &'static str {
+//!         "fake"
+//!     }
+//!
+//!     fn group_keys(&self) -> &'static [Key] {
+//!         KEYS
+//!     }
+//!
+//!     fn reader(&self) -> Box<dyn TableReader> {
+//!         Box::new(Reader)
+//!     }
+//!
+//!     async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+//!         Ok(Backend { provider: Arc::new(self.0.clone()), connector: Arc::new(self.0.clone()) })
+//!     }
+//!
+//!     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+//!         self.connect(request).await
+//!     }
+//! }
+//!
+//! struct Reader;
+//!
+//! impl TableReader for Reader {
+//!     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
+//!         let size = group.table.get("size").and_then(|value| values.word(value));
+//!         Some(Machines::of(MachineSpec::new(size.unwrap_or_else(|| "small".to_owned()))))
+//!     }
+//! }
+//!
+//! let registry = Registry::default().with(Arc::new(Fake(FakeCloud::new(1))));
+//! assert_eq!(registry.names().collect::<Vec<_>>(), ["local", "fake"]);
+//! ```
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+
+use crate::experiment::{Experiment, Group, OnInterruption, Ssh};
+use crate::machine::RunId;
+use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
+use crate::record::{RunDirectory, RunRecord, State};
+use crate::session::Connector;
+
+pub use crate::experiment::keys::{Form, Key};
+pub use crate::experiment::values::{Place, Table, Value, Values};
+
+/// How a provider is used from files and commands.
+#[async_trait]
+pub trait Registration: Debug + Send + Sync + 'static {
+    /// The name, as `provider = "…"` and records have it.
+    fn name(&self) -> &'static str;
+
+    /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says
+    /// otherwise. Without any there is no such table.
+    fn keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    /// The keys that stand in a group only.
+    fn group_keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    /// Whether a group says by `count` how many machines it has, or the provider's own keys do.
+    fn is_counted(&self) -> bool {
+        true
+    }
+
+    /// Whether its machines are logged in to as a user whom a file may name.
+    fn has_users(&self) -> bool {
+        true
+    }
+
+    /// What reads the keys of one file.
+    fn reader(&self) -> Box<dyn TableReader>;
+
+    /// What is wrong with the groups together, though each by itself is right.
+    fn check(&self, groups: &[Group]) -> Vec<String> {
+        let _ = groups;
+        Vec::new()
+    }
+
+    /// Connects to what an experiment asks for. May ask the provider who the user is, and creates nothing.
+    async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError>;
+
+    /// Connects to what a recorded run was made with.
+    async fn reconnect(
+        &self,
+        record: &RunRecord,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Backend, ProviderError>;
+
+    /// The same for a run whose record can't be read, by what lies beside it.
+    async fn reconnect_unrecorded(
+        &self,
+        directory: &RunDirectory,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Backend, ProviderError> {
+        let _ = directory;
+        self.connect(request).await
+    }
+
+    /// What a run is known to have created, where nobody can be asked about it.
+    fn remembered(&self, root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
+        let _ = (root, run, why);
+        Vec::new()
+    }
+
+    /// Whether runs are found by tag, also those that are recorded nowhere: whether [`survey`](Self::survey) is
+    /// of use.
+    fn finds_by_tag(&self) -> bool {
+        false
+    }
+
+    /// Looks for runs by tag.
+    async fn survey(
+        &self,
+        query: &SurveyQuery,
+        request: &ConnectRequest<'_>,
+    ) -> Result<(Backend, Survey), ProviderError> {
+        let _ = (query, request);
+        let message = format!("the provider \"{}\" finds no runs by tag", self.name());
+        Err(ProviderError::new(ProviderErrorKind::Unsupported, "survey", message))
+    }
+}
+
+/// Reads a provider's keys in one file. Whatever is wrong is noted with its place, and reading goes on.
+pub trait TableReader {
+    /// Reads the table for all groups, if there is one. Called once, before the groups.
+    fn all(&mut self, common: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
+        let _ = (common, table, values);
+    }
+
+    /// Reads one group. Called in the order of the file; `None` if its machines can't be told.
+    fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines>;
+
+    /// What [`Registration::connect`] is to know of the file, beside its groups.
+    fn settings(&self) -> Settings {
+        Settings::default()
+    }
+}
+
+/// What belongs to the machines of every provider. It stands in a group, or at the top for all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Common {
+    /// Who to log in as.
+    pub user: Option<String>,
+    /// What happens when a provider takes a machine back.
+    pub on_interruption: Option<OnInterruption>,
+}
+
+/// A group, as far as its provider is to read it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GroupTable<'t> {
+    /// Its name.
+    pub name: &'t str,
+    /// Where its name stands.
+    pub place: Place,
+    /// All that it holds.
+    pub table: Table<'t>,
+    /// What it says itself of what belongs to every provider.
+    pub common: Common,
+}
+
+/// The machines of a group, as its provider understands them.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Machines {
+    /// What each of them is to be.
+    pub spec: MachineSpec,
+    /// How many there are, where that isn't [counted](Registration::is_counted).
+    pub count: Option<NonZeroU32>,
+    /// What happens when one of them is taken back, if the provider's own table says so.
+    pub on_interruption: Option<OnInterruption>,
+    /// How long they may take from the launch to a session, unless the file says so.
+    pub connect_timeout: Option<Duration>,
+    /// Texts that are kept with the results, with the names that they have there.
+    pub inputs: Vec<(String, String)>,
+}
+
+impl Machines {
+    /// Machines of which nothing else is to be said.
+    pub fn of(spec: MachineSpec) -> Self {
+        Self { spec, count: None, on_interruption: None, connect_timeout: None, inputs: Vec::new() }
+    }
+}
+
+/// What a provider has read for itself.
+#[derive(Clone, Debug, Default)]
+pub struct Settings(MachineSpec);
+
+impl Settings {
+    /// Wraps a provider's own type.
+    pub fn new<T: Any + Debug + Send + Sync>(settings: T) -> Self {
+        Self(MachineSpec::new(settings))
+    }
+
+    /// What was wrapped, if it is of the type `T`.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.get()
+    }
+}
+
+/// What a provider is connected to for.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ConnectRequest<'a> {
+    /// Where runs are recorded.
+    pub state: &'a State,
+    /// How machines are connected to.
+    pub ssh: &'a Ssh,
+    /// Whether hosts whose keys are not known are trusted, for this run.
+    pub accept_new_hosts: bool,
+    /// The groups of the experiment; none without one.
+    pub groups: &'a [Group],
+    /// What the provider's [`TableReader`] has read for it.
+    pub settings: Settings,
+    registry: &'a Registry,
+}
+
+impl ConnectRequest<'_> {
+    /// The connector that the registry has for providers without one of their own.
+    pub fn connector(&self) -> Result<Arc<dyn Connector>, ProviderError> {
+        let connect = self.registry.connector.as_ref().ok_or_else(|| {
+            let message = "this program has no connector for its machines";
+            ProviderError::new(ProviderErrorKind::Unsupported, "connector", message)
+        })?;
+        Ok(connect.connector(self.ssh, self.accept_new_hosts))
+    }
+}
+
+/// Makes connectors for providers that have none of their own.
+pub trait MakeConnector: Debug + Send + Sync + 'static {
+    /// A connector as a file asks for it.
+    fn connector(&self, ssh: &Ssh, accept_new_hosts: bool) -> Arc<dyn Connector>;
+}
+
+/// A provider and a connector that fit each other.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// What launches machines.
+    pub provider: Arc<dyn Provider>,
+    /// What connects to them.
+    pub connector: Arc<dyn Connector>,
+}
+
+/// Where to look for runs by tag.
+#[derive(Clone, Debug, Default)]
+pub struct SurveyQuery {
+    /// The regions; none are all, or the one that is usual.
+    pub regions: Vec<String>,
+    /// A profile of the provider's own configuration.
+    pub profile: Option<String>,
+    /// Whether to look in all regions where none is named.
+    pub everywhere: bool,
+}
+
+/// What was found by tag.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The runs, by their ids.
+    pub runs: Vec<DiscoveredRun>,
+    /// What could not be looked at, and why. What is there is not known.
+    pub failures: Vec<String>,
+    /// The time as the provider has it, if it told.
+    pub now: Option<SystemTime>,
+}
+
+/// What one run has, wherever that is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoveredRun {
+    /// The run.
+    pub run: RunId,
+    /// The last moment at which anything of it expires.
+    pub expires: SystemTime,
+    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
+    pub things: Vec<String>,
+}
+
+/// The providers that a program knows, the default one first.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    providers: Vec<Arc<dyn Registration>>,
+    absent: Vec<(&'static str, &'static str)>,
+    connector: Option<Arc<dyn MakeConnector>>,
+}
+
+/// Knows the provider "local" by its name only: files can be read whose groups have nothing but a count, for a
+/// [`Tsunami`](crate::Tsunami) of the program's own.
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new().with(Arc::new(Counted))
+    }
+}
+
+impl Registry {
+    /// Knows nobody.
+    pub fn new() -> Self {
+        Self { providers: Vec::new(), absent: Vec::new(), connector: None }
+    }
+
+    /// Adds a provider, in place of one of the same name.
+    pub fn with(mut self, registration: Arc<dyn Registration>) -> Self {
+        self.absent.retain(|(name, _)| *name != registration.name());
+        match self.providers.iter_mut().find(|known| known.name() == registration.name()) {
+            Some(known) => *known = registration,
+            None => self.providers.push(registration),
+        }
+        self
+    }
+
+    /// Knows that there is a provider of this name elsewhere, and why it isn't here.
+    pub fn without(mut self, name: &'static str, why: &'static str) -> Self {
+        if self.find(name).is_none() {
+            self.absent.push((name, why));
+        }
+        self
+    }
+
+    /// Sets what makes connectors for providers that have none of their own.
+    pub fn connector(mut self, connector: Arc<dyn MakeConnector>) -> Self {
+        self.connector = Some(connector);
+        self
+    }
+
+    /// The provider of this name.
+    pub fn find(&self, name: &str) -> Option<&Arc<dyn Registration>> {
+        self.providers.iter().find(|registration| registration.name() == name)
+    }
+
+    /// Why the provider of this name isn't here, if there is one.
+    pub fn absent(&self, name: &str) -> Option<&'static str> {
+        self.absent.iter().find(|(absent, _)| *absent == name).map(|(_, why)| *why)
+    }
+
+    /// All providers, in their order.
+    pub fn providers(&self) -> impl Iterator<Item = &Arc<dyn Registration>> {
+        self.providers.iter()
+    }
+
+    /// The names of all providers, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.providers.iter().map(|registration| registration.name())
+    }
+
+    /// The names of the providers that aren't here.
+    pub fn absent_names(&self) -> impl Iterator<Item = &'static str> + Clone {
+        self.absent.iter().map(|(name, _)| *name)
+    }
+
+    /// The names that `provider` may have in a file, and those that it could have elsewhere.
+    pub(crate) fn all_names(&self) -> impl Iterator<Item = &'static str> {
+        self.names().chain(self.absent_names())
+    }
+
+    /// Connects to what an experiment asks for.
+    pub async fn connect(
+        &self,
+        experiment: &Experiment,
+        state: &State,
+        accept_new_hosts: bool,
+    ) -> Result<Backend, ProviderError> {
+        let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
+        let ssh = &experiment.ssh;
+        let request = ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self };
+        let provider = self.find(&experiment.provider).ok_or_else(|| unknown(&experiment.provider))?;
+        provider.connect(&request).await
+    }
+
+    /// Connects to what a recorded run was made with. Its options for SSH are remembered in its directory.
+    pub async fn reconnect(&self, record: &RunRecord, state: &State) -> Result<Backend, ProviderError> {
+        let provider = self.find(&record.provider).ok_or_else(|| unknown(&record.provider))?;
+        provider.reconnect(record, &self.request(state, &Ssh::default())).await
+    }
+
+    /// A request for a run of which nothing but its record is known.
+    pub fn request<'a>(&'a self, state: &'a State, ssh: &'a Ssh) -> ConnectRequest<'a> {
+        let (accept_new_hosts, groups, settings) = (false, &[][..], Settings::default());
+        ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self }
+    }
+}
+
+fn unknown(name: &str) -> ProviderError {
+    let message = format!("this tsunami knows no provider `{name}`");
+    ProviderError::new(ProviderErrorKind::Unsupported, "provider", message)
+}
+
+/// A provider of which nothing is known but its name: its groups have a count.
+#[derive(Debug)]
+struct Counted;
+
+#[async_trait]
+impl Registration for Counted {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn has_users(&self) -> bool {
+        false
+    }
+
+    fn reader(&self) -> Box<dyn TableReader> {
+        Box::new(CountedReader)
+    }
+
+    async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        let message = "this program brings its own provider";
+        Err(ProviderError::new(ProviderErrorKind::Unsupported, "connect", message))
+    }
+
+    async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        self.connect(request).await
+    }
+}
+
+struct CountedReader;
+
+impl TableReader for CountedReader {
+    fn group(&mut self, _: &GroupTable<'_>, _: &mut Values<'_, '_>) -> Option<Machines> {
+        Some(Machines::of(MachineSpec::default()))
+    }
+}

@@ -1,0 +1,108 @@
+//! What commands and templates may know of the machines of a run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::cluster::Host;
+use crate::limits::VARIABLE_LIMIT;
+use crate::machine::Addresses;
+
+/// What is known about one machine of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineContext {
+    /// Its name, as `client-0`.
+    pub name: String,
+    /// The group it belongs to.
+    pub group: String,
+    /// Its number within the group, from zero.
+    pub index: u32,
+    /// The address by which it reaches itself: the private one if it has any, else the public one.
+    pub ip: String,
+    /// The addresses by which others reach it.
+    pub addresses: Addresses,
+    /// The run it belongs to.
+    pub run_id: String,
+}
+
+/// The machines of a run, by group. Cheap to clone, so that a scope can be made for each of a thousand.
+#[derive(Debug, Clone)]
+pub struct Machines {
+    machines: Arc<[MachineContext]>,
+    /// Where each group's machines are in `machines`.
+    groups: Arc<BTreeMap<String, Vec<usize>>>,
+}
+
+impl Machines {
+    /// All machines, in order.
+    pub fn all(&self) -> &[MachineContext] {
+        &self.machines
+    }
+
+    /// Where in [`all`](Self::all) the machines of a group are.
+    pub fn group(&self, name: &str) -> Option<&[usize]> {
+        self.groups.get(name).map(Vec::as_slice)
+    }
+
+    /// The names of the groups that have machines.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+}
+
+impl From<Vec<MachineContext>> for Machines {
+    fn from(machines: Vec<MachineContext>) -> Self {
+        let mut groups = BTreeMap::<_, Vec<_>>::new();
+        for (at, machine) in machines.iter().enumerate() {
+            groups.entry(machine.group.clone()).or_default().push(at);
+        }
+        Self { machines: machines.into(), groups: Arc::new(groups) }
+    }
+}
+
+impl MachineContext {
+    /// What a run knows of its machine.
+    pub fn of(host: &Host) -> Self {
+        let machine = host.machine();
+        Self {
+            name: host.name().to_owned(),
+            group: host.group().to_owned(),
+            index: host.index(),
+            ip: host.ip().unwrap_or_default().to_owned(),
+            addresses: machine.addresses.clone(),
+            run_id: machine.run.to_string(),
+        }
+    }
+
+    /// The address by which `other` reaches this machine: private within a network, public across.
+    pub fn address_from<'a>(&'a self, other: &Self) -> Option<&'a str> {
+        if self.name == other.name {
+            return Some(&self.ip);
+        }
+        self.addresses.seen_from(&other.addresses)
+    }
+
+    /// The same as environment variables of a command on this machine: in set-up without a trial, in a trial with its
+    /// name.
+    pub fn variables(&self, all: &Machines, trial: Option<&str>) -> Vec<(String, String)> {
+        let own = [
+            ("TSUNAMI_NAME", self.name.clone()),
+            ("TSUNAMI_GROUP", self.group.clone()),
+            ("TSUNAMI_INDEX", self.index.to_string()),
+            ("TSUNAMI_RUN_ID", self.run_id.clone()),
+            ("TSUNAMI_IP", self.ip.clone()),
+        ];
+        let mut variables: Vec<_> = own.map(|(name, value)| (name.to_owned(), value)).into();
+        if let Some(trial) = trial {
+            variables.push(("TSUNAMI_TRIAL".to_owned(), trial.to_owned()));
+            for (group, members) in all.groups.iter() {
+                let ips = members.iter().filter_map(|&at| all.machines[at].address_from(self));
+                let ips = ips.collect::<Vec<_>>().join(" ");
+                // With one that is too long no command would start at all.
+                if ips.len() <= VARIABLE_LIMIT {
+                    variables.push((format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips));
+                }
+            }
+        }
+        variables
+    }
+}

@@ -1,0 +1,302 @@
+//! Trials: what is measured once, on machines that are up, and everything that it began ended with it.
+//!
+//! [`Cluster::trial`] gives a closure a [`Trial`]. Its [hosts](TrialHost) run commands with the trial's
+//! [environment](MachineContext::variables) and mark; [services](Service) go on in the background until the trial
+//! ends, and are [ready](Ready) when they say so; [`Collect`] brings home what was measured, and nothing of an earlier
+//! trial.
+//!
+//! ```
+//! use tsunami_core::trial::Ready;
+//! use tsunami_core::{Cluster, Command, Error};
+//!
+//! async fn measure(cluster: &Cluster) -> Result<String, Error> {
+//!     cluster
+//!         .trial("1", async |trial| {
+//!             let server = trial.host("server-0")?.stage("serve");
+//!             server.command(Command::shell("redis-server --port 6379")).start_until(Ready::port(6379)).await?;
+//!             let client = trial.host("client-0")?.stage("load");
+//!             let output = client.run(format!("redis-benchmark -h {} --csv", client.ip_of(&server)?)).await?;
+//!             Ok(output.stdout().into_owned())
+//!         })
+//!         .await
+//! }
+//! ```
+//!
+//! # When the future is dropped
+//!
+//! What the trial began is ended in the background, as with every [`Process`](crate::Process); the end of the run waits
+//! for it.
+
+mod collect;
+mod command;
+mod context;
+mod ready;
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, Host, Output};
+use crate::error::{Error, in_time};
+use crate::event::{UserEvent, rounded};
+use crate::outcome::gravest;
+use crate::plan::is_experiment_name;
+use crate::session::Command;
+
+pub use collect::{Collect, Uploaded};
+pub use command::{Service, TrialCommand};
+pub use context::{MachineContext, Machines};
+pub(crate) use ready::LogWatcher;
+pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
+
+use collect::Kept;
+use command::Background;
+
+/// Ends what a trial has left.
+const SWEEP: &str = include_str!("sweep.sh");
+
+/// The variable that tells a stage's processes.
+const STEP: &str = "TSUNAMI_STEP";
+
+/// What errors call that command.
+const SWEEPING: &str = "end of what the trial's commands left running";
+
+/// One trial: a name, the machines it runs on, and all that it has begun. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    inner: Arc<TrialInner>,
+}
+
+#[derive(Debug)]
+struct TrialInner {
+    name: String,
+    cluster: Cluster,
+    machines: Machines,
+    /// Ends all that the trial has begun.
+    over: CancellationToken,
+    /// What goes on until the trial ends, by the number of its [`Service`].
+    services: Mutex<Vec<Option<Background>>>,
+    /// The machines that commands were begun on.
+    used: Mutex<BTreeSet<String>>,
+    kept: Kept,
+}
+
+impl Cluster {
+    /// Runs a trial. Its name is in the environment of its commands and tells their processes, so that it is used
+    /// once in a run, at least at one time.
+    ///
+    /// When `body` has ended, so has all that it began: services get TERM, five seconds, then KILL, and so does
+    /// whatever else the trial's commands have left running. A service that failed before its time fails the trial.
+    ///
+    /// When a machine is interrupted, the trial's commands end, and the trial fails with that once `body` has returned:
+    /// what the others measure from then on is worth nothing, and they may wait for it in vain. What `body` awaits
+    /// beside commands can be raced with [`Trial::ended`].
+    pub async fn trial<T, F, Fut>(&self, name: impl Into<String>, body: F) -> Result<T, Error>
+    where
+        F: FnOnce(Trial) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let trial = Trial::new(self, name.into())?;
+        let begun = Instant::now();
+        self.emit(UserEvent::TrialStarted { trial: trial.name().to_owned() });
+        let mut doing = Box::pin(body(trial.clone()));
+        let done = tokio::select! {
+            biased;
+            done = &mut doing => done,
+            _ = self.interrupted() => {
+                trial.inner.over.cancel();
+                doing.await
+            }
+        };
+        // Whatever else failed, it is this that decides, and it is said with the stage where that is known.
+        let interrupted = self.hosts().iter().find_map(Host::interruption);
+        let (stopped, swept) = (trial.stop_services().await, trial.sweep().await);
+        let (value, failed) = match done {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        let errors = [failed, stopped.err(), swept.err(), interrupted].into_iter().flatten();
+        let result = gravest(errors.collect()).map_or(Ok(value), Err);
+        let (ok, seconds) = (result.is_ok(), rounded(begun.elapsed()));
+        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, seconds });
+        result?.ok_or(Error::Cancelled)
+    }
+}
+
+impl Trial {
+    fn new(cluster: &Cluster, name: String) -> Result<Self, Error> {
+        if !is_experiment_name(&name) {
+            let message = format!("`{name}` can't name a trial: write it as [A-Za-z0-9][A-Za-z0-9._-]*");
+            return Err(Error::other(message));
+        }
+        Ok(Self {
+            inner: Arc::new(TrialInner {
+                name,
+                cluster: cluster.clone(),
+                machines: cluster.hosts().iter().map(MachineContext::of).collect::<Vec<_>>().into(),
+                over: CancellationToken::new(),
+                services: Mutex::default(),
+                used: Mutex::default(),
+                kept: Kept::default(),
+            }),
+        })
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// What is known of all machines of the run.
+    pub fn machines(&self) -> &Machines {
+        &self.inner.machines
+    }
+
+    /// A machine by its name, such as `client-0`.
+    pub fn host(&self, name: &str) -> Result<TrialHost, Error> {
+        match self.inner.cluster.host(name) {
+            Some(host) => Ok(self.take(host)),
+            None => Err(Error::other(format!("there is no machine {name} in this run"))),
+        }
+    }
+
+    /// All machines, by group in the plan's order, then by index.
+    pub fn hosts(&self) -> Vec<TrialHost> {
+        self.inner.cluster.hosts().iter().map(|host| self.take(host)).collect()
+    }
+
+    /// The machines of a group, by index; none if there is no such group.
+    pub fn group(&self, name: &str) -> Vec<TrialHost> {
+        self.inner.cluster.group(name).iter().map(|host| self.take(host)).collect()
+    }
+
+    fn take(&self, host: &Host) -> TrialHost {
+        TrialHost { host: host.clone(), trial: self.clone() }
+    }
+
+    /// Does `part` on all these machines at once, as a step that events tell of, and whose name is the machines' stage.
+    /// What the parts return is in the order of the machines. If some fail, all are awaited, and the error is the
+    /// first in time with the others after it.
+    pub async fn step<T, F, Fut>(&self, name: &str, hosts: Vec<TrialHost>, part: F) -> Result<Vec<T>, Error>
+    where
+        F: Fn(TrialHost) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let begun = Instant::now();
+        let (trial, step) = (self.name().to_owned(), name.to_owned());
+        let machines = hosts.iter().map(|host| host.name().to_owned()).collect();
+        self.inner.cluster.emit(UserEvent::StepStarted { trial, step, machines });
+        let parts = hosts.into_iter().enumerate().map(|(place, host)| {
+            let part = part(host.stage(name));
+            async move { (place, part.await) }
+        });
+        let (mut values, mut errors) = (Vec::new(), Vec::new());
+        for (place, done) in in_time(parts).await {
+            match done {
+                Ok(value) => values.push((place, value)),
+                Err(error) => errors.push(error),
+            }
+        }
+        let (trial, step) = (self.name().to_owned(), name.to_owned());
+        let (ok, seconds) = (errors.is_empty(), rounded(begun.elapsed()));
+        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, seconds });
+        values.sort_by_key(|(place, _)| *place);
+        gravest(errors).map_or(Ok(values.into_iter().map(|(_, value)| value).collect()), Err)
+    }
+
+    /// Waits until the trial is over before its time, because a machine was interrupted.
+    pub async fn ended(&self) {
+        self.inner.over.cancelled().await;
+    }
+
+    /// Whether it is.
+    pub fn has_ended(&self) -> bool {
+        self.inner.over.is_cancelled()
+    }
+
+    fn services(&self) -> MutexGuard<'_, Vec<Option<Background>>> {
+        lock(&self.inner.services)
+    }
+
+    /// Ends what was started, all at once, and brings its files home.
+    async fn stop_services(&self) -> Result<(), Error> {
+        let services: Vec<Background> = std::mem::take(&mut *self.services()).into_iter().flatten().collect();
+        let stopped = in_time(services.into_iter().map(Background::stop)).await;
+        gravest(stopped.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
+    }
+
+    /// Ends what the trial's commands have left in the background.
+    async fn sweep(&self) -> Result<(), Error> {
+        let used = lock(&self.inner.used).clone();
+        let hosts = used.iter().filter_map(|name| self.inner.cluster.host(name));
+        let sweeps = hosts.map(|host| {
+            let command = own_script("sweep", SWEEP).arg(self.name());
+            // What goes on running there may disturb the next attempt.
+            let command = host.stage("sweep").command(command).called(SWEEPING).unobserved();
+            command.despite_interruption().run()
+        });
+        join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
+    }
+}
+
+/// A machine in a trial. What it runs has the trial's environment and mark, and ends with the trial. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TrialHost {
+    host: Host,
+    trial: Trial,
+}
+
+impl Deref for TrialHost {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl TrialHost {
+    /// The same machine in another [stage](Host::stage).
+    pub fn stage(&self, stage: &str) -> Self {
+        Self { host: self.host.stage(stage), trial: self.trial.clone() }
+    }
+
+    /// The trial.
+    pub fn trial(&self) -> &Trial {
+        &self.trial
+    }
+
+    /// What is known of the machine.
+    pub fn context(&self) -> MachineContext {
+        MachineContext::of(&self.host)
+    }
+
+    /// Prepares a command to run on the machine.
+    pub fn command(&self, command: Command) -> TrialCommand {
+        lock(&self.trial.inner.used).insert(self.name().to_owned());
+        let (trial, stage) = (&self.trial, self.host.stage_name());
+        let mut own = self.host.command(command).cancel_on(trial.inner.over.clone()).env(STEP, stage);
+        for (name, value) in self.context().variables(trial.machines(), Some(trial.name())) {
+            own = own.env(name, value);
+        }
+        TrialCommand::new(self.clone(), own)
+    }
+
+    /// Runs a shell line, which must succeed, and returns what it wrote.
+    pub async fn run(&self, line: impl Into<String>) -> Result<Output, Error> {
+        self.command(Command::shell(line)).run().await
+    }
+}
+
+/// A command made of a script of tsunami's own, of which logs and events show the name.
+fn own_script(name: &str, script: &str) -> Command {
+    Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
+}
+
+/// Locks; a panic elsewhere is no reason to leave anything running.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,323 @@
+//! How to tell that something started has come up.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::command::ended_early;
+use super::{TrialHost, lock, own_script};
+use crate::cluster::{Host, HostCommand, Process};
+use crate::error::Error;
+use crate::session::{Command, Stdin, Stream};
+
+/// How long something started may take to come up, unless [`Ready::within`] says otherwise.
+pub const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Repeats a command line until it succeeds.
+const UNTIL: &str = include_str!("until.sh");
+
+/// Waits for a server; its beginning says how.
+const LISTENING: &str = include_str!("listening.sh");
+
+/// What errors call the commands that ask.
+const CHECKING: &str = "the check whether it is ready";
+
+/// A sign that something started has come up, and how long that may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    sign: Sign,
+    timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sign {
+    Port(u16),
+    Command(String),
+    Log(String),
+}
+
+impl Ready {
+    /// The process that was started, or one that descends from it, listens on this port. Where nobody shows whose a
+    /// listener is, as with another user's, it is one that was not there before and that others can reach.
+    pub fn port(port: u16) -> Self {
+        Self::new(Sign::Port(port))
+    }
+
+    /// This command line succeeds, in the directory and environment of what was started.
+    pub fn command(line: impl Into<String>) -> Self {
+        Self::new(Sign::Command(line.into()))
+    }
+
+    /// This text appears in what it prints, on either output.
+    pub fn log(text: impl Into<String>) -> Self {
+        Self::new(Sign::Log(text.into()))
+    }
+
+    fn new(sign: Sign) -> Self {
+        Self { sign, timeout: DEFAULT_READY_TIMEOUT }
+    }
+
+    /// Sets how long it may take. Default: [`DEFAULT_READY_TIMEOUT`].
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Looks at how things are before the command starts, and lets its output be watched if need be.
+    pub(super) async fn prepare(
+        self,
+        host: &TrialHost,
+        mut command: HostCommand,
+    ) -> Result<(HostCommand, Waiting), Error> {
+        let (mut before, mut log) = (String::new(), None);
+        match &self.sign {
+            Sign::Port(port) => before = listeners(host, *port).await?,
+            Sign::Log(text) => {
+                let (watcher, seen) = LogWatcher::new(text);
+                (command, log) = (command.watched_by(watcher), Some(seen));
+            }
+            Sign::Command(_) => {}
+        }
+        let waiting = Waiting { ready: self, host: host.clone(), command: command.clone(), before, log };
+        Ok((command, waiting))
+    }
+}
+
+/// Waits for the sign.
+pub(super) struct Waiting {
+    ready: Ready,
+    host: TrialHost,
+    command: HostCommand,
+    /// The sockets that listened before.
+    before: String,
+    log: Option<oneshot::Receiver<()>>,
+}
+
+impl Waiting {
+    /// Waits until a started command is ready, or ends instead.
+    pub(super) async fn until_ready(self, line: &str, process: &mut Process) -> Result<(), Error> {
+        let Self { ready: Ready { sign, timeout: limit }, host, command, before, log } = self;
+        // What is asked again and again is no part of the story, nor of the server's own log.
+        let is_ready = async {
+            match &sign {
+                Sign::Port(port) => {
+                    let script = listening("wait", *port).arg(before).arg(own_addresses(&host));
+                    let script = script.arg(host.name()).arg(host.trial.name()).arg(host.stage_name());
+                    host.host.command(script).called(CHECKING).unobserved().run().await.map(drop)
+                }
+                Sign::Command(line) => {
+                    let until = command.alike(own_script("until", UNTIL).arg(line)).stdin(Stdin::Null);
+                    until.called(CHECKING).unobserved().run().await.map(drop)
+                }
+                Sign::Log(_) => match log {
+                    Some(seen) => seen.await.map_err(Error::other),
+                    None => Ok(()),
+                },
+            }
+        };
+        tokio::select! {
+            biased;
+            is_ready = timeout(limit, is_ready) => match is_ready {
+                Ok(is_ready) => is_ready,
+                Err(_) => {
+                    let within = humantime::format_duration(limit);
+                    let missing = missing(&host, &sign).await;
+                    Err(host.error(format!("`{line}` was not ready within {within}: {missing}")))
+                }
+            },
+            ended = process.wait() => match ended? {
+                output if output.exit.success() => Err(host.error(format!(
+                    "`{line}` ended with status 0 before it was ready: a `start` stays in the foreground until the \
+                     trial ends. Have it not put itself in the background (as `nginx -g 'daemon off;'` and \
+                     `redis-server --daemonize no`), or make it a `run` if it is to end"
+                ))),
+                output => Err(ended_early(&host, line.to_owned(), &output)),
+            },
+        }
+    }
+}
+
+/// What was waited for in vain.
+async fn missing(host: &TrialHost, sign: &Sign) -> String {
+    match sign {
+        Sign::Port(port) => match listeners(host, *port).await {
+            Ok(sockets) if !sockets.is_empty() => {
+                format!(
+                    "what listens on port {port} was not started by this step, or nobody else can reach it"
+                )
+            }
+            _ => format!("nothing listens on port {port}"),
+        },
+        Sign::Command(line) => format!("`{line}` does not succeed"),
+        Sign::Log(text) => format!("its output does not have `{text}`"),
+    }
+}
+
+/// The sockets that listen on a port, as the script has them.
+async fn listeners(host: &TrialHost, port: u16) -> Result<String, Error> {
+    let command = host.host.command(listening("before", port)).called(CHECKING).unobserved();
+    let output = command.run().await?;
+    Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The script that looks for listeners, with its first two arguments.
+fn listening(mode: &str, port: u16) -> Command {
+    own_script("listening", LISTENING).arg(mode).arg(format!("{port:04X}"))
+}
+
+/// The addresses by which a machine is known, as the kernel's tables have them.
+fn own_addresses(host: &Host) -> String {
+    let addresses = &host.machine().addresses;
+    let known = [host.ip().ok(), addresses.public.as_deref(), addresses.private.as_deref()];
+    let known: BTreeSet<String> = known.into_iter().flatten().filter_map(hexadecimal).collect();
+    known.into_iter().collect::<Vec<_>>().join(" ")
+}
+
+/// An address as /proc/net/tcp or tcp6 writes it: words of four bytes, the last byte first.
+fn hexadecimal(address: &str) -> Option<String> {
+    let octets = match address.parse().ok()? {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let word = |word: &[u8]| word.iter().rev().map(|byte| format!("{byte:02X}")).collect::<String>();
+    Some(octets.chunks(4).map(word).collect())
+}
+
+/// Looks for a text in the output of a command as it passes.
+#[derive(Debug)]
+pub(crate) struct LogWatcher {
+    text: Vec<u8>,
+    state: Mutex<LogState>,
+}
+
+#[derive(Debug)]
+struct LogState {
+    /// The end of what passed, in which the text may begin; of each stream.
+    ends: [Vec<u8>; 2],
+    /// Whom to tell; nobody any more once the text was seen.
+    seen: Option<oneshot::Sender<()>>,
+}
+
+impl LogWatcher {
+    fn new(text: &str) -> (Arc<Self>, oneshot::Receiver<()>) {
+        let (seen, seeing) = oneshot::channel();
+        let state = LogState { ends: Default::default(), seen: Some(seen) };
+        (Arc::new(Self { text: text.as_bytes().to_vec(), state: Mutex::new(state) }), seeing)
+    }
+
+    /// Looks at what passes.
+    pub(crate) fn look(&self, stream: Stream, bytes: &[u8]) {
+        let LogState { ends, seen } = &mut *lock(&self.state);
+        if seen.is_none() {
+            return;
+        }
+        let end = &mut ends[usize::from(stream == Stream::Stderr)];
+        end.extend_from_slice(bytes);
+        if end.windows(self.text.len().max(1)).any(|window| window == self.text) {
+            let _ = seen.take().map(|seen| seen.send(()));
+            *ends = Default::default();
+        } else {
+            let excess = end.len().saturating_sub(self.text.len().saturating_sub(1));
+            end.drain(..excess);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::STEP;
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_kernel_does() {
+        assert_eq!(hexadecimal("127.0.0.1").unwrap(), "0100007F");
+        assert_eq!(hexadecimal("::1").unwrap(), "00000000000000000000000001000000");
+        assert_eq!(hexadecimal("db.example"), None);
+    }
+
+    #[test]
+    fn a_sign_is_seen_across_cuts() {
+        let (watcher, mut seeing) = LogWatcher::new("ready");
+        for piece in [b"not rea".as_slice(), b"dx", b"rea", b"dy"] {
+            assert!(seeing.try_recv().is_err());
+            watcher.look(Stream::Stdout, piece);
+        }
+        watcher.look(Stream::Stderr, b"ready");
+        assert!(seeing.try_recv().is_ok());
+    }
+
+    /// Whether the script that waits for a listener is done soon. It can see whose a socket is, or, as somebody else,
+    /// it can't.
+    fn is_ready(port: u16, before: &str, own: &str, hidden: bool) -> bool {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["3", "setpriv"]);
+        if hidden {
+            command.args(["--reuid=65534", "--clear-groups"]);
+        }
+        command.args([
+            "sh",
+            "-c",
+            LISTENING,
+            "sh",
+            "wait",
+            &format!("{port:04X}"),
+            before,
+            own,
+            "a-0",
+            "1",
+            "serve",
+        ]);
+        command.env("TSUNAMI_RUN_ID", "x").status().unwrap().success()
+    }
+
+    #[test]
+    fn a_stranger_makes_nobody_ready() {
+        let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = stranger.local_addr().unwrap().port();
+        let own = hexadecimal("127.0.0.1").unwrap();
+        assert!(!is_ready(port, "", &own, false), "this process is no step's");
+        let mut server = std::process::Command::new("perl");
+        let listen = "IO::Socket::INET->new(LocalAddr => '127.0.0.2', LocalPort => shift, Listen => 1) or die; sleep 100";
+        // Its environment is its parent's business.
+        let line = r#"env -i "$0" -MIO::Socket::INET -e "my \$s = $1" "$2"; true"#;
+        let server =
+            server.args(["-e", "exec @ARGV", "sh", "-c", line, "/usr/bin/perl", listen, &port.to_string()]);
+        let marks =
+            [("TSUNAMI_RUN_ID", "x"), ("TSUNAMI_NAME", "a-0"), ("TSUNAMI_TRIAL", "1"), (STEP, "serve")];
+        let mut server =
+            std::os::unix::process::CommandExt::process_group(server.envs(marks), 0).spawn().unwrap();
+        let ready = is_ready(port, "", "", false);
+        let group = rustix::process::Pid::from_child(&server);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        server.wait().unwrap();
+        assert!(ready, "it is the server that listens, though beside a stranger");
+    }
+
+    #[test]
+    fn where_nobody_shows_it_a_new_listener_on_an_own_address_will_do() {
+        if !rustix::process::geteuid().is_root() {
+            // Whose processes could not be seen?
+            return a_stranger_makes_nobody_ready();
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let own = hexadecimal("127.0.0.1").unwrap();
+        let before = std::process::Command::new("sh")
+            .args(["-c", LISTENING, "sh", "before", &format!("{port:04X}")])
+            .output();
+        let before = String::from_utf8(before.unwrap().stdout).unwrap();
+        assert!(is_ready(port, "", &own, true));
+        assert!(!is_ready(port, before.trim(), &own, true), "it was there before");
+        assert!(
+            !is_ready(port, "", &hexadecimal("127.0.0.9").unwrap(), true),
+            "the address is another machine's"
+        );
+        assert!(!is_ready(port, "", "", true), "nobody else can reach it");
+        let wildcard = std::net::TcpListener::bind("[::]:0").unwrap();
+        assert!(is_ready(wildcard.local_addr().unwrap().port(), "", &own, true));
+    }
+}

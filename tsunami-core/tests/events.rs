@@ -1,0 +1,163 @@
+//! What the events of a run tell, and that saved ones are read.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tsunami_core::testing::{Call, FakeCloud, MachineFault};
+use tsunami_core::{
+    Command, EVENTS_SCHEMA, Error, Event, EventKind, EventsHeader, Group, MachineId, MachineSpec,
+    NewerSchema, Observer, Origin, Plan, Recorder, Report, State, Stream, Tsunami, UserEvent, read_events,
+};
+
+/// Notes which command wrote what on which machine.
+#[derive(Debug, Default)]
+struct Written(Mutex<BTreeMap<(MachineId, u64), String>>);
+
+impl Observer for Written {
+    fn event(&self, _: &Event) {}
+
+    fn output(&self, origin: &Origin<'_>, _: Stream, bytes: &[u8]) -> io::Result<()> {
+        let of = (origin.id.unwrap().clone(), origin.command_id);
+        self.0.lock().unwrap().entry(of).or_default().push_str(&String::from_utf8_lossy(bytes));
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_alone_tell_machines_of_one_name_and_equal_commands_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, events, written) = (FakeCloud::new(1), Arc::<Recorder>::default(), Arc::<Written>::default());
+    cloud.machine_fault("node-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
+        .observer(events.clone())
+        .observer(written.clone())
+        .state(State::at(directory.path()));
+    let group = Group::new("node", MachineSpec::default()).replace_interrupted(true);
+    let plan = Plan::new("test").group(group.setup(|host| async move { host.run("echo set-up").await }));
+    let run = tsunami.run(plan, |cluster| async move {
+        let host = cluster.hosts()[0].clone();
+        let twice = || host.command(Command::shell("echo same")).run();
+        tokio::try_join!(twice(), twice())?;
+        host.command(Command::shell("echo unseen")).unobserved().run().await?;
+        cluster.interrupted().await;
+        let repaired = cluster.repair().await?;
+        repaired.hosts()[0].run("echo same").await.map(drop)
+    });
+    run.await.unwrap();
+    assert!(cloud.is_empty() && cloud.calls(Call::Launch) == 2);
+
+    let events = events.events();
+    let numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
+    assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>());
+    let (mut ways, mut commands) = (BTreeMap::<_, Vec<&str>>::new(), BTreeMap::new());
+    for event in &events {
+        let (id, what) = match &event.kind {
+            EventKind::Running { id, .. } => (id, "running"),
+            EventKind::Connected { id: Some(id), .. } => (id, "connected"),
+            EventKind::Ready { id: Some(id), .. } => (id, "ready"),
+            EventKind::Interrupted { id, .. } => (id, "interrupted"),
+            EventKind::CommandStarted { id: Some(id), command_id, command, .. } => {
+                assert!(commands.insert(*command_id, (id.clone(), command.clone(), false)).is_none());
+                continue;
+            }
+            EventKind::CommandFinished { id, command_id, command, .. } => {
+                let (of, line, is_over) = commands.get_mut(command_id).unwrap();
+                assert_eq!((id.as_ref(), command, *is_over), (Some(&*of), &*line, false));
+                *is_over = true;
+                continue;
+            }
+            EventKind::Failed { .. } | EventKind::Uploaded { .. } => panic!("{event:?}"),
+            _ => continue,
+        };
+        ways.entry(id.clone()).or_default().push(what);
+    }
+    let ways: Vec<_> = ways.into_values().collect();
+    let up = ["running", "connected", "ready"];
+    assert_eq!(ways, [[&up[..], &["interrupted"]].concat(), up.to_vec()]);
+    assert_eq!(commands.len(), 5);
+    assert!(commands.values().all(|(_, _, is_over)| *is_over));
+    let written = written.0.lock().unwrap();
+    let expected = |(number, (id, command, _)): (&u64, &(MachineId, String, bool))| {
+        ((id.clone(), *number), format!("{}\n", command.trim_start_matches("echo ")))
+    };
+    assert_eq!(*written, commands.iter().map(expected).collect());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_tells_of_its_trials_and_of_what_only_it_knows() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, events) = (FakeCloud::new(1), Arc::<Recorder>::default());
+    let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
+        .observer(events.clone())
+        .state(State::at(directory.path()));
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+    let run = tsunami.run(plan, |cluster| async move {
+        let (trial, step) = ("1".to_owned(), "load".to_owned());
+        let machines = vec!["node-0".to_owned()];
+        for fails in [true, false] {
+            let (trial, step, machines) = (trial.clone(), step.clone(), machines.clone());
+            cluster.emit(UserEvent::TrialStarted { trial: trial.clone() });
+            for (step, ok) in [("warm-up".to_owned(), true), (step, !fails)] {
+                let (trial, machines) = (trial.clone(), machines.clone());
+                cluster.emit(UserEvent::StepStarted { trial: trial.clone(), step: step.clone(), machines });
+                cluster.emit(UserEvent::StepFinished { trial, step, ok, seconds: 2.0 });
+            }
+            cluster.emit(UserEvent::TrialFinished { trial: trial.clone(), ok: !fails, seconds: 4.5 });
+            if fails {
+                cluster.emit(UserEvent::TrialInterrupted { trial, machines });
+            }
+        }
+        let data = serde_json::json!({ "rows": [1, 2] });
+        cluster.emit(UserEvent::Custom { name: "loaded".to_owned(), data });
+        Ok::<_, Error>(())
+    });
+    run.await.unwrap();
+    let lines: Vec<String> =
+        events.events().iter().map(|event| serde_json::to_string(event).unwrap()).collect();
+    let custom = lines.iter().find(|line| line.contains("custom")).unwrap();
+    assert!(custom.ends_with(r#""event":"custom","name":"loaded","data":{"rows":[1,2]}}"#), "{custom}");
+    let report: Report = events.events().iter().collect();
+    let trials: Vec<_> =
+        report.trials.iter().map(|trial| (trial.ok, trial.seconds, trial.interrupted)).collect();
+    assert_eq!(trials, [(Some(false), Some(4.5), true), (Some(true), Some(4.5), false)]);
+    let steps: Vec<_> =
+        report.trials[0].steps.iter().map(|step| (&*step.name, step.ok, step.interrupted)).collect();
+    assert_eq!(steps, [("warm-up", Some(true), false), ("load", Some(false), true)]);
+}
+
+fn line(value: &impl serde::Serialize) -> String {
+    format!("{}\n", serde_json::to_string(value).unwrap())
+}
+
+/// A stream as the first version saved it.
+const FIRST_FORM: &str = include_str!("fixtures/events-1.jsonl");
+
+#[test]
+fn a_stream_of_the_first_form_is_read() {
+    let events = read_events(FIRST_FORM.as_bytes()).unwrap();
+    let kinds: HashSet<_> = events.iter().map(|event| std::mem::discriminant(&event.kind)).collect();
+    assert_eq!(events.len(), FIRST_FORM.lines().count());
+    assert!(kinds.len() > 15, "{} kinds", kinds.len());
+    assert!(events.iter().all(|event| event.seq == 0));
+    let report: Report = events.iter().collect();
+    assert_eq!((report.ok, report.machines.len(), report.commands.len()), (Some(true), 2, 4));
+    assert_eq!(report.commands[0].id, None);
+}
+
+#[test]
+fn a_stream_says_its_form_and_one_of_a_later_form_is_named() {
+    let events = read_events(FIRST_FORM.as_bytes()).unwrap();
+    let mut saved = line(&EventsHeader::default());
+    saved.extend(events.iter().map(line));
+    assert_eq!(read_events(saved.as_bytes()).unwrap(), events);
+    // Whoever wrote it was killed in the middle of a line.
+    assert_eq!(read_events(&saved.as_bytes()[..saved.len() - 5]).unwrap(), events[..events.len() - 1]);
+    let later = format!("{{\"schema\":{}}}\n{{\"event\":\"unheard of\"}}\n", EVENTS_SCHEMA + 1);
+    let error = read_events(later.as_bytes()).unwrap_err();
+    let newer = error.get_ref().and_then(|error| error.downcast_ref::<NewerSchema>()).unwrap();
+    assert_eq!((newer.schema, newer.known), (EVENTS_SCHEMA + 1, EVENTS_SCHEMA));
+    let error = read_events("{}\n".as_bytes()).unwrap_err();
+    assert!(error.to_string().starts_with("line 1: "), "{error}");
+}

@@ -1,0 +1,237 @@
+//! Trials on the fake cloud and paused time. Every test ends with an empty cloud.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
+use tsunami_core::trial::{Collect, Ready, Trial};
+use tsunami_core::{
+    Command, Error, EventKind, Exit, Group, MachineSpec, Observer, Plan, Recorder, State, Tsunami,
+};
+
+const FOREVER: Duration = Duration::from_secs(1_000_000);
+
+/// A fake cloud, and what was heard of a run on it.
+struct World {
+    cloud: FakeCloud,
+    events: Arc<Recorder>,
+    directory: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self { cloud: FakeCloud::new(1), events: Arc::default(), directory }
+    }
+
+    /// Runs a trial on a server and two clients.
+    async fn trial<T, F, Fut>(&self, body: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(Trial) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let tsunami = Tsunami::new(Arc::new(self.cloud.clone()), Arc::new(self.cloud.clone()))
+            .state(State::at(self.directory.path().join("runs")))
+            .observer(self.events.clone() as Arc<dyn Observer>);
+        let plan = Plan::new("trial")
+            .group(Group::new("server", MachineSpec::default()))
+            .group(Group::new("client", MachineSpec::default()).count(2));
+        let ended = tsunami.run(plan, |cluster| async move { cluster.trial("1", body).await }).await;
+        assert!(self.cloud.is_empty(), "left: {:?}", self.cloud);
+        ended
+    }
+
+    /// How commands ended whose line begins so.
+    fn ends_of(&self, start: &str) -> Vec<Result<Exit, String>> {
+        let ended = |kind| match kind {
+            EventKind::CommandFinished { command, exit, error, .. } if command.starts_with(start) => {
+                Some(exit.ok_or(error.unwrap_or_default()))
+            }
+            _ => None,
+        };
+        self.events.events().into_iter().filter_map(|event| ended(event.kind)).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_ends_what_it_has_started_and_tells_its_story() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        command.to_string().starts_with("serve").then(|| Reply::status(0).after(FOREVER))
+    });
+    let served = world.trial(async |trial: Trial| {
+        let server = trial.host("server-0")?.stage("serve");
+        server.command(Command::shell("serve")).start_until(Ready::port(6379)).await?;
+        trial.step("load", trial.group("client"), async |client| client.run("echo done").await).await
+    });
+    assert_eq!(served.await.unwrap().len(), 2);
+    assert_eq!(world.ends_of("serve"), [Err("cancelled".to_owned())]);
+    let told = |kind| match kind {
+        EventKind::TrialStarted { trial } => Some(format!("trial {trial}")),
+        EventKind::StepStarted { step, machines, .. } => {
+            Some(format!("step {step} on {}", machines.join(" ")))
+        }
+        EventKind::StepFinished { step, ok, .. } => Some(format!("step {step}: {ok}")),
+        EventKind::TrialFinished { trial, ok, .. } => Some(format!("trial {trial}: {ok}")),
+        _ => None,
+    };
+    let told: Vec<_> = world.events.events().into_iter().filter_map(|event| told(event.kind)).collect();
+    assert_eq!(told, ["trial 1", "step load on client-0 client-1", "step load: true", "trial 1: true"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_know_their_trial_and_all_machines() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        let known = command.env.iter().filter(|(name, _)| name.starts_with("TSUNAMI_"));
+        let mut names: Vec<_> = known.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        (command.to_string() == "env").then(|| Reply::stdout(names.join(" ")))
+    });
+    let names = world.trial(async |trial: Trial| {
+        let output = trial.host("client-1")?.run("env").await?;
+        Ok(output.stdout().into_owned())
+    });
+    let expected = "TSUNAMI_CLIENT_IPS TSUNAMI_GROUP TSUNAMI_INDEX TSUNAMI_IP TSUNAMI_NAME TSUNAMI_RUN_ID \
+                    TSUNAMI_SERVER_IPS TSUNAMI_STEP TSUNAMI_TRIAL";
+    assert_eq!(names.await.unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_fails_before_its_time_fails_the_trial() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        let crash = Reply::status(3).stderr("cannot bind\n").after(Duration::from_secs(5));
+        (command.to_string() == "serve").then_some(crash)
+    });
+    let error = world.trial(async |trial: Trial| {
+        trial.host("server-0")?.stage("serve").command(Command::shell("serve")).start();
+        sleep(Duration::from_secs(10)).await;
+        Ok(())
+    });
+    match error.await.unwrap_err() {
+        Error::Command { stage, exit, stderr, .. } => {
+            assert_eq!((stage.as_str(), exit, stderr.as_str()), ("serve", Exit::Status(3), "cannot bind"));
+        }
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_ready_in_time_says_what_was_waited_for_and_is_stopped() {
+    for (ready, missing) in [
+        (Ready::port(80), "nothing listens on port 80"),
+        (Ready::command("ping"), "`ping` does not succeed"),
+        (Ready::log("Ready"), "its output does not have `Ready`"),
+    ] {
+        let world = World::new();
+        world.cloud.on_command(|_, command| match command.to_string() {
+            line if line.starts_with("serve") => Some(Reply::stdout("ready?").after(FOREVER)),
+            // Nothing listens before, and whoever waits, waits.
+            line if line.contains("$TSUNAMI_SCRIPT") && !line.contains("sweep") => {
+                let asks = matches!(&command.program, tsunami_core::Program::ShellArgs(_, args) if args[0] == "before");
+                Some(Reply::status(0).after(if asks { Duration::ZERO } else { FOREVER }))
+            }
+            _ => None,
+        });
+        let error = world.trial(async move |trial: Trial| {
+            let server = trial.host("server-0")?.stage("serve");
+            let begun = Instant::now();
+            let ready = ready.within(Duration::from_secs(30));
+            let error = server.command(Command::shell("serve 80")).start_until(ready).await.unwrap_err();
+            assert_eq!(begun.elapsed().as_secs(), 30);
+            Err::<(), _>(error)
+        });
+        let shown = format!("{:?}", error.await.unwrap_err());
+        assert!(shown.contains(&format!("`serve 80` was not ready within 30s: {missing}")), "{shown}");
+        assert_eq!(world.ends_of("serve"), [Err("cancelled".to_owned())]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_in_its_output_tells_that_a_service_is_ready() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        let up = Reply::stdout("loading\nReady to acc").stderr("ept").after(FOREVER);
+        (command.to_string() == "serve").then_some(up)
+    });
+    let stopped = world.trial(async |trial: Trial| {
+        let server = trial.host("server-0")?;
+        let ready = Ready::log("Ready to");
+        let service = server.command(Command::shell("serve")).start_until(ready).await?;
+        service.stop().await
+    });
+    stopped.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interruption_ends_the_trial_and_is_its_error() {
+    let world = World::new();
+    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
+    let error = world.trial(async |trial: Trial| {
+        // The other machine waits for it in vain.
+        trial.step("load", trial.group("client"), async |client| client.run("sleep 1000000").await).await
+    });
+    let error = error.await.unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_come_home_when_their_command_has_ended_however_it_ends() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        (command.to_string() == "measure").then(|| Reply::status(1).file("out.csv", "1,2"))
+    });
+    let home = world.directory.path().join("home");
+    let into = home.clone();
+    let error = world.trial(async move |trial: Trial| {
+        let client = trial.host("client-0")?.stage("load");
+        let measured = Collect::into(&into).pattern("out.csv").optional("core.*");
+        client.clean(&measured).await?;
+        let failed = client.command(Command::shell("measure")).collect(measured).run().await.unwrap_err();
+        assert!(matches!(failed, Error::Command { .. }), "{failed:?}");
+        client.collect(&Collect::into(&into).pattern("missing")).await.map(drop)
+    });
+    let shown = format!("{:?}", error.await.unwrap_err());
+    assert!(shown.contains("nothing matches `missing` in `collect`"), "{shown}");
+    assert_eq!(std::fs::read_to_string(home.join("out.csv")).unwrap(), "1,2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_parts_that_fail_the_first_in_time_is_told_first() {
+    let world = World::new();
+    let error = world.trial(async |trial: Trial| {
+        let part = async |client: tsunami_core::trial::TrialHost| {
+            client.run(format!("sleep {}", 10 - client.index())).await?;
+            client.run("false").await
+        };
+        trial.step("load", trial.group("client"), part).await
+    });
+    match error.await.unwrap_err() {
+        Error::Several(failures) => {
+            assert_eq!(failures.first.place(), Some(("client-1", "load")));
+            assert_eq!(failures.others.len(), 1);
+        }
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_could_become_something_else_names_no_trial() {
+    let world = World::new();
+    let refused = world.trial(async |trial: Trial| {
+        assert!(trial.host("client-7").is_err() && trial.group("nobody").is_empty());
+        Ok(())
+    });
+    refused.await.unwrap();
+    let world = World::new();
+    let plan = Plan::new("x").group(Group::new("a", MachineSpec::default()));
+    let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(world.cloud.clone()))
+        .state(State::at(world.directory.path().join("runs")));
+    let refused =
+        tsunami.run(plan, |cluster| async move { cluster.trial("../1", async |_| Ok(())).await }).await;
+    assert!(refused.unwrap_err().to_string().contains("can't name a trial"));
+}

@@ -1,0 +1,36 @@
+# shellcheck disable=SC2015 # `a && b || c` is read as it stands
+# Makes the run's directory on a host, and has a watchdog end the run's processes there. $1 is the watchdog's script, $2
+# the machine that the host is, and what follows are the watchdog's own arguments, of which the third is the directory.
+# Says what the watchdog says.
+#
+# The directory knows whose it is, since a host may have several names. A new one stays only if the watchdog watches:
+# commands begin in it, so none does before that.
+TSUNAMI_WATCHDOG=$1 machine=$2 mode=$3 run=$4 directory=$5 seconds=$6 how=$7
+export TSUNAMI_WATCHDOG
+umask 077
+new=
+[ -d "$directory" ] || new=yes
+mkdir -p -- "$directory" && cd -- "$directory" || {
+    ls -ld -- "${directory%/*}" "$directory" >&2
+    exit 1
+}
+(set -C && printf '%s\n' "$machine" >.tsunami-machine) 2>/dev/null
+read -r taken <.tsunami-machine || exit
+[ "$taken" = "$machine" ] || {
+    echo "the host is $taken of this run already, and can't be two machines" >&2
+    exit 1
+}
+set -- "$mode" "$run" "$PWD" "$seconds" "$how"
+# It holds its outputs until it watches.
+said=$(setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &)
+case $said in
+armed*)
+    [ "$said" = "armed " ] || printf '%s\n' "${said#armed }" >.tsunami-control-group
+    echo "$said"
+    ;;
+*)
+    [ -z "$new" ] || { rm -f .tsunami-machine && rmdir -- "$PWD"; }
+    echo "the watchdog of the run does not start: it said \`$said\`" >&2
+    exit 1
+    ;;
+esac
