@@ -11,7 +11,7 @@ use aws_smithy_types::date_time::Format;
 use tsunami_core::limits::CLOCK_SKEW_LIMIT;
 
 /// Clocks that differ by less are taken for the same: an answer is on its way for a while, and tells whole seconds.
-const TOLERANCE: i64 = 10;
+const SAME_CLOCK_SECONDS: i64 = 10;
 
 /// How far EC2's clock is ahead of this computer's, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,8 +25,9 @@ impl Clock {
         let ours = DateTime::from(ours).secs();
         let limit = CLOCK_SKEW_LIMIT.as_secs().cast_signed();
         let ahead = theirs.saturating_sub(ours).clamp(-limit, limit);
-        let rounded = ahead.saturating_add(ahead.signum() * TOLERANCE / 2) / TOLERANCE * TOLERANCE;
-        Self { ahead: if ahead.abs() < TOLERANCE { 0 } else { rounded } }
+        let rounded = ahead.saturating_add(ahead.signum() * SAME_CLOCK_SECONDS / 2) / SAME_CLOCK_SECONDS
+            * SAME_CLOCK_SECONDS;
+        Self { ahead: if ahead.abs() < SAME_CLOCK_SECONDS { 0 } else { rounded } }
     }
 
     /// A time of ours on EC2's clock.

@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn what_the_emulated_ec2_answers_is_in_the_table() {
-        let emulator = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask/emulator");
+        let emulator = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator");
         let mut found = 0;
         for file in std::fs::read_dir(emulator).unwrap().map(|file| file.unwrap().path()) {
             if file.extension().is_some_and(|extension| extension == "py") {

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, RunFilter, RunId};
 
 use crate::error::Result;
-use crate::journal::{GroupNotes, Journal};
+use crate::journal::{GroupRecord, Journal};
 use crate::limited::{MAX_PAGE, pages};
 use crate::region::Region;
 use crate::{interruption, tag, text};
@@ -50,7 +50,7 @@ pub(crate) async fn machines(
             false => HashMap::new(),
         };
     instances.sort_by(|a, b| (a.launch_time, &a.instance_id).cmp(&(b.launch_time, &b.instance_id)));
-    let mut known: BTreeMap<(RunId, String), (GroupNotes, Option<String>, u32)> = BTreeMap::new();
+    let mut known: BTreeMap<(RunId, String), (GroupRecord, Option<String>, u32)> = BTreeMap::new();
     let mut machines = Vec::new();
     for instance in &instances {
         let tags = instance.tags();
@@ -72,7 +72,7 @@ pub(crate) async fn machines(
         let zone = instance.placement().and_then(|placement| placement.availability_zone());
         let zone = text::word(zone).unwrap_or_default();
         let market = if is_spot(instance) { "spot" } else { "on-demand" };
-        let price = notes.prices.get(&GroupNotes::price_key(is_spot(instance), &kind, &zone));
+        let price = notes.prices.get(&GroupRecord::price_key(is_spot(instance), &kind, &zone));
         let reason = instance
             .state_reason()
             .filter(|reason| reason.code().is_some_and(|code| code.starts_with("Server.SpotInstance")));

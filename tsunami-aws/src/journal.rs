@@ -57,7 +57,7 @@ impl Entry {
 
 /// A group's machines by their slots, and what a machine of each kind costs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct GroupNotes {
+pub(crate) struct GroupRecord {
     #[serde(rename = "places")]
     pub(crate) slots: Vec<Option<String>>,
     /// Where the first machine came from.
@@ -69,7 +69,7 @@ pub(crate) struct GroupNotes {
     pub(crate) public: bool,
 }
 
-impl GroupNotes {
+impl GroupRecord {
     /// What prices are noted under.
     pub(crate) fn price_key(spot: bool, instance: &str, zone: &str) -> String {
         let market = if spot { "spot" } else { "on-demand" };
@@ -178,7 +178,7 @@ impl Journal {
     }
 
     /// What is noted of a group.
-    pub(crate) fn group(&self, group: &str) -> io::Result<GroupNotes> {
+    pub(crate) fn group(&self, group: &str) -> io::Result<GroupRecord> {
         Ok(self.read(&group_file(group))?.unwrap_or_default())
     }
 
@@ -193,7 +193,7 @@ impl Journal {
         self.read("settings.json")
     }
 
-    pub(crate) fn write_group(&self, group: &str, notes: &GroupNotes) -> io::Result<()> {
+    pub(crate) fn write_group(&self, group: &str, notes: &GroupRecord) -> io::Result<()> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(&group_file(group), &serde_json::to_vec_pretty(notes)?)
     }

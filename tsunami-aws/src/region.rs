@@ -10,11 +10,17 @@ use aws_config::SdkConfig;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tokio::time::{Instant, sleep, sleep_until};
-use tsunami_core::ProviderErrorKind;
+use tsunami_core::{ProviderError, ProviderErrorKind};
 
 use crate::clock::Clock;
 use crate::error::{AwsError, Result};
 use crate::limited::LimitedAnswers;
+
+/// What was just made may be unknown to the next request for some seconds; so often that is waited for,
+pub(crate) const VISIBILITY_ATTEMPTS: u32 = 10;
+
+/// so long each time.
+pub(crate) const VISIBILITY_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often a request is made before its failure is passed on.
 const MAX_ATTEMPTS: u32 = 6;
@@ -84,6 +90,11 @@ impl Region {
                 "listings show what belongs to no run that was asked for; it is let be"
             );
         });
+    }
+
+    /// What is asked for can't be had in this region, whatever else is tried.
+    pub(crate) fn invalid(&self, message: impl Into<String>) -> ProviderError {
+        ProviderError::new(ProviderErrorKind::InvalidSpec, self.name.clone(), message)
     }
 
     /// Makes a request, and repeats it while that may help. What it creates must be the same every time.

@@ -178,7 +178,19 @@ fn volume_limits(kind: &str) -> Option<VolumeLimits> {
     Some(VolumeLimits { gib, iops, throughput })
 }
 
+/// Whether a type of volume costs what its size does, unless more is asked for.
+pub(crate) fn is_general_purpose(kind: &str) -> bool {
+    matches!(kind, "gp2" | "gp3")
+}
+
 impl Disk {
+    /// Whether it costs what its size does.
+    pub(crate) fn is_plain(&self) -> bool {
+        let included =
+            self.iops.is_none_or(|iops| iops <= 3000) && self.throughput.is_none_or(|rate| rate <= 125);
+        is_general_purpose(&self.kind) && included
+    }
+
     /// What EC2 would refuse of a root volume of this size, in GiB.
     pub(crate) fn beyond_limits(&self, gib: u32) -> Option<String> {
         let kind = &self.kind;

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use aws_sdk_ec2::types::{Filter, Tag};
+use aws_sdk_ec2::types::{Filter, ResourceType, Tag, TagSpecification};
 use tsunami_core::{LaunchRequest, RunFilter, RunId};
 
 use crate::model::{Tags, timestamp, token};
@@ -29,6 +29,16 @@ pub(crate) fn filter(filter: &RunFilter) -> Filter {
 /// The value of a tag.
 pub(crate) fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
     tags.iter().find(|tag| tag.key() == Some(key)).and_then(|tag| tag.value())
+}
+
+/// Tags as the API takes them.
+pub(crate) fn to_api(tags: &Tags) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
+}
+
+/// The tags of what a request creates, as a part of it.
+pub(crate) fn specification(tags: &Tags, kind: ResourceType) -> TagSpecification {
+    TagSpecification::builder().resource_type(kind).set_tags(Some(to_api(tags))).build()
 }
 
 /// The longest key of a tag, in characters.

@@ -7,13 +7,13 @@ use std::process::Command;
 use crate::setup::{python_environment, setup};
 use crate::{Failure, Result, is_root, root, say};
 
-fn home() -> PathBuf {
+pub(crate) fn home() -> PathBuf {
     root().join("target/emulator")
 }
 
 /// Installs what the emulator needs, unless it is there.
 pub(crate) fn install() -> Result {
-    python_environment(&home(), &root().join("xtask/emulator/requirements.txt"))
+    python_environment(&home(), &root().join("tsunami-aws/tests/emulator/requirements.txt"))
 }
 
 /// Runs it in this process's place.
@@ -29,7 +29,7 @@ pub(crate) fn run(port: u16) -> Result {
     );
     let directory = std::env::temp_dir().join(format!("tsunami-emulator-{port}"));
     let mut emulator = Command::new(home().join("bin/python"));
-    emulator.arg(root().join("xtask/emulator/emulator.py")).args([
+    emulator.arg(root().join("tsunami-aws/tests/emulator/emulator.py")).args([
         "--port",
         &port.to_string(),
         "--directory",

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "it talks to whoever runs it")]
 
+mod contract;
 mod emulator;
 mod guest;
 mod setup;
@@ -45,8 +46,11 @@ enum Task {
     Chaos(test::Chaos),
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
+    /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
+    AwsContract(contract::Contract),
     /// Start the emulator of EC2, for trying things by hand.
-    Moto {
+    #[command(alias = "moto")]
+    Emulator {
         /// The port to listen on, on 127.0.0.1.
         #[arg(long, default_value_t = 5555)]
         port: u16,
@@ -89,7 +93,8 @@ fn main() -> ExitCode {
         Task::Test { quick } => test::test(quick),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
-        Task::Moto { port } => emulator::run(port),
+        Task::AwsContract(contract) => contract::contract(&contract),
+        Task::Emulator { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {
             test::run_as_user(&directory, &program, &arguments)
         }

@@ -7,10 +7,9 @@ use tokio::time::sleep;
 use tsunami_core::{Machine, ProviderError, RunId};
 
 use super::state::{Opening, Peer};
-use super::{VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 use crate::error::Result;
 use crate::journal::{Journal, journal_error};
-use crate::region::Region;
+use crate::region::{Region, VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 
 /// Lets the run's machines of other regions reach ports in this one, as far as their addresses are known.
 pub(crate) async fn open_ports(

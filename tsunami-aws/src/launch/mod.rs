@@ -17,9 +17,9 @@ pub(crate) use self::access::open_ports;
 use self::state::Offering;
 pub(crate) use self::state::{LaunchState, LockKey, Opening, Peer};
 use crate::error::{AwsError, Result};
-use crate::journal::{GroupNotes, Journal, journal_error};
+use crate::journal::{GroupRecord, Journal, journal_error};
 use crate::model::{CreateKind, CreateRequest, Fleet, Pool, Tags, Template, token};
-use crate::region::Region;
+use crate::region::{Region, VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 use crate::requests::{CreateOutput, MakeError};
 use crate::resolve::ResolvedSpec;
 use crate::spec::{Ec2Spec, Market};
@@ -28,11 +28,6 @@ use crate::{inventory, tag, text};
 
 /// The longest that a spot block of the service's own lasted, in minutes; blocks were of whole hours.
 const MAX_BLOCK_MINUTES: u64 = 360;
-
-/// What was just made may be unknown to the next request for some seconds; so often that is waited for,
-const VISIBILITY_ATTEMPTS: u32 = 10;
-/// so long each time.
-const VISIBILITY_PAUSE: Duration = Duration::from_secs(2);
 
 /// What fails inside EC2, by whether it was asked for as spot.
 type Failing = BTreeMap<bool, AwsError>;
@@ -82,7 +77,7 @@ impl Launch<'_> {
 
     /// Learns what became of requests whose answer was lost. Returns the number of the next one, and the markets that
     /// are failing inside EC2 just now.
-    async fn settle_earlier(&self, group: &mut GroupNotes) -> Result<(u32, Failing), ProviderError> {
+    async fn settle_earlier(&self, group: &mut GroupRecord) -> Result<(u32, Failing), ProviderError> {
         let ours = |request: &CreateRequest| {
             request.makes_instances() && request.tags.get(tag::GROUP) == Some(&self.request.group)
         };
@@ -106,7 +101,7 @@ impl Launch<'_> {
     /// is no reason against the others.
     async fn markets(
         &self,
-        group: &mut GroupNotes,
+        group: &mut GroupRecord,
         resources: &RunResources,
         templates: &mut BTreeMap<bool, String>,
         (mut attempt, failing): (u32, Failing),
@@ -205,7 +200,7 @@ impl Launch<'_> {
     }
 
     /// Gives slots to what a request made all the same that failed inside EC2.
-    async fn adopt(&self, group: &mut GroupNotes) -> Result<(), ProviderError> {
+    async fn adopt(&self, group: &mut GroupRecord) -> Result<(), ProviderError> {
         let instances = inventory::instances(self.region, &RunFilter::Run(self.request.run.clone())).await?;
         let ours = |instance: &&Instance| {
             let state = instance.state().and_then(|state| state.name());
@@ -221,7 +216,7 @@ impl Launch<'_> {
     /// The pools that EC2 names as having capacity, of those that may serve.
     fn named(
         &self,
-        group: &GroupNotes,
+        group: &GroupRecord,
         market: Market,
         failures: &[(Option<Pool>, AwsError)],
         out: &BTreeSet<Pool>,
@@ -239,7 +234,7 @@ impl Launch<'_> {
 
     /// The pools to ask together, one lot after the other. Machines of a group are alike: those that come later
     /// are like the first.
-    fn choices(&self, group: &GroupNotes, market: Market) -> Vec<Vec<Pool>> {
+    fn choices(&self, group: &GroupRecord, market: Market) -> Vec<Vec<Pool>> {
         let all = &self.resolved.pools;
         let native = market == Market::SpotBlock && self.spec.native_spot_block;
         match &group.pool {
@@ -260,7 +255,7 @@ impl Launch<'_> {
     /// Asks for all missing machines in one request.
     async fn buy(
         &self,
-        group: &GroupNotes,
+        group: &GroupRecord,
         resources: &RunResources,
         templates: &mut BTreeMap<bool, String>,
         market: Market,
@@ -398,7 +393,7 @@ impl Launch<'_> {
     }
 
     /// Gives new machines the slots that are free.
-    fn assign_slots(&self, group: &mut GroupNotes, made: &CreateOutput) -> Result<(), ProviderError> {
+    fn assign_slots(&self, group: &mut GroupRecord, made: &CreateOutput) -> Result<(), ProviderError> {
         for id in &made.ids {
             if group.slots.iter().flatten().any(|assigned| assigned == id) {
                 continue;
@@ -415,11 +410,11 @@ impl Launch<'_> {
         self.journal.write_group(&self.request.group, group).map_err(journal_error)
     }
 
-    fn remember_prices(&self, group: &mut GroupNotes) {
+    fn remember_prices(&self, group: &mut GroupRecord) {
         for pool in &self.resolved.pools {
             for market in &self.spec.markets {
                 if let tsunami_core::Price::PerHour(dollars) = self.resolved.price(self.spec, *market, pool) {
-                    let key = GroupNotes::price_key(market.is_spot(), &pool.instance, &pool.zone);
+                    let key = GroupRecord::price_key(market.is_spot(), &pool.instance, &pool.zone);
                     group.prices.insert(key, dollars);
                 }
             }
@@ -451,7 +446,7 @@ impl Launch<'_> {
     }
 }
 
-fn missing(group: &GroupNotes) -> u32 {
+fn missing(group: &GroupRecord) -> u32 {
     u32::try_from(group.slots.iter().filter(|slot| slot.is_none()).count()).unwrap_or(u32::MAX)
 }
 

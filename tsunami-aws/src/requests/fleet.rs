@@ -14,10 +14,11 @@ use aws_sdk_ec2::types::{
 };
 use aws_smithy_types::base64;
 
-use super::{CreateOutput, tags};
+use super::output::CreateOutput;
 use crate::error::{AwsError, Result};
 use crate::model::{CreateRequest, Fleet, Tags, Template};
 use crate::region::Region;
+use crate::tag;
 
 impl CreateRequest {
     pub(super) async fn create_fleet(&self, region: &Region, fleet: &Fleet) -> Result<CreateOutput> {
@@ -43,7 +44,7 @@ impl CreateRequest {
             .build();
         let request = region.ec2.create_fleet().r#type(FleetType::Instant).client_token(&fleet.token);
         let request = request.launch_template_configs(config).target_capacity_specification(capacity);
-        let request = request.tag_specifications(self.tagged(ResourceType::Fleet));
+        let request = request.tag_specifications(tag::specification(&self.tags, ResourceType::Fleet));
         let request = match fleet.spot {
             true => request.spot_options(
                 SpotOptionsRequest::builder()
@@ -167,7 +168,7 @@ impl Template {
         }
         for kind in tagged {
             let tagged = LaunchTemplateTagSpecificationRequest::builder().resource_type(kind);
-            data = data.tag_specifications(tagged.set_tags(Some(tags(own))).build());
+            data = data.tag_specifications(tagged.set_tags(Some(tag::to_api(own))).build());
         }
         data.build()
     }

@@ -1,35 +1,21 @@
 //! The requests that create something: written down, made, and settled.
 
 mod fleet;
+mod output;
 
 use std::io;
 
-use aws_sdk_ec2::types::{Filter, PlacementStrategy, ResourceType, SecurityGroup, Tag, TagSpecification};
+use aws_sdk_ec2::types::{Filter, PlacementStrategy, ResourceType, SecurityGroup};
 use aws_smithy_types::Blob;
 use tsunami_core::ProviderErrorKind;
 
 pub(crate) use self::fleet::delete_fleets;
+pub(crate) use self::output::CreateOutput;
 use crate::error::{AwsError, Result};
 use crate::journal::{Entry, Journal, Outcome};
-use crate::model::{CreateKind, CreateRequest, Pool, Tags, Template, token};
+use crate::model::{CreateKind, CreateRequest, Template, token};
 use crate::region::Region;
 use crate::tag;
-
-/// What a request created.
-#[derive(Debug, Default)]
-pub(crate) struct CreateOutput {
-    pub(crate) ids: Vec<String>,
-    /// The pool of the first machine.
-    pub(crate) pool: Option<Pool>,
-    /// The pools that gave nothing, and why.
-    pub(crate) failures: Vec<(Option<Pool>, AwsError)>,
-}
-
-impl CreateOutput {
-    fn one(id: impl Into<String>) -> Self {
-        Self { ids: vec![id.into()], ..Self::default() }
-    }
-}
 
 impl CreateRequest {
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
@@ -93,7 +79,7 @@ impl CreateRequest {
         let request = region.ec2.create_security_group().group_name(&self.name).vpc_id(vpc);
         let request = request
             .description("The machines of one run of tsunami")
-            .tag_specifications(self.tagged(ResourceType::SecurityGroup));
+            .tag_specifications(tag::specification(&self.tags, ResourceType::SecurityGroup));
         let made = region.call("CreateSecurityGroup", || request.clone().send()).await?;
         Ok(made.group_id.unwrap_or_default())
     }
@@ -102,7 +88,7 @@ impl CreateRequest {
         let request = region.ec2.import_key_pair().key_name(&self.name);
         let request = request
             .public_key_material(Blob::new(public_key))
-            .tag_specifications(self.tagged(ResourceType::KeyPair));
+            .tag_specifications(tag::specification(&self.tags, ResourceType::KeyPair));
         region.call("ImportKeyPair", || request.clone().send()).await?;
         Ok(self.name.clone())
     }
@@ -111,7 +97,7 @@ impl CreateRequest {
         let request = region.ec2.create_placement_group().group_name(&self.name);
         let request = request
             .strategy(PlacementStrategy::Cluster)
-            .tag_specifications(self.tagged(ResourceType::PlacementGroup));
+            .tag_specifications(tag::specification(&self.tags, ResourceType::PlacementGroup));
         region.call("CreatePlacementGroup", || request.clone().send()).await?;
         Ok(self.name.clone())
     }
@@ -121,7 +107,7 @@ impl CreateRequest {
         let request = request
             .client_token(token(&[&self.region, &self.name]))
             .launch_template_data(template.data(&self.tags))
-            .tag_specifications(self.tagged(ResourceType::LaunchTemplate));
+            .tag_specifications(tag::specification(&self.tags, ResourceType::LaunchTemplate));
         region.call("CreateLaunchTemplate", || request.clone().send()).await?;
         Ok(self.name.clone())
     }
@@ -146,10 +132,6 @@ impl CreateRequest {
             AwsError { answered: false, ..error }
         })
     }
-
-    fn tagged(&self, kind: ResourceType) -> TagSpecification {
-        TagSpecification::builder().resource_type(kind).set_tags(Some(tags(&self.tags))).build()
-    }
 }
 
 /// Why a request was not made, or not answered well.
@@ -160,9 +142,4 @@ pub(crate) enum MakeError {
     /// What can't be written down is not asked for.
     #[error("the run's journal")]
     Journal(#[from] io::Error),
-}
-
-/// Tags as the API takes them.
-pub(crate) fn tags(tags: &Tags) -> Vec<Tag> {
-    tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect()
 }

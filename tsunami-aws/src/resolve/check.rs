@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use tsunami_core::ProviderError;
 
-use super::invalid;
 use crate::region::Region;
 use crate::spec::Ec2Spec;
 use crate::user_data::UserData;
@@ -18,7 +17,7 @@ const HOST_KEY_LENGTH: usize = 411;
 
 /// What is wrong with a spec by itself.
 pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
-    let wrong = |message: &str| Err(invalid(region, message.to_owned()));
+    let wrong = |message: &str| Err(region.invalid(message.to_owned()));
     if spec.instances.is_empty() {
         return wrong("no instance type is given");
     }
@@ -35,23 +34,21 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
                 "the tag `{}` is too long: a key has 1 to {longest_key} characters, a value up to {longest}",
                 text::line(key)
             );
-            return Err(invalid(region, message));
+            return Err(region.invalid(message));
         }
         if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
-            return Err(invalid(region, format!("the tag `{key}` is not for users to set")));
+            return Err(region.invalid(format!("the tag `{key}` is not for users to set")));
         }
     }
     if spec.tags.len() > MAX_TAGS {
-        return Err(invalid(
-            region,
-            format!("a machine can have at most {MAX_TAGS} tags beside those that tsunami sets"),
-        ));
+        return Err(region
+            .invalid(format!("a machine can have at most {MAX_TAGS} tags beside those that tsunami sets")));
     }
     if let Some(profile) = &spec.iam_profile
         && !is_instance_profile(profile)
     {
         let message = format!("iam_profile `{profile}` is no instance profile");
-        return Err(invalid(region, message).help(
+        return Err(region.invalid(message).help(
             "give its name, or its ARN (`arn:aws:iam::ACCOUNT:instance-profile/NAME`); a role is not one, but \
              mostly has one of its own name",
         ));
@@ -59,9 +56,9 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
     for cidr in &spec.ssh_from {
         if !is_cidr(cidr) {
             let message = format!("ssh_from `{cidr}` is no block of IPv4 addresses");
-            return Err(
-                invalid(region, message).help("write it as 203.0.113.7/32, or 0.0.0.0/0 for the whole world")
-            );
+            return Err(region
+                .invalid(message)
+                .help("write it as 203.0.113.7/32, or 0.0.0.0/0 for the whole world"));
         }
     }
     let lifetime = Duration::from_secs(1);
@@ -69,7 +66,7 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
     let host_key = "x".repeat(HOST_KEY_LENGTH);
     UserData { at: SystemTime::now(), lifetime, host_key: &host_key, own }
         .compose()
-        .map_err(|error| invalid(region, error.to_string()))?;
+        .map_err(|error| region.invalid(error.to_string()))?;
     Ok(())
 }
 

@@ -2,10 +2,9 @@
 
 use tsunami_core::ProviderError;
 
-use super::{invalid, is_general_purpose};
 use crate::error::Result;
 use crate::region::Region;
-use crate::spec::Ec2Spec;
+use crate::spec::{Ec2Spec, is_general_purpose};
 
 /// An image, as far as it matters to machines.
 #[derive(Clone, Debug)]
@@ -67,14 +66,14 @@ pub(super) async fn image(
         None if spec.image.starts_with("ami-") => spec.image.clone(),
         None => {
             let message = format!("`{}` names no image", spec.image);
-            return Err(invalid(region, message)
+            return Err(region.invalid(message)
                 .help("use an alias such as \"ubuntu-24.04\", \"debian-12\" or \"al2023\", an \"ami-…\", or \"ssm:/path\""));
         }
     };
     let request = region.ec2.describe_images().image_ids(&id);
     let answer = region.call("DescribeImages", || request.clone().send()).await?;
     let Some(image) = answer.images().first() else {
-        return Err(invalid(region, format!("there is no image {id} in {}", region.name)));
+        return Err(region.invalid(format!("there is no image {id} in {}", region.name)));
     };
     let name = image.name().unwrap_or_default().to_owned();
     let of_image = image.architecture().map_or("", |architecture| architecture.as_str());
@@ -83,14 +82,14 @@ pub(super) async fn image(
             "image {id} ({name}) is for {of_image}, and {} for {architecture}",
             spec.instances.join(", ")
         );
-        return Err(invalid(region, message).help("choose an image of the same architecture, or an alias"));
+        return Err(region.invalid(message).help("choose an image of the same architecture, or an alias"));
     }
     // The API says "windows", whatever its model has.
     let platform = image.platform().map_or("", |platform| platform.as_str());
     if platform.eq_ignore_ascii_case("windows") {
         let message =
             format!("image {id} ({name}) is of Windows: nothing in it would end the machine in time");
-        return Err(invalid(region, message).help("choose an image of Linux with cloud-init"));
+        return Err(region.invalid(message).help("choose an image of Linux with cloud-init"));
     }
     let root_device = image.root_device_name().unwrap_or("/dev/xvda").to_owned();
     let root = image.block_device_mappings().iter().find(|device| device.device_name() == Some(&root_device));
@@ -123,7 +122,8 @@ pub(super) async fn image(
     };
     let user = spec.user.as_deref().or(alias.map(|alias| alias.user)).or_else(known);
     let Some(user) = user else {
-        return Err(invalid(region, format!("who logs in to image {id} ({name}) is not known"))
+        return Err(region
+            .invalid(format!("who logs in to image {id} ({name}) is not known"))
             .help("say so with `user = \"...\"`"));
     };
     let user = user.to_owned();
@@ -140,16 +140,16 @@ async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<Str
                 answer.parameter().and_then(|parameter| parameter.value()).unwrap_or_default().to_owned();
             match value.starts_with("ami-") {
                 true => Ok(value),
-                false => Err(invalid(
-                    region,
-                    format!("the parameter {name} holds `{value}`, not the id of an image"),
-                )),
+                false => {
+                    Err(region
+                        .invalid(format!("the parameter {name} holds `{value}`, not the id of an image")))
+                }
             }
         }
         Err(failure) if failure.code == "ParameterNotFound" => {
             let message =
                 format!("there is no image `{image}` in {}: no public parameter {name}", region.name);
-            Err(invalid(region, message).help("see that the alias or path is right, or give an \"ami-…\""))
+            Err(region.invalid(message).help("see that the alias or path is right, or give an \"ami-…\""))
         }
         Err(failure) => Err(failure.into()),
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
-use tsunami_core::{Price, ProviderError, ProviderErrorKind};
+use tsunami_core::{Price, ProviderError};
 
 pub(crate) use self::check::check;
 use self::images::Image;
@@ -115,7 +115,7 @@ impl Resolver {
     fn lookups(&self, region: &Region) -> Result<&RegionLookups, ProviderError> {
         self.lookups
             .get(&region.name)
-            .ok_or_else(|| invalid(region, "it is not among this provider's regions".to_owned()))
+            .ok_or_else(|| region.invalid("it is not among this provider's regions".to_owned()))
     }
 }
 
@@ -197,12 +197,12 @@ impl ResolvedSpec {
                     image.id,
                     image.gib
                 );
-                return Err(invalid(region, message));
+                return Err(region.invalid(message));
             }
             if let Some(message) = disk.beyond_limits(disk.gib.unwrap_or(image.gib)) {
-                return Err(invalid(region, message));
+                return Err(region.invalid(message));
             }
-            if !is_plain(disk) {
+            if !disk.is_plain() {
                 notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
             }
         }
@@ -246,25 +246,10 @@ impl ResolvedSpec {
     fn extras(&self, spec: &Ec2Spec) -> Option<f64> {
         let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
         let gib = root + self.image.more_gib;
-        let known = spec.disk.as_ref().is_none_or(is_plain);
+        let known = spec.disk.as_ref().is_none_or(Disk::is_plain);
         (known && self.image.unpriced.is_none() && self.unpriced.is_none())
             .then(|| ADDRESS_DOLLARS_PER_HOUR + f64::from(gib) * DISK_DOLLARS_PER_GIB_MONTH / HOURS_PER_MONTH)
     }
-}
-
-fn is_general_purpose(kind: &str) -> bool {
-    matches!(kind, "gp2" | "gp3")
-}
-
-/// Whether a disk costs what its size does.
-fn is_plain(disk: &Disk) -> bool {
-    let included =
-        disk.iops.is_none_or(|iops| iops <= 3000) && disk.throughput.is_none_or(|rate| rate <= 125);
-    is_general_purpose(&disk.kind) && included
-}
-
-pub(crate) fn invalid(region: &Region, message: String) -> ProviderError {
-    ProviderError::new(ProviderErrorKind::InvalidSpec, region.name.clone(), message)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use aws_sdk_ec2::types::{Filter, Tenancy};
 use tokio::sync::OnceCell;
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
-use super::invalid;
 use crate::error::Result;
 use crate::region::Region;
 use crate::spec::Ec2Spec;
@@ -43,7 +42,7 @@ pub(super) async fn network(
     if let Some(subnet) = found.iter().find(|subnet| subnet.without_ipv4) {
         let message =
             format!("the subnet {} is for IPv6 only: its machines have no address of IPv4", subnet.id);
-        return Err(invalid(region, message).help("give another `subnet`"));
+        return Err(region.invalid(message).help("give another `subnet`"));
     }
     let vpc = first.vpc.clone();
     let public = found.iter().all(|subnet| subnet.public);
@@ -54,7 +53,7 @@ pub(super) async fn network(
     if subnets.is_empty() {
         let zone = spec.zone.as_deref().unwrap_or_default();
         let message = format!("zone {zone} is not among those that can be used: {}", all.join(", "));
-        return Err(invalid(region, message));
+        return Err(region.invalid(message));
     }
     // The default network is never a dedicated one.
     let unpriced = if spec.subnet.is_some() { dedicated(region, &vpc).await? } else { None };
@@ -106,11 +105,13 @@ async fn without_default(region: &Region) -> Result<ProviderError> {
         "make a default subnet: `aws ec2 create-default-subnet --region {name} --availability-zone {name}a`"
     );
     Ok(match (is_there, answer) {
-        (true, _) => invalid(region, format!("the default network of {name} has no subnets"))
+        (true, _) => region
+            .invalid(format!("the default network of {name} has no subnets"))
             .help(format!("give a `subnet`, or {make_subnet}")),
-        (false, Ok(_)) => invalid(region, format!("{name} has no default network"))
+        (false, Ok(_)) => region
+            .invalid(format!("{name} has no default network"))
             .help(format!("give a `subnet`, or {make_network}")),
-        (false, Err(_)) => invalid(region, format!("{name} has no default subnets")).help(format!(
+        (false, Err(_)) => region.invalid(format!("{name} has no default subnets")).help(format!(
             "give a `subnet`, or {make_network}; where there is such a network, {make_subnet}"
         )),
     })

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_sdk_ec2::types::{Filter, InstanceType, InstanceTypeInfo, LocationType};
 use tsunami_core::ProviderError;
 
-use super::invalid;
 use crate::error::Result;
 use crate::limited::pages;
 use crate::region::Region;
@@ -52,7 +51,7 @@ pub(super) async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, Prov
     let unknown: Vec<_> =
         spec.instances.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
     if !unknown.is_empty() {
-        return Err(invalid(region, format!("there is no instance type {}", unknown.join(", "))));
+        return Err(region.invalid(format!("there is no instance type {}", unknown.join(", "))));
     }
     let mut architectures = by_architecture.into_iter();
     match (architectures.next(), architectures.next()) {
@@ -68,15 +67,12 @@ pub(super) async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, Prov
                 all.filter_map(|info| Some((info.instance_type()?.as_str().to_owned(), processors(info)?)));
             Ok(Types { architecture, surplus, processors: each.collect() })
         }
-        (Some((a, of_a)), Some((b, of_b))) => Err(invalid(
-            region,
-            format!(
-                "one image can't serve both {} ({a}) and {} ({b}): machines of a group are of one architecture",
-                of_a.join(", "),
-                of_b.join(", ")
-            ),
-        )),
-        _ => Err(invalid(region, "the instance types are neither x86_64 nor arm64".to_owned())),
+        (Some((a, of_a)), Some((b, of_b))) => Err(region.invalid(format!(
+            "one image can't serve both {} ({a}) and {} ({b}): machines of a group are of one architecture",
+            of_a.join(", "),
+            of_b.join(", ")
+        ))),
+        _ => Err(region.invalid("the instance types are neither x86_64 nor arm64".to_owned())),
     }
 }
 
@@ -114,9 +110,12 @@ pub(super) fn not_offered(
         None => format!("{instance} is nowhere in {}", region.name),
     });
     let has: Vec<_> = has.collect();
-    invalid(
-        region,
-        format!("none of {} has {}: {}", zones.join(", "), spec.instances.join(" or "), has.join("; ")),
-    )
-    .help("choose another `zone` (or none), `subnet`, `instance` or `region`")
+    region
+        .invalid(format!(
+            "none of {} has {}: {}",
+            zones.join(", "),
+            spec.instances.join(" or "),
+            has.join("; ")
+        ))
+        .help("choose another `zone` (or none), `subnet`, `instance` or `region`")
 }

@@ -4,10 +4,11 @@
 #![expect(clippy::print_stdout, reason = "figures, for whoever wants to see them")]
 
 #[expect(dead_code, reason = "shared with the tests of the program, which use more of it")]
-#[path = "../../../xtask/emulator/harness.rs"]
+#[path = "../emulator/harness.rs"]
 mod emulator;
 
 mod conformance;
+mod contract;
 mod faults;
 mod hostile;
 mod launches;

@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "figures, for whoever wants to see them")]
 
 #[expect(dead_code, reason = "shared with the tests of the provider, which use more of it")]
-#[path = "../../../xtask/emulator/harness.rs"]
+#[path = "../../../tsunami-aws/tests/emulator/harness.rs"]
 mod emulator;
 #[expect(dead_code, reason = "shared with the tests on local machines, which use more of it")]
 #[path = "../e2e/world.rs"]

@@ -47,12 +47,11 @@ impl Emulator {
     }
 
     fn start_with(options: &[&str]) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let python = root.join("target/emulator/bin/python");
+        let python = Self::python();
         assert!(python.exists(), "the emulator is not installed: run `cargo xtask setup --tests`");
         let directory = tempfile::Builder::new().prefix("tsunami-emulator-").tempdir().unwrap();
         let mut command = Command::new(python);
-        command.arg(root.join("xtask/emulator/emulator.py")).args([
+        command.arg(Self::root().join("tsunami-aws/tests/emulator/emulator.py")).args([
             "--port",
             "0",
             "--until-eof",
@@ -68,6 +67,16 @@ impl Emulator {
         let plain = address("http://");
         let secure = options.contains(&"--tls").then(|| address("https://"));
         Self { address: plain, secure, process, _directory: directory }
+    }
+
+    /// The Python that has what it needs.
+    pub(crate) fn python() -> PathBuf {
+        Self::root().join("target/emulator/bin/python")
+    }
+
+    /// The repository, as seen from each of its packages.
+    fn root() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
     }
 
     /// Where AWS's tools may talk to it with TLS.

@@ -1,0 +1,57 @@
+//! The emulator is what the other tests take EC2 to be, by the tests that a real account can be asked as well.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::emulator::Emulator;
+
+fn home() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator")
+}
+
+/// Has Python's tests of a file ask a new emulator.
+fn passes(file: &str) {
+    let emulator = Emulator::without_machines();
+    emulator.configure(serde_json::json!({"pending": 0.2, "shutting_down": 0.2, "eni_detach": 0.1}));
+    let mut tests = Command::new(Emulator::python());
+    tests.arg("-B").arg(home().join(file)).envs(emulator.environment());
+    tests.env("TSUNAMI_EMULATOR", emulator.endpoint()).env("AWS_DEFAULT_REGION", "eu-west-1");
+    tests.env_remove("AWS_PROFILE").env_remove("AWS_SESSION_TOKEN");
+    let tested = tests.output().unwrap();
+    assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stderr));
+}
+
+#[test]
+fn the_emulator_is_what_the_other_tests_take_ec2_to_be() {
+    passes("contract.py");
+}
+
+#[test]
+fn the_emulator_fails_as_it_is_told() {
+    passes("test_emulator.py");
+}
+
+#[test]
+fn every_assumption_is_asked_for_and_something_rests_on_it() {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let table = read(&home().join("ASSUMPTIONS.md"));
+    let contract = read(&home().join("contract.py"));
+    let ours: String = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulated"))
+        .unwrap()
+        .map(|file| read(&file.unwrap().path()))
+        .collect();
+    let conformance =
+        read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tsunami-core/src/testing/conformance.rs"));
+    let mut asked = Vec::new();
+    for row in table.lines().filter(|line| line.starts_with("| ") && line.contains("https://")) {
+        let names: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        let [question, rests] = names[..] else { panic!("not two tests: {row}") };
+        assert!(contract.contains(&format!("def {question}(")), "{question} is not in contract.py");
+        let test = format!("fn {rests}(");
+        assert!(ours.contains(&test) || conformance.contains(rests), "{rests} is no test");
+        asked.push(question);
+    }
+    for question in contract.split("    def ").skip(1).filter_map(|rest| rest.split('(').next()) {
+        assert!(!question.starts_with("test_") || asked.contains(&question), "{question} is in no row");
+    }
+}
