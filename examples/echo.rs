@@ -43,7 +43,7 @@ pub async fn measure(cluster: Cluster) -> Result<Vec<Measurement>, Error> {
     cluster
         .trial("1", async |trial| {
             let server = trial.host("server-0")?.stage("serve");
-            let listen = format!("bin/echo-server {} {PORT}", server.ip());
+            let listen = format!("bin/echo-server {} {PORT}", server.ip()?);
             server.command(Command::shell(listen)).start_until(Ready::port(PORT)).await?;
             trial.step("load", trial.group("client"), |client| load(client, server.clone())).await
         })
@@ -52,7 +52,7 @@ pub async fn measure(cluster: Cluster) -> Result<Vec<Measurement>, Error> {
 
 /// One client's part.
 async fn load(client: TrialHost, server: TrialHost) -> Result<Measurement, Error> {
-    let line = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server));
+    let line = format!("bin/load {} {PORT} --requests 5000", client.ip_of(&server)?);
     let output = client.command(Command::shell(line)).timeout(Duration::from_secs(60)).run().await?;
     let text = output.stdout();
     let last = text.lines().last().and_then(|line| line.rsplit(',').next());

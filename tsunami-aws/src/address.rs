@@ -2,18 +2,42 @@
 
 use std::net::IpAddr;
 
+use aws_smithy_http_client::tls::TlsContext;
 use aws_smithy_runtime::client::orchestrator::operation::Operation;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, OrchestratorError};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
+use tokio::sync::OnceCell;
 use tsunami_core::limits::{ADDRESS_ANSWER_LIMIT, ADDRESS_ANSWER_TIMEOUT};
 use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
 
 use crate::limited::LimitedAnswers;
+use crate::trust;
+
+/// The address by which the world sees this computer, asked for once.
+#[derive(Debug)]
+pub(crate) struct OwnAddress {
+    service: String,
+    /// By which certificates the service is believed.
+    trust: TlsContext,
+    found: OnceCell<String>,
+}
+
+impl OwnAddress {
+    pub(crate) fn told_by(service: String, trust: TlsContext) -> Self {
+        Self { service, trust, found: OnceCell::new() }
+    }
+
+    /// The address, as a CIDR block.
+    pub(crate) async fn get(&self) -> Result<String, ProviderError> {
+        let discover = || async { discover(&trust::direct_client(self.trust.clone()), &self.service).await };
+        self.found.get_or_try_init(discover).await.cloned()
+    }
+}
 
 /// Asks a service that answers with the caller's address and nothing else. Returns it as a CIDR block.
-pub(crate) async fn discover(client: &SharedHttpClient, service: &str) -> Result<String, ProviderError> {
+async fn discover(client: &SharedHttpClient, service: &str) -> Result<String, ProviderError> {
     let unknown = |said: &str| {
         let message = format!(
             "this computer's address, from which SSH is to be let in, could not be found out: {said}"

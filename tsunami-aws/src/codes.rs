@@ -2,8 +2,7 @@
 
 use tsunami_core::ProviderErrorKind::{self, *};
 
-use crate::error::Failure;
-use crate::quotas::Quota;
+use crate::quota::Quota;
 
 const EC2: &str = "https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html";
 const FLEET: &str = "https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateFleet.html";
@@ -15,6 +14,19 @@ const SPOT_QUOTAS: &str = "https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/u
 const DENIALS: &str = "https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html";
 /// A word of our own, where AWS said none.
 const OURS: &str = "tsunami";
+
+/// A refusal of AWS's, as far as advice depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusal<'a> {
+    pub(crate) code: &'a str,
+    pub(crate) message: &'a str,
+    pub(crate) operation: &'a str,
+    pub(crate) region: &'a str,
+    /// The instance type that was asked for, where it is about one.
+    pub(crate) instance: Option<&'a str>,
+    /// Whether it stands for one pool, inside an answer that succeeded.
+    pub(crate) in_fleet: bool,
+}
 
 /// What stands in the table for one or more codes that mean the same.
 struct Row {
@@ -33,7 +45,7 @@ enum Advice {
     /// This, with `{region}` and `{operation}` filled in.
     Say(&'static str),
     /// More than one thing: the context tells which.
-    Tell(fn(&Failure) -> String),
+    Tell(fn(&Refusal<'_>) -> String),
 }
 
 use Advice::{Nothing, Say, Tell};
@@ -293,13 +305,11 @@ pub(crate) fn kind(code: &str) -> ProviderErrorKind {
 }
 
 /// What the user can do.
-pub(crate) fn help(failure: &Failure) -> Option<String> {
-    match find(&failure.code)?.advice {
+pub(crate) fn help(refusal: &Refusal<'_>) -> Option<String> {
+    match find(refusal.code)?.advice {
         Nothing => None,
-        Say(text) => {
-            Some(text.replace("{region}", &failure.region).replace("{operation}", failure.operation))
-        }
-        Tell(tell) => Some(tell(failure)),
+        Say(text) => Some(text.replace("{region}", refusal.region).replace("{operation}", refusal.operation)),
+        Tell(tell) => Some(tell(refusal)),
     }
 }
 
@@ -308,10 +318,10 @@ fn find(code: &str) -> Option<&'static Row> {
 }
 
 /// What a caller can do who may not.
-fn denied(failure: &Failure) -> String {
-    let message = &failure.message;
+fn denied(refusal: &Refusal<'_>) -> String {
+    let message = refusal.message;
     let action = denied_action(message);
-    let asked = if failure.in_fleet { "RunInstances" } else { failure.operation };
+    let asked = if refusal.in_fleet { "RunInstances" } else { refusal.operation };
     let is = action.clone().unwrap_or_else(|| format!("ec2:{asked}"));
     if let Some((_, policy)) = message.split_once("explicit deny in ") {
         let policy = policy.trim_start_matches("an ").trim_start_matches("a ");
@@ -340,31 +350,31 @@ fn denied_action(message: &str) -> Option<String> {
 
 /// A region has to be enabled before anything answers in it; what launches machines there can only lack the
 /// subscription to their image.
-fn opt_in(failure: &Failure) -> String {
-    let region = &failure.region;
-    if !matches!(failure.operation, "CreateFleet" | "RunInstances") {
+fn opt_in(refusal: &Refusal<'_>) -> String {
+    let region = refusal.region;
+    if !matches!(refusal.operation, "CreateFleet" | "RunInstances") {
         return format!(
             "region {region} has to be enabled for the account first: `aws account enable-region --region-name {region}`"
         );
     }
-    let mut words = failure.message.split_whitespace();
+    let mut words = refusal.message.split_whitespace();
     let link = words.find(|word| word.starts_with("https://aws.amazon.com/marketplace"));
     let link = link.map_or("https://aws.amazon.com/marketplace", |link| link.trim_end_matches(['.', ')']));
     format!("the image is sold on the AWS Marketplace, and the account has to subscribe to it first: {link}")
 }
 
-fn processors(failure: &Failure) -> String {
-    quota(failure, false)
+fn processors(refusal: &Refusal<'_>) -> String {
+    quota(refusal, false)
 }
 
-fn spot_processors(failure: &Failure) -> String {
-    quota(failure, true)
+fn spot_processors(refusal: &Refusal<'_>) -> String {
+    quota(refusal, true)
 }
 
-/// The quota of virtual processors that a failure is about, and how to have more of it.
-fn quota(failure: &Failure, spot: bool) -> String {
-    let quota = Quota::of(failure.instance.as_deref().unwrap_or_default(), spot);
-    let region = &failure.region;
+/// The quota of virtual processors that a refusal is about, and how to have more of it.
+fn quota(refusal: &Refusal<'_>, spot: bool) -> String {
+    let quota = Quota::of(refusal.instance.unwrap_or_default(), spot);
+    let region = refusal.region;
     format!("the account's quota \"{}\" in {region} is used up: {}", quota.name, quota.help(region))
 }
 
@@ -374,8 +384,9 @@ mod tests {
 
     use super::*;
 
-    fn failure(code: &str, message: &str) -> Failure {
-        Failure::in_fleet("eu-west-1", code, message)
+    fn refusal<'a>(code: &'a str, message: &'a str) -> Refusal<'a> {
+        let (operation, region) = ("CreateFleet", "eu-west-1");
+        Refusal { code, message, operation, region, instance: None, in_fleet: true }
     }
 
     #[test]
@@ -385,18 +396,13 @@ mod tests {
             assert!(row.source == OURS || row.source.starts_with("https://docs.aws.amazon.com/"));
             for code in row.codes {
                 assert!(seen.insert(*code), "{code} stands there twice");
-                let failure = failure(code, "…");
-                assert_eq!(failure.kind, row.kind, "{code}");
-                let help = help(&failure).unwrap_or_default();
+                let help = help(&refusal(code, "…")).unwrap_or_default();
                 assert!(!help.contains(['{', '}']) && !help.contains("  "), "{code}: {help}");
                 // What somebody has to change is said.
                 let mended = matches!(row.kind, Unauthorized | Quota | Capacity);
                 assert!(!mended || !help.is_empty(), "{code} without advice");
-                assert_eq!(
-                    failure.kind.is_transient(),
-                    matches!(row.kind, Throttled | Unavailable),
-                    "{code}"
-                );
+                assert_eq!(kind(code), row.kind, "{code}");
+                assert_eq!(row.kind.is_transient(), matches!(row.kind, Throttled | Unavailable), "{code}");
             }
         }
         assert!(seen.len() > 80, "{} codes", seen.len());
@@ -427,7 +433,7 @@ mod tests {
     fn a_missing_permission_is_named() {
         let message = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/u is not \
                        authorized to perform: ec2:CreateTags on resource: arn:aws:ec2:x";
-        assert!(help(&failure("UnauthorizedOperation", message)).unwrap().contains("ec2:CreateTags:"));
+        assert!(help(&refusal("UnauthorizedOperation", message)).unwrap().contains("ec2:CreateTags:"));
     }
 
     #[test]
@@ -449,7 +455,7 @@ mod tests {
                 &["ec2:RunInstances", "decode-authorization-message", "organisation"],
             ),
         ] {
-            let help = help(&failure("UnauthorizedOperation", &message)).unwrap();
+            let help = help(&refusal("UnauthorizedOperation", &message)).unwrap();
             assert!(!help.contains("README"), "{help}");
             for part in parts {
                 assert!(help.contains(part), "no `{part}` in {help}");
@@ -461,10 +467,10 @@ mod tests {
     fn opting_in_is_to_an_image_or_to_a_region() {
         let message = "In order to use this AWS Marketplace product you need to accept terms and subscribe. To do \
                        so please visit https://aws.amazon.com/marketplace/pp?sku=abc.";
-        let of_image = help(&failure("OptInRequired", message)).unwrap();
+        let of_image = help(&refusal("OptInRequired", message)).unwrap();
         assert!(of_image.ends_with("https://aws.amazon.com/marketplace/pp?sku=abc"), "{of_image}");
         let of_region =
-            Failure { operation: "DescribeSubnets", ..failure("OptInRequired", "not subscribed") };
+            Refusal { operation: "DescribeSubnets", ..refusal("OptInRequired", "not subscribed") };
         assert!(help(&of_region).unwrap().contains("enable-region --region-name eu-west-1"));
     }
 
@@ -474,8 +480,8 @@ mod tests {
             ("VcpuLimitExceeded", "g5.xlarge", "On-Demand G and VT", "L-DB2E81BA"),
             ("MaxSpotInstanceCountExceeded", "p4d.24xlarge", "All P Spot", "L-7212CCBC"),
         ] {
-            let failure = Failure { instance: Some(instance.to_owned()), ..failure(code, "…") };
-            let help = help(&failure).unwrap();
+            let refusal = Refusal { instance: Some(instance), ..refusal(code, "…") };
+            let help = help(&refusal).unwrap();
             assert!(help.contains(name) && help.contains(quota), "{code} {instance}: {help}");
         }
     }

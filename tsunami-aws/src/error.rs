@@ -2,16 +2,16 @@
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use http_body_util::LengthLimitError;
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
-use crate::codes::{help, kind};
-use crate::limited::is_too_long;
+use crate::codes::{self, Refusal, kind};
 use crate::text::line;
 
 /// An answer of AWS that is an error, or none at all.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{operation} in {region}: {code}: {message}")]
-pub(crate) struct Failure {
+pub(crate) struct AwsError {
     pub(crate) kind: ProviderErrorKind,
     /// AWS's code, or a word of our own where nothing was answered.
     pub(crate) code: String,
@@ -27,9 +27,9 @@ pub(crate) struct Failure {
 }
 
 /// The result of a call to AWS.
-pub(crate) type Answer<T> = Result<T, Failure>;
+pub(crate) type Result<T, E = AwsError> = std::result::Result<T, E>;
 
-impl Failure {
+impl AwsError {
     /// The class of what the SDK reports of an operation.
     pub(crate) fn new<E, R>(operation: &'static str, region: &str, error: &SdkError<E, R>) -> Self
     where
@@ -63,32 +63,15 @@ impl Failure {
             _ => ("NoAnswer".to_owned(), root_cause(error), false),
         };
         let (code, message) = (line(&code), line(&message));
-        Self {
-            kind: kind(&code),
-            code,
-            message,
-            operation,
-            region: region.to_owned(),
-            answered,
-            in_fleet: false,
-            instance: None,
-        }
+        Self { answered, ..Self::ours(kind(&code), &code, message, operation, region) }
     }
 
     /// An error that CreateFleet reports for one pool, inside an answer that succeeded.
     pub(crate) fn in_fleet(region: &str, code: &str, message: &str) -> Self {
         // What one pool can't do may be what the next one can.
         let elsewhere = code == "InvalidFleetConfiguration" && message.contains("not supported");
-        Self {
-            kind: if elsewhere { ProviderErrorKind::Capacity } else { kind(code) },
-            code: line(code),
-            message: line(message),
-            operation: "CreateFleet",
-            region: region.to_owned(),
-            answered: true,
-            in_fleet: true,
-            instance: None,
-        }
+        let kind = if elsewhere { ProviderErrorKind::Capacity } else { kind(code) };
+        Self { in_fleet: true, ..Self::ours(kind, &line(code), line(message), "CreateFleet", region) }
     }
 
     /// Whether AWS says that there is no such thing.
@@ -146,9 +129,41 @@ impl Failure {
         self.kind.is_transient() || self.kind == ProviderErrorKind::Unauthorized
     }
 
+    /// An error that is found on this side.
+    pub(crate) fn ours(
+        kind: ProviderErrorKind,
+        code: &str,
+        message: impl Into<String>,
+        operation: &'static str,
+        region: &str,
+    ) -> Self {
+        Self {
+            kind,
+            code: code.to_owned(),
+            message: message.into(),
+            operation,
+            region: region.to_owned(),
+            answered: true,
+            in_fleet: false,
+            instance: None,
+        }
+    }
+
+    /// What the user can do.
+    fn help(&self) -> Option<String> {
+        codes::help(&Refusal {
+            code: &self.code,
+            message: &self.message,
+            operation: self.operation,
+            region: &self.region,
+            instance: self.instance.as_deref(),
+            in_fleet: self.in_fleet,
+        })
+    }
+
     /// What AWS said, and what the user can do.
     pub(crate) fn explained(&self) -> String {
-        match help(self) {
+        match self.help() {
             Some(help) => format!("{self} ({help})"),
             None => self.to_string(),
         }
@@ -160,9 +175,9 @@ impl Failure {
     }
 }
 
-impl From<Failure> for ProviderError {
-    fn from(failure: Failure) -> Self {
-        let help = help(&failure);
+impl From<AwsError> for ProviderError {
+    fn from(failure: AwsError) -> Self {
+        let help = failure.help();
         let operation = format!("{} in {}", failure.operation, failure.region);
         let error = Self::new(failure.kind, operation, format!("{}: {}", failure.code, failure.message));
         match help {
@@ -176,6 +191,11 @@ impl From<Failure> for ProviderError {
 fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
         .any(|error| error.downcast_ref::<CredentialsError>().is_some())
+}
+
+/// Whether an answer was ended, being longer than any of use.
+fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<LengthLimitError>())
 }
 
 /// The way to sign in that the SDK was built without, as the user would say it.
@@ -200,8 +220,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use super::*;
 
-    fn failure(code: &str, message: &str) -> Failure {
-        Failure::in_fleet("eu-west-1", code, message)
+    fn failure(code: &str, message: &str) -> AwsError {
+        AwsError::in_fleet("eu-west-1", code, message)
     }
 
     #[test]

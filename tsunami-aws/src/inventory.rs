@@ -3,67 +3,29 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
-use aws_sdk_ec2::types::{
-    Filter, Instance, InstanceLifecycleType, InstanceStateName, SpotInstanceState, Tag,
-};
+use aws_sdk_ec2::types::{Instance, InstanceLifecycleType, InstanceStateName, SpotInstanceState, Tag};
 use futures_util::future::join_all;
 use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, RunFilter, RunId};
 
-use crate::error::Answer;
+use crate::error::Result;
 use crate::journal::{GroupNotes, Journal};
+use crate::limited::{MAX_PAGE, pages};
 use crate::region::Region;
-use crate::{tag, text};
-
-/// The most that one page holds.
-pub(crate) const PAGE: i32 = 1000;
-
-/// The filter for what belongs to one run, or to any.
-pub(crate) fn tagged(filter: &RunFilter) -> Filter {
-    match filter {
-        RunFilter::Run(run) => {
-            Filter::builder().name(format!("tag:{}", tag::RUN)).values(run.as_str()).build()
-        }
-        RunFilter::All => Filter::builder().name("tag-key").values(tag::RUN).build(),
-    }
-}
-
-/// The value of a tag.
-pub(crate) fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
-    tags.iter().find(|tag| tag.key() == Some(key)).and_then(|tag| tag.value())
-}
-
-/// Collects the pages of a listing.
-macro_rules! pages {
-    ($region:expr, $operation:literal, $request:expr, $items:ident) => {{
-        let (mut items, mut next) = (Vec::new(), None);
-        let mut pages = crate::limited::Pages::of($operation, &$region.name);
-        loop {
-            let request = $request.set_next_token(next);
-            let answer = $region.call($operation, || request.clone().send()).await?;
-            next = pages.next(answer.next_token)?;
-            items.extend(answer.$items.unwrap_or_default());
-            if next.is_none() {
-                break items;
-            }
-        }
-    }};
-}
-
-pub(crate) use pages;
+use crate::{interruption, tag, text};
 
 /// The instances of a run, or of any, terminated ones included for as long as EC2 shows them.
-pub(crate) async fn instances(region: &Region, filter: &RunFilter) -> Answer<Vec<Instance>> {
-    let request = region.ec2.describe_instances().filters(tagged(filter)).max_results(PAGE);
+pub(crate) async fn instances(region: &Region, filter: &RunFilter) -> Result<Vec<Instance>> {
+    let request = region.ec2.describe_instances().filters(tag::filter(filter)).max_results(MAX_PAGE);
     let reservations = pages!(region, "DescribeInstances", request.clone(), reservations);
     let instances =
         reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default());
     Ok(instances.filter(|instance| run_of(region, filter, instance.tags()).is_some()).collect())
 }
 
-/// The run that a thing belongs to by its tag, if it is one that was asked for. An endpoint may know no filters,
+/// The run that a resource belongs to by its tag, if it is one that was asked for. An endpoint may know no filters,
 /// and what it shows beside that is nobody's here: it is never touched.
 pub(crate) fn run_of(region: &Region, filter: &RunFilter, tags: &[Tag]) -> Option<RunId> {
-    let run: Option<RunId> = value(tags, tag::RUN).and_then(|run| run.parse().ok());
+    let run: Option<RunId> = tag::value(tags, tag::RUN).and_then(|run| run.parse().ok());
     let asked_for = match filter {
         RunFilter::Run(wanted) => run.as_ref() == Some(wanted),
         RunFilter::All => run.is_some(),
@@ -74,41 +36,17 @@ pub(crate) fn run_of(region: &Region, filter: &RunFilter, tags: &[Tag]) -> Optio
     run.filter(|_| asked_for)
 }
 
-/// What the service says of spot machines that it means to take back, or took, by instance.
-async fn interruptions(region: &Region, filter: &RunFilter) -> Answer<HashMap<String, String>> {
-    let request = region.ec2.describe_spot_instance_requests().filters(tagged(filter)).max_results(PAGE);
-    let requests = pages!(region, "DescribeSpotInstanceRequests", request.clone(), spot_instance_requests);
-    let interrupted = requests.into_iter().filter_map(|request| {
-        let status = request.status?;
-        let code = status.code.filter(|code| is_interruption(code))?;
-        let message = text::line(&status.message.unwrap_or_default());
-        Some((request.instance_id?, format!("EC2 takes the spot machine back ({code}): {message}")))
-    });
-    Ok(interrupted.collect())
-}
-
-/// The statuses that mean that the service, and not the user, ends a machine.
-///
-/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html>
-fn is_interruption(code: &str) -> bool {
-    match code {
-        "instance-terminated-by-user" | "instance-terminated-launch-group-constraint" => false,
-        "marked-for-termination" | "marked-for-stop" => true,
-        code => code.starts_with("instance-terminated-") || code.starts_with("instance-stopped-"),
-    }
-}
-
 /// Lists machines as the engine knows them.
 pub(crate) async fn machines(
     region: &Region,
     filter: &RunFilter,
     journal: impl Fn(&RunId) -> std::sync::Arc<Journal>,
-) -> Answer<Vec<Machine>> {
+) -> Result<Vec<Machine>> {
     let mut instances = instances(region, filter).await?;
     let is_spot = |instance: &Instance| instance.instance_lifecycle == Some(InstanceLifecycleType::Spot);
     let interrupted =
         match instances.iter().any(|instance| is_spot(instance) && state(instance) != MachineState::Gone) {
-            true => interruptions(region, filter).await?,
+            true => interruption::interruptions(region, filter).await?,
             false => HashMap::new(),
         };
     instances.sort_by(|a, b| (a.launch_time, &a.instance_id).cmp(&(b.launch_time, &b.instance_id)));
@@ -116,17 +54,17 @@ pub(crate) async fn machines(
     let mut machines = Vec::new();
     for instance in &instances {
         let tags = instance.tags();
-        let run: Option<RunId> = value(tags, tag::RUN).and_then(|run| run.parse().ok());
+        let run: Option<RunId> = tag::value(tags, tag::RUN).and_then(|run| run.parse().ok());
         let (Some(run), Some(id)) = (run, text::word(instance.instance_id())) else { continue };
-        let group = text::group(value(tags, tag::GROUP)).unwrap_or_default();
+        let group = text::group(tag::value(tags, tag::GROUP)).unwrap_or_default();
         let (notes, host_key, next) = known.entry((run.clone(), group.clone())).or_insert_with(|| {
             let journal = journal(&run);
             let notes = journal.group(&group).unwrap_or_default();
-            let next = u32::try_from(notes.places.len()).unwrap_or_default();
+            let next = u32::try_from(notes.slots.len()).unwrap_or_default();
             (notes, journal.public_host_key(), next)
         });
-        let place = notes.places.iter().position(|place| place.as_ref() == Some(&id));
-        let index = place.and_then(|place| u32::try_from(place).ok()).unwrap_or_else(|| {
+        let slot = notes.slots.iter().position(|slot| slot.as_ref() == Some(&id));
+        let index = slot.and_then(|slot| u32::try_from(slot).ok()).unwrap_or_else(|| {
             *next += 1;
             *next - 1
         });
@@ -160,7 +98,7 @@ pub(crate) async fn machines(
                 network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
             },
             login: Login {
-                user: text::user(value(tags, tag::USER)),
+                user: text::user(tag::value(tags, tag::USER)),
                 host: None,
                 port: None,
                 host_key: host_key.clone(),
@@ -193,9 +131,9 @@ fn ended(instance: &Instance) -> Option<String> {
     Some(text::line(&format!("{code}: {}{hint}", reason.message().unwrap_or_default())))
 }
 
-/// When a thing of tsunami's expires by our clock, as its tag has it by EC2's.
+/// When a resource of tsunami's expires by our clock, as its tag has it by EC2's.
 pub(crate) fn expires(region: &Region, tags: &[Tag]) -> Option<SystemTime> {
-    let theirs = value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok());
+    let theirs = tag::value(tags, tag::EXPIRES).and_then(|time| humantime::parse_rfc3339(time).ok());
     theirs.map(|time| region.clock.ours(time))
 }
 
@@ -209,9 +147,9 @@ fn state(instance: &Instance) -> MachineState {
     }
 }
 
-/// The kinds of things that a run has beside its instances.
+/// The kinds of resources that a run has beside its instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum ResourceKind {
     KeyPair,
     LaunchTemplate,
     PlacementGroup,
@@ -220,7 +158,7 @@ pub(crate) enum Kind {
     Volume,
 }
 
-impl Kind {
+impl ResourceKind {
     pub(crate) const ALL: [Self; 6] = [
         Self::KeyPair,
         Self::LaunchTemplate,
@@ -249,8 +187,8 @@ impl Kind {
 
 /// Something that a run has, beside its instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Thing {
-    pub(crate) kind: Kind,
+pub(crate) struct Resource {
+    pub(crate) kind: ResourceKind,
     /// By which it is removed.
     pub(crate) name: String,
     /// By which it is tagged; empty where that is not known.
@@ -261,69 +199,73 @@ pub(crate) struct Thing {
     pub(crate) odd: bool,
 }
 
-impl Thing {
-    pub(crate) fn new(kind: Kind, name: impl Into<String>, id: impl Into<String>) -> Self {
+impl Resource {
+    pub(crate) fn new(kind: ResourceKind, name: impl Into<String>, id: impl Into<String>) -> Self {
         Self { kind, name: name.into(), id: id.into(), busy: None, odd: false }
     }
 }
 
-/// One thing, the run it belongs to, and when it expires.
+/// One resource, the run it belongs to, and when it expires.
 #[derive(Clone, Debug)]
-pub(crate) struct Owned {
-    pub(crate) thing: Thing,
+pub(crate) struct TaggedResource {
+    pub(crate) resource: Resource,
     pub(crate) run: RunId,
     pub(crate) expires: Option<SystemTime>,
 }
 
 /// All that there is beside instances, kind by kind: what can't be seen of one hides none of the others.
-pub(crate) async fn things(region: &Region, filter: &RunFilter) -> Vec<(Kind, Answer<Vec<Owned>>)> {
-    join_all(Kind::ALL.map(async |kind| (kind, of_kind(region, filter, kind).await))).await
+pub(crate) async fn resources(
+    region: &Region,
+    filter: &RunFilter,
+) -> Vec<(ResourceKind, Result<Vec<TaggedResource>>)> {
+    join_all(ResourceKind::ALL.map(async |kind| (kind, of_kind(region, filter, kind).await))).await
 }
 
 /// All that there is of one kind.
-async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<Owned>> {
+async fn of_kind(region: &Region, filter: &RunFilter, kind: ResourceKind) -> Result<Vec<TaggedResource>> {
     let mut owned = Vec::new();
-    let mut add = |tags: &[Tag], mut thing: Thing| {
+    let mut add = |tags: &[Tag], mut resource: Resource| {
         let Some(run) = run_of(region, filter, tags) else { return };
-        if text::word(Some(&thing.name)).is_none() {
+        if text::word(Some(&resource.name)).is_none() {
             // It is named as far as that can be done, and let be.
-            thing.name = format!("{:?}", text::line(&thing.name));
-            thing.odd = true;
+            resource.name = format!("{:?}", text::line(&resource.name));
+            resource.odd = true;
         }
-        owned.push(Owned { thing, run, expires: expires(region, tags) });
+        owned.push(TaggedResource { resource, run, expires: expires(region, tags) });
     };
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     let ec2 = &region.ec2;
     match kind {
-        Kind::KeyPair => {
-            let request = ec2.describe_key_pairs().filters(tagged(filter));
+        ResourceKind::KeyPair => {
+            let request = ec2.describe_key_pairs().filters(tag::filter(filter));
             let answer = region.call("DescribeKeyPairs", || request.clone().send()).await?;
             for pair in answer.key_pairs() {
-                add(pair.tags(), Thing::new(kind, text(pair.key_name()), text(pair.key_pair_id())));
+                add(pair.tags(), Resource::new(kind, text(pair.key_name()), text(pair.key_pair_id())));
             }
         }
-        Kind::LaunchTemplate => {
-            let request = ec2.describe_launch_templates().filters(tagged(filter));
+        ResourceKind::LaunchTemplate => {
+            let request = ec2.describe_launch_templates().filters(tag::filter(filter));
             for template in pages!(region, "DescribeLaunchTemplates", request.clone(), launch_templates) {
                 let (name, id) = (template.launch_template_name(), template.launch_template_id());
-                add(template.tags(), Thing::new(kind, text(name), text(id)));
+                add(template.tags(), Resource::new(kind, text(name), text(id)));
             }
         }
-        Kind::PlacementGroup => {
-            let request = ec2.describe_placement_groups().filters(tagged(filter));
+        ResourceKind::PlacementGroup => {
+            let request = ec2.describe_placement_groups().filters(tag::filter(filter));
             let answer = region.call("DescribePlacementGroups", || request.clone().send()).await?;
             for group in answer.placement_groups() {
-                add(group.tags(), Thing::new(kind, text(group.group_name()), text(group.group_id())));
+                add(group.tags(), Resource::new(kind, text(group.group_name()), text(group.group_id())));
             }
         }
-        Kind::SecurityGroup => {
-            let request = ec2.describe_security_groups().filters(tagged(filter)).max_results(PAGE);
+        ResourceKind::SecurityGroup => {
+            let request = ec2.describe_security_groups().filters(tag::filter(filter)).max_results(MAX_PAGE);
             for group in pages!(region, "DescribeSecurityGroups", request.clone(), security_groups) {
-                add(group.tags(), Thing::new(kind, text(group.group_id()), text(group.group_id())));
+                add(group.tags(), Resource::new(kind, text(group.group_id()), text(group.group_id())));
             }
         }
-        Kind::SpotRequest => {
-            let request = ec2.describe_spot_instance_requests().filters(tagged(filter)).max_results(PAGE);
+        ResourceKind::SpotRequest => {
+            let request =
+                ec2.describe_spot_instance_requests().filters(tag::filter(filter)).max_results(MAX_PAGE);
             let found =
                 pages!(region, "DescribeSpotInstanceRequests", request.clone(), spot_instance_requests);
             for request in found {
@@ -336,46 +278,20 @@ async fn of_kind(region: &Region, filter: &RunFilter, kind: Kind) -> Answer<Vec<
                     _ => None,
                 };
                 let id = text(request.spot_instance_request_id());
-                add(request.tags(), Thing { busy, ..Thing::new(kind, id.clone(), id) });
+                add(request.tags(), Resource { busy, ..Resource::new(kind, id.clone(), id) });
             }
         }
-        Kind::Volume => {
-            let request = ec2.describe_volumes().filters(tagged(filter)).max_results(500);
+        ResourceKind::Volume => {
+            let request = ec2.describe_volumes().filters(tag::filter(filter)).max_results(500);
             for volume in pages!(region, "DescribeVolumes", request.clone(), volumes) {
                 let state = volume.state().map_or("", |state| state.as_str());
                 if state != "deleted" {
                     let busy = (state != "available").then(|| state.to_owned());
                     let id = text(volume.volume_id());
-                    add(volume.tags(), Thing { busy, ..Thing::new(kind, id.clone(), id) });
+                    add(volume.tags(), Resource { busy, ..Resource::new(kind, id.clone(), id) });
                 }
             }
         }
     }
     Ok(owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_the_service_does_by_itself_is_an_interruption() {
-        for code in [
-            "marked-for-termination",
-            "instance-terminated-by-price",
-            "instance-terminated-no-capacity",
-            "instance-terminated-by-service",
-            "instance-stopped-no-capacity",
-        ] {
-            assert!(is_interruption(code), "{code}");
-        }
-        for code in [
-            "fulfilled",
-            "instance-terminated-by-user",
-            "pending-fulfillment",
-            "request-canceled-and-instance-running",
-        ] {
-            assert!(!is_interruption(code), "{code}");
-        }
-    }
 }

@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
-use tsunami_core::{RunId, private};
+use tsunami_core::{ProviderError, ProviderErrorKind, RunId, private};
 
-use crate::create::{Create, Pool, What};
-use crate::provider::Ec2Settings;
+use crate::model::{CreateKind, CreateRequest, Pool};
+use crate::settings::{Ec2Options, Ec2Settings};
 
 /// The journal of one run, in a private directory.
 #[derive(Debug)]
@@ -29,7 +29,8 @@ pub(crate) struct Journal {
 /// A request, and what came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    pub(crate) create: Create,
+    #[serde(rename = "create")]
+    pub(crate) request: CreateRequest,
     pub(crate) asked: SystemTime,
     /// `None` while the answer is not known.
     pub(crate) outcome: Option<Outcome>,
@@ -54,10 +55,11 @@ impl Entry {
     }
 }
 
-/// A group's machines by their places, and what a machine of each kind costs.
+/// A group's machines by their slots, and what a machine of each kind costs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct GroupNotes {
-    pub(crate) places: Vec<Option<String>>,
+    #[serde(rename = "places")]
+    pub(crate) slots: Vec<Option<String>>,
     /// Where the first machine came from.
     pub(crate) pool: Option<Pool>,
     /// US dollars an hour, where that is known.
@@ -111,19 +113,19 @@ impl Journal {
     }
 
     /// Writes down that something is about to be asked for.
-    pub(crate) fn begin(&self, create: &Create) -> io::Result<()> {
-        self.note(&Entry { create: create.clone(), asked: SystemTime::now(), outcome: None })
+    pub(crate) fn begin(&self, request: &CreateRequest) -> io::Result<()> {
+        self.note(&Entry { request: request.clone(), asked: SystemTime::now(), outcome: None })
     }
 
     /// Writes down what came of it.
-    pub(crate) fn end(&self, create: &Create, outcome: Outcome) -> io::Result<()> {
-        let asked = self.entry(create)?.map_or_else(SystemTime::now, |entry| entry.asked);
-        self.note(&Entry { create: create.clone(), asked, outcome: Some(outcome) })
+    pub(crate) fn end(&self, request: &CreateRequest, outcome: Outcome) -> io::Result<()> {
+        let asked = self.entry(request)?.map_or_else(SystemTime::now, |entry| entry.asked);
+        self.note(&Entry { request: request.clone(), asked, outcome: Some(outcome) })
     }
 
     /// What is known of a request that was made before.
-    pub(crate) fn entry(&self, create: &Create) -> io::Result<Option<Entry>> {
-        self.read(&entry_file(create))
+    pub(crate) fn entry(&self, request: &CreateRequest) -> io::Result<Option<Entry>> {
+        self.read(&entry_file(request))
     }
 
     /// All requests of the run, in the order of their names.
@@ -164,8 +166,10 @@ impl Journal {
 
     /// The security group that the run made for itself in a region.
     pub(crate) fn security_group(&self, region: &str) -> io::Result<Option<String>> {
-        let made = self.entries()?.into_iter().find_map(|entry| match (&entry.create.what, entry.outcome) {
-            (What::SecurityGroup { .. }, Some(Outcome::Created(ids))) if entry.create.region == region => {
+        let made = self.entries()?.into_iter().find_map(|entry| match (&entry.request.kind, entry.outcome) {
+            (CreateKind::SecurityGroup { .. }, Some(Outcome::Created(ids)))
+                if entry.request.region == region =>
+            {
                 ids.into_iter().next()
             }
             _ => None,
@@ -184,6 +188,11 @@ impl Journal {
         self.write("settings.json", &serde_json::to_vec_pretty(settings)?)
     }
 
+    /// Whose the requests are, if that was kept.
+    pub(crate) fn settings(&self) -> io::Result<Option<Ec2Settings>> {
+        self.read("settings.json")
+    }
+
     pub(crate) fn write_group(&self, group: &str, notes: &GroupNotes) -> io::Result<()> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(&group_file(group), &serde_json::to_vec_pretty(notes)?)
@@ -191,7 +200,7 @@ impl Journal {
 
     fn note(&self, entry: &Entry) -> io::Result<()> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(&entry_file(&entry.create), &serde_json::to_vec_pretty(entry)?)
+        self.write(&entry_file(&entry.request), &serde_json::to_vec_pretty(entry)?)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
@@ -209,10 +218,31 @@ impl Journal {
     }
 }
 
-fn entry_file(create: &Create) -> String {
-    format!("create-{}.json", create.name())
+fn entry_file(request: &CreateRequest) -> String {
+    format!("create-{}.json", request.name())
 }
 
 fn group_file(group: &str) -> String {
     format!("group-{group}.json")
+}
+
+/// The options with which the provider of a run is found again whose record can't be read, by the run's journal in
+/// `root`: the same account, and every region where something may be.
+pub fn recorded_options(root: &Path, run: &RunId) -> io::Result<Ec2Options> {
+    let journal = Journal::of(root, run);
+    // Another account's listings would be empty, and prove nothing.
+    let settings = journal.settings()?.ok_or(io::ErrorKind::NotFound)?;
+    let mut options = settings.options();
+    for entry in journal.legible().0 {
+        if !options.regions.contains(&entry.request.region) {
+            options.regions.push(entry.request.region);
+        }
+    }
+    Ok(options)
+}
+
+/// What is to be said where the journal can't be read or written.
+pub(crate) fn journal_error(error: io::Error) -> ProviderError {
+    let message = "cannot write down what is about to be asked for, so it is not asked for";
+    ProviderError::new(ProviderErrorKind::Other, "journal", message).source(error)
 }

@@ -28,30 +28,37 @@
 mod address;
 mod clock;
 mod codes;
-mod create;
+mod connect;
+mod discovery;
 mod error;
-mod ground;
+mod guest;
+mod interruption;
 mod inventory;
 mod journal;
 mod launch;
 mod limited;
+mod model;
 mod provider;
-mod quotas;
+mod quota;
 mod region;
 #[cfg(feature = "experiment")]
 mod registration;
+mod requests;
+mod resolve;
+mod settings;
 mod spec;
-mod strays;
 mod tag;
 mod teardown;
 mod text;
 mod trust;
 mod user_data;
 
-pub use provider::{ADDRESS_SERVICE, Ec2Options, Ec2Provider, Ec2Settings};
+pub use discovery::{DiscoveredRun, Survey};
+pub use journal::recorded_options;
+pub use provider::Ec2Provider;
 #[cfg(feature = "experiment")]
 pub use registration::Ec2Registration;
+pub use settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
 pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
-pub use strays::{Found, Survey};
-pub use teardown::remembered;
+pub use teardown::recorded_leftovers;
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

@@ -6,11 +6,11 @@ use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ec2::error::BoxError;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
-use http_body_util::{LengthLimitError, Limited};
+use http_body_util::Limited;
 use tsunami_core::ProviderErrorKind;
 use tsunami_core::limits::{PAGES_LIMIT, SERVICE_ANSWER_LIMIT, SERVICE_ANSWER_TIMEOUT};
 
-use crate::error::{Answer, Failure};
+use crate::error::{AwsError, Result};
 
 /// Ends answers that are longer than this, in bytes.
 #[derive(Debug)]
@@ -40,11 +40,6 @@ impl Intercept for LimitedAnswers {
     }
 }
 
-/// Whether an error is that of an answer that was ended.
-pub(crate) fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<LengthLimitError>())
-}
-
 /// The configuration, with an end to every call where it has none.
 pub(crate) fn with_timeouts(config: SdkConfig) -> SdkConfig {
     let ours = TimeoutConfig::builder().operation_attempt_timeout(SERVICE_ANSWER_TIMEOUT);
@@ -67,25 +62,40 @@ impl<'a> Pages<'a> {
     }
 
     /// The token of the next page, if there is one.
-    pub(crate) fn next(&mut self, token: Option<String>) -> Answer<Option<String>> {
+    pub(crate) fn next(&mut self, token: Option<String>) -> Result<Option<String>> {
         let token = token.filter(|token| !token.is_empty());
         self.seen += 1;
         if token.is_some() && (self.seen >= PAGES_LIMIT || token == self.last) {
-            return Err(Failure {
-                kind: ProviderErrorKind::Other,
-                code: "EndlessListing".to_owned(),
-                message: format!("a listing that does not end, after {} pages", self.seen),
-                operation: self.operation,
-                region: self.region.to_owned(),
-                answered: true,
-                in_fleet: false,
-                instance: None,
-            });
+            let message = format!("a listing that does not end, after {} pages", self.seen);
+            let kind = ProviderErrorKind::Other;
+            return Err(AwsError::ours(kind, "EndlessListing", message, self.operation, self.region));
         }
         self.last.clone_from(&token);
         Ok(token)
     }
 }
+
+/// The most that one page of a listing holds.
+pub(crate) const MAX_PAGE: i32 = 1000;
+
+/// Collects the pages of a listing.
+macro_rules! pages {
+    ($region:expr, $operation:literal, $request:expr, $items:ident) => {{
+        let (mut items, mut next) = (Vec::new(), None);
+        let mut pages = crate::limited::Pages::of($operation, &$region.name);
+        loop {
+            let request = $request.set_next_token(next);
+            let answer = $region.call($operation, || request.clone().send()).await?;
+            next = pages.next(answer.next_token)?;
+            items.extend(answer.$items.unwrap_or_default());
+            if next.is_none() {
+                break items;
+            }
+        }
+    }};
+}
+
+pub(crate) use pages;
 
 #[cfg(test)]
 mod tests {

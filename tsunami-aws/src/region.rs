@@ -9,39 +9,25 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
-use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, sleep_until};
 use tsunami_core::ProviderErrorKind;
 
 use crate::clock::Clock;
-use crate::error::{Answer, Failure};
+use crate::error::{AwsError, Result};
 use crate::limited::LimitedAnswers;
-use crate::quotas::Known;
 
 /// How often a request is made before its failure is passed on.
-const ATTEMPTS: u32 = 6;
+const MAX_ATTEMPTS: u32 = 6;
 
 /// How often a market is asked that fails inside EC2 before the next one is tried,
-const MARKET_ATTEMPTS: u32 = 3;
+const MAX_MARKET_ATTEMPTS: u32 = 3;
 
 /// and for how long.
-const MARKET_PATIENCE: Duration = Duration::from_secs(30);
+const MARKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause before the first repetition; it doubles, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-
-/// A subnet, as far as it matters to machines.
-#[derive(Clone, Debug)]
-pub(crate) struct Subnet {
-    pub(crate) id: String,
-    pub(crate) vpc: String,
-    pub(crate) zone: String,
-    /// Whether machines in it get a public address.
-    pub(crate) public: bool,
-    /// Whether machines in it have no address of IPv4.
-    pub(crate) without_ipv4: bool,
-}
+const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// The services of one region.
 #[derive(Debug)]
@@ -50,11 +36,8 @@ pub(crate) struct Region {
     pub(crate) ec2: Client,
     pub(crate) ssm: aws_sdk_ssm::Client,
     pub(crate) service_quotas: aws_sdk_servicequotas::Client,
-    pub(crate) quotas: tokio::sync::Mutex<Known>,
     /// How far the service's clock is from ours.
     pub(crate) clock: Clock,
-    /// The default subnets, once they were looked up.
-    pub(crate) default_subnets: OnceCell<Vec<Subnet>>,
     /// The instances that EC2 has been told to end, and has not refused to.
     told: Mutex<BTreeSet<String>>,
     /// Whether it was said that listings show what was not asked for.
@@ -82,9 +65,7 @@ impl Region {
                     .interceptor(LimitedAnswers::default());
                 aws_sdk_servicequotas::Client::from_conf(config.build())
             },
-            quotas: Default::default(),
             clock,
-            default_subnets: OnceCell::new(),
             told: Mutex::default(),
             strangers: Once::new(),
             pace: Pace::default(),
@@ -110,7 +91,7 @@ impl Region {
         &self,
         operation: &'static str,
         request: impl Fn() -> F + Send,
-    ) -> Answer<T>
+    ) -> Result<T>
     where
         F: Future<Output = Result<T, SdkError<E, R>>> + Send,
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
@@ -125,7 +106,7 @@ impl Region {
         &self,
         operation: &'static str,
         request: impl Fn() -> F + Send,
-    ) -> Answer<T>
+    ) -> Result<T>
     where
         F: Future<Output = Result<T, SdkError<E, R>>> + Send,
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
@@ -133,10 +114,10 @@ impl Region {
     {
         let begun = Instant::now();
         let failed = AtomicU32::new(0);
-        let is_over = |failure: &Failure, _| {
+        let is_over = |failure: &AwsError, _| {
             failure.is_inside_aws() && {
                 let times = failed.fetch_add(1, Ordering::Relaxed) + 1;
-                times >= MARKET_ATTEMPTS || begun.elapsed() >= MARKET_PATIENCE
+                times >= MAX_MARKET_ATTEMPTS || begun.elapsed() >= MARKET_TIMEOUT
             }
         };
         self.repeated(operation, request, is_over).await
@@ -147,8 +128,8 @@ impl Region {
         &self,
         operation: &'static str,
         request: impl Fn() -> F + Send,
-        is_over: impl Fn(&Failure, u32) -> bool + Send,
-    ) -> Answer<T>
+        is_over: impl Fn(&AwsError, u32) -> bool + Send,
+    ) -> Result<T>
     where
         F: Future<Output = Result<T, SdkError<E, R>>> + Send,
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
@@ -167,7 +148,7 @@ impl Region {
                         // The one before may have taken effect: that comes first.
                         failure.code = "NoAnswer".to_owned();
                     }
-                    if !failure.kind.is_transient() || attempt >= ATTEMPTS || is_over(&failure, attempt) {
+                    if !failure.kind.is_transient() || attempt >= MAX_ATTEMPTS || is_over(&failure, attempt) {
                         return Err(failure);
                     }
                     tracing::debug!(%failure, attempt, "again");
@@ -182,14 +163,14 @@ impl Region {
     }
 
     /// Makes a request once, at the region's pace.
-    pub(crate) async fn once<T, E, R, F>(&self, operation: &'static str, request: impl Fn() -> F) -> Answer<T>
+    pub(crate) async fn once<T, E, R, F>(&self, operation: &'static str, request: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, SdkError<E, R>>>,
         E: std::error::Error + ProvideErrorMetadata + 'static,
         R: Debug + 'static,
     {
         self.pace.wait(operation).await;
-        let answer = request().await.map_err(|error| Failure::new(operation, &self.name, &error));
+        let answer = request().await.map_err(|error| AwsError::new(operation, &self.name, &error));
         match &answer {
             Err(failure) if failure.kind == ProviderErrorKind::Throttled => self.pace.throttled(operation),
             _ => self.pace.fine(operation),
@@ -199,7 +180,7 @@ impl Region {
 }
 
 fn pause(attempt: u32) -> Duration {
-    let pause = (FIRST_PAUSE * 2u32.pow(attempt.min(16) - 1)).min(LONGEST_PAUSE);
+    let pause = (FIRST_PAUSE * 2u32.pow(attempt.min(16) - 1)).min(MAX_PAUSE);
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 

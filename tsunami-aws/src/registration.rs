@@ -1,6 +1,6 @@
 //! How `aws` is used from experiment files and commands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,16 @@ use tsunami_core::registry::{
     Backend, Common, ConnectRequest, DiscoveredRun, Form, GroupTable, Key, Machines, Place, Registration,
     Settings, Survey, SurveyQuery, Table, TableReader, Value, Values,
 };
-use tsunami_core::{
-    Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunDirectory, RunId, RunRecord, private,
-};
+use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunDirectory, RunId, RunRecord};
 
-use crate::journal::Journal;
-use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market};
+use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
 const RULES: usize = 60;
 
-/// Names another service than the usual one to tell this computer's address.
-const ADDRESS_SERVICE: &str = "TSUNAMI_ADDRESS_SERVICE";
+/// The variable that names another service than the usual one to tell this computer's address.
+const ADDRESS_SERVICE_VARIABLE: &str = "TSUNAMI_ADDRESS_SERVICE";
 
 /// How long a machine without a hypervisor may take from its launch to a session, unless the file says otherwise: it
 /// goes through its firmware first, which takes minutes.
@@ -152,33 +149,23 @@ impl Registration for Ec2Registration {
     ) -> Result<Backend, ProviderError> {
         let settings: Ec2Settings = serde_json::from_value(record.settings.clone())
             .map_err(|error| unreadable("the record of the run", error))?;
-        let Ec2Settings { account, regions, profile, endpoint } = settings;
-        let options = Ec2Options { profile, regions, account: Some(account), endpoint, ..options() };
+        let options = Ec2Options { address_service: options().address_service, ..settings.options() };
         backend(request, options).await
     }
 
-    /// Its journal tells the regions.
     async fn reconnect_unrecorded(
         &self,
         directory: &RunDirectory,
         request: &ConnectRequest<'_>,
     ) -> Result<Backend, ProviderError> {
-        // Another account's listings would be empty, and prove nothing.
-        let path = directory.path().join("aws/settings.json");
-        let settings =
-            private::read(&path).map_err(|error| unreadable(&path.display().to_string(), error))?;
-        let settings = serde_json::from_slice(&settings);
-        let Ec2Settings { account, profile, endpoint, .. } =
-            settings.map_err(|error| unreadable(&path.display().to_string(), error))?;
-        let (entries, _) = Journal::of(request.state.root(), &directory.id()).legible();
-        let regions: BTreeSet<String> = entries.into_iter().map(|entry| entry.create.region).collect();
-        let regions = regions.into_iter().collect();
-        let options = Ec2Options { profile, account: Some(account), regions, endpoint, ..options() };
+        let recorded = recorded_options(request.state.root(), &directory.id())
+            .map_err(|error| unreadable(&directory.path().join("aws").display().to_string(), error))?;
+        let options = Ec2Options { address_service: options().address_service, ..recorded };
         backend(request, options).await
     }
 
     fn remembered(&self, root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
-        crate::remembered(root, run, why)
+        crate::recorded_leftovers(root, run, why)
     }
 
     fn finds_by_tag(&self) -> bool {
@@ -209,7 +196,7 @@ impl Registration for Ec2Registration {
 }
 
 fn options() -> Ec2Options {
-    Ec2Options { address_service: std::env::var(ADDRESS_SERVICE).ok(), ..Ec2Options::default() }
+    Ec2Options { address_service: std::env::var(ADDRESS_SERVICE_VARIABLE).ok(), ..Ec2Options::default() }
 }
 
 async fn backend(request: &ConnectRequest<'_>, options: Ec2Options) -> Result<Backend, ProviderError> {

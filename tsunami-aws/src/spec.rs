@@ -143,7 +143,7 @@ impl FromStr for Market {
 }
 
 /// A root volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Disk {
     /// Its size in GiB; `None` is the image's.
     pub gib: Option<u32>,

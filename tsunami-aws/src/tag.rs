@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use tsunami_core::{LaunchRequest, RunId};
+use aws_sdk_ec2::types::{Filter, Tag};
+use tsunami_core::{LaunchRequest, RunFilter, RunId};
 
-use crate::create::{Tags, token};
-use crate::launch::timestamp;
+use crate::model::{Tags, timestamp, token};
 
 pub(crate) const RUN: &str = "tsunami:run";
 pub(crate) const GROUP: &str = "tsunami:group";
@@ -18,25 +18,38 @@ pub(crate) const USER: &str = "tsunami:user";
 /// EC2's own, on the machines of a fleet.
 pub(crate) const FLEET: &str = "aws:ec2:fleet-id";
 
+/// The filter for what belongs to one run, or to any.
+pub(crate) fn filter(filter: &RunFilter) -> Filter {
+    match filter {
+        RunFilter::Run(run) => Filter::builder().name(format!("tag:{RUN}")).values(run.as_str()).build(),
+        RunFilter::All => Filter::builder().name("tag-key").values(RUN).build(),
+    }
+}
+
+/// The value of a tag.
+pub(crate) fn value<'a>(tags: &'a [Tag], key: &str) -> Option<&'a str> {
+    tags.iter().find(|tag| tag.key() == Some(key)).and_then(|tag| tag.value())
+}
+
 /// The longest key of a tag, in characters.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
-pub(crate) const LONGEST_KEY: usize = 128;
+pub(crate) const MAX_KEY_LENGTH: usize = 128;
 
 /// The longest value of a tag.
-pub(crate) const LONGEST: usize = 256;
+pub(crate) const MAX_VALUE_LENGTH: usize = 256;
 
 /// The longest name of a launch template.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateLaunchTemplate.html>
-const LONGEST_TEMPLATE: usize = 128;
+const MAX_TEMPLATE_NAME_LENGTH: usize = 128;
 
 /// The name of a launch template of a group. A long one ends in a digest of what it has no room for.
 pub(crate) fn template_name(run: &RunId, group: &str, attempt: u32) -> String {
     let name = format!("{}-{group}-{attempt:04}", name(run));
-    if name.len() <= LONGEST_TEMPLATE {
+    if name.len() <= MAX_TEMPLATE_NAME_LENGTH {
         return name;
     }
     let digest = token(&[&name]);
-    let (digest, mut room) = (&digest[..16], LONGEST_TEMPLATE - 17);
+    let (digest, mut room) = (&digest[..16], MAX_TEMPLATE_NAME_LENGTH - 17);
     while !name.is_char_boundary(room) {
         room -= 1;
     }
@@ -53,7 +66,8 @@ pub(crate) fn of_run(request: &LaunchRequest, owner: &str) -> Tags {
     let created =
         request.deadline.at.checked_sub(request.deadline.lifetime).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut tags = Tags::new();
-    let mut add = |key: &str, value: &str| tags.insert(key.to_owned(), value.chars().take(LONGEST).collect());
+    let mut add =
+        |key: &str, value: &str| tags.insert(key.to_owned(), value.chars().take(MAX_VALUE_LENGTH).collect());
     add("Name", &request.experiment);
     add(RUN, request.run.as_str());
     add(EXPERIMENT, &request.experiment);
@@ -73,7 +87,7 @@ mod tests {
         assert_eq!(template_name(&run, "node", 3), format!("tsunami-{run}-node-0003"));
         let long = "g".repeat(tsunami_core::limits::NAME_LIMIT);
         let names = [template_name(&run, &long, 0), template_name(&run, &long, 1)];
-        assert!(names.iter().all(|name| name.len() == LONGEST_TEMPLATE), "{names:?}");
+        assert!(names.iter().all(|name| name.len() == MAX_TEMPLATE_NAME_LENGTH), "{names:?}");
         assert_ne!(names[0], names[1]);
     }
 }

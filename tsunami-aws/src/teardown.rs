@@ -7,28 +7,29 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_ec2::types::{AttributeBooleanValue, InstanceStateName};
 use tsunami_core::{Leftover, ProviderErrorKind, RunFilter, RunId};
 
-use crate::create::{What, delete_fleets};
-use crate::error::{Answer, Failure};
-use crate::inventory::{self, Kind, Thing};
+use crate::error::{AwsError, Result};
+use crate::inventory::{self, Resource, ResourceKind};
 use crate::journal::{Entry, Journal, Outcome};
+use crate::model::CreateKind;
 use crate::region::Region;
+use crate::requests::delete_fleets;
 use crate::{tag, text};
 
 /// TerminateInstances takes so many at once.
-const BATCH: usize = 1000;
+const MAX_TERMINATED_AT_ONCE: usize = 1000;
 
 /// So many refusals in a row, that name no machine or deny each, speak for all that are left to ask for.
-const REFUSALS_IN_A_ROW: u32 = 10;
+const MAX_REFUSALS_IN_A_ROW: u32 = 10;
 
 /// For how long EC2 may deny knowing an instance that it has just made.
-const INVISIBLE: Duration = Duration::from_secs(120);
+const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A request that is older than this is not made again: whatever it created is in the listings.
-const FORGOTTEN: Duration = Duration::from_secs(900);
+const TOKEN_TTL: Duration = Duration::from_secs(900);
 
 /// What a request made that failed inside EC2 is listed after so long. It is not made again: that fails, too, and might
 /// only then have an effect.
-const LISTED: Duration = Duration::from_secs(30);
+const LATE_EFFECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Something that is still there.
 #[derive(Debug)]
@@ -53,14 +54,14 @@ impl Left {
         Self { leftover: Leftover { what, why: why.into() }, stays }
     }
 
-    fn failed(what: String, failure: &Failure) -> Self {
+    fn failed(what: String, failure: &AwsError) -> Self {
         Self::new(what, failure.explained(), Stays::after(failure))
     }
 }
 
 impl Stays {
     /// EC2 calls much invalid that is only in use for a moment longer; a caller who may not, may not later either.
-    fn after(failure: &Failure) -> Self {
+    fn after(failure: &AwsError) -> Self {
         match failure.kind {
             ProviderErrorKind::Unauthorized => Self::UntilMended,
             _ => Self::ForNow,
@@ -95,15 +96,13 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
         delete_fleets(region, &fleets).await;
     }
     left.extend(of_machines);
-    left.extend(remove_things(region, &filter, &entries, in_use).await);
+    left.extend(remove_resources(region, &filter, &entries, in_use).await);
     if left.is_empty() {
-        for (kind, found) in inventory::things(region, &filter).await {
+        for (kind, found) in inventory::resources(region, &filter).await {
             match found {
-                Ok(found) => {
-                    left.extend(found.iter().map(|owned| {
-                        Left::new(describe(&owned.thing, region), "still listed", Stays::ForNow)
-                    }))
-                }
+                Ok(found) => left.extend(found.iter().map(|owned| {
+                    Left::new(describe(&owned.resource, region), "still listed", Stays::ForNow)
+                })),
                 Err(failure) => left.extend(unseen(region, kind, &failure, &entries)),
             }
         }
@@ -117,27 +116,27 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
 async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let mut left = Vec::new();
-    for Entry { create, asked, outcome } in
+    for Entry { request, asked, outcome } in
         of_region(journal.legible().0, region).iter().filter(|entry| entry.is_open())
     {
         if let Some(Outcome::Failed(code)) = outcome {
-            if asked.elapsed().is_ok_and(|age| age < LISTED) {
-                let what = format!("what the request {} may have created in {}", create.name(), region.name);
+            if asked.elapsed().is_ok_and(|age| age < LATE_EFFECT_TIMEOUT) {
+                let what = format!("what the request {} may have created in {}", request.name(), region.name);
                 left.push(Left::new(what, format!("EC2 failed at it itself ({code})"), Stays::ForNow));
             }
             continue;
         }
-        if create.makes_instances() && asked.elapsed().is_ok_and(|age| age > FORGOTTEN) {
+        if request.makes_instances() && asked.elapsed().is_ok_and(|age| age > TOKEN_TTL) {
             // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
             continue;
         }
-        let answer = create.ask(region).await;
-        if create.settles(&answer, true) {
-            if let Err(error) = create.settle(journal, &answer) {
+        let answer = request.ask(region).await;
+        if request.settles(&answer, true) {
+            if let Err(error) = request.settle(journal, &answer) {
                 tracing::debug!(%error, "the outcome is not written down, and will be asked for again");
             }
         } else if let Err(failure) = answer {
-            let what = format!("what the request {} may have created in {}", create.name(), region.name);
+            let what = format!("what the request {} may have created in {}", request.name(), region.name);
             left.push(Left::failed(what, &failure));
         }
     }
@@ -145,7 +144,7 @@ async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
 }
 
 fn of_region(entries: Vec<Entry>, region: &Region) -> Vec<Entry> {
-    entries.into_iter().filter(|entry| entry.create.region == region.name).collect()
+    entries.into_iter().filter(|entry| entry.request.region == region.name).collect()
 }
 
 /// A run's machines in a region, and how far their end has come.
@@ -186,10 +185,10 @@ impl<'a> Machines<'a> {
 
     /// Takes in what requests are known to have created.
     fn remember(&mut self, entries: &[Entry]) {
-        for entry in entries.iter().filter(|entry| entry.create.makes_instances()) {
+        for entry in entries.iter().filter(|entry| entry.request.makes_instances()) {
             let Some(Outcome::Created(ids)) = &entry.outcome else { continue };
             for id in ids {
-                let group = entry.create.tags.get(tag::GROUP).cloned().unwrap_or_default();
+                let group = entry.request.tags.get(tag::GROUP).cloned().unwrap_or_default();
                 self.known.insert(id.clone(), Known { group, made: Some(entry.asked), listed: None });
             }
         }
@@ -209,13 +208,13 @@ impl<'a> Machines<'a> {
     }
 
     /// Ends those that a listing shows, and asks after those that it doesn't.
-    async fn end_listed(&mut self, filter: &RunFilter) -> Answer<()> {
+    async fn end_listed(&mut self, filter: &RunFilter) -> Result<()> {
         let listed = inventory::instances(self.region, filter).await;
         let mut ending = Vec::new();
         for instance in listed.iter().flatten() {
             let state = instance.state().and_then(|state| state.name());
             let Some(id) = text::word(instance.instance_id()) else { continue };
-            self.fleets.extend(text::word(inventory::value(instance.tags(), tag::FLEET)));
+            self.fleets.extend(text::word(tag::value(instance.tags(), tag::FLEET)));
             if state == Some(&InstanceStateName::Terminated) {
                 self.fates.insert(id, Fate::Over);
                 continue;
@@ -223,7 +222,7 @@ impl<'a> Machines<'a> {
             let known = self.known.entry(id.clone()).or_default();
             known.listed =
                 Some(state.cloned().unwrap_or_else(|| InstanceStateName::from("in no known state")));
-            if let Some(group) = text::group(inventory::value(instance.tags(), tag::GROUP)) {
+            if let Some(group) = text::group(tag::value(instance.tags(), tag::GROUP)) {
                 known.group = group;
             }
             if state == Some(&InstanceStateName::ShuttingDown) {
@@ -243,7 +242,8 @@ impl<'a> Machines<'a> {
     ///
     /// The guest's own shutdown is not skipped: some types refuse that option, and all that are named beside them.
     async fn end(&mut self, ids: Vec<String>) {
-        let mut batches: Vec<Vec<String>> = ids.chunks(BATCH).rev().map(<[String]>::to_vec).collect();
+        let mut batches: Vec<Vec<String>> =
+            ids.chunks(MAX_TERMINATED_AT_ONCE).rev().map(<[String]>::to_vec).collect();
         let mut refusals = 0;
         while let Some(batch) = batches.pop() {
             let failure = match self.ask_to_end(&batch).await {
@@ -269,7 +269,7 @@ impl<'a> Machines<'a> {
             let denied = failure.kind == ProviderErrorKind::Unauthorized;
             refusals = if named.is_empty() || denied { refusals + 1 } else { 0 };
             let of_all = failure.is_about_caller() || failure.kind == ProviderErrorKind::Throttled;
-            if of_all || refusals > REFUSALS_IN_A_ROW {
+            if of_all || refusals > MAX_REFUSALS_IN_A_ROW {
                 let fate = Fate::Refused(failure.explained(), Stays::after(&failure));
                 self.fates.extend(batch.into_iter().map(|id| (id, fate.clone())));
             } else if named.is_empty() || others.is_empty() {
@@ -282,7 +282,7 @@ impl<'a> Machines<'a> {
         }
     }
 
-    async fn ask_to_end(&mut self, ids: &[String]) -> Answer<()> {
+    async fn ask_to_end(&mut self, ids: &[String]) -> Result<()> {
         let region = self.region;
         let request = region.ec2.terminate_instances().set_instance_ids(Some(ids.to_vec()));
         let answer = region.call("TerminateInstances", || request.clone().send()).await?;
@@ -298,7 +298,7 @@ impl<'a> Machines<'a> {
     }
 
     /// One machine was refused by itself. Its protection is lifted: it is the run's.
-    async fn refused(&mut self, id: &str, failure: Failure) {
+    async fn refused(&mut self, id: &str, failure: AwsError) {
         let (mut failure, mut lifted) = (failure, None);
         if failure.is_protection() {
             let request = self.region.ec2.modify_instance_attribute().instance_id(id);
@@ -345,31 +345,31 @@ impl<'a> Machines<'a> {
 
 impl Known {
     fn is_young(&self) -> bool {
-        self.made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < INVISIBLE))
+        self.made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < VISIBILITY_TIMEOUT))
     }
 }
 
 /// Removes what the run has beside its machines, kind by kind. What those use that are still there has to wait.
-async fn remove_things(region: &Region, filter: &RunFilter, entries: &[Entry], in_use: bool) -> Vec<Left> {
+async fn remove_resources(region: &Region, filter: &RunFilter, entries: &[Entry], in_use: bool) -> Vec<Left> {
     let mut left = Vec::new();
-    for (kind, found) in inventory::things(region, filter).await {
-        let things = match found {
-            Ok(found) => found.into_iter().map(|owned| owned.thing).collect(),
+    for (kind, found) in inventory::resources(region, filter).await {
+        let resources = match found {
+            Ok(found) => found.into_iter().map(|owned| owned.resource).collect(),
             Err(failure) => {
                 left.extend(unseen(region, kind, &failure, entries));
                 made(entries, kind)
             }
         };
-        for thing in things {
-            let what = describe(&thing, region);
-            if thing.odd {
+        for resource in resources {
+            let what = describe(&resource, region);
+            if resource.odd {
                 let why = "neither EC2 nor tsunami gives such names, so it is for you to remove";
                 left.push(Left::new(what, why, Stays::UntilMended));
-            } else if let Some(busy) = &thing.busy {
+            } else if let Some(busy) = &resource.busy {
                 left.push(Left::new(what, busy, Stays::InUse));
             } else if in_use && kind.is_used_by_machines() {
                 left.push(Left::new(what, "the machines have to go first", Stays::InUse));
-            } else if let Some(failure) = remove(region, &thing).await {
+            } else if let Some(failure) = remove(region, &resource).await {
                 left.push(Left::failed(what, &failure));
             }
         }
@@ -377,8 +377,8 @@ async fn remove_things(region: &Region, filter: &RunFilter, entries: &[Entry], i
     left
 }
 
-/// What is to be said of a kind of things that could not be looked at, unless the run has made none.
-fn unseen(region: &Region, kind: Kind, failure: &Failure, entries: &[Entry]) -> Option<Left> {
+/// What is to be said of a kind of resources that could not be looked at, unless the run has made none.
+fn unseen(region: &Region, kind: ResourceKind, failure: &AwsError, entries: &[Entry]) -> Option<Left> {
     if failure.is_about_caller() {
         return Some(Left::failed(whatever_else(region), failure));
     }
@@ -386,18 +386,18 @@ fn unseen(region: &Region, kind: Kind, failure: &Failure, entries: &[Entry]) -> 
     may_have(entries, kind).then(|| Left::failed(what, failure))
 }
 
-fn may_have(entries: &[Entry], kind: Kind) -> bool {
+fn may_have(entries: &[Entry], kind: ResourceKind) -> bool {
     entries.is_empty() || entries.iter().any(|entry| may_make(entry, kind))
 }
 
 /// The ids of everything that a run has in a region beside its machines, for tags.
-pub(crate) async fn taggable(region: &Region, run: &RunId, journal: &Journal) -> Answer<Vec<String>> {
+pub(crate) async fn taggable(region: &Region, run: &RunId, journal: &Journal) -> Result<Vec<String>> {
     let entries = of_region(journal.legible().0, region);
     let mut ids = Vec::new();
-    for (kind, found) in inventory::things(region, &RunFilter::Run(run.clone())).await {
+    for (kind, found) in inventory::resources(region, &RunFilter::Run(run.clone())).await {
         match found {
             Ok(found) => {
-                ids.extend(found.into_iter().map(|owned| owned.thing.id).filter(|id| !id.is_empty()))
+                ids.extend(found.into_iter().map(|owned| owned.resource.id).filter(|id| !id.is_empty()))
             }
             Err(failure) if may_have(&entries, kind) => return Err(failure),
             Err(_) => {}
@@ -410,54 +410,54 @@ fn whatever_else(region: &Region) -> String {
     format!("whatever else carries the run's tag in {}", region.name)
 }
 
-/// Whether a request may make things of a kind. Every request of a run is in its journal.
-fn may_make(Entry { create, .. }: &Entry, kind: Kind) -> bool {
-    match (&create.what, kind) {
-        (What::KeyPair { .. }, Kind::KeyPair)
-        | (What::LaunchTemplate(_), Kind::LaunchTemplate)
-        | (What::PlacementGroup, Kind::PlacementGroup)
-        | (What::SecurityGroup { .. }, Kind::SecurityGroup)
-        | (What::Fleet(_) | What::Instances(_), Kind::Volume) => true,
-        (What::Fleet(fleet) | What::Instances(fleet), Kind::SpotRequest) => fleet.spot,
+/// Whether a request may make resources of a kind. Every request of a run is in its journal.
+fn may_make(Entry { request, .. }: &Entry, kind: ResourceKind) -> bool {
+    match (&request.kind, kind) {
+        (CreateKind::KeyPair { .. }, ResourceKind::KeyPair)
+        | (CreateKind::LaunchTemplate(_), ResourceKind::LaunchTemplate)
+        | (CreateKind::PlacementGroup, ResourceKind::PlacementGroup)
+        | (CreateKind::SecurityGroup { .. }, ResourceKind::SecurityGroup)
+        | (CreateKind::Fleet(_) | CreateKind::Instances(_), ResourceKind::Volume) => true,
+        (CreateKind::Fleet(fleet) | CreateKind::Instances(fleet), ResourceKind::SpotRequest) => fleet.spot,
         _ => false,
     }
 }
 
 /// What the run is known to have made of a kind.
-fn made(entries: &[Entry], kind: Kind) -> Vec<Thing> {
-    let made = entries.iter().filter(|entry| !entry.create.makes_instances() && may_make(entry, kind));
+fn made(entries: &[Entry], kind: ResourceKind) -> Vec<Resource> {
+    let made = entries.iter().filter(|entry| !entry.request.makes_instances() && may_make(entry, kind));
     let names = made.filter_map(|entry| match &entry.outcome {
         Some(Outcome::Created(names)) => names.first(),
         _ => None,
     });
-    names.map(|name| Thing::new(kind, name, "")).collect()
+    names.map(|name| Resource::new(kind, name, "")).collect()
 }
 
-/// Removes one thing. Returns why it is still there.
-async fn remove(region: &Region, thing: &Thing) -> Option<Failure> {
-    let (ec2, name) = (&region.ec2, &thing.name);
-    let removed: Answer<()> = match thing.kind {
-        Kind::KeyPair => {
+/// Removes one resource. Returns why it is still there.
+async fn remove(region: &Region, resource: &Resource) -> Option<AwsError> {
+    let (ec2, name) = (&region.ec2, &resource.name);
+    let removed: Result<()> = match resource.kind {
+        ResourceKind::KeyPair => {
             let request = ec2.delete_key_pair().key_name(name);
             region.call("DeleteKeyPair", || request.clone().send()).await.map(drop)
         }
-        Kind::LaunchTemplate => {
+        ResourceKind::LaunchTemplate => {
             let request = ec2.delete_launch_template().launch_template_name(name);
             region.call("DeleteLaunchTemplate", || request.clone().send()).await.map(drop)
         }
-        Kind::SecurityGroup => {
+        ResourceKind::SecurityGroup => {
             let request = ec2.delete_security_group().group_id(name);
             region.call("DeleteSecurityGroup", || request.clone().send()).await.map(drop)
         }
-        Kind::PlacementGroup => {
+        ResourceKind::PlacementGroup => {
             let request = ec2.delete_placement_group().group_name(name);
             region.call("DeletePlacementGroup", || request.clone().send()).await.map(drop)
         }
-        Kind::Volume => {
+        ResourceKind::Volume => {
             let request = ec2.delete_volume().volume_id(name);
             region.call("DeleteVolume", || request.clone().send()).await.map(drop)
         }
-        Kind::SpotRequest => {
+        ResourceKind::SpotRequest => {
             let request = ec2.cancel_spot_instance_requests().spot_instance_request_ids(name);
             region.call("CancelSpotInstanceRequests", || request.clone().send()).await.map(drop)
         }
@@ -465,12 +465,12 @@ async fn remove(region: &Region, thing: &Thing) -> Option<Failure> {
     removed.err().filter(|failure| !failure.is_not_found())
 }
 
-pub(crate) fn describe(thing: &Thing, region: &Region) -> String {
-    named(thing, &region.name)
+pub(crate) fn describe(resource: &Resource, region: &Region) -> String {
+    named(resource, &region.name)
 }
 
-fn named(thing: &Thing, region: &str) -> String {
-    format!("{} {} in {region}", thing.kind.name(), thing.name)
+fn named(resource: &Resource, region: &str) -> String {
+    format!("{} {} in {region}", resource.kind.name(), resource.name)
 }
 
 fn machine(id: &str, group: &str, region: &str) -> String {
@@ -481,24 +481,27 @@ fn machine(id: &str, group: &str, region: &str) -> String {
 }
 
 /// What a run is known to have created, by its journal in `root` alone: what may remain where nobody can be asked.
-pub fn remembered(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
+pub fn recorded_leftovers(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
     let (entries, _) = Journal::of(root, run).legible();
     let mut names = BTreeSet::new();
     for entry in &entries {
-        let region = &entry.create.region;
-        let group = entry.create.tags.get(tag::GROUP).map(String::as_str).unwrap_or_default();
+        let region = &entry.request.region;
+        let group = entry.request.tags.get(tag::GROUP).map(String::as_str).unwrap_or_default();
         match &entry.outcome {
-            Some(Outcome::Created(ids)) if entry.create.makes_instances() => {
+            Some(Outcome::Created(ids)) if entry.request.makes_instances() => {
                 names.extend(ids.iter().map(|id| machine(id, group, region)));
             }
             Some(Outcome::Created(_)) => {
-                let kinds = Kind::ALL.into_iter().flat_map(|kind| made(std::slice::from_ref(entry), kind));
-                names.extend(kinds.map(|thing| named(&thing, region)));
+                let kinds =
+                    ResourceKind::ALL.into_iter().flat_map(|kind| made(std::slice::from_ref(entry), kind));
+                names.extend(kinds.map(|resource| named(&resource, region)));
             }
             Some(Outcome::Refused(_)) => {}
             Some(Outcome::Failed(_)) | None => {
-                names
-                    .insert(format!("what the request {} may have created in {region}", entry.create.name()));
+                names.insert(format!(
+                    "what the request {} may have created in {region}",
+                    entry.request.name()
+                ));
             }
         }
     }

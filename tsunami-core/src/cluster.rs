@@ -212,14 +212,18 @@ impl Host {
     }
 
     /// The address by which the machine reaches itself: private if it has one.
-    pub fn ip(&self) -> &str {
-        self.inner.machine.addresses.own().unwrap_or_default()
+    ///
+    /// It is an error if the provider does not know it, as of a host that is reached by a name.
+    pub fn ip(&self) -> Result<&str, Error> {
+        self.inner.machine.addresses.own().ok_or_else(|| self.error("its address is not known"))
     }
 
     /// The address by which this machine reaches `other`: private within a network, public across.
-    pub fn ip_of<'a>(&self, other: &'a Host) -> &'a str {
-        let other = &other.inner.machine.addresses;
-        other.seen_from(&self.inner.machine.addresses).unwrap_or_default()
+    ///
+    /// It is an error, of the other one, if the provider does not know it.
+    pub fn ip_of<'a>(&self, other: &'a Host) -> Result<&'a str, Error> {
+        let address = other.inner.machine.addresses.seen_from(&self.inner.machine.addresses);
+        address.ok_or_else(|| other.error("its address is not known"))
     }
 
     /// Runs a shell line, which must succeed, and returns what it wrote.
@@ -544,7 +548,7 @@ impl HostCommand {
     /// # use tsunami_core::{Command, Error, Host};
     /// # async fn example(server: &Host, client: &Host) -> Result<(), Error> {
     /// let redis = server.command(Command::shell("redis-server --protected-mode no")).start();
-    /// client.run(format!("redis-benchmark -h {}", client.ip_of(server))).await?;
+    /// client.run(format!("redis-benchmark -h {}", client.ip_of(server)?)).await?;
     /// redis.stop().await?;
     /// # Ok(()) }
     /// ```

@@ -251,6 +251,7 @@ impl fmt::Debug for Error {
 
 /// Several errors, of which the first in time is shown: the others may only follow from it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Failures {
     /// The first.
     pub first: Box<Error>,

@@ -10,7 +10,37 @@
 //! 4. When it returns, fails, panics, is cancelled or dropped, everything is torn down. What could not be is
 //!    named: [`Error::Remains`].
 //!
-//! [`Observer`]s hear of everything as it happens. The feature `testing` has a fake cloud that runs on virtual
+//! ```text
+//! Plan ─ quote ─ record ─ Provider::launch, a call a group
+//!                              │
+//!              one watcher a run lists all machines, and tells
+//!                              │
+//!              one task a machine: connect ─ check ─ set up
+//!                              │
+//!                           Cluster ─ your closure
+//!                              │
+//!          Provider::terminate ─ empty listings ─ the record goes
+//! ```
+//!
+//! A machine is [`Pending`](MachineState::Pending) until it has an address, then
+//! [`Running`](MachineState::Running), [`Stopping`](MachineState::Stopping) and [`Gone`](MachineState::Gone). One
+//! that runs can be *interrupted*, when its provider says that it takes it back, and then be replaced by
+//! [`Cluster::repair`].
+//!
+//! # What is guaranteed
+//!
+//! - Nothing is asked for before the run is [recorded](State). [`Tsunami::down`] ends it from any process, on any
+//!   day.
+//! - Every machine has a deadline of its own from its birth, which needs no controller.
+//! - Futures of set-up closures, of the experiment and of [`Tsunami`]'s methods may be dropped at any await. What was
+//!   begun by then is torn down in the background: await [`Tsunami::idle`] before the runtime ends.
+//! - Code that others write, as observers, providers, connectors and closures, may panic or never answer. A teardown
+//!   goes on.
+//! - An [`Error`] names the machine, the stage and the command, has the last lines of both outputs, and says what may
+//!   remain. Of several machines that fail at once it tells the first in full: [`Error::Several`].
+//!
+//! [`Observer`]s hear of everything as it happens, in [`Event`]s that alone tell the whole story: a [`Report`] is made
+//! of them, now or from a stream that was saved. The feature `testing` has a fake cloud that runs on virtual
 //! time, mocks of the traits, and the conformance suites that every provider and session passes.
 
 mod cluster;

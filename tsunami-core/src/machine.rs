@@ -149,6 +149,24 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A machine of which nothing but its place is known.
+    pub fn new(id: MachineId, run: RunId, group: impl Into<String>, index: u32, state: MachineState) -> Self {
+        Self {
+            id,
+            run,
+            group: group.into(),
+            index,
+            state,
+            addresses: Addresses::default(),
+            login: Login::default(),
+            expires: None,
+            description: String::new(),
+            price: Price::Unknown,
+            ended: None,
+            interrupted: None,
+        }
+    }
+
     /// The name users know it by: `<group>-<index>`.
     pub fn name(&self) -> String {
         machine_name(&self.group, self.index)
@@ -274,7 +292,7 @@ impl Addresses {
 }
 
 /// How to log in to a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     /// The user to log in as; `None` leaves it to the connector's configuration.
     pub user: Option<String>,

@@ -37,6 +37,7 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// ```
 #[derive(Clone, Debug)]
 #[must_use = "a plan does nothing until it is run"]
+#[non_exhaustive]
 pub struct Plan {
     /// The experiment's name.
     pub name: String,
@@ -52,6 +53,7 @@ pub struct Plan {
 
 /// Something that is wrong with a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Problem {
     /// What it is about: `plan`, or the group's name.
     pub about: String,
@@ -178,6 +180,7 @@ pub fn is_group_name(name: &str) -> bool {
 /// Machines of one kind with one set-up.
 #[derive(Clone)]
 #[must_use = "a group does nothing until it is part of a plan"]
+#[non_exhaustive]
 pub struct Group {
     /// The name, `[a-z][a-z0-9_]*`; its machines are called `<name>-<index>`.
     pub name: String,

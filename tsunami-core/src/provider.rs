@@ -157,10 +157,14 @@ pub struct Quote {
 }
 
 impl Quote {
+    /// The quote of what could be had, the most likely first, where one machine costs `most` at the most.
+    pub fn new(offers: Vec<Offer>, most: Price) -> Self {
+        Self { offers, most, notes: Vec::new() }
+    }
+
     /// The quote of a provider that has one kind of machine, which costs nothing.
     pub fn free(description: impl Into<String>) -> Self {
-        let offer = Offer { description: description.into(), price: Price::Free };
-        Self { offers: vec![offer], most: Price::Free, notes: Vec::new() }
+        Self::new(vec![Offer::new(description, Price::Free)], Price::Free)
     }
 }
 
@@ -171,6 +175,13 @@ pub struct Offer {
     pub description: String,
     /// What one machine costs.
     pub price: Price,
+}
+
+impl Offer {
+    /// An offer of this for that.
+    pub fn new(description: impl Into<String>, price: Price) -> Self {
+        Self { description: description.into(), price }
+    }
 }
 
 /// What a machine costs.
@@ -227,6 +238,29 @@ pub struct LaunchRequest {
     pub notes: Notes,
 }
 
+impl LaunchRequest {
+    /// A request for machines that no key logs in to, and that replace none.
+    pub fn new(
+        run: RunId,
+        group: impl Into<String>,
+        count: NonZeroU32,
+        spec: MachineSpec,
+        deadline: Deadline,
+    ) -> Self {
+        Self {
+            run,
+            experiment: String::new(),
+            group: group.into(),
+            count,
+            spec,
+            deadline,
+            authorized_key: String::new(),
+            replace: Vec::new(),
+            notes: Notes::default(),
+        }
+    }
+}
+
 /// Takes what a provider says on the way: that a market had no capacity, and which is next.
 #[derive(Clone, Default)]
 pub struct Notes(Option<TakeNote>);
@@ -271,6 +305,13 @@ pub struct Leftover {
     pub why: String,
 }
 
+impl Leftover {
+    /// A thing, and why it is still there.
+    pub fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.into() }
+    }
+}
+
 impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.what, self.why)
@@ -280,6 +321,7 @@ impl fmt::Display for Leftover {
 /// What a provider could not do.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {message}")]
+#[non_exhaustive]
 pub struct ProviderError {
     /// What the engine's policy goes by.
     pub kind: ProviderErrorKind,
@@ -324,6 +366,7 @@ impl ProviderError {
 
 /// The classes of provider errors that call for different answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ProviderErrorKind {
     /// The request can never succeed as it stands: give up and tell the user.
     InvalidSpec,

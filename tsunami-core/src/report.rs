@@ -14,6 +14,7 @@ use crate::session::Exit;
 ///
 /// Times are in seconds since the run began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The run.
     pub run: Option<RunId>,
@@ -46,6 +47,7 @@ pub struct Report {
 
 /// The summary of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MachineReport {
     /// The provider's id.
     pub id: Option<MachineId>,
@@ -74,6 +76,7 @@ pub struct MachineReport {
 
 /// A machine that was interrupted and replaced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Replaced {
     /// The provider's id.
     pub id: MachineId,
@@ -85,6 +88,7 @@ pub struct Replaced {
 
 /// The summary of one command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct CommandReport {
     /// The machine.
     pub machine: String,

@@ -99,6 +99,7 @@ pub trait Session: Debug + Send + Sync + 'static {
 /// ```
 #[derive(Clone)]
 #[must_use = "a command does nothing until a session runs it"]
+#[non_exhaustive]
 pub struct Command {
     /// What runs.
     pub program: Program,
@@ -230,6 +231,19 @@ pub struct Download {
     pub into: PathBuf,
 }
 
+impl Download {
+    /// What these patterns match in the session's own directory, into a local one.
+    pub fn new<P: Into<String>>(patterns: impl IntoIterator<Item = P>, into: impl Into<PathBuf>) -> Self {
+        Self { patterns: patterns.into_iter().map(Into::into).collect(), cwd: None, into: into.into() }
+    }
+
+    /// Sets the directory on the machine.
+    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+}
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -316,6 +330,7 @@ impl OutputSink for () {
 /// What a connector or session could not do.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct SessionError {
     /// What the engine goes by.
     pub kind: SessionErrorKind,
@@ -349,6 +364,7 @@ impl SessionError {
 
 /// The classes of session errors that call for different answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SessionErrorKind {
     /// No session could be had: closed port, silence, refused login.
     Connect,

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tsunami_core::testing::FakeCloud;
 use tsunami_core::testing::conformance::ProviderHarness;
-use tsunami_core::{Connector, Deadline, LaunchRequest, MachineSpec, Provider, RunFilter, RunId, Session};
+use tsunami_core::testing::{FakeCloud, MachineFault};
+use tsunami_core::{
+    Connector, Deadline, LaunchRequest, Machine, MachineSpec, Provider, RunFilter, RunId, Session,
+};
 
 #[derive(Debug)]
 struct Fake(FakeCloud);
@@ -31,6 +33,20 @@ impl ProviderHarness for Fake {
 
     fn connector(&self, _: &RunId) -> Option<(&dyn Connector, PathBuf)> {
         Some((&self.0, PathBuf::new()))
+    }
+
+    fn checks_deadlines(&self) -> bool {
+        true
+    }
+
+    fn take_back(&self, machine: &Machine) -> bool {
+        self.0.machine_fault(machine.name(), MachineFault::Notified(Duration::ZERO));
+        true
+    }
+
+    fn short_lifetime(&self) -> Duration {
+        // A fake machine takes up to twenty seconds to boot.
+        Duration::from_secs(40)
     }
 }
 

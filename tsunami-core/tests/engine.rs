@@ -15,7 +15,7 @@ use tsunami_core::{
     Addresses, Cluster, Command, Download, Error, Event, EventKind, Exit, Group, Keep, LaunchRequest,
     Leftover, Login, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer,
     Plan, Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId,
-    SessionError, SessionErrorKind, State, Tsunami,
+    Session, SessionError, SessionErrorKind, State, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -102,7 +102,7 @@ async fn an_experiment_gets_its_machines_and_returns_its_result() {
             let server = cluster.host("server-0").ok_or("no server")?.clone();
             let mut results = Vec::new();
             for client in cluster.group("client") {
-                let output = client.run(format!("bench {}", client.ip_of(&server))).await?;
+                let output = client.run(format!("bench {}", client.ip_of(&server)?)).await?;
                 results.push(output.stdout().into_owned());
             }
             Ok(results)
@@ -693,6 +693,26 @@ async fn machines_that_are_kept_can_be_attached_to_and_taken_down_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_provider_sees_to_a_new_machine_and_to_one_that_another_process_connects_to() {
+    let world = World::new();
+    let tsunami = Seen::tsunami(&world, |_| {});
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+    tsunami.up(plan).await.unwrap().keep().await.unwrap();
+    let asked = || world.cloud.commands().into_iter().map(|(_, script)| script).collect::<Vec<_>>();
+    assert_eq!(asked(), ["is it new"]);
+    let directory = world.state.find("test").unwrap();
+    tsunami.attach(&directory, |_| true).await.unwrap().detach().await;
+    assert_eq!(asked(), ["is it new", "is it as it was"]);
+    world.cloud.on_command(|_, command| {
+        (command.to_string() == "is it as it was").then(|| Reply::status(1).stderr("it is not"))
+    });
+    let error = tsunami.attach(&directory, |_| true).await.map(drop).unwrap_err();
+    assert!(matches!(&error, Error::Unfit { machine, .. } if machine == "node-0"), "{error:?}");
+    tsunami.down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replacement_lives_as_long_as_the_run_has_been_extended() {
     let world = World::new();
     world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
@@ -1100,12 +1120,23 @@ impl Provider for Seen {
         machines.iter_mut().for_each(&self.see);
         Ok(machines)
     }
+    async fn admit(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        ask(session, "is it new").await
+    }
+    async fn readmit(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        ask(session, "is it as it was").await
+    }
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         self.cloud.extend(run, until).await
     }
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         self.cloud.terminate(run).await
     }
+}
+
+async fn ask(session: &Arc<dyn Session>, script: &str) -> Result<(), ProviderError> {
+    let failed = |error| ProviderError::new(ProviderErrorKind::Other, "admit", "it is not").source(error);
+    session.administer(script, &[]).await.map(drop).map_err(failed)
 }
 
 /// Says that machines of the name `client-0` were taken back, some time after they fulfil a condition.

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::testing::FakeCloud;
 use tsunami_core::testing::conformance::{self, ProviderHarness};
+use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
     OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, Session, SessionError, Stdin,
@@ -38,6 +38,12 @@ enum Wrong {
     LaunchesAgain,
     ForgetsToTerminate,
     TerminatesEverything,
+    OnlyMovesFurther,
+    AdmitsAnything,
+    AdmitsNothing,
+    NoticeNeverComes,
+    NoticeAtOnce,
+    NoticeWithoutWords,
 }
 
 #[derive(Debug)]
@@ -107,9 +113,36 @@ impl Provider for WrongProvider {
         Ok(machines)
     }
 
+    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        match self.wrong {
+            Wrong::AdmitsAnything => Ok(()),
+            Wrong::AdmitsNothing => {
+                Err(ProviderError::new(tsunami_core::ProviderErrorKind::Other, "admit", "no"))
+            }
+            _ => self.cloud.admit(machine, session).await,
+        }
+    }
+
+    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        match self.wrong {
+            Wrong::NoticeNeverComes => std::future::pending().await,
+            Wrong::NoticeAtOnce => "at once".to_owned(),
+            Wrong::NoticeWithoutWords => {
+                self.cloud.notice(machine, session).await;
+                String::new()
+            }
+            _ => self.cloud.notice(machine, session).await,
+        }
+    }
+
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         match self.wrong {
             Wrong::ExtendDoesNothing | Wrong::ExtendOnlySaysSo => Ok(()),
+            Wrong::OnlyMovesFurther => {
+                let listed = self.cloud.list(&RunFilter::Run(run.clone())).await?;
+                let latest = listed.iter().filter_map(|machine| machine.expires).max();
+                self.cloud.extend(run, latest.map_or(until, |latest| latest.max(until))).await
+            }
             _ => self.cloud.extend(run, until).await,
         }
     }
@@ -140,6 +173,19 @@ impl ProviderHarness for WrongProvider {
 
     fn connector(&self, _: &RunId) -> Option<(&dyn Connector, PathBuf)> {
         Some((self, PathBuf::new()))
+    }
+
+    fn checks_deadlines(&self) -> bool {
+        true
+    }
+
+    fn take_back(&self, machine: &Machine) -> bool {
+        self.cloud.machine_fault(machine.name(), MachineFault::Notified(Duration::ZERO));
+        true
+    }
+
+    fn short_lifetime(&self) -> Duration {
+        Duration::from_secs(40)
     }
 }
 
@@ -199,6 +245,11 @@ async fn every_wrong_provider_breaks_a_promise() {
             a_machine_that_no_longer_counts_is_replaced_in_its_place,
             a_machine_ends_at_its_deadline,
             an_extended_machine_ends_at_its_new_deadline,
+            an_end_can_be_moved_nearer,
+            a_machine_as_it_was_launched_is_admitted,
+            a_machine_that_lives_longer_than_promised_is_refused,
+            a_machine_that_stays_hears_no_notice,
+            a_machine_that_is_taken_back_hears_of_it,
             the_authorized_key_gets_in,
             every_machine_has_a_host_key,
         )
@@ -220,6 +271,12 @@ async fn every_wrong_provider_breaks_a_promise() {
         (Wrong::LaunchesAgain, "launching_a_group_again_gives_the_same_machines"),
         (Wrong::ForgetsToTerminate, "terminate_leaves_nothing_and_may_be_repeated"),
         (Wrong::TerminatesEverything, "terminating_one_run_leaves_the_other_alone"),
+        (Wrong::OnlyMovesFurther, "an_end_can_be_moved_nearer"),
+        (Wrong::AdmitsAnything, "a_machine_that_lives_longer_than_promised_is_refused"),
+        (Wrong::AdmitsNothing, "a_machine_as_it_was_launched_is_admitted"),
+        (Wrong::NoticeNeverComes, "a_machine_that_is_taken_back_hears_of_it"),
+        (Wrong::NoticeAtOnce, "a_machine_that_stays_hears_no_notice"),
+        (Wrong::NoticeWithoutWords, "a_machine_that_is_taken_back_hears_of_it"),
     ] {
         let broken = broken_by(wrong).await;
         assert!(broken.contains(&promise), "{wrong:?} breaks only {broken:?}");

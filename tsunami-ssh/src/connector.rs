@@ -33,12 +33,16 @@ use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
-const SOCKET_PATH: usize = 88;
+const SOCKET_PATH_BYTES: usize = 88;
 
 /// Makes [`Session`]s over OpenSSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
-/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does.
+/// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does. It holds the options that the run
+/// began with: another process that takes up the run goes by those.
+///
+/// One connector serves any number of runs at once. [`finish`](Connector::finish) lets go of one; what is dropped without
+/// that ends with the connector.
 #[derive(Debug, Default)]
 pub struct SshConnector {
     options: SshOptions,
@@ -547,7 +551,7 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
     let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
     let elsewhere = elsewhere.map(|place| place.join("tsunami-XXXXXX"));
-    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH;
+    let short = |template: &PathBuf| template.as_os_str().len() + "/NNNNN".len() <= SOCKET_PATH_BYTES;
     let plain = |template: &PathBuf| odd_in_a_path(template).is_none();
     std::iter::once(preferred.join("ctl-XXXXXX")).chain(elsewhere).filter(short).filter(plain).collect()
 }

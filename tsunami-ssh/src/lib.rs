@@ -1,11 +1,10 @@
 //! Sessions over OpenSSH, and the two providers that need nothing but SSH.
 //!
-//! [`SshConnector`] starts one `ssh` master process a machine and runs every command as a channel of it, through
-//! the native multiplexing protocol of the [`openssh`] crate: no process is spent on a command. Host keys are
-//! checked from the first byte, against a known-hosts file of the run's own; `~/.ssh` is never written.
-//!
-//! [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses;
-//! [`HostsProvider`] takes machines that exist already.
+//! - [`SshConnector`] connects to machines of any provider, with one `ssh` master process a machine. Every command,
+//!   script and transfer is a channel of it, through the native multiplexing protocol of the [`openssh`] crate: no
+//!   process is spent on a command.
+//! - [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses.
+//! - [`HostsProvider`] takes machines that exist already.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -25,6 +24,64 @@
 //! }).await
 //! # }
 //! ```
+//!
+//! # Who is at the other end
+//!
+//! Host keys are checked from the first byte, against a known-hosts file of the run's own; `~/.ssh` is never written.
+//! A machine of the run's own has its key pinned, and is asked again while it shows another one, since it may be young;
+//! it is never logged in to before it shows the right one. Where an ssh_config of the user's says how to reach a host or
+//! a jump host, ssh itself is asked what that means. What connects has an ssh_config of its own in the run's directory,
+//! see [`run_config`].
+//!
+//! # Commands
+//!
+//! A login shell may be anything. It is given one line, which every shell reads alike and which starts `sh`; scripts
+//! and commands go to that `sh` over standard input, and what comes back is read from the sign on that it gives. A login
+//! that runs no `sh` is named by what it said, and is given nothing.
+//!
+//! Each command runs under a small supervisor there, in a process group of its own. The supervisor says how the command
+//! ended: a status and a signal are told apart, and neither is taken for a lost connection. The connection is only said
+//! to be lost when it fails a check.
+//!
+//! A command begins only if it can be ended. sshd takes so many channels on a connection (`MaxSessions`, usually 10): one
+//! is kept for that, on a second connection where the first takes a single channel. Where the machine gives a single
+//! channel in all, one command runs at a time, and what ends it comes over a new connection in the place of the
+//! command's. More commands than channels get further connections, up to eight, and then wait.
+//!
+//! # When it is dropped or cancelled
+//!
+//! - A command that is cancelled, or whose future is dropped, gets TERM with all that descends from it, KILL after five
+//!   seconds, and is confirmed gone: before the answer where it was cancelled, in the background where it was dropped.
+//!   [`Session::close`](tsunami_core::Session::close) waits for that. Where it can't be confirmed, the answer is
+//!   [`CancelledUnconfirmed`](tsunami_core::SessionErrorKind::CancelledUnconfirmed).
+//! - An upload or download that is dropped ends in the same way; what has arrived by then stays. One that stands still
+//!   for [`TRANSFER_STALL_TIMEOUT`](tsunami_core::limits::TRANSFER_STALL_TIMEOUT), on a connection that is alive, is
+//!   given up. One that moves at all, however slowly, is not.
+//! - A script of a provider's ([`Session::administer`](tsunami_core::Session::administer)) is ended by nobody.
+//! - A connect that is dropped leaves nothing behind.
+//! - Dropping a session without closing it ends its connections, once the commands that are being ended are gone.
+//! - If this process ends, however it ends, its `ssh` processes and their sockets go with it: one small process a run
+//!   sees to that. Commands on the machines go on until they end, or until the deadline.
+//!
+//! # Deadlines
+//!
+//! Machines of [`LocalProvider`] and [`HostsProvider`] have a watchdog on the machine itself, which is there before
+//! anything else of the run's and needs neither this process nor a network. At the deadline, as when a run is torn down,
+//! all processes of the run get TERM, five seconds, KILL, and its directory is removed, but nothing that is mounted in it.
+//!
+//! A process belongs to the run by its environment, by what it descends from, or by what it has open: the run's
+//! directory, a program or a file of it, an address of the run's machines. Where the user may make a control group (cgroup
+//! v2: root, or somebody to whom one is delegated), the run's commands begin in one of the run's own, and whatever they
+//! start belongs to the run, even if it leaves all of that behind. **What is not found**: for other users, a daemon that
+//! detaches, clears its environment, leaves the directory and closes its files; for everybody, what another service starts
+//! on a command's behalf, such as systemd, cron or a container engine.
+//!
+//! # Errors
+//!
+//! A [`SessionError`](tsunami_core::SessionError) has a [kind](tsunami_core::SessionErrorKind) to go by:
+//! `HostKey` and `Connect` before there is a session, `Lost` for a connection that failed a check, `Remote` for a machine
+//! that could not do what it was asked (no shell, no such directory), `Transfer` for files, `Local` for this computer. Its
+//! message has what ssh or the machine said, its help what the user can do.
 
 mod command;
 mod config;

@@ -80,12 +80,12 @@ impl Link {
 
 /// One of a link's channels, which counts as taken until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Slot {
     link: Arc<Link>,
     freed: Arc<Notify>,
 }
 
-impl Place {
+impl Slot {
     fn on(link: &Arc<Link>, freed: &Arc<Notify>) -> Self {
         link.busy.fetch_add(1, Ordering::Relaxed);
         Self { link: link.clone(), freed: freed.clone() }
@@ -97,7 +97,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.link.busy.fetch_sub(1, Ordering::Relaxed);
         self.freed.notify_waiters();
@@ -110,7 +110,7 @@ pub(crate) struct Shell {
     /// What it reads.
     pub(crate) feed: PipeWriter,
     pub(crate) channel: Channel,
-    pub(crate) place: Place,
+    pub(crate) slot: Slot,
 }
 
 impl Pool {
@@ -131,17 +131,17 @@ impl Pool {
     /// Opens a channel to a `sh` that waits for its line, as soon as there is one. It writes to `stdout` if that is
     /// given. May be dropped at any await.
     pub(crate) async fn shell(&self, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
-        let place = self.place().await?;
-        self.shell_in(place, stdout).await
+        let slot = self.slot().await?;
+        self.shell_in(slot, stdout).await
     }
 
-    async fn shell_in(&self, mut place: Place, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
+    async fn shell_in(&self, mut slot: Slot, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
         let (stdin, feed) = io::pipe().map_err(no_pipe)?;
         let mut refusals = 0;
         loop {
-            let link = place.link.clone();
+            let link = slot.link.clone();
             let error = match self.open(&link, &stdin, stdout).await {
-                Ok(channel) => return Ok(Shell { feed, channel, place }),
+                Ok(channel) => return Ok(Shell { feed, channel, slot }),
                 Err(error) => error,
             };
             let busy = link.busy();
@@ -156,8 +156,8 @@ impl Pool {
             }
             tracing::debug!(machine = self.machine, busy, %error, "sshd takes fewer channels");
             link.limit.store(busy - 1, Ordering::Relaxed);
-            drop(place);
-            place = self.place().await?;
+            drop(slot);
+            slot = self.slot().await?;
             refusals = 0;
         }
     }
@@ -204,25 +204,25 @@ impl Pool {
     /// Opens a channel to a `sh` that ends a command, when there is no spare one. Where the command has the only
     /// channel, its connection is given up for another.
     pub(crate) async fn shell_to_end(&self) -> Result<Shell, SessionError> {
-        let place = if self.has_one_channel() { self.start_over().await? } else { self.place().await? };
-        self.shell_in(place, None).await
+        let slot = if self.has_one_channel() { self.start_over().await? } else { self.slot().await? };
+        self.shell_in(slot, None).await
     }
 
     /// Puts another connection in the place of all, and takes its channel before those who wait for one.
-    async fn start_over(&self) -> Result<Place, SessionError> {
+    async fn start_over(&self) -> Result<Slot, SessionError> {
         let _one_at_a_time = self.growing.lock().await;
         tracing::debug!(machine = self.machine, "another connection takes the only one's place");
         self.starting_over.store(true, Ordering::Relaxed);
         self.lock().iter().for_each(|link| link.connection.close());
-        let place = self.connect_again().await.map(|connection| {
+        let slot = self.connect_again().await.map(|connection| {
             let link = Link::new(connection, 1);
-            let place = Place::on(&link, &self.freed);
+            let slot = Slot::on(&link, &self.freed);
             *self.lock() = vec![link];
-            place
+            slot
         });
         self.starting_over.store(false, Ordering::Relaxed);
         self.freed.notify_waiters();
-        place
+        slot
     }
 
     /// Connects to a machine that may need a moment to forget the connection before.
@@ -240,19 +240,19 @@ impl Pool {
 
     /// Asks the machine for a sign of life.
     pub(crate) async fn check(&self) -> Result<(), SessionError> {
-        let free = self.free()?.map(|place| place.link.clone());
+        let free = self.free()?.map(|slot| slot.link.clone());
         let link = free.or_else(|| self.lock().first().cloned()).ok_or_else(closed)?;
         self.check_link(&link).await
     }
 
     /// Asks for a sign of life on the connection of a channel.
-    pub(crate) async fn check_connection(&self, of: &Place) -> Result<(), SessionError> {
+    pub(crate) async fn check_connection(&self, of: &Slot) -> Result<(), SessionError> {
         self.check_link(&of.link).await
     }
 
     async fn check_link(&self, link: &Arc<Link>) -> Result<(), SessionError> {
         // It counts like any other, although nobody waits for it: being refused is a sign of life.
-        let _place = Place::on(link, &self.freed);
+        let _slot = Slot::on(link, &self.freed);
         let null = || std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let (stdin, stdout) = (null().map_err(no_pipe)?, null().map_err(no_pipe)?);
         let answer = async {
@@ -277,12 +277,12 @@ impl Pool {
     }
 
     /// Waits for a channel to be free: on a connection that has room, or else on a new connection.
-    async fn place(&self) -> Result<Place, SessionError> {
+    async fn slot(&self) -> Result<Slot, SessionError> {
         loop {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
-            if let Some(place) = self.free()? {
-                return Ok(place);
+            if let Some(slot) = self.free()? {
+                return Ok(slot);
             }
             tokio::select! {
                 () = &mut freed => {}
@@ -322,7 +322,7 @@ impl Pool {
     }
 
     /// Takes a channel of the least busy connection that has room.
-    fn free(&self) -> Result<Option<Place>, SessionError> {
+    fn free(&self) -> Result<Option<Slot>, SessionError> {
         let links = self.lock();
         let first = links.first().ok_or_else(closed)?;
         let free = links.iter().filter(|link| link.has_room()).min_by_key(|link| link.busy());
@@ -332,7 +332,7 @@ impl Pool {
                 && links.iter().all(|link| link.connection.is_closed())
         };
         let link = free.or_else(|| is_lost().then_some(first));
-        Ok(link.map(|link| Place::on(link, &self.freed)))
+        Ok(link.map(|link| Slot::on(link, &self.freed)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
@@ -419,7 +419,7 @@ mod tests {
         assert_eq!(pool.busy(), 0);
         let shell = soon(pool.shell(None)).await.unwrap();
         soon(pool.check()).await.unwrap();
-        soon(pool.check_connection(&shell.place)).await.unwrap();
+        soon(pool.check_connection(&shell.slot)).await.unwrap();
         assert_eq!((pool.busy(), fake.asked.load(Ordering::Relaxed)), (1, 1));
         pool.lock()[0].connection.close();
         assert_eq!(soon(pool.check()).await.unwrap_err().kind, SessionErrorKind::Lost);
@@ -433,7 +433,7 @@ mod tests {
         soon(pool.keep_spare()).await.unwrap();
         assert!(!pool.has_one_channel() && fake.asked.load(Ordering::Relaxed) == 2);
         let spare = pool.take_spare().unwrap();
-        assert!(!Arc::ptr_eq(&spare.place.link, &command.place.link));
+        assert!(!Arc::ptr_eq(&spare.slot.link, &command.slot.link));
     }
 
     #[tokio::test]

@@ -12,13 +12,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long one probe may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits until something that speaks SSH answers at `host` and `port`. On time-out, returns what was seen last.
 pub(crate) async fn until_answering(host: &str, port: u16, deadline: Instant) -> Result<(), String> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let seen = match timeout(PATIENCE.min(deadline - Instant::now()), banner(host, port)).await {
+        let seen = match timeout(PROBE_TIMEOUT.min(deadline - Instant::now()), banner(host, port)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(seen)) => seen,
             Err(_) => "no answer".to_owned(),

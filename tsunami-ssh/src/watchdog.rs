@@ -22,7 +22,7 @@ pub(crate) const VARIABLE: &str = "TSUNAMI_WATCHDOG";
 const ARMED: &str = "armed";
 
 /// The longest time that a watchdog waits: a year. What a shell reckons with may have 32 bits.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+const LONGEST_WATCH: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a watchdog does about one of its run that watches already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub(crate) fn name(run: &RunId, directory: &str) -> String {
 
 /// What follows the script's name for a watchdog that watches until `until`.
 pub(crate) fn watch(run: &RunId, directory: &str, until: SystemTime, arming: Arming) -> [String; 5] {
-    let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST);
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST_WATCH);
     let how = match arming {
         Arming::Ensure => "ensure",
         Arming::Replace => "replace",

@@ -295,7 +295,7 @@ async fn a_refusal_of_a_repeated_request_does_not_settle_the_first() {
 async fn what_a_run_has_made_is_known_where_nobody_can_be_asked() {
     let world = World::new();
     let (provider, run, ids) = up(&world, 2, spec()).await;
-    let left = tsunami_aws::remembered(world.root.path(), &run, "nobody to ask");
+    let left = tsunami_aws::recorded_leftovers(world.root.path(), &run, "nobody to ask");
     for id in &ids {
         says(&left, &format!("machine {id} (node) in eu-west-1"), &["nobody to ask"]);
     }

@@ -172,34 +172,33 @@ fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
 }
 
 #[test]
-fn runs_of_earlier_versions_are_used_and_those_of_later_ones_named_and_left_alone() {
+fn a_run_that_an_earlier_version_recorded_is_taken_down_and_one_of_a_later_version_left_alone() {
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
-    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
-    let path = world.path("state/tsunami/runs").join(&run).join("record.json");
-    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let mut write = |schema: Option<u32>| {
-        match schema {
-            Some(schema) => record["schema"] = schema.into(),
-            None => drop(record.as_object_mut().and_then(|record| record.remove("schema"))),
-        }
-        let text = record.to_string();
-        fs::write(&path, &text).unwrap();
-        text
+    let up = || world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let (earlier, later) = (up(), up());
+    let directory = |run: &str| world.path("state/tsunami/runs").join(run);
+    let edit = |run: &str, edit: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let record = directory(run).join("record.json");
+        let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        edit(value.as_object_mut().unwrap());
+        fs::write(&record, serde_json::to_vec(&value).unwrap()).unwrap();
     };
+    edit(&earlier, &|record| assert!(record.remove("schema").is_some()));
+    let known = fs::read(directory(&later).join("record.json")).unwrap();
+    edit(&later, &|record| drop(record.insert("schema".to_owned(), 1000.into())));
 
-    let later = write(Some(1000));
-    let named = [&*run, "a later version of tsunami"];
-    world.tsunami(["ls"]).assert_status(6).assert_says(&named);
-    world.tsunami(["exec", &run, "--", "true"]).assert_says(&named);
-    world.tsunami(["down", &run]).assert_status(6).assert_says(&named);
-    world.tsunami(["down", "--all"]).assert_status(6).assert_says(&named);
-    assert_eq!(fs::read_to_string(&path).unwrap(), later);
-
-    write(None);
-    assert!(world.tsunami(["ls"]).assert_status(0).stdout.contains(&run));
-    world.tsunami(["exec", &run, "--", "true"]).assert_status(0);
-    world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
+    let before = listing(&directory(&later));
+    let why = [later.as_str(), "left alone", "later version"];
+    let ls = world.tsunami(["ls", "--json"]);
+    ls.assert_status(6).assert_says(&why);
+    assert!(ls.stdout.contains(&earlier) && !ls.stdout.contains(&later), "{}", ls.stdout);
+    world.tsunami(["down", &later]).assert_status(6).assert_says(&why);
+    let down = world.tsunami(["down", "--all"]);
+    down.assert_status(6).assert_says(&why).assert_says(&[&format!("{earlier}: everything is gone")]);
+    assert_eq!(listing(&directory(&later)), before, "nothing of it is touched");
+    fs::write(directory(&later).join("record.json"), known).unwrap();
+    world.tsunami(["down", &later]).assert_status(0);
     world.assert_clean();
 }
 

@@ -95,6 +95,17 @@ pub trait ProviderHarness: Sync {
     fn makes_host_keys(&self) -> bool {
         true
     }
+
+    /// Whether the provider asks a new machine for its deadline, and refuses one that lives on.
+    fn checks_deadlines(&self) -> bool {
+        false
+    }
+
+    /// Takes a machine back before its time, having told the machine itself at once. Returns whether it can.
+    fn take_back(&self, machine: &Machine) -> bool {
+        let _ = machine;
+        false
+    }
 }
 
 /// Makes a test of every promise of a provider, given a test attribute and an async block that makes a harness.
@@ -116,6 +127,11 @@ macro_rules! provider_conformance {
             a_machine_that_no_longer_counts_is_replaced_in_its_place,
             a_machine_ends_at_its_deadline,
             an_extended_machine_ends_at_its_new_deadline,
+            an_end_can_be_moved_nearer,
+            a_machine_as_it_was_launched_is_admitted,
+            a_machine_that_lives_longer_than_promised_is_refused,
+            a_machine_that_stays_hears_no_notice,
+            a_machine_that_is_taken_back_hears_of_it,
             the_authorized_key_gets_in,
             every_machine_has_a_host_key,
             a_spec_of_another_provider_is_refused
@@ -417,14 +433,130 @@ pub mod provider {
         if !harness.ends_machines() {
             return;
         }
-        let (request, begun) = (short_lived(harness), Instant::now());
-        harness.provider().launch(&request).await.expect("launch");
+        let (mut request, begun) = (short_lived(harness), Instant::now());
+        let logged_in = log_in_to_all(harness, &mut request).await;
+        if logged_in.is_none() {
+            harness.provider().launch(&request).await.expect("launch");
+        }
         let longer = request.deadline.lifetime;
-        harness.provider().extend(&request.run, request.deadline.at + longer).await.expect("extend");
+        let until = request.deadline.at + longer;
+        for (machine, session) in logged_in.iter().flat_map(|(_, sessions)| sessions) {
+            harness.provider().extend_on(machine, session, until).await.expect("extend on the machine");
+        }
+        harness.provider().extend(&request.run, until).await.expect("extend");
+        log_out(&request.run, logged_in).await;
         let lived = gone(harness, &request.run, begun, longer * 2 + DEADLINE_TOLERANCE).await;
         // A second for clocks that count whole ones.
         assert!(lived + Duration::from_secs(1) >= longer * 2, "it ended after {lived:?}");
         terminate(harness, &request.run).await;
+    }
+
+    /// An end that was too far away by mistake need not be waited for.
+    pub async fn an_end_can_be_moved_nearer(harness: &dyn ProviderHarness) {
+        if !harness.ends_machines() {
+            return;
+        }
+        let mut request = request(harness, 1, "node");
+        let logged_in = log_in_to_all(harness, &mut request).await;
+        if logged_in.is_none() {
+            harness.provider().launch(&request).await.expect("launch");
+        }
+        let (begun, left) = (Instant::now(), harness.short_lifetime());
+        let until = SystemTime::now() + left;
+        for (machine, session) in logged_in.iter().flat_map(|(_, sessions)| sessions) {
+            harness.provider().extend_on(machine, session, until).await.expect("shorten on the machine");
+        }
+        harness.provider().extend(&request.run, until).await.expect("shorten");
+        log_out(&request.run, logged_in).await;
+        gone(harness, &request.run, begun, left + DEADLINE_TOLERANCE).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// What the provider has launched is what it promised.
+    pub async fn a_machine_as_it_was_launched_is_admitted(harness: &dyn ProviderHarness) {
+        let mut request = request(harness, 1, "node");
+        let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
+        for (machine, session) in &logged_in.1 {
+            let admitted = harness.provider().admit(machine, session).await;
+            admitted.unwrap_or_else(|error| panic!("{}: {}", machine.name(), crate::ErrorChain(&error)));
+        }
+        log_out(&request.run, Some(logged_in)).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// A machine whose own deadline is later than its provider says is not what was promised.
+    pub async fn a_machine_that_lives_longer_than_promised_is_refused(harness: &dyn ProviderHarness) {
+        if !harness.checks_deadlines() {
+            return;
+        }
+        let mut request = request(harness, 1, "node");
+        let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
+        for (machine, session) in &logged_in.1 {
+            let earlier = machine.expires.expect("it has a deadline") - Duration::from_secs(400);
+            let machine = Machine { expires: Some(earlier), ..machine.clone() };
+            let admitted = harness.provider().admit(&machine, session).await;
+            assert!(admitted.is_err(), "{machine:?} lives until {earlier:?}");
+        }
+        log_out(&request.run, Some(logged_in)).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Nobody gives up a machine that stays.
+    pub async fn a_machine_that_stays_hears_no_notice(harness: &dyn ProviderHarness) {
+        let mut request = request(harness, 1, "node");
+        let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
+        for (machine, session) in &logged_in.1 {
+            let listening = harness.provider().notice(machine, session);
+            let heard = tokio::time::timeout(Duration::from_secs(2), listening).await;
+            assert!(heard.is_err(), "{} heard {heard:?}", machine.name());
+        }
+        log_out(&request.run, Some(logged_in)).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Also where that begins only when somebody listens already, and with words that say so.
+    pub async fn a_machine_that_is_taken_back_hears_of_it(harness: &dyn ProviderHarness) {
+        let mut request = request(harness, 1, "node");
+        let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
+        let (machine, session) = &logged_in.1[0];
+        let listening = harness.provider().notice(machine, session);
+        let taken_back = async {
+            sleep(Duration::from_secs(1)).await;
+            if harness.take_back(machine) { Ok(()) } else { Err(()) }
+        };
+        let within = tokio::time::timeout(Duration::from_secs(60), listening);
+        if let (Ok(()), heard) = tokio::join!(taken_back, within) {
+            assert!(heard.is_ok_and(|heard| !heard.is_empty()), "{} heard nothing", machine.name());
+        }
+        log_out(&request.run, Some(logged_in)).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Machines with sessions to them.
+    type LoggedIn<'a> = (&'a dyn Connector, Vec<(Machine, Arc<dyn Session>)>);
+
+    /// Launches machines and logs in to each, if the harness has a connector.
+    async fn log_in_to_all<'a>(
+        harness: &'a dyn ProviderHarness,
+        request: &mut LaunchRequest,
+    ) -> Option<LoggedIn<'a>> {
+        let (connector, machines) = launch_for(harness, request).await?;
+        let mut sessions = Vec::new();
+        for machine in machines {
+            let connected = connector.connect(&machine, Instant::now() + Duration::from_secs(20)).await;
+            let session =
+                connected.unwrap_or_else(|error| panic!("{}: {}", machine.name(), crate::ErrorChain(&error)));
+            sessions.push((machine, Arc::from(session)));
+        }
+        Some((connector, sessions))
+    }
+
+    async fn log_out(run: &RunId, logged_in: Option<LoggedIn<'_>>) {
+        let Some((connector, sessions)) = logged_in else { return };
+        for (machine, session) in sessions {
+            session.close().await.unwrap_or_else(|error| panic!("{}: {error}", machine.name()));
+        }
+        connector.finish(run).await;
     }
 
     /// Launches machines for the key that the harness's connector prepares.

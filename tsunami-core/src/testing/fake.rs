@@ -712,15 +712,30 @@ impl Provider for FakeCloud {
         self.call(Call::List, listing).await
     }
 
-    async fn admit(&self, _: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        self.call(Call::Admit, || ()).await
+    async fn admit(&self, machine: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        let lives_longer = || {
+            let inner = self.lock();
+            let known = inner.machines.get(&machine.id);
+            known.is_some_and(|known| machine.expires.is_some_and(|expires| known.expires > expires))
+        };
+        if self.call(Call::Admit, lives_longer).await? {
+            let message = "its deadline is not the promised one";
+            return Err(ProviderError::new(ProviderErrorKind::Other, "admit", message));
+        }
+        Ok(())
     }
 
     async fn notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
-        let notice_at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
-        match notice_at {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
+        // It may come to be taken back at any time, so it looks every second.
+        loop {
+            let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
+            match at {
+                Some(at) if at <= Instant::now() => break,
+                at => {
+                    let look = Instant::now() + Duration::from_secs(1);
+                    sleep_until(at.map_or(look, |at| at.min(look))).await;
+                }
+            }
         }
         "the fake cloud told the machine that it takes it back".to_owned()
     }

@@ -67,7 +67,7 @@ impl MachineContext {
             name: host.name().to_owned(),
             group: host.group().to_owned(),
             index: host.index(),
-            ip: host.ip().to_owned(),
+            ip: host.ip().unwrap_or_default().to_owned(),
             addresses: machine.addresses.clone(),
             run_id: machine.run.to_string(),
         }

@@ -15,7 +15,7 @@
 //!             let server = trial.host("server-0")?.stage("serve");
 //!             server.command(Command::shell("redis-server --port 6379")).start_until(Ready::port(6379)).await?;
 //!             let client = trial.host("client-0")?.stage("load");
-//!             let output = client.run(format!("redis-benchmark -h {} --csv", client.ip_of(&server))).await?;
+//!             let output = client.run(format!("redis-benchmark -h {} --csv", client.ip_of(&server)?)).await?;
 //!             Ok(output.stdout().into_owned())
 //!         })
 //!         .await

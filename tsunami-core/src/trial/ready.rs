@@ -172,7 +172,7 @@ fn listening(mode: &str, port: u16) -> Command {
 /// The addresses by which a machine is known, as the kernel's tables have them.
 fn own_addresses(host: &Host) -> String {
     let addresses = &host.machine().addresses;
-    let known = [Some(host.ip()), addresses.public.as_deref(), addresses.private.as_deref()];
+    let known = [host.ip().ok(), addresses.public.as_deref(), addresses.private.as_deref()];
     let known: BTreeSet<String> = known.into_iter().flatten().filter_map(hexadecimal).collect();
     known.into_iter().collect::<Vec<_>>().join(" ")
 }

@@ -14,7 +14,7 @@ use crate::transport::{Channel, Output};
 
 /// What a script of tsunami's own says on one of its outputs.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
+pub(super) struct FramedOutput {
     pub(super) preamble: Preamble,
     bytes: Vec<u8>,
 }
@@ -24,19 +24,19 @@ pub(super) struct Outputs {
     /// `None` where somebody else takes it.
     pub(super) stdout: Option<Output>,
     pub(super) stderr: Option<Output>,
-    pub(super) out: Answer,
-    pub(super) err: Answer,
+    pub(super) out: FramedOutput,
+    pub(super) err: FramedOutput,
 }
 
 impl Outputs {
     pub(super) fn of(channel: &mut Channel) -> Self {
         let (stdout, stderr) = (channel.stdout.take(), channel.stderr.take());
-        Self { stdout, stderr, out: Answer::default(), err: Answer::default() }
+        Self { stdout, stderr, out: FramedOutput::default(), err: FramedOutput::default() }
     }
 
     /// Waits for the sign of our `sh`, and says whether it has come.
     pub(super) async fn greeted(&mut self, limit: Duration) -> Result<bool, SessionError> {
-        let is_over = |answer: &Answer| answer.preamble.is_over();
+        let is_over = |answer: &FramedOutput| answer.preamble.is_over();
         let Self { stdout, stderr, out, err } = self;
         let greeting = async {
             tokio::select! {
@@ -60,7 +60,7 @@ impl Outputs {
     }
 }
 
-impl Answer {
+impl FramedOutput {
     /// Reads until the end, or until it is enough.
     pub(super) async fn read_on(
         &mut self,

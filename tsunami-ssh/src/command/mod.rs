@@ -23,7 +23,7 @@ use tsunami_core::{Command, Exit, Machine, OutputSink, SessionError, SessionErro
 use crate::files::UploadArchive;
 use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
 use crate::shell;
-use conversation::{Answer, Outputs};
+use conversation::{FramedOutput, Outputs};
 use pump::Pump;
 
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
@@ -118,17 +118,17 @@ impl Commands {
     }
 
     async fn answer_to(&self, line: Vec<u8>) -> Result<String, SessionError> {
-        let Shell { mut feed, mut channel, place } = self.pool.shell(None).await?;
+        let Shell { mut feed, mut channel, slot } = self.pool.shell(None).await?;
         let mut outputs = Outputs::of(&mut channel);
         self.greet(&mut outputs).await?;
         // It fits into the pipe, or is read as it is written. That nobody reads it shows in the status.
         let _ = spawn_blocking(move || feed.write_all(&line)).await;
         let Outputs { mut stdout, mut stderr, mut out, mut err } = outputs;
         tokio::try_join!(out.read_on(&mut stdout, |_| false), err.read_on(&mut stderr, |_| false))?;
-        if channel.end.await.map_err(|_| place.reason())? {
+        if channel.end.await.map_err(|_| slot.reason())? {
             return Ok(out.text().into_owned());
         }
-        self.pool.check_connection(&place).await?;
+        self.pool.check_connection(&slot).await?;
         Err(SessionError::new(SessionErrorKind::Remote, err.text().trim().to_owned()))
     }
 
@@ -166,7 +166,7 @@ impl Commands {
 async fn told_to_end(mut by: Shell, line: &[u8]) -> Option<bool> {
     by.feed.write_all(line).ok()?;
     drop(by.feed);
-    let mut said = Answer::default();
+    let mut said = FramedOutput::default();
     said.read_on(&mut by.channel.stdout, |_| false).await.ok()?;
     match said.text().trim() {
         "gone" => Some(true),
@@ -225,7 +225,7 @@ impl Supervised {
         let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let opening = commands.pool.shell(stdout.as_ref());
-        let Shell { feed, mut channel, place } =
+        let Shell { feed, mut channel, slot } =
             stop.run_until_cancelled(opening).await.ok_or_else(cancelled)??;
         drop(stdout);
         let mut outputs = Outputs::of(&mut channel);
@@ -233,7 +233,7 @@ impl Supervised {
         stop.run_until_cancelled(commands.greet(&mut outputs)).await.ok_or_else(cancelled)??;
         stop.run_until_cancelled(commands.pool.keep_spare()).await.ok_or_else(cancelled)??;
         let feeding = input.feed(header, feed);
-        let mut pump = Pump::new(commands, place, outputs, &mark, output);
+        let mut pump = Pump::new(commands, slot, outputs, &mark, output);
         let stopped = pump.run(&stop).await;
         if let (Some(consumed), false) = (consumed, stopped) {
             // Closing the channel would cut off what is still on its way.

@@ -13,7 +13,7 @@ use tsunami_core::{BoxError, Exit, OutputSink, SessionError, SessionErrorKind, S
 use super::conversation::Outputs;
 use super::supervisor::{Status, StatusDecoder};
 use super::{Commands, TRAILING_OUTPUT_TIMEOUT, local};
-use crate::pool::Place;
+use crate::pool::Slot;
 use crate::shell::Preamble;
 use crate::transport::Output;
 
@@ -26,7 +26,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// A command's outputs on their way, and what was seen in them.
 pub(super) struct Pump {
     commands: Arc<Commands>,
-    place: Place,
+    slot: Slot,
     stdout: Option<Output>,
     stderr: Option<Output>,
     stdout_preamble: Preamble,
@@ -46,14 +46,14 @@ pub(super) struct Pump {
 impl Pump {
     pub(super) fn new(
         commands: Arc<Commands>,
-        place: Place,
+        slot: Slot,
         outputs: Outputs,
         mark: &str,
         output: Arc<dyn OutputSink>,
     ) -> Self {
         Self {
             commands,
-            place,
+            slot,
             stdout: outputs.stdout,
             stderr: outputs.stderr,
             stdout_preamble: outputs.out.preamble,
@@ -193,7 +193,7 @@ impl Pump {
         match (self.exit, self.killed) {
             (_, Some(true)) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
             (_, Some(false)) => {
-                self.commands.pool.check_connection(&self.place).await?;
+                self.commands.pool.check_connection(&self.slot).await?;
                 let message = "cancelled, and the command may still be running";
                 return Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message));
             }
@@ -206,7 +206,7 @@ impl Pump {
                 format!("cannot enter the directory {directory}"),
             ));
         }
-        self.commands.pool.check_connection(&self.place).await?;
+        self.commands.pool.check_connection(&self.slot).await?;
         let Some(group) = self.group else {
             let kind =
                 if stopped { SessionErrorKind::CancelledUnconfirmed } else { SessionErrorKind::Remote };

@@ -36,9 +36,13 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
-/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the
-/// run's processes are ended at teardown, and at the deadline by a watchdog of the machine's own. What
-/// commands changed elsewhere stays. Host keys are checked against the user's known hosts.
+/// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's processes
+/// are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands changed elsewhere stays.
+/// Host keys are checked against the user's known hosts.
+///
+/// Nothing runs on a host before its watchdog watches: the directory in which commands begin is there only then. A
+/// watchdog that has gone since, because the host was started again, has a successor as soon as anybody connects to
+/// the run. `launch` only writes down which hosts the run takes; those that nothing was put on are not visited again.
 #[derive(Debug)]
 pub struct HostsProvider {
     root: PathBuf,

@@ -1,110 +1,43 @@
-//! The account's quotas of virtual processors: which one a type counts against, and what is left of it.
+//! What is left of the account's quotas of virtual processors.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aws_sdk_ec2::types::{Filter, Instance, InstanceLifecycleType};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
-use crate::error::{Answer, Failure};
-use crate::inventory::{PAGE, pages};
+use crate::error::{AwsError, Result};
+use crate::limited::{MAX_PAGE, pages};
+use crate::quota::Quota;
 use crate::region::Region;
 use crate::spec::{Ec2Spec, Market};
 use crate::text;
 
 /// How long what was looked up is gone by: groups are quoted together.
-const FRESH: Duration = Duration::from_secs(15);
+const QUOTAS_TTL: Duration = Duration::from_secs(15);
 
 /// How long is waited for what is only good to know.
 const QUOTAS_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A family of types that share a quota: the letters that their names begin with, what the quota calls it, and the
-/// codes for on-demand and spot.
-/// <https://docs.aws.amazon.com/ec2/latest/instancetypes/ec2-instance-quotas.html>
-struct Family {
-    begins: &'static [&'static str],
-    name: &'static str,
-    on_demand: &'static str,
-    spot: Option<&'static str>,
-}
-
-const fn family(
-    begins: &'static [&'static str],
-    name: &'static str,
-    on_demand: &'static str,
-    spot: Option<&'static str>,
-) -> Family {
-    Family { begins, name, on_demand, spot }
-}
-
-const FAMILIES: &[Family] = &[
-    family(&["dl"], "DL", "L-6E869C2A", Some("L-85EED4F7")),
-    family(&["f"], "F", "L-74FC7D96", Some("L-88CF9481")),
-    family(&["g", "gr", "vt"], "G and VT", "L-DB2E81BA", Some("L-3819A6DF")),
-    family(&["hpc"], "HPC", "L-F7808C92", None),
-    family(&["inf"], "Inf", "L-1945791B", Some("L-B5D1601B")),
-    family(&["p"], "P", "L-417A185B", Some("L-7212CCBC")),
-    family(&["trn"], "Trn", "L-2C3B7624", Some("L-6B0D517C")),
-    family(&["u"], "High Memory", "L-43DA4232", None),
-    family(&["x"], "X", "L-7295265B", Some("L-E3A00192")),
-];
-const STANDARD: Family =
-    family(&[], "Standard (A, C, D, H, I, M, R, T, Z)", "L-1216C47A", Some("L-34B43A08"));
-
-/// As spot, p5 has a quota beside that of the other P types.
-const P5: Family = family(&["p"], "P5", "L-417A185B", Some("L-C4BD4855"));
-
-/// A quota of virtual processors.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Quota {
-    pub(crate) code: &'static str,
-    pub(crate) name: String,
-}
-
-impl Quota {
-    /// The one that machines of a type count against.
-    pub(crate) fn of(instance: &str, spot: bool) -> Self {
-        let letters: String = instance.chars().take_while(char::is_ascii_lowercase).collect();
-        let family = match FAMILIES.iter().find(|family| family.begins.contains(&letters.as_str())) {
-            Some(_) if spot && instance.starts_with("p5") => &P5,
-            Some(family) => family,
-            None => &STANDARD,
-        };
-        match (spot, family.spot) {
-            (true, Some(code)) => Self { code, name: format!("All {} Spot Instance Requests", family.name) },
-            _ => {
-                Self { code: family.on_demand, name: format!("Running On-Demand {} instances", family.name) }
-            }
-        }
-    }
-
-    /// How to have more of it.
-    pub(crate) fn help(&self, region: &str) -> String {
-        format!(
-            "ask for more with `aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {} \
-             --region {region} --desired-value N`, or ask for fewer or smaller machines",
-            self.code
-        )
-    }
-}
-
 /// What a region's quotas are, and what is used of them, as last looked up.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(super) struct QuotaCache {
     limits: BTreeMap<&'static str, (Instant, u32)>,
     used: Option<(Instant, BTreeMap<Quota, u32>)>,
 }
 
 /// Whether quotas have room for so many machines of any one of the types, of which each takes so many virtual
 /// processors. What is to be said where only some markets have, or it can't be found out; an error where none has.
-pub(crate) async fn check(
+pub(super) async fn check(
     spec: &Ec2Spec,
     region: &Region,
+    cache: &Mutex<QuotaCache>,
     processors: &BTreeMap<String, u32>,
     count: u32,
 ) -> Result<Vec<String>, ProviderError> {
-    let looked_up = timeout(QUOTAS_TIMEOUT, left(spec, region, processors)).await;
+    let looked_up = timeout(QUOTAS_TIMEOUT, left(spec, region, cache, processors)).await;
     let left = match looked_up {
         Ok(Ok(left)) => left,
         Ok(Err(failure)) => return Ok(vec![unchecked(region, &failure.explained())]),
@@ -172,9 +105,10 @@ fn shortage(
 async fn left(
     spec: &Ec2Spec,
     region: &Region,
+    cache: &Mutex<QuotaCache>,
     processors: &BTreeMap<String, u32>,
-) -> Answer<BTreeMap<Quota, u32>> {
-    let mut known = region.quotas.lock().await;
+) -> Result<BTreeMap<Quota, u32>> {
+    let mut known = cache.lock().await;
     let wanted = spec.markets.iter().flat_map(|market| {
         spec.instances
             .iter()
@@ -183,12 +117,12 @@ async fn left(
     });
     let wanted: Vec<Quota> = wanted.collect();
     for quota in &wanted {
-        if !known.limits.get(quota.code).is_some_and(|(at, _)| at.elapsed() < FRESH) {
+        if !known.limits.get(quota.code).is_some_and(|(at, _)| at.elapsed() < QUOTAS_TTL) {
             let limit = limit(region, quota).await?;
             known.limits.insert(quota.code, (Instant::now(), limit));
         }
     }
-    if !known.used.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH) {
+    if !known.used.as_ref().is_some_and(|(at, _)| at.elapsed() < QUOTAS_TTL) {
         known.used = Some((Instant::now(), used(region).await?));
     }
     let used = |quota: &Quota| {
@@ -203,28 +137,23 @@ async fn left(
 }
 
 /// The quota itself.
-async fn limit(region: &Region, quota: &Quota) -> Answer<u32> {
+async fn limit(region: &Region, quota: &Quota) -> Result<u32> {
     let request = region.service_quotas.get_service_quota().service_code("ec2").quota_code(quota.code);
     let answer = region.call("GetServiceQuota", || request.clone().send()).await?;
     match answer.quota().and_then(|quota| quota.value()) {
         Some(limit) if limit >= 0.0 => Ok(limit as u32),
-        _ => Err(Failure {
-            kind: ProviderErrorKind::Other,
-            code: "UnknownQuota".to_owned(),
-            message: format!("the answer has no value for {}", quota.code),
-            operation: "GetServiceQuota",
-            region: region.name.clone(),
-            answered: true,
-            in_fleet: false,
-            instance: None,
-        }),
+        _ => {
+            let message = format!("the answer has no value for {}", quota.code);
+            let kind = ProviderErrorKind::Other;
+            Err(AwsError::ours(kind, "UnknownQuota", message, "GetServiceQuota", &region.name))
+        }
     }
 }
 
 /// The virtual processors of all machines in the region, whosever they are, by the quotas that they count against.
-async fn used(region: &Region) -> Answer<BTreeMap<Quota, u32>> {
+async fn used(region: &Region) -> Result<BTreeMap<Quota, u32>> {
     let states = Filter::builder().name("instance-state-name").values("pending").values("running").build();
-    let request = region.ec2.describe_instances().filters(states).max_results(PAGE);
+    let request = region.ec2.describe_instances().filters(states).max_results(MAX_PAGE);
     let mut used: BTreeMap<Quota, u32> = BTreeMap::new();
     for reservation in pages!(region, "DescribeInstances", request.clone(), reservations) {
         for instance in reservation.instances() {
@@ -247,24 +176,6 @@ fn processors(instance: &Instance) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_quota_is_that_of_the_family() {
-        for (instance, spot, name, code) in [
-            ("c7g.large", false, "On-Demand Standard", "L-1216C47A"),
-            ("im4gn.large", false, "On-Demand Standard", "L-1216C47A"),
-            ("g5.xlarge", false, "On-Demand G and VT", "L-DB2E81BA"),
-            ("u-6tb1.metal", false, "On-Demand High Memory", "L-43DA4232"),
-            ("p4d.24xlarge", true, "All P Spot", "L-7212CCBC"),
-            ("p5.48xlarge", true, "All P5 Spot", "L-C4BD4855"),
-            ("p5.48xlarge", false, "On-Demand P instances", "L-417A185B"),
-            ("inf2.xlarge", true, "All Inf Spot", "L-B5D1601B"),
-            ("t3.micro", true, "All Standard", "L-34B43A08"),
-        ] {
-            let quota = Quota::of(instance, spot);
-            assert!(quota.name.contains(name) && quota.code == code, "{instance}: {quota:?}");
-        }
-    }
 
     #[test]
     fn a_market_has_room_if_one_type_has_or_all_together_where_they_may_be_mixed() {

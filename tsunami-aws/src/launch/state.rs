@@ -1,0 +1,135 @@
+//! What launches of one process know of each other.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tsunami_core::RunId;
+
+use crate::address::OwnAddress;
+use crate::model::Pool;
+
+/// For how long an offering without capacity is not asked for again.
+const UNAVAILABLE_TTL: Duration = Duration::from_secs(180);
+
+/// What launches share.
+#[derive(Debug)]
+pub(crate) struct LaunchState {
+    /// Who launches, for a tag.
+    pub(crate) owner: String,
+    pub(crate) address: OwnAddress,
+    pub(crate) locks: NamedLocks<LockKey>,
+    pub(crate) unavailable_offerings: UnavailableOfferings,
+    /// What was let in by this process.
+    pub(crate) opened: tokio::sync::Mutex<HashSet<Opening>>,
+}
+
+impl LaunchState {
+    pub(crate) fn new(owner: String, address: OwnAddress) -> Self {
+        Self {
+            owner,
+            address,
+            locks: NamedLocks::default(),
+            unavailable_offerings: UnavailableOfferings::default(),
+            opened: Default::default(),
+        }
+    }
+}
+
+/// What must not be done twice at the same time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LockKey {
+    /// The launch of a group of a run.
+    Group { run: RunId, group: String },
+    /// Making what a run has in a region before its first machine.
+    RunResources { run: RunId, region: String },
+}
+
+/// What a run's security group in a region lets in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Opening {
+    pub(crate) run: RunId,
+    pub(crate) region: String,
+    pub(crate) to: Peer,
+}
+
+/// Who is let in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Peer {
+    /// Whoever may connect by SSH, and the run's machines of the same region.
+    Usual,
+    /// A machine of the run's in another region, by its address.
+    Machine(String),
+}
+
+/// A lock for each key.
+#[derive(Debug)]
+pub(crate) struct NamedLocks<K>(Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>);
+
+impl<K> Default for NamedLocks<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> NamedLocks<K> {
+    /// The lock of this key.
+    pub(crate) fn named_lock(&self, key: K) -> Arc<tokio::sync::Mutex<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+    }
+}
+
+/// A pool of a region, as spot or on-demand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Offering {
+    pub(crate) region: String,
+    pub(crate) spot: bool,
+    pub(crate) pool: Pool,
+}
+
+/// Offerings that had no capacity, since when, and for how many at the least.
+#[derive(Debug, Default)]
+pub(crate) struct UnavailableOfferings(Mutex<HashMap<Offering, (Instant, u32)>>);
+
+impl UnavailableOfferings {
+    /// Whether so many were refused there a moment ago, or fewer.
+    pub(crate) fn has(&self, offering: &Offering, wanted: u32) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(offering)
+            .is_some_and(|(since, least)| since.elapsed() < UNAVAILABLE_TTL && wanted >= *least)
+    }
+
+    /// Remembers that so many were refused there.
+    pub(crate) fn add(&self, offering: Offering, refused: u32) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = known.get(&offering).filter(|(since, _)| since.elapsed() < UNAVAILABLE_TTL);
+        let least = earlier.map_or(refused, |(_, least)| refused.min(*least));
+        known.insert(offering, (Instant::now(), least));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_had_no_room_for_some_is_remembered_for_a_while_and_only_for_as_many() {
+        let pool = Pool { instance: "c7g.large".into(), zone: "a".into(), subnet: "s".into() };
+        let spot = Offering { region: "eu-west-1".into(), spot: true, pool };
+        let on_demand = Offering { spot: false, ..spot.clone() };
+        let unavailable = UnavailableOfferings::default();
+        unavailable.add(spot.clone(), 3);
+        assert!(unavailable.has(&spot, 3) && unavailable.has(&spot, 4));
+        assert!(!unavailable.has(&spot, 2) && !unavailable.has(&on_demand, 3));
+        // More that are refused tell nothing of fewer.
+        unavailable.add(spot.clone(), 5);
+        assert!(unavailable.has(&spot, 3));
+        tokio::time::advance(UNAVAILABLE_TTL).await;
+        assert!(!unavailable.has(&spot, 3));
+        unavailable.add(spot.clone(), 5);
+        assert!(!unavailable.has(&spot, 4) && unavailable.has(&spot, 5));
+    }
+}

@@ -1,0 +1,90 @@
+//! What is wrong with a spec by itself, whatever EC2 has.
+
+use std::time::{Duration, SystemTime};
+
+use tsunami_core::ProviderError;
+
+use super::invalid;
+use crate::region::Region;
+use crate::spec::Ec2Spec;
+use crate::user_data::UserData;
+use crate::{tag, text};
+
+/// So many tags of a user's: EC2 takes fifty, and eight are tsunami's own.
+const MAX_TAGS: usize = 42;
+
+/// How long the private keys are that launches make, as OpenSSH writes them.
+const HOST_KEY_LENGTH: usize = 411;
+
+/// What is wrong with a spec by itself.
+pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
+    let wrong = |message: &str| Err(invalid(region, message.to_owned()));
+    if spec.instances.is_empty() {
+        return wrong("no instance type is given");
+    }
+    if spec.markets.is_empty() {
+        return wrong("no market is given");
+    }
+    if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
+        return wrong("max_price is not an amount of money");
+    }
+    for (key, value) in &spec.tags {
+        let (longest_key, longest) = (tag::MAX_KEY_LENGTH, tag::MAX_VALUE_LENGTH);
+        if key.is_empty() || key.chars().count() > longest_key || value.chars().count() > longest {
+            let message = format!(
+                "the tag `{}` is too long: a key has 1 to {longest_key} characters, a value up to {longest}",
+                text::line(key)
+            );
+            return Err(invalid(region, message));
+        }
+        if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
+            return Err(invalid(region, format!("the tag `{key}` is not for users to set")));
+        }
+    }
+    if spec.tags.len() > MAX_TAGS {
+        return Err(invalid(
+            region,
+            format!("a machine can have at most {MAX_TAGS} tags beside those that tsunami sets"),
+        ));
+    }
+    if let Some(profile) = &spec.iam_profile
+        && !is_instance_profile(profile)
+    {
+        let message = format!("iam_profile `{profile}` is no instance profile");
+        return Err(invalid(region, message).help(
+            "give its name, or its ARN (`arn:aws:iam::ACCOUNT:instance-profile/NAME`); a role is not one, but \
+             mostly has one of its own name",
+        ));
+    }
+    for cidr in &spec.ssh_from {
+        if !is_cidr(cidr) {
+            let message = format!("ssh_from `{cidr}` is no block of IPv4 addresses");
+            return Err(
+                invalid(region, message).help("write it as 203.0.113.7/32, or 0.0.0.0/0 for the whole world")
+            );
+        }
+    }
+    let lifetime = Duration::from_secs(1);
+    let own = spec.user_data.as_deref();
+    let host_key = "x".repeat(HOST_KEY_LENGTH);
+    UserData { at: SystemTime::now(), lifetime, host_key: &host_key, own }
+        .compose()
+        .map_err(|error| invalid(region, error.to_string()))?;
+    Ok(())
+}
+
+/// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_InstanceProfile.html>
+fn is_instance_profile(text: &str) -> bool {
+    let name = match text.strip_prefix("arn:") {
+        Some(arn) => arn.split_once(":instance-profile/").and_then(|(_, path)| path.rsplit('/').next()),
+        None => Some(text),
+    };
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
+    name.is_some_and(|name| (1..=128).contains(&name.len()) && name.chars().all(is_usual))
+}
+
+fn is_cidr(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(address, length)| {
+        address.parse::<std::net::Ipv4Addr>().is_ok() && length.parse::<u8>().is_ok_and(|length| length <= 32)
+    })
+}

@@ -1,0 +1,314 @@
+//! What a spec comes to in its region: the image, the pools that could serve it, and their prices.
+
+mod check;
+mod images;
+mod network;
+mod offerings;
+mod prices;
+mod quotas;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OnceCell;
+use tsunami_core::{Price, ProviderError, ProviderErrorKind};
+
+pub(crate) use self::check::check;
+use self::images::Image;
+use self::network::{Network, Subnet};
+use self::offerings::Types;
+use self::quotas::QuotaCache;
+use crate::model::Pool;
+use crate::region::Region;
+use crate::spec::{Disk, Ec2Spec, Market};
+
+/// What a public IPv4 address costs, in US dollars an hour, everywhere.
+/// <https://aws.amazon.com/vpc/pricing/>
+const ADDRESS_DOLLARS_PER_HOUR: f64 = 0.005;
+
+/// No region asks more for a GiB of gp2 or gp3 and month, in US dollars.
+/// <https://aws.amazon.com/ebs/pricing/>
+const DISK_DOLLARS_PER_GIB_MONTH: f64 = 0.20;
+const HOURS_PER_MONTH: f64 = 730.0;
+
+/// Looks specs up, each once.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    pricing: aws_sdk_pricing::Client,
+    /// By region.
+    lookups: HashMap<String, RegionLookups>,
+    resolved: Mutex<HashMap<ResolveKey, Arc<OnceCell<Arc<ResolvedSpec>>>>>,
+}
+
+/// What was looked up of a region, for all groups in it.
+#[derive(Debug, Default)]
+struct RegionLookups {
+    default_subnets: OnceCell<Vec<Subnet>>,
+    quotas: tokio::sync::Mutex<QuotaCache>,
+}
+
+/// What a resolved spec depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ResolveKey {
+    region: String,
+    zone: Option<String>,
+    subnet: Option<String>,
+    instances: Vec<String>,
+    image: String,
+    user: Option<String>,
+    disk: Option<Disk>,
+    /// Their order decides which pool comes first.
+    markets: Vec<Market>,
+}
+
+impl ResolveKey {
+    fn of(spec: &Ec2Spec, region: &Region) -> Self {
+        Self {
+            region: region.name.clone(),
+            zone: spec.zone.clone(),
+            subnet: spec.subnet.clone(),
+            instances: spec.instances.clone(),
+            image: spec.image.clone(),
+            user: spec.user.clone(),
+            disk: spec.disk.clone(),
+            markets: spec.markets.clone(),
+        }
+    }
+}
+
+impl Resolver {
+    pub(crate) fn new(pricing: aws_sdk_pricing::Client, regions: &[Region]) -> Self {
+        let lookups = regions.iter().map(|region| (region.name.clone(), RegionLookups::default()));
+        Self { pricing, lookups: lookups.collect(), resolved: Mutex::default() }
+    }
+
+    /// Looks a spec up, unless that was done before. Creates nothing.
+    pub(crate) async fn resolve(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+    ) -> Result<Arc<ResolvedSpec>, ProviderError> {
+        let cell = {
+            let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+            resolved.entry(ResolveKey::of(spec, region)).or_default().clone()
+        };
+        // Who comes second waits for the first, and tries it if that one fails.
+        let resolve = async || {
+            let lookups = self.lookups(region)?;
+            ResolvedSpec::of(spec, region, lookups, &self.pricing).await.map(Arc::new)
+        };
+        cell.get_or_try_init(resolve).await.cloned()
+    }
+
+    /// Whether the account's quotas have room for so many machines: what is to be said where only some markets have,
+    /// or it can't be found out; an error where none has.
+    pub(crate) async fn check_quotas(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+        resolved: &ResolvedSpec,
+        count: u32,
+    ) -> Result<Vec<String>, ProviderError> {
+        quotas::check(spec, region, &self.lookups(region)?.quotas, &resolved.processors, count).await
+    }
+
+    fn lookups(&self, region: &Region) -> Result<&RegionLookups, ProviderError> {
+        self.lookups
+            .get(&region.name)
+            .ok_or_else(|| invalid(region, "it is not among this provider's regions".to_owned()))
+    }
+}
+
+/// A spec, looked up.
+#[derive(Clone, Debug)]
+pub(crate) struct ResolvedSpec {
+    pub(crate) image: Image,
+    pub(crate) vpc: String,
+    /// Whether machines get a public address.
+    pub(crate) public: bool,
+    /// Why what machines cost here is not known.
+    pub(crate) unpriced: Option<String>,
+    /// Every type in every zone that has it, the cheapest first.
+    pub(crate) pools: Vec<Pool>,
+    /// The virtual processors of each type.
+    pub(crate) processors: BTreeMap<String, u32>,
+    /// US dollars an hour, by type and zone.
+    pub(crate) spot: BTreeMap<(String, String), f64>,
+    /// US dollars an hour, by type.
+    pub(crate) on_demand: BTreeMap<String, f64>,
+    /// What a machine that may burst can cost beside that, in US dollars an hour, at full load.
+    pub(crate) surplus: f64,
+    pub(crate) notes: Vec<String>,
+}
+
+impl ResolvedSpec {
+    async fn of(
+        spec: &Ec2Spec,
+        region: &Region,
+        lookups: &RegionLookups,
+        pricing: &aws_sdk_pricing::Client,
+    ) -> Result<Self, ProviderError> {
+        let Types { architecture, surplus, processors } = offerings::types(spec, region).await?;
+        let (image, network, offered, spot, on_demand) = tokio::try_join!(
+            images::image(spec, region, &architecture),
+            network::network(spec, region, &lookups.default_subnets),
+            offerings::offered(spec, region),
+            prices::spot_prices(spec, region),
+            async { Ok(prices::on_demand_prices(spec, region, pricing).await) },
+        )?;
+        let Network { vpc, subnets, public, unpriced } = network;
+        let (on_demand, mut notes) = on_demand;
+        if !public {
+            notes.push(
+                "machines get no public address in that subnet: this computer has to reach their private ones"
+                    .to_owned(),
+            );
+        }
+        if let Some(why) = &unpriced {
+            notes.push(format!("what machines cost is not known here: {why}"));
+        }
+        let mut pools = Vec::new();
+        for instance in &spec.instances {
+            let zones = offered.get(instance);
+            for (zone, subnet) in
+                subnets.iter().filter(|(zone, _)| zones.is_some_and(|it| it.contains(*zone)))
+            {
+                let pool = Pool { instance: instance.clone(), zone: zone.clone(), subnet: subnet.clone() };
+                pools.push(pool);
+            }
+        }
+        if pools.is_empty() {
+            return Err(offerings::not_offered(spec, region, &subnets, &offered));
+        }
+        let price = |pool: &Pool| {
+            let key = (pool.instance.clone(), pool.zone.clone());
+            let spot = spec.markets.first().is_some_and(|market| market.is_spot()).then(|| spot.get(&key));
+            spot.unwrap_or_else(|| on_demand.get(&pool.instance)).copied().unwrap_or(f64::INFINITY)
+        };
+        pools.sort_by(|a, b| price(a).total_cmp(&price(b)));
+        if let Some(why) = &image.unpriced {
+            notes.push(format!("what image {} costs is not known here: {why}", image.id));
+        }
+        if let Some(disk) = &spec.disk {
+            if disk.gib.is_some_and(|gib| gib < image.gib) {
+                let message = format!(
+                    "a disk of {} GiB is too small for {}, which has {} GiB",
+                    disk.gib.unwrap_or_default(),
+                    image.id,
+                    image.gib
+                );
+                return Err(invalid(region, message));
+            }
+            if let Some(message) = disk.beyond_limits(disk.gib.unwrap_or(image.gib)) {
+                return Err(invalid(region, message));
+            }
+            if !is_plain(disk) {
+                notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
+            }
+        }
+        Ok(Self { image, vpc, public, unpriced, pools, processors, spot, on_demand, surplus, notes })
+    }
+
+    /// What an hour of a machine costs as it looks now, its disk and address included.
+    pub(crate) fn price(&self, spec: &Ec2Spec, market: Market, pool: &Pool) -> Price {
+        let machine = match market.is_spot() {
+            true => self.spot.get(&(pool.instance.clone(), pool.zone.clone())),
+            false => self.on_demand.get(&pool.instance),
+        };
+        match machine.zip(self.extras(spec)) {
+            Some((machine, extras)) => Price::PerHour(machine + extras),
+            None => Price::Unknown,
+        }
+    }
+
+    /// The most that an hour of a machine can cost, whatever market and pool it comes from.
+    pub(crate) fn max_price(&self, spec: &Ec2Spec) -> Price {
+        let types: BTreeSet<&String> = self.pools.iter().map(|pool| &pool.instance).collect();
+        // Spot never costs more than on-demand, unless somebody says so.
+        let full = |instance: &String| self.on_demand.get(instance).copied();
+        let of_market = |market: &Market| match (market.is_spot(), spec.max_price) {
+            (true, Some(price)) => Some(price),
+            _ => types
+                .iter()
+                .map(|instance| full(instance))
+                .try_fold(0.0, |most: f64, price| Some(most.max(price?))),
+        };
+        let machine =
+            spec.markets.iter().map(of_market).try_fold(0.0, |most: f64, price| Some(most.max(price?)));
+        let rounds = if spec.replace_interrupted { 2.0 } else { 1.0 };
+        match machine.zip(self.extras(spec)) {
+            Some((machine, extras)) => Price::PerHour((machine + self.surplus + extras) * rounds),
+            None => Price::Unknown,
+        }
+    }
+
+    /// The disk and the address.
+    fn extras(&self, spec: &Ec2Spec) -> Option<f64> {
+        let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
+        let gib = root + self.image.more_gib;
+        let known = spec.disk.as_ref().is_none_or(is_plain);
+        (known && self.image.unpriced.is_none() && self.unpriced.is_none())
+            .then(|| ADDRESS_DOLLARS_PER_HOUR + f64::from(gib) * DISK_DOLLARS_PER_GIB_MONTH / HOURS_PER_MONTH)
+    }
+}
+
+fn is_general_purpose(kind: &str) -> bool {
+    matches!(kind, "gp2" | "gp3")
+}
+
+/// Whether a disk costs what its size does.
+fn is_plain(disk: &Disk) -> bool {
+    let included =
+        disk.iops.is_none_or(|iops| iops <= 3000) && disk.throughput.is_none_or(|rate| rate <= 125);
+    is_general_purpose(&disk.kind) && included
+}
+
+pub(crate) fn invalid(region: &Region, message: String) -> ProviderError {
+    ProviderError::new(ProviderErrorKind::InvalidSpec, region.name.clone(), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_that_it_can_cost_leaves_nothing_out_that_is_not_known() {
+        let image = Image {
+            id: "ami-1".into(),
+            name: "linux".into(),
+            root_device: "/dev/xvda".into(),
+            gib: 8,
+            more_gib: 0,
+            unpriced: None,
+            user: "admin".into(),
+        };
+        let pool = Pool { instance: "t4g.small".into(), zone: "a".into(), subnet: "s".into() };
+        let resolved = ResolvedSpec {
+            image,
+            vpc: "vpc-1".into(),
+            public: true,
+            unpriced: None,
+            pools: vec![pool],
+            processors: BTreeMap::new(),
+            spot: BTreeMap::new(),
+            on_demand: BTreeMap::from([("t4g.small".to_owned(), 0.02)]),
+            surplus: 0.0,
+            notes: Vec::new(),
+        };
+        let most = |resolved: &ResolvedSpec| match resolved.max_price(&Ec2Spec::default()) {
+            Price::PerHour(dollars) => Some(dollars),
+            _ => None,
+        };
+        let plain = most(&resolved).unwrap();
+        assert!(plain > 0.02 + ADDRESS_DOLLARS_PER_HOUR, "{plain}");
+        // What bursts can cost more; a further volume does.
+        assert!(most(&ResolvedSpec { surplus: 0.1, ..resolved.clone() }).unwrap() > plain + 0.099);
+        let more = Image { more_gib: 100, ..resolved.image.clone() };
+        assert!(most(&ResolvedSpec { image: more, ..resolved.clone() }).unwrap() > plain + 0.02);
+        let paid = Image { unpriced: Some("RHEL".into()), ..resolved.image.clone() };
+        assert_eq!(most(&ResolvedSpec { image: paid, ..resolved.clone() }), None);
+        let dedicated = Some("of dedicated tenancy".to_owned());
+        assert_eq!(most(&ResolvedSpec { unpriced: dedicated, ..resolved.clone() }), None);
+        assert_eq!(most(&ResolvedSpec { on_demand: BTreeMap::new(), ..resolved }), None);
+    }
+}
