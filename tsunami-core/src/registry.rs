@@ -78,7 +78,7 @@ pub use crate::experiment::values::{Place, Table, Value, Values};
 /// How a provider is used from files and commands.
 #[async_trait]
 pub trait Registration: Debug + Send + Sync + 'static {
-    /// The name, as `provider = "…"` and records have it.
+    /// The name, as `provider = "…"` and records have it. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
 
     /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says

@@ -9,6 +9,7 @@ mod logs;
 mod ls;
 mod plan;
 mod run;
+mod schema;
 mod ssh;
 mod up;
 
@@ -43,6 +44,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
         Command::Cp { run, paths } => cp::cp(registry, &run, &paths).await,
         Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
+        Command::Schema { reference } => schema::schema(registry, reference),
         Command::Down { runs, all } => down::down(registry, &runs, all).await,
     }
 }
