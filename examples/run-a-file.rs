@@ -7,12 +7,12 @@
 
 use tsunami_core::experiment::{Loader, RunOptions};
 use tsunami_core::registry::Backend;
-use tsunami_core::{Error, State, Tsunami};
+use tsunami_core::{Error, RunStore, Tsunami};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let file = std::env::args().nth(1).ok_or("which file?")?;
-    let (registry, state) = (tsunami_ssh::registry(), State::standard()?);
+    let (registry, state) = (tsunami_ssh::registry(), RunStore::standard()?);
     let experiment = Loader::new().registry(&registry).load(file)?;
     let backend = registry.connect(&experiment, &state, false).await;
     let Backend { provider, connector } = backend.map_err(Error::other)?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, RunDirectory, State};
+use tsunami_core::{Error as CoreError, RunEntry, RunStore};
 
 use crate::args::{Args, Command, FileArgs};
 use crate::error::Error;
@@ -52,7 +52,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
 /// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
 /// written, or a later version has. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
-    let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
+    let runs = RunStore::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
         match run.check() {
             Err(CoreError::Untrusted(untrusted)) => {
@@ -62,7 +62,7 @@ fn name_abandoned_runs() {
             _ => {}
         }
     }
-    let abandoned = |run: &RunDirectory| {
+    let abandoned = |run: &RunEntry| {
         run.is_controlled().is_ok_and(|controlled| !controlled)
             && run.record().is_ok_and(|record| !record.kept)
     };

@@ -23,8 +23,8 @@ use crate::event::{EventKind, GroupSize, rounded};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
-use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind};
-use crate::record::{RunRecord, State};
+use crate::provider::{LaunchRequest, ProgressSink, ProviderError, ProviderErrorKind};
+use crate::record::{RunRecord, RunStore};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -72,14 +72,14 @@ impl Tsunami {
         cancel: CancellationToken,
     ) -> Result<RunHandle, Error> {
         let quotes = cancel.run_until_cancelled(self.quote(&plan)).await.ok_or(Error::Cancelled)??;
-        let most = plan.most(&quotes);
+        let max_cost = plan.max_cost(&quotes);
         if let Some(budget) = plan.budget
-            && most.is_none_or(|most| most > budget)
+            && max_cost.is_none_or(|max_cost| max_cost > budget)
         {
-            return Err(Error::Budget { budget, most });
+            return Err(Error::Budget { budget, max_cost });
         }
-        let record = self.record_of(run, &plan, most);
-        let state = self.state.clone().map_or_else(State::standard, Ok)?;
+        let record = self.record_of(run, &plan, max_cost);
+        let state = self.state.clone().map_or_else(RunStore::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
         let preparing = self.connector.prepare(&record.run, directory.path());
         let prepared = cancel.run_until_cancelled(preparing).await;
@@ -100,7 +100,7 @@ impl Tsunami {
         }
     }
 
-    fn record_of(&self, run: RunId, plan: &Plan, most: Option<f64>) -> RunRecord {
+    fn record_of(&self, run: RunId, plan: &Plan, max_cost: Option<f64>) -> RunRecord {
         let created = self.started_at.unwrap_or_else(SystemTime::now);
         let groups = plan.groups.iter();
         RunRecord {
@@ -114,7 +114,7 @@ impl Tsunami {
             results: self.results.clone(),
             kept: false,
             budget: plan.budget,
-            most,
+            max_cost,
         }
     }
 }
@@ -264,7 +264,7 @@ impl Provisioner {
             deadline: run.deadline.read(),
             authorized_key: run.authorized_key.clone(),
             replace: replaced.map(|(_, id)| id.clone()).collect(),
-            notes: Notes::new(note),
+            notes: ProgressSink::new(note),
         }
     }
 }

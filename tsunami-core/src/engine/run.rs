@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::event::{EventKind, Events, GroupSize, seconds_since_epoch};
 use crate::machine::{MachineId, RunId, machine_name};
 use crate::provider::{Leftover, Provider};
-use crate::record::{RunDirectory, RunLock, RunRecord};
+use crate::record::{RunEntry, RunLock, RunRecord};
 use crate::session::{Connector, Session};
 
 /// A run in this process: all that its tasks share.
@@ -32,7 +32,7 @@ pub(super) struct Run {
     pub(super) experiment: String,
     pub(super) groups: Vec<GroupSize>,
     pub(super) deadline: RunDeadline,
-    pub(super) directory: RunDirectory,
+    pub(super) directory: RunEntry,
     pub(super) authorized_key: String,
     pub(super) provider: Arc<dyn Provider>,
     pub(super) connector: Arc<dyn Connector>,
@@ -63,7 +63,7 @@ impl Tsunami {
     pub(super) fn open(
         &self,
         record: &RunRecord,
-        directory: RunDirectory,
+        directory: RunEntry,
         lock: Option<RunLock>,
         cancel: CancellationToken,
         authorized_key: String,
@@ -282,7 +282,7 @@ impl Drop for Owned {
 /// # When it is dropped
 ///
 /// Wherever that is, the machines are torn down in the background, on the runtime that the handle was made on.
-/// [`Tsunami::idle`] waits for that, and should be awaited before the runtime ends: see [`Tsunami::run`]. The same
+/// [`Tsunami::wait_idle`] waits for that, and should be awaited before the runtime ends: see [`Tsunami::run`]. The same
 /// holds if a future of its methods is dropped.
 #[derive(Debug)]
 pub struct RunHandle {

@@ -200,7 +200,7 @@ impl HostsProvider {
         let noted = tokio::task::spawn_blocking(move || private::write(&note, b"")).await;
         noted.map_err(io::Error::other).flatten().map_err(|error| {
             let message = format!("cannot write {}", path.display());
-            ProviderError::new(ProviderErrorKind::Other, "admit", message).source(error)
+            ProviderError::new(ProviderErrorKind::Other, "verify", message).source(error)
         })
     }
 
@@ -346,14 +346,14 @@ impl Provider for HostsProvider {
     }
 
     /// Nothing runs on a host before its watchdog watches.
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let until = machine.expires.unwrap_or_else(SystemTime::now);
         self.arm(machine, &**session, until, Arming::Ensure).await
     }
 
     /// A host may have lost its watchdog: it has been started again, or somebody has ended what they did not know.
-    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        self.admit(machine, session).await
+    async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.verify(machine, session).await
     }
 
     async fn extend_on(
@@ -442,7 +442,7 @@ fn remove(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use tsunami_core::{Deadline, Notes};
+    use tsunami_core::{Deadline, ProgressSink};
 
     #[tokio::test]
     async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
@@ -459,7 +459,7 @@ mod tests {
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: String::new(),
             replace: Vec::new(),
-            notes: Notes::default(),
+            notes: ProgressSink::default(),
         };
         provider.launch(&request).await.unwrap();
         let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));

@@ -244,7 +244,7 @@ mod tests {
             deadline: tsunami_core::Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: "ssh-ed25519 none".to_owned(),
             replace: Vec::new(),
-            notes: tsunami_core::Notes::default(),
+            notes: tsunami_core::ProgressSink::default(),
         }
     }
 
