@@ -187,27 +187,6 @@ impl Run {
         Ok((host, liveness))
     }
 
-    /// Connects to a machine that an earlier process left up, and has its provider see to it.
-    pub(super) async fn readmitted(
-        &self,
-        machine: Machine,
-        within: Duration,
-    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
-        let deadline = Instant::now() + within;
-        let (host, liveness) = self.connect(machine, deadline, within).await?;
-        let readmitting = self.provider.readmit(host.machine(), host.session());
-        let unanswered = |_| {
-            let message = "what it keeps on the machine could not be seen to in time";
-            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
-        };
-        let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
-        readmitted.map_err(|source| Error::Unfit {
-            machine: host.name().to_owned(),
-            id: host.machine().id.clone(),
-            source,
-        })?;
-        Ok((host, liveness))
-    }
 
     /// Connects to a machine, until the deadline.
     async fn connect(
