@@ -4,21 +4,21 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use tsunami_core::{State, Tsunami};
+use tsunami_core::{RunStore, Tsunami};
 use tsunami_examples::{measure, plan};
 use tsunami_ssh::{LocalProvider, SshConnector};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/demo");
 
 fn tsunami(root: &Path) -> Tsunami {
-    let state = State::at(root.join("runs"));
+    let state = RunStore::at(root.join("runs"));
     let provider = LocalProvider::new(state.root());
     Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default())).state(state)
 }
 
 /// No process has to do with the directory any more, and no run is recorded in it.
 fn assert_clean(root: &Path) {
-    assert_eq!(State::at(root.join("runs")).runs().unwrap(), []);
+    assert_eq!(RunStore::at(root.join("runs")).runs().unwrap(), []);
     let name = root.as_os_str().as_encoded_bytes();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         for file in ["cmdline", "environ"] {

@@ -7,13 +7,13 @@
 
 use std::sync::Arc;
 
-use tsunami_core::{Error, State, Tsunami};
+use tsunami_core::{Error, RunStore, Tsunami};
 use tsunami_examples::{measure, plan};
 use tsunami_ssh::{LocalProvider, SshConnector};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let provider = LocalProvider::new(State::standard()?.root());
+    let provider = LocalProvider::new(RunStore::standard()?.root());
     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default()));
     let programs = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/demo");
     for measurement in tsunami.run(plan(programs, 3), measure).await? {

@@ -7,12 +7,12 @@
 
 use std::sync::Arc;
 
-use tsunami_core::{Error, Group, MachineSpec, Plan, State, Tsunami};
+use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
 use tsunami_ssh::{LocalProvider, SshConnector};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let provider = LocalProvider::new(State::standard()?.root());
+    let provider = LocalProvider::new(RunStore::standard()?.root());
     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default()));
     let plan = Plan::new("smallest").group(Group::new("node", MachineSpec::default()).count(3));
     tsunami

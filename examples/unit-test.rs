@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
-use tsunami_core::{Error, State, Tsunami};
+use tsunami_core::{Error, RunStore, Tsunami};
 use tsunami_examples::{Measurement, measure, plan};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/demo");
@@ -27,7 +27,7 @@ fn cloud() -> FakeCloud {
 async fn run(cloud: &FakeCloud) -> Result<Vec<Measurement>, Error> {
     let records = tempfile::tempdir()?;
     let tsunami =
-        Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone())).state(State::at(records.path()));
+        Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone())).state(RunStore::at(records.path()));
     tsunami.run(plan(PROGRAMS, 3), measure).await
 }
 

@@ -6,10 +6,10 @@
 //! ```no_run
 //! use std::sync::Arc;
 //! use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Spec, Market};
-//! use tsunami_core::{Connector, Error, Group, MachineSpec, Plan, State, Tsunami};
+//! use tsunami_core::{Connector, Error, Group, MachineSpec, Plan, RunStore, Tsunami};
 //!
 //! # async fn example(connector: Arc<dyn Connector>) -> Result<(), Error> {
-//! let state = State::standard()?;
+//! let state = RunStore::standard()?;
 //! let options = Ec2Options { regions: vec!["eu-west-1".into()], ..Ec2Options::default() };
 //! let provider = Ec2Provider::connect(state.root(), options).await.map_err(Error::other)?;
 //! let spec = MachineSpec::new(Ec2Spec {

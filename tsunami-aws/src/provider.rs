@@ -240,7 +240,7 @@ impl Provider for Ec2Provider {
         if spec.placement_group && count.get() > 1 && spec.mixed {
             notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());
         }
-        Ok(Quote { offers, most: resolved.max_price(spec), notes })
+        Ok(Quote { offers, max_price: resolved.max_price(spec), notes })
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -267,7 +267,7 @@ impl Provider for Ec2Provider {
         Ok(machines)
     }
 
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         guest::verify_deadline(machine, session, self.regions[0].clock).await?;
         self.open_ports(&machine.run).await?;
         if self.spec_of(machine).is_some_and(|spec| spec.wait_for_cloud_init) {
@@ -276,7 +276,7 @@ impl Provider for Ec2Provider {
         Ok(())
     }
 
-    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+    async fn interruption_notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
         let spec = self.spec_of(machine);
         if !spec.is_some_and(|spec| spec.markets.iter().any(|market| market.is_spot())) {
             return std::future::pending().await;

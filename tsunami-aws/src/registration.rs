@@ -12,7 +12,7 @@ use tsunami_core::registry::{
     Backend, Common, ConnectRequest, DiscoveredRun, Form, GroupTable, Key, Machines, Place, Registration,
     Settings, Survey, SurveyQuery, Table, TableReader, Value, Values,
 };
-use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunDirectory, RunId, RunRecord};
+use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
 
 use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
 
@@ -155,7 +155,7 @@ impl Registration for Ec2Registration {
 
     async fn reconnect_unrecorded(
         &self,
-        directory: &RunDirectory,
+        directory: &RunEntry,
         request: &ConnectRequest<'_>,
     ) -> Result<Backend, ProviderError> {
         let recorded = recorded_options(request.state.root(), &directory.id())

@@ -119,6 +119,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of experiment files
+    Schema {
+        /// Print the reference of all keys in place of it, as Markdown
+        #[arg(long)]
+        reference: bool,
+    },
     /// Tear runs down, also after a crash
     Down {
         /// Run ids, prefixes of them, or experiments' names

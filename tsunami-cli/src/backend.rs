@@ -2,7 +2,7 @@
 
 use tsunami_core::experiment::{Experiment, Ssh};
 use tsunami_core::registry::{Backend, Registration, Registry, Survey, SurveyQuery};
-use tsunami_core::{Error as CoreError, Leftover, RunDirectory, State, Tsunami};
+use tsunami_core::{Error as CoreError, Leftover, RunEntry, RunStore, Tsunami};
 
 use crate::args::CloudArgs;
 use crate::error::Error;
@@ -12,7 +12,7 @@ pub(crate) async fn of(
     registry: &Registry,
     experiment: &Experiment,
     accept_new_hosts: bool,
-    state: &State,
+    state: &RunStore,
 ) -> Result<Backend, Error> {
     registry.connect(experiment, state, accept_new_hosts).await.map_err(Error::Provider)
 }
@@ -20,8 +20,8 @@ pub(crate) async fn of(
 /// What a recorded run was made with.
 pub(crate) async fn recorded(
     registry: &Registry,
-    directory: &RunDirectory,
-    state: &State,
+    directory: &RunEntry,
+    state: &RunStore,
 ) -> Result<Backend, Error> {
     let record = directory.record()?;
     find(registry, &record.provider)?;
@@ -31,8 +31,8 @@ pub(crate) async fn recorded(
 /// The engine for a recorded run.
 pub(crate) async fn engine(
     registry: &Registry,
-    directory: &RunDirectory,
-    state: &State,
+    directory: &RunEntry,
+    state: &RunStore,
 ) -> Result<Tsunami, Error> {
     let Backend { provider, connector } = recorded(registry, directory, state).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
@@ -42,14 +42,14 @@ pub(crate) async fn engine(
 /// of the run may remain.
 pub(crate) async fn engine_or_remains(
     registry: &Registry,
-    directory: &RunDirectory,
-    state: &State,
+    directory: &RunEntry,
+    state: &RunStore,
 ) -> Result<Tsunami, Error> {
     engine(registry, directory, state).await.map_err(|error| remains(registry, directory, state, error))
 }
 
 /// What is to be said of a run whose provider can't be asked: what is known of it may remain.
-pub(crate) fn remains(registry: &Registry, directory: &RunDirectory, state: &State, error: Error) -> Error {
+pub(crate) fn remains(registry: &Registry, directory: &RunEntry, state: &RunStore, error: Error) -> Error {
     let run = directory.id();
     let is_elsewhere =
         || registry.providers().any(|provider| provider.finds_by_tag() && keeps(&**provider, directory));
@@ -68,14 +68,14 @@ pub(crate) fn remains(registry: &Registry, directory: &RunDirectory, state: &Sta
 }
 
 /// Whether a provider keeps something in a run's directory: it does so under its own name.
-pub(crate) fn keeps(provider: &dyn Registration, directory: &RunDirectory) -> bool {
+pub(crate) fn keeps(provider: &dyn Registration, directory: &RunEntry) -> bool {
     directory.path().join(provider.name()).exists()
 }
 
 /// Looks for runs by tag, in the regions that are named; without any, in the usual one or, `everywhere`, in all.
 pub(crate) async fn survey(
     registry: &Registry,
-    state: &State,
+    state: &RunStore,
     cloud: &CloudArgs,
     everywhere: bool,
 ) -> Result<Vec<(Backend, Survey)>, Error> {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use tsunami_core::results::json;
 use tsunami_core::text::{harmless, mark};
-use tsunami_core::{Deadline, Event, Observer as _, Origin, Report, RunRecord, State, Stream};
+use tsunami_core::{Deadline, Event, Observer as _, Origin, Report, RunRecord, RunStore, Stream};
 
 use crate::reporter::{Plain, Shared, Verbosity, little_run};
 use crate::terminal::{Message, Style, clean_lines, one_line};
@@ -134,13 +134,13 @@ proptest! {
             results: None,
             kept: false,
             budget: None,
-            most: None,
+            max_cost: None,
         };
         let directory = root.path().join(run);
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("record.json"), changed(&json(&valid).unwrap(), &record)).unwrap();
         fs::write(directory.join("machines.json"), machines).unwrap();
-        let state = State::at(root.path());
+        let state = RunStore::at(root.path());
         for found in state.runs().unwrap() {
             for error in [found.record().err(), found.machines().err()].into_iter().flatten() {
                 assert_clean(&crate::error::Error::Core(error).text(&crate::error::Remedy::Down));

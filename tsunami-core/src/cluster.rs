@@ -215,14 +215,14 @@ impl Host {
     ///
     /// It is an error if the provider does not know it, as of a host that is reached by a name.
     pub fn ip(&self) -> Result<&str, Error> {
-        self.inner.machine.addresses.own().ok_or_else(|| self.error("its address is not known"))
+        self.inner.machine.addresses.internal().ok_or_else(|| self.error("its address is not known"))
     }
 
     /// The address by which this machine reaches `other`: private within a network, public across.
     ///
     /// It is an error, of the other one, if the provider does not know it.
     pub fn ip_of<'a>(&self, other: &'a Host) -> Result<&'a str, Error> {
-        let address = other.inner.machine.addresses.seen_from(&self.inner.machine.addresses);
+        let address = other.inner.machine.addresses.address_from(&self.inner.machine.addresses);
         address.ok_or_else(|| other.error("its address is not known"))
     }
 

@@ -93,12 +93,12 @@ pub enum Error {
         source: ProviderError,
     },
     /// The run might cost more than its budget. Nothing was started.
-    #[error("{}", over_budget(*budget, *most))]
+    #[error("{}", over_budget(*budget, *max_cost))]
     Budget {
         /// The budget, in US dollars.
         budget: f64,
         /// The most the run can cost, in US dollars; `None` if a price is not known.
-        most: Option<f64>,
+        max_cost: Option<f64>,
     },
     /// A command ended with a status other than 0, or by a signal.
     #[error("{machine}: stage {stage}: `{}` ended with {exit}", shown(command))]
@@ -417,9 +417,11 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-fn over_budget(budget: f64, most: Option<f64>) -> String {
-    match most {
-        Some(most) => format!("the run may cost up to ${most:.2}, more than its budget of ${budget:.2}"),
+fn over_budget(budget: f64, max_cost: Option<f64>) -> String {
+    match max_cost {
+        Some(max_cost) => {
+            format!("the run may cost up to ${max_cost:.2}, more than its budget of ${budget:.2}")
+        }
         None => format!("what the run may cost is not known, so it does not fit its budget of ${budget:.2}"),
     }
 }

@@ -29,11 +29,11 @@
 //!
 //! # What is guaranteed
 //!
-//! - Nothing is asked for before the run is [recorded](State). [`Tsunami::down`] ends it from any process, on any
+//! - Nothing is asked for before the run is [recorded](RunStore). [`Tsunami::down`] ends it from any process, on any
 //!   day.
 //! - Every machine has a deadline of its own from its birth, which needs no controller.
 //! - Futures of set-up closures, of the experiment and of [`Tsunami`]'s methods may be dropped at any await. What was
-//!   begun by then is torn down in the background: await [`Tsunami::idle`] before the runtime ends.
+//!   begun by then is torn down in the background: await [`Tsunami::wait_idle`] before the runtime ends.
 //! - Code that others write, as observers, providers, connectors and closures, may panic or never answer. A teardown
 //!   goes on.
 //! - An [`Error`] names the machine, the stage and the command, has the last lines of both outputs, and says what may
@@ -86,10 +86,10 @@ pub use plan::{
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{
-    LaunchRequest, Leftover, MachineSpec, Notes, Offer, Price, Provider, ProviderError, ProviderErrorKind,
-    Quote, RunFilter,
+    LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
+    ProviderErrorKind, Quote, RunFilter,
 };
-pub use record::{RECORD_SCHEMA, RunDirectory, RunRecord, State};
+pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};
 pub use session::{
     Command, Connector, Download, Exit, OutputSink, Program, Session, SessionError, SessionErrorKind, Stdin,
@@ -97,3 +97,7 @@ pub use session::{
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};
+
+/// Shell that finds processes with all that belongs to them, and ends them. The scripts that do so begin with it.
+#[doc(hidden)]
+pub const PROCESSES_SCRIPT: &str = include_str!("processes.sh");

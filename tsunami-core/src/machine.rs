@@ -262,12 +262,12 @@ pub struct Addresses {
 
 impl Addresses {
     /// The address by which a machine reaches itself: private if there is one.
-    pub fn own(&self) -> Option<&str> {
+    pub fn internal(&self) -> Option<&str> {
         self.private.as_deref().or(self.public.as_deref())
     }
 
     /// The address by which the controller reaches the machine: public if there is one.
-    pub fn from_outside(&self) -> Option<&str> {
+    pub fn external(&self) -> Option<&str> {
         self.public.as_deref().or(self.private.as_deref())
     }
 
@@ -282,12 +282,12 @@ impl Addresses {
     ///     network: Some(network.into()),
     /// };
     /// let (a, b, c) = (at("1.0.0.1", "10.0.0.1", "eu"), at("1.0.0.2", "10.0.0.2", "eu"), at("1.0.0.3", "10.0.0.1", "us"));
-    /// assert_eq!(b.seen_from(&a), Some("10.0.0.2"));
-    /// assert_eq!(c.seen_from(&a), Some("1.0.0.3"));
+    /// assert_eq!(b.address_from(&a), Some("10.0.0.2"));
+    /// assert_eq!(c.address_from(&a), Some("1.0.0.3"));
     /// ```
-    pub fn seen_from(&self, viewer: &Addresses) -> Option<&str> {
+    pub fn address_from(&self, viewer: &Addresses) -> Option<&str> {
         let together = self.network.is_some() && self.network == viewer.network;
-        if together { self.own() } else { self.from_outside() }
+        if together { self.internal() } else { self.external() }
     }
 }
 
@@ -296,7 +296,7 @@ impl Addresses {
 pub struct Login {
     /// The user to log in as; `None` leaves it to the connector's configuration.
     pub user: Option<String>,
-    /// The name or address to connect to, where that is not [`Addresses::from_outside`].
+    /// The name or address to connect to, where that is not [`Addresses::external`].
     pub host: Option<String>,
     /// The port to connect to; `None` leaves it to the connector's configuration.
     pub port: Option<u16>,

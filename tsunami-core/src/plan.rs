@@ -106,9 +106,9 @@ impl Plan {
 
     /// The most that the machines can cost over their lifetime, in US dollars, given the quotes for the groups
     /// in order. `None` if a price is not known.
-    pub fn most(&self, quotes: &[Quote]) -> Option<f64> {
+    pub fn max_cost(&self, quotes: &[Quote]) -> Option<f64> {
         let groups = self.groups.iter().zip(quotes);
-        groups.map(|(group, quote)| quote.most.dollars(group.count, self.lifetime)).sum()
+        groups.map(|(group, quote)| quote.max_price.dollars(group.count, self.lifetime)).sum()
     }
 
     /// Checks the plan by itself. The error lists all problems.

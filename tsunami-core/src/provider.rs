@@ -50,14 +50,14 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// Checks what the provider promised of a new machine, above all its deadline, once there is a session to
     /// it and before its set-up begins; waits for what its first boot has yet to do. May be dropped at any
     /// await. A machine that is refused does not stay.
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let _ = (machine, session);
         Ok(())
     }
 
     /// Renews what the provider keeps on a machine that it has admitted, above all its deadline, when another process
     /// connects to it. May be dropped at any await.
-    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let _ = (machine, session);
         Ok(())
     }
@@ -65,7 +65,7 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// Waits until the machine itself hears that it is going to be taken back, and says what it heard, for
     /// providers that tell a machine what may be missing from a listing, or come later there. Is dropped when
     /// the machine is gone or the run ends. The default hears nothing.
-    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+    async fn interruption_notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
         let _ = (machine, session);
         std::future::pending().await
     }
@@ -151,15 +151,15 @@ pub struct Quote {
     /// What could be had, the most likely first.
     pub offers: Vec<Offer>,
     /// The most that one machine of the group can cost, whatever is chosen, and all that comes with it.
-    pub most: Price,
+    pub max_price: Price,
     /// What the user should know beside that.
     pub notes: Vec<String>,
 }
 
 impl Quote {
-    /// The quote of what could be had, the most likely first, where one machine costs `most` at the most.
-    pub fn new(offers: Vec<Offer>, most: Price) -> Self {
-        Self { offers, most, notes: Vec::new() }
+    /// The quote of what could be had, the most likely first, where one machine costs `max_price` at the most.
+    pub fn new(offers: Vec<Offer>, max_price: Price) -> Self {
+        Self { offers, max_price, notes: Vec::new() }
     }
 
     /// The quote of a provider that has one kind of machine, which costs nothing.
@@ -235,7 +235,7 @@ pub struct LaunchRequest {
     /// Machines of an earlier launch that no longer count: each gets a replacement in its place.
     pub replace: Vec<MachineId>,
     /// Where to say what happens on the way.
-    pub notes: Notes,
+    pub notes: ProgressSink,
 }
 
 impl LaunchRequest {
@@ -256,18 +256,18 @@ impl LaunchRequest {
             deadline,
             authorized_key: String::new(),
             replace: Vec::new(),
-            notes: Notes::default(),
+            notes: ProgressSink::default(),
         }
     }
 }
 
 /// Takes what a provider says on the way: that a market had no capacity, and which is next.
 #[derive(Clone, Default)]
-pub struct Notes(Option<TakeNote>);
+pub struct ProgressSink(Option<TakeNote>);
 
 type TakeNote = Arc<dyn Fn(&str) + Send + Sync>;
 
-impl Notes {
+impl ProgressSink {
     /// Hands every note to `take`. The default hands them to nobody.
     pub fn new(take: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(take)))
@@ -281,9 +281,9 @@ impl Notes {
     }
 }
 
-impl Debug for Notes {
+impl Debug for ProgressSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Notes")
+        f.write_str("ProgressSink")
     }
 }
 

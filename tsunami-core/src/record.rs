@@ -34,7 +34,7 @@ const HALF_MADE: Duration = Duration::from_secs(600);
 
 /// Where runs are recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct RunStore {
     root: PathBuf,
 }
 
@@ -64,8 +64,8 @@ pub struct RunRecord {
     #[serde(default)]
     pub budget: Option<f64>,
     /// The most that they can cost over their lifetime, in US dollars, if that is known.
-    #[serde(default)]
-    pub most: Option<f64>,
+    #[serde(default, rename = "most")]
+    pub max_cost: Option<f64>,
 }
 
 /// A record as it is written.
@@ -83,7 +83,7 @@ struct Form {
     schema: u32,
 }
 
-impl State {
+impl RunStore {
     /// Keeps records in `root`, which is made when the first run is recorded.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
@@ -107,14 +107,14 @@ impl State {
     }
 
     /// Records a run, durably, and takes its lock.
-    pub(crate) fn create(&self, record: &RunRecord) -> Result<(RunDirectory, RunLock), Error> {
-        let directory = RunDirectory { path: self.root.join(record.run.as_str()) };
+    pub(crate) fn create(&self, record: &RunRecord) -> Result<(RunEntry, RunLock), Error> {
+        let directory = RunEntry { path: self.root.join(record.run.as_str()) };
         let failed = |source| Error::record("write", &directory.path, source);
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(failed)?;
         private::check_directory(&self.root).map_err(failed)?;
         self.sweep();
         // Made under another name, so that no run is ever seen without its record and its lock.
-        let new = RunDirectory { path: self.root.join(format!(".new-{}", record.run)) };
+        let new = RunEntry { path: self.root.join(format!(".new-{}", record.run)) };
         DirBuilder::new().mode(0o700).create(&new.path).map_err(failed)?;
         let lock = new.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
         new.write_record(record)?;
@@ -136,8 +136,8 @@ impl State {
     }
 
     /// All runs known here, oldest first. They are known by name only: whether one can be believed, and is not of a
-    /// later version's making, shows when it is [checked](RunDirectory::check) or read.
-    pub fn runs(&self) -> Result<Vec<RunDirectory>, Error> {
+    /// later version's making, shows when it is [checked](RunEntry::check) or read.
+    pub fn runs(&self) -> Result<Vec<RunEntry>, Error> {
         let failed = |source| Error::record("read", &self.root, source);
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
@@ -148,7 +148,7 @@ impl State {
         for entry in entries {
             let entry = entry.map_err(failed)?;
             if entry.file_name().to_str().is_some_and(|name| name.parse::<RunId>().is_ok()) {
-                runs.push(RunDirectory { path: entry.path() });
+                runs.push(RunEntry { path: entry.path() });
             }
         }
         runs.sort_by(|a, b| a.path.cmp(&b.path));
@@ -157,7 +157,7 @@ impl State {
 
     /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment
     /// with one recorded run.
-    pub fn find(&self, name: &str) -> Result<RunDirectory, Error> {
+    pub fn find(&self, name: &str) -> Result<RunEntry, Error> {
         let runs = self.runs()?;
         if name.is_empty() {
             // A script's unset variable means no run, least of all the only one.
@@ -166,7 +166,7 @@ impl State {
         if let Some(exact) = runs.iter().find(|run| run.id().as_str() == name) {
             return Ok(exact.clone());
         }
-        let experiment = |run: &RunDirectory| run.record().is_ok_and(|record| record.experiment == name);
+        let experiment = |run: &RunEntry| run.record().is_ok_and(|record| record.experiment == name);
         let mut fitting: Vec<_> = runs.iter().filter(|run| run.id().as_str().starts_with(name)).collect();
         if fitting.is_empty() {
             fitting = runs.iter().filter(|run| experiment(run)).collect();
@@ -175,7 +175,7 @@ impl State {
             [] => Err(Error::UnknownRun { name: name.to_owned() }),
             [run] => Ok(run.clone()),
             _ => {
-                let runs = fitting.into_iter().map(RunDirectory::id).collect();
+                let runs = fitting.into_iter().map(RunEntry::id).collect();
                 Err(Error::AmbiguousRun { name: name.to_owned(), runs })
             }
         }
@@ -184,7 +184,7 @@ impl State {
 
 /// The directory in which a run keeps its record and its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunDirectory {
+pub struct RunEntry {
     path: PathBuf,
 }
 
@@ -194,7 +194,7 @@ pub(crate) struct RunLock {
     _file: File,
 }
 
-impl RunDirectory {
+impl RunEntry {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -329,14 +329,14 @@ mod tests {
             results: None,
             kept: false,
             budget: None,
-            most: None,
+            max_cost: None,
         }
     }
 
     #[test]
     fn runs_are_found_by_id_by_prefix_and_by_experiment() {
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path().join("runs"));
+        let state = RunStore::at(root.path().join("runs"));
         for (id, experiment) in
             [("20260101-aaaa", "redis"), ("20260102-bbbb", "kafka"), ("20260102-cccc", "kafka")]
         {
@@ -355,7 +355,7 @@ mod tests {
     #[test]
     fn what_a_killed_process_left_half_made_is_no_run_and_is_removed_in_time() {
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path());
+        let state = RunStore::at(root.path());
         for (name, age) in
             [(".new-20260101-aaaa", 3600), (".old-20260101-bbbb", 3600), (".new-20260101-cccc", 1)]
         {
@@ -377,8 +377,8 @@ mod tests {
         ("machines.json", include_str!("../tests/fixtures/run-1/machines.json")),
     ];
 
-    fn first_form(state: &State) -> RunDirectory {
-        let directory = RunDirectory { path: state.root().join("20260101-080000-haaaaaaaaaaaa") };
+    fn first_form(state: &RunStore) -> RunEntry {
+        let directory = RunEntry { path: state.root().join("20260101-080000-haaaaaaaaaaaa") };
         DirBuilder::new().recursive(true).mode(0o700).create(&directory.path).unwrap();
         for (name, content) in FIRST_FORM {
             private::write(&directory.path.join(name), content.as_bytes()).unwrap();
@@ -389,11 +389,11 @@ mod tests {
     #[test]
     fn a_record_of_the_first_form_is_read_and_kept_up() {
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path());
+        let state = RunStore::at(root.path());
         let directory = first_form(&state);
         assert_eq!(state.find("redis").unwrap(), directory);
         let record = directory.record().unwrap();
-        assert_eq!((record.provider.as_str(), record.groups.len(), record.most), ("aws", 2, Some(1.25)));
+        assert_eq!((record.provider.as_str(), record.groups.len(), record.max_cost), ("aws", 2, Some(1.25)));
         let machines = directory.machines().unwrap();
         assert_eq!(machines.iter().map(Machine::name).collect::<Vec<_>>(), ["server-0", "client-0"]);
         directory.write_record(&RunRecord { kept: true, ..record.clone() }).unwrap();
@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn a_record_of_a_later_form_is_named_and_not_touched() {
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path());
+        let state = RunStore::at(root.path());
         let newer = first_form(&state);
         // Nothing else of it need be what this version knows.
         let later = format!("{{\"schema\": {}, \"run\": [1, 2]}}", RECORD_SCHEMA + 1);
@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn a_record_of_another_run_is_none() {
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path());
+        let state = RunStore::at(root.path());
         let (directory, _lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
         directory.write_record(&record("20260102-bbbb", "redis")).unwrap();
         let error = crate::ErrorChain(&directory.record().unwrap_err()).to_string();
@@ -445,7 +445,7 @@ mod tests {
     fn a_record_is_private_and_locked_while_its_controller_lives() {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path().join("runs"));
+        let state = RunStore::at(root.path().join("runs"));
         let (directory, lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(directory.path()), 0o700);
@@ -459,7 +459,7 @@ mod tests {
     fn a_run_that_another_user_may_have_written_is_named_and_not_read() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let root = tempfile::tempdir().unwrap();
-        let state = State::at(root.path().join("runs"));
+        let state = RunStore::at(root.path().join("runs"));
         let (directory, lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
         drop(lock);
         directory.write_machines(&[]).unwrap();
@@ -467,7 +467,7 @@ mod tests {
         let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let named = |path: &Path| {
             let runs = state.runs().unwrap();
-            assert_eq!(runs.iter().map(RunDirectory::id).collect::<Vec<_>>(), [directory.id()]);
+            assert_eq!(runs.iter().map(RunEntry::id).collect::<Vec<_>>(), [directory.id()]);
             let refused = |what: &str, result: Result<(), Error>| match result {
                 Err(Error::Untrusted(untrusted)) => assert_eq!(untrusted.path, path, "{what}"),
                 other => panic!("{what} of {}: {other:?}", path.display()),
@@ -496,7 +496,7 @@ mod tests {
         symlink(root.path().join("elsewhere"), &run).unwrap();
         named(&run);
         // Where all runs are kept may be a link: that is the user's choice.
-        let by_link = State::at(root.path().join("link"));
+        let by_link = RunStore::at(root.path().join("link"));
         fs::remove_file(&run).unwrap();
         fs::rename(root.path().join("elsewhere"), &run).unwrap();
         symlink(&runs, by_link.root()).unwrap();
@@ -518,7 +518,7 @@ mod tests {
             cut in 0..400_usize, byte in proptest::prelude::any::<u8>(),
         ) {
             let root = tempfile::tempdir().unwrap();
-            let (directory, _lock) = State::at(root.path()).create(&record("20260101-aaaa", "redis")).unwrap();
+            let (directory, _lock) = RunStore::at(root.path()).create(&record("20260101-aaaa", "redis")).unwrap();
             let mut spoiled = fs::read(directory.path().join("record.json")).unwrap();
             directory.write_machines(&[]).unwrap();
             let cut = cut % spoiled.len();
@@ -536,7 +536,7 @@ mod tests {
     fn a_run_that_cannot_be_recorded_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), "").unwrap();
-        let state = State::at(root.path().join("file/runs"));
+        let state = RunStore::at(root.path().join("file/runs"));
         assert!(matches!(state.create(&record("x", "y")), Err(Error::Record { action: "write", .. })));
     }
 }

@@ -69,7 +69,7 @@ use async_trait::async_trait;
 use crate::experiment::{Experiment, Group, OnInterruption, Ssh};
 use crate::machine::RunId;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
-use crate::record::{RunDirectory, RunRecord, State};
+use crate::record::{RunEntry, RunRecord, RunStore};
 use crate::session::Connector;
 
 pub use crate::experiment::keys::{Form, Key};
@@ -78,7 +78,7 @@ pub use crate::experiment::values::{Place, Table, Value, Values};
 /// How a provider is used from files and commands.
 #[async_trait]
 pub trait Registration: Debug + Send + Sync + 'static {
-    /// The name, as `provider = "…"` and records have it.
+    /// The name, as `provider = "…"` and records have it. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
 
     /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says
@@ -124,7 +124,7 @@ pub trait Registration: Debug + Send + Sync + 'static {
     /// The same for a run whose record can't be read, by what lies beside it.
     async fn reconnect_unrecorded(
         &self,
-        directory: &RunDirectory,
+        directory: &RunEntry,
         request: &ConnectRequest<'_>,
     ) -> Result<Backend, ProviderError> {
         let _ = directory;
@@ -239,7 +239,7 @@ impl Settings {
 #[non_exhaustive]
 pub struct ConnectRequest<'a> {
     /// Where runs are recorded.
-    pub state: &'a State,
+    pub state: &'a RunStore,
     /// How machines are connected to.
     pub ssh: &'a Ssh,
     /// Whether hosts whose keys are not known are trusted, for this run.
@@ -390,7 +390,7 @@ impl Registry {
     pub async fn connect(
         &self,
         experiment: &Experiment,
-        state: &State,
+        state: &RunStore,
         accept_new_hosts: bool,
     ) -> Result<Backend, ProviderError> {
         let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
@@ -401,13 +401,13 @@ impl Registry {
     }
 
     /// Connects to what a recorded run was made with. Its options for SSH are remembered in its directory.
-    pub async fn reconnect(&self, record: &RunRecord, state: &State) -> Result<Backend, ProviderError> {
+    pub async fn reconnect(&self, record: &RunRecord, state: &RunStore) -> Result<Backend, ProviderError> {
         let provider = self.find(&record.provider).ok_or_else(|| unknown(&record.provider))?;
         provider.reconnect(record, &self.request(state, &Ssh::default())).await
     }
 
     /// A request for a run of which nothing but its record is known.
-    pub fn request<'a>(&'a self, state: &'a State, ssh: &'a Ssh) -> ConnectRequest<'a> {
+    pub fn request<'a>(&'a self, state: &'a RunStore, ssh: &'a Ssh) -> ConnectRequest<'a> {
         let (accept_new_hosts, groups, settings) = (false, &[][..], Settings::default());
         ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self }
     }

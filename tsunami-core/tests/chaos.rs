@@ -23,7 +23,7 @@ use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
     Cluster, Command, Download, Error, EventKind, Group, Host, LaunchRequest, Leftover, Machine, MachineId,
     MachineSpec, Plan, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, RunFilter, RunId,
-    Session, State, Tsunami,
+    RunStore, Session, Tsunami,
 };
 
 /// Takes 20 to 30 seconds in a debug build on two cores.
@@ -45,7 +45,7 @@ const CALLS: [Call; 11] = [
     Call::Launch,
     Call::List,
     Call::Connect,
-    Call::Admit,
+    Call::Verify,
     Call::Exec,
     Call::Upload,
     Call::Download,
@@ -306,7 +306,7 @@ fn faults(rng: &mut Rng) -> Vec<(Call, u32, Fault)> {
             0..5 => (Call::Launch, 4),
             5..8 => (Call::List, 30),
             8..11 => (Call::Terminate, 3),
-            11 => (Call::Admit, 4),
+            11 => (Call::Verify, 4),
             _ => (Call::Quote, 3),
         };
         let kind = one(rng, &[Throttled, Unavailable, Unavailable, Capacity, Quota, Unauthorized, Other]);
@@ -421,7 +421,7 @@ async fn experiment(body: Body, cluster: Cluster, scratch: std::path::PathBuf) -
 struct World {
     cloud: FakeCloud,
     first: FakeCloud,
-    state: State,
+    state: RunStore,
     cancel: CancellationToken,
     dropped: CancellationToken,
     crashed: CancellationToken,
@@ -438,7 +438,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl World {
-    fn new(schedule: &Schedule, state: State) -> Self {
+    fn new(schedule: &Schedule, state: RunStore) -> Self {
         let cloud = FakeCloud::new(schedule.seed);
         cloud.latency(schedule.latency.clone());
         cloud.lag(schedule.lag);
@@ -503,7 +503,7 @@ impl World {
 #[derive(Debug)]
 struct Watched {
     cloud: FakeCloud,
-    state: State,
+    state: RunStore,
     crashed: CancellationToken,
     unrecorded: Arc<Mutex<Vec<String>>>,
 }
@@ -530,12 +530,12 @@ impl Provider for Watched {
         self.cloud.list(filter).await
     }
 
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        self.cloud.admit(machine, session).await
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.cloud.verify(machine, session).await
     }
 
-    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
-        self.cloud.notice(machine, session).await
+    async fn interruption_notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        self.cloud.interruption_notice(machine, session).await
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
@@ -573,7 +573,7 @@ enum End {
 async fn play(schedule: &Schedule, root: &Path) -> Outcome {
     let begun = Instant::now();
     let deadline = begun + schedule.lifetime + Duration::from_secs(1);
-    let world = World::new(schedule, State::at(root.join("runs")));
+    let world = World::new(schedule, RunStore::at(root.join("runs")));
     let events = Arc::new(Recorder::default());
     let unrecorded = Arc::default();
     let provider = Watched {
@@ -701,7 +701,7 @@ async fn first_controller(schedule: &Schedule, world: &World, tsunami: &Tsunami,
                 timeout(PATIENCE, &mut run).await.expect("the cancelled run never ends")
             }
         };
-        timeout(PATIENCE, tsunami.idle()).await.expect("never idle");
+        timeout(PATIENCE, tsunami.wait_idle()).await.expect("never idle");
         match joined {
             Ok(Some(result)) => End::Result(result),
             Ok(None) => End::Dropped,

@@ -80,7 +80,7 @@ async fn connected() -> Box<dyn Session> {
         deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
         authorized_key,
         replace: Vec::new(),
-        notes: tsunami_core::Notes::default(),
+        notes: tsunami_core::ProgressSink::default(),
     };
     cloud.launch(&request).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;

@@ -15,7 +15,7 @@ use tsunami_core::{
     Addresses, Cluster, Command, Download, Error, Event, EventKind, Exit, Group, Keep, LaunchRequest,
     Leftover, Login, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer,
     Plan, Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId,
-    Session, SessionError, SessionErrorKind, State, Tsunami,
+    RunStore, Session, SessionError, SessionErrorKind, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -23,7 +23,7 @@ struct World {
     cloud: FakeCloud,
     events: Arc<Recorder>,
     cancel: CancellationToken,
-    state: State,
+    state: RunStore,
     _directory: TempDir,
 }
 
@@ -38,7 +38,7 @@ impl World {
             cloud: FakeCloud::new(seed),
             events: Arc::default(),
             cancel: CancellationToken::new(),
-            state: State::at(directory.path().join("runs")),
+            state: RunStore::at(directory.path().join("runs")),
             _directory: directory,
         }
     }
@@ -152,7 +152,7 @@ async fn a_refused_quote_asks_for_nothing_more() {
 #[tokio::test(start_paused = true)]
 async fn a_run_that_cannot_be_recorded_asks_for_nothing() {
     let world = World::new();
-    let tsunami = world.tsunami().state(State::at("/dev/null/runs"));
+    let tsunami = world.tsunami().state(RunStore::at("/dev/null/runs"));
     let error = tsunami.run(server_and_clients(), nothing).await.unwrap_err();
     assert!(matches!(error, Error::Record { action: "write", .. }), "{error:?}");
     assert_eq!((world.cloud.calls(Call::Launch), world.cloud.calls(Call::Prepare)), (0, 0));
@@ -292,7 +292,7 @@ async fn a_failure_that_is_followed_by_others_ends_the_run_without_delay() {
 #[tokio::test(start_paused = true)]
 async fn a_check_of_a_new_machine_that_never_ends_is_given_up_by_its_name() {
     let world = World::new();
-    world.cloud.fault(Call::Admit, 3, Fault::Hang);
+    world.cloud.fault(Call::Verify, 3, Fault::Hang);
     let begun = Instant::now();
     let plan = server_and_clients().connect_timeout(Duration::from_secs(40));
     let error = world.run(plan, nothing).await.unwrap_err();
@@ -307,7 +307,7 @@ async fn a_check_of_a_new_machine_that_never_ends_is_given_up_by_its_name() {
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_its_provider_refuses_is_named() {
     let world = World::new();
-    world.cloud.fault(Call::Admit, 1, Fault::Error(ProviderErrorKind::Other));
+    world.cloud.fault(Call::Verify, 1, Fault::Error(ProviderErrorKind::Other));
     let error = world.run(server_and_clients(), nothing).await.unwrap_err();
     assert!(matches!(&error, Error::Unfit { .. }), "{error:?}");
     world.assert_clear();
@@ -392,7 +392,7 @@ async fn a_dropped_run_is_torn_down_in_the_background() {
             Ok(())
         });
         assert!(timeout(Duration::from_secs_f64(seconds), run).await.is_err());
-        tsunami.idle().await;
+        tsunami.wait_idle().await;
         world.assert_clear();
     }
 }
@@ -494,7 +494,7 @@ async fn a_quote_that_is_not_answered_can_be_cancelled() {
     let tsunami = world.tsunami();
     let run = tsunami.run(server_and_clients(), nothing);
     assert!(timeout(Duration::from_secs(60), run).await.is_err());
-    timeout(Duration::from_secs(60), tsunami.idle()).await.expect("a dropped run goes on");
+    timeout(Duration::from_secs(60), tsunami.wait_idle()).await.expect("a dropped run goes on");
     world.cloud.fault(Call::Quote, 4, Fault::Hang);
     let (run, cancel) = (world.run(server_and_clients(), nothing), world.cancel.clone());
     let cancelled = async {
@@ -770,7 +770,7 @@ async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
     let world = World::new();
     let tsunami = world.tsunami();
     drop(tsunami.up(server_and_clients()).await.unwrap());
-    tsunami.idle().await;
+    tsunami.wait_idle().await;
     world.assert_clear();
 }
 
@@ -782,7 +782,7 @@ async fn a_teardown_that_is_dropped_goes_on_in_the_background() {
         let tsunami = world.tsunami();
         let running = tsunami.up(server_and_clients()).await.unwrap();
         assert!(timeout(Duration::from_secs_f64(seconds), running.down()).await.is_err());
-        tsunami.idle().await;
+        tsunami.wait_idle().await;
         world.assert_clear();
     }
 }
@@ -1049,7 +1049,9 @@ async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
     {
         let world = World::new();
         let mut provider = MockProvider::new();
-        provider.expect_quote().returning(move |_, _| Ok(Quote { most: price, ..Quote::free("a mock") }));
+        provider
+            .expect_quote()
+            .returning(move |_, _| Ok(Quote { max_price: price, ..Quote::free("a mock") }));
         provider.expect_name().return_const("mock".to_owned());
         provider.expect_settings().return_const(serde_json::Value::Null);
         let error = || ProviderError::new(ProviderErrorKind::Capacity, "launch", "none");
@@ -1120,10 +1122,10 @@ impl Provider for Seen {
         machines.iter_mut().for_each(&self.see);
         Ok(machines)
     }
-    async fn admit(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         ask(session, "is it new").await
     }
-    async fn readmit(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn renew(&self, _: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         ask(session, "is it as it was").await
     }
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
@@ -1135,7 +1137,7 @@ impl Provider for Seen {
 }
 
 async fn ask(session: &Arc<dyn Session>, script: &str) -> Result<(), ProviderError> {
-    let failed = |error| ProviderError::new(ProviderErrorKind::Other, "admit", "it is not").source(error);
+    let failed = |error| ProviderError::new(ProviderErrorKind::Other, "verify", "it is not").source(error);
     session.administer(script, &[]).await.map(drop).map_err(failed)
 }
 

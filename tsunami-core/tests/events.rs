@@ -8,7 +8,7 @@ use std::time::Duration;
 use tsunami_core::testing::{Call, FakeCloud, MachineFault};
 use tsunami_core::{
     Command, EVENTS_SCHEMA, Error, Event, EventKind, EventsHeader, Group, MachineId, MachineSpec,
-    NewerSchema, Observer, Origin, Plan, Recorder, Report, State, Stream, Tsunami, UserEvent, read_events,
+    NewerSchema, Observer, Origin, Plan, Recorder, Report, RunStore, Stream, Tsunami, UserEvent, read_events,
 };
 
 /// Notes which command wrote what on which machine.
@@ -33,7 +33,7 @@ async fn events_alone_tell_machines_of_one_name_and_equal_commands_apart() {
     let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
         .observer(events.clone())
         .observer(written.clone())
-        .state(State::at(directory.path()));
+        .state(RunStore::at(directory.path()));
     let group = Group::new("node", MachineSpec::default()).replace_interrupted(true);
     let plan = Plan::new("test").group(group.setup(|host| async move { host.run("echo set-up").await }));
     let run = tsunami.run(plan, |cluster| async move {
@@ -91,7 +91,7 @@ async fn a_program_tells_of_its_trials_and_of_what_only_it_knows() {
     let (cloud, events) = (FakeCloud::new(1), Arc::<Recorder>::default());
     let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
         .observer(events.clone())
-        .state(State::at(directory.path()));
+        .state(RunStore::at(directory.path()));
     let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
     let run = tsunami.run(plan, |cluster| async move {
         let (trial, step) = ("1".to_owned(), "load".to_owned());

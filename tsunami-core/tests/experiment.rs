@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tsunami_core::experiment::{Experiment, Loader, RunOptions};
 use tsunami_core::testing::{FakeCloud, Reply};
-use tsunami_core::{Error, Observer, Recorder, State, Tsunami};
+use tsunami_core::{Error, Observer, Recorder, RunStore, Tsunami};
 
 const FILE: &str = r#"name = "x"
 [group.server]
@@ -42,7 +42,7 @@ fn cloud() -> FakeCloud {
 }
 
 fn tsunami(cloud: &FakeCloud, directory: &Path) -> Tsunami {
-    Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone())).state(State::at(directory.join("runs")))
+    Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone())).state(RunStore::at(directory.join("runs")))
 }
 
 fn load(directory: &Path, text: &str) -> Result<Experiment, Error> {

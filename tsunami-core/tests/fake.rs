@@ -26,7 +26,7 @@ async fn machine(cloud: &FakeCloud) -> Machine {
         deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
         authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
         replace: Vec::new(),
-        notes: tsunami_core::Notes::default(),
+        notes: tsunami_core::ProgressSink::default(),
     };
     cloud.launch(&request).await.unwrap();
     sleep(Duration::from_secs(30)).await;

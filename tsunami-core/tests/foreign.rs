@@ -12,19 +12,19 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
     Cluster, Command, Download, Error, Event, Exit, Group, Keep, Leftover, MachineSpec, MockConnector,
-    Observer, Origin, OutputSink, Plan, Session, SessionError, State, Stream, Tsunami,
+    Observer, Origin, OutputSink, Plan, RunStore, Session, SessionError, Stream, Tsunami,
 };
 
 struct World {
     cloud: FakeCloud,
-    state: State,
+    state: RunStore,
     _directory: TempDir,
 }
 
 impl World {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let state = State::at(directory.path().join("runs"));
+        let state = RunStore::at(directory.path().join("runs"));
         Self { cloud: FakeCloud::new(1), state, _directory: directory }
     }
 
@@ -103,7 +103,7 @@ async fn a_provider_that_panics_at_any_call_is_asked_again_until_nothing_is_left
         Call::Terminate,
         Call::Prepare,
         Call::Connect,
-        Call::Admit,
+        Call::Verify,
         Call::Exec,
         Call::Close,
     ];
@@ -181,7 +181,7 @@ fn a_handle_that_is_dropped_outside_of_any_runtime_is_torn_down_on_its_own() {
         } else {
             drop(running);
         }
-        let idle = async { timeout(Duration::from_secs(3600), tsunami.idle()).await };
+        let idle = async { timeout(Duration::from_secs(3600), tsunami.wait_idle()).await };
         runtime.block_on(idle).expect("never idle");
         // By the runtime's clock.
         runtime.block_on(async { world.assert_clear() });
@@ -308,7 +308,7 @@ async fn an_abandoned_down_goes_on_and_leaves_nothing_prepared() {
         let (tsunami, directory) = (world.tsunami(), world.state.find("test").unwrap());
         let down = tsunami.down(&directory);
         assert!(timeout(Duration::from_millis(milliseconds), down).await.is_err());
-        tsunami.idle().await;
+        tsunami.wait_idle().await;
         world.assert_clear();
     }
 }
@@ -319,7 +319,7 @@ async fn an_attached_handle_ends_with_all_that_it_began() {
     world.tsunami().up(plan()).await.unwrap().keep().await.unwrap();
     let (tsunami, directory) = (world.tsunami(), world.state.find("test").unwrap());
     let idle = async |what: &str| {
-        timeout(Duration::from_secs(60), tsunami.idle())
+        timeout(Duration::from_secs(60), tsunami.wait_idle())
             .await
             .unwrap_or_else(|_| panic!("{what}: never idle"));
         let listed = world.cloud.calls(Call::List);

@@ -113,25 +113,25 @@ impl Provider for WrongProvider {
         Ok(machines)
     }
 
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         match self.wrong {
             Wrong::AdmitsAnything => Ok(()),
             Wrong::AdmitsNothing => {
-                Err(ProviderError::new(tsunami_core::ProviderErrorKind::Other, "admit", "no"))
+                Err(ProviderError::new(tsunami_core::ProviderErrorKind::Other, "verify", "no"))
             }
-            _ => self.cloud.admit(machine, session).await,
+            _ => self.cloud.verify(machine, session).await,
         }
     }
 
-    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+    async fn interruption_notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
         match self.wrong {
             Wrong::NoticeNeverComes => std::future::pending().await,
             Wrong::NoticeAtOnce => "at once".to_owned(),
             Wrong::NoticeWithoutWords => {
-                self.cloud.notice(machine, session).await;
+                self.cloud.interruption_notice(machine, session).await;
                 String::new()
             }
-            _ => self.cloud.notice(machine, session).await,
+            _ => self.cloud.interruption_notice(machine, session).await,
         }
     }
 
@@ -426,7 +426,7 @@ async fn session(wrong: WrongSessionKind) -> WrongSession {
         deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
         authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
         replace: Vec::new(),
-        notes: tsunami_core::Notes::default(),
+        notes: tsunami_core::ProgressSink::default(),
     };
     cloud.launch(&request).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;

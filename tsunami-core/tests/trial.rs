@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
 use tsunami_core::trial::{Collect, Ready, Trial};
 use tsunami_core::{
-    Command, Error, EventKind, Exit, Group, MachineSpec, Observer, Plan, Recorder, State, Tsunami,
+    Command, Error, EventKind, Exit, Group, MachineSpec, Observer, Plan, Recorder, RunStore, Tsunami,
 };
 
 const FOREVER: Duration = Duration::from_secs(1_000_000);
@@ -34,7 +34,7 @@ impl World {
         Fut: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let tsunami = Tsunami::new(Arc::new(self.cloud.clone()), Arc::new(self.cloud.clone()))
-            .state(State::at(self.directory.path().join("runs")))
+            .state(RunStore::at(self.directory.path().join("runs")))
             .observer(self.events.clone() as Arc<dyn Observer>);
         let plan = Plan::new("trial")
             .group(Group::new("server", MachineSpec::default()))
@@ -230,7 +230,7 @@ async fn a_name_that_could_become_something_else_names_no_trial() {
     let world = World::new();
     let plan = Plan::new("x").group(Group::new("a", MachineSpec::default()));
     let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(world.cloud.clone()))
-        .state(State::at(world.directory.path().join("runs")));
+        .state(RunStore::at(world.directory.path().join("runs")));
     let refused =
         tsunami.run(plan, |cluster| async move { cluster.trial("../1", async |_| Ok(())).await }).await;
     assert!(refused.unwrap_err().to_string().contains("can't name a trial"));

@@ -365,7 +365,7 @@ pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>
 /// Where a machine that the run made is reached.
 pub(crate) fn endpoint(machine: &Machine) -> Option<(String, u16)> {
     let login = machine.login.host_key.as_ref().map(|_| &machine.login)?;
-    let host = login.host.as_deref().or(machine.addresses.from_outside())?;
+    let host = login.host.as_deref().or(machine.addresses.external())?;
     Some((host.to_owned(), login.port.unwrap_or(22)))
 }
 

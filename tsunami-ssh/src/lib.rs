@@ -8,11 +8,11 @@
 //!
 //! ```no_run
 //! use std::sync::Arc;
-//! use tsunami_core::{Error, Group, MachineSpec, Plan, State, Tsunami};
+//! use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
 //! use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
 //!
 //! # async fn example() -> Result<(), Error> {
-//! let provider = LocalProvider::new(State::standard()?.root());
+//! let provider = LocalProvider::new(RunStore::standard()?.root());
 //! let connector = SshConnector::new(SshOptions::default());
 //! let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector));
 //! let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()).count(3));

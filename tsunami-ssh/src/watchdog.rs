@@ -8,12 +8,17 @@
 //! way finds what another service starts on a command's behalf: systemd, cron, at, a container engine.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-use tsunami_core::{Leftover, RunId};
+use tsunami_core::{Leftover, PROCESSES_SCRIPT, RunId};
 
 /// The script; the beginning of its second part says how to call it.
-pub(crate) const SCRIPT: &str = concat!(include_str!("processes.sh"), include_str!("watchdog.sh"));
+pub(crate) fn script() -> &'static str {
+    static SCRIPT: LazyLock<String> =
+        LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("watchdog.sh")].concat());
+    &SCRIPT
+}
 
 /// The variable in which a watchdog has its script, to begin again where its shell gives up.
 pub(crate) const VARIABLE: &str = "TSUNAMI_WATCHDOG";
@@ -147,7 +152,7 @@ mod tests {
 
         fn reap(&self, shell: &[&str]) -> String {
             let mut reap = Command::new(shell[0]);
-            reap.args(&shell[1..]).args(["-c", SCRIPT, "sh", "reap", &self.run]).arg(self.directory());
+            reap.args(&shell[1..]).args(["-c", script(), "sh", "reap", &self.run]).arg(self.directory());
             said_by(&mut reap)
         }
     }
@@ -266,13 +271,13 @@ mod tests {
                 fs::set_permissions(place.above.path(), fs::Permissions::from_mode(0o777)).unwrap();
                 let directory = place.above.path().join("theirs");
                 assert!(who("mkdir").arg(&directory).status().unwrap().success());
-                let script = |mode: &str| {
-                    let mut script = who(shell[0]);
-                    script.args(&shell[1..]).args(["-c", SCRIPT, "sh", mode, &place.run]).arg(&directory);
-                    script
+                let run_script = |mode: &str| {
+                    let mut command = who(shell[0]);
+                    command.args(&shell[1..]).args(["-c", script(), "sh", mode, &place.run]).arg(&directory);
+                    command
                 };
-                let mut watch = script("watch");
-                let mut watchdog = watch.args(["600", "ensure"]).env(VARIABLE, SCRIPT).current_dir("/");
+                let mut watch = run_script("watch");
+                let mut watchdog = watch.args(["600", "ensure"]).env(VARIABLE, script()).current_dir("/");
                 watchdog = watchdog.stdin(Stdio::null()).stdout(Stdio::piped());
                 let mut watchdog = watchdog.spawn().unwrap();
                 let mut said = String::new();
@@ -290,7 +295,7 @@ mod tests {
                     .env("TSUNAMI_RUN_ID", &place.run);
                 assert!(command.status().unwrap().success());
                 let number = number_in(&file);
-                assert_eq!(said_by(&mut script("reap")), "", "{shell:?}");
+                assert_eq!(said_by(&mut run_script("reap")), "", "{shell:?}");
                 assert_eq!(runs(number), !may, "{shell:?}: {said}");
                 if let Some(ControlGroup(path)) = group {
                     assert!(!Path::new(&path).exists(), "{shell:?}: {path} is left");
@@ -327,7 +332,7 @@ mod tests {
             let mount = "mount --bind \"$FROM\" \"$AT\" || exit; exec \"$@\"";
             inside.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
             inside.args(["sh", "-c", mount, "sh"]).env("FROM", &precious).env("AT", &at);
-            inside.args(&shell).args(["-c", SCRIPT, "sh", "reap", &place.run]).arg(place.directory());
+            inside.args(&shell).args(["-c", script(), "sh", "reap", &place.run]).arg(place.directory());
             let said = said_by(&mut inside);
             assert!(said.contains(&format!("unmount that first: {}", at.display())), "{shell:?}: {said}");
             assert!(precious.join("data").exists(), "{shell:?}");
@@ -349,7 +354,7 @@ mod tests {
         );
         let reap = || {
             let mut reap = as_a_user("sh");
-            said_by(reap.args(["-c", SCRIPT, "sh", "reap", &place.run]).arg(&directory))
+            said_by(reap.args(["-c", script(), "sh", "reap", &place.run]).arg(&directory))
         };
         fs::set_permissions(place.above.path().join("theirs"), fs::Permissions::from_mode(0o555)).unwrap();
         let said = reap();
@@ -375,8 +380,13 @@ mod tests {
         let until = SystemTime::now() + Duration::from_secs(4);
         let path = directory.path().to_str().unwrap();
         let mut watchdog = as_a_user("setsid");
-        watchdog.args(["sh", "-c", SCRIPT, &name(&run, path)]).args(watch(&run, path, until, Arming::Ensure));
-        watchdog.env(VARIABLE, SCRIPT).stdout(Stdio::piped()).stderr(Stdio::null());
+        watchdog.args(["sh", "-c", script(), &name(&run, path)]).args(watch(
+            &run,
+            path,
+            until,
+            Arming::Ensure,
+        ));
+        watchdog.env(VARIABLE, script()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut watchdog = spawn(&mut watchdog);
         let mut said = String::new();
         watchdog.stdout.take().unwrap().read_to_string(&mut said).unwrap();

@@ -84,7 +84,7 @@ impl Hosts {
 /// What a user needs to reach machines that exist: a key and the hosts' keys.
 fn options(existing: &Machines) -> SshOptions {
     let lines = existing.machines.iter().map(|machine| {
-        let (address, port) = (machine.addresses.own().unwrap(), machine.login.port.unwrap());
+        let (address, port) = (machine.addresses.internal().unwrap(), machine.login.port.unwrap());
         format!("[{address}]:{port} {}\n", machine.login.host_key.as_deref().unwrap())
     });
     let known_hosts = existing.root.path().join("known");
@@ -101,7 +101,7 @@ fn addresses(existing: &Machines) -> Vec<HostAddress> {
     machines
         .map(|machine| HostAddress {
             user: machine.login.user.clone(),
-            host: machine.addresses.own().unwrap().to_owned(),
+            host: machine.addresses.internal().unwrap().to_owned(),
             port: machine.login.port,
         })
         .collect()
@@ -201,7 +201,7 @@ async fn a_young_machine_with_another_host_key_is_asked_again() {
     let [mut machine, other] = [0, 1].map(|place: usize| machines.machines[place].clone());
     assert_ne!(machine.login.host_key, other.login.host_key);
     let way = |machine: &tsunami_core::Machine| {
-        (machine.addresses.own().unwrap().to_owned(), machine.login.port.unwrap())
+        (machine.addresses.internal().unwrap().to_owned(), machine.login.port.unwrap())
     };
     let port = changing([way(&other), way(&machine)], 4).await;
     machine.addresses.public = Some("127.0.0.1".to_owned());

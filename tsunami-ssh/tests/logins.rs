@@ -13,8 +13,8 @@ use common::{Machines, unique_run};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, Notes, OutputSink,
-    Provider, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, OutputSink,
+    ProgressSink, Provider, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions};
 
@@ -37,7 +37,7 @@ impl Taken {
         let home = enter.lines().take(4).collect::<Vec<_>>().join("\n");
         // A host of the user's, not of the other run's.
         fs::write(directory.join("enter"), format!("{home}\nunset TSUNAMI_RUN_ID\n{login}\n")).unwrap();
-        let (address, port) = (machine.addresses.own().unwrap(), machine.login.port.unwrap());
+        let (address, port) = (machine.addresses.internal().unwrap(), machine.login.port.unwrap());
         let known_hosts = existing.root.path().join("known");
         let key = machine.login.host_key.as_deref().unwrap();
         fs::write(&known_hosts, format!("[{address}]:{port} {key}\n")).unwrap();
@@ -60,7 +60,7 @@ impl Taken {
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap(),
             replace: Vec::new(),
-            notes: Notes::default(),
+            notes: ProgressSink::default(),
         };
         provider.launch(&request).await.unwrap();
         Self { existing, provider, connector, run, root }
@@ -107,7 +107,7 @@ impl Taken {
     ) -> Result<Arc<dyn Session>, SessionError> {
         let session = self.connector.connect(machine, Instant::now() + within).await?;
         let session: Arc<dyn Session> = session.into();
-        let admitted = self.provider.admit(machine, &session).await;
+        let admitted = self.provider.verify(machine, &session).await;
         admitted.map_err(|error| *error.source.unwrap().downcast::<SessionError>().unwrap())?;
         Ok(session)
     }
@@ -331,7 +331,7 @@ async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
     let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.allow_sessions(1).await;
     let existing = &taken.existing.machines[0];
-    let (address, port) = (existing.addresses.own().unwrap(), existing.login.port.unwrap());
+    let (address, port) = (existing.addresses.internal().unwrap(), existing.login.port.unwrap());
     let way = narrow_way((address.to_owned(), port)).await;
     let mut machine = taken.machine().await;
     let known = taken.existing.root.path().join("known");
@@ -474,11 +474,11 @@ async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects() 
     assert!(!before.is_empty());
     session.administer("pkill -KILL -f \"^sh.*tsunami-watchdog:$1:\"", &run).await.unwrap();
     let machine = taken.machine().await;
-    taken.provider.readmit(&machine, &session).await.unwrap();
+    taken.provider.renew(&machine, &session).await.unwrap();
     let after = session.administer(watchdogs, &run).await.unwrap();
     assert!(!after.is_empty() && after != before, "{before} {after}");
     // The one that watches is enough.
-    taken.provider.readmit(&machine, &session).await.unwrap();
+    taken.provider.renew(&machine, &session).await.unwrap();
     assert_eq!(session.administer(watchdogs, &run).await.unwrap(), after);
     session.close().await.unwrap();
     taken.leave().await;

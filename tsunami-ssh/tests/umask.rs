@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::{
-    Deadline, Group, LaunchRequest, MachineSpec, Notes, Plan, Provider, RunId, State, Tsunami,
+    Deadline, Group, LaunchRequest, MachineSpec, Plan, ProgressSink, Provider, RunId, RunStore, Tsunami,
 };
 use tsunami_ssh::{HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
 
@@ -31,7 +31,7 @@ async fn what_a_run_keeps_is_private_at_any_umask() {
     };
     let provider = LocalProvider::new(&root);
     let connector = Arc::new(SshConnector::new(SshOptions::default()));
-    let tsunami = Tsunami::new(Arc::new(provider), connector.clone()).state(State::at(&root));
+    let tsunami = Tsunami::new(Arc::new(provider), connector.clone()).state(RunStore::at(&root));
     let group = Group::new("node", MachineSpec::default());
     let running = tsunami.up(Plan::new("umask").group(group)).await.unwrap();
     // Hosts are taken without being connected to.
@@ -56,7 +56,7 @@ fn request(run: &RunId) -> LaunchRequest {
         deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
         authorized_key: String::new(),
         replace: Vec::new(),
-        notes: Notes::default(),
+        notes: ProgressSink::default(),
     }
 }
 

@@ -437,15 +437,15 @@ async fn a_quote_tells_every_market_and_the_most_it_can_cost() {
         both.offers.iter().filter_map(|offer| offer.price.dollars(1, Duration::from_secs(3600))).collect();
     assert_eq!(prices.len(), 2);
     assert!(prices[0] < prices[1], "spot is cheaper: {both:?}");
-    let most = both.most.dollars(1, Duration::from_secs(3600)).unwrap();
+    let most = both.max_price.dollars(1, Duration::from_secs(3600)).unwrap();
     assert!(most >= prices[1], "on-demand is what it may come to");
     let replaced = quote(Ec2Spec { replace_interrupted: true, ..spec() }).await;
-    assert_eq!(replaced.most.dollars(1, Duration::from_secs(3600)), Some(2.0 * most));
+    assert_eq!(replaced.max_price.dollars(1, Duration::from_secs(3600)), Some(2.0 * most));
     // A price that can't be had is unknown, and never a guess.
     world.emulator.post("permissions", &json!({"deny": ["pricing:*"]}));
     let unknown =
         world.provider().await.quote(&MachineSpec::new(spec()), 2.try_into().unwrap()).await.unwrap();
-    assert_eq!(unknown.most, Price::Unknown);
+    assert_eq!(unknown.max_price, Price::Unknown);
     assert!(unknown.notes.iter().any(|note| note.contains("on-demand price")), "{:?}", unknown.notes);
     world.emulator.assert_empty();
 }

@@ -147,17 +147,17 @@ async fn what_a_network_means_for_machines_is_known_beforehand() {
     };
     let plain = network("default", "10.1.0.0/24");
     let quoted = quote(plain.clone()).await.unwrap();
-    assert!(matches!(quoted.most, Price::PerHour(_)), "{quoted:?}");
+    assert!(matches!(quoted.max_price, Price::PerHour(_)), "{quoted:?}");
     assert!(quoted.notes.iter().any(|note| note.contains("no public address")), "{:?}", quoted.notes);
 
     let quoted = quote(network("dedicated", "10.2.0.0/24")).await.unwrap();
-    assert_eq!(quoted.most, Price::Unknown, "it would fit a budget");
+    assert_eq!(quoted.max_price, Price::Unknown, "it would fit a budget");
     assert!(quoted.notes.iter().any(|note| note.contains("dedicated tenancy")), "{:?}", quoted.notes);
 
     // Who may not look does not know.
     world.emulator.post("permissions", &json!({"deny": ["ec2:DescribeVpcs"]}));
     let quoted = quote(plain).await.unwrap();
-    assert_eq!(quoted.most, Price::Unknown);
+    assert_eq!(quoted.max_price, Price::Unknown);
     assert!(quoted.notes.iter().any(|note| note.contains("ec2:DescribeVpcs")), "{:?}", quoted.notes);
 }
 

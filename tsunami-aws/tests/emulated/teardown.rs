@@ -251,7 +251,7 @@ async fn an_expired_token_ends_the_waiting_and_everything_is_named() {
     assert!(refused <= 2, "asked {refused} times");
     // Renewed, and another process.
     world.emulator.post("faults/clear", &json!({}));
-    let runs = tsunami_core::State::at(world.root.path()).runs().unwrap();
+    let runs = tsunami_core::RunStore::at(world.root.path()).runs().unwrap();
     world.tsunami(world.provider().await).down(&runs[0]).await.unwrap();
     world.emulator.assert_empty();
 }

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Spec, Market};
 use tsunami_core::testing::{FakeCloud, Reply};
 use tsunami_core::{
-    Deadline, LaunchRequest, Leftover, Machine, MachineSpec, MachineState, Notes, Plan, Provider,
-    ProviderError, Recorder, RunFilter, RunId, State, Tsunami,
+    Deadline, LaunchRequest, Leftover, Machine, MachineSpec, MachineState, Plan, ProgressSink, Provider,
+    ProviderError, Recorder, RunFilter, RunId, RunStore, Tsunami,
 };
 
 use crate::emulator::Emulator;
@@ -95,7 +95,7 @@ impl World {
         });
         Tsunami::new(Arc::new(provider), Arc::new(sessions))
             .observer(self.events.clone())
-            .state(State::at(self.root.path()))
+            .state(RunStore::at(self.root.path()))
     }
 
     /// The notes that providers took.
@@ -134,7 +134,7 @@ pub(crate) fn request(run: &RunId, count: u32, spec: Ec2Spec) -> LaunchRequest {
         deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
         authorized_key: KEY.to_owned(),
         replace: Vec::new(),
-        notes: Notes::default(),
+        notes: ProgressSink::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::registry::Registry;
-use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, State};
+use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
@@ -62,7 +62,7 @@ pub(crate) async fn cp(registry: &Registry, name: &str, paths: &[String]) -> Res
             }
         }
     }
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let directory = state.find(name)?;
     let cancel = CancellationToken::new();
     let engine = backend::engine(registry, &directory, &state).await?.cancel_on(cancel.clone());

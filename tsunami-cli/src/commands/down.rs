@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::Ssh;
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunDirectory, RunId, State, Tsunami,
+    Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunEntry, RunId, RunStore, Tsunami,
 };
 
 use crate::backend;
@@ -17,7 +17,7 @@ use crate::signals;
 use crate::terminal::{one_line, say};
 
 pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let directories = match all {
         true => state.runs()?,
         false => names.iter().map(|name| state.find(name)).collect::<Result<_, _>>()?,
@@ -52,14 +52,14 @@ pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Re
     Ok(status)
 }
 
-fn is_forgotten(directory: &RunDirectory) -> bool {
+fn is_forgotten(directory: &RunEntry) -> bool {
     directory.path().symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 async fn one(
     registry: &Registry,
-    directory: &RunDirectory,
-    state: &State,
+    directory: &RunEntry,
+    state: &RunStore,
     hasty: &CancellationToken,
 ) -> Result<(), Error> {
     // What another user may have written is neither believed nor removed.
@@ -78,8 +78,8 @@ async fn one(
 /// Tears down a run whose record cannot be read: what a provider keeps beside it tells enough.
 async fn unrecorded(
     registry: &Registry,
-    directory: &RunDirectory,
-    state: &State,
+    directory: &RunEntry,
+    state: &RunStore,
     error: CoreError,
 ) -> Result<(), Error> {
     let run = directory.id();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::registry::Registry;
-use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, State, Stream};
+use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, RunStore, Stream};
 
 use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
@@ -22,7 +22,7 @@ pub(crate) async fn exec(
     machines: &[String],
     words: Vec<OsString>,
 ) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let directory = state.find(name).map_err(Error::Exec)?;
     let cancel = CancellationToken::new();
     let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });

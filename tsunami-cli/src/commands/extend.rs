@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tsunami_core::limits::DURATION_LIMIT;
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, State};
+use tsunami_core::{Error as CoreError, RunStore};
 
 use crate::backend;
 use crate::error::Error;
 use crate::terminal::say;
 
 pub(crate) async fn extend(registry: &Registry, name: &str, longer: Duration) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let directory = state.find(name)?;
     let record = directory.record()?;
     let limit = DURATION_LIMIT;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::json as to_json;
-use tsunami_core::{Error as CoreError, RunDirectory, RunId, State, Tsunami};
+use tsunami_core::{Error as CoreError, RunEntry, RunId, RunStore, Tsunami};
 
 use crate::args::CloudArgs;
 use crate::backend;
@@ -36,7 +36,7 @@ pub(crate) async fn gc(
     dry_run: bool,
     json: bool,
 ) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let mut rows = Vec::new();
     let mut status = 0;
     if mine {
@@ -62,7 +62,7 @@ pub(crate) async fn gc(
             let now = survey.now.unwrap_or_else(SystemTime::now);
             let tsunami = Tsunami::new(provider, connector).state(state.clone());
             for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
-                let ended = if dry_run { None } else { Some(tsunami.collect(&found.run).await) };
+                let ended = if dry_run { None } else { Some(tsunami.terminate_by_id(&found.run).await) };
                 // It need not be recorded here.
                 rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
             }
@@ -91,12 +91,12 @@ impl Row {
 }
 
 /// Whether a run recorded here has lost its controller and was not meant to.
-fn is_abandoned(directory: &RunDirectory) -> bool {
+fn is_abandoned(directory: &RunEntry) -> bool {
     let controlled = directory.is_controlled().unwrap_or(true);
     !controlled && directory.record().is_ok_and(|record| !record.kept)
 }
 
-async fn own(registry: &Registry, directory: &RunDirectory, state: &State, dry_run: bool) -> Row {
+async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_run: bool) -> Row {
     let things = vec![format!("the run recorded in {}", directory.path().display())];
     if dry_run {
         return Row::new(directory.id(), things, None, Remedy::DownAgain);

@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tsunami_core::{Error as CoreError, State, Stream};
+use tsunami_core::{Error as CoreError, RunStore, Stream};
 
 use crate::error::{Error, USAGE};
 use crate::terminal::{one_line, pass_on, say};
@@ -15,7 +15,7 @@ use crate::terminal::{one_line, pass_on, say};
 const POLL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let recorded = state.find(name);
     let results = match &recorded {
         Ok(directory) => directory.record()?.results,

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
-use tsunami_core::{Error as CoreError, MachineState, RunDirectory, RunFilter, RunId, State};
+use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
 use crate::args::CloudArgs;
 use crate::backend;
@@ -29,7 +29,7 @@ struct Row {
 }
 
 pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     if cloud.is_asked() {
         return by_tag(registry, json, cloud, &state).await;
     }
@@ -88,7 +88,7 @@ pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Re
 }
 
 /// Lists the runs that are found by tag, whoever launched them.
-async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &State) -> Result<u8, Error> {
+async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunStore) -> Result<u8, Error> {
     let surveys = backend::survey(registry, state, cloud, false).await?;
     let mut text = String::new();
     for (_, survey) in &surveys {
@@ -118,7 +118,7 @@ async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &Stat
     Ok(if all_looked_at { 0 } else { LAUNCH })
 }
 
-async fn row(registry: &Registry, directory: &RunDirectory, state: &State) -> Result<Row, Error> {
+async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Result<Row, Error> {
     let record = directory.record()?;
     let engine = backend::engine_or_remains(registry, directory, state).await?;
     let listed = engine.list(&RunFilter::Run(record.run.clone())).await;

@@ -9,6 +9,7 @@ mod logs;
 mod ls;
 mod plan;
 mod run;
+mod schema;
 mod ssh;
 mod up;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, RunDirectory, State};
+use tsunami_core::{Error as CoreError, RunEntry, RunStore};
 
 use crate::args::{Args, Command, FileArgs};
 use crate::error::Error;
@@ -43,6 +44,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
         Command::Cp { run, paths } => cp::cp(registry, &run, &paths).await,
         Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
+        Command::Schema { reference } => schema::schema(registry, reference),
         Command::Down { runs, all } => down::down(registry, &runs, all).await,
     }
 }
@@ -50,7 +52,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
 /// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have
 /// written, or a later version has. What else can't be read is told by `tsunami ls`.
 fn name_abandoned_runs() {
-    let runs = State::standard().and_then(|state| state.runs()).unwrap_or_default();
+    let runs = RunStore::standard().and_then(|state| state.runs()).unwrap_or_default();
     for run in &runs {
         match run.check() {
             Err(CoreError::Untrusted(untrusted)) => {
@@ -60,7 +62,7 @@ fn name_abandoned_runs() {
             _ => {}
         }
     }
-    let abandoned = |run: &RunDirectory| {
+    let abandoned = |run: &RunEntry| {
         run.is_controlled().is_ok_and(|controlled| !controlled)
             && run.record().is_ok_and(|record| !record.kept)
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::Secrets;
-use tsunami_core::{Plan, Price, Quote, State, Tsunami};
+use tsunami_core::{Plan, Price, Quote, RunStore, Tsunami};
 
 use super::load;
 use crate::args::FileArgs;
@@ -19,7 +19,7 @@ const NAMED: usize = 20;
 pub(crate) async fn plan(args: &FileArgs, registry: &Registry) -> Result<u8, Error> {
     let experiment = load(args, registry)?;
     let Backend { provider, connector } =
-        backend::of(registry, &experiment, args.accept_new_hosts, &State::standard()?).await?;
+        backend::of(registry, &experiment, args.accept_new_hosts, &RunStore::standard()?).await?;
     let plan = experiment.plan();
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
     let lifetime = humantime::format_duration(experiment.lifetime);
@@ -54,7 +54,7 @@ pub(crate) async fn plan(args: &FileArgs, registry: &Registry) -> Result<u8, Err
         }
         let _ = writeln!(text, "  step {:<11} on {on}", step.name);
     }
-    let most = plan.most(&quotes);
+    let most = plan.max_cost(&quotes);
     let _ = match most.map(|most| (most, hourly(&plan, &quotes))) {
         Some((0.0, _)) => writeln!(text, "costs nothing"),
         Some((most, Some(hourly))) => {

@@ -8,7 +8,7 @@ use tsunami_core::experiment::{ExperimentRun, RunOptions};
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::Json;
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunDirectory, RunId, State,
+    Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunEntry, RunId, RunStore,
     Tsunami,
 };
 
@@ -26,7 +26,7 @@ pub(crate) async fn run(
     colour: bool,
     verbosity: Verbosity,
 ) -> Result<u8, Error> {
-    let state = State::standard()?;
+    let state = RunStore::standard()?;
     let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
     let keep = match (&on, args.keep, args.keep_on_failure) {
         (None, true, _) => Keep::Always,
@@ -62,9 +62,9 @@ impl Stage {
     pub(super) async fn prepare(
         args: &UpArgs,
         registry: &Registry,
-        on: Option<&RunDirectory>,
+        on: Option<&RunEntry>,
         keep: Keep,
-        state: State,
+        state: RunStore,
         colour: bool,
         verbosity: Verbosity,
     ) -> Result<Self, Error> {
@@ -78,7 +78,7 @@ impl Stage {
         let id = tsunami.next_run_id();
         let elsewhere = Arc::new(Elsewhere {
             state,
-            machines_of: on.map_or_else(|| id.clone(), RunDirectory::id),
+            machines_of: on.map_or_else(|| id.clone(), RunEntry::id),
             torn_down: AtomicBool::new(false),
         });
         let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
@@ -161,7 +161,7 @@ fn follows(error: &Error, local: &std::io::Error) -> bool {
 /// Whether another process tore the run down: what fails then says nothing of the experiment.
 #[derive(Debug)]
 struct Elsewhere {
-    state: State,
+    state: RunStore,
     machines_of: RunId,
     torn_down: AtomicBool,
 }

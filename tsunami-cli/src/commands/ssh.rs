@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 
-use tsunami_core::{Error as CoreError, State};
+use tsunami_core::{Error as CoreError, RunStore};
 
 use crate::error::Error;
 use crate::terminal;
 
 /// Becomes `ssh`. Returns only if that can't be done.
 pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Result<u8, Error> {
-    let directory = State::standard()?.find(name).map_err(Error::Exec)?;
+    let directory = RunStore::standard()?.find(name).map_err(Error::Exec)?;
     let machines: Vec<String> =
         directory.machines().map_err(Error::Exec)?.iter().map(tsunami_core::Machine::name).collect();
     let machine = match (machine, machines.as_slice()) {

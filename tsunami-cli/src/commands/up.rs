@@ -1,7 +1,7 @@
 //! `tsunami up`: launch and set up, and leave it running.
 
 use tsunami_core::registry::Registry;
-use tsunami_core::{Keep, State};
+use tsunami_core::{Keep, RunStore};
 
 use super::run::Stage;
 use crate::args::UpArgs;
@@ -16,7 +16,7 @@ pub(crate) async fn up(
     verbosity: Verbosity,
 ) -> Result<u8, Error> {
     let stage =
-        Stage::prepare(&args, registry, None, Keep::Never, State::standard()?, colour, verbosity).await?;
+        Stage::prepare(&args, registry, None, Keep::Never, RunStore::standard()?, colour, verbosity).await?;
     let outcome = match stage.run.up().await {
         Ok(running) => running.keep().await,
         Err(error) => Err(error),

@@ -337,3 +337,16 @@ fn errors_of_all_commands_have_colours_where_they_are_asked_for() {
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
 }
+
+#[test]
+fn the_schema_and_the_reference_know_the_keys_of_all_providers() {
+    let world = World::new();
+    let schema = world.tsunami(["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&schema.assert_status(0).stdout).unwrap();
+    let group = &schema["properties"]["group"]["additionalProperties"]["properties"];
+    assert!(group["count"].is_object() && group["hosts"].is_object(), "{group}");
+    assert_eq!(group["instance"].is_object(), cfg!(feature = "aws"), "{group}");
+    let reference = world.tsunami(["schema", "--reference"]);
+    reference.assert_status(0);
+    assert!(reference.stdout.contains("| `lifetime` |") && reference.stdout.contains("**`hosts`**"));
+}

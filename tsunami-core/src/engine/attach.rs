@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use super::Tsunami;
 use super::monitor::{LIST_TIMEOUT, Watch, not_listed};
-use super::run::{Outcome, Run};
+use super::run::{BodyOutcome, Run};
 use crate::cluster::{Cluster, Host, Liveness};
 use crate::error::{Error, in_time};
 use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, MachineState};
 use crate::outcome::gravest;
 use crate::provider::{ProviderError, ProviderErrorKind, RunFilter};
-use crate::record::{RunDirectory, RunRecord};
+use crate::record::{RunEntry, RunRecord};
 
 /// How long a machine that is up may take for a session.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ impl Drop for Connections {
 /// # When it is dropped
 ///
 /// It lets go of the machines in the background, on the runtime that it was made on, and commands that still run on
-/// them end. [`Tsunami::idle`] waits for that. The machines stay up.
+/// them end. [`Tsunami::wait_idle`] waits for that. The machines stay up.
 #[derive(Debug)]
 pub struct AttachedRun {
     connections: Connections,
@@ -89,12 +89,12 @@ impl AttachedRun {
         let Self { connections, cluster, experiment } = self;
         connections.run.emit_started(experiment);
         match connections.run.experiment(cluster, body).await {
-            Outcome::Result(result) => {
+            BodyOutcome::Result(result) => {
                 connections.run.emit_finished(&result);
                 connections.close().await;
                 result
             }
-            Outcome::Panic(panic) => {
+            BodyOutcome::Panic(panic) => {
                 connections.close().await;
                 resume_unwind(panic)
             }
@@ -112,7 +112,7 @@ impl Tsunami {
     /// machine that is interrupted or gone end as they do in the process that launched it; nothing is replaced.
     pub async fn attach(
         &self,
-        directory: &RunDirectory,
+        directory: &RunEntry,
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<AttachedRun, Error> {
         let record = directory.record()?;
@@ -142,7 +142,7 @@ impl Tsunami {
     /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
     ///
     /// Nothing is moved if the lifetime would be longer than [`DURATION_LIMIT`].
-    pub async fn extend(&self, directory: &RunDirectory, until: SystemTime) -> Result<(), Error> {
+    pub async fn extend(&self, directory: &RunEntry, until: SystemTime) -> Result<(), Error> {
         let lifetime = until.duration_since(directory.record()?.created).unwrap_or_default();
         if lifetime > DURATION_LIMIT {
             return Err(Error::LifetimeTooLong { lifetime, limit: DURATION_LIMIT });
@@ -222,11 +222,11 @@ impl Run {
         let record = self.directory.record()?;
         let lifetime = until.duration_since(record.created).unwrap_or_default();
         let longer = lifetime.as_secs_f64() / record.deadline.lifetime.as_secs_f64();
-        let most = record.most.map(|most| most * longer);
+        let max_cost = record.max_cost.map(|max_cost| max_cost * longer);
         if let Some(budget) = record.budget
-            && most.is_none_or(|most| most > budget)
+            && max_cost.is_none_or(|max_cost| max_cost > budget)
         {
-            return Err(Error::Budget { budget, most });
+            return Err(Error::Budget { budget, max_cost });
         }
         let on_machines = hosts.iter().map(async |host| {
             let moving = self.provider.extend_on(host.machine(), host.session(), until);
@@ -243,7 +243,7 @@ impl Run {
             Err(late) => not_extended(late).map_err(Error::other)?,
         }
         let deadline = Deadline { at: until, lifetime };
-        self.directory.write_record(&RunRecord { deadline, most, ..record })?;
+        self.directory.write_record(&RunRecord { deadline, max_cost, ..record })?;
         self.deadline.moved(deadline);
         Ok(())
     }

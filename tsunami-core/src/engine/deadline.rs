@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use crate::error::Error;
 use crate::event::Events;
 use crate::machine::Deadline;
-use crate::record::RunDirectory;
+use crate::record::RunEntry;
 
 /// How often the record is asked whether another process has moved the end.
 const POLL_PAUSE: Duration = Duration::from_secs(60);
@@ -16,12 +16,12 @@ const POLL_PAUSE: Duration = Duration::from_secs(60);
 /// A run's end, as it was last recorded. Nothing else in this process remembers it.
 #[derive(Debug)]
 pub(super) struct RunDeadline {
-    directory: RunDirectory,
+    directory: RunEntry,
     known: watch::Sender<Deadline>,
 }
 
 impl RunDeadline {
-    pub(super) fn new(directory: RunDirectory, recorded: Deadline) -> Self {
+    pub(super) fn new(directory: RunEntry, recorded: Deadline) -> Self {
         Self { directory, known: watch::Sender::new(recorded) }
     }
 

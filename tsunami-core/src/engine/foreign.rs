@@ -84,16 +84,16 @@ impl Provider for Guarded<dyn Provider> {
         asked("list", async { self.0.list(filter).await }).await
     }
 
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        asked("admit", async { self.0.admit(machine, session).await }).await
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        asked("verify", async { self.0.verify(machine, session).await }).await
     }
 
-    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        asked("admit", async { self.0.readmit(machine, session).await }).await
+    async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        asked("verify", async { self.0.renew(machine, session).await }).await
     }
 
-    async fn notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
-        match caught(async { self.0.notice(machine, session).await }).await {
+    async fn interruption_notice(&self, machine: &Machine, session: &Arc<dyn Session>) -> String {
+        match caught(async { self.0.interruption_notice(machine, session).await }).await {
             Ok(notice) => notice,
             Err(Panicked(panic)) => {
                 tracing::error!(panic, "the provider hears no notice any more");

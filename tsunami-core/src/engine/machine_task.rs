@@ -94,7 +94,7 @@ impl Provisioner {
             id: machine.id.clone(),
             address: machine
                 .addresses
-                .from_outside()
+                .external()
                 .or(machine.login.host.as_deref())
                 .unwrap_or_default()
                 .to_owned(),
@@ -157,12 +157,12 @@ impl Run {
         within: Duration,
     ) -> Result<(Host, watch::Sender<Liveness>), Error> {
         let (host, liveness) = self.connect(machine, deadline, within).await?;
-        let admitting = self.provider.admit(host.machine(), host.session());
+        let admitting = self.provider.verify(host.machine(), host.session());
         let unanswered = |_| {
             let after = humantime::format_duration(within + ADMIT_GRACE);
             let message = format!("the check of the new machine had no end {after} after its launch");
             let longer = "where its first boot takes longer, give it more time: `connect_timeout`";
-            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message).help(longer))
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "verify", message).help(longer))
         };
         let admitted = timeout_at(deadline + ADMIT_GRACE, admitting).await.unwrap_or_else(unanswered);
         admitted.map_err(unfit(&host))?;
@@ -177,16 +177,15 @@ impl Run {
     ) -> Result<(Host, watch::Sender<Liveness>), Error> {
         let deadline = Instant::now() + within;
         let (host, liveness) = self.connect(machine, deadline, within).await?;
-        let readmitting = self.provider.readmit(host.machine(), host.session());
+        let readmitting = self.provider.renew(host.machine(), host.session());
         let unanswered = |_| {
             let message = "what its provider keeps on the machine could not be renewed in time";
-            Err(ProviderError::new(ProviderErrorKind::Unavailable, "admit", message))
+            Err(ProviderError::new(ProviderErrorKind::Unavailable, "verify", message))
         };
         let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
         readmitted.map_err(unfit(&host))?;
         Ok((host, liveness))
     }
-
 
     /// Connects to a machine, until the deadline.
     async fn connect(

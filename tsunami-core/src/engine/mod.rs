@@ -24,7 +24,7 @@ use crate::event::{Guarded as GuardedObserver, Observer};
 use crate::machine::{Machine, RunId};
 use crate::plan::Plan;
 use crate::provider::{Provider, Quote, RunFilter};
-use crate::record::State;
+use crate::record::RunStore;
 use crate::session::Connector;
 
 use foreign::Guarded;
@@ -39,12 +39,12 @@ pub use run::RunHandle;
 /// ```
 /// # use std::sync::Arc;
 /// # use tsunami_core::testing::FakeCloud;
-/// # use tsunami_core::{Error, Group, MachineSpec, Plan, State, Tsunami};
+/// # use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Error> {
 /// # let cloud = FakeCloud::new(1);
 /// # let (provider, connector) = (cloud.clone(), cloud.clone());
-/// # let state = State::at(tempfile::tempdir()?.path().join("runs"));
+/// # let state = RunStore::at(tempfile::tempdir()?.path().join("runs"));
 /// let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector)).state(state);
 /// let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()).count(3));
 /// let hosts = tsunami
@@ -64,7 +64,7 @@ pub struct Tsunami {
     provider: Arc<dyn Provider>,
     connector: Arc<dyn Connector>,
     observers: Vec<GuardedObserver>,
-    state: Option<State>,
+    state: Option<RunStore>,
     results: Option<PathBuf>,
     cancel: CancellationToken,
     keep: Keep,
@@ -110,8 +110,8 @@ impl Tsunami {
         self
     }
 
-    /// Sets where runs are recorded. Default: [`State::standard`].
-    pub fn state(mut self, state: State) -> Self {
+    /// Sets where runs are recorded. Default: [`RunStore::standard`].
+    pub fn state(mut self, state: RunStore) -> Self {
         self.state = Some(state);
         self
     }
@@ -182,7 +182,7 @@ impl Tsunami {
     ///
     /// # When the future is dropped
     ///
-    /// The run is cancelled and torn down in the background. **Await [`idle`](Self::idle) before the runtime
+    /// The run is cancelled and torn down in the background. **Await [`wait_idle`](Self::wait_idle) before the runtime
     /// ends**, as after a time-out in `main`:
     ///
     /// ```no_run
@@ -191,7 +191,7 @@ impl Tsunami {
     /// # async fn example(tsunami: Tsunami, plan: Plan) -> Result<(), Error> {
     /// let run = tsunami.run(plan, |cluster| async move { cluster.hosts()[0].run("./measure").await });
     /// let measured = tokio::time::timeout(Duration::from_secs(600), run).await;
-    /// tsunami.idle().await;
+    /// tsunami.wait_idle().await;
     /// println!("{}", measured.map_err(Error::other)??.stdout());
     /// # Ok(()) }
     /// ```
@@ -245,7 +245,7 @@ impl Tsunami {
     }
 
     /// Waits until every run and teardown that was begun here is over, also those whose future was dropped.
-    pub async fn idle(&self) {
+    pub async fn wait_idle(&self) {
         self.tasks.close();
         self.tasks.wait().await;
         self.tasks.reopen();

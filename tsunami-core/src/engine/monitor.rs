@@ -87,7 +87,7 @@ impl Watch {
         self.until(id, |machine| match machine.state {
             _ if machine.interrupted.is_some() => true,
             MachineState::Pending => false,
-            MachineState::Running => machine.addresses.own().is_some() || machine.login.host.is_some(),
+            MachineState::Running => machine.addresses.internal().is_some() || machine.login.host.is_some(),
             MachineState::Stopping | MachineState::Gone => true,
         })
         .await
@@ -241,7 +241,7 @@ async fn follow(run: Arc<Run>, host: Host, liveness: watch::Sender<Liveness>, wa
     tokio::select! {
         biased;
         reason = watch.interrupted(id) => interrupted(reason),
-        reason = run.provider.notice(host.machine(), host.session()) => interrupted(reason),
+        reason = run.provider.interruption_notice(host.machine(), host.session()) => interrupted(reason),
         () = watch.gone(id) => {}
     }
     watch.gone(id).await;

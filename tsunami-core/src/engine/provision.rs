@@ -15,7 +15,7 @@ use super::Tsunami;
 use super::foreign::has_panicked;
 use super::machine_task::PendingMachine;
 use super::monitor::{REASON_TIMEOUT, Watch};
-use super::run::{Outcome, Owned, Run, RunHandle};
+use super::run::{BodyOutcome, Owned, Run, RunHandle};
 use super::teardown::PREPARE_TIMEOUT;
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
@@ -23,8 +23,8 @@ use crate::event::{EventKind, GroupSize, rounded};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
-use crate::provider::{LaunchRequest, Notes, ProviderError, ProviderErrorKind};
-use crate::record::{RunRecord, State};
+use crate::provider::{LaunchRequest, ProgressSink, ProviderError, ProviderErrorKind};
+use crate::record::{RunRecord, RunStore};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -72,14 +72,14 @@ impl Tsunami {
         cancel: CancellationToken,
     ) -> Result<RunHandle, Error> {
         let quotes = cancel.run_until_cancelled(self.quote(&plan)).await.ok_or(Error::Cancelled)??;
-        let most = plan.most(&quotes);
+        let max_cost = plan.max_cost(&quotes);
         if let Some(budget) = plan.budget
-            && most.is_none_or(|most| most > budget)
+            && max_cost.is_none_or(|max_cost| max_cost > budget)
         {
-            return Err(Error::Budget { budget, most });
+            return Err(Error::Budget { budget, max_cost });
         }
-        let record = self.record_of(run, &plan, most);
-        let state = self.state.clone().map_or_else(State::standard, Ok)?;
+        let record = self.record_of(run, &plan, max_cost);
+        let state = self.state.clone().map_or_else(RunStore::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
         let preparing = self.connector.prepare(&record.run, directory.path());
         let prepared = cancel.run_until_cancelled(preparing).await;
@@ -100,7 +100,7 @@ impl Tsunami {
         }
     }
 
-    fn record_of(&self, run: RunId, plan: &Plan, most: Option<f64>) -> RunRecord {
+    fn record_of(&self, run: RunId, plan: &Plan, max_cost: Option<f64>) -> RunRecord {
         let created = self.started_at.unwrap_or_else(SystemTime::now);
         let groups = plan.groups.iter();
         RunRecord {
@@ -114,7 +114,7 @@ impl Tsunami {
             results: self.results.clone(),
             kept: false,
             budget: plan.budget,
-            most,
+            max_cost,
         }
     }
 }
@@ -122,7 +122,7 @@ impl Tsunami {
 impl Run {
     /// Launches all groups and sets all machines up. Everything that was begun has ended when this returns,
     /// except for requests that create something, which teardown awaits.
-    async fn bring_up<T>(self: &Arc<Self>, plan: Plan) -> Result<Cluster, Outcome<T>> {
+    async fn bring_up<T>(self: &Arc<Self>, plan: Plan) -> Result<Cluster, BodyOutcome<T>> {
         let (watcher, watch) = Watch::new(self.clone());
         let watcher = self.spawn_until_cancelled(watcher);
         let provisioner =
@@ -151,14 +151,14 @@ pub(crate) struct Provisioner {
 
 impl Provisioner {
     /// Waits until all machines are up. Whatever of `tasks` is left when this fails has ended.
-    async fn gather<T>(&self, tasks: Tasks, hosts: BTreeMap<Place, Host>) -> Result<Cluster, Outcome<T>> {
+    async fn gather<T>(&self, tasks: Tasks, hosts: BTreeMap<Place, Host>) -> Result<Cluster, BodyOutcome<T>> {
         let begun = hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
         let gathering =
             Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
         let hosts = gathering.until_all_are_up().await?;
         // A hint for other processes; the tags are the truth.
         let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
-        self.run.directory.write_machines(&machines).map_err(Outcome::from)?;
+        self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
         Ok(Cluster::new(self.run.id.clone(), hosts, events, Some(self.clone())))
@@ -206,8 +206,8 @@ impl Provisioner {
         }
         match self.gather::<Cluster>(tasks, hosts).await {
             Ok(cluster) => Ok(cluster),
-            Err(Outcome::Result(result)) => result,
-            Err(Outcome::Panic(panic)) => resume_unwind(panic),
+            Err(BodyOutcome::Result(result)) => result,
+            Err(BodyOutcome::Panic(panic)) => resume_unwind(panic),
         }
     }
 
@@ -264,7 +264,7 @@ impl Provisioner {
             deadline: run.deadline.read(),
             authorized_key: run.authorized_key.clone(),
             replace: replaced.map(|(_, id)| id.clone()).collect(),
-            notes: Notes::new(note),
+            notes: ProgressSink::new(note),
         }
     }
 }
@@ -283,11 +283,11 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
-    async fn until_all_are_up<T>(mut self) -> Result<BTreeMap<Place, Host>, Outcome<T>> {
+    async fn until_all_are_up<T>(mut self) -> Result<BTreeMap<Place, Host>, BodyOutcome<T>> {
         let ended = self.until_ended().await;
         self.tasks.shutdown().await;
         match ended {
-            Some(Outcome::Result(result)) => self.failures.extend(result.err()),
+            Some(BodyOutcome::Result(result)) => self.failures.extend(result.err()),
             Some(panic) => return Err(panic),
             None => {}
         }
@@ -298,7 +298,7 @@ impl Gathering<'_> {
     }
 
     /// Goes on until all are up or there were failures, or until something else ends it.
-    async fn until_ended<T>(&mut self) -> Option<Outcome<T>> {
+    async fn until_ended<T>(&mut self) -> Option<BodyOutcome<T>> {
         let run = &self.provisioner.run;
         let mut over = pin!(run.lifetime_over());
         loop {
@@ -397,9 +397,9 @@ impl Run {
 }
 
 /// A set-up closure's panic is kept for later; a task that was aborted belongs to a run that is ending.
-fn panicked<T>(error: JoinError) -> Outcome<T> {
+fn panicked<T>(error: JoinError) -> BodyOutcome<T> {
     match error.try_into_panic() {
-        Ok(panic) => Outcome::Panic(panic),
+        Ok(panic) => BodyOutcome::Panic(panic),
         Err(_) => Error::Cancelled.into(),
     }
 }

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::event::{EventKind, Events, GroupSize, seconds_since_epoch};
 use crate::machine::{MachineId, RunId, machine_name};
 use crate::provider::{Leftover, Provider};
-use crate::record::{RunDirectory, RunLock, RunRecord};
+use crate::record::{RunEntry, RunLock, RunRecord};
 use crate::session::{Connector, Session};
 
 /// A run in this process: all that its tasks share.
@@ -32,7 +32,7 @@ pub(super) struct Run {
     pub(super) experiment: String,
     pub(super) groups: Vec<GroupSize>,
     pub(super) deadline: RunDeadline,
-    pub(super) directory: RunDirectory,
+    pub(super) directory: RunEntry,
     pub(super) authorized_key: String,
     pub(super) provider: Arc<dyn Provider>,
     pub(super) connector: Arc<dyn Connector>,
@@ -63,7 +63,7 @@ impl Tsunami {
     pub(super) fn open(
         &self,
         record: &RunRecord,
-        directory: RunDirectory,
+        directory: RunEntry,
         lock: Option<RunLock>,
         cancel: CancellationToken,
         authorized_key: String,
@@ -126,7 +126,7 @@ impl Run {
     }
 
     /// Runs user code on the machines until it ends, is cancelled, or the lifetime is over.
-    pub(super) async fn experiment<T, F, Fut>(&self, cluster: Cluster, body: F) -> Outcome<T>
+    pub(super) async fn experiment<T, F, Fut>(&self, cluster: Cluster, body: F) -> BodyOutcome<T>
     where
         F: FnOnce(Cluster) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
@@ -137,8 +137,8 @@ impl Run {
             biased;
             () = self.cancel.cancelled() => Error::Cancelled.into(),
             ended = body => match ended {
-                Ok(result) => Outcome::Result(result),
-                Err(panic) => Outcome::Panic(panic),
+                Ok(result) => BodyOutcome::Result(result),
+                Err(panic) => BodyOutcome::Panic(panic),
             },
             over = self.lifetime_over() => over.into(),
         }
@@ -174,12 +174,12 @@ impl Run {
 }
 
 /// How user code came to its end: with a result, or with a panic that goes on after the teardown.
-pub(super) enum Outcome<T> {
+pub(super) enum BodyOutcome<T> {
     Result(Result<T, Error>),
     Panic(Box<dyn Any + Send>),
 }
 
-impl<T> From<Error> for Outcome<T> {
+impl<T> From<Error> for BodyOutcome<T> {
     fn from(error: Error) -> Self {
         Self::Result(Err(error))
     }
@@ -203,9 +203,9 @@ impl Owned {
     }
 
     /// Tears down or keeps, now that user code has ended.
-    pub(super) async fn end<T>(self, outcome: Outcome<T>) -> Result<T, Error> {
+    pub(super) async fn end<T>(self, outcome: BodyOutcome<T>) -> Result<T, Error> {
         let result = match outcome {
-            Outcome::Result(result) if self.is_kept_after(&result) => result,
+            BodyOutcome::Result(result) if self.is_kept_after(&result) => result,
             outcome => return self.tear_down(outcome).await,
         };
         match self.record_kept() {
@@ -216,7 +216,7 @@ impl Owned {
             }
             Err(error) => {
                 tracing::error!(%error, "the machines are not kept");
-                self.tear_down(Outcome::Result(result.and(Err(error)))).await
+                self.tear_down(BodyOutcome::Result(result.and(Err(error)))).await
             }
         }
     }
@@ -245,11 +245,11 @@ impl Owned {
     }
 
     /// Tears down after user code has ended, and passes on what it ended with.
-    async fn tear_down<T>(mut self, outcome: Outcome<T>) -> Result<T, Error> {
+    async fn tear_down<T>(mut self, outcome: BodyOutcome<T>) -> Result<T, Error> {
         let reason = match &outcome {
-            Outcome::Result(Ok(_)) => "done".to_owned(),
-            Outcome::Result(Err(error)) => error.to_string(),
-            Outcome::Panic(_) => "the program panicked".to_owned(),
+            BodyOutcome::Result(Ok(_)) => "done".to_owned(),
+            BodyOutcome::Result(Err(error)) => error.to_string(),
+            BodyOutcome::Panic(_) => "the program panicked".to_owned(),
         };
         self.released = true;
         // In a task of its own, so that it goes on if this is dropped.
@@ -261,8 +261,8 @@ impl Owned {
             },
         };
         let result = match outcome {
-            Outcome::Result(result) => ended(self.run.id.clone(), result, leftovers),
-            Outcome::Panic(panic) => resume_unwind(panic),
+            BodyOutcome::Result(result) => ended(self.run.id.clone(), result, leftovers),
+            BodyOutcome::Panic(panic) => resume_unwind(panic),
         };
         self.run.emit_finished(&result);
         result
@@ -282,7 +282,7 @@ impl Drop for Owned {
 /// # When it is dropped
 ///
 /// Wherever that is, the machines are torn down in the background, on the runtime that the handle was made on.
-/// [`Tsunami::idle`] waits for that, and should be awaited before the runtime ends: see [`Tsunami::run`]. The same
+/// [`Tsunami::wait_idle`] waits for that, and should be awaited before the runtime ends: see [`Tsunami::run`]. The same
 /// holds if a future of its methods is dropped.
 #[derive(Debug)]
 pub struct RunHandle {
@@ -309,7 +309,7 @@ impl RunHandle {
 
     /// Tears everything down.
     pub async fn down(self) -> Result<(), Error> {
-        self.machines.tear_down(Outcome::Result(Ok(()))).await
+        self.machines.tear_down(BodyOutcome::Result(Ok(()))).await
     }
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::event::{EventKind, Events, rounded};
 use crate::machine::{MachineState, RunId};
 use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
-use crate::record::RunDirectory;
+use crate::record::RunEntry;
 
 /// How long sessions may take to end, killed commands included, and the connector after them: five seconds of grace
 /// and some more.
@@ -45,11 +45,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Tsunami {
     /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it. If
-    /// the future is dropped, it goes on in the background; [`idle`](Self::idle) waits for that.
+    /// the future is dropped, it goes on in the background; [`wait_idle`](Self::wait_idle) waits for that.
     ///
     /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
     /// removed by then is not tried again.
-    pub async fn down(&self, directory: &RunDirectory) -> Result<(), Error> {
+    pub async fn down(&self, directory: &RunEntry) -> Result<(), Error> {
         let record = directory.record()?;
         let mut run = self.open(&record, directory.clone(), None, CancellationToken::new(), String::new());
         run.stop_retrying = self.cancel.clone();
@@ -67,7 +67,7 @@ impl Tsunami {
 
     /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
     /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
-    pub async fn collect(&self, run: &RunId) -> Result<(), Error> {
+    pub async fn terminate_by_id(&self, run: &RunId) -> Result<(), Error> {
         let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
         let (provider, stop_retrying) = (&self.provider, &self.cancel);
         let terminator = Terminator { provider, run, events: &events, stop_retrying, launched: Vec::new() };

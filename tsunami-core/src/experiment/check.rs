@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use crate::Addresses;
 use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
 
-use super::file::{Contents, Kind, Placed, WORD, is_word, template_problem};
+use super::file::{Contents, TemplateRole, TemplateSite, WORD, is_word, template_problem};
 use super::problem::{Notes, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
@@ -26,7 +26,7 @@ const EXCERPT: usize = 200;
 pub(super) fn templates(
     source: &str,
     contents: &Contents,
-    templates: &[Placed],
+    templates: &[TemplateSite],
     set: &[(String, String)],
     notes: &mut Notes,
     mut fuel: u64,
@@ -51,7 +51,7 @@ pub(super) fn templates(
 /// Renders one template for each machine it is for, as far as there is fuel. A place in it is complained about once.
 fn rendered(
     source: &str,
-    placed: &Placed,
+    placed: &TemplateSite,
     machines: &Machines,
     set: &[(String, String)],
     fuel: &mut u64,
@@ -86,7 +86,7 @@ fn rendered(
             Ok(Rendered { text: rendered, work }) => {
                 // The engine doesn't count that it reads the text anew each time.
                 *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + RENDER_FUEL);
-                if let Some(mut wrong) = wrong_with(placed.kind, &rendered) {
+                if let Some(mut wrong) = wrong_with(placed.role, &rendered) {
                     if rendered != text {
                         let start: String = rendered.chars().take(EXCERPT).collect();
                         wrong = format!("{wrong}, once rendered for `{}`: {start:?}", machine.name);
@@ -100,8 +100,8 @@ fn rendered(
 }
 
 /// What is wrong with a text, given what it is for.
-fn wrong_with(kind: Kind, text: &str) -> Option<String> {
-    let limit = if kind == Kind::Value { VARIABLE_LIMIT } else { COMMAND_LIMIT };
+fn wrong_with(role: TemplateRole, text: &str) -> Option<String> {
+    let limit = if role == TemplateRole::Value { VARIABLE_LIMIT } else { COMMAND_LIMIT };
     let wrong = if text.contains('\0') {
         "this holds a NUL character, which no command can be given"
     } else if text.len() > limit {
@@ -109,15 +109,15 @@ fn wrong_with(kind: Kind, text: &str) -> Option<String> {
             "this has {} bytes, and Linux takes at most {limit} in one piece: upload a file or use a script",
             text.len()
         ));
-    } else if kind != Kind::Value && text.trim().is_empty() {
+    } else if role != TemplateRole::Value && text.trim().is_empty() {
         "this is empty"
-    } else if kind == Kind::Path && text.starts_with('~') {
+    } else if role == TemplateRole::Path && text.starts_with('~') {
         "`~` stands for nothing here: this is relative to the machine's working directory, which is its home except \
          on `hosts`"
-    } else if kind == Kind::Pattern && text.starts_with(['/', '~']) {
+    } else if role == TemplateRole::Pattern && text.starts_with(['/', '~']) {
         // What is collected comes home under its own name, so it must be below the working directory.
         "this isn't relative to the working directory"
-    } else if kind == Kind::Pattern && text.split('/').any(|part| part == "..") {
+    } else if role == TemplateRole::Pattern && text.split('/').any(|part| part == "..") {
         "this leaves the working directory"
     } else {
         return None;
@@ -126,7 +126,7 @@ fn wrong_with(kind: Kind, text: &str) -> Option<String> {
 }
 
 /// Values nobody could ask for, or that nobody asks for.
-fn set_values(contents: &Contents, templates: &[Placed], set: &[(String, String)]) -> Vec<Problem> {
+fn set_values(contents: &Contents, templates: &[TemplateSite], set: &[(String, String)]) -> Vec<Problem> {
     let used: HashSet<String> = templates.iter().flat_map(|placed| placed.template.names()).collect();
     let mut seen = HashSet::new();
     let mut problems = Vec::new();

@@ -82,10 +82,10 @@ enum Counted {
 
 /// A template, and where in the file it stands.
 #[derive(Debug)]
-pub(super) struct Placed {
+pub(super) struct TemplateSite {
     pub(super) template: Template,
     pub(super) span: Span,
-    pub(super) kind: Kind,
+    pub(super) role: TemplateRole,
     /// The machines it is rendered for.
     pub(super) machines: Rc<HashSet<String>>,
     pub(super) in_step: bool,
@@ -93,7 +93,7 @@ pub(super) struct Placed {
 
 /// What a template's text is used as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TemplateRole {
     /// Anything at all, even nothing.
     Value,
     Command,
@@ -103,7 +103,7 @@ pub(super) enum Kind {
 
 /// Where a template is used.
 #[derive(Debug, Clone)]
-struct Use {
+struct TemplateScope {
     machines: Rc<HashSet<String>>,
     in_step: bool,
 }
@@ -115,7 +115,7 @@ pub(super) struct Reader<'a> {
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
     notes: Notes,
-    placed: Vec<Placed>,
+    placed: Vec<TemplateSite>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
     templates_are_whole: bool,
@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What was noted, and the templates found.
-    pub(super) fn finish(self) -> (Notes, Vec<Placed>) {
+    pub(super) fn finish(self) -> (Notes, Vec<TemplateSite>) {
         (self.notes, self.placed)
     }
 
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
         let mut own = None;
         for (name, span, value) in entries(root) {
             match &provider {
-                Some(provider) if provider.name() == name => {
+                Some(provider) if provider.name() == name && tables.contains(&name) => {
                     own = self.table(value);
                     if let Some(table) = own {
                         self.keys(table, provider.keys(), &[]);
@@ -374,7 +374,7 @@ impl<'a> Reader<'a> {
             *known = size;
         }
         let names = (0..size.unwrap_or(0)).map(|index| machine_name(name, index)).collect();
-        let used = Use { machines: Rc::new(names), in_step: false };
+        let used = TemplateScope { machines: Rc::new(names), in_step: false };
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
@@ -451,16 +451,16 @@ impl<'a> Reader<'a> {
         count
     }
 
-    fn setups(&mut self, value: &Value<'_>, used: &Use) -> Vec<Setup> {
+    fn setups(&mut self, value: &Value<'_>, used: &TemplateScope) -> Vec<Setup> {
         match value.get_ref() {
             DeValue::Array(list) => list.iter().filter_map(|value| self.setup(value, used)).collect(),
             _ => self.setup(value, used).into_iter().collect(),
         }
     }
 
-    fn setup(&mut self, value: &Value<'_>, used: &Use) -> Option<Setup> {
+    fn setup(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Setup> {
         match value.get_ref() {
-            DeValue::String(_) => self.template(value, Kind::Command, used).map(Setup::Command),
+            DeValue::String(_) => self.template(value, TemplateRole::Command, used).map(Setup::Command),
             DeValue::Table(table) => {
                 self.keys(table, SCRIPT_KEYS, &[]);
                 let script = self.required(table, "script", value.span())?;
@@ -489,7 +489,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn upload(&mut self, value: &Value<'_>, used: &Use) -> Option<Upload> {
+    fn upload(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Upload> {
         let table = self.table(value)?;
         self.keys(table, UPLOAD_KEYS, &[]);
         let from = self.required(table, "from", value.span());
@@ -503,11 +503,11 @@ impl<'a> Reader<'a> {
             }
             Some(path)
         });
-        let to = to.and_then(|value| self.template(value, Kind::Path, used));
+        let to = to.and_then(|value| self.template(value, TemplateRole::Path, used));
         Some(Upload { from: from?, to: to? })
     }
 
-    fn env(&mut self, table: &DeTable<'_>, used: &Use) -> Vec<(String, EnvValue)> {
+    fn env(&mut self, table: &DeTable<'_>, used: &TemplateScope) -> Vec<(String, EnvValue)> {
         let Some(table) = table.get("env").and_then(|value| self.table(value)) else { return vec![] };
         let read = |(name, span, value): (&str, Span, &Value<'_>)| {
             if !is_variable(name) {
@@ -522,9 +522,9 @@ impl<'a> Reader<'a> {
         entries(table).into_iter().filter_map(read).collect()
     }
 
-    fn env_value(&mut self, value: &Value<'_>, used: &Use) -> Option<EnvValue> {
+    fn env_value(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<EnvValue> {
         let DeValue::Table(table) = value.get_ref() else {
-            return self.template(value, Kind::Value, used).map(EnvValue::Text);
+            return self.template(value, TemplateRole::Value, used).map(EnvValue::Text);
         };
         self.keys(table, FROM_ENV_KEYS, &[]);
         let value = self.required(table, "from_env", value.span())?;
@@ -575,7 +575,7 @@ impl<'a> Reader<'a> {
             self.note(Problem::at(span, format!("step {number} has the name of step {other}, `{name}`")));
         }
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let used = Use { machines: Rc::new(on.iter().flatten().cloned().collect()), in_step: true };
+        let used = TemplateScope { machines: Rc::new(on.iter().flatten().cloned().collect()), in_step: true };
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
         let on_error = table.get("on_error").and_then(|value| {
@@ -583,7 +583,7 @@ impl<'a> Reader<'a> {
             self.choice(value, "on_error", choices)
         });
         let env = self.env(table, &used);
-        let cwd = table.get("cwd").and_then(|value| self.template(value, Kind::Path, &used));
+        let cwd = table.get("cwd").and_then(|value| self.template(value, TemplateRole::Path, &used));
         Some(Step {
             name: name?,
             on: on?,
@@ -674,9 +674,9 @@ impl<'a> Reader<'a> {
         sizes.flat_map(|(group, size)| (0..size.unwrap_or(0)).map(move |index| machine_name(group, index)))
     }
 
-    fn action(&mut self, table: &DeTable<'_>, step: Span, used: &Use) -> Option<Action> {
-        let run = table.get("run").map(|value| self.template(value, Kind::Command, used));
-        let start = table.get("start").map(|value| self.template(value, Kind::Command, used));
+    fn action(&mut self, table: &DeTable<'_>, step: Span, used: &TemplateScope) -> Option<Action> {
+        let run = table.get("run").map(|value| self.template(value, TemplateRole::Command, used));
+        let start = table.get("start").map(|value| self.template(value, TemplateRole::Command, used));
         let timeout = table.get("timeout").and_then(|value| self.duration(value));
         let ready = table.get("ready").and_then(|value| self.ready(value, used));
         match (run, start) {
@@ -713,14 +713,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn ready(&mut self, value: &Value<'_>, used: &Use) -> Option<Ready> {
+    fn ready(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Ready> {
         let table = self.table(value)?;
         self.keys(table, READY_KEYS, &[]);
         let port = table.get("port").map(|value| self.port(value).map(ReadyWhen::Port));
         let command = table
             .get("command")
-            .map(|value| self.template(value, Kind::Command, used).map(ReadyWhen::Command));
-        let log = table.get("log").map(|value| self.template(value, Kind::Command, used).map(ReadyWhen::Log));
+            .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Command));
+        let log = table
+            .get("log")
+            .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Log));
         let timeout = table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(READY_TIMEOUT);
         let mut signs = [port, command, log].into_iter().flatten();
         match (signs.next(), signs.next()) {
@@ -744,13 +746,13 @@ impl<'a> Reader<'a> {
         port
     }
 
-    fn pattern(&mut self, value: &Value<'_>, used: &Use) -> Option<Pattern> {
+    fn pattern(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Pattern> {
         let text = self.text(value)?;
         let (glob, optional) = match text.strip_suffix('?') {
             Some(glob) => (glob, true),
             None => (text, false),
         };
-        let template = self.template_of(glob, value.span(), Kind::Pattern, used)?;
+        let template = self.template_of(glob, value.span(), TemplateRole::Pattern, used)?;
         Some(Pattern { template, optional })
     }
 }

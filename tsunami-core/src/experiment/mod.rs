@@ -21,6 +21,7 @@ pub(crate) mod keys;
 mod plan;
 mod problem;
 mod run;
+mod schema;
 mod script;
 mod steps;
 mod template;

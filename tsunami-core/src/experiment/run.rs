@@ -11,7 +11,7 @@ use crate::error::{Error, Failures};
 use crate::event::{Observer, UserEvent};
 use crate::machine::RunId;
 use crate::outcome::Outcome;
-use crate::record::RunDirectory;
+use crate::record::RunEntry;
 use crate::report::Report;
 use crate::results::{Redacted, Results, ResultsError, Secrets};
 
@@ -120,7 +120,7 @@ impl ExperimentRun {
     }
 
     /// Runs the steps on machines of another run, which are up and stay up.
-    pub async fn run_on(&self, directory: &RunDirectory) -> Result<(), Error> {
+    pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
         let steps = self.steps();

@@ -93,7 +93,7 @@ impl TableReader for FakeReader {
     }
 }
 
-fn registry() -> Registry {
+pub(super) fn registry() -> Registry {
     let registry = Registry::default().with(Arc::new(Fake::Cloud)).with(Arc::new(Fake::Pool));
     registry.without("moon", "this program was built without the provider \"moon\"")
 }

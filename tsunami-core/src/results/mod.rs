@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::experiment::{Experiment, Setup};
-use crate::{Event, Observer, Outcome, Report, RunId, State, private};
+use crate::{Event, Observer, Outcome, Report, RunId, RunStore, private};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -118,7 +118,7 @@ impl Results {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);
         let directory = std::path::absolute(&directory).map_err(ResultsError::file("use", &directory))?;
-        if State::standard().is_ok_and(|state| directory.starts_with(state.root())) {
+        if RunStore::standard().is_ok_and(|state| directory.starts_with(state.root())) {
             return Err(ResultsError::Record(directory));
         }
         files::make_directory(&directory)

@@ -226,7 +226,7 @@ pub mod provider {
             authorized_key:
                 "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g".to_owned(),
             replace: Vec::new(),
-            notes: crate::Notes::default(),
+            notes: crate::ProgressSink::default(),
         }
     }
 
@@ -275,7 +275,7 @@ pub mod provider {
         let request = request(harness, 1, "node");
         harness.provider().launch(&request).await.expect("launch");
         let machines = running(harness, &request.run).await;
-        let address = |machine: &Machine| machine.addresses.from_outside().map(str::to_owned);
+        let address = |machine: &Machine| machine.addresses.external().map(str::to_owned);
         let addresses: BTreeSet<_> = machines.iter().filter_map(address).collect();
         assert_eq!(addresses.len(), request.count.get() as usize, "{machines:?}");
         terminate(harness, &request.run).await;
@@ -477,7 +477,7 @@ pub mod provider {
         let mut request = request(harness, 1, "node");
         let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
         for (machine, session) in &logged_in.1 {
-            let admitted = harness.provider().admit(machine, session).await;
+            let admitted = harness.provider().verify(machine, session).await;
             admitted.unwrap_or_else(|error| panic!("{}: {}", machine.name(), crate::ErrorChain(&error)));
         }
         log_out(&request.run, Some(logged_in)).await;
@@ -494,7 +494,7 @@ pub mod provider {
         for (machine, session) in &logged_in.1 {
             let earlier = machine.expires.expect("it has a deadline") - Duration::from_secs(400);
             let machine = Machine { expires: Some(earlier), ..machine.clone() };
-            let admitted = harness.provider().admit(&machine, session).await;
+            let admitted = harness.provider().verify(&machine, session).await;
             assert!(admitted.is_err(), "{machine:?} lives until {earlier:?}");
         }
         log_out(&request.run, Some(logged_in)).await;
@@ -506,7 +506,7 @@ pub mod provider {
         let mut request = request(harness, 1, "node");
         let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
         for (machine, session) in &logged_in.1 {
-            let listening = harness.provider().notice(machine, session);
+            let listening = harness.provider().interruption_notice(machine, session);
             let heard = tokio::time::timeout(Duration::from_secs(2), listening).await;
             assert!(heard.is_err(), "{} heard {heard:?}", machine.name());
         }
@@ -519,7 +519,7 @@ pub mod provider {
         let mut request = request(harness, 1, "node");
         let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
         let (machine, session) = &logged_in.1[0];
-        let listening = harness.provider().notice(machine, session);
+        let listening = harness.provider().interruption_notice(machine, session);
         let taken_back = async {
             sleep(Duration::from_secs(1)).await;
             if harness.take_back(machine) { Ok(()) } else { Err(()) }
@@ -578,7 +578,7 @@ pub mod provider {
     ) -> Result<(), SessionError> {
         let session = connector.connect(machine, Instant::now() + Duration::from_secs(20)).await?;
         let session: Arc<dyn Session> = session.into();
-        harness.provider().admit(machine, &session).await.expect("admit");
+        harness.provider().verify(machine, &session).await.expect("verify");
         let exit = session.exec(&Command::shell("true"), Arc::new(()), &CancellationToken::new()).await?;
         assert!(exit.success());
         session.close().await

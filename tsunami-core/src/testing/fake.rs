@@ -27,7 +27,7 @@ use crate::{
 ///
 /// ```
 /// # use std::sync::Arc;
-/// # use tsunami_core::{Command, Error, Group, MachineSpec, Plan, State, Tsunami};
+/// # use tsunami_core::{Command, Error, Group, MachineSpec, Plan, RunStore, Tsunami};
 /// use tsunami_core::testing::{FakeCloud, Reply};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -38,7 +38,7 @@ use crate::{
 /// });
 /// # let directory = tempfile::tempdir()?;
 /// let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
-///     .state(State::at(directory.path()));
+///     .state(RunStore::at(directory.path()));
 /// let plan = Plan::new("cores").group(Group::new("server", MachineSpec::default()));
 /// let cores = tsunami
 ///     .run(plan, |cluster| async move { Ok(cluster.hosts()[0].run("nproc").await?.stdout().trim().to_owned()) })
@@ -79,7 +79,7 @@ pub enum Call {
     Quote,
     Launch,
     List,
-    Admit,
+    Verify,
     Extend,
     Terminate,
     Prepare,
@@ -712,20 +712,20 @@ impl Provider for FakeCloud {
         self.call(Call::List, listing).await
     }
 
-    async fn admit(&self, machine: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, _: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let lives_longer = || {
             let inner = self.lock();
             let known = inner.machines.get(&machine.id);
             known.is_some_and(|known| machine.expires.is_some_and(|expires| known.expires > expires))
         };
-        if self.call(Call::Admit, lives_longer).await? {
+        if self.call(Call::Verify, lives_longer).await? {
             let message = "its deadline is not the promised one";
-            return Err(ProviderError::new(ProviderErrorKind::Other, "admit", message));
+            return Err(ProviderError::new(ProviderErrorKind::Other, "verify", message));
         }
         Ok(())
     }
 
-    async fn notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
+    async fn interruption_notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
         // It may come to be taken back at any time, so it looks every second.
         loop {
             let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);

@@ -78,7 +78,7 @@ impl MachineContext {
         if self.name == other.name {
             return Some(&self.ip);
         }
-        self.addresses.seen_from(&other.addresses)
+        self.addresses.address_from(&other.addresses)
     }
 
     /// The same as environment variables of a command on this machine: in set-up without a trial, in a trial with its

@@ -57,7 +57,7 @@ use collect::Kept;
 use command::Background;
 
 /// Ends what a trial has left.
-const SWEEP: &str = include_str!("sweep.sh");
+const SWEEP: &str = concat!(include_str!("../processes.sh"), include_str!("sweep.sh"));
 
 /// The variable that tells a stage's processes.
 const STEP: &str = "TSUNAMI_STEP";

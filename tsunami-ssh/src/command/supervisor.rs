@@ -7,14 +7,17 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
+use std::sync::LazyLock;
 
 use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
-use tsunami_core::{Command, Exit, Program, SessionError, SessionErrorKind};
+use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind};
 
 use crate::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
-const KILL: &str = concat!(include_str!("../processes.sh"), include_str!("kill.sh"));
+
+/// The script that ends a process group; the beginning of its second part says which it does not.
+static KILL: LazyLock<String> = LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("kill.sh")].concat());
 
 /// What every mark begins with, so that it is found fast: a byte that texts don't have.
 const SEPARATOR: u8 = 0x1e;
@@ -34,7 +37,7 @@ pub(super) fn lines(
 
 /// The line that ends a process group of the run's, and says whether it is gone.
 pub(super) fn kill_line(run: &str, group: u32) -> Result<Vec<u8>, SessionError> {
-    shell::script_line(KILL, &[run, &group.to_string()])
+    shell::script_line(&KILL, &[run, &group.to_string()])
 }
 
 /// The line that tells the supervisor what to run.
@@ -284,7 +287,7 @@ mod tests {
     /// Runs the script that ends a group, and returns what it says.
     fn kill(shell: &[&str], run: &str, group: u32) -> String {
         let mut kill = std::process::Command::new(shell[0]);
-        kill.args(&shell[1..]).args(["-c", KILL, "sh", run, &group.to_string()]);
+        kill.args(&shell[1..]).args(["-c", &KILL, "sh", run, &group.to_string()]);
         String::from_utf8(kill.output().unwrap().stdout).unwrap().trim().to_owned()
     }
 

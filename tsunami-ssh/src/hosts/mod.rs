@@ -200,7 +200,7 @@ impl HostsProvider {
         let noted = tokio::task::spawn_blocking(move || private::write(&note, b"")).await;
         noted.map_err(io::Error::other).flatten().map_err(|error| {
             let message = format!("cannot write {}", path.display());
-            ProviderError::new(ProviderErrorKind::Other, "admit", message).source(error)
+            ProviderError::new(ProviderErrorKind::Other, "verify", message).source(error)
         })
     }
 
@@ -226,7 +226,7 @@ impl HostsProvider {
     ) -> Result<(), ProviderError> {
         self.note_touched(machine).await?;
         let directory = machine.login.directory.as_deref().unwrap_or_default();
-        let args = [watchdog::SCRIPT.to_owned(), machine.name()];
+        let args = [watchdog::script().to_owned(), machine.name()];
         let args: Vec<String> =
             args.into_iter().chain(watchdog::watch(&machine.run, directory, until, arming)).collect();
         let failed = |error: SessionError| {
@@ -263,7 +263,7 @@ impl HostsProvider {
         self.connector.prepare(&machine.run, &state).await.map_err(unreached)?;
         let session = self.connector.connect(machine, Instant::now() + LEAVE_TIMEOUT).await;
         let session = session.map_err(unreached)?;
-        let args = [directory.to_owned(), machine.run.to_string(), watchdog::SCRIPT.to_owned()];
+        let args = [directory.to_owned(), machine.run.to_string(), watchdog::script().to_owned()];
         let said = session.administer(REAP, &args).await;
         let _ = session.close().await;
         said.map_err(|error| {
@@ -346,14 +346,14 @@ impl Provider for HostsProvider {
     }
 
     /// Nothing runs on a host before its watchdog watches.
-    async fn admit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+    async fn verify(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let until = machine.expires.unwrap_or_else(SystemTime::now);
         self.arm(machine, &**session, until, Arming::Ensure).await
     }
 
     /// A host may have lost its watchdog: it has been started again, or somebody has ended what they did not know.
-    async fn readmit(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
-        self.admit(machine, session).await
+    async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
+        self.verify(machine, session).await
     }
 
     async fn extend_on(
@@ -442,7 +442,7 @@ fn remove(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use tsunami_core::{Deadline, Notes};
+    use tsunami_core::{Deadline, ProgressSink};
 
     #[tokio::test]
     async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
@@ -459,7 +459,7 @@ mod tests {
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: String::new(),
             replace: Vec::new(),
-            notes: Notes::default(),
+            notes: ProgressSink::default(),
         };
         provider.launch(&request).await.unwrap();
         let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));

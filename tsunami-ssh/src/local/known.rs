@@ -45,10 +45,10 @@ impl RunPlace {
     ) -> io::Result<Option<ControlGroup>> {
         let directory = self.directory.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
         let mut watchdog = Command::new("setsid");
-        watchdog.args(["sh", "-c", watchdog::SCRIPT, &watchdog::name(run, directory)]);
+        watchdog.args(["sh", "-c", watchdog::script(), &watchdog::name(run, directory)]);
         watchdog
             .args(watchdog::watch(run, directory, until, arming))
-            .env(watchdog::VARIABLE, watchdog::SCRIPT);
+            .env(watchdog::VARIABLE, watchdog::script());
         // A marked environment would make it a process of the run.
         watchdog.env_remove("TSUNAMI_RUN_ID").current_dir("/");
         watchdog.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -150,7 +150,7 @@ impl Provider for LocalProvider {
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let place = self.place(run);
         let mut reap = Command::new("sh");
-        reap.args(["-c", watchdog::SCRIPT, "tsunami-reaper", "reap", run.as_str()]).arg(&place.directory);
+        reap.args(["-c", watchdog::script(), "tsunami-reaper", "reap", run.as_str()]).arg(&place.directory);
         // A marked environment would make it a process of the run.
         reap.env_remove("TSUNAMI_RUN_ID").stdin(Stdio::null()).process_group(0);
         let output = reap.output().await.map_err(|error| {
@@ -244,7 +244,7 @@ mod tests {
             deadline: tsunami_core::Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key: "ssh-ed25519 none".to_owned(),
             replace: Vec::new(),
-            notes: tsunami_core::Notes::default(),
+            notes: tsunami_core::ProgressSink::default(),
         }
     }
 

@@ -48,7 +48,7 @@ impl Machines {
             deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
             authorized_key,
             replace: Vec::new(),
-            notes: tsunami_core::Notes::default(),
+            notes: tsunami_core::ProgressSink::default(),
         };
         provider.launch(&request).await.unwrap();
         let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();

@@ -9,24 +9,36 @@ use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
 use super::super::keys::{Key, names};
 use super::{
-    Kind, LONGEST, Placed, Problem, Reader, Span, Template, Use, Value, is_name, suggest, template_problem,
+    LONGEST, Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, is_name,
+    suggest, template_problem,
 };
 
 impl Reader<'_> {
-    pub(super) fn template(&mut self, value: &Value<'_>, kind: Kind, used: &Use) -> Option<Template> {
+    pub(super) fn template(
+        &mut self,
+        value: &Value<'_>,
+        role: TemplateRole,
+        used: &TemplateScope,
+    ) -> Option<Template> {
         let text = self.text(value)?;
-        self.template_of(text, value.span(), kind, used)
+        self.template_of(text, value.span(), role, used)
     }
 
-    pub(super) fn template_of(&mut self, text: &str, span: Span, kind: Kind, used: &Use) -> Option<Template> {
-        if kind != Kind::Value && text.trim().is_empty() {
+    pub(super) fn template_of(
+        &mut self,
+        text: &str,
+        span: Span,
+        role: TemplateRole,
+        used: &TemplateScope,
+    ) -> Option<Template> {
+        if role != TemplateRole::Value && text.trim().is_empty() {
             self.note(Problem::at(span, "this is empty"));
             return None;
         }
         match Template::new(text) {
             Ok(template) => {
-                let Use { machines, in_step } = used.clone();
-                self.placed.push(Placed { template: template.clone(), span, kind, machines, in_step });
+                let TemplateScope { machines, in_step } = used.clone();
+                self.placed.push(TemplateSite { template: template.clone(), span, role, machines, in_step });
                 Some(template)
             }
             Err(error) => {

@@ -1,0 +1,17 @@
+# Runs a machine in the directory $1, its sshd being the rest, until the time in `deadline`: at the latest when that file
+# is gone. Everything that runs on the machine is in its PID namespace, and ends with it. As long as any of it may live,
+# the file `alive` is locked.
+cd "$1" || exit
+shift
+exec 9>alive
+flock --nonblock 9 || exit
+own=
+[ "$(id -u)" = 0 ] || own='--user --map-current-user'
+# shellcheck disable=SC2086 # These are several words, or none.
+setpriv --pdeathsig KILL unshare $own --pid --fork --kill-child --mount-proc "$@" 9>&- 2>sshd.log &
+machine=$!
+while [ -e "/proc/$machine/exe" ] && [ "$(date +%s)" -lt "$(cat deadline)" ]; do
+    sleep 0.2 9>&-
+done
+kill -KILL "$machine"
+wait "$machine"

@@ -1,0 +1,283 @@
+//! A provider of one's own. Each machine is an sshd on a loopback address and in a PID namespace, so that all of its
+//! processes end together.
+//!
+//! What makes this a provider, and not just a way to start things: whatever it makes is found by its run's id, namely in
+//! the run's directory; a guard beside each machine ends it at its deadline, whatever becomes of the program; and a
+//! machine is gone when its guard is, not when nothing is known of it.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+use tsunami_core::{
+    Addresses, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState, Price,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
+};
+
+/// Runs a machine until its deadline.
+const GUARD: &str = include_str!("guard.sh");
+
+/// How long an sshd may take to listen, and a guard to end a machine.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Launches machines in PID namespaces of this computer.
+#[derive(Debug)]
+pub struct Namespaces {
+    root: PathBuf,
+}
+
+impl Namespaces {
+    /// Keeps machines in `<root>/<run-id>/namespaces`; `root` is where tsunami records its runs.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn home(&self, run: &RunId) -> PathBuf {
+        self.root.join(run.as_str()).join("namespaces")
+    }
+
+    /// The directories of a run's machines.
+    fn directories(&self, run: &RunId) -> Result<Vec<PathBuf>, ProviderError> {
+        match fs::read_dir(self.home(run)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(failed("list")(error)),
+            Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed("list"))?.path())).collect(),
+        }
+    }
+
+    /// A run's machines that were launched, each with its directory.
+    fn machines(&self, run: &RunId) -> Result<Vec<(PathBuf, Machine)>, ProviderError> {
+        let mut machines = Vec::new();
+        for directory in self.directories(run)? {
+            match private::read(&directory.join("machine.json")) {
+                // It is being launched, or being removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("list")(error)),
+                Ok(json) => {
+                    let machine: Machine =
+                        serde_json::from_slice(&json).map_err(|error| failed("list")(error.into()))?;
+                    let state = match is_alive(&directory).map_err(failed("list"))? {
+                        true => MachineState::Running,
+                        false => MachineState::Gone,
+                    };
+                    machines.push((directory, Machine { state, ..machine }));
+                }
+            }
+        }
+        Ok(machines)
+    }
+
+    /// Starts one machine and waits until it can be connected to.
+    async fn start(&self, request: &LaunchRequest, index: u32) -> io::Result<Machine> {
+        // A replacement lives beside what it replaces.
+        let name = format!("{}-{index}.{}", request.group, nanoseconds());
+        let directory = self.home(&request.run).join(&name);
+        private::make_directory(&directory)?;
+        let file = |name: &str| directory.join(name).display().to_string();
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", &name, "-f", &file("host_key")]).await?;
+        let user = run("id", &["-un"]).await?;
+        let address = free_address()?;
+        private::make_directory(&directory.join("home"))?;
+        private::write(&directory.join("authorized_keys"), request.authorized_key.as_bytes())?;
+        private::write(&directory.join("enter"), enter(&file("home")).as_bytes())?;
+        private::write(&directory.join("sshd_config"), config(address, &user, &file).as_bytes())?;
+        write_deadline(&directory, request.deadline.at)?;
+        let mut guard = Command::new("setsid");
+        guard.args(["sh", "-c", GUARD, "guard"]).arg(&directory);
+        guard.args(["/usr/sbin/sshd", "-D", "-e", "-f", &file("sshd_config")]);
+        guard.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let late = Instant::now() + PATIENCE;
+        while TcpStream::connect((address, PORT)).await.is_err() {
+            if Instant::now() > late {
+                let said = fs::read_to_string(directory.join("sshd.log")).unwrap_or_default();
+                return Err(io::Error::other(format!("{name} does not listen: {}", said.trim())));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let machine = Machine {
+            id: MachineId::new(format!("{}/{name}", request.run)),
+            run: request.run.clone(),
+            group: request.group.clone(),
+            index,
+            state: MachineState::Running,
+            addresses: Addresses {
+                public: Some(address.to_string()),
+                private: Some(address.to_string()),
+                network: Some("loopback".to_owned()),
+            },
+            login: Login {
+                user: Some(user),
+                port: Some(PORT),
+                host_key: Some(fs::read_to_string(file("host_key.pub"))?.trim().to_owned()),
+                host: None,
+                directory: None,
+            },
+            expires: Some(request.deadline.at),
+            description: "sshd in a PID namespace".to_owned(),
+            price: Price::Free,
+            ended: None,
+            interrupted: None,
+        };
+        // From now on it is in listings.
+        private::write(&directory.join("machine.json"), &serde_json::to_vec(&machine)?)?;
+        Ok(machine)
+    }
+}
+
+#[async_trait]
+impl Provider for Namespaces {
+    fn name(&self) -> String {
+        "namespaces".to_owned()
+    }
+
+    async fn quote(&self, spec: &MachineSpec, _count: NonZeroU32) -> Result<Quote, ProviderError> {
+        if !spec.is_default() {
+            let message = "there is nothing to choose about these machines";
+            return Err(ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", message));
+        }
+        Ok(Quote::free("sshd in a PID namespace"))
+    }
+
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        private::make_directory(&self.home(&request.run)).map_err(failed("launch"))?;
+        let known = self.machines(&request.run)?;
+        let mut ids = Vec::new();
+        for index in 0..request.count.get() {
+            let counts = |machine: &&Machine| {
+                (&machine.group, machine.index, machine.state)
+                    == (&request.group, index, MachineState::Running)
+                    && !request.replace.contains(&machine.id)
+            };
+            ids.push(match known.iter().map(|(_, machine)| machine).find(counts) {
+                Some(machine) => machine.id.clone(),
+                None => self.start(request, index).await.map_err(failed("launch"))?.id,
+            });
+        }
+        Ok(ids)
+    }
+
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let runs = match filter {
+            RunFilter::Run(run) => vec![run.clone()],
+            RunFilter::All => {
+                let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+                entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+            }
+        };
+        let mut machines = Vec::new();
+        for run in runs {
+            machines.extend(self.machines(&run)?.into_iter().map(|(_, machine)| machine));
+        }
+        Ok(machines)
+    }
+
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        for (directory, machine) in self.machines(run)? {
+            let machine = Machine { expires: Some(until), ..machine };
+            let json = serde_json::to_vec(&machine).map_err(|error| failed("extend")(error.into()))?;
+            write_deadline(&directory, until).map_err(failed("extend"))?;
+            private::write(&directory.join("machine.json"), &json).map_err(failed("extend"))?;
+        }
+        Ok(())
+    }
+
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        let directories = self.directories(run)?;
+        // A guard without a deadline ends its machine.
+        for directory in &directories {
+            let _ = fs::remove_file(directory.join("deadline"));
+        }
+        let (mut left, late) = (Vec::new(), Instant::now() + PATIENCE);
+        for directory in directories {
+            while is_alive(&directory).map_err(failed("terminate"))? && Instant::now() < late {
+                sleep(Duration::from_millis(20)).await;
+            }
+            let removed = match is_alive(&directory).map_err(failed("terminate"))? {
+                true => Err("its guard still runs".to_owned()),
+                false => fs::remove_dir_all(&directory).map_err(|error| error.to_string()),
+            };
+            if let Err(why) = removed {
+                left.push(Leftover { what: format!("machine in {}", directory.display()), why });
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// The port of every machine, each of which has an address of its own.
+const PORT: u16 = 2288;
+
+/// Whether a guard holds the lock of its machine's directory.
+fn is_alive(directory: &Path) -> io::Result<bool> {
+    match File::open(directory.join("alive")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
+        },
+    }
+}
+
+fn write_deadline(directory: &Path, at: SystemTime) -> io::Result<()> {
+    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    private::write(&directory.join("deadline"), format!("{seconds}\n").as_bytes())
+}
+
+/// A loopback address on which nobody has the port.
+fn free_address() -> io::Result<Ipv4Addr> {
+    let start = nanoseconds() as u32;
+    let addresses =
+        (0..1000).map(|step| Ipv4Addr::from_bits(0x7f80_0000 | (start.wrapping_add(step) & 0x3f_ffff)));
+    let mut free = addresses.filter(|address| TcpListener::bind((*address, PORT)).is_ok());
+    free.next().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+fn nanoseconds() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+}
+
+/// What every login goes through, for a home of the machine's own.
+fn enter(home: &str) -> String {
+    format!(
+        "HOME='{home}'; export HOME; cd \"$HOME\" || exit\n\
+         [ -n \"$SSH_ORIGINAL_COMMAND\" ] || exec \"$SHELL\"\n\
+         exec \"$SHELL\" -c \"$SSH_ORIGINAL_COMMAND\"\n"
+    )
+}
+
+fn config(address: Ipv4Addr, user: &str, file: &dyn Fn(&str) -> String) -> String {
+    format!(
+        "ListenAddress {address}:{PORT}\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nAllowUsers {user}\n\
+         ForceCommand sh '{}'\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nStrictModes no\n\
+         PidFile none\nMaxStartups 100\n",
+        file("host_key"),
+        file("authorized_keys"),
+        file("enter"),
+    )
+}
+
+/// Runs a program of this computer's, and returns what it prints.
+async fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().await?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        false => Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr)))),
+    }
+}
+
+fn failed(operation: &'static str) -> impl Fn(io::Error) -> ProviderError {
+    move |error| {
+        let message = "this computer refuses";
+        ProviderError::new(ProviderErrorKind::Other, operation, message).source(error)
+    }
+}

@@ -1,0 +1,292 @@
+//! The JSON Schema and the reference of experiment files, from the same tables of keys that the reader goes by.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::Experiment;
+use super::keys::{Form, GROUP_KEYS, Key, TOP_KEYS};
+use crate::registry::Registry;
+
+impl Experiment {
+    /// The JSON Schema of experiment files whose machines come from these providers, for editors and other programs
+    /// that complete and check them. What it accepts, [`load`](Self::load) may still refuse: whether files are there,
+    /// what templates become, and which keys go together.
+    pub fn schema(registry: &Registry) -> Value {
+        let mut schema = table(TOP_KEYS.iter().chain(own_tables(registry).iter()));
+        let group = table(GROUP_KEYS.iter().chain(group_keys(registry).iter()));
+        let properties = &mut schema["properties"];
+        properties["group"]["propertyNames"] = json!({ "pattern": "^[a-z][a-z0-9_]*$" });
+        properties["group"]["minProperties"] = json!(1);
+        properties["group"]["additionalProperties"] = group;
+        properties["provider"]["enum"] = registry.names().collect();
+        schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+        schema["title"] = json!("tsunami experiment");
+        schema
+    }
+
+    /// The reference of experiment files whose machines come from these providers, as Markdown.
+    pub fn reference(registry: &Registry) -> String {
+        let mut text = String::from("# The experiment file\n\n## At the top\n\n");
+        tables(&mut text, TOP_KEYS, "");
+        for provider in registry.providers() {
+            let name = provider.name();
+            if !provider.keys().is_empty() {
+                let _ = write!(text, "## `[{name}]`, and in a group of the provider \"{name}\"\n\n");
+                tables(&mut text, provider.keys(), &format!("{name}."));
+            }
+            if !provider.group_keys().is_empty() {
+                let _ = write!(text, "## In a group of the provider \"{name}\"\n\n");
+                tables(&mut text, provider.group_keys(), "group.NAME.");
+            }
+        }
+        text
+    }
+}
+
+/// The tables that the providers have of their own.
+fn own_tables(registry: &Registry) -> Vec<Key> {
+    let with_keys = registry.providers().filter(|provider| !provider.keys().is_empty());
+    with_keys
+        .map(|provider| {
+            Key::new(provider.name(), Form::Table(provider.keys()), "its machines, for all groups")
+        })
+        .collect()
+}
+
+/// What providers read in a group; which of it one needs depends on the provider.
+fn group_keys(registry: &Registry) -> Vec<Key> {
+    let keys = registry.providers().flat_map(|provider| provider.keys().iter().chain(provider.group_keys()));
+    keys.map(|key| Key { required: false, ..*key }).collect()
+}
+
+/// The schema of a table. Where several keys have one name, any of them will do.
+fn table<'k>(keys: impl Iterator<Item = &'k Key>) -> Value {
+    let (mut properties, mut required) = (Map::new(), Vec::new());
+    for key in keys {
+        let mut schema = of(&key.form);
+        schema["description"] = json!(described(key));
+        match properties.get_mut(key.name) {
+            Some(known) if *known != schema => *known = json!({ "anyOf": [known.clone(), schema] }),
+            _ => drop(properties.insert(key.name.to_owned(), schema)),
+        }
+        required.extend(key.required.then_some(key.name));
+    }
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+fn of(form: &Form) -> Value {
+    match form {
+        Form::Text | Form::Template | Form::Path => json!({ "type": "string" }),
+        Form::Boolean => json!({ "type": "boolean" }),
+        Form::Integer(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+        Form::Number => json!({ "type": "number", "exclusiveMinimum": 0 }),
+        Form::Duration => json!({ "type": "string", "examples": ["90s", "45m", "1h30m"] }),
+        Form::Size => json!({ "type": "string", "examples": ["30GiB"] }),
+        Form::Choice(words) => json!({ "type": "string", "enum": words }),
+        Form::List(form) => json!({ "type": "array", "items": of(form) }),
+        Form::OneOrMore(form) => {
+            json!({ "anyOf": [of(form), { "type": "array", "items": of(form), "minItems": 1 }] })
+        }
+        Form::Table(keys) => table(keys.iter()),
+        Form::Map(form) => json!({ "type": "object", "additionalProperties": of(form) }),
+        Form::Either(forms) => json!({ "anyOf": forms.iter().map(of).collect::<Vec<_>>() }),
+    }
+}
+
+/// A key's meaning as a sentence, with its default.
+fn described(key: &Key) -> String {
+    let mut text = key.doc.to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    let default = key.default.map(|default| format!(" (default: {default})")).unwrap_or_default();
+    format!("{text}{default}.")
+}
+
+/// A table of keys, and after it those of the tables that stand behind them.
+fn tables(text: &mut String, keys: &[Key], path: &str) {
+    text.push_str("| key | value | meaning |\n|---|---|---|\n");
+    for key in keys {
+        let name = if key.required { format!("**`{}`**", key.name) } else { format!("`{}`", key.name) };
+        let _ = writeln!(text, "| {name} | {} | {} |", words(&key.form), described(key).replace('|', "\\|"));
+    }
+    text.push('\n');
+    for key in keys {
+        if let Some((below, more)) = inner(&key.form) {
+            let path = format!("{path}{}{more}", key.name);
+            let _ = write!(text, "### `{path}`\n\n");
+            tables(text, below, &format!("{path}."));
+        }
+    }
+}
+
+/// The keys of the table that stands behind a key, alone or among other things, and what its path is called.
+fn inner(form: &Form) -> Option<(&'static [Key], &'static str)> {
+    match form {
+        Form::Table(keys) => Some((keys, "")),
+        Form::Map(form) => inner(form).map(|(keys, _)| (keys, ".NAME")),
+        Form::List(form) | Form::OneOrMore(form) => inner(form).map(|(keys, _)| (keys, "[]")),
+        Form::Either(forms) => forms.iter().find_map(inner),
+        _ => None,
+    }
+}
+
+/// What stands behind a key, in words.
+fn words(form: &Form) -> String {
+    match form {
+        Form::Text => "a string".to_owned(),
+        Form::Template => "a template".to_owned(),
+        Form::Path => "a path on this computer".to_owned(),
+        Form::Boolean => "`true` or `false`".to_owned(),
+        Form::Integer(_, u32::MAX) => "a whole number".to_owned(),
+        Form::Integer(least, most) => format!("a whole number from {least} to {most}"),
+        Form::Number => "a number".to_owned(),
+        Form::Duration => "a duration, as `\"1h30m\"`".to_owned(),
+        Form::Size => "a size, as `\"30GiB\"`".to_owned(),
+        Form::Choice(choices) => {
+            choices.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
+        }
+        Form::List(form) => format!("a list: {}", words(form)),
+        Form::OneOrMore(form) => format!("{}, or a list of those", words(form)),
+        Form::Table(_) => "a table".to_owned(),
+        Form::Map(form) => format!("a table by name: {}", words(form)),
+        Form::Either(forms) => forms.iter().map(words).collect::<Vec<_>>().join(", or "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::super::keys::{FROM_ENV_KEYS, READY_KEYS, SCRIPT_KEYS, SSH_KEYS, STEP_KEYS, UPLOAD_KEYS};
+    use super::super::tests::registry;
+    use super::*;
+
+    /// Whether a value fits a schema, as far as our schemas go; else where it does not.
+    fn fits(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+        let is = match schema["type"].as_str() {
+            Some("string") => value.is_string(),
+            Some("boolean") => value.is_boolean(),
+            Some("integer") => value.is_i64(),
+            Some("number") => value.is_number(),
+            Some("array") => value.is_array(),
+            Some("object") => value.is_object(),
+            _ => true,
+        };
+        let listed = schema["enum"].as_array().is_none_or(|words| words.contains(value));
+        let least = schema["minimum"].as_i64().is_none_or(|least| value.as_i64() >= Some(least));
+        if !is || !listed || !least {
+            return Err(format!("{at}: {value} is not {schema}"));
+        }
+        if let Some(any) = schema["anyOf"].as_array()
+            && !any.iter().any(|schema| fits(schema, value, at).is_ok())
+        {
+            return Err(format!("{at}: {value} is none of {any:?}"));
+        }
+        for item in value.as_array().into_iter().flatten() {
+            fits(&schema["items"], item, at)?;
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            value.get(name.as_str().unwrap()).ok_or(format!("{at}: {name} is missing"))?;
+        }
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let at = format!("{at}.{name}");
+            match (schema["properties"].get(name), &schema["additionalProperties"]) {
+                (Some(schema), _) => fits(schema, value, &at)?,
+                (None, Value::Bool(false)) => return Err(format!("{at} is not known")),
+                (None, schema) => fits(schema, value, &at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check(text: &str) -> Result<(), String> {
+        fits(&Experiment::schema(&registry()), &toml::from_str(text).unwrap(), "")
+    }
+
+    #[test]
+    fn the_schema_takes_the_examples_and_refuses_what_is_wrong() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/experiments");
+        let mut count = 0;
+        for example in fs::read_dir(examples).unwrap() {
+            let text = fs::read_to_string(example.unwrap().path().join("experiment.toml")).unwrap();
+            // Providers of other crates add keys of their own; these are the reader's.
+            if !text.contains("provider = \"aws\"") {
+                check(&text).unwrap();
+                count += 1;
+            }
+        }
+        assert!(count > 0);
+        let right = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'l'\n[group.a]\nsize = 's'\ncount = 2\nsetup = 'x'\n\
+                     env = { A = 'b', C = { from_env = 'C' } }\n[[step]]\non = ['a']\nstart = 'y'\nready = { port = 80 }\n";
+        check(right).unwrap();
+        for (from, to, wrong) in [
+            ("'cloud'", "'clowd'", ".provider"),
+            ("size = 's'", "sice = 's'", ".group.a.sice is not known"),
+            ("count = 2", "count = 0", ".group.a.count"),
+            ("on = ['a']", "cwd = 'a'", "\"on\" is missing"),
+            ("port = 80", "port = 'http'", ".step.ready.port"),
+        ] {
+            let error = check(&right.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    /// That each key of a table is read: a date, which no key takes, is noted where it stands; and that no other key is
+    /// known there. The keys that are known are those of the table by construction.
+    #[test]
+    fn every_key_of_the_tables_is_read() {
+        let group = "name = 'x'\n[group.a]\n";
+        let step = format!("{group}[[step]]\non = 'a'\nrun = 'x'\n");
+        let places: [(&[Key], &dyn Fn(&str) -> String); 8] = [
+            (TOP_KEYS, &|key| match key {
+                "name" => "name = 1979-05-27\n[group.a]\n".to_owned(),
+                "group" => "name = 'x'\ngroup = 1979-05-27\n".to_owned(),
+                key => format!("name = 'x'\n{key} = 1979-05-27\n[group.a]\n"),
+            }),
+            (SSH_KEYS, &|key| format!("{group}[ssh]\n{key} = 1979-05-27\n")),
+            (GROUP_KEYS, &|key| format!("{group}{key} = 1979-05-27\n")),
+            (STEP_KEYS, &|key| match key {
+                "on" | "run" => step.replace(&format!("{key} = '"), &format!("{key} = 1979-05-27 #")),
+                key => format!("{step}{key} = 1979-05-27\n"),
+            }),
+            (READY_KEYS, &|key| {
+                format!("{group}[[step]]\non = 'a'\nstart = 'x'\nready = {{ {key} = 1979-05-27 }}\n")
+            }),
+            (UPLOAD_KEYS, &|key| format!("{group}upload = [{{ {key} = 1979-05-27 }}]\n")),
+            (SCRIPT_KEYS, &|key| format!("{group}setup = {{ {key} = 1979-05-27 }}\n")),
+            (FROM_ENV_KEYS, &|key| format!("{group}env = {{ A = {{ {key} = 1979-05-27 }} }}\n")),
+        ];
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        for (keys, text) in places {
+            for key in keys {
+                let text = text(key.name);
+                fs::write(&file, &text).unwrap();
+                let problems = Experiment::load(&file).unwrap_err();
+                let date = text.lines().position(|line| line.contains("1979")).unwrap() + 1;
+                let noted = problems.iter().any(|problem| {
+                    problems.place(problem).is_some_and(|(line, _)| line == date)
+                        && problem.message().contains("found a date or time")
+                });
+                assert!(noted, "{}: {problems}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_has_every_key_and_its_default() {
+        let reference = Experiment::reference(&registry());
+        for key in [TOP_KEYS, SSH_KEYS, GROUP_KEYS, STEP_KEYS, READY_KEYS, UPLOAD_KEYS].concat() {
+            assert!(reference.contains(&format!("`{}`", key.name)), "{}", key.name);
+        }
+        assert!(reference.contains("### `step[].ready`"), "{reference}");
+        assert!(
+            reference.contains("| `lifetime` | a duration, as `\"1h30m\"` | When every machine ends"),
+            "{reference}"
+        );
+        assert!(reference.contains("## In a group of the provider \"pool\""), "{reference}");
+    }
+}
