@@ -11,7 +11,6 @@ use tsunami_core::{RunFilter, RunId};
 use crate::clock::Hearing;
 use crate::error::{AwsError, Result};
 use crate::region::Region;
-use crate::teardown::describe;
 use crate::{inventory, text};
 
 /// What one run has, in all the regions that were looked at.
@@ -116,7 +115,7 @@ async fn survey_region(region: &Region) -> RegionSurvey {
         match found {
             Ok(found) => {
                 for owned in found {
-                    let what = describe(&owned.resource, region);
+                    let what = owned.resource.describe(&region.name);
                     seen.add(owned.run, owned.expires, what);
                 }
             }

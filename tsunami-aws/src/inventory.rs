@@ -203,6 +203,11 @@ impl Resource {
     pub(crate) fn new(kind: ResourceKind, name: impl Into<String>, id: impl Into<String>) -> Self {
         Self { kind, name: name.into(), id: id.into(), busy: None, odd: false }
     }
+
+    /// What it is, for people.
+    pub(crate) fn describe(&self, region: &str) -> String {
+        format!("{} {} in {region}", self.kind.name(), self.name)
+    }
 }
 
 /// One resource, the run it belongs to, and when it expires.

@@ -18,7 +18,7 @@ use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorde
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
-const RULES: usize = 60;
+const MAX_RULES: usize = 60;
 
 /// The variable that names another service than the usual one to tell this computer's address.
 const ADDRESS_SERVICE_VARIABLE: &str = "TSUNAMI_ADDRESS_SERVICE";
@@ -241,10 +241,10 @@ fn rules(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
         ports.dedup();
         // TCP and UDP for each port and machine elsewhere, SSH, and one for the group itself.
         let rules = 2 * ports.len() * (all - *machines) + *from + 1;
-        if rules > RULES {
+        if rules > MAX_RULES {
             let region = region.map_or("the configured region", String::as_str);
             return Some(format!(
-                "the security group in {region} would need {rules} rules and can have {RULES}: {} open ports for {} \
+                "the security group in {region} would need {rules} rules and can have {MAX_RULES}: {} open ports for {} \
                  machines in other regions; declare fewer `open_ports`, or give a `security_group` of your own",
                 ports.len(),
                 all - *machines

@@ -101,7 +101,7 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
         for (kind, found) in inventory::resources(region, &filter).await {
             match found {
                 Ok(found) => left.extend(found.iter().map(|owned| {
-                    Left::new(describe(&owned.resource, region), "still listed", Stays::ForNow)
+                    Left::new(owned.resource.describe(&region.name), "still listed", Stays::ForNow)
                 })),
                 Err(failure) => left.extend(unseen(region, kind, &failure, &entries)),
             }
@@ -361,7 +361,7 @@ async fn remove_resources(region: &Region, filter: &RunFilter, entries: &[Entry]
             }
         };
         for resource in resources {
-            let what = describe(&resource, region);
+            let what = resource.describe(&region.name);
             if resource.odd {
                 let why = "neither EC2 nor tsunami gives such names, so it is for you to remove";
                 left.push(Left::new(what, why, Stays::UntilMended));
@@ -465,14 +465,6 @@ async fn remove(region: &Region, resource: &Resource) -> Option<AwsError> {
     removed.err().filter(|failure| !failure.is_not_found())
 }
 
-pub(crate) fn describe(resource: &Resource, region: &Region) -> String {
-    named(resource, &region.name)
-}
-
-fn named(resource: &Resource, region: &str) -> String {
-    format!("{} {} in {region}", resource.kind.name(), resource.name)
-}
-
 fn machine(id: &str, group: &str, region: &str) -> String {
     match group {
         "" => format!("machine {id} in {region}"),
@@ -494,7 +486,7 @@ pub fn recorded_leftovers(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> 
             Some(Outcome::Created(_)) => {
                 let kinds =
                     ResourceKind::ALL.into_iter().flat_map(|kind| made(std::slice::from_ref(entry), kind));
-                names.extend(kinds.map(|resource| named(&resource, region)));
+                names.extend(kinds.map(|resource| resource.describe(region)));
             }
             Some(Outcome::Refused(_)) => {}
             Some(Outcome::Failed(_)) | None => {

@@ -19,9 +19,9 @@ use crate::session::Session;
 /// [`list`](Self::list) and [`terminate`](Self::terminate) need nothing but that id: not a remembered machine
 /// id, not the process that launched it.
 ///
-/// The engine never drops a call to `launch`, `extend` or `terminate` that it has begun; it does drop calls to
-/// `quote` and `list`. Retries and timing are the engine's: an implementation makes its requests and reports
-/// the [kind](ProviderErrorKind) of what went wrong.
+/// The engine never drops a call to `launch`, `extend` or `terminate` that it has begun; it does drop the others, when
+/// the run is cancelled or an answer is overdue. Retries and timing are the engine's: an implementation makes its
+/// requests and reports the [kind](ProviderErrorKind) of what went wrong.
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {

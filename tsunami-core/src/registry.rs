@@ -102,8 +102,10 @@ pub trait Registration: Debug + Send + Sync + 'static {
         true
     }
 
-    /// What reads the keys of one file.
-    fn reader(&self) -> Box<dyn TableReader>;
+    /// What reads the keys of one file. By default, machines are of one kind, and a group has nothing but their count.
+    fn reader(&self) -> Box<dyn TableReader> {
+        Box::new(CountedReader)
+    }
 
     /// What is wrong with the groups together, though each by itself is right.
     fn check(&self, groups: &[Group]) -> Vec<String> {
@@ -430,10 +432,6 @@ impl Registration for Counted {
 
     fn has_users(&self) -> bool {
         false
-    }
-
-    fn reader(&self) -> Box<dyn TableReader> {
-        Box::new(CountedReader)
     }
 
     async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

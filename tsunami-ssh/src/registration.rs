@@ -67,10 +67,6 @@ impl Registration for LocalRegistration {
         false
     }
 
-    fn reader(&self) -> Box<dyn TableReader> {
-        Box::new(LocalReader)
-    }
-
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
         let connector = Arc::new(SshConnector::new(options(request.ssh, request.accept_new_hosts)));
@@ -79,14 +75,6 @@ impl Registration for LocalRegistration {
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         self.connect(request).await
-    }
-}
-
-struct LocalReader;
-
-impl TableReader for LocalReader {
-    fn group(&mut self, _: &GroupTable<'_>, _: &mut Values<'_, '_>) -> Option<Machines> {
-        Some(Machines::of(MachineSpec::default()))
     }
 }
 

@@ -4,22 +4,30 @@
 //! What makes this a provider, and not just a way to start things: whatever it makes is found by its run's id, namely in
 //! the run's directory; a guard beside each machine ends it at its deadline, whatever becomes of the program; and a
 //! machine is gone when its guard is, not when nothing is known of it.
+//!
+//! `src/main.rs` is a `tsunami` that knows this provider, too:
+//!
+//! ```text
+//! cargo run -p own-provider -- run examples/own-provider/experiment.toml
+//! ```
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
+use tsunami_core::registry::{Backend, ConnectRequest, Registration};
 use tsunami_core::{
     Addresses, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState, Price,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, private,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, RunRecord, private,
 };
 
 /// Runs a machine until its deadline.
@@ -27,6 +35,9 @@ const GUARD: &str = include_str!("guard.sh");
 
 /// How long an sshd may take to listen, and a guard to end a machine.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What every login goes through, in a home of the machine's own.
+const ENTER: &str = r#"cd "$HOME" && exec "$SHELL" ${SSH_ORIGINAL_COMMAND:+-c "$SSH_ORIGINAL_COMMAND"}"#;
 
 /// Launches machines in PID namespaces of this computer.
 #[derive(Debug)]
@@ -44,35 +55,24 @@ impl Namespaces {
         self.root.join(run.as_str()).join("namespaces")
     }
 
-    /// The directories of a run's machines.
-    fn directories(&self, run: &RunId) -> Result<Vec<PathBuf>, ProviderError> {
-        match fs::read_dir(self.home(run)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(failed("list")(error)),
-            Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed("list"))?.path())).collect(),
-        }
-    }
-
-    /// A run's machines that were launched, each with its directory.
-    fn machines(&self, run: &RunId) -> Result<Vec<(PathBuf, Machine)>, ProviderError> {
-        let mut machines = Vec::new();
-        for directory in self.directories(run)? {
-            match private::read(&directory.join("machine.json")) {
+    /// The directories of a run's machines, each with its machine once that was launched.
+    fn known(&self, run: &RunId) -> io::Result<Vec<(PathBuf, Option<Machine>)>> {
+        let mut known = Vec::new();
+        let entries = match fs::read_dir(self.home(run)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(known),
+            entries => entries?,
+        };
+        for entry in entries {
+            let directory = entry?.path();
+            let machine = match private::read(&directory.join("machine.json")) {
                 // It is being launched, or being removed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("list")(error)),
-                Ok(json) => {
-                    let machine: Machine =
-                        serde_json::from_slice(&json).map_err(|error| failed("list")(error.into()))?;
-                    let state = match is_alive(&directory).map_err(failed("list"))? {
-                        true => MachineState::Running,
-                        false => MachineState::Gone,
-                    };
-                    machines.push((directory, Machine { state, ..machine }));
-                }
-            }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                json => Some(serde_json::from_slice::<Machine>(&json?)?),
+            };
+            let state = if is_alive(&directory)? { MachineState::Running } else { MachineState::Gone };
+            known.push((directory, machine.map(|machine| Machine { state, ..machine })));
         }
-        Ok(machines)
+        Ok(known)
     }
 
     /// Starts one machine and waits until it can be connected to.
@@ -87,12 +87,22 @@ impl Namespaces {
         let address = free_address()?;
         private::make_directory(&directory.join("home"))?;
         private::write(&directory.join("authorized_keys"), request.authorized_key.as_bytes())?;
-        private::write(&directory.join("enter"), enter(&file("home")).as_bytes())?;
-        private::write(&directory.join("sshd_config"), config(address, &user, &file).as_bytes())?;
         write_deadline(&directory, request.deadline.at)?;
         let mut guard = Command::new("setsid");
         guard.args(["sh", "-c", GUARD, "guard"]).arg(&directory);
-        guard.args(["/usr/sbin/sshd", "-D", "-e", "-f", &file("sshd_config")]);
+        guard.args(["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"]);
+        for option in [
+            format!("ListenAddress={address}:{PORT}"),
+            format!("HostKey=\"{}\"", file("host_key")),
+            format!("AuthorizedKeysFile=\"{}\"", file("authorized_keys")),
+            format!("AllowUsers={user}"),
+            format!("ForceCommand=HOME='{}'; export HOME; {ENTER}", file("home")),
+        ] {
+            guard.args(["-o", &option]);
+        }
+        for option in ["PasswordAuthentication=no", "StrictModes=no", "PidFile=none", "MaxStartups=100"] {
+            guard.args(["-o", option]);
+        }
         guard.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let late = Instant::now() + PATIENCE;
         while TcpStream::connect((address, PORT)).await.is_err() {
@@ -102,12 +112,8 @@ impl Namespaces {
             }
             sleep(Duration::from_millis(20)).await;
         }
+        let (id, run) = (MachineId::new(format!("{}/{name}", request.run)), request.run.clone());
         let machine = Machine {
-            id: MachineId::new(format!("{}/{name}", request.run)),
-            run: request.run.clone(),
-            group: request.group.clone(),
-            index,
-            state: MachineState::Running,
             addresses: Addresses {
                 public: Some(address.to_string()),
                 private: Some(address.to_string()),
@@ -117,14 +123,12 @@ impl Namespaces {
                 user: Some(user),
                 port: Some(PORT),
                 host_key: Some(fs::read_to_string(file("host_key.pub"))?.trim().to_owned()),
-                host: None,
-                directory: None,
+                ..Login::default()
             },
             expires: Some(request.deadline.at),
             description: "sshd in a PID namespace".to_owned(),
             price: Price::Free,
-            ended: None,
-            interrupted: None,
+            ..Machine::new(id, run, &request.group, index, MachineState::Running)
         };
         // From now on it is in listings.
         private::write(&directory.join("machine.json"), &serde_json::to_vec(&machine)?)?;
@@ -148,7 +152,7 @@ impl Provider for Namespaces {
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
         private::make_directory(&self.home(&request.run)).map_err(failed("launch"))?;
-        let known = self.machines(&request.run)?;
+        let known = self.known(&request.run).map_err(failed("launch"))?;
         let mut ids = Vec::new();
         for index in 0..request.count.get() {
             let counts = |machine: &&Machine| {
@@ -156,7 +160,7 @@ impl Provider for Namespaces {
                     == (&request.group, index, MachineState::Running)
                     && !request.replace.contains(&machine.id)
             };
-            ids.push(match known.iter().map(|(_, machine)| machine).find(counts) {
+            ids.push(match known.iter().filter_map(|(_, machine)| machine.as_ref()).find(counts) {
                 Some(machine) => machine.id.clone(),
                 None => self.start(request, index).await.map_err(failed("launch"))?.id,
             });
@@ -174,29 +178,34 @@ impl Provider for Namespaces {
         };
         let mut machines = Vec::new();
         for run in runs {
-            machines.extend(self.machines(&run)?.into_iter().map(|(_, machine)| machine));
+            let known = self.known(&run).map_err(failed("list"))?;
+            machines.extend(known.into_iter().filter_map(|(_, machine)| machine));
         }
         Ok(machines)
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        for (directory, machine) in self.machines(run)? {
-            let machine = Machine { expires: Some(until), ..machine };
-            let json = serde_json::to_vec(&machine).map_err(|error| failed("extend")(error.into()))?;
-            write_deadline(&directory, until).map_err(failed("extend"))?;
-            private::write(&directory.join("machine.json"), &json).map_err(failed("extend"))?;
-        }
-        Ok(())
+        let extend = || {
+            for (directory, machine) in self.known(run)? {
+                write_deadline(&directory, until)?;
+                if let Some(machine) = machine {
+                    let json = serde_json::to_vec(&Machine { expires: Some(until), ..machine })?;
+                    private::write(&directory.join("machine.json"), &json)?;
+                }
+            }
+            Ok(())
+        };
+        extend().map_err(failed("extend"))
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
-        let directories = self.directories(run)?;
+        let known = self.known(run).map_err(failed("terminate"))?;
         // A guard without a deadline ends its machine.
-        for directory in &directories {
+        for (directory, _) in &known {
             let _ = fs::remove_file(directory.join("deadline"));
         }
         let (mut left, late) = (Vec::new(), Instant::now() + PATIENCE);
-        for directory in directories {
+        for (directory, _) in known {
             while is_alive(&directory).map_err(failed("terminate"))? && Instant::now() < late {
                 sleep(Duration::from_millis(20)).await;
             }
@@ -204,27 +213,46 @@ impl Provider for Namespaces {
                 true => Err("its guard still runs".to_owned()),
                 false => fs::remove_dir_all(&directory).map_err(|error| error.to_string()),
             };
-            if let Err(why) = removed {
-                left.push(Leftover { what: format!("machine in {}", directory.display()), why });
-            }
+            left.extend(
+                removed.err().map(|why| Leftover::new(format!("machine in {}", directory.display()), why)),
+            );
         }
         Ok(left)
+    }
+}
+
+/// Registers [`Namespaces`] as `namespaces`, for experiment files and commands.
+#[derive(Debug)]
+pub struct NamespacesRegistration;
+
+#[async_trait]
+impl Registration for NamespacesRegistration {
+    fn name(&self) -> &'static str {
+        "namespaces"
+    }
+
+    fn has_users(&self) -> bool {
+        false
+    }
+
+    async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        let provider = Arc::new(Namespaces::new(request.state.root()));
+        Ok(Backend { provider, connector: request.connector()? })
+    }
+
+    async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        self.connect(request).await
     }
 }
 
 /// The port of every machine, each of which has an address of its own.
 const PORT: u16 = 2288;
 
-/// Whether a guard holds the lock of its machine's directory.
+/// Whether a guard holds the lock of its machine's directory. What can't be told may live.
 fn is_alive(directory: &Path) -> io::Result<bool> {
     match File::open(directory.join("alive")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-        Ok(file) => match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(error)) => Err(error),
-        },
+        file => Ok(file?.try_lock_shared().is_err()),
     }
 }
 
@@ -244,26 +272,6 @@ fn free_address() -> io::Result<Ipv4Addr> {
 
 fn nanoseconds() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
-}
-
-/// What every login goes through, for a home of the machine's own.
-fn enter(home: &str) -> String {
-    format!(
-        "HOME='{home}'; export HOME; cd \"$HOME\" || exit\n\
-         [ -n \"$SSH_ORIGINAL_COMMAND\" ] || exec \"$SHELL\"\n\
-         exec \"$SHELL\" -c \"$SSH_ORIGINAL_COMMAND\"\n"
-    )
-}
-
-fn config(address: Ipv4Addr, user: &str, file: &dyn Fn(&str) -> String) -> String {
-    format!(
-        "ListenAddress {address}:{PORT}\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nAllowUsers {user}\n\
-         ForceCommand sh '{}'\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nStrictModes no\n\
-         PidFile none\nMaxStartups 100\n",
-        file("host_key"),
-        file("authorized_keys"),
-        file("enter"),
-    )
 }
 
 /// Runs a program of this computer's, and returns what it prints.

@@ -96,7 +96,7 @@ async fn unrecorded(
         let Backend { provider, connector } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;
         if registered.finds_by_tag() {
-            Tsunami::new(provider, connector).state(state.clone()).collect(&run).await?;
+            Tsunami::new(provider, connector).state(state.clone()).terminate_by_id(&run).await?;
         } else {
             leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
             connector.finish(&run).await;
