@@ -240,7 +240,9 @@ mod tests {
     fn every_key_of_the_tables_is_read() {
         let group = "name = 'x'\n[group.a]\n";
         let step = format!("{group}[[step]]\non = 'a'\nrun = 'x'\n");
-        let places: [(&[Key], &dyn Fn(&str) -> String); 8] = [
+        /// A file with a date behind a key.
+        type Place<'a> = &'a dyn Fn(&str) -> String;
+        let places: [(&[Key], Place<'_>); 8] = [
             (TOP_KEYS, &|key| match key {
                 "name" => "name = 1979-05-27\n[group.a]\n".to_owned(),
                 "group" => "name = 'x'\ngroup = 1979-05-27\n".to_owned(),
