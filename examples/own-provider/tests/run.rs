@@ -10,8 +10,7 @@ const TSUNAMI: &str = env!("CARGO_BIN_EXE_own-tsunami");
 
 /// The program with all that it writes in a directory of the test's.
 fn tsunami(directory: &Path) -> Command {
-    let program = std::env::var_os("TSUNAMI_OWN_BIN").unwrap_or_else(|| TSUNAMI.into());
-    let mut tsunami = Command::new(program);
+    let mut tsunami = Command::new(TSUNAMI);
     tsunami.current_dir(directory).env("XDG_STATE_HOME", directory).env_remove("XDG_RUNTIME_DIR");
     tsunami
 }
