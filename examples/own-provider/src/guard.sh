@@ -8,7 +8,8 @@ flock --nonblock 9 || exit
 own=
 [ "$(id -u)" = 0 ] || own='--user --map-current-user'
 # shellcheck disable=SC2086 # These are several words, or none.
-setpriv --pdeathsig KILL unshare $own --pid --fork --kill-child --mount-proc "$@" 9>&- 2>sshd.log &
+setpriv --pdeathsig KILL unshare $own --pid --fork --kill-child --mount-proc "$@" -o PasswordAuthentication=no \
+    -o StrictModes=no -o PidFile=none -o MaxStartups=100 9>&- 2>sshd.log &
 machine=$!
 while [ -e "/proc/$machine/exe" ] && [ "$(date +%s)" -lt "$(cat deadline)" ]; do
     sleep 0.2 9>&-

@@ -4,12 +4,7 @@
 //! What makes this a provider, and not just a way to start things: whatever it makes is found by its run's id, namely in
 //! the run's directory; a guard beside each machine ends it at its deadline, whatever becomes of the program; and a
 //! machine is gone when its guard is, not when nothing is known of it.
-//!
-//! `src/main.rs` is a `tsunami` that knows this provider, too:
-//!
-//! ```text
-//! cargo run -p own-provider -- run examples/own-provider/experiment.toml
-//! ```
+//! `src/main.rs` is a `tsunami` that knows this provider, too.
 
 use std::fs::{self, File};
 use std::io;
@@ -82,8 +77,11 @@ impl Namespaces {
         let directory = self.home(&request.run).join(&name);
         private::make_directory(&directory)?;
         let file = |name: &str| directory.join(name).display().to_string();
-        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", &name, "-f", &file("host_key")]).await?;
-        let user = run("id", &["-un"]).await?;
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", &name, "-f", &file("host_key")]);
+        if !keygen.stdin(Stdio::null()).status().await?.success() {
+            return Err(io::Error::other("ssh-keygen makes no host key"));
+        }
         let address = free_address()?;
         private::make_directory(&directory.join("home"))?;
         private::write(&directory.join("authorized_keys"), request.authorized_key.as_bytes())?;
@@ -95,13 +93,9 @@ impl Namespaces {
             format!("ListenAddress={address}:{PORT}"),
             format!("HostKey=\"{}\"", file("host_key")),
             format!("AuthorizedKeysFile=\"{}\"", file("authorized_keys")),
-            format!("AllowUsers={user}"),
             format!("ForceCommand=HOME='{}'; export HOME; {ENTER}", file("home")),
         ] {
             guard.args(["-o", &option]);
-        }
-        for option in ["PasswordAuthentication=no", "StrictModes=no", "PidFile=none", "MaxStartups=100"] {
-            guard.args(["-o", option]);
         }
         guard.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let late = Instant::now() + PATIENCE;
@@ -120,7 +114,6 @@ impl Namespaces {
                 network: Some("loopback".to_owned()),
             },
             login: Login {
-                user: Some(user),
                 port: Some(PORT),
                 host_key: Some(fs::read_to_string(file("host_key.pub"))?.trim().to_owned()),
                 ..Login::default()
@@ -143,11 +136,11 @@ impl Provider for Namespaces {
     }
 
     async fn quote(&self, spec: &MachineSpec, _count: NonZeroU32) -> Result<Quote, ProviderError> {
-        if !spec.is_default() {
-            let message = "there is nothing to choose about these machines";
-            return Err(ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", message));
+        let odd = "there is nothing to choose about these machines";
+        match spec.is_default() {
+            true => Ok(Quote::free("sshd in a PID namespace")),
+            false => Err(ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", odd)),
         }
-        Ok(Quote::free("sshd in a PID namespace"))
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -274,18 +267,8 @@ fn nanoseconds() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
 }
 
-/// Runs a program of this computer's, and returns what it prints.
-async fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().await?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
-        false => Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr)))),
-    }
-}
-
 fn failed(operation: &'static str) -> impl Fn(io::Error) -> ProviderError {
     move |error| {
-        let message = "this computer refuses";
-        ProviderError::new(ProviderErrorKind::Other, operation, message).source(error)
+        ProviderError::new(ProviderErrorKind::Other, operation, "this computer refuses").source(error)
     }
 }
