@@ -117,12 +117,12 @@ async fn left(
     });
     let wanted: Vec<Quota> = wanted.collect();
     for quota in &wanted {
-        if !known.limits.get(quota.code).is_some_and(|(at, _)| at.elapsed() < QUOTAS_TTL) {
+        if known.limits.get(quota.code).is_none_or(|(at, _)| at.elapsed() >= QUOTAS_TTL) {
             let limit = limit(region, quota).await?;
             known.limits.insert(quota.code, (Instant::now(), limit));
         }
     }
-    if !known.used.as_ref().is_some_and(|(at, _)| at.elapsed() < QUOTAS_TTL) {
+    if known.used.as_ref().is_none_or(|(at, _)| at.elapsed() >= QUOTAS_TTL) {
         known.used = Some((Instant::now(), used(region).await?));
     }
     let used = |quota: &Quota| {
