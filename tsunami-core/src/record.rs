@@ -245,6 +245,13 @@ impl RunEntry {
         Ok(self.lock()?.is_none())
     }
 
+    /// Whether the process that controlled the run is gone, and the run was not to be kept: what is left of it is nobody's.
+    /// What can't be told is somebody's.
+    pub fn is_abandoned(&self) -> bool {
+        self.is_controlled().is_ok_and(|controlled| !controlled)
+            && self.record().is_ok_and(|record| !record.kept)
+    }
+
     /// Replaces the record.
     pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), Error> {
         self.write("record.json", &Numbered { schema: RECORD_SCHEMA, record })

@@ -176,7 +176,6 @@ impl HostsReader {
 }
 
 fn options(ssh: &Ssh, accept_new_hosts: bool) -> SshOptions {
-    let Transport::Openssh = ssh.transport;
     let defaults = SshOptions::default();
     SshOptions {
         config: absolute(ssh.config.as_deref()),
@@ -187,6 +186,9 @@ fn options(ssh: &Ssh, accept_new_hosts: bool) -> SshOptions {
         accept_new_hosts,
         keepalive: ssh.keepalive.unwrap_or(defaults.keepalive),
         kex: ssh.kex.clone(),
+        transport: match ssh.transport {
+            Transport::Openssh => crate::Transport::OpenSsh,
+        },
         ..defaults
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn gc(
             if let Err(error) = directory.check() {
                 say(&format!("{} is left alone: {error}", directory.id()));
                 status = REMAINS;
-            } else if is_abandoned(directory) {
+            } else if directory.is_abandoned() {
                 rows.push(own(registry, directory, &state, dry_run).await);
             }
         }
@@ -88,12 +88,6 @@ impl Row {
         let error = told.as_ref().map(|error: &Error| error.text(&remedy));
         Self { run, outcome, things, error, told, remedy }
     }
-}
-
-/// Whether a run recorded here has lost its controller and was not meant to.
-fn is_abandoned(directory: &RunEntry) -> bool {
-    let controlled = directory.is_controlled().unwrap_or(true);
-    !controlled && directory.record().is_ok_and(|record| !record.kept)
 }
 
 async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_run: bool) -> Row {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, RunEntry, RunStore};
+use tsunami_core::{Error as CoreError, RunStore};
 
 use crate::args::{Args, Command, FileArgs};
 use crate::error::Error;
@@ -62,11 +62,7 @@ fn name_abandoned_runs() {
             _ => {}
         }
     }
-    let abandoned = |run: &RunEntry| {
-        run.is_controlled().is_ok_and(|controlled| !controlled)
-            && run.record().is_ok_and(|record| !record.kept)
-    };
-    for run in runs.iter().filter(|run| abandoned(run)) {
+    for run in runs.iter().filter(|run| run.is_abandoned()) {
         let id = run.id();
         say(&format!(
             "run {id} was abandoned by its controller; `tsunami down {id}` removes what is left of it"
