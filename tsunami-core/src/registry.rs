@@ -1,9 +1,8 @@
 //! What a provider tells to be usable from an experiment file and from commands.
 //!
-//! A [`Registration`] has a provider's name, the keys of its table, what reads them into a
-//! [`MachineSpec`](crate::MachineSpec), and what connects to it: for a file, for a recorded run, or for whatever is found
-//! by tag. A [`Registry`] is a list of them: [`Loader::registry`](crate::experiment::Loader::registry) reads files by it,
-//! and a command line is made of one.
+//! A [`Registration`] has a provider's name, the keys of its table, what reads them into a [`MachineSpec`], and what
+//! connects to it: for a file, for a recorded run, or for whatever is found by tag. A [`Registry`] is a list of them:
+//! [`Loader::registry`](crate::experiment::Loader::registry) reads files by it, and a command line is made of one.
 //!
 //! ```
 //! use std::sync::Arc;
