@@ -293,7 +293,6 @@ impl TableReader for Reader {
         }
         spec.user = group.common.user.clone().or(spec.user.take());
         let on_interruption = group.common.on_interruption.or(self.on_interruption);
-        spec.replace_interrupted = on_interruption == Some(OnInterruption::Replace);
         if spec.instances.is_empty() {
             let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
             values.problem(&group.place, "this group has no `instance`", Some(help));
@@ -511,13 +510,13 @@ count = 3"#,
         );
         let disk = Disk { gib: Some(30), kind: "gp3".into(), iops: None, throughput: None };
         assert_eq!((&server.disk, server.tags.len()), (&Some(disk), 2));
-        assert!(server.replace_interrupted && experiment.groups[0].replace_interrupted);
+        assert!(experiment.groups[0].replace_interrupted);
         assert_eq!(experiment.groups[0].inputs, [(USER_DATA.to_owned(), "#!/bin/sh\n".to_owned())]);
         assert_eq!(
             (client.instances.len(), client.markets.len(), client.region.as_deref(), client.image.as_str()),
             (2, 2, Some("eu-west-1"), "ubuntu-24.04")
         );
-        assert!(!client.replace_interrupted && !experiment.groups[1].replace_interrupted);
+        assert!(!experiment.groups[1].replace_interrupted);
     }
 
     #[test]
@@ -540,10 +539,6 @@ on_interruption = "fail""#,
         assert_eq!(users, [Some("table"), Some("group")]);
         let replace: Vec<_> = experiment.groups.iter().map(|group| group.replace_interrupted).collect();
         assert_eq!(replace, [true, false]);
-        assert_eq!(
-            specs(&experiment).iter().map(|spec| spec.replace_interrupted).collect::<Vec<_>>(),
-            replace
-        );
     }
 
     #[test]

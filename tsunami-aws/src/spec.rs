@@ -58,9 +58,6 @@ pub struct Ec2Spec {
     pub tags: Vec<(String, String)>,
     /// Whether set-up waits for cloud-init to finish.
     pub wait_for_cloud_init: bool,
-    /// Whether the price of one replacement a machine counts towards what the group may cost. Whether there are
-    /// replacements is the [group's](tsunami_core::Group::replace_interrupted) affair.
-    pub replace_interrupted: bool,
     /// Whether spot blocks are asked of the service (`BlockDurationMinutes`, for endpoints that still take it)
     /// rather than promised by tsunami.
     pub native_spot_block: bool,
@@ -87,7 +84,6 @@ impl Default for Ec2Spec {
             user_data: None,
             tags: Vec::new(),
             wait_for_cloud_init: true,
-            replace_interrupted: false,
             native_spot_block: false,
         }
     }

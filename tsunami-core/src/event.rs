@@ -39,8 +39,8 @@ impl Default for EventsHeader {
     }
 }
 
-/// Reads a saved stream of events, of this or an earlier form. A last line without an end is left out: whoever wrote it
-/// was killed.
+/// Reads a saved stream of events, of this or an earlier form. What is of a kind that this version does not know is left
+/// out, so that a new kind makes no new form; and so is a last line without an end: whoever wrote it was killed.
 ///
 /// The error of a stream of a later form is a [`NewerSchema`].
 pub fn read_events(mut stream: impl BufRead) -> io::Result<Vec<Event>> {
@@ -59,9 +59,27 @@ pub fn read_events(mut stream: impl BufRead) -> io::Result<Vec<Event>> {
             NewerSchema::check(schema, EVENTS_SCHEMA).map_err(io::Error::other)?;
             continue;
         }
-        events.push(serde_json::from_slice(&line).map_err(odd)?);
+        match serde_json::from_slice(&line) {
+            Ok(event) => events.push(event),
+            Err(_) if is_of_another_kind(&line) => {}
+            Err(error) => return Err(odd(error)),
+        }
     }
     Ok(events)
+}
+
+/// Whether a line is an event of a kind that this version does not know.
+fn is_of_another_kind(line: &[u8]) -> bool {
+    /// An event's kind alone; whatever else it has, it is one of the known kinds or none of them.
+    #[derive(Deserialize)]
+    struct Kind {
+        event: String,
+    }
+    let unknown = |Kind { event }: Kind| {
+        let alone = serde_json::from_value::<EventKind>(serde_json::json!({ "event": event }));
+        alone.is_err_and(|error| error.to_string().starts_with("unknown variant"))
+    };
+    serde_json::from_slice(line).is_ok_and(unknown)
 }
 
 /// Something was saved in a form that this version does not know.

@@ -105,10 +105,14 @@ impl Plan {
     }
 
     /// The most that the machines can cost over their lifetime, in US dollars, given the quotes for the groups
-    /// in order. `None` if a price is not known.
+    /// in order; where interrupted machines are replaced, with one replacement of each. `None` if a price is not known.
     pub fn max_cost(&self, quotes: &[Quote]) -> Option<f64> {
         let groups = self.groups.iter().zip(quotes);
-        groups.map(|(group, quote)| quote.max_price.dollars(group.count, self.lifetime)).sum()
+        let dollars = |(group, quote): (&Group, &Quote)| {
+            let rounds = if group.replace_interrupted { 2.0 } else { 1.0 };
+            Some(quote.max_price.dollars(group.count, self.lifetime)? * rounds)
+        };
+        groups.map(dollars).sum()
     }
 
     /// Checks the plan by itself. The error lists all problems.
@@ -251,6 +255,7 @@ impl Debug for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Price;
 
     #[test]
     fn all_problems_are_found_at_once() {
@@ -262,6 +267,17 @@ mod tests {
         let Err(Error::Plan { problems }) = plan.validate() else { panic!("accepted") };
         let about: Vec<&str> = problems.iter().map(|problem| problem.about.as_str()).collect();
         assert_eq!(about, ["plan", "plan", "Server", "client", "client"]);
+    }
+
+    #[test]
+    fn a_replacement_of_each_machine_counts_where_there_may_be_one() {
+        let group = || Group::new("node", MachineSpec::default()).count(3);
+        let cost = |group| {
+            let plan = Plan::new("x").lifetime(Duration::from_secs(7200)).group(group);
+            plan.max_cost(&[Quote::new(Vec::new(), Price::PerHour(0.5))])
+        };
+        assert_eq!(cost(group()), Some(3.0));
+        assert_eq!(cost(group().replace_interrupted(true)), Some(6.0));
     }
 
     #[test]

@@ -398,13 +398,14 @@ impl Registry {
         let ssh = &experiment.ssh;
         let request = ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self };
         let provider = self.find(&experiment.provider).ok_or_else(|| unknown(&experiment.provider))?;
-        provider.connect(&request).await
+        of_that_name(provider.name(), provider.connect(&request).await?)
     }
 
     /// Connects to what a recorded run was made with. Its options for SSH are remembered in its directory.
     pub async fn reconnect(&self, record: &RunRecord, state: &RunStore) -> Result<Backend, ProviderError> {
         let provider = self.find(&record.provider).ok_or_else(|| unknown(&record.provider))?;
-        provider.reconnect(record, &self.request(state, &Ssh::default())).await
+        let reconnected = provider.reconnect(record, &self.request(state, &Ssh::default())).await?;
+        of_that_name(provider.name(), reconnected)
     }
 
     /// A request for a run of which nothing but its record is known.
@@ -412,6 +413,17 @@ impl Registry {
         let (accept_new_hosts, groups, settings) = (false, &[][..], Settings::default());
         ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self }
     }
+}
+
+/// A run is recorded under the name that its provider says, and looked for under the one that is registered.
+fn of_that_name(name: &str, backend: Backend) -> Result<Backend, ProviderError> {
+    let says = backend.provider.name();
+    if says == name {
+        return Ok(backend);
+    }
+    let message =
+        format!("the provider that is registered as `{name}` calls itself `{says}`: its runs would be lost");
+    Err(ProviderError::new(ProviderErrorKind::Unsupported, "provider", message))
 }
 
 fn unknown(name: &str) -> ProviderError {

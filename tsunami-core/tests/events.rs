@@ -161,3 +161,14 @@ fn a_stream_says_its_form_and_one_of_a_later_form_is_named() {
     let error = read_events("{}\n".as_bytes()).unwrap_err();
     assert!(error.to_string().starts_with("line 1: "), "{error}");
 }
+
+#[test]
+fn events_of_a_kind_that_is_not_known_are_left_out_and_those_that_are_wrong_are_not() {
+    let known = r#"{"at":1.0,"elapsed":0.0,"event":"trial_started","trial":"1"}"#;
+    let unknown = r#"{"seq":2,"at":1.0,"elapsed":0.0,"event":"machine_warm","machine":"a-0"}"#;
+    let events = read_events(format!("{known}\n{unknown}\n").as_bytes()).unwrap();
+    assert_eq!(events.len(), 1);
+    for wrong in [r#"{"at":1.0,"elapsed":0.0,"event":"trial_started"}"#, r#"{"event":1}"#, "no"] {
+        assert!(read_events(format!("{known}\n{wrong}\n").as_bytes()).is_err(), "{wrong}");
+    }
+}

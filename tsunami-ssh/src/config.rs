@@ -19,6 +19,7 @@ use crate::hosts::HostAddress;
 ///
 /// A run remembers the options it began with: whoever takes it up later uses those, not its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SshOptions {
     /// An ssh_config to take in place of the user's own. Like that, it is read for jump hosts and for
     /// machines that existed before the run, and must not be writable by others. Machines of the run are not

@@ -144,7 +144,8 @@ impl Connector for SshConnector {
         if self.prepared(run).is_some() {
             return Ok(key);
         }
-        let options = remembered(&files, &self.options).map_err(failed)?;
+        let unread = |error| local(format!("cannot read or write {}", files.options.display()), error);
+        let options = remembered(&files, &self.options).map_err(unread)?;
         let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
         options.check().map_err(unfit)?;
         let defaults = self.defaults().await?;
@@ -222,7 +223,7 @@ impl SshConnector {
             let refused = error.message.contains("Permission denied");
             let hopeless = match error.kind {
                 SessionErrorKind::Connect => refused && !is_young,
-                SessionErrorKind::HostKey => !is_young || self.options.jump.is_some(),
+                SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
                 _ => true,
             };
             if hopeless || Instant::now() + pause >= deadline {

@@ -189,7 +189,6 @@ fn options(ssh: &Ssh, accept_new_hosts: bool) -> SshOptions {
         transport: match ssh.transport {
             Transport::Openssh => crate::Transport::OpenSsh,
         },
-        ..defaults
     }
 }
 

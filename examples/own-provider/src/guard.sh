@@ -7,9 +7,10 @@ exec 9>alive
 flock --nonblock 9 || exit
 own=
 [ "$(id -u)" = 0 ] || own='--user --map-current-user'
+# `SHLVL` keeps bash from reading the user's own `~/.bashrc`, as it does for the first shell below an sshd.
 # shellcheck disable=SC2086 # These are several words, or none.
 setpriv --pdeathsig KILL unshare $own --pid --fork --kill-child --mount-proc "$@" -o PasswordAuthentication=no \
-    -o StrictModes=no -o PidFile=none -o MaxStartups=100 9>&- 2>sshd.log &
+    -o StrictModes=no -o PidFile=none -o MaxStartups=100 -o SetEnv=SHLVL=1 9>&- 2>sshd.log &
 machine=$!
 while [ -e "/proc/$machine/exe" ] && [ "$(date +%s)" -lt "$(cat deadline)" ]; do
     sleep 0.2 9>&-

@@ -235,9 +235,8 @@ impl ResolvedSpec {
         };
         let machine =
             spec.markets.iter().map(of_market).try_fold(0.0, |most: f64, price| Some(most.max(price?)));
-        let rounds = if spec.replace_interrupted { 2.0 } else { 1.0 };
         match machine.zip(self.extras(spec)) {
-            Some((machine, extras)) => Price::PerHour((machine + self.surplus + extras) * rounds),
+            Some((machine, extras)) => Price::PerHour(machine + self.surplus + extras),
             None => Price::Unknown,
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tsunami_aws::{Ec2Spec, Market};
 use tsunami_core::{
-    Error, EventKind, LaunchRequest, MachineId, MachineSpec, MachineState, Price, Provider,
+    Error, EventKind, Group, LaunchRequest, MachineId, MachineSpec, MachineState, Plan, Price, Provider,
     ProviderErrorKind, RunFilter,
 };
 
@@ -337,10 +337,10 @@ async fn a_native_spot_block_is_asked_for_where_it_can_be_had() {
 async fn an_interrupted_machine_is_noticed_within_seconds_and_replaced() {
     let world = World::new();
     let tsunami = world.tsunami(world.provider().await);
-    let spec =
-        Ec2Spec { markets: vec![Market::SpotBlock, Market::OnDemand], replace_interrupted: true, ..spec() };
+    let spec = Ec2Spec { markets: vec![Market::SpotBlock, Market::OnDemand], ..spec() };
     let emulator = &world.emulator;
-    let running = tsunami.up(plan(&[("node", 2, spec)])).await.unwrap();
+    let group = Group::new("node", MachineSpec::new(spec)).count(2).replace_interrupted(true);
+    let running = tsunami.up(Plan::new("test").group(group)).await.unwrap();
     let cluster = running.cluster().clone();
     let victim = cluster.host("node-1").unwrap().machine().id.clone();
     emulator.post("interrupt", &json!({"instance": victim.as_str(), "notice": 30}));
@@ -439,8 +439,6 @@ async fn a_quote_tells_every_market_and_the_most_it_can_cost() {
     assert!(prices[0] < prices[1], "spot is cheaper: {both:?}");
     let most = both.max_price.dollars(1, Duration::from_secs(3600)).unwrap();
     assert!(most >= prices[1], "on-demand is what it may come to");
-    let replaced = quote(Ec2Spec { replace_interrupted: true, ..spec() }).await;
-    assert_eq!(replaced.max_price.dollars(1, Duration::from_secs(3600)), Some(2.0 * most));
     // A price that can't be had is unknown, and never a guess.
     world.emulator.post("permissions", &json!({"deny": ["pricing:*"]}));
     let unknown =

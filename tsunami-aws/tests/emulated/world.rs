@@ -140,10 +140,7 @@ pub(crate) fn request(run: &RunId, count: u32, spec: Ec2Spec) -> LaunchRequest {
 
 pub(crate) fn plan(groups: &[(&str, u32, Ec2Spec)]) -> Plan {
     let groups = groups.iter().map(|(name, count, spec)| {
-        let replace = spec.replace_interrupted;
-        tsunami_core::Group::new(*name, MachineSpec::new(spec.clone()))
-            .count(*count)
-            .replace_interrupted(replace)
+        tsunami_core::Group::new(*name, MachineSpec::new(spec.clone())).count(*count)
     });
     groups.fold(Plan::new("test"), Plan::group)
 }

@@ -132,13 +132,16 @@ impl Secrets {
     }
 }
 
+/// What output comes from: a machine, a stage, a command, and which of its outputs.
+type Source = (String, String, u64, Stream);
+
 /// Observers that see no secrets.
 #[derive(Debug)]
 pub struct Redacted {
     secrets: Secrets,
     observers: Vec<Arc<dyn Observer>>,
     /// Ends of output that may be beginnings of secrets.
-    held: Mutex<HashMap<(String, String, Stream), Vec<u8>>>,
+    held: Mutex<HashMap<Source, Vec<u8>>>,
 }
 
 impl Redacted {
@@ -147,7 +150,7 @@ impl Redacted {
         Self { secrets, observers, held: Mutex::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<(String, String, Stream), Vec<u8>>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Source, Vec<u8>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,7 +175,10 @@ impl Observer for Redacted {
             let origin = Origin::new(machine, stage).command(id.as_ref(), *command_id);
             for stream in [Stream::Stdout, Stream::Stderr] {
                 // What never became a secret is output after all. The command is over: nobody takes an error.
-                let rest = self.held().remove(&(machine.clone(), stage.clone(), stream)).unwrap_or_default();
+                let rest = self
+                    .held()
+                    .remove(&(machine.clone(), stage.clone(), *command_id, stream))
+                    .unwrap_or_default();
                 let _ = self.pass_on(&origin, stream, &rest);
             }
         }
@@ -187,7 +193,7 @@ impl Observer for Redacted {
         if self.secrets.values.is_empty() {
             return self.pass_on(origin, stream, bytes);
         }
-        let key = (origin.machine.to_owned(), origin.stage.to_owned(), stream);
+        let key = (origin.machine.to_owned(), origin.stage.to_owned(), origin.command_id, stream);
         let mut data = self.held().remove(&key).unwrap_or_default();
         data.extend_from_slice(bytes);
         let (shown, rest) = self.secrets.split(&data);

@@ -28,11 +28,14 @@ impl RunPlace {
         self.directory.join(name)
     }
 
-    /// What is remembered of the run's machines, each with its directory.
-    pub(super) fn remembered(&self) -> Vec<(PathBuf, KnownMachine)> {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let directories = entries.map(|entry| entry.path());
-        directories.filter_map(|path| KnownMachine::read(&path).map(|known| (path, known))).collect()
+    /// What is remembered of the run's machines, each with its directory. What can't be read is an error: a machine
+    /// that is missing here counts as gone.
+    pub(super) fn remembered(&self) -> io::Result<Vec<(PathBuf, KnownMachine)>> {
+        let mut remembered = Vec::new();
+        for path in entries(&self.directory)? {
+            remembered.extend(KnownMachine::read(&path)?.map(|known| (path, known)));
+        }
+        Ok(remembered)
     }
 
     /// Has a watchdog end the run's processes at `until`, whatever becomes of this one. Returns the control group that
@@ -80,8 +83,13 @@ pub(super) struct SshdProcess {
 }
 
 impl KnownMachine {
-    pub(super) fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&private::read(&directory.join("machine.json")).ok()?).ok()
+    /// Reads what is remembered in a directory: nothing of a machine that is being made, or being removed.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        match private::read(&directory.join("machine.json")) {
+            Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
@@ -96,6 +104,20 @@ impl KnownMachine {
             None => MachineState::Pending,
         }
     }
+}
+
+/// What is in a directory; nothing if there is none.
+pub(super) fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is nothing of that name, or what it would be in is a file.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 impl SshdProcess {

@@ -5,7 +5,7 @@ mod sshd;
 mod system;
 mod tree;
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt;
@@ -23,7 +23,7 @@ use tsunami_core::{
 };
 
 use crate::watchdog::{self, Arming};
-use known::{KnownMachine, RunPlace};
+use known::{KnownMachine, RunPlace, entries};
 use sshd::{Sshd, candidates};
 use system::{find_program, find_sshd, login_name};
 use tree::private_directory;
@@ -52,9 +52,9 @@ impl LocalProvider {
     }
 
     /// The runs that have machines here.
-    fn runs(&self) -> Vec<RunId> {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    fn runs(&self) -> io::Result<Vec<RunId>> {
+        let names = entries(&self.root)?.into_iter();
+        Ok(names.filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect())
     }
 }
 
@@ -96,8 +96,8 @@ impl Provider for LocalProvider {
         for index in 0..request.count.get() {
             let name = format!("{}-{index}", request.group);
             let directory = place.machine(&name);
-            let known = KnownMachine::read(&directory).filter(|known| known.state() == MachineState::Running);
-            if let Some(known) = known {
+            let known = KnownMachine::read(&directory).map_err(unreadable)?;
+            if let Some(known) = known.filter(|known| known.state() == MachineState::Running) {
                 ids.push(known.machine.id);
                 continue;
             }
@@ -119,11 +119,11 @@ impl Provider for LocalProvider {
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
         let runs = match filter {
             RunFilter::Run(run) => vec![run.clone()],
-            RunFilter::All => self.runs(),
+            RunFilter::All => self.runs().map_err(unreadable)?,
         };
         let mut machines = Vec::new();
         for run in runs {
-            let remembered = self.place(&run).remembered();
+            let remembered = self.place(&run).remembered().map_err(unreadable)?;
             let listed =
                 remembered.into_iter().map(|(_, known)| Machine { state: known.state(), ..known.machine });
             machines.extend(listed);
@@ -139,7 +139,7 @@ impl Provider for LocalProvider {
         let place = self.place(run);
         let armed = place.arm(run, until, Arming::Replace).await;
         armed.map_err(|error| failed("the watchdog of the run does not start".to_owned(), error))?;
-        for (directory, mut known) in place.remembered() {
+        for (directory, mut known) in place.remembered().map_err(unreadable)? {
             known.machine.expires = Some(until);
             let written = known.write(&directory);
             written.map_err(|error| failed(format!("cannot write to {}", directory.display()), error))?;
@@ -157,12 +157,17 @@ impl Provider for LocalProvider {
             ProviderError::new(ProviderErrorKind::Other, "terminate", "cannot run `sh`").source(error)
         })?;
         let mut left = watchdog::leftovers(&String::from_utf8_lossy(&output.stdout), "this computer");
-        if left.is_empty() && place.directory.exists() {
+        if left.is_empty() && place.directory.try_exists().unwrap_or(true) {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             left.push(Leftover { what: format!("directory {}", place.directory.display()), why });
         }
         Ok(left)
     }
+}
+
+fn unreadable(error: io::Error) -> ProviderError {
+    let message = "what is known of the machines on this computer can't be read";
+    ProviderError::new(ProviderErrorKind::Unavailable, "list", message).source(error)
 }
 
 fn launch_error(message: impl Into<String>, error: io::Error) -> ProviderError {
@@ -171,6 +176,7 @@ fn launch_error(message: impl Into<String>, error: io::Error) -> ProviderError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -195,7 +201,7 @@ mod tests {
             let run: RunId = format!("20260101-000000-{name}-{}", std::process::id()).parse().unwrap();
             provider.launch(&request(&run, seconds)).await.unwrap();
             let directory = provider.place(&run).directory;
-            let sshd = KnownMachine::read(&directory.join("node-0")).unwrap().sshd.unwrap();
+            let sshd = KnownMachine::read(&directory.join("node-0")).unwrap().unwrap().sshd.unwrap();
             Self { root, provider, run, directory, sshd }
         }
 
@@ -305,12 +311,12 @@ mod tests {
     async fn only_a_process_that_is_known_to_be_gone_makes_its_machine_gone() {
         let launched = Launched::for_seconds("evidence", 600).await;
         let directory = launched.directory.join("node-0");
-        let state = || KnownMachine::read(&directory).map(|known| known.state());
+        let state = || KnownMachine::read(&directory).unwrap().map(|known| known.state());
         assert_eq!(state(), Some(MachineState::Running));
         // A machine that is being made is none yet.
         fs::create_dir_all(launched.directory.join("node-1/home")).unwrap();
         assert_eq!(launched.provider.list(&RunFilter::All).await.unwrap().len(), 1);
-        let mut known = KnownMachine::read(&directory).unwrap();
+        let mut known = KnownMachine::read(&directory).unwrap().unwrap();
         known.sshd = None;
         known.write(&directory).unwrap();
         assert_eq!(state(), Some(MachineState::Pending), "nothing is known of its process");
@@ -318,5 +324,11 @@ mod tests {
         known.sshd = Some(SshdProcess { pid: std::process::id(), started: launched.sshd.started });
         known.write(&directory).unwrap();
         assert_eq!(state(), Some(MachineState::Gone));
+        // What can't be read is no evidence at all.
+        let file = directory.join("machine.json");
+        fs::write(&file, "{").unwrap();
+        assert!(launched.provider.list(&RunFilter::All).await.is_err());
+        fs::remove_file(&file).unwrap();
+        assert_eq!(launched.provider.list(&RunFilter::All).await.unwrap(), []);
     }
 }
