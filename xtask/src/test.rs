@@ -300,7 +300,10 @@ pub(crate) fn run_as_user(directory: &Path, program: &Path, arguments: &[OsStrin
         Ok(to)
     };
     let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
-    let package = directory.join(Path::new(&package).file_name().unwrap_or_default());
+    let package = Path::new(&package);
+    // A package may lie within another one's directory.
+    let workspace = package.ancestors().find(|above| above.join("Cargo.lock").exists()).unwrap_or(package);
+    let package = directory.join(package.strip_prefix(workspace).unwrap_or(package));
     let test = copied(program)?;
 
     let mut command = Command::new(find("setpriv").unwrap_or_else(|| "setpriv".into()));
