@@ -2,71 +2,21 @@
 //!
 //! A few hundred cases each; `TSUNAMI_FUZZ_CASES` asks for another number.
 
+#[path = "../../tsunami-core/src/fuzz/hostile.rs"]
+mod hostile;
+
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::Index;
 use tsunami_core::results::json;
-use tsunami_core::text::{harmless, mark};
+use tsunami_core::text::mark;
 use tsunami_core::{Deadline, Event, Observer as _, Origin, Report, RunRecord, RunStore, Stream};
 
 use crate::reporter::{Plain, Shared, Verbosity, little_run};
 use crate::terminal::{Message, Style, clean_lines, one_line};
-
-/// How many cases are tried.
-fn config() -> ProptestConfig {
-    let cases = std::env::var("TSUNAMI_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok());
-    ProptestConfig { cases: cases.unwrap_or(256), failure_persistence: None, ..ProptestConfig::default() }
-}
-
-/// Pieces of what has been used against terminals, and of what tsunami says itself.
-#[rustfmt::skip]
-const HOSTILE: &[&str] = &[
-    "\u{1b}", "\u{1b}[", "\u{1b}]0;", "\u{1b}\\", "\u{7}", "\u{9b}", "\u{9d}", "\u{9c}", "\u{90}", "31",
-    ";", "m", "2J", "\n", "\r", "\r\n", "\t", "\u{8}", "\0", "\u{7f}", "\u{85}", "\u{202e}", "\u{2066}",
-    "\u{200b}", "\u{feff}", "\u{2028}", "\u{e0041}", "error: ", "  because: ", "help: ", " | ", "a", "é",
-    "✓", "\u{10ffff}", "\"", "\\",
-];
-
-fn text() -> impl Strategy<Value = String> {
-    let piece = prop_oneof![3 => select(HOSTILE).prop_map(str::to_owned), 1 => any::<String>()];
-    vec(piece, 0..20).prop_map(|pieces| pieces.concat())
-}
-
-fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    let piece =
-        prop_oneof![text().prop_map(String::into_bytes), vec(prop_oneof![0x80_u8..0xa0, any::<u8>()], 0..8)];
-    vec(piece, 0..6).prop_map(|pieces| pieces.concat())
-}
-
-/// What is put in, where, and how much is taken out there.
-type Change = (Index, Vec<u8>, usize);
-
-fn changes() -> impl Strategy<Value = Vec<Change>> {
-    let put = prop_oneof![
-        select(HOSTILE).prop_map(|word| word.as_bytes().to_vec()),
-        text().prop_map(String::into_bytes),
-        vec(any::<u8>(), 0..4)
-    ];
-    vec((any::<Index>(), put, 0..12_usize), 1..6)
-}
-
-fn changed(original: &str, changes: &[Change]) -> Vec<u8> {
-    let mut bytes = original.as_bytes().to_vec();
-    for (at, put, take) in changes {
-        let at = at.index(bytes.len() + 1);
-        let end = (at + take).min(bytes.len());
-        bytes.splice(at..end, put.iter().copied());
-    }
-    bytes
-}
-
-fn assert_clean(text: &str) {
-    let acting = text.chars().find(|&c| c != '\n' && !harmless(c));
-    assert_eq!(acting, None, "{text:?}");
-}
+use hostile::{HOSTILE, assert_clean, bytes, changed, changes, config, text};
 
 proptest! {
     #![proptest_config(config())]
@@ -90,7 +40,7 @@ proptest! {
     }
 
     #[test]
-    fn any_event_is_told_cleanly(which in any::<Index>(), changes in changes()) {
+    fn any_event_is_told_cleanly(which in any::<Index>(), changes in changes(HOSTILE)) {
         let events = little_run();
         let line = json(which.get(&events)).unwrap();
         let Ok(event) = serde_json::from_slice::<Event>(&changed(&line, &changes)) else { return Ok(()) };
@@ -120,7 +70,7 @@ proptest! {
     }
 
     #[test]
-    fn any_record_is_read_or_refused(record in changes(), machines in bytes()) {
+    fn any_record_is_read_or_refused(record in changes(HOSTILE), machines in bytes()) {
         let root = tempfile::tempdir().unwrap();
         let run = "20231114-221320-abcd";
         let valid = RunRecord {

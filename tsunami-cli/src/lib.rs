@@ -6,10 +6,10 @@
 //! use std::process::ExitCode;
 //! use std::sync::Arc;
 //!
-//! # use tsunami_core::registry::*;
-//! # fn mine() -> Arc<dyn Registration> { unimplemented!() }
+//! use tsunami_ssh::LocalRegistration as Mine;
+//!
 //! fn main() -> ExitCode {
-//!     tsunami_cli::main(tsunami_cli::registry().with(mine()))
+//!     tsunami_cli::main(tsunami_cli::registry().with(Arc::new(Mine)))
 //! }
 //! ```
 
