@@ -345,7 +345,7 @@ fn the_schema_and_the_reference_know_the_keys_of_all_providers() {
     let schema: serde_json::Value = serde_json::from_str(&schema.assert_status(0).stdout).unwrap();
     let group = &schema["properties"]["group"]["additionalProperties"]["properties"];
     assert!(group["count"].is_object() && group["hosts"].is_object(), "{group}");
-    assert_eq!(group["instance"].is_object(), cfg!(feature = "aws"), "{group}");
+    assert_eq!(group["instance"].is_object(), world.has_ec2(), "{group}");
     let reference = world.tsunami(["schema", "--reference"]);
     reference.assert_status(0);
     assert!(reference.stdout.contains("| `lifetime` |") && reference.stdout.contains("**`hosts`**"));

@@ -64,7 +64,7 @@ fn what_is_not_built_yet_says_so() {
         &["repeat", "matrix", "not supported yet"],
     );
     // Without EC2, that is all there is to say of such a file.
-    let of_ec2: &[&str] = match cfg!(feature = "aws") {
+    let of_ec2: &[&str] = match World::new().has_ec2() {
         true => &["x.toml:3:8", "no `instance`"],
         false => &["x.toml:2:12", "this tsunami was built without the provider \"aws\"; `cargo install"],
     };

@@ -60,6 +60,14 @@ impl World {
         Ended::from(self.command(args).output().unwrap())
     }
 
+    /// Whether the binary has EC2. The tests themselves may be built otherwise than the binary that they are given.
+    pub(crate) fn has_ec2(&self) -> bool {
+        let file = self.write("ec2.toml", "name = 'x'\nprovider = 'aws'\n[group.a]\n");
+        let refused = self.tsunami([OsStr::new("plan"), file.as_os_str()]);
+        fs::remove_file(&file).unwrap();
+        !refused.assert_status(2).stderr.contains("built without the provider \"aws\"")
+    }
+
     /// Starts `run --json FILE` and reads its events as they come.
     pub(crate) fn start(&self, file: &Path) -> Going {
         Going::of(self.command([OsStr::new("run"), OsStr::new("--json"), file.as_os_str()]))
