@@ -86,7 +86,8 @@ pub(crate) fn test(quick: bool) -> Result {
     }
     parts.part("shellcheck", shellcheck)?;
     // Some tests tell figures.
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    let mut tests = cargo_test();
+    tests.args(["--", "--show-output"]);
     if !is_root() {
         tests.args(["--skip", "as_root::"]);
     }
@@ -102,6 +103,20 @@ pub(crate) fn test(quick: bool) -> Result {
     }
     eprintln!("xtask: {}", parts.0.join(", "));
     if parts.1 { Err(Failure::new("")) } else { Ok(()) }
+}
+
+/// The tests of all packages, so that nothing is compiled twice. Most tests wait for machines: of those that run at a
+/// time there are more than processors.
+fn cargo_test() -> Command {
+    let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        tests.env("RUST_TEST_THREADS", (2 * processors()).to_string());
+    }
+    tests
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// Checks what `deny.toml` says of the dependencies. Advisories are for releases: their database isn't everywhere.
@@ -143,7 +158,8 @@ fn test_release(launches: u32) -> Result<Outcome> {
     if !succeeds(cargo(profile).arg(&target))? {
         return Ok(Outcome::Failed);
     }
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--test", "e2e", "--", "--show-output"]);
+    let mut tests = cargo_test();
+    tests.args(["--test", "e2e", "--", "--show-output"]);
     tests.env("TSUNAMI_BIN", target.join("release/tsunami")).env("TSUNAMI_LAUNCHES", launches.to_string());
     Ok(succeeds(&mut tests)?.into())
 }
@@ -153,9 +169,8 @@ struct Busy(Vec<Child>);
 
 impl Busy {
     fn new() -> Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(2, usize::from);
         let spin = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
-        Ok(Self((0..2 * processors).map(|_| spin()).collect::<io::Result<_>>()?))
+        Ok(Self((0..2 * processors()).map(|_| spin()).collect::<io::Result<_>>()?))
     }
 }
 
@@ -206,15 +221,15 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
     }
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
     let chosen = ["left_behind", "storm", "killed", "signal"];
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+    let mut tests = cargo_test();
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
     tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", chaos.kills.to_string());
     tests.env("TSUNAMI_CHAOS_RUNS", chaos.schedules.to_string());
     tests.env("TSUNAMI_STORM_RUNS", chaos.storms.to_string());
     let mut figures = Vec::new();
     let mut passed = read_figures(&mut tests, &mut figures)?;
-    let mut inputs = cargo(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
-    passed &= succeeds(inputs.env("TSUNAMI_FUZZ_CASES", chaos.inputs.to_string()))?;
+    let mut inputs = cargo_test();
+    passed &= succeeds(inputs.args(["--lib", "--bins"]).env("TSUNAMI_FUZZ_CASES", chaos.inputs.to_string()))?;
     let busy = Busy::new()?;
     passed &= matches!(test_release(chaos.launches)?, Outcome::Passed);
     drop(busy);
@@ -273,7 +288,11 @@ fn test_as_user() -> Result<Outcome> {
     if !succeeds(&mut copy)? || !succeeds(&mut own)? {
         return Ok(Outcome::Failed);
     }
-    let xtask = std::env::current_exe()?;
+    // Cargo may have built this program once more since it began. Its path then leads nowhere; the kernel still has it.
+    let runner = tempfile::Builder::new().prefix("xtask-").tempdir()?;
+    let xtask = runner.path().join("xtask");
+    fs::copy("/proc/self/exe", &xtask)?;
+    fs::set_permissions(&xtask, Permissions::from_mode(0o755))?;
     test_through(&[xtask.into(), "run-as-user".into(), directory.path().into()])
 }
 
@@ -281,8 +300,8 @@ fn test_as_user() -> Result<Outcome> {
 fn test_through(runner: &[OsString]) -> Result<Outcome> {
     // Rust writes a string as TOML reads it, unless it has control characters.
     let runner = format!("target.'cfg(unix)'.runner = {runner:?}");
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast", "--config", &runner]);
-    tests.args(AS_ANOTHER);
+    let mut tests = cargo_test();
+    tests.args(["--config", &runner]).args(AS_ANOTHER);
     if !is_root() {
         tests.args(["--test", "aws"]);
     }

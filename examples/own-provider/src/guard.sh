@@ -5,8 +5,9 @@ cd "$1" || exit
 shift
 exec 9>alive
 flock --nonblock 9 || exit
-own=
-[ "$(id -u)" = 0 ] || own='--user --map-current-user'
+own='--user --map-current-user'
+# Root's sshd insists on this directory, which a system without an init doesn't make.
+[ "$(id -u)" != 0 ] || { own=; (umask 022 && mkdir -p /run/sshd); }
 # `SHLVL` keeps bash from reading the user's own `~/.bashrc`, as it does for the first shell below an sshd.
 # shellcheck disable=SC2086 # These are several words, or none.
 setpriv --pdeathsig KILL unshare $own --pid --fork --kill-child --mount-proc "$@" -o PasswordAuthentication=no \
