@@ -141,7 +141,7 @@ fn after_kill_9_the_next_command_names_the_run_and_down_removes_it() {
 #[test]
 fn after_kill_9_the_machines_end_at_their_deadline_by_themselves() {
     let world = World::new();
-    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"5s\""));
+    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"8s\""));
     let mut run = world.start(&file);
     run.wait_for(&["\"command_started\"", "\"work\""]);
     run.signal(Signal::KILL);
@@ -157,7 +157,7 @@ fn after_kill_9_the_machines_end_at_their_deadline_by_themselves() {
 #[test]
 fn what_outlives_its_deadline_is_named() {
     let world = World::new();
-    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"3s\""));
+    let file = world.write("x.toml", &FILE.replace("name = \"x\"", "name = \"x\"\nlifetime = \"8s\""));
     let mut run = world.start(&file);
     run.wait_for(&["\"command_started\"", "\"work\""]);
     run.signal(Signal::KILL);

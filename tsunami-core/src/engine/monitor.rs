@@ -35,24 +35,58 @@ pub(super) const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// times the provider's [consistency](crate::Provider::consistency) after the last one with it.
 const MISSES: u32 = 3;
 
-/// A machine as it was last seen.
+/// What is known of a machine, and who wants to hear of it. One channel a machine wakes only that machine's task.
 #[derive(Debug)]
-struct Seen {
-    machine: Machine,
+struct Known {
+    machine: watch::Sender<Option<Machine>>,
+    /// `None` before the first listing with it, and once it counts as gone.
+    listed: Option<Listed>,
+}
+
+/// When a machine was last seen.
+#[derive(Debug)]
+struct Listed {
     /// When the listing was begun that showed it.
     at: Instant,
     /// The listings since then.
     misses: u32,
 }
 
-/// What is known of each machine, and who wants to hear of it. One channel a machine wakes only that machine's
-/// task, and in the same order every time.
-type Known = Arc<Mutex<BTreeMap<MachineId, watch::Sender<Option<Machine>>>>>;
+impl Default for Known {
+    fn default() -> Self {
+        Self { machine: watch::Sender::new(None), listed: None }
+    }
+}
+
+impl Known {
+    /// Notes what a listing shows. Nobody is woken by what was known before.
+    fn show(&mut self, machine: Machine, at: Instant) {
+        self.listed = Some(Listed { at, misses: 0 });
+        self.machine.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&machine);
+            *known = Some(machine);
+            changed
+        });
+    }
+
+    /// Notes that a listing that was begun at `begun` does not show it, or that it was too early to tell.
+    fn miss(&mut self, begun: Instant, patience: Duration) {
+        let is_gone = |listed: &mut Listed| listed.misses >= MISSES && begun - listed.at >= patience;
+        if self.listed.take_if(is_gone).is_some() {
+            self.machine.send_if_modified(|known| {
+                known.as_mut().is_some_and(|machine| {
+                    std::mem::replace(&mut machine.state, MachineState::Gone) != MachineState::Gone
+                })
+            });
+        }
+    }
+}
 
 /// Steers the watcher, and hears from it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watch {
-    known: Known,
+    /// By id, so that a listing wakes tasks in the same order every time.
+    known: Arc<Mutex<BTreeMap<MachineId, Known>>>,
     calm: Arc<AtomicBool>,
     now: Arc<Notify>,
     /// Why the last listing was refused, if only a person can change that.
@@ -151,12 +185,11 @@ impl Watch {
 
     fn sender<T>(&self, id: &MachineId, with: impl FnOnce(&watch::Sender<Option<Machine>>) -> T) -> T {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        with(known.entry(id.clone()).or_insert_with(|| watch::Sender::new(None)))
+        with(&known.entry(id.clone()).or_default().machine)
     }
 
     async fn poll(self, run: Arc<Run>) {
         let mut pause = POLL_PENDING;
-        let mut seen = BTreeMap::new();
         let patience = run.provider.consistency() * MISSES;
         self.now.notified().await;
         loop {
@@ -172,7 +205,7 @@ impl Watch {
                     for error in odd.iter().filter_map(|machine| machine.check().err()) {
                         run.events.emit(EventKind::ListingFailed { error: error.to_string() });
                     }
-                    self.apply_listing(machines, &mut seen, begun, patience);
+                    self.apply_listing(machines, begun, patience);
                 }
                 Err(error) => {
                     pause = (pause * 2).min(POLL_FAILED);
@@ -190,34 +223,15 @@ impl Watch {
 
     /// Tells the machines' tasks what a listing says that was begun at `begun`. Where listings are eventually
     /// consistent, some that lack a machine prove little, however many come in a moment.
-    fn apply_listing(
-        &self,
-        machines: Vec<Machine>,
-        seen: &mut BTreeMap<MachineId, Seen>,
-        begun: Instant,
-        patience: Duration,
-    ) {
-        for one in seen.values_mut() {
-            one.misses += 1;
+    fn apply_listing(&self, machines: Vec<Machine>, begun: Instant, patience: Duration) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for listed in known.values_mut().filter_map(|known| known.listed.as_mut()) {
+            listed.misses += 1;
         }
         for machine in machines {
-            seen.insert(machine.id.clone(), Seen { machine: machine.clone(), at: begun, misses: 0 });
-            self.publish(machine);
+            known.entry(machine.id.clone()).or_default().show(machine, begun);
         }
-        let is_gone = |one: &Seen| one.misses >= MISSES && begun - one.at >= patience;
-        for (_, Seen { machine, .. }) in seen.extract_if(.., |_, one| is_gone(one)) {
-            self.publish(Machine { state: MachineState::Gone, ..machine });
-        }
-    }
-
-    fn publish(&self, machine: Machine) {
-        self.sender(&machine.id.clone(), |sender| {
-            sender.send_if_modified(|known| {
-                let changed = known.as_ref() != Some(&machine);
-                *known = Some(machine);
-                changed
-            });
-        });
+        known.values_mut().for_each(|known| known.miss(begun, patience));
     }
 }
 
@@ -290,17 +304,17 @@ mod tests {
             interrupted: None,
         };
         let state = || watch.sender(&machine.id, |sender| sender.borrow().as_ref().map(|known| known.state));
-        let (mut seen, patience) = (BTreeMap::new(), Duration::from_secs(15));
-        watch.apply_listing(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        let patience = Duration::from_secs(15);
+        watch.apply_listing(vec![machine.clone()], Instant::now(), patience);
         for _ in 0..10 {
-            watch.apply_listing(Vec::new(), &mut seen, Instant::now(), patience);
+            watch.apply_listing(Vec::new(), Instant::now(), patience);
             assert_eq!(state(), Some(MachineState::Running));
         }
         tokio::time::advance(patience).await;
-        watch.apply_listing(vec![machine.clone()], &mut seen, Instant::now(), patience);
+        watch.apply_listing(vec![machine.clone()], Instant::now(), patience);
         tokio::time::advance(patience).await;
         for nth in 1..=MISSES {
-            watch.apply_listing(Vec::new(), &mut seen, Instant::now(), patience);
+            watch.apply_listing(Vec::new(), Instant::now(), patience);
             let expected = if nth < MISSES { MachineState::Running } else { MachineState::Gone };
             assert_eq!(state(), Some(expected), "listing {nth}");
         }

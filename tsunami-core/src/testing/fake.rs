@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,8 @@ use crate::{
 #[derive(Clone)]
 pub struct FakeCloud {
     inner: Arc<Mutex<Inner>>,
+    /// Tells the machines that something may have befallen one of them.
+    befallen: Arc<watch::Sender<()>>,
     controller: u32,
 }
 
@@ -316,14 +319,14 @@ impl FakeCloud {
             crashed: BTreeSet::new(),
             undecided: Vec::new(),
         };
-        Self { inner: Arc::new(Mutex::new(inner)), controller: 0 }
+        Self { inner: Arc::new(Mutex::new(inner)), befallen: Arc::default(), controller: 0 }
     }
 
     /// A handle on the same cloud for another controller.
     pub fn controller(&self) -> Self {
         let mut inner = self.lock();
         inner.controllers += 1;
-        Self { inner: self.inner.clone(), controller: inner.controllers }
+        Self { inner: self.inner.clone(), befallen: self.befallen.clone(), controller: inner.controllers }
     }
 
     /// Ends this controller like `kill -9`: none of its calls is ever answered, and nothing that it asks for from
@@ -388,6 +391,7 @@ impl FakeCloud {
             |machine: &&mut FakeMachine| machine.name() == name && machine.state() != MachineState::Gone;
         inner.machines.values_mut().filter(alive).for_each(|machine| machine.suffer(fault));
         inner.machine_faults.push((name, fault));
+        self.befallen.send_replace(());
     }
 
     /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
@@ -590,17 +594,17 @@ impl Drop for Begun {
 
 impl Inner {
     fn launch(&mut self, request: &LaunchRequest, at_most: u32) -> Vec<MachineId> {
+        let of_request = |(id, machine): &(&MachineId, &FakeMachine)| {
+            machine.run == request.run && machine.group == request.group && !request.replace.contains(id)
+        };
+        // Of several in one place, the first.
+        let existing = self.machines.iter().filter(of_request).rev();
+        let mut existing: BTreeMap<u32, MachineId> =
+            existing.map(|(id, machine)| (machine.index, id.clone())).collect();
         let mut ids = Vec::new();
         for index in 0..request.count.get() {
-            let of_request = |id: &MachineId, machine: &FakeMachine| {
-                machine.run == request.run
-                    && machine.group == request.group
-                    && machine.index == index
-                    && !request.replace.contains(id)
-            };
-            let existing = self.machines.iter().find(|(id, machine)| of_request(id, machine));
-            if let Some((id, _)) = existing {
-                ids.push(id.clone());
+            if let Some(id) = existing.remove(&index) {
+                ids.push(id);
             } else if ids.len() < at_most as usize {
                 ids.push(self.boot(request, index));
             }
@@ -726,15 +730,21 @@ impl Provider for FakeCloud {
     }
 
     async fn interruption_notice(&self, machine: &Machine, _: &Arc<dyn Session>) -> String {
-        // It may come to be taken back at any time, so it looks every second.
+        // It may come to be taken back at any time.
+        let mut befallen = self.befallen.subscribe();
         loop {
             let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
-            match at {
-                Some(at) if at <= Instant::now() => break,
-                at => {
-                    let look = Instant::now() + Duration::from_secs(1);
-                    sleep_until(at.map_or(look, |at| at.min(look))).await;
+            let noticed = async {
+                match at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
+            };
+            tokio::select! {
+                biased;
+                () = noticed => break,
+                // `self` keeps the sender alive.
+                _ = befallen.changed() => {}
             }
         }
         "the fake cloud told the machine that it takes it back".to_owned()

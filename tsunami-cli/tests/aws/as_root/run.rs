@@ -180,7 +180,7 @@ fn what_a_young_machine_refuses_is_asked_again_and_what_it_shows_wrongly_is_neve
         assert!(!ended.stderr.contains("@@@"), "ssh's banner: {}", ended.stderr);
         cloud.assert_clean();
         // For as long as the file says, and then the setting is named.
-        let text = fs::read_to_string(&file).unwrap() + "\n[ssh]\nconnect_timeout = \"3s\"\n";
+        let text = fs::read_to_string(&file).unwrap() + "\n[ssh]\nconnect_timeout = \"8s\"\n";
         fs::write(&file, text).unwrap();
         let _ = fs::remove_dir_all(cloud.world.path("work/results"));
         let ended = cloud.run(&file);
