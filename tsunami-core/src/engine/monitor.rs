@@ -118,23 +118,24 @@ impl Watch {
 
     /// Waits until a machine runs and has an address, or is on its way out, or soon will be.
     pub(super) async fn running(&self, id: &MachineId) -> Machine {
-        self.until(id, |machine| match machine.state {
+        let is_decided = |machine: &Machine| match machine.state {
             _ if machine.interrupted.is_some() => true,
             MachineState::Pending => false,
             MachineState::Running => machine.addresses.internal().is_some() || machine.login.host.is_some(),
             MachineState::Stopping | MachineState::Gone => true,
-        })
-        .await
+        };
+        self.until(id, |machine| is_decided(machine).then(|| machine.clone())).await
     }
 
     /// Waits until a machine is on its way out, or its provider says that it will be.
     pub(super) async fn leaving(&self, id: &MachineId) -> Machine {
-        self.until(id, |machine| is_out(machine) || machine.interrupted.is_some()).await
+        let is_leaving = |machine: &Machine| is_out(machine) || machine.interrupted.is_some();
+        self.until(id, |machine| is_leaving(machine).then(|| machine.clone())).await
     }
 
     /// Waits until a machine is on its way out.
     pub(super) async fn gone(&self, id: &MachineId) {
-        self.until(id, is_out).await;
+        self.until(id, |machine| is_out(machine).then_some(())).await;
     }
 
     /// Whether a machine is on its way out, and its provider has not said that it takes it back.
@@ -145,10 +146,7 @@ impl Watch {
 
     /// Waits until a machine's provider says that it takes the machine back, or why it took it.
     pub(super) async fn interrupted(&self, id: &MachineId) -> String {
-        match self.until(id, |machine| machine.interrupted.is_some()).await.interrupted {
-            Some(reason) => reason,
-            None => std::future::pending().await,
-        }
+        self.until(id, |machine| machine.interrupted.clone()).await
     }
 
     /// Adds the reason to a machine that is leaving, where there is one: it may show later than the state.
@@ -172,14 +170,16 @@ impl Watch {
         }
     }
 
-    async fn until(&self, id: &MachineId, reached: impl Fn(&Machine) -> bool) -> Machine {
-        let mut machine = self.sender(id, watch::Sender::subscribe);
-        let reached = machine.wait_for(|machine| machine.as_ref().is_some_and(&reached)).await;
-        let machine = reached.ok().and_then(|machine| machine.clone());
-        match machine {
-            Some(machine) => machine,
-            // `self` keeps the sender alive, and nothing but a machine satisfies the condition.
-            None => std::future::pending().await,
+    /// Waits until what is known of a machine comes to something, and returns that alone: each machine waits here for as
+    /// long as it lives, and a whole one takes memory.
+    async fn until<T>(&self, id: &MachineId, reached: impl Fn(&Machine) -> Option<T>) -> T {
+        let mut known = self.sender(id, watch::Sender::subscribe);
+        loop {
+            if let Some(reached) = known.borrow_and_update().as_ref().and_then(&reached) {
+                return reached;
+            }
+            // `self` keeps the sender alive.
+            let _ = known.changed().await;
         }
     }
 
