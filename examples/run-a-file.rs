@@ -19,7 +19,7 @@ async fn main() -> Result<(), Error> {
     let tsunami = Tsunami::new(provider, connector).state(state);
     let report = experiment.run(&tsunami, RunOptions::default()).await?;
     for command in &report.commands {
-        println!("{} {}: {:.1} s", command.machine, command.stage, command.seconds);
+        println!("{} {}: {:.1} s", command.machine, command.stage, command.took.as_secs_f64());
     }
     Ok(())
 }

@@ -5,13 +5,14 @@ use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
+use crate::seconds::{self, Milliseconds};
 use crate::session::{Exit, Stream};
 
 /// The number of the form in which events are saved, as [`EventsHeader`] says it. The first had neither that line nor
@@ -104,8 +105,9 @@ impl NewerSchema {
 
 /// One thing that happened in a run.
 ///
-/// As JSON it is one flat object: `seq`, `at` and `elapsed` in seconds, `event` the kind in snake case, and the kind's
-/// own fields beside them.
+/// As JSON it is one flat object: `seq`, `at` and `elapsed`, `event` the kind in snake case, and the kind's own fields
+/// beside them. Its times have milliseconds. They are saved as numbers of seconds, since 1970 or since the run began; how
+/// long something `took` is called `seconds` there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
@@ -113,10 +115,12 @@ pub struct Event {
     /// that happen at the same time may reach an observer in another order.
     #[serde(default)]
     pub seq: u64,
-    /// When, in seconds since 1970.
-    pub at: f64,
-    /// Seconds since the run began.
-    pub elapsed: f64,
+    /// When.
+    #[serde(with = "seconds")]
+    pub at: SystemTime,
+    /// How long after the run began.
+    #[serde(with = "seconds")]
+    pub elapsed: Duration,
     /// What.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -124,7 +128,7 @@ pub struct Event {
 
 impl Event {
     /// An event without a number, for tests of observers.
-    pub fn new(at: f64, elapsed: f64, kind: EventKind) -> Self {
+    pub fn new(at: SystemTime, elapsed: Duration, kind: EventKind) -> Self {
         Self { seq: 0, at, elapsed, kind }
     }
 }
@@ -140,11 +144,22 @@ impl Event {
 #[expect(missing_docs, reason = "the fields are named after what they hold, the same everywhere")]
 pub enum EventKind {
     /// The run is recorded and begins.
-    RunStarted { run: RunId, experiment: String, deadline: f64, groups: Vec<GroupSize> },
+    RunStarted {
+        run: RunId,
+        experiment: String,
+        #[serde(with = "seconds")]
+        deadline: SystemTime,
+        groups: Vec<GroupSize>,
+    },
     /// A group is asked for.
     Launching { group: String, count: u32 },
     /// A request to a provider will be repeated.
-    Retrying { group: String, error: String, delay: f64 },
+    Retrying {
+        group: String,
+        error: String,
+        #[serde(with = "seconds")]
+        delay: Duration,
+    },
     /// The provider says what happens on the way.
     Note { group: String, text: String },
     /// A group was launched.
@@ -179,7 +194,8 @@ pub enum EventKind {
         stage: String,
         from: String,
         to: String,
-        seconds: f64,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
     },
     /// A command begins.
     CommandStarted {
@@ -202,7 +218,8 @@ pub enum EventKind {
         command: String,
         exit: Option<Exit>,
         error: Option<String>,
-        seconds: f64,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
     },
     /// Files were brought home.
     Collected {
@@ -222,14 +239,25 @@ pub enum EventKind {
     /// A trial begins.
     TrialStarted { trial: String },
     /// A trial ended.
-    TrialFinished { trial: String, ok: bool, seconds: f64 },
+    TrialFinished {
+        trial: String,
+        ok: bool,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// A trial was interrupted with these machines; it is done again on their replacements, and what it brought
     /// home is set aside.
     TrialInterrupted { trial: String, machines: Vec<String> },
     /// A step begins on these machines.
     StepStarted { trial: String, step: String, machines: Vec<String> },
     /// A step ended.
-    StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    StepFinished {
+        trial: String,
+        step: String,
+        ok: bool,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// Something that only the program knows the meaning of.
     Custom { name: String, data: serde_json::Value },
     /// The run's machines are being ended.
@@ -237,9 +265,16 @@ pub enum EventKind {
     /// These are still there; they are asked to end once more.
     StillThere { leftovers: Vec<Leftover> },
     /// The run's machines are gone, except for these.
-    TornDown { leftovers: Vec<Leftover>, seconds: f64 },
+    TornDown {
+        leftovers: Vec<Leftover>,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// The run's machines are left running.
-    Kept { until: f64 },
+    Kept {
+        #[serde(with = "seconds")]
+        until: SystemTime,
+    },
     /// The run is over.
     RunFinished { ok: bool, error: Option<String> },
 }
@@ -250,10 +285,10 @@ pub enum EventKind {
 #[expect(missing_docs, reason = "each is the event of the same name")]
 pub enum UserEvent {
     TrialStarted { trial: String },
-    TrialFinished { trial: String, ok: bool, seconds: f64 },
+    TrialFinished { trial: String, ok: bool, took: Duration },
     TrialInterrupted { trial: String, machines: Vec<String> },
     StepStarted { trial: String, step: String, machines: Vec<String> },
-    StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    StepFinished { trial: String, step: String, ok: bool, took: Duration },
     Custom { name: String, data: serde_json::Value },
 }
 
@@ -261,11 +296,13 @@ impl From<UserEvent> for EventKind {
     fn from(event: UserEvent) -> Self {
         match event {
             UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
-            UserEvent::TrialFinished { trial, ok, seconds } => Self::TrialFinished { trial, ok, seconds },
+            UserEvent::TrialFinished { trial, ok, took } => {
+                Self::TrialFinished { trial, ok, took: cut(took) }
+            }
             UserEvent::TrialInterrupted { trial, machines } => Self::TrialInterrupted { trial, machines },
             UserEvent::StepStarted { trial, step, machines } => Self::StepStarted { trial, step, machines },
-            UserEvent::StepFinished { trial, step, ok, seconds } => {
-                Self::StepFinished { trial, step, ok, seconds }
+            UserEvent::StepFinished { trial, step, ok, took } => {
+                Self::StepFinished { trial, step, ok, took: cut(took) }
             }
             UserEvent::Custom { name, data } => Self::Custom { name, data },
         }
@@ -385,9 +422,9 @@ impl Events {
     pub(crate) fn emit(&self, kind: EventKind) {
         let elapsed = self.started.elapsed();
         tracing::debug!(?elapsed, ?kind);
-        let at = seconds_since_epoch(self.started_at + elapsed);
+        let at = cut(self.started_at + elapsed);
         let seq = self.counts.0.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event { seq, at, elapsed: rounded(elapsed), kind };
+        let event = Event { seq, at, elapsed: cut(elapsed), kind };
         for observer in &*self.observers {
             observer.tell(|observer| observer.event(&event));
         }
@@ -404,12 +441,7 @@ impl Events {
     }
 }
 
-/// Seconds, to the millisecond.
-pub(crate) fn rounded(duration: Duration) -> f64 {
-    duration.as_millis() as f64 / 1000.0
-}
-
-/// Seconds since 1970, to the millisecond.
-pub(crate) fn seconds_since_epoch(time: SystemTime) -> f64 {
-    rounded(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+/// A time of an event, as exact as a saved stream has it.
+pub(crate) fn cut<T: Milliseconds>(time: T) -> T {
+    time.cut().unwrap_or(time)
 }

@@ -63,6 +63,7 @@ pub mod registry;
 mod report;
 #[cfg(feature = "experiment")]
 pub mod results;
+mod seconds;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;

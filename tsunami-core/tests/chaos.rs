@@ -668,7 +668,10 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
         world.assert_no_machines(if recorded { "some time after `down`" } else { when });
     }
     assert_eq!(*lock(&unrecorded), Vec::<String>::new(), "asked for without a record");
-    let story = told.iter().map(|event| format!("{:>10.3} {:?}\n", event.elapsed, event.kind)).collect();
+    let story = told
+        .iter()
+        .map(|event| format!("{:>10.3} {:?}\n", event.elapsed.as_secs_f64(), event.kind))
+        .collect();
     let in_time = world.struck.is_cancelled();
     let hit = lock(&world.hit).filter(|_| in_time);
     Outcome { hit, in_time, named, recorded, after_down, story }
