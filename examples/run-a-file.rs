@@ -15,7 +15,7 @@ async fn main() -> Result<(), Error> {
     let (registry, state) = (tsunami_ssh::registry(), RunStore::standard()?);
     let experiment = Loader::new().registry(&registry).load(file)?;
     let backend = registry.connect(&experiment, &state, false).await;
-    let Backend { provider, connector } = backend.map_err(Error::other)?;
+    let Backend { provider, connector, .. } = backend.map_err(Error::other)?;
     let tsunami = Tsunami::new(provider, connector).state(state);
     let report = experiment.run(&tsunami, RunOptions::default()).await?;
     for command in &report.commands {

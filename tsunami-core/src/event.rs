@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::machine::{MachineId, RunId};
@@ -164,8 +164,15 @@ pub enum EventKind {
     Note { group: String, text: String },
     /// A group was launched.
     Launched { group: String, machines: Vec<MachineId> },
-    /// A machine runs and has an address.
-    Running { machine: String, id: MachineId, address: String, description: String, price: Price },
+    /// A machine runs. `address` is how the controller reaches it, if its provider tells.
+    Running {
+        machine: String,
+        id: MachineId,
+        #[serde(with = "known")]
+        address: Option<String>,
+        description: String,
+        price: Price,
+    },
     /// A session to a machine stands.
     Connected {
         machine: String,
@@ -311,11 +318,19 @@ impl From<UserEvent> for EventKind {
 
 /// A group's name and how many machines it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GroupSize {
     /// The name.
     pub name: String,
     /// The number of machines.
     pub count: u32,
+}
+
+impl GroupSize {
+    /// A group of this name, of so many machines.
+    pub fn new(name: impl Into<String>, count: u32) -> Self {
+        Self { name: name.into(), count }
+    }
 }
 
 /// Watches a run. Both methods are called from within the engine and must not block for long. One that panics is
@@ -438,6 +453,21 @@ impl Events {
     /// The time it is, by tokio's clock.
     pub(crate) fn now(&self) -> SystemTime {
         self.started_at + self.started.elapsed()
+    }
+}
+
+/// A text as streams and reports have it: empty where it is not known.
+pub(crate) mod known {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+        text.as_deref().unwrap_or_default().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<String>, D::Error> {
+        Ok(Some(String::deserialize(deserializer)?).filter(|text| !text.is_empty()))
     }
 }
 

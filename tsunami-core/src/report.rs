@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, EventKind, GroupSize};
+use crate::event::{Event, EventKind, GroupSize, known};
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
 use crate::seconds;
@@ -57,8 +57,9 @@ pub struct Report {
 pub struct MachineReport {
     /// The provider's id.
     pub id: Option<MachineId>,
-    /// Its address as seen by the controller.
-    pub address: String,
+    /// Its address as seen by the controller, once it is known.
+    #[serde(with = "known")]
+    pub address: Option<String>,
     /// What it is.
     pub description: String,
     /// What it costs.

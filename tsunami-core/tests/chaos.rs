@@ -377,7 +377,7 @@ async fn experiment(body: Body, cluster: Cluster, scratch: std::path::PathBuf) -
                 host.upload(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "file").await?;
             }
             everywhere(&cluster, "sleep 20").await?;
-            let download = Download { patterns: vec!["file".to_owned()], cwd: None, into: scratch };
+            let download = Download::new(["file"], scratch);
             for host in cluster.hosts() {
                 host.download(&download).await?;
             }

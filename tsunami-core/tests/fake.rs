@@ -17,17 +17,15 @@ use tsunami_core::{
 async fn machine(cloud: &FakeCloud) -> Machine {
     let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(36_000);
-    let request = LaunchRequest {
-        run: run.clone(),
-        experiment: "test".to_owned(),
-        group: "node".to_owned(),
-        count: std::num::NonZeroU32::MIN,
-        spec: MachineSpec::default(),
-        deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
-        replace: Vec::new(),
-        notes: tsunami_core::ProgressSink::default(),
-    };
+    let request = LaunchRequest::new(
+        run.clone(),
+        "node",
+        std::num::NonZeroU32::MIN,
+        MachineSpec::default(),
+        Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+    )
+    .experiment("test")
+    .authorized_key(cloud.prepare(&run, Path::new("unused")).await.unwrap());
     cloud.launch(&request).await.unwrap();
     sleep(Duration::from_secs(30)).await;
     cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0)
@@ -55,7 +53,7 @@ fn cloud() -> FakeCloud {
 /// Makes one call of a kind.
 async fn make(call: Call, cloud: &FakeCloud, machine: &Machine, session: &dyn Session, home: &Path) -> Made {
     let run = RunId::generate(SystemTime::UNIX_EPOCH, 2);
-    let download = Download { patterns: vec!["back".to_owned()], cwd: None, into: home.to_owned() };
+    let download = Download::new(["back"], home);
     let made = match call {
         Call::Prepare => cloud.prepare(&run, Path::new("unused")).await.map(drop),
         Call::Connect => connect(cloud, machine).await.map(drop),

@@ -552,7 +552,7 @@ mod tests {
     fn launched(count: u32) -> Event {
         let mut begin = little_run().remove(0);
         if let EventKind::RunStarted { groups, .. } = &mut begin.kind {
-            *groups = vec![GroupSize { name: "client".into(), count }];
+            *groups = vec![GroupSize::new("client", count)];
         }
         begin
     }
@@ -625,7 +625,7 @@ mod tests {
                 EventKind::Running {
                     machine: machine(),
                     id: id.clone(),
-                    address: String::new(),
+                    address: None,
                     description: String::new(),
                     price: tsunami_core::Price::Free,
                 },

@@ -74,12 +74,11 @@ impl Text {
                 (Normal, Style::Plain, group.as_str(), what)
             }
             EventKind::Note { group, text } => (Normal, Style::Warning, group.as_str(), text.clone()),
-            EventKind::Running { machine, id, address, description, .. } => (
-                Normal,
-                Style::Plain,
-                machine.as_str(),
-                format!("running at {address} ({id}, {description})"),
-            ),
+            EventKind::Running { machine, id, address, description, .. } => {
+                let at = address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
+                let what = format!("running{at} ({id}, {description})");
+                (Normal, Style::Plain, machine.as_str(), what)
+            }
             EventKind::Interrupted { machine, id, reason } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
@@ -336,8 +335,7 @@ pub(crate) mod tests {
     /// One server and two clients, of which one fails.
     pub(crate) fn little_run() -> Vec<Event> {
         use EventKind::*;
-        let groups =
-            [("server", 1), ("client", 2)].map(|(name, count)| GroupSize { name: name.into(), count });
+        let groups = [("server", 1), ("client", 2)].map(|(name, count)| GroupSize::new(name, count));
         let run = "20231114-221320-abcd".parse().unwrap();
         let machine = || "client-0".to_owned();
         let (trial, step) = (|| "1".to_owned(), || "load".to_owned());
@@ -367,7 +365,7 @@ pub(crate) mod tests {
                 Running {
                     machine: machine(),
                     id: id(),
-                    address: "192.0.2.7".into(),
+                    address: Some("192.0.2.7".into()),
                     description: "a fake machine".into(),
                     price: tsunami_core::Price::Free,
                 },
@@ -405,10 +403,7 @@ pub(crate) mod tests {
             at(
                 75.0,
                 TornDown {
-                    leftovers: vec![Leftover {
-                        what: "machine i-0c (client-0)".into(),
-                        why: "timed out".into(),
-                    }],
+                    leftovers: vec![Leftover::new("machine i-0c (client-0)", "timed out")],
                     took: Duration::from_millis(65_700),
                 },
             ),

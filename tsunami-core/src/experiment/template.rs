@@ -474,7 +474,7 @@ mod tests {
             name: format!("{group}-{index}"),
             group: group.to_owned(),
             index,
-            ip: private.clone(),
+            ip: Some(private.clone()),
             addresses: Addresses {
                 public: public.map(str::to_owned),
                 private: Some(private),

@@ -405,7 +405,7 @@ mod tests {
         let (id, run) = (MachineId::new("i-0c"), "20231114-221320-abcd".parse().unwrap());
         let groups = vec![GroupSize { name: "client".into(), count: 1 }];
         let leftovers = vec![Leftover { what: "machine i-0c".into(), why: "timed \u{1b}[31mout".into() }];
-        let (address, description) = ("192.0.2.7".into(), "c7g.large".into());
+        let (address, description) = (Some("192.0.2.7".into()), "c7g.large".into());
         let price = Price::PerHour(0.25);
         let trial = || "1".to_owned();
         let kinds = [
