@@ -138,6 +138,8 @@ impl Event {
 /// A machine is told by its name and, as `id`, by its provider's: a replacement has the name of its predecessor, and
 /// another id. A command is told by its machine, its stage and what it is called, and by its `command_id`, which no
 /// other command of the stream has. Both are missing (the latter is 0) where an earlier version told it.
+///
+/// Tests of observers may make events, so the kinds are open to that. Match them with `..`: one may get more fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]

@@ -20,8 +20,9 @@ use crate::session::Exit;
 pub struct Report {
     /// The run.
     pub run: Option<RunId>,
-    /// The experiment's name.
-    pub experiment: String,
+    /// The experiment's name, if the stream says so.
+    #[serde(with = "known")]
+    pub experiment: Option<String>,
     /// When the run began, if its stream says so. As JSON in seconds since 1970, 0 if not.
     #[serde(with = "seconds")]
     pub started: Option<SystemTime>,
@@ -171,7 +172,7 @@ impl Report {
         match &event.kind {
             EventKind::RunStarted { run, experiment, groups, .. } => {
                 self.run = Some(run.clone());
-                self.experiment.clone_from(experiment);
+                self.experiment = Some(experiment.clone());
                 self.groups.clone_from(groups);
                 self.started = Some(event.at);
             }

@@ -157,7 +157,7 @@ fn a_stream_of_the_first_form_is_read() {
 }
 
 #[test]
-fn times_are_durations_here_and_seconds_in_a_stream_and_what_is_no_time_is_an_error() {
+fn what_is_a_time_or_nothing_here_is_a_number_or_an_empty_text_in_a_stream() {
     let events = read_events(FIRST_FORM.as_bytes()).unwrap();
     let report: Report = events.iter().collect();
     let began = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
@@ -178,6 +178,11 @@ fn times_are_durations_here_and_seconds_in_a_stream_and_what_is_no_time_is_an_er
         spoiled["machines"]["client-0"]["running"] = serde_json::from_str(bad).unwrap();
         assert!(serde_json::from_value::<Report>(spoiled).is_err(), "{bad}");
     }
+    let unknown = FIRST_FORM.replace("\"address\":\"192.0.0.2\"", "\"address\":\"\"");
+    let report: Report = read_events(unknown.as_bytes()).unwrap().iter().collect();
+    assert_eq!(report.machines["server-0"].address, None);
+    assert_eq!(serde_json::to_value(&report).unwrap()["machines"]["server-0"]["address"], "");
+    assert_eq!(serde_json::to_value(Report::default()).unwrap()["experiment"], "");
     // A stream may tell of an end before the beginning, and of what is as far away as a time can be.
     let spoiled = FIRST_FORM.replace("\"elapsed\":397.36", "\"elapsed\":0.0");
     let spoiled = spoiled.replace("\"elapsed\":196.38", "\"elapsed\":1e16");

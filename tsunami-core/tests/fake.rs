@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Login, Machine, MachineSpec, MachineState,
     Provider, ProviderErrorKind, RunFilter, RunId, Session, SessionError, SessionErrorKind,
 };
 
@@ -189,6 +189,13 @@ async fn what_it_cannot_do_is_a_panic() {
     cloud.fault(Call::Launch, 2, Fault::Partial(0));
     cloud.machine_fault("node-1", MachineFault::NeverBoots);
     assert_eq!(cloud.machines(), ["node-0"]);
+}
+
+#[tokio::test]
+async fn a_login_without_a_host_leads_nowhere() {
+    assert_eq!(cloud().resolve(&Login::default().host("box")).await.unwrap(), "box");
+    let error = cloud().resolve(&Login::default()).await.unwrap_err();
+    assert_eq!(error.kind, SessionErrorKind::Local);
 }
 
 #[tokio::test(start_paused = true)]

@@ -512,6 +512,22 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_is_not_known_is_no_empty_text() {
+        let unknown =
+            MachineContext { ip: None, addresses: Addresses::default(), ..machine("x", 0, "1", None) };
+        let machines = Machines::from(vec![unknown.clone(), machine("y", 0, "2", None)]);
+        let scope = Scope::step(&unknown, &machines, "7", &[]);
+        for template in ["{{ ip }}", "{{ x.ip }}", "{{ public_ip }}"] {
+            let error = Template::new(template).unwrap().render(&scope).unwrap_err();
+            assert!(error.to_string().contains("undefined"), "{template}: {error}");
+        }
+        let variables = unknown.variables(&machines, Some("7"));
+        let of = |wanted| variables.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let (own, ours, others) = (of("TSUNAMI_IP"), of("TSUNAMI_X_IPS"), of("TSUNAMI_Y_IPS"));
+        assert_eq!((own, ours, others), (Some(""), Some(""), Some("10.0.2.0")));
+    }
+
+    #[test]
     fn a_group_of_one_is_a_machine_and_any_group_is_a_list() {
         renders("{{ server.name }} {{ server[0].name }} {{ server | length }}", "server-0 server-0 1");
         renders("{{ server | map(attribute='name') | join }}", "server-0");
