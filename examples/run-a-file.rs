@@ -15,11 +15,11 @@ async fn main() -> Result<(), Error> {
     let (registry, state) = (tsunami_ssh::registry(), RunStore::standard()?);
     let experiment = Loader::new().registry(&registry).load(file)?;
     let backend = registry.connect(&experiment, &state, false).await;
-    let Backend { provider, connector } = backend.map_err(Error::other)?;
+    let Backend { provider, connector, .. } = backend.map_err(Error::other)?;
     let tsunami = Tsunami::new(provider, connector).state(state);
     let report = experiment.run(&tsunami, RunOptions::default()).await?;
     for command in &report.commands {
-        println!("{} {}: {:.1} s", command.machine, command.stage, command.seconds);
+        println!("{} {}: {:.1} s", command.machine, command.stage, command.took.as_secs_f64());
     }
     Ok(())
 }

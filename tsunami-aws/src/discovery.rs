@@ -15,6 +15,7 @@ use crate::{inventory, text};
 
 /// What one run has, in all the regions that were looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DiscoveredRun {
     /// The run.
     pub run: RunId,
@@ -26,6 +27,7 @@ pub struct DiscoveredRun {
 
 /// What was found by tag.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Survey {
     /// The runs, by their ids.
     pub runs: Vec<DiscoveredRun>,

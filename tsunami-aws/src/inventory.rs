@@ -85,30 +85,23 @@ pub(crate) async fn machines(
             MachineState::Running if notes.public && public.is_none() => MachineState::Pending,
             state => state,
         };
-        machines.push(Machine {
-            interrupted: interrupted.get(&id).cloned().or(reason),
-            id: MachineId::new(id),
-            run,
-            group,
-            index,
-            state,
-            addresses: Addresses {
-                public,
-                private: text::address(instance.private_ip_address()),
-                network: text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name)),
-            },
-            login: Login {
-                user: text::user(tag::value(tags, tag::USER)),
-                host: None,
-                port: None,
-                host_key: host_key.clone(),
-                directory: None,
-            },
-            expires: expires(region, tags),
-            description: format!("{kind} in {zone}, {market}"),
-            price: price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)),
-            ended: ended(instance),
-        });
+        let mut addresses = Addresses::default();
+        addresses.public = public;
+        addresses.private = text::address(instance.private_ip_address());
+        addresses.network = text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name));
+        let mut login = Login::default();
+        login.user = text::user(tag::value(tags, tag::USER));
+        login.host_key.clone_from(&host_key);
+        let interrupted = interrupted.get(&id).cloned().or(reason);
+        let mut machine = Machine::new(MachineId::new(id), run, group, index, state)
+            .addresses(addresses)
+            .login(login)
+            .description(format!("{kind} in {zone}, {market}"))
+            .price(price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)));
+        machine.expires = expires(region, tags);
+        machine.ended = ended(instance);
+        machine.interrupted = interrupted;
+        machines.push(machine);
     }
     Ok(machines)
 }

@@ -10,16 +10,12 @@
 //!
 //! # async fn example(connector: Arc<dyn Connector>) -> Result<(), Error> {
 //! let state = RunStore::standard()?;
-//! let options = Ec2Options { regions: vec!["eu-west-1".into()], ..Ec2Options::default() };
+//! let options = Ec2Options::default().regions(["eu-west-1"]);
 //! let provider = Ec2Provider::connect(state.root(), options).await.map_err(Error::other)?;
-//! let spec = MachineSpec::new(Ec2Spec {
-//!     instances: vec!["c7g.large".into(), "c6g.large".into()],
-//!     markets: vec![Market::Spot, Market::OnDemand],
-//!     ..Ec2Spec::default()
-//! });
+//! let spec = Ec2Spec::new(["c7g.large", "c6g.large"]).markets([Market::Spot, Market::OnDemand]);
 //! // `connector` is a `tsunami_ssh::SshConnector`.
 //! let tsunami = Tsunami::new(Arc::new(provider), connector).state(state);
-//! let plan = Plan::new("hello").group(Group::new("node", spec).count(3)).budget(1.0);
+//! let plan = Plan::new("hello").group(Group::new("node", MachineSpec::new(spec)).count(3)).budget(1.0);
 //! tsunami.run(plan, |cluster| async move { cluster.hosts()[0].run("uname -a").await }).await?;
 //! # Ok(()) }
 //! ```
@@ -102,6 +98,9 @@ mod teardown;
 mod text;
 mod trust;
 mod user_data;
+
+/// An account as the AWS SDK takes it, for [`Ec2Provider::with_config`].
+pub use aws_config::SdkConfig;
 
 pub use discovery::{DiscoveredRun, Survey};
 pub use journal::recorded_options;

@@ -12,8 +12,8 @@ use aws_sdk_ec2::types::{InstanceStateName, Tag};
 use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
 use tsunami_core::{
-    Deadline, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider,
-    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session,
+    LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider, ProviderError,
+    ProviderErrorKind, Quote, RunFilter, RunId, Session,
 };
 
 use crate::address::OwnAddress;
@@ -64,7 +64,7 @@ impl Ec2Provider {
     }
 
     /// [`connect`](Self::connect) with a configuration of the program's own. It should neither repeat requests
-    /// nor give up on them soon: that is done here.
+    /// nor give up on them soon: that is done here. [`SdkConfig`] is that of `aws-config` 1.
     pub async fn with_config(
         root: impl Into<PathBuf>,
         config: SdkConfig,
@@ -224,10 +224,9 @@ impl Provider for Ec2Provider {
                 _ => f64::INFINITY,
             };
             let pool = resolved.pools.iter().min_by(|a, b| cheapest(a).total_cmp(&cheapest(b)));
-            offers.extend(pool.map(|pool| Offer {
-                description: format!("{pool}, {market}"),
-                price: resolved.price(spec, *market, pool),
-            }));
+            offers.extend(
+                pool.map(|pool| Offer::new(format!("{pool}, {market}"), resolved.price(spec, *market, pool))),
+            );
         }
         let image = &resolved.image;
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
@@ -240,7 +239,7 @@ impl Provider for Ec2Provider {
         if spec.placement_group && count.get() > 1 && spec.mixed {
             notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());
         }
-        Ok(Quote { offers, max_price: resolved.max_price(spec), notes })
+        Ok(notes.into_iter().fold(Quote::new(offers, resolved.max_price(spec)), Quote::note))
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -254,9 +253,9 @@ impl Provider for Ec2Provider {
         let journal = self.journal(&request.run);
         journal.write_settings(&self.settings).map_err(journal_error)?;
         // The machines live by EC2's clock.
-        let deadline = Deadline { at: region.clock.theirs(request.deadline.at), ..request.deadline };
-        let request = &LaunchRequest { deadline, ..request.clone() };
-        Launch { state: &self.launches, request, spec, region, resolved, journal }.run().await
+        let mut request = request.clone();
+        request.deadline.at = region.clock.theirs(request.deadline.at);
+        Launch { state: &self.launches, request: &request, spec, region, resolved, journal }.run().await
     }
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {

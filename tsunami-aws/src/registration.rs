@@ -187,11 +187,11 @@ impl Registration for Ec2Registration {
             provider = Ec2Provider::connect(request.state.root(), Ec2Options { regions, ..given }).await?;
         }
         let crate::Survey { runs, failures, now } = provider.survey().await;
+        let mut survey = Survey::default();
         let runs = runs.into_iter();
-        let runs =
-            runs.map(|found| DiscoveredRun { run: found.run, expires: found.expires, things: found.things });
-        let backend = Backend { provider: Arc::new(provider), connector: request.connector()? };
-        Ok((backend, Survey { runs: runs.collect(), failures, now }))
+        survey.runs = runs.map(|found| DiscoveredRun::new(found.run, found.expires, found.things)).collect();
+        (survey.failures, survey.now) = (failures, now);
+        Ok((Backend::new(Arc::new(provider), request.connector()?), survey))
     }
 }
 
@@ -201,7 +201,7 @@ fn options() -> Ec2Options {
 
 async fn backend(request: &ConnectRequest<'_>, options: Ec2Options) -> Result<Backend, ProviderError> {
     let provider = Ec2Provider::connect(request.state.root(), options).await?;
-    Ok(Backend { provider: Arc::new(provider), connector: request.connector()? })
+    Ok(Backend::new(Arc::new(provider), request.connector()?))
 }
 
 fn unreadable(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> ProviderError {

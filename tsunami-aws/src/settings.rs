@@ -7,6 +7,7 @@ pub const ADDRESS_SERVICE: &str = "https://checkip.amazonaws.com";
 
 /// How an account is found and used.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Ec2Options {
     /// A profile of the AWS configuration files; `None` leaves it to the environment.
     pub profile: Option<String>,
@@ -20,8 +21,41 @@ pub struct Ec2Options {
     pub address_service: Option<String>,
 }
 
+impl Ec2Options {
+    /// Sets a profile of the AWS configuration files.
+    pub fn profile(mut self, profile: impl Into<String>) -> Self {
+        self.profile = Some(profile.into());
+        self
+    }
+
+    /// Sets the regions in which machines may be, the default one first.
+    pub fn regions(mut self, regions: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.regions = regions.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the account that the credentials must be for.
+    pub fn account(mut self, account: impl Into<String>) -> Self {
+        self.account = Some(account.into());
+        self
+    }
+
+    /// Sets the endpoint that must be in use, as [`Ec2Settings::endpoint`] has it.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Sets the service that tells this computer's address.
+    pub fn address_service(mut self, address_service: impl Into<String>) -> Self {
+        self.address_service = Some(address_service.into());
+        self
+    }
+}
+
 /// What must be known to find a run's machines again: the settings of an [`Ec2Provider`](crate::Ec2Provider).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Ec2Settings {
     /// The account's number.
     pub account: String,

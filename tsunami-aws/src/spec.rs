@@ -11,15 +11,12 @@ use serde::{Deserialize, Serialize};
 /// use tsunami_aws::{Ec2Spec, Market};
 /// use tsunami_core::MachineSpec;
 ///
-/// let spec = Ec2Spec {
-///     instances: vec!["c7g.large".into(), "c6g.large".into()],
-///     markets: vec![Market::Spot, Market::OnDemand],
-///     ..Ec2Spec::default()
-/// };
+/// let spec = Ec2Spec::new(["c7g.large", "c6g.large"]).markets([Market::Spot, Market::OnDemand]);
 /// assert_eq!(spec.image, "ubuntu-24.04");
 /// let spec = MachineSpec::new(spec);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Ec2Spec {
     /// The region; `None` is the provider's first one.
     pub region: Option<String>,
@@ -63,6 +60,127 @@ pub struct Ec2Spec {
     pub native_spot_block: bool,
 }
 
+impl Ec2Spec {
+    /// Any one of these instance types, with all else as usual.
+    pub fn new(instances: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self::default().instances(instances)
+    }
+
+    /// Sets the region, one of those of the provider.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+
+    /// Sets the availability zone.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets where to buy, in the order to try. Default: on demand.
+    pub fn markets(mut self, markets: impl IntoIterator<Item = Market>) -> Self {
+        self.markets = markets.into_iter().collect();
+        self
+    }
+
+    /// Sets the most that an hour of a spot machine may cost, in US dollars.
+    pub fn max_price(mut self, dollars: f64) -> Self {
+        self.max_price = Some(dollars);
+        self
+    }
+
+    /// Sets the instance types, any one of which will do.
+    pub fn instances(mut self, instances: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.instances = instances.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets whether machines may differ in type and zone.
+    pub fn mixed(mut self, mixed: bool) -> Self {
+        self.mixed = mixed;
+        self
+    }
+
+    /// Sets the image: an alias, an id, or a public parameter. Default: `ubuntu-24.04`.
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
+    }
+
+    /// Sets the user to log in as.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets the root volume.
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// Sets a subnet.
+    pub fn subnet(mut self, subnet: impl Into<String>) -> Self {
+        self.subnet = Some(subnet.into());
+        self
+    }
+
+    /// Sets a security group.
+    pub fn security_group(mut self, security_group: impl Into<String>) -> Self {
+        self.security_group = Some(security_group.into());
+        self
+    }
+
+    /// Sets who may connect by SSH, as CIDR blocks.
+    pub fn ssh_from(mut self, ssh_from: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.ssh_from = ssh_from.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the ports that the run's machines in other regions may reach.
+    pub fn open_ports(mut self, open_ports: impl IntoIterator<Item = u16>) -> Self {
+        self.open_ports = open_ports.into_iter().collect();
+        self
+    }
+
+    /// Sets whether to keep the machines close together.
+    pub fn placement_group(mut self, placement_group: bool) -> Self {
+        self.placement_group = placement_group;
+        self
+    }
+
+    /// Sets the name of an instance profile.
+    pub fn iam_profile(mut self, iam_profile: impl Into<String>) -> Self {
+        self.iam_profile = Some(iam_profile.into());
+        self
+    }
+
+    /// Sets user data of the user's own.
+    pub fn user_data(mut self, user_data: impl Into<String>) -> Self {
+        self.user_data = Some(user_data.into());
+        self
+    }
+
+    /// Adds a tag.
+    pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets whether set-up waits for cloud-init to finish. Default: it does.
+    pub fn wait_for_cloud_init(mut self, wait_for_cloud_init: bool) -> Self {
+        self.wait_for_cloud_init = wait_for_cloud_init;
+        self
+    }
+
+    /// Sets whether spot blocks are asked of the service.
+    pub fn native_spot_block(mut self, native_spot_block: bool) -> Self {
+        self.native_spot_block = native_spot_block;
+        self
+    }
+}
+
 impl Default for Ec2Spec {
     fn default() -> Self {
         Self {
@@ -92,6 +210,7 @@ impl Default for Ec2Spec {
 /// Where machines are bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Market {
     /// At the full price, for as long as wanted.
     OnDemand,
@@ -140,6 +259,7 @@ impl FromStr for Market {
 
 /// A root volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Disk {
     /// Its size in GiB; `None` is the image's.
     pub gib: Option<u32>,
@@ -180,6 +300,36 @@ pub(crate) fn is_general_purpose(kind: &str) -> bool {
 }
 
 impl Disk {
+    /// A volume of this type, of the image's size, with what the type gives by itself.
+    ///
+    /// ```
+    /// use tsunami_aws::Disk;
+    ///
+    /// let disk = Disk::new("gp3").gib(100).iops(6000).throughput(500);
+    /// assert_eq!((disk.gib, disk.iops), (Some(100), Some(6000)));
+    /// ```
+    pub fn new(kind: impl Into<String>) -> Self {
+        Self { gib: None, kind: kind.into(), iops: None, throughput: None }
+    }
+
+    /// Sets its size in GiB.
+    pub fn gib(mut self, gib: u32) -> Self {
+        self.gib = Some(gib);
+        self
+    }
+
+    /// Sets its operations a second.
+    pub fn iops(mut self, iops: u32) -> Self {
+        self.iops = Some(iops);
+        self
+    }
+
+    /// Sets its throughput in MiB a second.
+    pub fn throughput(mut self, throughput: u32) -> Self {
+        self.throughput = Some(throughput);
+        self
+    }
+
     /// Whether it costs what its size does.
     pub(crate) fn is_plain(&self) -> bool {
         let included =

@@ -51,7 +51,7 @@ pub(crate) enum Stays {
 
 impl Left {
     fn new(what: String, why: impl Into<String>, stays: Stays) -> Self {
-        Self { leftover: Leftover { what, why: why.into() }, stays }
+        Self { leftover: Leftover::new(what, why), stays }
     }
 
     fn failed(what: String, failure: &AwsError) -> Self {
@@ -497,5 +497,5 @@ pub fn recorded_leftovers(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> 
             }
         }
     }
-    names.into_iter().map(|what| Leftover { what, why: why.to_owned() }).collect()
+    names.into_iter().map(|what| Leftover::new(what, why)).collect()
 }

@@ -34,7 +34,7 @@ pub(crate) async fn engine(
     directory: &RunEntry,
     state: &RunStore,
 ) -> Result<Tsunami, Error> {
-    let Backend { provider, connector } = recorded(registry, directory, state).await?;
+    let Backend { provider, connector, .. } = recorded(registry, directory, state).await?;
     Ok(Tsunami::new(provider, connector).state(state.clone()))
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn remains(registry: &Registry, directory: &RunEntry, state: &RunStor
     let mut leftovers: Vec<Leftover> =
         registry.providers().flat_map(|provider| provider.remembered(state.root(), &run, why)).collect();
     if leftovers.is_empty() {
-        leftovers.push(Leftover { what: "anything the run created".to_owned(), why: why.to_owned() });
+        leftovers.push(Leftover::new("anything the run created", why));
     }
     Error::Core(CoreError::Remains { run, leftovers, cause: Some(Box::new(error)) })
 }
@@ -87,7 +87,9 @@ pub(crate) async fn survey(
         let absent = registry.absent_names().find_map(|name| registry.absent(name));
         return Err(Error::Usage(absent.unwrap_or("no provider here finds runs by tag").to_owned()));
     }
-    let query = SurveyQuery { regions: cloud.region.clone(), profile: cloud.profile.clone(), everywhere };
+    let mut query = SurveyQuery::default().everywhere(everywhere);
+    query.regions.clone_from(&cloud.region);
+    query.profile.clone_from(&cloud.profile);
     let (ssh, mut found) = (Ssh::default(), Vec::new());
     for provider in providers {
         let survey = provider.survey(&query, &registry.request(state, &ssh)).await;

@@ -250,7 +250,7 @@ impl Told<'_> {
             // Its own words list the groups, with whatever their provider said.
             CoreError::Quote { failures } => {
                 self.title("the plan cannot be launched");
-                for QuoteFailure { group, error } in failures {
+                for QuoteFailure { group, error, .. } in failures {
                     self.entry(
                         &[(Style::Plain, "  group "), (Style::Plain, group), (Style::Plain, ": ")],
                         &error.to_string(),
@@ -317,12 +317,10 @@ mod tests {
             Error::Usage(hostile.to_owned()),
             Error::Provider(provider()),
             Error::Core(CoreError::Launch { group: hostile.to_owned(), source: provider() }),
-            Error::Core(CoreError::Quote {
-                failures: vec![QuoteFailure { group: hostile.to_owned(), error: provider() }],
-            }),
+            Error::Core(CoreError::Quote { failures: vec![QuoteFailure::new(hostile, provider())] }),
             Error::Core(CoreError::Remains {
                 run,
-                leftovers: vec![Leftover { what: hostile.to_owned(), why: hostile.to_owned() }],
+                leftovers: vec![Leftover::new(hostile, hostile)],
                 cause: Some(Box::new(CoreError::Interrupted {
                     machine: hostile.to_owned(),
                     id: MachineId::new(hostile),

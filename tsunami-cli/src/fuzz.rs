@@ -73,19 +73,9 @@ proptest! {
     fn any_record_is_read_or_refused(record in changes(HOSTILE), machines in bytes()) {
         let root = tempfile::tempdir().unwrap();
         let run = "20231114-221320-abcd";
-        let valid = RunRecord {
-            run: run.parse().unwrap(),
-            experiment: "x".to_owned(),
-            provider: "local".to_owned(),
-            settings: serde_json::Value::Null,
-            created: SystemTime::UNIX_EPOCH,
-            deadline: Deadline { at: SystemTime::UNIX_EPOCH, lifetime: Duration::from_secs(60) },
-            groups: Vec::new(),
-            results: None,
-            kept: false,
-            budget: None,
-            max_cost: None,
-        };
+        let began = SystemTime::UNIX_EPOCH;
+        let deadline = Deadline { at: began, lifetime: Duration::from_secs(60) };
+        let valid = RunRecord::new(run.parse().unwrap(), "x", "local", began, deadline);
         let directory = root.path().join(run);
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("record.json"), changed(&json(&valid).unwrap(), &record)).unwrap();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
-use crate::event::{EventKind, Events, Origin, UserEvent, rounded};
+use crate::event::{EventKind, Events, Origin, UserEvent, cut};
 use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
@@ -265,7 +265,7 @@ impl Host {
             stage: self.stage.to_string(),
             from: from.display().to_string(),
             to: to.to_owned(),
-            seconds: rounded(begun.elapsed()),
+            took: cut(begun.elapsed()),
         });
         Ok(())
     }
@@ -477,7 +477,7 @@ impl HostCommand {
                 Ok(exit) => (Some(*exit), None),
                 Err(error) => (None, Some(error.to_string())),
             };
-            let seconds = rounded(begun.elapsed());
+            let took = cut(begun.elapsed());
             events.emit(EventKind::CommandFinished {
                 machine,
                 id,
@@ -486,7 +486,7 @@ impl HostCommand {
                 command,
                 exit,
                 error,
-                seconds,
+                took,
             });
         }
         let Kept { stdout, stderr, truncated, tails } = std::mem::take(&mut *capture.kept());

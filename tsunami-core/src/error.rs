@@ -278,11 +278,19 @@ pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> 
 
 /// A group that cannot be had, and why.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct QuoteFailure {
     /// The group.
     pub group: String,
     /// What the provider said.
     pub error: ProviderError,
+}
+
+impl QuoteFailure {
+    /// A group, and why it cannot be had.
+    pub fn new(group: impl Into<String>, error: ProviderError) -> Self {
+        Self { group: group.into(), error }
+    }
 }
 
 impl Error {

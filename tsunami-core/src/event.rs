@@ -5,13 +5,14 @@ use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
+use crate::seconds::{self, Milliseconds};
 use crate::session::{Exit, Stream};
 
 /// The number of the form in which events are saved, as [`EventsHeader`] says it. The first had neither that line nor
@@ -104,8 +105,9 @@ impl NewerSchema {
 
 /// One thing that happened in a run.
 ///
-/// As JSON it is one flat object: `seq`, `at` and `elapsed` in seconds, `event` the kind in snake case, and the kind's
-/// own fields beside them.
+/// As JSON it is one flat object: `seq`, `at` and `elapsed`, `event` the kind in snake case, and the kind's own fields
+/// beside them. Its times have milliseconds. They are saved as numbers of seconds, since 1970 or since the run began; how
+/// long something `took` is called `seconds` there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
@@ -113,10 +115,12 @@ pub struct Event {
     /// that happen at the same time may reach an observer in another order.
     #[serde(default)]
     pub seq: u64,
-    /// When, in seconds since 1970.
-    pub at: f64,
-    /// Seconds since the run began.
-    pub elapsed: f64,
+    /// When.
+    #[serde(with = "seconds")]
+    pub at: SystemTime,
+    /// How long after the run began.
+    #[serde(with = "seconds")]
+    pub elapsed: Duration,
     /// What.
     #[serde(flatten)]
     pub kind: EventKind,
@@ -124,7 +128,7 @@ pub struct Event {
 
 impl Event {
     /// An event without a number, for tests of observers.
-    pub fn new(at: f64, elapsed: f64, kind: EventKind) -> Self {
+    pub fn new(at: SystemTime, elapsed: Duration, kind: EventKind) -> Self {
         Self { seq: 0, at, elapsed, kind }
     }
 }
@@ -134,23 +138,43 @@ impl Event {
 /// A machine is told by its name and, as `id`, by its provider's: a replacement has the name of its predecessor, and
 /// another id. A command is told by its machine, its stage and what it is called, and by its `command_id`, which no
 /// other command of the stream has. Both are missing (the latter is 0) where an earlier version told it.
+///
+/// Tests of observers may make events, so the kinds are open to that. Match them with `..`: one may get more fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the fields are named after what they hold, the same everywhere")]
 pub enum EventKind {
     /// The run is recorded and begins.
-    RunStarted { run: RunId, experiment: String, deadline: f64, groups: Vec<GroupSize> },
+    RunStarted {
+        run: RunId,
+        experiment: String,
+        #[serde(with = "seconds")]
+        deadline: SystemTime,
+        groups: Vec<GroupSize>,
+    },
     /// A group is asked for.
     Launching { group: String, count: u32 },
     /// A request to a provider will be repeated.
-    Retrying { group: String, error: String, delay: f64 },
+    Retrying {
+        group: String,
+        error: String,
+        #[serde(with = "seconds")]
+        delay: Duration,
+    },
     /// The provider says what happens on the way.
     Note { group: String, text: String },
     /// A group was launched.
     Launched { group: String, machines: Vec<MachineId> },
-    /// A machine runs and has an address.
-    Running { machine: String, id: MachineId, address: String, description: String, price: Price },
+    /// A machine runs. `address` is how the controller reaches it, if its provider tells.
+    Running {
+        machine: String,
+        id: MachineId,
+        #[serde(with = "known")]
+        address: Option<String>,
+        description: String,
+        price: Price,
+    },
     /// A session to a machine stands.
     Connected {
         machine: String,
@@ -179,7 +203,8 @@ pub enum EventKind {
         stage: String,
         from: String,
         to: String,
-        seconds: f64,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
     },
     /// A command begins.
     CommandStarted {
@@ -202,7 +227,8 @@ pub enum EventKind {
         command: String,
         exit: Option<Exit>,
         error: Option<String>,
-        seconds: f64,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
     },
     /// Files were brought home.
     Collected {
@@ -222,14 +248,25 @@ pub enum EventKind {
     /// A trial begins.
     TrialStarted { trial: String },
     /// A trial ended.
-    TrialFinished { trial: String, ok: bool, seconds: f64 },
+    TrialFinished {
+        trial: String,
+        ok: bool,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// A trial was interrupted with these machines; it is done again on their replacements, and what it brought
     /// home is set aside.
     TrialInterrupted { trial: String, machines: Vec<String> },
     /// A step begins on these machines.
     StepStarted { trial: String, step: String, machines: Vec<String> },
     /// A step ended.
-    StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    StepFinished {
+        trial: String,
+        step: String,
+        ok: bool,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// Something that only the program knows the meaning of.
     Custom { name: String, data: serde_json::Value },
     /// The run's machines are being ended.
@@ -237,9 +274,16 @@ pub enum EventKind {
     /// These are still there; they are asked to end once more.
     StillThere { leftovers: Vec<Leftover> },
     /// The run's machines are gone, except for these.
-    TornDown { leftovers: Vec<Leftover>, seconds: f64 },
+    TornDown {
+        leftovers: Vec<Leftover>,
+        #[serde(rename = "seconds", with = "seconds")]
+        took: Duration,
+    },
     /// The run's machines are left running.
-    Kept { until: f64 },
+    Kept {
+        #[serde(with = "seconds")]
+        until: SystemTime,
+    },
     /// The run is over.
     RunFinished { ok: bool, error: Option<String> },
 }
@@ -250,10 +294,10 @@ pub enum EventKind {
 #[expect(missing_docs, reason = "each is the event of the same name")]
 pub enum UserEvent {
     TrialStarted { trial: String },
-    TrialFinished { trial: String, ok: bool, seconds: f64 },
+    TrialFinished { trial: String, ok: bool, took: Duration },
     TrialInterrupted { trial: String, machines: Vec<String> },
     StepStarted { trial: String, step: String, machines: Vec<String> },
-    StepFinished { trial: String, step: String, ok: bool, seconds: f64 },
+    StepFinished { trial: String, step: String, ok: bool, took: Duration },
     Custom { name: String, data: serde_json::Value },
 }
 
@@ -261,11 +305,13 @@ impl From<UserEvent> for EventKind {
     fn from(event: UserEvent) -> Self {
         match event {
             UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
-            UserEvent::TrialFinished { trial, ok, seconds } => Self::TrialFinished { trial, ok, seconds },
+            UserEvent::TrialFinished { trial, ok, took } => {
+                Self::TrialFinished { trial, ok, took: cut(took) }
+            }
             UserEvent::TrialInterrupted { trial, machines } => Self::TrialInterrupted { trial, machines },
             UserEvent::StepStarted { trial, step, machines } => Self::StepStarted { trial, step, machines },
-            UserEvent::StepFinished { trial, step, ok, seconds } => {
-                Self::StepFinished { trial, step, ok, seconds }
+            UserEvent::StepFinished { trial, step, ok, took } => {
+                Self::StepFinished { trial, step, ok, took: cut(took) }
             }
             UserEvent::Custom { name, data } => Self::Custom { name, data },
         }
@@ -274,11 +320,19 @@ impl From<UserEvent> for EventKind {
 
 /// A group's name and how many machines it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GroupSize {
     /// The name.
     pub name: String,
     /// The number of machines.
     pub count: u32,
+}
+
+impl GroupSize {
+    /// A group of this name, of so many machines.
+    pub fn new(name: impl Into<String>, count: u32) -> Self {
+        Self { name: name.into(), count }
+    }
 }
 
 /// Watches a run. Both methods are called from within the engine and must not block for long. One that panics is
@@ -385,9 +439,9 @@ impl Events {
     pub(crate) fn emit(&self, kind: EventKind) {
         let elapsed = self.started.elapsed();
         tracing::debug!(?elapsed, ?kind);
-        let at = seconds_since_epoch(self.started_at + elapsed);
+        let at = cut(self.started_at + elapsed);
         let seq = self.counts.0.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event { seq, at, elapsed: rounded(elapsed), kind };
+        let event = Event { seq, at, elapsed: cut(elapsed), kind };
         for observer in &*self.observers {
             observer.tell(|observer| observer.event(&event));
         }
@@ -404,12 +458,22 @@ impl Events {
     }
 }
 
-/// Seconds, to the millisecond.
-pub(crate) fn rounded(duration: Duration) -> f64 {
-    duration.as_millis() as f64 / 1000.0
+/// A text as streams and reports have it: empty where it is not known.
+pub(crate) mod known {
+    use super::*;
+
+    pub(crate) fn serialize<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+        text.as_deref().unwrap_or_default().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<String>, D::Error> {
+        Ok(Some(String::deserialize(deserializer)?).filter(|text| !text.is_empty()))
+    }
 }
 
-/// Seconds since 1970, to the millisecond.
-pub(crate) fn seconds_since_epoch(time: SystemTime) -> f64 {
-    rounded(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+/// A time of an event, as exact as a saved stream has it.
+pub(crate) fn cut<T: Milliseconds>(time: T) -> T {
+    time.cut().unwrap_or(time)
 }

@@ -63,7 +63,7 @@ fn facts(group: &str, index: u32) -> MachineContext {
     let ip = format!("10.0.0.{index}");
     let addresses = Addresses { public: None, private: Some(ip.clone()), network: Some("n".to_owned()) };
     let (name, run_id) = (format!("{group}-{index}"), "r".to_owned());
-    MachineContext { name, group: group.to_owned(), index, ip, addresses, run_id }
+    MachineContext { name, group: group.to_owned(), index, ip: Some(ip), addresses, run_id }
 }
 
 proptest! {

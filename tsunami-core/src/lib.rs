@@ -63,6 +63,7 @@ pub mod registry;
 mod report;
 #[cfg(feature = "experiment")]
 pub mod results;
+mod seconds;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -97,6 +98,10 @@ pub use session::{
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};
+
+/// Cancels a run or a command, and is told to [`Tsunami::cancel_on`] and [`HostCommand::cancel_on`]. It is tokio-util's,
+/// of the version that goes with this crate.
+pub use tokio_util::sync::CancellationToken;
 
 /// Shell that finds processes with all that belongs to them, and ends them. The scripts that do so begin with it.
 #[doc(hidden)]

@@ -113,7 +113,23 @@ impl fmt::Display for MachineId {
 }
 
 /// What a provider says of one machine.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, RunId};
+///
+/// let run = RunId::generate(SystemTime::now(), 7);
+/// let machine = Machine::new(MachineId::new("vm-17"), run, "client", 0, MachineState::Running)
+///     .addresses(Addresses::default().public("198.51.100.7").private("10.0.0.7").network("rack-3"))
+///     .login(Login::default().user("admin").port(2222))
+///     .expires(SystemTime::now() + Duration::from_secs(3600))
+///     .description("a small machine in rack 3")
+///     .price(Price::PerHour(0.02));
+/// assert_eq!(machine.name(), "client-0");
+/// assert!(machine.check().is_ok());
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Machine {
     /// The provider's id.
     pub id: MachineId,
@@ -167,6 +183,48 @@ impl Machine {
         }
     }
 
+    /// Sets where it can be reached.
+    pub fn addresses(mut self, addresses: Addresses) -> Self {
+        self.addresses = addresses;
+        self
+    }
+
+    /// Sets how to log in.
+    pub fn login(mut self, login: Login) -> Self {
+        self.login = login;
+        self
+    }
+
+    /// Sets when it ends itself.
+    pub fn expires(mut self, at: SystemTime) -> Self {
+        self.expires = Some(at);
+        self
+    }
+
+    /// Sets what it is, for people.
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    /// Sets what it costs.
+    pub fn price(mut self, price: Price) -> Self {
+        self.price = price;
+        self
+    }
+
+    /// Sets why it ended.
+    pub fn ended(mut self, why: impl Into<String>) -> Self {
+        self.ended = Some(why.into());
+        self
+    }
+
+    /// Sets why the provider takes it back, or took it.
+    pub fn interrupted(mut self, why: impl Into<String>) -> Self {
+        self.interrupted = Some(why.into());
+        self
+    }
+
     /// The name users know it by: `<group>-<index>`.
     pub fn name(&self) -> String {
         machine_name(&self.group, self.index)
@@ -207,6 +265,7 @@ impl Machine {
 /// A field of a [`Machine`] that cannot be what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{value}` cannot be a machine's {field}")]
+#[non_exhaustive]
 pub struct InvalidMachine {
     /// Which field.
     pub field: &'static str,
@@ -236,6 +295,8 @@ pub(crate) fn machine_name(group: &str, index: u32) -> String {
 }
 
 /// Where a machine is in its life.
+///
+/// It stays as it is: who doesn't know a state can't tell whether a machine of it still costs anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineState {
@@ -251,6 +312,7 @@ pub enum MachineState {
 
 /// Where a machine can be reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Addresses {
     /// The address seen from anywhere.
     pub public: Option<String>,
@@ -261,6 +323,24 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// Sets the address seen from anywhere.
+    pub fn public(mut self, address: impl Into<String>) -> Self {
+        self.public = Some(address.into());
+        self
+    }
+
+    /// Sets the address seen from machines of the same network.
+    pub fn private(mut self, address: impl Into<String>) -> Self {
+        self.private = Some(address.into());
+        self
+    }
+
+    /// Names the private network.
+    pub fn network(mut self, name: impl Into<String>) -> Self {
+        self.network = Some(name.into());
+        self
+    }
+
     /// The address by which a machine reaches itself: private if there is one.
     pub fn internal(&self) -> Option<&str> {
         self.private.as_deref().or(self.public.as_deref())
@@ -276,11 +356,7 @@ impl Addresses {
     /// ```
     /// use tsunami_core::Addresses;
     ///
-    /// let at = |public: &str, private: &str, network: &str| Addresses {
-    ///     public: Some(public.into()),
-    ///     private: Some(private.into()),
-    ///     network: Some(network.into()),
-    /// };
+    /// let at = |public, private, network| Addresses::default().public(public).private(private).network(network);
     /// let (a, b, c) = (at("1.0.0.1", "10.0.0.1", "eu"), at("1.0.0.2", "10.0.0.2", "eu"), at("1.0.0.3", "10.0.0.1", "us"));
     /// assert_eq!(b.address_from(&a), Some("10.0.0.2"));
     /// assert_eq!(c.address_from(&a), Some("1.0.0.3"));
@@ -293,6 +369,7 @@ impl Addresses {
 
 /// How to log in to a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Login {
     /// The user to log in as; `None` leaves it to the connector's configuration.
     pub user: Option<String>,
@@ -307,6 +384,38 @@ pub struct Login {
     /// commands run there, and the connector makes it, with a watchdog that ends the run's processes at the
     /// deadline. `None` where the whole machine belongs to the run.
     pub directory: Option<String>,
+}
+
+impl Login {
+    /// Sets the user to log in as.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets the name or address to connect to.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.host = Some(host.into());
+        self
+    }
+
+    /// Sets the port to connect to.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Sets the machine's public host key, as OpenSSH writes it.
+    pub fn host_key(mut self, key: impl Into<String>) -> Self {
+        self.host_key = Some(key.into());
+        self
+    }
+
+    /// Sets the directory, relative to the user's home, that belongs to the run.
+    pub fn directory(mut self, directory: impl Into<String>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
 }
 
 /// When the machines of a run end, whatever happens.

@@ -27,6 +27,7 @@ const OTHERS_WRITE: u32 = 0o002;
 /// A file or directory that another user may have written. It is not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} {} (owner {owner}, mode {mode:04o}); `ls -ld {}` shows it", path.display(), fault.text(), path.display())]
+#[non_exhaustive]
 pub struct Untrusted {
     /// Where it is.
     pub path: PathBuf,

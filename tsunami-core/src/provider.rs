@@ -146,7 +146,16 @@ impl Debug for MachineSpec {
 }
 
 /// The answer to "could I have these, and for how much?".
+///
+/// ```
+/// use tsunami_core::{Offer, Price, Quote};
+///
+/// let small = Offer::new("a small machine in rack 3", Price::PerHour(0.02));
+/// let quote = Quote::new(vec![small], Price::PerHour(0.02)).note("rack 4 is being repaired");
+/// assert_eq!(quote.notes, ["rack 4 is being repaired"]);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Quote {
     /// What could be had, the most likely first.
     pub offers: Vec<Offer>,
@@ -166,10 +175,17 @@ impl Quote {
     pub fn free(description: impl Into<String>) -> Self {
         Self::new(vec![Offer::new(description, Price::Free)], Price::Free)
     }
+
+    /// Adds something that the user should know.
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
 }
 
 /// One way to have a group's machines.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Offer {
     /// What one machine is, for people: `sshd on loopback`, `spot c7g.large in eu-west-1b`.
     pub description: String,
@@ -184,9 +200,10 @@ impl Offer {
     }
 }
 
-/// What a machine costs.
+/// What a machine costs. A kind of price that a program doesn't know is to it [`Unknown`](Self::Unknown).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Price {
     /// Nothing.
     Free,
@@ -215,8 +232,23 @@ impl Price {
     }
 }
 
-/// A request for one group of machines.
+/// A request for one group of machines. The engine makes them; a provider's tests may.
+///
+/// ```
+/// use std::num::NonZeroU32;
+/// use std::time::{Duration, SystemTime};
+/// use tsunami_core::{Deadline, LaunchRequest, MachineSpec, RunId};
+///
+/// let (now, lifetime) = (SystemTime::now(), Duration::from_secs(600));
+/// let (run, deadline) = (RunId::generate(now, 7), Deadline { at: now + lifetime, lifetime });
+/// let three = NonZeroU32::new(3).expect("three is not zero");
+/// let request = LaunchRequest::new(run, "client", three, MachineSpec::default(), deadline)
+///     .experiment("redis")
+///     .authorized_key("ssh-ed25519 AAAA…");
+/// assert!(request.replace.is_empty());
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LaunchRequest {
     /// The run they belong to.
     pub run: RunId,
@@ -259,6 +291,30 @@ impl LaunchRequest {
             notes: ProgressSink::default(),
         }
     }
+
+    /// Sets the experiment's name.
+    pub fn experiment(mut self, name: impl Into<String>) -> Self {
+        self.experiment = name.into();
+        self
+    }
+
+    /// Sets the public key that may log in, as OpenSSH writes it.
+    pub fn authorized_key(mut self, key: impl Into<String>) -> Self {
+        self.authorized_key = key.into();
+        self
+    }
+
+    /// Sets the machines of an earlier launch that get a replacement.
+    pub fn replace(mut self, machines: impl IntoIterator<Item = MachineId>) -> Self {
+        self.replace = machines.into_iter().collect();
+        self
+    }
+
+    /// Sets where to say what happens on the way.
+    pub fn notes(mut self, sink: ProgressSink) -> Self {
+        self.notes = sink;
+        self
+    }
 }
 
 /// Takes what a provider says on the way: that a market had no capacity, and which is next.
@@ -288,6 +344,8 @@ impl Debug for ProgressSink {
 }
 
 /// Which machines to list.
+///
+/// It stays as it is: to a filter that it doesn't know, a provider could only answer with too many machines or too few.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunFilter {
     /// Those of one run.
@@ -298,6 +356,7 @@ pub enum RunFilter {
 
 /// Something that a run created and that may still exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Leftover {
     /// What it is, with its id: `machine i-0abc (client-0)`.
     pub what: String,

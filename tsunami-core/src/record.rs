@@ -38,8 +38,10 @@ pub struct RunStore {
     root: PathBuf,
 }
 
-/// What is recorded of a run before its first request.
+/// What is recorded of a run before its first request. The engine makes it; the tests of a
+/// [`Registration`](crate::registry::Registration) may.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RunRecord {
     /// The run.
     pub run: RunId,
@@ -66,6 +68,37 @@ pub struct RunRecord {
     /// The most that they can cost over their lifetime, in US dollars, if that is known.
     #[serde(default, rename = "most")]
     pub max_cost: Option<f64>,
+}
+
+impl RunRecord {
+    /// The record of a run without groups, results or prices, as one that begins has it.
+    pub fn new(
+        run: RunId,
+        experiment: impl Into<String>,
+        provider: impl Into<String>,
+        created: SystemTime,
+        deadline: Deadline,
+    ) -> Self {
+        Self {
+            run,
+            experiment: experiment.into(),
+            provider: provider.into(),
+            settings: serde_json::Value::Null,
+            created,
+            deadline,
+            groups: Vec::new(),
+            results: None,
+            kept: false,
+            budget: None,
+            max_cost: None,
+        }
+    }
+
+    /// Sets the provider's settings, with which it is found again.
+    pub fn settings(mut self, settings: serde_json::Value) -> Self {
+        self.settings = settings;
+        self
+    }
 }
 
 /// A record as it is written.
@@ -325,19 +358,8 @@ mod tests {
     use super::*;
 
     fn record(id: &str, experiment: &str) -> RunRecord {
-        RunRecord {
-            run: id.parse().unwrap(),
-            experiment: experiment.into(),
-            provider: "fake".into(),
-            settings: serde_json::Value::Null,
-            created: SystemTime::UNIX_EPOCH,
-            deadline: Deadline { at: SystemTime::UNIX_EPOCH, lifetime: Duration::from_secs(60) },
-            groups: Vec::new(),
-            results: None,
-            kept: false,
-            budget: None,
-            max_cost: None,
-        }
+        let deadline = Deadline { at: SystemTime::UNIX_EPOCH, lifetime: Duration::from_secs(60) };
+        RunRecord::new(id.parse().unwrap(), experiment, "fake", SystemTime::UNIX_EPOCH, deadline)
     }
 
     #[test]

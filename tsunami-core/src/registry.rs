@@ -35,7 +35,7 @@
 //!     }
 //!
 //!     async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-//!         Ok(Backend { provider: Arc::new(self.0.clone()), connector: Arc::new(self.0.clone()) })
+//!         Ok(Backend::new(Arc::new(self.0.clone()), Arc::new(self.0.clone())))
 //!     }
 //!
 //!     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
@@ -217,6 +217,30 @@ impl Machines {
     pub fn of(spec: MachineSpec) -> Self {
         Self { spec, count: None, on_interruption: None, connect_timeout: None, inputs: Vec::new() }
     }
+
+    /// Sets how many there are, where that isn't [counted](Registration::is_counted).
+    pub fn count(mut self, count: NonZeroU32) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// Sets what happens when one of them is taken back.
+    pub fn on_interruption(mut self, on_interruption: OnInterruption) -> Self {
+        self.on_interruption = Some(on_interruption);
+        self
+    }
+
+    /// Sets how long they may take from the launch to a session, unless the file says so.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Adds a text that is kept with the results under this name.
+    pub fn input(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        self.inputs.push((name.into(), text.into()));
+        self
+    }
 }
 
 /// What a provider has read for itself.
@@ -271,6 +295,7 @@ pub trait MakeConnector: Debug + Send + Sync + 'static {
 
 /// A provider and a connector that fit each other.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Backend {
     /// What launches machines.
     pub provider: Arc<dyn Provider>,
@@ -278,8 +303,16 @@ pub struct Backend {
     pub connector: Arc<dyn Connector>,
 }
 
+impl Backend {
+    /// This provider, and what connects to its machines.
+    pub fn new(provider: Arc<dyn Provider>, connector: Arc<dyn Connector>) -> Self {
+        Self { provider, connector }
+    }
+}
+
 /// Where to look for runs by tag.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct SurveyQuery {
     /// The regions; none are all, or the one that is usual.
     pub regions: Vec<String>,
@@ -289,8 +322,29 @@ pub struct SurveyQuery {
     pub everywhere: bool,
 }
 
+impl SurveyQuery {
+    /// Adds a region.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.regions.push(region.into());
+        self
+    }
+
+    /// Sets a profile of the provider's own configuration.
+    pub fn profile(mut self, profile: impl Into<String>) -> Self {
+        self.profile = Some(profile.into());
+        self
+    }
+
+    /// Sets whether to look in all regions where none is named.
+    pub fn everywhere(mut self, everywhere: bool) -> Self {
+        self.everywhere = everywhere;
+        self
+    }
+}
+
 /// What was found by tag.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Survey {
     /// The runs, by their ids.
     pub runs: Vec<DiscoveredRun>,
@@ -300,8 +354,29 @@ pub struct Survey {
     pub now: Option<SystemTime>,
 }
 
+impl Survey {
+    /// Adds a run.
+    pub fn run(mut self, run: DiscoveredRun) -> Self {
+        self.runs.push(run);
+        self
+    }
+
+    /// Adds what could not be looked at, and why.
+    pub fn failure(mut self, failure: impl Into<String>) -> Self {
+        self.failures.push(failure.into());
+        self
+    }
+
+    /// Sets the time as the provider has it.
+    pub fn now(mut self, now: SystemTime) -> Self {
+        self.now = Some(now);
+        self
+    }
+}
+
 /// What one run has, wherever that is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DiscoveredRun {
     /// The run.
     pub run: RunId,
@@ -309,6 +384,13 @@ pub struct DiscoveredRun {
     pub expires: SystemTime,
     /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
     pub things: Vec<String>,
+}
+
+impl DiscoveredRun {
+    /// A run, when the last of it expires, and what there is of it, for people.
+    pub fn new(run: RunId, expires: SystemTime, things: Vec<String>) -> Self {
+        Self { run, expires, things }
+    }
 }
 
 /// The providers that a program knows, the default one first.

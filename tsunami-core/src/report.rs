@@ -1,27 +1,31 @@
 //! What a run came to: a fold over its events.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, EventKind, GroupSize};
+use crate::event::{Event, EventKind, GroupSize, known};
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
+use crate::seconds;
 use crate::session::Exit;
 
 /// The summary of a run, built from its events alone: now, or from a saved stream later.
 ///
-/// Times are in seconds since the run began.
+/// Times are since the run began. As JSON they are numbers of seconds; how long something `took` is called `seconds`
+/// there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
     /// The run.
     pub run: Option<RunId>,
-    /// The experiment's name.
-    pub experiment: String,
-    /// When the run began, in seconds since 1970.
-    pub started: f64,
+    /// The experiment's name, if the stream says so.
+    #[serde(with = "known")]
+    pub experiment: Option<String>,
+    /// When the run began, if its stream says so. As JSON in seconds since 1970, 0 if not.
+    #[serde(with = "seconds")]
+    pub started: Option<SystemTime>,
     /// The groups.
     pub groups: Vec<GroupSize>,
     /// The machines by name.
@@ -32,11 +36,14 @@ pub struct Report {
     #[serde(default)]
     pub trials: Vec<TrialReport>,
     /// When the last machine was ready, if all were.
-    pub ready: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub ready: Option<Duration>,
     /// When the teardown began.
-    pub teardown: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub teardown: Option<Duration>,
     /// When the run was over.
-    pub finished: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub finished: Option<Duration>,
     /// What may remain.
     pub leftovers: Vec<Leftover>,
     /// Whether the run succeeded; `None` while it is not over, or if its end was not recorded.
@@ -51,8 +58,9 @@ pub struct Report {
 pub struct MachineReport {
     /// The provider's id.
     pub id: Option<MachineId>,
-    /// Its address as seen by the controller.
-    pub address: String,
+    /// Its address as seen by the controller, once it is known.
+    #[serde(with = "known")]
+    pub address: Option<String>,
     /// What it is.
     pub description: String,
     /// What it costs.
@@ -63,13 +71,17 @@ pub struct MachineReport {
     /// Why its provider took it, or one that it replaced, before its time.
     pub interrupted: Option<String>,
     /// When it ran with an address.
-    pub running: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub running: Option<Duration>,
     /// When the session stood.
-    pub connected: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub connected: Option<Duration>,
     /// When it was set up.
-    pub ready: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub ready: Option<Duration>,
     /// When it was seen to be gone before the teardown.
-    pub gone: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub gone: Option<Duration>,
     /// Why it could not be connected or set up.
     pub error: Option<String>,
 }
@@ -83,7 +95,8 @@ pub struct Replaced {
     /// What it cost.
     pub price: Price,
     /// When it ran with an address.
-    pub running: Option<f64>,
+    #[serde(default, with = "seconds::optional")]
+    pub running: Option<Duration>,
 }
 
 /// The summary of one command.
@@ -107,9 +120,11 @@ pub struct CommandReport {
     /// Why that is not known.
     pub error: Option<String>,
     /// When it ended.
-    pub finished: f64,
+    #[serde(with = "seconds")]
+    pub finished: Duration,
     /// How long it took.
-    pub seconds: f64,
+    #[serde(rename = "seconds", with = "seconds")]
+    pub took: Duration,
 }
 
 /// The summary of one trial.
@@ -119,11 +134,13 @@ pub struct TrialReport {
     /// Its name.
     pub name: String,
     /// When it began.
-    pub started: f64,
+    #[serde(with = "seconds")]
+    pub started: Duration,
     /// Whether it succeeded; `None` if it did not end.
     pub ok: Option<bool>,
     /// How long it took.
-    pub seconds: Option<f64>,
+    #[serde(rename = "seconds", default, with = "seconds::optional")]
+    pub took: Option<Duration>,
     /// Whether a machine was taken back meanwhile, so that it was done again.
     pub interrupted: bool,
     /// Its steps that began, in the order in which they did.
@@ -137,11 +154,13 @@ pub struct StepReport {
     /// Its name.
     pub name: String,
     /// When it began.
-    pub started: f64,
+    #[serde(with = "seconds")]
+    pub started: Duration,
     /// Whether it succeeded; `None` if it did not end.
     pub ok: Option<bool>,
     /// How long it took.
-    pub seconds: Option<f64>,
+    #[serde(rename = "seconds", default, with = "seconds::optional")]
+    pub took: Option<Duration>,
     /// Whether it was this step that did not succeed in a trial that was interrupted.
     pub interrupted: bool,
 }
@@ -153,9 +172,9 @@ impl Report {
         match &event.kind {
             EventKind::RunStarted { run, experiment, groups, .. } => {
                 self.run = Some(run.clone());
-                self.experiment.clone_from(experiment);
+                self.experiment = Some(experiment.clone());
                 self.groups.clone_from(groups);
-                self.started = event.at;
+                self.started = Some(event.at);
             }
             EventKind::Running { machine, id, address, description, price } => {
                 let machine = self.machine(machine);
@@ -193,7 +212,7 @@ impl Report {
                     machine.gone = Some(now);
                 }
             }
-            EventKind::CommandFinished { machine, id, stage, command_id, command, exit, error, seconds } => {
+            EventKind::CommandFinished { machine, id, stage, command_id, command, exit, error, took } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),
                     id: id.clone(),
@@ -203,15 +222,15 @@ impl Report {
                     exit: *exit,
                     error: error.clone(),
                     finished: now,
-                    seconds: *seconds,
+                    took: *took,
                 });
             }
             EventKind::TrialStarted { trial } => {
                 self.trials.push(TrialReport { name: trial.clone(), started: now, ..TrialReport::default() })
             }
-            EventKind::TrialFinished { trial, ok, seconds } => {
+            EventKind::TrialFinished { trial, ok, took } => {
                 if let Some(trial) = self.trial(trial) {
-                    (trial.ok, trial.seconds) = (Some(*ok), Some(*seconds));
+                    (trial.ok, trial.took) = (Some(*ok), Some(*took));
                 }
             }
             EventKind::TrialInterrupted { trial, .. } => {
@@ -227,10 +246,10 @@ impl Report {
                     trial.steps.push(step);
                 }
             }
-            EventKind::StepFinished { trial, step, ok, seconds } => {
+            EventKind::StepFinished { trial, step, ok, took } => {
                 let steps = self.trial(trial).into_iter().flat_map(|trial| &mut trial.steps);
                 if let Some(step) = steps.rev().find(|known| known.name == *step) {
-                    (step.ok, step.seconds) = (Some(*ok), Some(*seconds));
+                    (step.ok, step.took) = (Some(*ok), Some(*took));
                 }
             }
             EventKind::TearingDown { .. } => self.teardown = Some(now),
@@ -248,9 +267,9 @@ impl Report {
     /// run. `None` if a price is not known.
     pub fn estimated_cost(&self) -> Option<f64> {
         let end = self.finished.or(self.teardown)?;
-        let cost = |price: Price, running: Option<f64>| {
-            let time = running.map_or(0.0, |running| (end - running).max(0.0));
-            price.dollars(1, Duration::from_secs_f64(time))
+        let cost = |price: Price, running: Option<Duration>| {
+            let time = running.map(|running| end.saturating_sub(running));
+            price.dollars(1, time.unwrap_or_default())
         };
         let machines = self.machines.values().filter(|machine| machine.id.is_some());
         let mut sum = 0.0;

@@ -29,9 +29,10 @@ pub trait Connector: Debug + Send + Sync + 'static {
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError>;
 
     /// The name or address behind what a login calls a host, as an ssh_config may have it. It is what the login calls
-    /// it, unless the connector knows better.
+    /// it, unless the connector knows better, and an error if it calls it nothing.
     async fn resolve(&self, login: &Login) -> Result<String, SessionError> {
-        Ok(login.host.clone().unwrap_or_default())
+        let none = || SessionError::new(SessionErrorKind::Local, "the login names no host");
+        login.host.clone().ok_or_else(none)
     }
 
     /// Lets go of what [`prepare`](Self::prepare) and `connect` left in this process and on this computer,
@@ -186,8 +187,10 @@ impl fmt::Display for Command {
     }
 }
 
-/// What a command runs.
+/// What a command runs. A session answers a kind that it doesn't know with an error of the kind
+/// [`Local`](SessionErrorKind::Local).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Program {
     /// A line for the shell.
     Shell(String),
@@ -197,8 +200,10 @@ pub enum Program {
     Args(Vec<OsString>),
 }
 
-/// What a command reads.
+/// What a command reads. A session answers a kind that it doesn't know with an error of the kind
+/// [`Local`](SessionErrorKind::Local).
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub enum Stdin {
     /// Nothing.
     #[default]
@@ -221,6 +226,7 @@ impl Debug for Stdin {
 
 /// Which files to bring home, and where to.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Download {
     /// Shell globs (`*`, `?`, `[…]`), relative to `cwd`. A directory comes whole.
     pub patterns: Vec<String>,
@@ -244,7 +250,7 @@ impl Download {
     }
 }
 
-/// How a command ended.
+/// How a command ended. There is no third way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {

@@ -377,7 +377,7 @@ async fn experiment(body: Body, cluster: Cluster, scratch: std::path::PathBuf) -
                 host.upload(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "file").await?;
             }
             everywhere(&cluster, "sleep 20").await?;
-            let download = Download { patterns: vec!["file".to_owned()], cwd: None, into: scratch };
+            let download = Download::new(["file"], scratch);
             for host in cluster.hosts() {
                 host.download(&download).await?;
             }
@@ -668,7 +668,10 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
         world.assert_no_machines(if recorded { "some time after `down`" } else { when });
     }
     assert_eq!(*lock(&unrecorded), Vec::<String>::new(), "asked for without a record");
-    let story = told.iter().map(|event| format!("{:>10.3} {:?}\n", event.elapsed, event.kind)).collect();
+    let story = told
+        .iter()
+        .map(|event| format!("{:>10.3} {:?}\n", event.elapsed.as_secs_f64(), event.kind))
+        .collect();
     let in_time = world.struck.is_cancelled();
     let hit = lock(&world.hit).filter(|_| in_time);
     Outcome { hit, in_time, named, recorded, after_down, story }

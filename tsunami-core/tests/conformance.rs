@@ -71,17 +71,15 @@ async fn connected() -> Box<dyn Session> {
     let run = RunId::generate(std::time::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(3600);
     let authorized_key = cloud.prepare(&run, std::path::Path::new("unused")).await.unwrap();
-    let request = LaunchRequest {
-        run: run.clone(),
-        experiment: "test".to_owned(),
-        group: "node".to_owned(),
-        count: NonZeroU32::MIN,
-        spec: MachineSpec::default(),
-        deadline: Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key,
-        replace: Vec::new(),
-        notes: tsunami_core::ProgressSink::default(),
-    };
+    let request = LaunchRequest::new(
+        run.clone(),
+        "node",
+        NonZeroU32::MIN,
+        MachineSpec::default(),
+        Deadline { at: std::time::UNIX_EPOCH + lifetime, lifetime },
+    )
+    .experiment("test")
+    .authorized_key(authorized_key);
     cloud.launch(&request).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let machine = cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0);

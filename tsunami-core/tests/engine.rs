@@ -13,9 +13,9 @@ use tsunami_core::limits::DURATION_LIMIT;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
     Addresses, Cluster, Command, Download, Error, Event, EventKind, Exit, Group, Keep, LaunchRequest,
-    Leftover, Login, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer,
-    Plan, Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId,
-    RunStore, Session, SessionError, SessionErrorKind, Tsunami,
+    Leftover, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer, Plan,
+    Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId, RunStore,
+    Session, SessionError, SessionErrorKind, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -663,8 +663,7 @@ async fn files_come_home() {
     let run = world.run(server_and_clients(), |cluster| async move {
         for host in cluster.group("client") {
             host.run("bench").await?;
-            let download =
-                Download { patterns: vec!["*.csv".into()], cwd: None, into: into.join(host.name()) };
+            let download = Download::new(["*.csv"], into.join(host.name()));
             assert_eq!(host.download(&download).await?, [1]);
         }
         Ok(())
@@ -888,20 +887,10 @@ async fn a_machine_whose_address_is_none_is_not_connected_to() {
     provider.expect_list().returning(move |filter| {
         let RunFilter::Run(run) = filter else { return Ok(Vec::new()) };
         let address = "10.0.0.1\nerror: all is lost".to_owned();
-        let machine = Machine {
-            id: MachineId::new("i-1"),
-            run: run.clone(),
-            group: "node".to_owned(),
-            index: 0,
-            state: MachineState::Running,
-            addresses: Addresses { public: Some(address), ..Addresses::default() },
-            login: Login { user: None, host: None, port: None, host_key: None, directory: None },
-            expires: None,
-            description: String::new(),
-            price: Price::Free,
-            ended: None,
-            interrupted: None,
-        };
+        let id = MachineId::new("i-1");
+        let machine = Machine::new(id, run.clone(), "node", 0, MachineState::Running)
+            .addresses(Addresses::default().public(address))
+            .price(Price::Free);
         Ok(if gone.load(Ordering::Relaxed) { Vec::new() } else { vec![machine] })
     });
     provider.expect_consistency().return_const(Duration::ZERO);
@@ -1049,9 +1038,7 @@ async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
     {
         let world = World::new();
         let mut provider = MockProvider::new();
-        provider
-            .expect_quote()
-            .returning(move |_, _| Ok(Quote { max_price: price, ..Quote::free("a mock") }));
+        provider.expect_quote().returning(move |_, _| Ok(Quote::new(Quote::free("a mock").offers, price)));
         provider.expect_name().return_const("mock".to_owned());
         provider.expect_settings().return_const(serde_json::Value::Null);
         let error = || ProviderError::new(ProviderErrorKind::Capacity, "launch", "none");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use tsunami_core::testing::{Call, FakeCloud, MachineFault};
 use tsunami_core::{
@@ -102,9 +102,13 @@ async fn a_program_tells_of_its_trials_and_of_what_only_it_knows() {
             for (step, ok) in [("warm-up".to_owned(), true), (step, !fails)] {
                 let (trial, machines) = (trial.clone(), machines.clone());
                 cluster.emit(UserEvent::StepStarted { trial: trial.clone(), step: step.clone(), machines });
-                cluster.emit(UserEvent::StepFinished { trial, step, ok, seconds: 2.0 });
+                cluster.emit(UserEvent::StepFinished { trial, step, ok, took: Duration::from_secs(2) });
             }
-            cluster.emit(UserEvent::TrialFinished { trial: trial.clone(), ok: !fails, seconds: 4.5 });
+            cluster.emit(UserEvent::TrialFinished {
+                trial: trial.clone(),
+                ok: !fails,
+                took: Duration::from_millis(4500),
+            });
             if fails {
                 cluster.emit(UserEvent::TrialInterrupted { trial, machines });
             }
@@ -120,8 +124,9 @@ async fn a_program_tells_of_its_trials_and_of_what_only_it_knows() {
     assert!(custom.ends_with(r#""event":"custom","name":"loaded","data":{"rows":[1,2]}}"#), "{custom}");
     let report: Report = events.events().iter().collect();
     let trials: Vec<_> =
-        report.trials.iter().map(|trial| (trial.ok, trial.seconds, trial.interrupted)).collect();
-    assert_eq!(trials, [(Some(false), Some(4.5), true), (Some(true), Some(4.5), false)]);
+        report.trials.iter().map(|trial| (trial.ok, trial.took, trial.interrupted)).collect();
+    let took = Some(Duration::from_millis(4500));
+    assert_eq!(trials, [(Some(false), took, true), (Some(true), took, false)]);
     let steps: Vec<_> =
         report.trials[0].steps.iter().map(|step| (&*step.name, step.ok, step.interrupted)).collect();
     assert_eq!(steps, [("warm-up", Some(true), false), ("load", Some(false), true)]);
@@ -144,6 +149,45 @@ fn a_stream_of_the_first_form_is_read() {
     let report: Report = events.iter().collect();
     assert_eq!((report.ok, report.machines.len(), report.commands.len()), (Some(true), 2, 4));
     assert_eq!(report.commands[0].id, None);
+    for (saved, event) in FIRST_FORM.lines().zip(&events) {
+        let told = serde_json::to_string(event).unwrap();
+        // What that form lacked is 0.
+        assert_eq!(told.replace("\"seq\":0,", "").replace("\"command_id\":0,", ""), saved);
+    }
+}
+
+#[test]
+fn what_is_a_time_or_nothing_here_is_a_number_or_an_empty_text_in_a_stream() {
+    let events = read_events(FIRST_FORM.as_bytes()).unwrap();
+    let report: Report = events.iter().collect();
+    let began = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    assert_eq!((report.started, report.finished), (Some(began), Some(Duration::from_millis(397_360))));
+    assert_eq!(report.commands[0].took, Duration::from_millis(173));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["started"], serde_json::json!(1_800_000_000.0));
+    assert_eq!((&json["finished"], &json["commands"][0]["seconds"]), (&397.36.into(), &0.173.into()));
+    assert_eq!(serde_json::from_value::<Report>(json.clone()).unwrap(), report);
+    assert_eq!(serde_json::to_value(Report::default()).unwrap()["started"], serde_json::json!(0.0));
+    for bad in ["-1.0", "1e300", "-1e300", "1e19"] {
+        for time in ["\"at\":1800000000.0", "\"elapsed\":0.0", "\"deadline\":1800003600.0"] {
+            let name = time.split_once(':').unwrap().0;
+            let spoiled = FIRST_FORM.replacen(time, &format!("{name}:{bad}"), 1);
+            assert!(read_events(spoiled.as_bytes()).is_err(), "{name}: {bad}");
+        }
+        let mut spoiled = json.clone();
+        spoiled["machines"]["client-0"]["running"] = serde_json::from_str(bad).unwrap();
+        assert!(serde_json::from_value::<Report>(spoiled).is_err(), "{bad}");
+    }
+    let unknown = FIRST_FORM.replace("\"address\":\"192.0.0.2\"", "\"address\":\"\"");
+    let report: Report = read_events(unknown.as_bytes()).unwrap().iter().collect();
+    assert_eq!(report.machines["server-0"].address, None);
+    assert_eq!(serde_json::to_value(&report).unwrap()["machines"]["server-0"]["address"], "");
+    assert_eq!(serde_json::to_value(Report::default()).unwrap()["experiment"], "");
+    // A stream may tell of an end before the beginning, and of what is as far away as a time can be.
+    let spoiled = FIRST_FORM.replace("\"elapsed\":397.36", "\"elapsed\":0.0");
+    let spoiled = spoiled.replace("\"elapsed\":196.38", "\"elapsed\":1e16");
+    let report: Report = read_events(spoiled.as_bytes()).unwrap().iter().collect();
+    assert_eq!(report.estimated_cost(), Some(0.0));
 }
 
 #[test]

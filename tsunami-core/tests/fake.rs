@@ -10,24 +10,22 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Login, Machine, MachineSpec, MachineState,
     Provider, ProviderErrorKind, RunFilter, RunId, Session, SessionError, SessionErrorKind,
 };
 
 async fn machine(cloud: &FakeCloud) -> Machine {
     let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(36_000);
-    let request = LaunchRequest {
-        run: run.clone(),
-        experiment: "test".to_owned(),
-        group: "node".to_owned(),
-        count: std::num::NonZeroU32::MIN,
-        spec: MachineSpec::default(),
-        deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
-        replace: Vec::new(),
-        notes: tsunami_core::ProgressSink::default(),
-    };
+    let request = LaunchRequest::new(
+        run.clone(),
+        "node",
+        std::num::NonZeroU32::MIN,
+        MachineSpec::default(),
+        Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+    )
+    .experiment("test")
+    .authorized_key(cloud.prepare(&run, Path::new("unused")).await.unwrap());
     cloud.launch(&request).await.unwrap();
     sleep(Duration::from_secs(30)).await;
     cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0)
@@ -55,7 +53,7 @@ fn cloud() -> FakeCloud {
 /// Makes one call of a kind.
 async fn make(call: Call, cloud: &FakeCloud, machine: &Machine, session: &dyn Session, home: &Path) -> Made {
     let run = RunId::generate(SystemTime::UNIX_EPOCH, 2);
-    let download = Download { patterns: vec!["back".to_owned()], cwd: None, into: home.to_owned() };
+    let download = Download::new(["back"], home);
     let made = match call {
         Call::Prepare => cloud.prepare(&run, Path::new("unused")).await.map(drop),
         Call::Connect => connect(cloud, machine).await.map(drop),
@@ -191,6 +189,13 @@ async fn what_it_cannot_do_is_a_panic() {
     cloud.fault(Call::Launch, 2, Fault::Partial(0));
     cloud.machine_fault("node-1", MachineFault::NeverBoots);
     assert_eq!(cloud.machines(), ["node-0"]);
+}
+
+#[tokio::test]
+async fn a_login_without_a_host_leads_nowhere() {
+    assert_eq!(cloud().resolve(&Login::default().host("box")).await.unwrap(), "box");
+    let error = cloud().resolve(&Login::default()).await.unwrap_err();
+    assert_eq!(error.kind, SessionErrorKind::Local);
 }
 
 #[tokio::test(start_paused = true)]

@@ -417,17 +417,15 @@ async fn session(wrong: WrongSessionKind) -> WrongSession {
     let cloud = FakeCloud::new(1);
     let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
     let lifetime = Duration::from_secs(36_000);
-    let request = LaunchRequest {
-        run: run.clone(),
-        experiment: "test".to_owned(),
-        group: "node".to_owned(),
-        count: NonZeroU32::MIN,
-        spec: MachineSpec::default(),
-        deadline: Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
-        authorized_key: cloud.prepare(&run, Path::new("unused")).await.unwrap(),
-        replace: Vec::new(),
-        notes: tsunami_core::ProgressSink::default(),
-    };
+    let request = LaunchRequest::new(
+        run.clone(),
+        "node",
+        NonZeroU32::MIN,
+        MachineSpec::default(),
+        Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+    )
+    .experiment("test")
+    .authorized_key(cloud.prepare(&run, Path::new("unused")).await.unwrap());
     cloud.launch(&request).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let machine = cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0);

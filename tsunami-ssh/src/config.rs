@@ -18,8 +18,16 @@ use crate::hosts::HostAddress;
 /// What can be set about SSH. The default needs nothing.
 ///
 /// A run remembers the options it began with: whoever takes it up later uses those, not its own.
+///
+/// ```
+/// use tsunami_ssh::SshOptions;
+///
+/// let options = SshOptions::default().jump("me@bastion.example").user("ubuntu");
+/// assert!(!options.accept_new_hosts);
+/// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct SshOptions {
     /// An ssh_config to take in place of the user's own. Like that, it is read for jump hosts and for
     /// machines that existed before the run, and must not be writable by others. Machines of the run are not
@@ -70,6 +78,62 @@ impl Default for SshOptions {
             kex: None,
             transport: Transport::default(),
         }
+    }
+}
+
+impl SshOptions {
+    /// Sets an ssh_config to take in place of the user's own.
+    pub fn config(mut self, config: impl Into<PathBuf>) -> Self {
+        self.config = Some(config.into());
+        self
+    }
+
+    /// Sets a jump host for all machines, or several in their order.
+    pub fn jump(mut self, jump: impl Into<String>) -> Self {
+        self.jump = Some(jump.into());
+        self
+    }
+
+    /// Sets the user to log in as, where the provider does not say.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets the private key for machines that existed before the run.
+    pub fn key(mut self, key: impl Into<PathBuf>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets where the host keys of machines that existed before the run are known from.
+    pub fn known_hosts(mut self, known_hosts: impl Into<PathBuf>) -> Self {
+        self.known_hosts = Some(known_hosts.into());
+        self
+    }
+
+    /// Sets whether the keys of hosts that are not known at all are accepted, for this run.
+    pub fn accept_new_hosts(mut self, accept: bool) -> Self {
+        self.accept_new_hosts = accept;
+        self
+    }
+
+    /// Sets the pause between two signs of life on an idle connection. Default: five seconds.
+    pub fn keepalive(mut self, pause: Duration) -> Self {
+        self.keepalive = pause;
+        self
+    }
+
+    /// Sets the key exchanges to use, as ssh_config's `KexAlgorithms` takes them.
+    pub fn kex(mut self, kex: impl Into<String>) -> Self {
+        self.kex = Some(kex.into());
+        self
+    }
+
+    /// Sets how sessions are made.
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
     }
 }
 
@@ -635,7 +699,7 @@ pub(crate) mod tests {
     use std::fs;
     use std::process::Command;
     use tempfile::TempDir;
-    use tsunami_core::{Addresses, Login, MachineId, MachineState, Price};
+    use tsunami_core::{Addresses, Login, MachineId, MachineState};
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g";
 
@@ -650,26 +714,12 @@ pub(crate) mod tests {
     }
 
     fn machine(address: &str, user: Option<&str>) -> Machine {
-        Machine {
-            id: MachineId::new("i-0abc"),
-            run: "20260101-000000-aaaa".parse().unwrap(),
-            group: "node".to_owned(),
-            index: 0,
-            state: MachineState::Running,
-            addresses: Addresses { public: Some(address.to_owned()), ..Addresses::default() },
-            login: Login {
-                user: user.map(str::to_owned),
-                host: None,
-                port: Some(2222),
-                host_key: Some(KEY.to_owned()),
-                directory: None,
-            },
-            expires: None,
-            description: String::new(),
-            price: Price::Free,
-            ended: None,
-            interrupted: None,
-        }
+        let (id, run) = (MachineId::new("i-0abc"), "20260101-000000-aaaa".parse().unwrap());
+        let mut login = Login::default().port(2222).host_key(KEY);
+        login.user = user.map(str::to_owned);
+        Machine::new(id, run, "node", 0, MachineState::Running)
+            .addresses(Addresses::default().public(address))
+            .login(login)
     }
 
     /// A run's configuration, and what `ssh -G` makes of it.

@@ -70,7 +70,7 @@ impl Registration for LocalRegistration {
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
         let connector = Arc::new(SshConnector::new(options(request.ssh, request.accept_new_hosts)));
-        Ok(Backend { provider, connector })
+        Ok(Backend::new(provider, connector))
     }
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
@@ -103,7 +103,7 @@ impl Registration for HostsRegistration {
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let connector = Arc::new(SshConnector::new(options(request.ssh, request.accept_new_hosts)));
         let provider = Arc::new(HostsProvider::new(request.state.root(), connector.clone()));
-        Ok(Backend { provider, connector })
+        Ok(Backend::new(provider, connector))
     }
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
@@ -142,7 +142,7 @@ impl TableReader for HostsReader {
         if read.len() < list.len() {
             return None;
         }
-        let mut machines = Machines::of(MachineSpec::new(HostsSpec { hosts: read }));
+        let mut machines = Machines::of(MachineSpec::new(HostsSpec::new(read)));
         machines.count = count;
         Some(machines)
     }

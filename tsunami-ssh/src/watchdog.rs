@@ -87,7 +87,7 @@ pub(crate) fn leftovers(said: &str, place: &str) -> Vec<Leftover> {
     let lines = said.lines().filter(|line| !line.trim().is_empty());
     let leftover = |line: &str| {
         let (what, why) = line.split_once('\t').unwrap_or((line, "the machine did not say why"));
-        Leftover { what: format!("{what} on {place}"), why: why.trim().to_owned() }
+        Leftover::new(format!("{what} on {place}"), why.trim())
     };
     lines.map(leftover).collect()
 }

@@ -89,11 +89,7 @@ fn options(existing: &Machines) -> SshOptions {
     });
     let known_hosts = existing.root.path().join("known");
     fs::write(&known_hosts, lines.collect::<String>()).unwrap();
-    SshOptions {
-        key: Some(existing.directory().join("ssh/id_ed25519")),
-        known_hosts: Some(known_hosts),
-        ..SshOptions::default()
-    }
+    SshOptions::default().key(existing.directory().join("ssh/id_ed25519")).known_hosts(known_hosts)
 }
 
 fn addresses(existing: &Machines) -> Vec<HostAddress> {
@@ -113,7 +109,7 @@ impl ProviderHarness for Hosts {
     }
 
     fn spec(&self, _: NonZeroU32) -> MachineSpec {
-        MachineSpec::new(HostsSpec { hosts: addresses(&self.existing) })
+        MachineSpec::new(HostsSpec::new(addresses(&self.existing)))
     }
 
     fn run_id(&self, nth: u32) -> RunId {

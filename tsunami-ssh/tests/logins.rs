@@ -13,8 +13,8 @@ use common::{Machines, unique_run};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, OutputSink,
-    ProgressSink, Provider, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, OutputSink, Provider,
+    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions};
 
@@ -41,27 +41,22 @@ impl Taken {
         let known_hosts = existing.root.path().join("known");
         let key = machine.login.host_key.as_deref().unwrap();
         fs::write(&known_hosts, format!("[{address}]:{port} {key}\n")).unwrap();
-        let connector = Arc::new(SshConnector::new(SshOptions {
-            key: Some(existing.directory().join("ssh/id_ed25519")),
-            known_hosts: Some(known_hosts),
-            ..SshOptions::default()
-        }));
+        let options = SshOptions::default().key(existing.directory().join("ssh/id_ed25519"));
+        let connector = Arc::new(SshConnector::new(options.known_hosts(known_hosts)));
         let root = tempfile::tempdir().unwrap();
         let provider = HostsProvider::new(root.path(), connector.clone());
         let (run, lifetime) = (unique_run(), Duration::from_secs(300));
         let host =
             HostAddress { user: machine.login.user.clone(), host: address.to_owned(), port: Some(port) };
-        let request = LaunchRequest {
-            run: run.clone(),
-            experiment: "test".to_owned(),
-            group: "node".to_owned(),
-            count: NonZeroU32::MIN,
-            spec: MachineSpec::new(HostsSpec { hosts: vec![host] }),
-            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
-            authorized_key: connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap(),
-            replace: Vec::new(),
-            notes: ProgressSink::default(),
-        };
+        let request = LaunchRequest::new(
+            run.clone(),
+            "node",
+            NonZeroU32::MIN,
+            MachineSpec::new(HostsSpec::new([host])),
+            Deadline { at: SystemTime::now() + lifetime, lifetime },
+        )
+        .experiment("test")
+        .authorized_key(connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap());
         provider.launch(&request).await.unwrap();
         Self { existing, provider, connector, run, root }
     }
@@ -160,7 +155,7 @@ async fn is_used_as_any_host(taken: Taken) {
     fs::write(&file, odd).unwrap();
     session.upload(&file, "d/copy").await.unwrap();
     let into = taken.root.path().join("into");
-    let download = Download { patterns: vec!["d/*".to_owned()], cwd: None, into: into.clone() };
+    let download = Download::new(["d/*"], into.clone());
     assert_eq!(session.download(&download).await.unwrap(), [1]);
     assert_eq!(fs::read_to_string(into.join("d/copy")).unwrap(), odd);
     let cancel = CancellationToken::new();
@@ -488,7 +483,8 @@ async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects() 
 async fn a_host_under_two_names_is_one_machine_only() {
     let taken = Taken::with_login("exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.connect().await.unwrap().close().await.unwrap();
-    let other = Machine { index: 1, ..taken.machine().await };
+    let mut other = taken.machine().await;
+    other.index = 1;
     let error = taken.connect_to(&other, Duration::from_secs(30)).await.expect_err("it is node-0");
     assert!(error.message.contains("node-0 of this run already"), "{error:?}");
     taken.connect().await.unwrap().close().await.unwrap();

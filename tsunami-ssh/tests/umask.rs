@@ -8,9 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tsunami_core::{
-    Deadline, Group, LaunchRequest, MachineSpec, Plan, ProgressSink, Provider, RunId, RunStore, Tsunami,
-};
+use tsunami_core::{Deadline, Group, LaunchRequest, MachineSpec, Plan, Provider, RunId, RunStore, Tsunami};
 use tsunami_ssh::{HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
 
 /// Says to this program that it is the child, and where to keep its run.
@@ -47,17 +45,14 @@ async fn what_a_run_keeps_is_private_at_any_umask() {
 
 fn request(run: &RunId) -> LaunchRequest {
     let lifetime = Duration::from_secs(60);
-    LaunchRequest {
-        run: run.clone(),
-        experiment: "umask".to_owned(),
-        group: "taken".to_owned(),
-        count: NonZeroU32::MIN,
-        spec: MachineSpec::new(HostsSpec { hosts: vec!["127.0.0.1".parse().unwrap()] }),
-        deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
-        authorized_key: String::new(),
-        replace: Vec::new(),
-        notes: ProgressSink::default(),
-    }
+    LaunchRequest::new(
+        run.clone(),
+        "taken",
+        NonZeroU32::MIN,
+        MachineSpec::new(HostsSpec::new(["127.0.0.1".parse().unwrap()])),
+        Deadline { at: SystemTime::now() + lifetime, lifetime },
+    )
+    .experiment("umask")
 }
 
 /// Files and directories that another user could read, if they could reach them, or write.

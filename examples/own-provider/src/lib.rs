@@ -59,13 +59,14 @@ impl Namespaces {
         };
         for entry in entries {
             let directory = entry?.path();
-            let machine = match private::read(&directory.join("machine.json")) {
+            let mut machine = match private::read(&directory.join("machine.json")) {
                 // It is being launched, or being removed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 json => Some(serde_json::from_slice::<Machine>(&json?)?),
             };
             let state = if is_alive(&directory)? { MachineState::Running } else { MachineState::Gone };
-            known.push((directory, machine.map(|machine| Machine { state, ..machine })));
+            machine.iter_mut().for_each(|machine| machine.state = state);
+            known.push((directory, machine));
         }
         Ok(known)
     }
@@ -107,22 +108,13 @@ impl Namespaces {
             sleep(Duration::from_millis(20)).await;
         }
         let (id, run) = (MachineId::new(format!("{}/{name}", request.run)), request.run.clone());
-        let machine = Machine {
-            addresses: Addresses {
-                public: Some(address.to_string()),
-                private: Some(address.to_string()),
-                network: Some("loopback".to_owned()),
-            },
-            login: Login {
-                port: Some(PORT),
-                host_key: Some(fs::read_to_string(file("host_key.pub"))?.trim().to_owned()),
-                ..Login::default()
-            },
-            expires: Some(request.deadline.at),
-            description: "sshd in a PID namespace".to_owned(),
-            price: Price::Free,
-            ..Machine::new(id, run, &request.group, index, MachineState::Running)
-        };
+        let (host_key, address) = (fs::read_to_string(file("host_key.pub"))?, address.to_string());
+        let machine = Machine::new(id, run, &request.group, index, MachineState::Running)
+            .addresses(Addresses::default().public(&address).private(address).network("loopback"))
+            .login(Login::default().port(PORT).host_key(host_key.trim()))
+            .expires(request.deadline.at)
+            .description("sshd in a PID namespace")
+            .price(Price::Free);
         // From now on it is in listings.
         private::write(&directory.join("machine.json"), &serde_json::to_vec(&machine)?)?;
         Ok(machine)
@@ -182,7 +174,7 @@ impl Provider for Namespaces {
             for (directory, machine) in self.known(run)? {
                 write_deadline(&directory, until)?;
                 if let Some(machine) = machine {
-                    let json = serde_json::to_vec(&Machine { expires: Some(until), ..machine })?;
+                    let json = serde_json::to_vec(&machine.expires(until))?;
                     private::write(&directory.join("machine.json"), &json)?;
                 }
             }
@@ -230,7 +222,7 @@ impl Registration for NamespacesRegistration {
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(Namespaces::new(request.state.root()));
-        Ok(Backend { provider, connector: request.connector()? })
+        Ok(Backend::new(provider, request.connector()?))
     }
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

@@ -25,6 +25,7 @@ pub const USER_DATA_LIMIT: usize = 16 << 10;
 /// merges with it (a second cloud-config with `bootcmd` or `ssh_keys` would replace the first one's). It comes
 /// first, runs at every boot before sshd starts, and powers the machine off if it fails.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct UserData<'a> {
     /// When the machine ends.
     pub at: SystemTime,
@@ -38,6 +39,7 @@ pub struct UserData<'a> {
 
 /// User data that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidUserData {
     /// It sets the keys by which the machine is known.
     #[error(
@@ -66,6 +68,19 @@ pub enum InvalidUserData {
     UnknownKind,
 }
 
+impl<'a> UserData<'a> {
+    /// tsunami's part alone, for a machine that ends at `at`, or once it has lived so long, whichever is first.
+    pub fn new(at: SystemTime, lifetime: Duration, host_key: &'a str) -> Self {
+        Self { at, lifetime, host_key, own: None }
+    }
+
+    /// Sets the user's own.
+    pub fn own(mut self, own: &'a str) -> Self {
+        self.own = Some(own);
+        self
+    }
+}
+
 impl UserData<'_> {
     /// The text for EC2, before base64.
     ///
@@ -75,10 +90,11 @@ impl UserData<'_> {
     ///
     /// let lifetime = Duration::from_secs(3600);
     /// let own = "#cloud-config\npackages: [redis-server]\n";
-    /// let user_data = UserData { at: SystemTime::now() + lifetime, lifetime, host_key: "-----BEGIN OPENSSH PRIVATE KEY-----", own: Some(own) };
-    /// assert!(user_data.compose()?.contains("packages: [redis-server]"));
+    /// let key = "-----BEGIN OPENSSH PRIVATE KEY-----";
+    /// let user_data = UserData::new(SystemTime::now() + lifetime, lifetime, key);
+    /// assert!(user_data.own(own).compose()?.contains("packages: [redis-server]"));
     /// let keys = "#cloud-config\nssh_keys: {}\n";
-    /// assert!(UserData { own: Some(keys), ..user_data }.compose().is_err());
+    /// assert!(user_data.own(keys).compose().is_err());
     /// # Ok::<(), tsunami_aws::InvalidUserData>(())
     /// ```
     pub fn compose(&self) -> Result<String, InvalidUserData> {

@@ -331,7 +331,9 @@ fn user_data(at: u64, life: u64, host: &PrivateKey, tool: &str, own: Option<&str
     });
     let at = UNIX_EPOCH + Duration::from_secs(at);
     let lifetime = Duration::from_secs(life);
-    let text = UserData { at, lifetime, host_key: &host_key, own: own.as_deref() }.compose().unwrap();
+    let mut user_data = UserData::new(at, lifetime, &host_key);
+    user_data.own = own.as_deref();
+    let text = user_data.compose().unwrap();
     assert!(text.contains(DEADLINE.trim_end()));
     text.replace(DEADLINE.trim_end(), tool.trim_end())
 }

@@ -21,7 +21,7 @@ async fn calls_of_a_launch(world: &World) -> Vec<String> {
 
 /// A spec that needs all that a spec can.
 fn everything() -> tsunami_aws::Ec2Spec {
-    tsunami_aws::Ec2Spec { placement_group: true, ..spec() }
+    spec().placement_group(true)
 }
 
 #[tokio::test(flavor = "multi_thread")]

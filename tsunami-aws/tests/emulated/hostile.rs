@@ -21,7 +21,7 @@ async fn what_belongs_to_another_run_is_let_be_although_it_was_not_asked_for() {
     let world = World::new();
     let (a, b) = (run_id(1), run_id(2));
     let provider = world.provider().await;
-    let everything = tsunami_aws::Ec2Spec { placement_group: true, ..spec() };
+    let everything = spec().placement_group(true);
     for run in [&a, &b] {
         provider.launch(&request(run, 2, everything.clone())).await.unwrap();
     }
@@ -101,20 +101,20 @@ async fn a_run_is_looked_for_only_at_the_endpoint_where_it_was_made() {
     let settings = here.provider().await.settings().clone();
     let recorded = settings.endpoint.clone().unwrap();
     assert!(!recorded.contains("127.0.0.1") && recorded.len() == 16, "{recorded}");
-    let again = Ec2Options { endpoint: Some(recorded), account: Some(settings.account), ..options() };
+    let again = options().endpoint(recorded).account(settings.account);
     here.provider_with(again.clone()).await.unwrap();
     let error = there.provider_with(again).await.unwrap_err();
     assert!(error.help.unwrap().contains("AWS_ENDPOINT_URL"));
     assert_eq!(there.emulator.calls().len(), 0, "it was asked");
     // One made at AWS itself is not looked for elsewhere.
-    let at_aws = Ec2Options { endpoint: Some("aws".into()), ..options() };
+    let at_aws = options().endpoint("aws");
     assert!(there.provider_with(at_aws).await.unwrap_err().help.unwrap().contains("unset AWS_ENDPOINT_URL"));
     // Records of old say nothing.
     there.provider_with(options()).await.unwrap();
 }
 
 fn options() -> Ec2Options {
-    Ec2Options { regions: vec![REGION.to_owned()], ..Ec2Options::default() }
+    Ec2Options::default().regions([REGION])
 }
 
 /// A server that answers every request in its own way, and how much it has sent.
@@ -199,9 +199,9 @@ async fn the_address_of_this_computer_is_one_address_and_nothing_else() {
             Some(answer) => reply(stream, answer),
             None => flood(stream, sent),
         });
-        let options = Ec2Options { address_service: Some(service), ..options() };
+        let options = options().address_service(service);
         let provider = world.provider_with(options).await.unwrap();
-        let open = tsunami_aws::Ec2Spec { ssh_from: Vec::new(), ..spec() };
+        let open = spec().ssh_from(Vec::<String>::new());
         let error = provider.quote(&MachineSpec::new(open), 1.try_into().unwrap()).await.unwrap_err();
         assert!(error.to_string().contains(said), "{answer:?}: {error}");
         assert!(sent.load(Ordering::Relaxed) < SERVICE_ANSWER_LIMIT);

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tsunami_aws::{Ec2Spec, Market};
+use tsunami_aws::{Disk, Market};
 use tsunami_core::{
-    Error, EventKind, Group, LaunchRequest, MachineId, MachineSpec, MachineState, Plan, Price, Provider,
-    ProviderErrorKind, RunFilter,
+    Error, EventKind, Group, MachineId, MachineSpec, MachineState, Plan, Price, Provider, ProviderErrorKind,
+    RunFilter,
 };
 
 use crate::world::{World, listed, plan, request, run_id, spec, terminate};
@@ -20,12 +20,11 @@ fn field(instances: &[Value], name: &str) -> BTreeSet<String> {
 async fn a_machine_is_born_with_all_that_was_promised() {
     let world = World::new();
     let (provider, run) = (world.provider().await, run_id(1));
-    let wanted = Ec2Spec {
-        tags: vec![("team".into(), "blue".into()), ("Name".into(), "mine".into())],
-        user_data: Some("#cloud-config\npackages: [redis]\n".into()),
-        disk: Some(tsunami_aws::Disk { gib: Some(30), kind: "gp2".into(), iops: None, throughput: None }),
-        ..spec()
-    };
+    let wanted = spec()
+        .tag("team", "blue")
+        .tag("Name", "mine")
+        .user_data("#cloud-config\npackages: [redis]\n")
+        .disk(Disk::new("gp2").gib(30));
     let request = request(&run, 2, wanted);
     provider.launch(&request).await.unwrap();
     let instances = world.emulator.living();
@@ -144,9 +143,8 @@ async fn deadlines_go_by_the_clock_of_ec2() {
 async fn provisioned_operations_are_asked_for() {
     let world = World::new();
     let (provider, run) = (world.provider().await, run_id(1));
-    let disk =
-        tsunami_aws::Disk { gib: Some(20), kind: "gp3".into(), iops: Some(4000), throughput: Some(250) };
-    provider.launch(&request(&run, 1, Ec2Spec { disk: Some(disk), ..spec() })).await.unwrap();
+    let disk = Disk::new("gp3").gib(20).iops(4000).throughput(250);
+    provider.launch(&request(&run, 1, spec().disk(disk))).await.unwrap();
     let calls = world.emulator.calls();
     let call = calls.iter().find(|call| call.action == "CreateLaunchTemplate").unwrap();
     let of_disk = |name: &str| {
@@ -290,7 +288,7 @@ async fn a_mixed_group_takes_what_there_is_and_completes_it_elsewhere() {
     let world = World::new();
     world.emulator.post("capacity", &json!([{"market": "spot", "free": 1}]));
     let (provider, run) = (world.provider().await, run_id(1));
-    let mixed = Ec2Spec { mixed: true, ..spec() };
+    let mixed = spec().mixed(true);
     let ids = provider.launch(&request(&run, 8, mixed)).await.unwrap();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 8);
     let living = world.emulator.living();
@@ -318,7 +316,7 @@ async fn another_process_finds_the_same_machines_and_launches_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_native_spot_block_is_asked_for_where_it_can_be_had() {
     let world = World::new();
-    let block = Ec2Spec { markets: vec![Market::SpotBlock], native_spot_block: true, ..spec() };
+    let block = spec().markets([Market::SpotBlock]).native_spot_block(true);
     let (provider, run) = (world.provider().await, run_id(1));
     let error = provider.launch(&request(&run, 1, block.clone())).await.unwrap_err();
     assert!(error.message.contains("BlockDurationMinutes"), "{error}");
@@ -337,7 +335,7 @@ async fn a_native_spot_block_is_asked_for_where_it_can_be_had() {
 async fn an_interrupted_machine_is_noticed_within_seconds_and_replaced() {
     let world = World::new();
     let tsunami = world.tsunami(world.provider().await);
-    let spec = Ec2Spec { markets: vec![Market::SpotBlock, Market::OnDemand], ..spec() };
+    let spec = spec().markets([Market::SpotBlock, Market::OnDemand]);
     let emulator = &world.emulator;
     let group = Group::new("node", MachineSpec::new(spec)).count(2).replace_interrupted(true);
     let running = tsunami.up(Plan::new("test").group(group)).await.unwrap();
@@ -401,8 +399,8 @@ async fn a_machine_that_powers_itself_off_is_gone_and_not_stopped() {
 async fn regions_are_launched_at_once_and_let_each_other_in() {
     let world = World::new();
     let provider = world.provider_in(&["eu-west-1", "us-east-1"]).await;
-    let here = Ec2Spec { region: Some("eu-west-1".into()), open_ports: vec![6379], ..spec() };
-    let there = Ec2Spec { region: Some("us-east-1".into()), ..spec() };
+    let here = spec().region("eu-west-1").open_ports([6379]);
+    let there = spec().region("us-east-1");
     world.emulator.fault(json!({"action": "CreateFleet", "kind": "slow", "seconds": 1.5}));
     let begun = std::time::Instant::now();
     let running =
@@ -454,7 +452,7 @@ async fn an_existing_network_and_group_are_used_and_left_alone() {
     let config = |name: &str| world.emulator.get(name);
     let _ = config("config");
     let (provider, run) = (world.provider().await, run_id(1));
-    let given = Ec2Spec { security_group: Some("sg-00000000000000000".into()), ..spec() };
+    let given = spec().security_group("sg-00000000000000000");
     let error = provider.launch(&request(&run, 1, given)).await.unwrap_err();
     assert!(error.message.contains("sg-00000000000000000"), "{error}");
     terminate(&provider, &run).await;
@@ -467,7 +465,7 @@ async fn a_replaced_machine_keeps_the_places_of_the_others() {
     let world = World::new();
     let (provider, run) = (world.provider().await, run_id(1));
     let first = provider.launch(&request(&run, 3, spec())).await.unwrap();
-    let again = LaunchRequest { replace: vec![first[1].clone()], ..request(&run, 3, spec()) };
+    let again = request(&run, 3, spec()).replace([first[1].clone()]);
     let second = provider.launch(&again).await.unwrap();
     assert_eq!((&second[0], &second[2]), (&first[0], &first[2]));
     assert_ne!(second[1], first[1]);

@@ -27,82 +27,76 @@ async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
     world.emulator.configure(json!({"not_offered": {"c7g.large": ["eu-west-1a"]}}));
     let invalid = |error: &ProviderError| assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
 
-    let error = refused(&world, Ec2Spec { instances: vec!["c7g.lrage".into()], ..spec() }).await;
+    let error = refused(&world, spec().instances(["c7g.lrage"])).await;
     invalid(&error);
     says(&error, &["c7g.lrage", "describe-instance-types --region eu-west-1"]);
 
-    let error = refused(
-        &world,
-        Ec2Spec { instances: vec!["c7g.large".into()], zone: Some("eu-west-1a".into()), ..spec() },
-    )
-    .await;
+    let error = refused(&world, spec().instances(["c7g.large"]).zone("eu-west-1a")).await;
     invalid(&error);
     says(&error, &["none of eu-west-1a has c7g.large", "c7g.large is in eu-west-1b"]);
 
-    let error = refused(&world, Ec2Spec { zone: Some("us-east-1a".into()), ..spec() }).await;
+    let error = refused(&world, spec().zone("us-east-1a")).await;
     invalid(&error);
     says(&error, &["us-east-1a", "eu-west-1a"]);
 
-    let error =
-        refused(&world, Ec2Spec { instances: vec!["c7g.large".into(), "c6i.large".into()], ..spec() }).await;
+    let error = refused(&world, spec().instances(["c7g.large", "c6i.large"])).await;
     invalid(&error);
     says(&error, &["c7g.large (arm64)", "c6i.large (x86_64)", "one architecture"]);
 
-    let error = refused(&world, Ec2Spec { image: "ubuntu-99.04".into(), ..spec() }).await;
+    let error = refused(&world, spec().image("ubuntu-99.04")).await;
     invalid(&error);
     says(&error, &["ubuntu-99.04", "no public parameter"]);
 
-    let error = refused(&world, Ec2Spec { image: "windows".into(), ..spec() }).await;
+    let error = refused(&world, spec().image("windows")).await;
     invalid(&error);
     says(&error, &["`windows` names no image", "ubuntu-24.04"]);
 
-    let error = refused(&world, Ec2Spec { image: "ami-0123456789abcdef0".into(), ..spec() }).await;
+    let error = refused(&world, spec().image("ami-0123456789abcdef0")).await;
     invalid(&error);
     says(&error, &["ami-0123456789abcdef0"]);
 
-    let disk = |kind: &str| Disk { gib: Some(4), kind: kind.into(), iops: None, throughput: None };
-    let error = refused(&world, Ec2Spec { disk: Some(disk("gp3")), ..spec() }).await;
+    let disk = |kind: &str| Disk::new(kind).gib(4);
+    let error = refused(&world, spec().disk(disk("gp3"))).await;
     invalid(&error);
     says(&error, &["4 GiB is too small"]);
 
     for (kind, why) in [("io2", "needs `iops`"), ("io1", "needs `iops`"), ("st1", "can't boot")] {
-        let disk = Disk { gib: Some(500), ..disk(kind) };
-        let error = refused(&world, Ec2Spec { disk: Some(disk), ..spec() }).await;
+        let disk = disk(kind).gib(500);
+        let error = refused(&world, spec().disk(disk)).await;
         invalid(&error);
         says(&error, &[kind, why]);
     }
 
-    let windows = Ec2Spec { image: image_of_windows(&world), instances: vec!["c6i.large".into()], ..spec() };
+    let windows = spec().image(image_of_windows(&world)).instances(["c6i.large"]);
     let error = refused(&world, windows).await;
     invalid(&error);
     says(&error, &["is of Windows"]);
 
-    let error = refused(&world, Ec2Spec { subnet: Some("subnet-0123456789abcdef0".into()), ..spec() }).await;
+    let error = refused(&world, spec().subnet("subnet-0123456789abcdef0")).await;
     invalid(&error);
     says(&error, &["subnet-0123456789abcdef0"]);
 
-    let error = refused(&world, Ec2Spec { ssh_from: vec!["203.0.113.7".into()], ..spec() }).await;
+    let error = refused(&world, spec().ssh_from(["203.0.113.7"])).await;
     invalid(&error);
     says(&error, &["203.0.113.7", "203.0.113.7/32"]);
 
-    let long = ("team".to_owned(), "x".repeat(257));
-    let error = refused(&world, Ec2Spec { tags: vec![long], ..spec() }).await;
+    let error = refused(&world, spec().tag("team", "x".repeat(257))).await;
     invalid(&error);
     says(&error, &["`team` is too long"]);
 
     for profile in ["arn:aws:iam::123456789012:role/worker", "a/b", "\u{e4}"] {
-        let error = refused(&world, Ec2Spec { iam_profile: Some(profile.into()), ..spec() }).await;
+        let error = refused(&world, spec().iam_profile(profile)).await;
         invalid(&error);
         says(&error, &["is no instance profile", ":instance-profile/"]);
     }
 
     let users = "#cloud-config\nusers:\n- name: me\n".to_owned();
-    let error = refused(&world, Ec2Spec { user_data: Some(users), ..spec() }).await;
+    let error = refused(&world, spec().user_data(users)).await;
     invalid(&error);
     says(&error, &["`users` without `default`"]);
 
     let keys = "#cloud-config\nssh_keys: {}\n".to_owned();
-    let error = refused(&world, Ec2Spec { user_data: Some(keys), ..spec() }).await;
+    let error = refused(&world, spec().user_data(keys)).await;
     invalid(&error);
     says(&error, &["ssh_keys"]);
 }
@@ -129,7 +123,7 @@ async fn what_a_network_means_for_machines_is_known_beforehand() {
     let ask = |parameters: &[(&str, &str)]| world.emulator.ec2("eu-west-1", parameters);
     let quote = async |subnet: String| {
         let provider = world.provider().await;
-        let spec = Ec2Spec { subnet: Some(subnet), ..spec() };
+        let spec = spec().subnet(subnet);
         provider.quote(&MachineSpec::new(spec), 1.try_into().unwrap()).await
     };
     let network = |tenancy: &str, block: &str| {
@@ -175,10 +169,10 @@ async fn an_image_of_another_architecture_is_refused() {
     let world = World::new();
     // Any image of the other kind.
     let provider = world.provider().await;
-    let x86 = Ec2Spec { instances: vec!["c6i.large".into()], ..spec() };
+    let x86 = spec().instances(["c6i.large"]);
     let quote = provider.quote(&MachineSpec::new(x86), 1.try_into().unwrap()).await.unwrap();
     let id = quote.notes[0].split(['(', ')']).find(|word| word.starts_with("ami-")).unwrap();
-    let error = refused(&world, Ec2Spec { image: id.to_owned(), ..spec() }).await;
+    let error = refused(&world, spec().image(id)).await;
     assert_eq!(error.kind, ProviderErrorKind::InvalidSpec);
     says(&error, &[id, "for x86_64", "for arm64"]);
 }
@@ -195,11 +189,9 @@ async fn an_account_without_a_default_network_is_told_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_cannot_be_found_out_is_said() {
     let world = World::new();
-    let options = tsunami_aws::Ec2Options {
-        regions: vec!["eu-west-1".into()],
-        address_service: Some(format!("{}/_sim/config", world.emulator.endpoint())),
-        ..Default::default()
-    };
+    let options = tsunami_aws::Ec2Options::default()
+        .regions(["eu-west-1"])
+        .address_service(format!("{}/_sim/config", world.emulator.endpoint()));
     let config = aws_config::SdkConfig::builder()
         .behavior_version(aws_config::BehaviorVersion::latest())
         .endpoint_url(world.emulator.endpoint())
@@ -208,7 +200,7 @@ async fn an_address_that_cannot_be_found_out_is_said() {
         ))
         .build();
     let provider = tsunami_aws::Ec2Provider::with_config(world.root.path(), config, options).await.unwrap();
-    let open = Ec2Spec { ssh_from: Vec::new(), ..spec() };
+    let open = spec().ssh_from(Vec::<String>::new());
     let error = provider.quote(&MachineSpec::new(open), 1.try_into().unwrap()).await.unwrap_err();
     says(&error, &["address", "ssh_from = "]);
 }
@@ -236,7 +228,7 @@ async fn a_used_up_quota_is_named_with_the_command_that_raises_it() {
         .emulator
         .post("capacity", &json!([{"market": "on-demand", "free": 0, "code": "VcpuLimitExceeded"}]));
     let (provider, run) = (world.provider().await, run_id(1));
-    let on_demand = Ec2Spec { markets: vec![Market::OnDemand], ..spec() };
+    let on_demand = spec().markets([Market::OnDemand]);
     let error = provider.launch(&request(&run, 2, on_demand)).await.unwrap_err();
     assert_eq!(error.kind, ProviderErrorKind::Quota, "{error}");
     says(&error, &["2 of 2 machines could not be had", "VcpuLimitExceeded", "L-1216C47A"]);
@@ -274,8 +266,8 @@ async fn a_quota_without_room_is_said_before_anything_is_launched() {
     assert!(notes.len() == 1 && notes[0].starts_with("spot: the quota"), "{notes:?}");
     // What runs already counts, and what has ended does not.
     let (provider, run) = (world.provider().await, run_id(1));
-    provider.launch(&request(&run, 1, Ec2Spec { markets: vec![Market::Spot], ..spec() })).await.unwrap();
-    let spot = Ec2Spec { markets: vec![Market::Spot], ..spec() };
+    provider.launch(&request(&run, 1, spec().markets([Market::Spot]))).await.unwrap();
+    let spot = spec().markets([Market::Spot]);
     let error = quote(2, spot.clone()).await.unwrap_err();
     says(&error, &["has 2 virtual processors left, and 2 of c7g.large take 4"]);
     terminate(&provider, &run).await;

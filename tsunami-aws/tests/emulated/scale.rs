@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tsunami_aws::Ec2Spec;
-
 use crate::world::{World, plan, spec};
 
 /// Calls that only look.
@@ -15,9 +13,9 @@ fn is_poll(action: &str) -> bool {
 async fn a_thousand_machines_take_as_many_calls_as_one() {
     let world = World::new();
     let groups = [
-        ("server", 100, Ec2Spec { instances: vec!["c7g.xlarge".into()], ..spec() }),
+        ("server", 100, spec().instances(["c7g.xlarge"])),
         ("client", 400, spec()),
-        ("worker", 500, Ec2Spec { instances: vec!["m7g.large".into(), "m6g.large".into()], ..spec() }),
+        ("worker", 500, spec().instances(["m7g.large", "m6g.large"])),
     ];
     let tsunami = world.tsunami(world.provider().await);
     let begun = Instant::now();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tsunami_aws::{Ec2Provider, Ec2Spec, Market};
-use tsunami_core::{Error, LaunchRequest, Leftover, Provider, ProviderErrorKind, RunId};
+use tsunami_core::{Error, Leftover, Provider, ProviderErrorKind, RunId};
 
 use crate::world::{World, plan, request, run_id, spec, terminate};
 
@@ -124,9 +124,10 @@ async fn a_protected_machine_that_may_not_be_changed_is_named_with_the_command_t
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_that_refuses_options_keeps_no_other_running() {
     let world = World::new();
-    let of = |kind: &str| Ec2Spec { instances: vec![kind.into()], markets: vec![Market::OnDemand], ..spec() };
+    let of = |kind: &str| spec().instances([kind]).markets([Market::OnDemand]);
     let (provider, run, _) = up(&world, 2, of("c6i.large")).await;
-    let old = LaunchRequest { group: "old".into(), ..request(&run, 1, of("t2.micro")) };
+    let mut old = request(&run, 1, of("t2.micro"));
+    old.group = "old".to_owned();
     provider.launch(&old).await.unwrap();
     assert_eq!(living(&world).len(), 3);
     provider.terminate(&run).await.unwrap();
@@ -172,7 +173,7 @@ async fn a_kind_that_cannot_be_looked_at_keeps_no_other_and_is_named() {
         ("DescribeSpotInstanceRequests", "spot requests"),
     ] {
         let world = World::new();
-        let (provider, run, _) = up(&world, 2, Ec2Spec { placement_group: true, ..spec() }).await;
+        let (provider, run, _) = up(&world, 2, spec().placement_group(true)).await;
         deny(&world, &[&format!("ec2:{action}")]);
         let left = stuck(&provider, &run).await;
         assert_eq!(left.len(), 1, "{action}: {left:?}");
@@ -187,7 +188,7 @@ async fn a_kind_that_cannot_be_looked_at_keeps_no_other_and_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kind_that_the_run_never_made_needs_no_permission() {
     let world = World::new();
-    let (provider, run, _) = up(&world, 2, Ec2Spec { markets: vec![Market::OnDemand], ..spec() }).await;
+    let (provider, run, _) = up(&world, 2, spec().markets([Market::OnDemand])).await;
     deny(&world, &["ec2:DescribePlacementGroups", "ec2:DescribeSpotInstanceRequests"]);
     terminate(&provider, &run).await;
     world.emulator.assert_empty();
@@ -196,7 +197,7 @@ async fn a_kind_that_the_run_never_made_needs_no_permission() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_use_for_a_moment_longer_is_waited_for() {
     let world = World::new();
-    let (provider, run, _) = up(&world, 2, Ec2Spec { placement_group: true, ..spec() }).await;
+    let (provider, run, _) = up(&world, 2, spec().placement_group(true)).await;
     for (action, code) in [
         ("DeletePlacementGroup", "InvalidPlacementGroup.InUse"),
         ("DeleteSecurityGroup", "DependencyViolation"),
@@ -212,7 +213,7 @@ async fn what_is_in_use_for_a_moment_longer_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_looked_at_hides_nothing_else_from_a_survey_or_an_extension() {
     let world = World::new();
-    let (provider, run, _) = up(&world, 2, Ec2Spec { markets: vec![Market::OnDemand], ..spec() }).await;
+    let (provider, run, _) = up(&world, 2, spec().markets([Market::OnDemand])).await;
     deny(&world, &["ec2:DescribeVolumes", "ec2:DescribePlacementGroups"]);
     let survey = provider.survey().await;
     assert_eq!(survey.runs.iter().map(|found| &found.run).collect::<Vec<_>>(), [&run]);

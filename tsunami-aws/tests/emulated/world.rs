@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Spec, Market};
 use tsunami_core::testing::{FakeCloud, Reply};
 use tsunami_core::{
-    Deadline, LaunchRequest, Leftover, Machine, MachineSpec, MachineState, Plan, ProgressSink, Provider,
-    ProviderError, Recorder, RunFilter, RunId, RunStore, Tsunami,
+    Deadline, LaunchRequest, Leftover, Machine, MachineSpec, MachineState, Plan, Provider, ProviderError,
+    Recorder, RunFilter, RunId, RunStore, Tsunami,
 };
 
 use crate::emulator::Emulator;
@@ -45,10 +45,7 @@ impl World {
     }
 
     pub(crate) async fn try_provider(&self, regions: &[&str]) -> Result<Ec2Provider, ProviderError> {
-        let options = Ec2Options {
-            regions: regions.iter().map(|region| (*region).to_owned()).collect(),
-            ..Ec2Options::default()
-        };
+        let options = Ec2Options::default().regions(regions.iter().copied());
         self.provider_with(options).await
     }
 
@@ -58,7 +55,7 @@ impl World {
 
     /// A provider of another computer's, where nothing is recorded.
     pub(crate) async fn elsewhere(&self, root: &Path) -> Ec2Provider {
-        let options = Ec2Options { regions: vec![REGION.to_owned()], ..Ec2Options::default() };
+        let options = Ec2Options::default().regions([REGION]);
         self.provider_at(root, options).await.unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -111,12 +108,9 @@ impl World {
 }
 
 pub(crate) fn spec() -> Ec2Spec {
-    Ec2Spec {
-        instances: vec!["c7g.large".to_owned(), "c6g.large".to_owned()],
-        markets: vec![Market::Spot, Market::OnDemand],
-        ssh_from: vec!["127.0.0.1/32".to_owned()],
-        ..Ec2Spec::default()
-    }
+    Ec2Spec::new(["c7g.large", "c6g.large"])
+        .markets([Market::Spot, Market::OnDemand])
+        .ssh_from(["127.0.0.1/32"])
 }
 
 pub(crate) fn run_id(nth: u64) -> RunId {
@@ -125,17 +119,15 @@ pub(crate) fn run_id(nth: u64) -> RunId {
 
 pub(crate) fn request(run: &RunId, count: u32, spec: Ec2Spec) -> LaunchRequest {
     let lifetime = Duration::from_secs(3600);
-    LaunchRequest {
-        run: run.clone(),
-        experiment: "test".to_owned(),
-        group: "node".to_owned(),
-        count: NonZeroU32::new(count).unwrap(),
-        spec: MachineSpec::new(spec),
-        deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
-        authorized_key: KEY.to_owned(),
-        replace: Vec::new(),
-        notes: ProgressSink::default(),
-    }
+    LaunchRequest::new(
+        run.clone(),
+        "node",
+        NonZeroU32::new(count).unwrap(),
+        MachineSpec::new(spec),
+        Deadline { at: SystemTime::now() + lifetime, lifetime },
+    )
+    .experiment("test")
+    .authorized_key(KEY)
 }
 
 pub(crate) fn plan(groups: &[(&str, u32, Ec2Spec)]) -> Plan {

@@ -132,8 +132,9 @@ async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), Cor
     let (directory, name) = ends(path);
     let ends_as_directory = to.as_os_str().as_encoded_bytes().ends_with(b"/");
     let download = async |into: &Path| {
-        let (patterns, cwd) = (vec![name.to_owned()], directory.map(str::to_owned));
-        let matches = host.download(&Download { patterns, cwd, into: into.to_owned() }).await?;
+        let mut download = Download::new([name], into);
+        download.cwd = directory.map(str::to_owned);
+        let matches = host.download(&download).await?;
         if matches.iter().sum::<usize>() == 0 {
             return Err(host.error(format!("there is no {path}")));
         }

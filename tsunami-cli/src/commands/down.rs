@@ -93,7 +93,7 @@ async fn unrecorded(
         let ssh = Ssh::default();
         let connected = registered.reconnect_unrecorded(directory, &registry.request(state, &ssh)).await;
         let connected = connected.map_err(Error::Provider);
-        let Backend { provider, connector } =
+        let Backend { provider, connector, .. } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;
         if registered.finds_by_tag() {
             Tsunami::new(provider, connector).state(state.clone()).terminate_by_id(&run).await?;
@@ -109,7 +109,7 @@ async fn unrecorded(
              forgets it",
             directory.path().display()
         );
-        leftovers.push(Leftover { what, why });
+        leftovers.push(Leftover::new(what, why));
     }
     if !leftovers.is_empty() {
         return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));

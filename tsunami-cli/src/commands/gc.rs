@@ -51,7 +51,7 @@ pub(crate) async fn gc(
     }
     // Whoever asks for their own only has perhaps no account at all.
     if !mine || cloud.is_asked() {
-        for (Backend { provider, connector }, survey) in
+        for (Backend { provider, connector, .. }, survey) in
             backend::survey(registry, &state, cloud, true).await?
         {
             for failure in &survey.failures {

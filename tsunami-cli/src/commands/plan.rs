@@ -18,7 +18,7 @@ const NAMED: usize = 20;
 
 pub(crate) async fn plan(args: &FileArgs, registry: &Registry) -> Result<u8, Error> {
     let experiment = load(args, registry)?;
-    let Backend { provider, connector } =
+    let Backend { provider, connector, .. } =
         backend::of(registry, &experiment, args.accept_new_hosts, &RunStore::standard()?).await?;
     let plan = experiment.plan();
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
@@ -77,7 +77,7 @@ fn price(price: Price) -> String {
     match price {
         Price::Free => "free".to_owned(),
         Price::PerHour(dollars) => format!("${dollars:.4}/h each"),
-        Price::Unknown => "price unknown".to_owned(),
+        _ => "price unknown".to_owned(),
     }
 }
 

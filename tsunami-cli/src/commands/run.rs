@@ -70,7 +70,7 @@ impl Stage {
     ) -> Result<Self, Error> {
         let UpArgs { file, output, json } = args;
         let experiment = load(file, registry)?;
-        let Backend { provider, connector } = match on {
+        let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
             None => backend::of(registry, &experiment, file.accept_new_hosts, &state).await?,
         };

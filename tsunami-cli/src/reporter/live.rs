@@ -344,7 +344,7 @@ impl State {
             EventKind::RunStarted { experiment, deadline, groups, .. } => {
                 self.experiment = one_line(experiment);
                 "launching".clone_into(&mut self.phase);
-                let left = Duration::try_from_secs_f64(deadline - event.at).unwrap_or_default();
+                let left = deadline.duration_since(event.at).unwrap_or_default();
                 self.deadline = now.checked_add(left);
                 for group in groups {
                     for index in 0..group.count {
@@ -457,7 +457,7 @@ impl State {
         };
         let left = self.deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(now).as_secs();
-            format!("  {} left", span(left as f64))
+            format!("  {} left", span(Duration::from_secs(left)))
         });
         rows.push(row(
             self.colour,
@@ -498,7 +498,8 @@ impl Machine {
         let style = if running.is_some() { Style::Plain } else { self.style };
         let since = running.map_or(self.since, |running| running.since);
         let idle = running.is_none() && self.settled;
-        let time = if idle { String::new() } else { span(now.duration_since(since).as_secs() as f64) };
+        let time =
+            if idle { String::new() } else { span(Duration::from_secs(now.duration_since(since).as_secs())) };
         let what = match running {
             Some(running) if self.last.is_empty() => one_line(&running.command),
             Some(_) => sanitize_bytes(&self.last),
@@ -551,7 +552,7 @@ mod tests {
     fn launched(count: u32) -> Event {
         let mut begin = little_run().remove(0);
         if let EventKind::RunStarted { groups, .. } = &mut begin.kind {
-            *groups = vec![GroupSize { name: "client".into(), count }];
+            *groups = vec![GroupSize::new("client", count)];
         }
         begin
     }
@@ -624,7 +625,7 @@ mod tests {
                 EventKind::Running {
                     machine: machine(),
                     id: id.clone(),
-                    address: String::new(),
+                    address: None,
                     description: String::new(),
                     price: tsunami_core::Price::Free,
                 },

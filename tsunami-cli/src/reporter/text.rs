@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Origin, Stream};
@@ -53,7 +53,7 @@ impl Text {
         let (level, style, who, what) = match &event.kind {
             EventKind::RunStarted { run, experiment, deadline, groups } => {
                 let groups: Vec<_> = groups.iter().map(|g| format!("{} × {}", g.count, g.name)).collect();
-                let left = span((deadline - event.at).round());
+                let left = rest(*deadline, event.at);
                 let what = format!("run {run} of {experiment}: {}; ends within {left}", groups.join(", "));
                 (Normal, Style::Plain, "", what)
             }
@@ -74,12 +74,11 @@ impl Text {
                 (Normal, Style::Plain, group.as_str(), what)
             }
             EventKind::Note { group, text } => (Normal, Style::Warning, group.as_str(), text.clone()),
-            EventKind::Running { machine, id, address, description, .. } => (
-                Normal,
-                Style::Plain,
-                machine.as_str(),
-                format!("running at {address} ({id}, {description})"),
-            ),
+            EventKind::Running { machine, id, address, description, .. } => {
+                let at = address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
+                let what = format!("running{at} ({id}, {description})");
+                (Normal, Style::Plain, machine.as_str(), what)
+            }
             EventKind::Interrupted { machine, id, reason } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
@@ -90,15 +89,15 @@ impl Text {
             EventKind::Failed { machine, stage, error, .. } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
             }
-            EventKind::Uploaded { machine, stage, from, to, seconds, .. } => {
-                let what = format!("{stage}: uploaded {from} to {to} after {}", span(*seconds));
+            EventKind::Uploaded { machine, stage, from, to, took, .. } => {
+                let what = format!("{stage}: uploaded {from} to {to} after {}", span(*took));
                 (Verbose, Style::Faint, machine.as_str(), what)
             }
             EventKind::CommandStarted { machine, stage, command, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), format!("{stage}: $ {command}"))
             }
-            EventKind::CommandFinished { machine, stage, command, exit, error, seconds, .. } => {
-                let after = span(*seconds);
+            EventKind::CommandFinished { machine, stage, command, exit, error, took, .. } => {
+                let after = span(*took);
                 let (level, style, how) = match (exit, error.as_deref()) {
                     (Some(exit), None) if exit.success() => {
                         (Verbose, Style::Faint, format!("done after {after}"))
@@ -133,7 +132,7 @@ impl Text {
                 (Quiet, Style::Warning, "", what)
             }
             EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
-            EventKind::TrialFinished { trial, ok, seconds } => ended(format!("trial {trial}"), *ok, *seconds),
+            EventKind::TrialFinished { trial, ok, took } => ended(format!("trial {trial}"), *ok, *took),
             EventKind::StepStarted { trial, step, machines } => {
                 let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
                 if machines.len() > NAMED {
@@ -141,8 +140,8 @@ impl Text {
                 }
                 (Normal, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
             }
-            EventKind::StepFinished { trial, step, ok, seconds } => {
-                ended(format!("trial {trial}: step {step}"), *ok, *seconds)
+            EventKind::StepFinished { trial, step, ok, took } => {
+                ended(format!("trial {trial}: step {step}"), *ok, *took)
             }
             EventKind::TearingDown { reason } => {
                 (Normal, Style::Plain, "", format!("tearing down: {reason}"))
@@ -151,17 +150,17 @@ impl Text {
                 let count = number(leftovers.len(), "thing");
                 (Normal, Style::Warning, "", format!("{count} still there, asked to end once more"))
             }
-            EventKind::TornDown { leftovers, seconds } if leftovers.is_empty() => {
-                (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*seconds)))
+            EventKind::TornDown { leftovers, took } if leftovers.is_empty() => {
+                (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*took)))
             }
-            EventKind::TornDown { leftovers, seconds } => {
+            EventKind::TornDown { leftovers, took } => {
                 let count = number(leftovers.len(), "thing");
-                let mut what = format!("torn down after {}, but {count} may remain:", span(*seconds));
+                let mut what = format!("torn down after {}, but {count} may remain:", span(*took));
                 leftovers.iter().for_each(|leftover| what.extend(["\n", &one_line(&leftover.to_string())]));
                 (Quiet, Style::Bad, "", what)
             }
             EventKind::Kept { until } => {
-                let (left, run) = (span((until - event.at).round()), &self.run);
+                let (left, run) = (rest(*until, event.at), &self.run);
                 let what =
                     format!("the machines are kept, for {left} at most; `tsunami down {run}` ends them");
                 (Quiet, Style::Warning, "", what)
@@ -202,8 +201,8 @@ impl Text {
 
     /// Appends a line; what `what` has beyond its first line comes below, indented so that it can't be taken for
     /// a line of ours.
-    fn lines(&self, elapsed: f64, who: &str, style: Style, what: &str, out: &mut Message) {
-        let time = format!("[{elapsed:5.1}s]");
+    fn lines(&self, elapsed: Duration, who: &str, style: Style, what: &str, out: &mut Message) {
+        let time = format!("[{:5.1}s]", elapsed.as_secs_f64());
         let who = one_line(who);
         let indent = if who.is_empty() { 0 } else { self.width.max(who.len()).min(WIDEST) + 2 };
         for (i, line) in what.trim_end().split('\n').enumerate() {
@@ -226,10 +225,10 @@ fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut 
     out.line(&[(Style::Plain, &start), (Style::Plain, &sanitize_bytes(line))]);
 }
 
-fn ended(what: String, ok: bool, seconds: f64) -> (Verbosity, Style, &'static str, String) {
+fn ended(what: String, ok: bool, took: Duration) -> (Verbosity, Style, &'static str, String) {
     let (level, style, how) =
         if ok { (Verbosity::Normal, Style::Good, "done") } else { (Verbosity::Quiet, Style::Bad, "failed") };
-    (level, style, "", format!("{what} {how} after {}", span(seconds)))
+    (level, style, "", format!("{what} {how} after {}", span(took)))
 }
 
 /// Whether a command was ended on purpose, as those in the background are.
@@ -245,12 +244,20 @@ pub(super) fn first_line(command: &str) -> String {
 }
 
 /// A time as people say it: `1.2s`, `2m 5s`.
-pub(super) fn span(seconds: f64) -> String {
-    if seconds < 60.0 && seconds.fract() != 0.0 {
-        return format!("{seconds:.1}s");
+pub(super) fn span(time: Duration) -> String {
+    if time < Duration::from_secs(60) && time.subsec_nanos() != 0 {
+        return format!("{:.1}s", time.as_secs_f64());
     }
-    let whole = Duration::try_from_secs_f64(seconds.round()).unwrap_or_default();
-    humantime::format_duration(whole).to_string()
+    humantime::format_duration(whole_seconds(time)).to_string()
+}
+
+/// The time that is left until `end`, in whole seconds as people say it.
+fn rest(end: SystemTime, now: SystemTime) -> String {
+    span(whole_seconds(end.duration_since(now).unwrap_or_default()))
+}
+
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs() + u64::from(time.subsec_millis() >= 500))
 }
 
 fn number(count: usize, what: &str) -> String {
@@ -288,8 +295,13 @@ pub(crate) mod tests {
         }
     }
 
+    fn began() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+    }
+
     pub(in crate::reporter) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
+        let elapsed = Duration::from_secs_f64(elapsed);
+        Event::new(began() + elapsed, elapsed, kind)
     }
 
     pub(in crate::reporter) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
@@ -316,15 +328,14 @@ pub(crate) mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
-            seconds: 1.25,
+            took: Duration::from_millis(1250),
         }
     }
 
     /// One server and two clients, of which one fails.
     pub(crate) fn little_run() -> Vec<Event> {
         use EventKind::*;
-        let groups =
-            [("server", 1), ("client", 2)].map(|(name, count)| GroupSize { name: name.into(), count });
+        let groups = [("server", 1), ("client", 2)].map(|(name, count)| GroupSize::new(name, count));
         let run = "20231114-221320-abcd".parse().unwrap();
         let machine = || "client-0".to_owned();
         let (trial, step) = (|| "1".to_owned(), || "load".to_owned());
@@ -335,19 +346,26 @@ pub(crate) mod tests {
                 RunStarted {
                     run,
                     experiment: "redis".into(),
-                    deadline: 1_700_002_700.0,
+                    deadline: began() + Duration::from_secs(2700),
                     groups: groups.into(),
                 },
             ),
             at(0.0, Launching { group: "client".into(), count: 2 }),
-            at(0.1, Retrying { group: "server".into(), error: "no capacity".into(), delay: 2.0 }),
+            at(
+                0.1,
+                Retrying {
+                    group: "server".into(),
+                    error: "no capacity".into(),
+                    delay: Duration::from_secs(2),
+                },
+            ),
             at(0.9, Launched { group: "client".into(), machines: vec![id(), MachineId::new("i-1c")] }),
             at(
                 1.0,
                 Running {
                     machine: machine(),
                     id: id(),
-                    address: "192.0.2.7".into(),
+                    address: Some("192.0.2.7".into()),
                     description: "a fake machine".into(),
                     price: tsunami_core::Price::Free,
                 },
@@ -376,17 +394,17 @@ pub(crate) mod tests {
             at(9.0, finished("client-0", "load", "load", Ok(Exit::Signal(9)))),
             at(9.0, finished("server-0", "server", "redis-server", Err("cancelled"))),
             at(9.0, finished("server-0", "server", "redis-server", Err("the connection is gone"))),
-            at(9.1, StepFinished { trial: trial(), step: step(), ok: false, seconds: 5.6 }),
-            at(9.2, TrialFinished { trial: trial(), ok: true, seconds: 5.7 }),
+            at(
+                9.1,
+                StepFinished { trial: trial(), step: step(), ok: false, took: Duration::from_millis(5600) },
+            ),
+            at(9.2, TrialFinished { trial: trial(), ok: true, took: Duration::from_millis(5700) }),
             at(9.3, TearingDown { reason: "a step failed".into() }),
             at(
                 75.0,
                 TornDown {
-                    leftovers: vec![Leftover {
-                        what: "machine i-0c (client-0)".into(),
-                        why: "timed out".into(),
-                    }],
-                    seconds: 65.7,
+                    leftovers: vec![Leftover::new("machine i-0c (client-0)", "timed out")],
+                    took: Duration::from_millis(65_700),
                 },
             ),
             at(75.0, RunFinished { ok: false, error: Some("…".into()) }),

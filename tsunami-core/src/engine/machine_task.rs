@@ -92,12 +92,7 @@ impl Provisioner {
         self.run.events.emit(EventKind::Running {
             machine: name.to_owned(),
             id: machine.id.clone(),
-            address: machine
-                .addresses
-                .external()
-                .or(machine.login.host.as_deref())
-                .unwrap_or_default()
-                .to_owned(),
+            address: machine.addresses.external().or(machine.login.host.as_deref()).map(str::to_owned),
             description: machine.description.clone(),
             price: machine.price,
         });

@@ -76,6 +76,7 @@ pub struct Tsunami {
 
 /// When machines outlive their run, until their lifetime is over or somebody tears them down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Keep {
     /// Never.
     #[default]

@@ -19,7 +19,7 @@ use super::run::{BodyOutcome, Owned, Run, RunHandle};
 use super::teardown::PREPARE_TIMEOUT;
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
-use crate::event::{EventKind, GroupSize, rounded};
+use crate::event::{EventKind, GroupSize, cut};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
@@ -378,7 +378,7 @@ impl Run {
             self.events.emit(EventKind::Retrying {
                 group: request.group.clone(),
                 error: error.to_string(),
-                delay: rounded(delay),
+                delay: cut(delay),
             });
             if self.cancel.run_until_cancelled(sleep(delay)).await.is_none() {
                 return Err(error);

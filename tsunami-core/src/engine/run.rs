@@ -19,7 +19,7 @@ use super::{Keep, Tsunami};
 use crate::ErrorChain;
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::event::{EventKind, Events, GroupSize, seconds_since_epoch};
+use crate::event::{EventKind, Events, GroupSize, cut};
 use crate::machine::{MachineId, RunId, machine_name};
 use crate::provider::{Leftover, Provider};
 use crate::record::{RunEntry, RunLock, RunRecord};
@@ -162,7 +162,7 @@ impl Run {
         self.events.emit(EventKind::RunStarted {
             run: self.id.clone(),
             experiment,
-            deadline: seconds_since_epoch(self.deadline.read().at),
+            deadline: cut(self.deadline.read().at),
             groups: self.groups.clone(),
         });
     }
@@ -239,7 +239,7 @@ impl Owned {
     }
 
     async fn leave(mut self, record: &RunRecord) {
-        self.run.events.emit(EventKind::Kept { until: seconds_since_epoch(record.deadline.at) });
+        self.run.events.emit(EventKind::Kept { until: cut(record.deadline.at) });
         self.released = true;
         Connections::new(self.run.clone()).close().await;
     }

@@ -16,7 +16,7 @@ use super::foreign::caught;
 use super::run::{Run, ended, joined};
 use crate::ErrorChain;
 use crate::error::Error;
-use crate::event::{EventKind, Events, rounded};
+use crate::event::{EventKind, Events, cut};
 use crate::machine::{MachineState, RunId};
 use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
 use crate::record::RunEntry;
@@ -111,8 +111,8 @@ impl Run {
             let what = format!("the record at {}", self.directory.path().display());
             leftovers.push(Leftover { what, why: ErrorChain(&error).to_string() });
         }
-        let seconds = rounded(begun.elapsed());
-        self.events.emit(EventKind::TornDown { leftovers: leftovers.clone(), seconds });
+        let took = cut(begun.elapsed());
+        self.events.emit(EventKind::TornDown { leftovers: leftovers.clone(), took });
         leftovers
     }
 

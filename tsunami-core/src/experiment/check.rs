@@ -166,7 +166,7 @@ fn placeholders(groups: &[Group]) -> Vec<MachineContext> {
             name: machine_name(&group.name, index),
             group: group.name.clone(),
             index,
-            ip: private.clone(),
+            ip: Some(private.clone()),
             addresses: Addresses {
                 public: Some(public),
                 private: Some(private),

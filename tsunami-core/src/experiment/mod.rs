@@ -49,6 +49,7 @@ use self::file::Reader;
 
 /// An experiment file, read and checked.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Experiment {
     /// What the experiment is called.
     pub name: String,
@@ -74,6 +75,7 @@ pub struct Experiment {
 
 /// What happens when a provider takes a machine back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum OnInterruption {
     /// The run fails.
     #[default]
@@ -115,6 +117,7 @@ pub enum Transport {
 
 /// Machines that are alike.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -138,6 +141,7 @@ pub struct Group {
 
 /// One thing that prepares a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Setup {
     /// A shell command.
     Command(Template),
@@ -147,6 +151,7 @@ pub enum Setup {
 
 /// A file or directory brought to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Upload {
     /// Where it is on this computer.
     pub from: PathBuf,
@@ -156,6 +161,7 @@ pub struct Upload {
 
 /// The value of an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EnvValue {
     /// Written in the file.
     Text(Template),
@@ -187,6 +193,7 @@ impl fmt::Debug for Secret {
 
 /// Something done on some machines at once.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Step {
     /// Its name, by default its number from 1; unique.
     pub name: String,
@@ -206,6 +213,7 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Action {
     /// Runs a command to its end.
     Run {
@@ -225,6 +233,7 @@ pub enum Action {
 
 /// How to tell that something started has come up.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ready {
     /// The sign to look for.
     pub when: ReadyWhen,
@@ -234,6 +243,7 @@ pub struct Ready {
 
 /// A sign that something started has come up.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReadyWhen {
     /// Something listens on this port.
     Port(u16),
@@ -245,6 +255,7 @@ pub enum ReadyWhen {
 
 /// Files to be brought home.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Pattern {
     /// A glob, relative to the step's directory.
     pub template: Template,
@@ -254,6 +265,7 @@ pub struct Pattern {
 
 /// What happens when a step fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum OnError {
     /// The trial fails.
     #[default]

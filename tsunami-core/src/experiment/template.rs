@@ -474,7 +474,7 @@ mod tests {
             name: format!("{group}-{index}"),
             group: group.to_owned(),
             index,
-            ip: private.clone(),
+            ip: Some(private.clone()),
             addresses: Addresses {
                 public: public.map(str::to_owned),
                 private: Some(private),
@@ -509,6 +509,22 @@ mod tests {
     fn a_machine_knows_itself() {
         renders("{{ name }} {{ group }} {{ index }} {{ run_id }} {{ trial }}", "client-0 client 0 r1 7");
         renders("{{ ip }} {{ public_ip }} {{ private_ip }}", "10.0.2.0 198.18.0.2 10.0.2.0");
+    }
+
+    #[test]
+    fn an_address_that_is_not_known_is_no_empty_text() {
+        let unknown =
+            MachineContext { ip: None, addresses: Addresses::default(), ..machine("x", 0, "1", None) };
+        let machines = Machines::from(vec![unknown.clone(), machine("y", 0, "2", None)]);
+        let scope = Scope::step(&unknown, &machines, "7", &[]);
+        for template in ["{{ ip }}", "{{ x.ip }}", "{{ public_ip }}"] {
+            let error = Template::new(template).unwrap().render(&scope).unwrap_err();
+            assert!(error.to_string().contains("undefined"), "{template}: {error}");
+        }
+        let variables = unknown.variables(&machines, Some("7"));
+        let of = |wanted| variables.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let (own, ours, others) = (of("TSUNAMI_IP"), of("TSUNAMI_X_IPS"), of("TSUNAMI_Y_IPS"));
+        assert_eq!((own, ours, others), (Some(""), Some(""), Some("10.0.2.0")));
     }
 
     #[test]

@@ -135,12 +135,17 @@ impl Observer for Logs {
             EventKind::CommandStarted { machine, stage, command, .. } => {
                 self.append(machine, stage, true, format!("$ {}\n", command.trim_end()).as_bytes())
             }
-            EventKind::CommandFinished { machine, stage, exit, error, seconds, .. } => {
+            EventKind::CommandFinished { machine, stage, exit, error, took, .. } => {
                 let how = match (exit, error) {
                     (Some(exit), None) => exit.to_string(),
                     (_, error) => error.as_deref().unwrap_or("no status").replace('\n', "\n# "),
                 };
-                self.append(machine, stage, true, format!("# {how} after {seconds:.1} s\n").as_bytes())
+                self.append(
+                    machine,
+                    stage,
+                    true,
+                    format!("# {how} after {:.1} s\n", took.as_secs_f64()).as_bytes(),
+                )
             }
             _ => return,
         };

@@ -341,6 +341,7 @@ fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Re
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::{EventKind, Exit, GroupSize, Leftover, MachineId, Price};
@@ -365,8 +366,14 @@ mod tests {
         }
     }
 
+    fn began() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+    }
+
+    /// An event so many seconds after the run began.
     pub(super) fn at(elapsed: f64, kind: EventKind) -> Event {
-        Event::new(1_700_000_000.0 + elapsed, elapsed, kind)
+        let elapsed = Duration::from_secs_f64(elapsed);
+        Event::new(began() + elapsed, elapsed, kind)
     }
 
     pub(super) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
@@ -388,7 +395,7 @@ mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
-            seconds: 1.25,
+            took: Duration::from_millis(1250),
         }
     }
 
@@ -398,11 +405,16 @@ mod tests {
         let (id, run) = (MachineId::new("i-0c"), "20231114-221320-abcd".parse().unwrap());
         let groups = vec![GroupSize { name: "client".into(), count: 1 }];
         let leftovers = vec![Leftover { what: "machine i-0c".into(), why: "timed \u{1b}[31mout".into() }];
-        let (address, description) = ("192.0.2.7".into(), "c7g.large".into());
+        let (address, description) = (Some("192.0.2.7".into()), "c7g.large".into());
         let price = Price::PerHour(0.25);
         let trial = || "1".to_owned();
         let kinds = [
-            EventKind::RunStarted { run, experiment: "redis".into(), deadline: 1_700_002_700.0, groups },
+            EventKind::RunStarted {
+                run,
+                experiment: "redis".into(),
+                deadline: began() + Duration::from_secs(2700),
+                groups,
+            },
             EventKind::Launched { group: "client".into(), machines: vec![id.clone()] },
             EventKind::Running { machine: machine(), id, address, description, price },
             started("client-0", "setup", "apt-get update\n\u{1b}[2J"),
@@ -415,7 +427,7 @@ mod tests {
                 stage: "load".into(),
                 error: "no\nroom".into(),
             },
-            EventKind::TornDown { leftovers, seconds: 2.0 },
+            EventKind::TornDown { leftovers, took: Duration::from_secs(2) },
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];
         (0..).zip(kinds).map(|(second, kind)| at(f64::from(second), kind)).collect()

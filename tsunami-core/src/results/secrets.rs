@@ -207,7 +207,7 @@ impl Observer for Redacted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::tests::little_run;
+    use crate::results::tests::{at, little_run};
 
     fn secrets(values: &[&str]) -> Secrets {
         Secrets::new(values.iter().map(|value| ("TOKEN", value.as_bytes())))
@@ -246,9 +246,9 @@ mod tests {
                 command,
                 exit: None,
                 error: None,
-                seconds: 0.0,
+                took: Default::default(),
             };
-            redacted.event(&Event::new(0.0, 0.0, kind));
+            redacted.event(&at(0.0, kind));
             assert_eq!(
                 seen.0.lock().unwrap().as_slice(),
                 b"token=[secret]; huntress hunter2-hunter",
@@ -273,7 +273,7 @@ mod tests {
         }
         let kind = EventKind::Note { group: "client-0".into(), text: "all machines, client-0".into() };
         let expected = EventKind::Note { group: "client-0".into(), text: "all [secret], [secret]".into() };
-        let event = redacted.redacted(&Event::new(0.0, 0.0, kind)).unwrap();
+        let event = redacted.redacted(&at(0.0, kind)).unwrap();
         assert_eq!(event.kind, expected);
     }
 

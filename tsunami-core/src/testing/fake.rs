@@ -78,6 +78,7 @@ const STRAGGLING: Duration = Duration::from_secs(120);
 /// A call that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "each is named after the method of Provider, Connector or Session")]
+#[non_exhaustive]
 pub enum Call {
     Quote,
     Launch,
@@ -111,6 +112,7 @@ impl Call {
 /// A connector or a session knows no [`ProviderErrorKind`], and fails with one of its own kinds: `Connect` for a
 /// connect, `Remote` for a command, `Transfer` for files, `Lost` for a close, `Local` for preparations.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Fault {
     /// It is refused, and has no effect.
     Error(ProviderErrorKind),
@@ -126,6 +128,7 @@ pub enum Fault {
 
 /// What goes wrong with a machine.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum MachineFault {
     /// It boots only after this long.
     SlowBoot(Duration),

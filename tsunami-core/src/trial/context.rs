@@ -9,6 +9,7 @@ use crate::machine::Addresses;
 
 /// What is known about one machine of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MachineContext {
     /// Its name, as `client-0`.
     pub name: String,
@@ -17,7 +18,7 @@ pub struct MachineContext {
     /// Its number within the group, from zero.
     pub index: u32,
     /// The address by which it reaches itself: the private one if it has any, else the public one.
-    pub ip: String,
+    pub ip: Option<String>,
     /// The addresses by which others reach it.
     pub addresses: Addresses,
     /// The run it belongs to.
@@ -67,7 +68,7 @@ impl MachineContext {
             name: host.name().to_owned(),
             group: host.group().to_owned(),
             index: host.index(),
-            ip: host.ip().unwrap_or_default().to_owned(),
+            ip: host.ip().ok().map(str::to_owned),
             addresses: machine.addresses.clone(),
             run_id: machine.run.to_string(),
         }
@@ -76,7 +77,7 @@ impl MachineContext {
     /// The address by which `other` reaches this machine: private within a network, public across.
     pub fn address_from<'a>(&'a self, other: &Self) -> Option<&'a str> {
         if self.name == other.name {
-            return Some(&self.ip);
+            return self.ip.as_deref();
         }
         self.addresses.address_from(&other.addresses)
     }
@@ -89,7 +90,7 @@ impl MachineContext {
             ("TSUNAMI_GROUP", self.group.clone()),
             ("TSUNAMI_INDEX", self.index.to_string()),
             ("TSUNAMI_RUN_ID", self.run_id.clone()),
-            ("TSUNAMI_IP", self.ip.clone()),
+            ("TSUNAMI_IP", self.ip.clone().unwrap_or_default()),
         ];
         let mut variables: Vec<_> = own.map(|(name, value)| (name.to_owned(), value)).into();
         if let Some(trial) = trial {

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
 use crate::error::{Error, in_time};
-use crate::event::{UserEvent, rounded};
+use crate::event::UserEvent;
 use crate::outcome::gravest;
 use crate::plan::is_experiment_name;
 use crate::session::Command;
@@ -121,8 +121,8 @@ impl Cluster {
         };
         let errors = [failed, stopped.err(), swept.err(), interrupted].into_iter().flatten();
         let result = gravest(errors.collect()).map_or(Ok(value), Err);
-        let (ok, seconds) = (result.is_ok(), rounded(begun.elapsed()));
-        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, seconds });
+        let (ok, took) = (result.is_ok(), begun.elapsed());
+        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, took });
         result?.ok_or(Error::Cancelled)
     }
 }
@@ -202,8 +202,8 @@ impl Trial {
             }
         }
         let (trial, step) = (self.name().to_owned(), name.to_owned());
-        let (ok, seconds) = (errors.is_empty(), rounded(begun.elapsed()));
-        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, seconds });
+        let (ok, took) = (errors.is_empty(), begun.elapsed());
+        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, took });
         values.sort_by_key(|(place, _)| *place);
         gravest(errors).map_or(Ok(values.into_iter().map(|(_, value)| value).collect()), Err)
     }

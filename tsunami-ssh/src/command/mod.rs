@@ -188,7 +188,7 @@ impl Input {
         let small = match &self {
             Self::Given(Stdin::Null) => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
-            Self::Given(Stdin::File(_)) | Self::Archive(_) => usize::MAX,
+            Self::Given(_) | Self::Archive(_) => usize::MAX,
         };
         let write = move || {
             pipe.write_all(&header)?;
@@ -196,6 +196,7 @@ impl Input {
                 Self::Given(Stdin::Null) => Ok(()),
                 Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
+                Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
                 Self::Archive(archive) => archive.pack(io::BufWriter::with_capacity(PIPE_BYTES, pipe)),
             }
         };
@@ -276,26 +277,14 @@ fn local(message: &str, error: io::Error) -> SessionError {
 mod tests {
     use std::time::SystemTime;
 
-    use tsunami_core::{Addresses, Login, MachineId, MachineState, Price, RunId, Stream};
+    use tsunami_core::{MachineId, MachineState, RunId, Stream};
 
     use super::*;
     use crate::transport::fake::Fake;
 
     fn machine() -> Machine {
-        Machine {
-            id: MachineId::new("m"),
-            run: RunId::generate(SystemTime::now(), std::process::id().into()),
-            group: "m".to_owned(),
-            index: 0,
-            state: MachineState::Running,
-            addresses: Addresses::default(),
-            login: Login { user: None, host: None, port: None, host_key: None, directory: None },
-            expires: None,
-            description: String::new(),
-            price: Price::Free,
-            ended: None,
-            interrupted: None,
-        }
+        let run = RunId::generate(SystemTime::now(), std::process::id().into());
+        Machine::new(MachineId::new("m"), run, "m", 0, MachineState::Running)
     }
 
     async fn commands_on(fake: Fake) -> Arc<Commands> {

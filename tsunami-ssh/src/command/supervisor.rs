@@ -72,6 +72,10 @@ fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, 
             line.extend_from_slice(b"; set --");
             arguments(&mut line, args.iter().map(|arg| arg.as_os_str()))?;
         }
+        other => {
+            let message = format!("this version runs nothing of the kind {other:?}");
+            return Err(SessionError::new(SessionErrorKind::Local, message));
+        }
     }
     line.push(b'\n');
     Ok(line)

@@ -51,9 +51,17 @@ pub struct HostsProvider {
 
 /// The hosts of a group: the [`MachineSpec`] of a [`HostsProvider`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostsSpec {
     /// One for each machine of the group.
     pub hosts: Vec<HostAddress>,
+}
+
+impl HostsSpec {
+    /// Takes these hosts, one for each machine of the group.
+    pub fn new(hosts: impl IntoIterator<Item = HostAddress>) -> Self {
+        Self { hosts: hosts.into_iter().collect() }
+    }
 }
 
 /// Where a host is: `[user@]host[:port]`, where the host is an address, a name, or a name in an ssh_config.
@@ -116,13 +124,10 @@ impl FromStr for HostAddress {
 impl HostAddress {
     /// How somebody logs in there.
     fn login(&self) -> Login {
-        Login {
-            user: self.user.clone(),
-            host: Some(self.host.clone()),
-            port: self.port,
-            host_key: None,
-            directory: None,
-        }
+        let mut login = Login::default().host(&self.host);
+        login.user.clone_from(&self.user);
+        login.port = self.port;
+        login
     }
 
     /// Where a login leads. What it calls its host has not been read as an address yet.
@@ -250,7 +255,7 @@ impl HostsProvider {
             Ok(said) => watchdog::leftovers(&said, host),
             Err(error) => {
                 let why = tsunami_core::ErrorChain(&error).to_string();
-                vec![Leftover { what: format!("processes of the run and ~/{directory} on {host}"), why }]
+                vec![Leftover::new(format!("processes of the run and ~/{directory} on {host}"), why)]
             }
         }
     }
@@ -298,24 +303,14 @@ impl Provider for HostsProvider {
         let mut machines = Vec::new();
         for (index, host) in (0..).zip(hosts) {
             let address = self.resolve(host).await?;
-            machines.push(Machine {
-                id: MachineId::new(host.to_string()),
-                run: request.run.clone(),
-                group: request.group.clone(),
-                index,
-                state: MachineState::Running,
-                addresses: Addresses {
-                    public: Some(address.clone()),
-                    private: Some(address),
-                    network: Some("hosts".to_owned()),
-                },
-                login: Login { directory: Some(home_directory(&request.run)), ..host.login() },
-                expires: Some(request.deadline.at),
-                description: host.to_string(),
-                price: Price::Free,
-                ended: None,
-                interrupted: None,
-            });
+            let (id, run) = (MachineId::new(host.to_string()), request.run.clone());
+            let machine = Machine::new(id, run, &request.group, index, MachineState::Running)
+                .addresses(Addresses::default().public(&address).private(address).network("hosts"))
+                .login(host.login().directory(home_directory(&request.run)))
+                .expires(request.deadline.at)
+                .description(host.to_string())
+                .price(Price::Free);
+            machines.push(machine);
         }
         // Written before anybody connects: from now on, teardown knows where to look.
         self.write(&request.run, &request.group, &machines).map_err(|error| {
@@ -442,7 +437,7 @@ fn remove(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use tsunami_core::{Deadline, ProgressSink};
+    use tsunami_core::Deadline;
 
     #[tokio::test]
     async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
@@ -450,17 +445,14 @@ mod tests {
         let provider = HostsProvider::new(root.path(), Arc::new(crate::SshConnector::default()));
         let run: RunId = "20260101-000000-aaaa".parse().unwrap();
         let lifetime = Duration::from_secs(60);
-        let request = LaunchRequest {
-            run: run.clone(),
-            experiment: "test".to_owned(),
-            group: "node".to_owned(),
-            count: NonZeroU32::MIN,
-            spec: MachineSpec::new(HostsSpec { hosts: vec!["127.0.0.1".parse().unwrap()] }),
-            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
-            authorized_key: String::new(),
-            replace: Vec::new(),
-            notes: ProgressSink::default(),
-        };
+        let request = LaunchRequest::new(
+            run.clone(),
+            "node",
+            NonZeroU32::MIN,
+            MachineSpec::new(HostsSpec::new(["127.0.0.1".parse().unwrap()])),
+            Deadline { at: SystemTime::now() + lifetime, lifetime },
+        )
+        .experiment("test");
         provider.launch(&request).await.unwrap();
         let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));
         let text = fs::read_to_string(&file).unwrap();

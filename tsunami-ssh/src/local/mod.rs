@@ -124,9 +124,12 @@ impl Provider for LocalProvider {
         let mut machines = Vec::new();
         for run in runs {
             let remembered = self.place(&run).remembered().map_err(unreadable)?;
-            let listed =
-                remembered.into_iter().map(|(_, known)| Machine { state: known.state(), ..known.machine });
-            machines.extend(listed);
+            machines.extend(remembered.into_iter().map(|(_, known)| {
+                let state = known.state();
+                let mut machine = known.machine;
+                machine.state = state;
+                machine
+            }));
         }
         machines.sort_by(|a, b| (&a.run, &a.group, a.index).cmp(&(&b.run, &b.group, b.index)));
         Ok(machines)
@@ -159,7 +162,7 @@ impl Provider for LocalProvider {
         let mut left = watchdog::leftovers(&String::from_utf8_lossy(&output.stdout), "this computer");
         if left.is_empty() && place.directory.try_exists().unwrap_or(true) {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            left.push(Leftover { what: format!("directory {}", place.directory.display()), why });
+            left.push(Leftover::new(format!("directory {}", place.directory.display()), why));
         }
         Ok(left)
     }
@@ -241,17 +244,15 @@ mod tests {
 
     fn request(run: &RunId, seconds: u64) -> LaunchRequest {
         let lifetime = Duration::from_secs(seconds);
-        LaunchRequest {
-            run: run.clone(),
-            experiment: "test".to_owned(),
-            group: "node".to_owned(),
-            count: NonZeroU32::MIN,
-            spec: MachineSpec::default(),
-            deadline: tsunami_core::Deadline { at: SystemTime::now() + lifetime, lifetime },
-            authorized_key: "ssh-ed25519 none".to_owned(),
-            replace: Vec::new(),
-            notes: tsunami_core::ProgressSink::default(),
-        }
+        LaunchRequest::new(
+            run.clone(),
+            "node",
+            NonZeroU32::MIN,
+            MachineSpec::default(),
+            tsunami_core::Deadline { at: SystemTime::now() + lifetime, lifetime },
+        )
+        .experiment("test")
+        .authorized_key("ssh-ed25519 none")
     }
 
     #[tokio::test]

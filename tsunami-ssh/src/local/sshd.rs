@@ -53,30 +53,14 @@ impl Sshd<'_> {
         write_private(&at("authorized_keys"), request.authorized_key.as_bytes(), 0o600)?;
         write_private(&at("enter"), self.enter(request).as_bytes(), 0o700)?;
         write_private(&at("sshd_config"), self.config().as_bytes(), 0o600)?;
-        let machine = Machine {
-            id: MachineId::new(format!("{}/{}", request.run, self.name)),
-            run: request.run.clone(),
-            group: request.group.clone(),
-            index: self.index,
-            state: MachineState::Running,
-            addresses: Addresses {
-                public: Some(self.address.to_string()),
-                private: Some(self.address.to_string()),
-                network: Some("loopback".to_owned()),
-            },
-            login: Login {
-                user: Some(self.user.to_owned()),
-                host: None,
-                port: Some(self.port),
-                host_key: Some(host_key),
-                directory: None,
-            },
-            expires: Some(request.deadline.at),
-            description: "sshd on this computer's loopback".to_owned(),
-            price: Price::Free,
-            ended: None,
-            interrupted: None,
-        };
+        let (run, address) = (request.run.clone(), self.address.to_string());
+        let id = MachineId::new(format!("{run}/{}", self.name));
+        let machine = Machine::new(id, run, &request.group, self.index, MachineState::Running)
+            .addresses(Addresses::default().public(&address).private(address).network("loopback"))
+            .login(Login::default().user(self.user).port(self.port).host_key(host_key))
+            .expires(request.deadline.at)
+            .description("sshd on this computer's loopback")
+            .price(Price::Free);
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(at("sshd.log"))?;
         let mut sshd = std::process::Command::new(self.sshd);
         sshd.arg("-D").arg("-e").arg("-f").arg(at("sshd_config")).current_dir("/");

@@ -39,17 +39,15 @@ impl Machines {
         let run = unique_run();
         let authorized_key = connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap();
         let lifetime = Duration::from_secs(300);
-        let request = LaunchRequest {
-            run: run.clone(),
-            experiment: "test".to_owned(),
-            group: "node".to_owned(),
-            count: NonZeroU32::new(count).unwrap(),
-            spec: MachineSpec::default(),
-            deadline: Deadline { at: SystemTime::now() + lifetime, lifetime },
-            authorized_key,
-            replace: Vec::new(),
-            notes: tsunami_core::ProgressSink::default(),
-        };
+        let request = LaunchRequest::new(
+            run.clone(),
+            "node",
+            NonZeroU32::new(count).unwrap(),
+            MachineSpec::default(),
+            Deadline { at: SystemTime::now() + lifetime, lifetime },
+        )
+        .experiment("test")
+        .authorized_key(authorized_key);
         provider.launch(&request).await.unwrap();
         let machines = provider.list(&RunFilter::Run(run.clone())).await.unwrap();
         Self { root, run, connector, machines }
