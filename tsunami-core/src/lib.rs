@@ -71,7 +71,7 @@ pub mod trial;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
-pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
+pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, Remedy};
 pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,

@@ -130,7 +130,7 @@ pub const STEP_LIMIT: usize = 1000;
 /// The most machines of all steps together, each counted in each of its steps: a thousand machines in two hundred.
 pub const STEP_MACHINES_LIMIT: usize = 200_000;
 
-/// The longest value of `--set`, in bytes.
+/// The longest value that is given beside an experiment file, in bytes.
 pub const SET_VALUE_LIMIT: usize = 64 << 10;
 
 /// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::error::BoxError;
+use crate::error::{BoxError, Remedy};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::session::Session;
 
@@ -331,6 +331,8 @@ pub struct ProviderError {
     pub message: String,
     /// What the user can do about it.
     pub help: Option<String>,
+    /// What they can do about it by the program at hand.
+    pub remedy: Option<Remedy>,
     /// The error underneath.
     #[source]
     pub source: Option<BoxError>,
@@ -342,12 +344,18 @@ impl ProviderError {
     /// An error of `kind` in `operation`.
     pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
         let (operation, message) = (operation.into(), message.into());
-        Self { kind, operation, message, help: None, source: None, remains: Vec::new() }
+        Self { kind, operation, message, help: None, remedy: None, source: None, remains: Vec::new() }
     }
 
     /// Adds what the user can do about it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    /// Adds what they can do about it by the program at hand.
+    pub fn remedy(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(remedy);
         self
     }
 

@@ -18,7 +18,9 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
-use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
+use tsunami_core::{
+    Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
+};
 
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
@@ -453,9 +455,9 @@ impl RunSsh {
             Err(_) => None,
         };
         match shown {
-            Some((fingerprint, line)) => error.help(format!(
+            Some((fingerprint, line)) => error.remedy(Remedy::TrustNewHosts).help(format!(
                 "{name} showed the key {fingerprint}. If it is the right one, add this line to your \
-                 known_hosts, or pass --accept-new-hosts:\n  {line}"
+                 known_hosts:\n  {line}"
             )),
             None => error,
         }

@@ -12,7 +12,7 @@ use tsunami_core::{
 };
 
 use crate::backend;
-use crate::error::{Error, REMAINS, Remedy};
+use crate::error::{Error, REMAINS, Removal};
 use crate::signals;
 use crate::terminal::{one_line, say};
 
@@ -43,7 +43,7 @@ pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Re
             Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
-                error.show_with(&format!("{}: ", directory.id()), &Remedy::DownAgain);
+                error.show_with(&format!("{}: ", directory.id()), &Removal::DownAgain);
                 let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
                 status = status.max(if untouched { REMAINS } else { error.status() });
             }

@@ -9,7 +9,7 @@ use tsunami_core::{Error as CoreError, RunEntry, RunId, RunStore, Tsunami};
 
 use crate::args::CloudArgs;
 use crate::backend;
-use crate::error::{Error, REMAINS, Remedy};
+use crate::error::{Error, REMAINS, Removal};
 use crate::terminal::{one_line, print, say};
 
 /// So long after its expiry a run may still be tearing itself down.
@@ -26,7 +26,7 @@ struct Row {
     #[serde(skip)]
     told: Option<Error>,
     #[serde(skip)]
-    remedy: Remedy,
+    removal: Removal,
 }
 
 pub(crate) async fn gc(
@@ -64,7 +64,7 @@ pub(crate) async fn gc(
             for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
                 let ended = if dry_run { None } else { Some(tsunami.terminate_by_id(&found.run).await) };
                 // It need not be recorded here.
-                rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
+                rows.push(Row::new(found.run, found.things, ended, Removal::Again(again(cloud))));
             }
         }
     }
@@ -79,28 +79,28 @@ pub(crate) async fn gc(
 }
 
 impl Row {
-    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, remedy: Remedy) -> Self {
+    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, removal: Removal) -> Self {
         let (outcome, told) = match ended {
             None => ("would be removed", None),
             Some(Ok(())) => ("removed", None),
             Some(Err(error)) => ("remains", Some(Error::Core(error))),
         };
-        let error = told.as_ref().map(|error: &Error| error.text(&remedy));
-        Self { run, outcome, things, error, told, remedy }
+        let error = told.as_ref().map(|error: &Error| error.text(&removal));
+        Self { run, outcome, things, error, told, removal }
     }
 }
 
 async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_run: bool) -> Row {
     let things = vec![format!("the run recorded in {}", directory.path().display())];
     if dry_run {
-        return Row::new(directory.id(), things, None, Remedy::DownAgain);
+        return Row::new(directory.id(), things, None, Removal::DownAgain);
     }
     let ended = match backend::engine_or_remains(registry, directory, state).await {
         Ok(tsunami) => tsunami.down(directory).await,
         Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),
     };
-    Row::new(directory.id(), things, Some(ended), Remedy::DownAgain)
+    Row::new(directory.id(), things, Some(ended), Removal::DownAgain)
 }
 
 /// The command that looks there again.
@@ -123,7 +123,7 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }
-        row.told.iter().for_each(|error| error.show_with("", &row.remedy));
+        row.told.iter().for_each(|error| error.show_with("", &row.removal));
     }
     print(&text)
 }

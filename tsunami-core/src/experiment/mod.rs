@@ -66,7 +66,7 @@ pub struct Experiment {
     pub steps: Vec<Step>,
     /// The file's text as it was read.
     pub source: String,
-    /// The values given with `--set`.
+    /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What its provider has read for itself.
     pub settings: Settings,
@@ -268,47 +268,6 @@ impl Experiment {
         Loader::new().load(path)
     }
 
-    fn read(
-        path: &Path,
-        registry: &Registry,
-        set: &[(String, String)],
-        lookup_env: &dyn Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, Problems> {
-        let source = read(path)?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
-        // A line's ending is nothing that a command should see.
-        let text = source.replace("\r\n", "\n");
-        let mut reader = Reader::new(registry, &text, dir, lookup_env);
-        let contents = reader.read();
-        let (mut notes, templates) = reader.finish();
-        if let Some(contents) = &contents {
-            if let Some(provider) = registry.find(&contents.provider)
-                && notes.is_empty()
-            {
-                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
-            }
-            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
-        }
-        match contents {
-            Some(contents) if notes.is_empty() => Ok(Self {
-                name: contents.name,
-                provider: contents.provider,
-                settings: contents.settings,
-                lifetime: contents.lifetime,
-                budget: contents.budget,
-                ssh: contents.ssh,
-                groups: contents.groups,
-                steps: contents.steps,
-                set: set.to_vec(),
-                source,
-            }),
-            _ => Err(Problems::new(path, &text, notes)),
-        }
-    }
-
     /// All machines, in the order of the file: each one's name, group, and number within the group.
     pub fn machines(&self) -> impl Iterator<Item = (String, &Group, u32)> {
         self.groups.iter().flat_map(|group| {
@@ -326,6 +285,7 @@ impl Experiment {
 pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,
+    values_called: &'a str,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -337,7 +297,12 @@ impl fmt::Debug for Loader<'_> {
 
 impl Default for Loader<'_> {
     fn default() -> Self {
-        Self { registry: Registry::default(), set: Vec::new(), lookup_env: &|name| std::env::var_os(name) }
+        Self {
+            registry: Registry::default(),
+            set: Vec::new(),
+            values_called: "value",
+            lookup_env: &|name| std::env::var_os(name),
+        }
     }
 }
 
@@ -359,6 +324,11 @@ impl<'a> Loader<'a> {
         self
     }
 
+    /// Sets what problems call a value that is [set](Self::set), as a command line has it: `--set`. It is `value` else.
+    pub fn values_called(self, values_called: &'a str) -> Self {
+        Self { values_called, ..self }
+    }
+
     /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
     pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self { lookup_env, ..self }
@@ -366,7 +336,41 @@ impl<'a> Loader<'a> {
 
     /// Reads and checks the file at `path`.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
-        Experiment::read(path.as_ref(), &self.registry, &self.set, self.lookup_env)
+        let path = path.as_ref();
+        let source = read(path)?;
+        let dir = match path.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        // A line's ending is nothing that a command should see.
+        let text = source.replace("\r\n", "\n");
+        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env);
+        let contents = reader.read();
+        let (mut notes, templates) = reader.finish();
+        if let Some(contents) = &contents {
+            if let Some(provider) = self.registry.find(&contents.provider)
+                && notes.is_empty()
+            {
+                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
+            }
+            let set = (self.values_called, &*self.set);
+            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
+        }
+        match contents {
+            Some(contents) if notes.is_empty() => Ok(Experiment {
+                name: contents.name,
+                provider: contents.provider,
+                settings: contents.settings,
+                lifetime: contents.lifetime,
+                budget: contents.budget,
+                ssh: contents.ssh,
+                groups: contents.groups,
+                steps: contents.steps,
+                set: self.set,
+                source,
+            }),
+            _ => Err(Problems::new(path, &text, notes)),
+        }
     }
 }
 

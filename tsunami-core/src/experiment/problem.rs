@@ -101,7 +101,7 @@ pub struct Problems {
 impl Problems {
     pub(super) fn new(path: &Path, source: &str, notes: Notes) -> Self {
         let Notes { mut problems, dropped } = notes;
-        // What has no place goes last: it is most often about `--set`, and the file reads better on its own.
+        // What has no place goes last: it is most often about what is given beside the file, which the file reads better on its own.
         problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
         problems.dedup();
         Self { path: path.to_owned(), source: source.to_owned(), problems, dropped }

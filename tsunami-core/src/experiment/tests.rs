@@ -113,13 +113,14 @@ impl Dir {
     fn load(&self, text: impl AsRef<[u8]>, set: &[(&str, &str)]) -> Result<Experiment, Problems> {
         let path = self.0.path().join("x.toml");
         fs::write(&path, text).unwrap();
-        let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let home = self.0.path().join("sub");
-        Experiment::read(&path, &registry(), &set, &|name| match name {
+        let lookup_env = |name: &str| match name {
             "TOKEN" => Some("s3cret".into()),
             "HOME" => Some(home.clone().into()),
             _ => None,
-        })
+        };
+        let loader = Loader::new().registry(&registry()).values_called("--set").lookup_env(&lookup_env);
+        set.iter().fold(loader, |loader, (name, value)| loader.set(*name, *value)).load(&path)
     }
 
     /// The problems as `line:column message (help)`, without the name of the directory.
@@ -431,7 +432,7 @@ fn rendering_all_templates_has_an_end() {
         (5000, Some("rendering all templates for all machines takes too much work, from here on")),
     ] {
         let mut notes = Notes::default();
-        check::templates(&source, &contents, &templates, &[], &mut notes, fuel);
+        check::templates(&source, &contents, &templates, ("--set", &[]), &mut notes, fuel);
         let problems = Problems::new(Path::new("x.toml"), &source, notes);
         assert_eq!(problems.iter().next().map(Problem::message), message);
     }

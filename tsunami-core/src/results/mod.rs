@@ -260,7 +260,7 @@ fn named<'a>(
     names
 }
 
-/// Scripts and user data as they are, `--set` values, and the digests of uploads.
+/// Scripts and user data as they are, the values that were set, and the digests of uploads.
 fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
     files::make_directory(directory).map_err(ResultsError::file("make", directory))?;
     let mut uploads = Vec::new();
