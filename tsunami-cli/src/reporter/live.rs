@@ -13,7 +13,7 @@ use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::text::{Text, WIDEST, first_line, span};
-use super::{Verbosity, lock};
+use super::{Reporter, Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
 /// How often the lines are brought up to date.
@@ -31,7 +31,8 @@ const QUEUE: usize = 64 * 1024;
 /// [`Plain`](super::Plain) would. For terminals only: elsewhere it shows nothing at all.
 ///
 /// Events and output only change what is to be shown; a thread of its own draws it, ten times a second, and leaves it
-/// to an [`Outlet`]. While that is behind, as when the terminal is stopped, nothing is drawn.
+/// to an [`Outlet`]. While that is behind, as when the terminal is stopped, nothing is drawn. Once it has finished,
+/// nothing of the changing lines stays.
 pub(crate) struct Live {
     shared: Arc<Shared>,
     ticker: Mutex<Option<JoinHandle<()>>>,
@@ -127,11 +128,11 @@ impl Live {
         let ticker = thread::Builder::new().name("live".into()).spawn(move || ticking.tick()).ok();
         Self { shared, ticker: Mutex::new(ticker), echo: Mutex::default() }
     }
+}
 
-    /// Clears the changing lines and prints what is still to be printed. What happens later is printed at once.
-    ///
-    /// Happens by itself when the run is over and on drop; needed before the process exits otherwise. Idempotent.
-    pub(crate) fn finish(&self) {
+impl Reporter for Live {
+    /// Happens by itself when the run is over and on drop.
+    fn finish(&self) {
         lock(&self.shared.state).stopped = true;
         self.shared.stop.notify_all();
         let ticker = lock(&self.ticker).take();
@@ -145,11 +146,8 @@ impl Live {
     }
 
     /// Prints a line above the changing ones, which stay.
-    pub(crate) fn say(&self, line: &str) {
-        {
-            let mut state = lock(&self.shared.state);
-            state.queue.entry(&[], line);
-        }
+    fn say(&self, line: &str) {
+        lock(&self.shared.state).queue.entry(&[], line);
         self.shared.draw();
     }
 }
