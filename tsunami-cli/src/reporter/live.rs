@@ -82,6 +82,7 @@ struct Machine {
 }
 
 struct Running {
+    command_id: u64,
     stage: String,
     command: String,
     since: Instant,
@@ -378,20 +379,16 @@ impl State {
                     machine.becomes("gone", Style::Bad, true, now);
                 }
             }
-            EventKind::CommandStarted { machine, stage, command, .. } => {
+            EventKind::CommandStarted { machine, stage, command_id, command, .. } => {
                 let machine = self.machine(machine, now);
                 machine.lines = Lines::default();
                 machine.last.clear();
                 let (stage, command) = (stage.clone(), format!("$ {}", first_line(command)));
-                machine.commands.push(Running { stage, command, since: now });
+                machine.commands.push(Running { command_id: *command_id, stage, command, since: now });
             }
-            EventKind::CommandFinished { machine, stage, command, .. } => {
+            EventKind::CommandFinished { machine, command_id, .. } => {
                 let machine = self.machine(machine, now);
-                let command = format!("$ {}", first_line(command));
-                let same = |running: &Running| running.stage == *stage && running.command == command;
-                if let Some(place) = machine.commands.iter().position(same) {
-                    machine.commands.remove(place);
-                }
+                machine.commands.retain(|running| running.command_id != *command_id);
                 machine.last.clear();
             }
             EventKind::TrialStarted { trial } => self.phase = format!("trial {}", one_line(trial)),
@@ -400,6 +397,7 @@ impl State {
             }
             EventKind::TearingDown { .. } => "tearing down".clone_into(&mut self.phase),
             EventKind::Kept { .. } => "kept".clone_into(&mut self.phase),
+            // They change no line; what there is to say of them is said above.
             _ => {}
         }
     }
@@ -588,6 +586,23 @@ mod tests {
         live.event(&events[2]);
         live.finish();
         assert!(term.contents().ends_with("no capacity"), "{}", term.contents());
+    }
+
+    #[test]
+    fn every_kind_of_event_changes_a_line_or_is_told_above_them() {
+        let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
+        // Of machines whose lines say so already, and of what is told of each command.
+        let silent = ["launching", "launched", "uploaded", "collected", "custom"];
+        let (_term, live) = on_terminal(Verbosity::Normal);
+        let (mut state, now) = (lock(&live.shared.state), Instant::now());
+        for event in tsunami_core::read_events(events.as_bytes()).unwrap() {
+            let before = state.rows(now, 3);
+            drop(state.queue.take());
+            state.event(&event, now);
+            let is_shown = !state.queue.is_empty() || state.rows(now, 3) != before;
+            let kind = serde_json::to_value(&event).unwrap()["event"].clone();
+            assert_eq!(is_shown, !silent.contains(&kind.as_str().unwrap()), "{event:?}");
+        }
     }
 
     #[test]
