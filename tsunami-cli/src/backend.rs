@@ -1,6 +1,6 @@
 //! From a run, or from nothing but a provider's name, to the provider and the connector: by the registrations.
 
-use tsunami_core::experiment::{Experiment, Ssh};
+use tsunami_core::experiment::Experiment;
 use tsunami_core::registry::{Backend, Registration, Registry, Survey, SurveyQuery};
 use tsunami_core::{Error as CoreError, Leftover, RunEntry, RunStore, Tsunami};
 
@@ -88,9 +88,9 @@ pub(crate) async fn survey(
         return Err(Error::Usage(absent.unwrap_or("no provider here finds runs by tag").to_owned()));
     }
     let query = SurveyQuery { regions: cloud.region.clone(), profile: cloud.profile.clone(), everywhere };
-    let (ssh, mut found) = (Ssh::default(), Vec::new());
+    let mut found = Vec::new();
     for provider in providers {
-        let survey = provider.survey(&query, &registry.request(state, &ssh)).await;
+        let survey = provider.survey(&query, &registry.request(state)).await;
         found.push(survey.map_err(Error::Provider)?);
     }
     Ok(found)

@@ -65,13 +65,13 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
-use crate::experiment::{Experiment, Group, OnInterruption, Ssh};
+use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
 use crate::record::{RunEntry, RunRecord, RunStore};
 use crate::session::Connector;
 
-pub use crate::experiment::keys::{Form, Key};
+pub use crate::experiment::keys::{Form, Key, words};
 pub use crate::experiment::values::{Place, Table, Value, Values};
 
 /// How a provider is used from files and commands.
@@ -241,10 +241,10 @@ impl Settings {
 pub struct ConnectRequest<'a> {
     /// Where runs are recorded.
     pub state: &'a RunStore,
-    /// How machines are connected to.
-    pub ssh: &'a Ssh,
+    /// How machines are connected to, as the registry's [connector](Registry::connector) has read it.
+    pub connection: Settings,
     /// Whether hosts whose keys are not known are trusted, for this run.
-    pub accept_new_hosts: bool,
+    pub trust_new_hosts: bool,
     /// The groups of the experiment; none without one.
     pub groups: &'a [Group],
     /// What the provider's [`TableReader`] has read for it.
@@ -259,14 +259,38 @@ impl ConnectRequest<'_> {
             let message = "this program has no connector for its machines";
             ProviderError::new(ProviderErrorKind::Unsupported, "connector", message)
         })?;
-        Ok(connect.connector(self.ssh, self.accept_new_hosts))
+        Ok(connect.connector(&self.connection, self.trust_new_hosts))
     }
 }
 
-/// Makes connectors for providers that have none of their own.
+/// Makes connectors for providers that have none of their own, as a table of the file says.
 pub trait MakeConnector: Debug + Send + Sync + 'static {
-    /// A connector as a file asks for it.
-    fn connector(&self, ssh: &Ssh, accept_new_hosts: bool) -> Arc<dyn Connector>;
+    /// The table's name. It is no other key at the top of a file.
+    fn name(&self) -> &'static str;
+
+    /// The table's keys. Without any there is no such table.
+    fn keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    /// Reads the table. Whatever is wrong is noted with its place, and reading goes on.
+    fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
+        let _ = (table, values);
+        Connection::default()
+    }
+
+    /// A connector by what was read; without a table, the settings are empty.
+    fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector>;
+}
+
+/// How the machines of a file are connected to.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Connection {
+    /// What [`MakeConnector::connector`] is to know.
+    pub settings: Settings,
+    /// How long a machine may take from its launch to a session.
+    pub connect_timeout: Option<Duration>,
 }
 
 /// A provider and a connector that fit each other.
@@ -357,6 +381,11 @@ impl Registry {
         self
     }
 
+    /// What makes those connectors.
+    pub(crate) fn way(&self) -> Option<&Arc<dyn MakeConnector>> {
+        self.connector.as_ref()
+    }
+
     /// The provider of this name.
     pub fn find(&self, name: &str) -> Option<&Arc<dyn Registration>> {
         self.providers.iter().find(|registration| registration.name() == name)
@@ -392,26 +421,26 @@ impl Registry {
         &self,
         experiment: &Experiment,
         state: &RunStore,
-        accept_new_hosts: bool,
+        trust_new_hosts: bool,
     ) -> Result<Backend, ProviderError> {
         let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
-        let ssh = &experiment.ssh;
-        let request = ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self };
+        let connection = experiment.connection.settings.clone();
+        let request = ConnectRequest { state, connection, trust_new_hosts, groups, settings, registry: self };
         let provider = self.find(&experiment.provider).ok_or_else(|| unknown(&experiment.provider))?;
         of_that_name(provider.name(), provider.connect(&request).await?)
     }
 
-    /// Connects to what a recorded run was made with. Its options for SSH are remembered in its directory.
+    /// Connects to what a recorded run was made with. How its machines are connected to is remembered in its directory.
     pub async fn reconnect(&self, record: &RunRecord, state: &RunStore) -> Result<Backend, ProviderError> {
         let provider = self.find(&record.provider).ok_or_else(|| unknown(&record.provider))?;
-        let reconnected = provider.reconnect(record, &self.request(state, &Ssh::default())).await?;
+        let reconnected = provider.reconnect(record, &self.request(state)).await?;
         of_that_name(provider.name(), reconnected)
     }
 
     /// A request for a run of which nothing but its record is known.
-    pub fn request<'a>(&'a self, state: &'a RunStore, ssh: &'a Ssh) -> ConnectRequest<'a> {
-        let (accept_new_hosts, groups, settings) = (false, &[][..], Settings::default());
-        ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self }
+    pub fn request<'a>(&'a self, state: &'a RunStore) -> ConnectRequest<'a> {
+        let (connection, settings) = (Settings::default(), Settings::default());
+        ConnectRequest { state, connection, trust_new_hosts: false, groups: &[], settings, registry: self }
     }
 }
 

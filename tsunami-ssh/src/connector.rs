@@ -28,7 +28,6 @@ use crate::config::{
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
 use crate::session::SshSession;
-use crate::transport::openssh::OpensshTransport;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
 use crate::transport::{Connection, Transport};
 use crate::{keys, probe};
@@ -246,11 +245,9 @@ impl SshConnector {
 }
 
 impl RunSsh {
-    /// What connects to a machine: here, and nowhere else, it is chosen.
+    /// What connects to a machine.
     pub(crate) fn transport(self: &Arc<Self>, machine: &Machine) -> Arc<dyn Transport> {
-        match self.options.transport {
-            config::Transport::OpenSsh => Arc::new(OpensshTransport::new(self.clone(), machine.clone())),
-        }
+        self.options.transport.to(machine, self)
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.

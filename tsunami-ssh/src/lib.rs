@@ -100,12 +100,13 @@ mod shell;
 mod transport;
 mod watchdog;
 
-pub use config::{SshOptions, Transport};
+pub use config::SshOptions;
 pub use connector::{SshConnector, run_config};
 pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]
 pub use registration::{HostsRegistration, LocalRegistration, registry};
+pub use transport::TransportKind;
 
 /// What others may write, at random.
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::experiment::Ssh;
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::{
     Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunEntry, RunId, RunStore, Tsunami,
@@ -90,8 +89,7 @@ async fn unrecorded(
     }
     for registered in registry.providers().filter(|provider| backend::keeps(&***provider, directory)) {
         is_told = true;
-        let ssh = Ssh::default();
-        let connected = registered.reconnect_unrecorded(directory, &registry.request(state, &ssh)).await;
+        let connected = registered.reconnect_unrecorded(directory, &registry.request(state)).await;
         let connected = connected.map_err(Error::Provider);
         let Backend { provider, connector } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;

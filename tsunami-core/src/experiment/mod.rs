@@ -26,7 +26,7 @@ mod script;
 mod steps;
 mod template;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod values;
 
 use std::ffi::{OsStr, OsString};
@@ -39,7 +39,7 @@ use std::{fmt, fs, io};
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
 use crate::provider::MachineSpec;
-use crate::registry::{Registry, Settings};
+use crate::registry::{Connection, Registry, Settings};
 
 pub use self::problem::{Problem, Problems};
 pub use self::run::{ExperimentRun, RunOptions};
@@ -59,7 +59,7 @@ pub struct Experiment {
     /// The most that the machines may cost, in US dollars.
     pub budget: Option<f64>,
     /// How machines are connected to.
-    pub ssh: Ssh,
+    pub connection: Connection,
     /// The groups of machines, in the order of the file; at least one.
     pub groups: Vec<Group>,
     /// What is done on them, in order.
@@ -82,35 +82,9 @@ pub enum OnInterruption {
     Replace,
 }
 
-/// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ssh {
-    /// An extra `ssh_config`.
-    pub config: Option<PathBuf>,
-    /// A host to jump through, as `user@bastion`.
-    pub jump: Option<String>,
-    /// Who to log in as.
-    pub user: Option<String>,
-    /// The private key to log in with.
-    pub key: Option<PathBuf>,
-    /// Where host keys are looked up.
-    pub known_hosts: Option<PathBuf>,
-    /// How long a machine may take from its launch to a session.
-    pub connect_timeout: Option<Duration>,
-    /// How often a quiet connection is checked.
-    pub keepalive: Option<Duration>,
-    /// The key exchange algorithms, as in `KexAlgorithms`.
-    pub kex: Option<String>,
-    /// What carries the sessions.
-    pub transport: Transport,
-}
-
-/// What carries the sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transport {
-    /// The `ssh` program.
-    #[default]
-    Openssh,
+impl OnInterruption {
+    /// All that can happen, by the words of a file.
+    pub const WORDS: [(&'static str, Self); 2] = [("fail", Self::Fail), ("replace", Self::Replace)];
 }
 
 /// Machines that are alike.
@@ -262,6 +236,10 @@ pub enum OnError {
     Continue,
 }
 
+impl OnError {
+    const WORDS: [(&'static str, Self); 2] = [("fail", Self::Fail), ("continue", Self::Continue)];
+}
+
 impl Experiment {
     /// Reads and checks the file at `path`. [`Loader`] can be told more.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
@@ -363,7 +341,7 @@ impl<'a> Loader<'a> {
                 settings: contents.settings,
                 lifetime: contents.lifetime,
                 budget: contents.budget,
-                ssh: contents.ssh,
+                connection: contents.connection,
                 groups: contents.groups,
                 steps: contents.steps,
                 set: self.set,
