@@ -103,7 +103,6 @@ mod text;
 mod trust;
 mod user_data;
 
-pub use discovery::{DiscoveredRun, Survey};
 pub use journal::recorded_options;
 pub use provider::Ec2Provider;
 #[cfg(feature = "experiment")]

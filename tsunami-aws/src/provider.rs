@@ -18,7 +18,7 @@ use tsunami_core::{
 
 use crate::address::OwnAddress;
 use crate::connect;
-use crate::discovery::{self, Survey};
+use crate::discovery;
 use crate::error::AwsError;
 use crate::journal::{Journal, journal_error};
 use crate::launch::{self, Launch, LaunchState, LockKey};

@@ -86,8 +86,8 @@ pub use plan::{
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{
-    LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter,
+    DiscoveredRun, LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
+    ProviderErrorKind, Quote, RunFilter, Survey,
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};

@@ -296,6 +296,29 @@ pub enum RunFilter {
     All,
 }
 
+/// What was found by tag, whoever made it.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// The runs, by their ids.
+    pub runs: Vec<DiscoveredRun>,
+    /// What could not be looked at, and why. What is there is not known.
+    pub failures: Vec<String>,
+    /// The time as the provider has it, told by this computer's clock like the times of expiry; `None` if it did not
+    /// tell.
+    pub now: Option<SystemTime>,
+}
+
+/// What one run has, wherever that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiscoveredRun {
+    /// The run.
+    pub run: RunId,
+    /// The last moment at which anything of it expires.
+    pub expires: SystemTime,
+    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
+    pub things: Vec<String>,
+}
+
 /// Something that a run created and that may still exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leftover {

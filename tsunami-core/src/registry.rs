@@ -61,7 +61,7 @@ use std::fmt::Debug;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -73,6 +73,7 @@ use crate::session::Connector;
 
 pub use crate::experiment::keys::{Form, Key, words};
 pub use crate::experiment::values::{Place, Table, Value, Values};
+pub use crate::provider::{DiscoveredRun, Survey};
 
 /// How a provider is used from files and commands.
 #[async_trait]
@@ -311,28 +312,6 @@ pub struct SurveyQuery {
     pub profile: Option<String>,
     /// Whether to look in all regions where none is named.
     pub everywhere: bool,
-}
-
-/// What was found by tag.
-#[derive(Clone, Debug, Default)]
-pub struct Survey {
-    /// The runs, by their ids.
-    pub runs: Vec<DiscoveredRun>,
-    /// What could not be looked at, and why. What is there is not known.
-    pub failures: Vec<String>,
-    /// The time as the provider has it, if it told.
-    pub now: Option<SystemTime>,
-}
-
-/// What one run has, wherever that is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiscoveredRun {
-    /// The run.
-    pub run: RunId,
-    /// The last moment at which anything of it expires.
-    pub expires: SystemTime,
-    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
-    pub things: Vec<String>,
 }
 
 /// The providers that a program knows, the default one first.

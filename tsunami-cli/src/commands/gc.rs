@@ -51,9 +51,9 @@ pub(crate) async fn gc(
     }
     // Whoever asks for their own only has perhaps no account at all.
     if !mine || cloud.is_asked() {
-        for (Backend { provider, connector }, survey) in
-            backend::survey(registry, &state, cloud, true).await?
-        {
+        for surveyed in backend::survey(registry, &state, cloud, true).await? {
+            status = status.max(surveyed.tell());
+            let Ok((Backend { provider, connector }, survey)) = surveyed.found else { continue };
             for failure in &survey.failures {
                 // What could not be looked at may hold anything.
                 say(&format!("could not look in {failure}"));
@@ -107,7 +107,8 @@ async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_ru
 fn again(cloud: &CloudArgs) -> String {
     let regions = cloud.region.iter().map(|region| ["--region", region.as_str()]);
     let profile = cloud.profile.iter().map(|profile| ["--profile", profile.as_str()]);
-    let words = ["tsunami", "gc"].into_iter().chain(regions.chain(profile).flatten());
+    let provider = cloud.provider.iter().map(|provider| ["--provider", provider.as_str()]);
+    let words = ["tsunami", "gc"].into_iter().chain(provider.chain(regions).chain(profile).flatten());
     shlex::try_join(words).unwrap_or_else(|_| "tsunami gc".to_owned())
 }
 
@@ -126,4 +127,20 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
         row.told.iter().for_each(|error| error.show_with("", &row.removal));
     }
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_looks_again_looks_in_the_same_place() {
+        let cloud = CloudArgs {
+            provider: Some("aws".to_owned()),
+            region: vec!["eu-west-1".to_owned(), "x y".to_owned()],
+            profile: Some("me".to_owned()),
+        };
+        let expected = "tsunami gc --provider aws --region eu-west-1 --region 'x y' --profile me";
+        assert_eq!(again(&cloud), expected);
+    }
 }
