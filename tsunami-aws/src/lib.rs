@@ -87,6 +87,7 @@ mod inventory;
 mod journal;
 mod launch;
 mod limited;
+pub mod limits;
 mod model;
 mod provider;
 mod quota;

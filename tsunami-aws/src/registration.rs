@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tsunami_core::experiment::{Group, OnInterruption};
-use tsunami_core::limits::USER_DATA_FILE_LIMIT;
 use tsunami_core::registry::{
     Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
     SurveyQuery, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
 
+use crate::limits::USER_DATA_FILE_LIMIT;
 use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.

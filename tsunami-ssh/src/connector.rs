@@ -17,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
-use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use tsunami_core::{
     Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
 };
@@ -27,6 +26,7 @@ use crate::config::{
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
+use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use crate::session::SshSession;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
 use crate::transport::{Connection, Transport};
