@@ -179,8 +179,9 @@ impl From<AwsError> for ProviderError {
     fn from(failure: AwsError) -> Self {
         let (help, remedy) = (failure.help(), codes::remedy(&failure.code));
         let operation = format!("{} in {}", failure.operation, failure.region);
-        let error = Self::new(failure.kind, operation, format!("{}: {}", failure.code, failure.message));
-        Self { help, remedy, ..error }
+        let mut error = Self::new(failure.kind, operation, format!("{}: {}", failure.code, failure.message));
+        (error.help, error.remedy) = (help, remedy);
+        error
     }
 }
 

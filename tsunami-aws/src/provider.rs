@@ -13,7 +13,7 @@ use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
 use tsunami_core::{
     Deadline, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider,
-    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session,
+    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
 };
 
 use crate::address::OwnAddress;

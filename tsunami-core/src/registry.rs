@@ -65,6 +65,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::experiment::keys::TOP_KEYS;
 use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
@@ -337,7 +338,15 @@ impl Registry {
     }
 
     /// Adds a provider, in place of one of the same name.
+    ///
+    /// # Panics
+    ///
+    /// If its name can't be one: it is a lower-case letter, then those, digits, `_` and `-`, and it is no
+    /// other key at the top of a file. Files and records have it, and so does the provider's directory in a run's.
     pub fn with(mut self, registration: Arc<dyn Registration>) -> Self {
+        let name = registration.name();
+        let is_taken = self.connector.as_ref().is_some_and(|connector| connector.name() == name);
+        assert!(can_name_a_table(name) && !is_taken, "no provider can be called {name:?}");
         self.absent.retain(|(name, _)| *name != registration.name());
         match self.providers.iter_mut().find(|known| known.name() == registration.name()) {
             Some(known) => *known = registration,
@@ -355,13 +364,19 @@ impl Registry {
     }
 
     /// Sets what makes connectors for providers that have none of their own.
+    ///
+    /// # Panics
+    ///
+    /// If its name can't be one, by the rules for [providers](Self::with), or is a provider's.
     pub fn connector(mut self, connector: Arc<dyn MakeConnector>) -> Self {
+        let name = connector.name();
+        assert!(can_name_a_table(name) && self.find(name).is_none(), "no connector can be called {name:?}");
         self.connector = Some(connector);
         self
     }
 
-    /// What makes those connectors.
-    pub(crate) fn way(&self) -> Option<&Arc<dyn MakeConnector>> {
+    /// What makes connectors for them.
+    pub(crate) fn connector_maker(&self) -> Option<&Arc<dyn MakeConnector>> {
         self.connector.as_ref()
     }
 
@@ -423,6 +438,14 @@ impl Registry {
     }
 }
 
+/// Whether a table at the top of a file can have this name.
+fn can_name_a_table(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(allowed)
+        && TOP_KEYS.iter().all(|key| key.name != name)
+}
+
 /// A run is recorded under the name that its provider says, and looked for under the one that is registered.
 fn of_that_name(name: &str, backend: Backend) -> Result<Backend, ProviderError> {
     let says = backend.provider.name();
@@ -468,5 +491,62 @@ struct CountedReader;
 impl TableReader for CountedReader {
     fn group(&mut self, _: &GroupTable<'_>, _: &mut Values<'_, '_>) -> Option<Machines> {
         Some(Machines::of(MachineSpec::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// Has this name.
+    #[derive(Debug)]
+    struct Named(&'static str);
+
+    #[async_trait]
+    impl Registration for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+            Counted.connect(request).await
+        }
+
+        async fn reconnect(
+            &self,
+            _: &RunRecord,
+            request: &ConnectRequest<'_>,
+        ) -> Result<Backend, ProviderError> {
+            self.connect(request).await
+        }
+    }
+
+    impl MakeConnector for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
+            unreachable!("nothing is connected to")
+        }
+    }
+
+    #[test]
+    fn what_is_registered_has_a_name_of_its_own() {
+        let registry = Registry::new().with(Arc::new(Named("cloud"))).connector(Arc::new(Named("wire")));
+        let refuses = |add: &dyn Fn(Registry) -> Registry| {
+            let registry = registry.clone();
+            catch_unwind(AssertUnwindSafe(|| add(registry))).is_err()
+        };
+        for name in ["", "Cloud", "a/b", "..", "-a", "group", "lifetime"] {
+            assert!(refuses(&|registry| registry.with(Arc::new(Named(name)))), "{name}");
+            assert!(refuses(&|registry| registry.connector(Arc::new(Named(name)))), "{name}");
+        }
+        assert!(refuses(&|registry| registry.with(Arc::new(Named("wire")))));
+        assert!(refuses(&|registry| registry.connector(Arc::new(Named("cloud")))));
+        let same = registry.with(Arc::new(Named("cloud")));
+        assert_eq!(same.names().collect::<Vec<_>>(), ["cloud"]);
     }
 }

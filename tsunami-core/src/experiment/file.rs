@@ -214,7 +214,8 @@ impl<'a> Reader<'a> {
             let common = self.common.clone();
             reader.all(&common, own.map(Table), &mut Values(self));
         }
-        let connection = registry.way().and_then(|way| self.connection(root, way)).unwrap_or_default();
+        let connection =
+            registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
         let mut reading = provider.as_ref().zip(reader.as_deref_mut());
         let groups = self.groups(root, &mut reading);
         let steps = self.steps(root);
@@ -278,11 +279,11 @@ impl<'a> Reader<'a> {
         Common { user, on_interruption }
     }
 
-    fn connection(&mut self, root: &DeTable<'_>, way: &Arc<dyn MakeConnector>) -> Option<Connection> {
-        let table = root.get(way.name()).filter(|_| !way.keys().is_empty())?;
+    fn connection(&mut self, root: &DeTable<'_>, maker: &Arc<dyn MakeConnector>) -> Option<Connection> {
+        let table = root.get(maker.name()).filter(|_| !maker.keys().is_empty())?;
         let table = self.table(table)?;
-        self.keys(table, way.keys(), &[]);
-        Some(way.read(Table(table), &mut Values(self)))
+        self.keys(table, maker.keys(), &[]);
+        Some(maker.read(Table(table), &mut Values(self)))
     }
 
     // Groups

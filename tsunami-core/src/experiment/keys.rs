@@ -99,15 +99,18 @@ pub(crate) fn names(keys: &[Key]) -> impl Iterator<Item = &'static str> + Clone 
 /// The keys at the top of files whose machines come from these providers, beside the providers' own tables.
 pub(super) fn top_keys(registry: &Registry) -> Vec<Key> {
     let mut keys = TOP_KEYS.to_vec();
-    if let Some(way) = registry.way().filter(|way| !way.keys().is_empty()) {
+    if let Some(maker) = registry.connector_maker().filter(|maker| !maker.keys().is_empty()) {
         let place = keys.iter().position(|key| key.name == "group").unwrap_or(keys.len());
-        keys.insert(place, Key::new(way.name(), Form::Table(way.keys()), "how machines are connected to"));
+        keys.insert(
+            place,
+            Key::new(maker.name(), Form::Table(maker.keys()), "how machines are connected to"),
+        );
     }
     keys
 }
 
 /// The keys at the top of every file.
-pub(super) const TOP_KEYS: &[Key] = &[
+pub(crate) const TOP_KEYS: &[Key] = &[
     Key::new("name", Form::Text, "what the experiment is called").required(),
     Key::new("provider", Form::Text, "where its machines come from").default("\"local\""),
     Key::new("lifetime", Form::Duration, "when every machine ends, whatever happens").default("\"1h\""),
