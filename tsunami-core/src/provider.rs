@@ -55,7 +55,7 @@ pub trait Provider: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Renews what the provider keeps on a machine that it has admitted, above all its deadline, when another process
+    /// Renews what the provider keeps on a machine that it has verified, above all its deadline, when another process
     /// connects to it. May be dropped at any await.
     async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let _ = (machine, session);
@@ -192,7 +192,7 @@ pub enum Price {
     Free,
     /// US dollars an hour.
     PerHour(f64),
-    /// It could not be found out. Never a guess.
+    /// It could not be found out. Providers do not estimate it.
     #[default]
     Unknown,
 }

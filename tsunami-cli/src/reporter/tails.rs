@@ -70,7 +70,7 @@ impl Stage {
                 begun.push(piece, |line| own.push((*which, sanitize_bytes(line))));
             }
             begun.finish(|line| own.push((self.count, sanitize_bytes(line))));
-            // What is left of a line says less than none.
+            // The first line has lost its beginning, and is left out.
             let torn = usize::from(output.cut && own.len() > 1);
             lines.extend(own.drain(torn.max(own.len().saturating_sub(LINES))..));
         }

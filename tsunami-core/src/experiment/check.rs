@@ -7,7 +7,7 @@ use crate::Addresses;
 use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
 
 use super::file::{Contents, TemplateRole, TemplateSite, WORD, is_word, template_problem};
-use super::problem::{Notes, Problem};
+use super::problem::{NotedProblems, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 use crate::trial::{MachineContext, Machines};
@@ -28,7 +28,7 @@ pub(super) fn templates(
     contents: &Contents,
     templates: &[TemplateSite],
     (called, set): (&str, &[(String, String)]),
-    notes: &mut Notes,
+    notes: &mut NotedProblems,
     mut fuel: u64,
 ) {
     notes.extend(set_values(contents, templates, called, set));

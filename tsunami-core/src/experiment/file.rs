@@ -25,7 +25,7 @@ use self::value::{entries, key, number, unreadable};
 use super::keys::{
     FROM_ENV_KEYS, GROUP_KEYS, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, UPLOAD_KEYS, names, top_keys,
 };
-use super::problem::{Notes, Problem, suggest};
+use super::problem::{NotedProblems, Problem, suggest};
 use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::values::{Place, Table, Values};
@@ -116,7 +116,7 @@ pub(super) struct Reader<'a> {
     source: &'a str,
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
-    notes: Notes,
+    notes: NotedProblems,
     placed: Vec<TemplateSite>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
@@ -141,7 +141,7 @@ impl<'a> Reader<'a> {
             source,
             dir,
             lookup_env,
-            notes: Notes::default(),
+            notes: NotedProblems::default(),
             placed: vec![],
             sizes: vec![],
             templates_are_whole: true,
@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What was noted, and the templates found.
-    pub(super) fn finish(self) -> (Notes, Vec<TemplateSite>) {
+    pub(super) fn finish(self) -> (NotedProblems, Vec<TemplateSite>) {
         (self.notes, self.placed)
     }
 

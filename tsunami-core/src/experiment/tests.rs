@@ -5,7 +5,7 @@ use crate::limits::{COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_
 use async_trait::async_trait;
 use std::sync::Arc;
 
-use super::problem::Notes;
+use super::problem::NotedProblems;
 use super::*;
 use crate::registry::{
     Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
@@ -463,7 +463,7 @@ fn rendering_all_templates_has_an_end() {
         (10_000, None),
         (5000, Some("rendering all templates for all machines takes too much work, from here on")),
     ] {
-        let mut notes = Notes::default();
+        let mut notes = NotedProblems::default();
         check::templates(&source, &contents, &templates, ("--set", &[]), &mut notes, fuel);
         let problems = Problems::new(Path::new("x.toml"), &source, notes);
         assert_eq!(problems.iter().next().map(Problem::message), message);
