@@ -9,10 +9,10 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse, Or
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
 use tokio::sync::OnceCell;
-use tsunami_core::limits::{ADDRESS_ANSWER_LIMIT, ADDRESS_ANSWER_TIMEOUT};
 use tsunami_core::{ErrorChain, ProviderError, ProviderErrorKind};
 
 use crate::limited::LimitedAnswers;
+use crate::limits::{ADDRESS_ANSWER_LIMIT, ADDRESS_ANSWER_TIMEOUT};
 use crate::trust;
 
 /// The address by which the world sees this computer, asked for once.

@@ -8,7 +8,8 @@ use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_ec2::error::BoxError;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
-use tsunami_core::limits::CLOCK_SKEW_LIMIT;
+
+use crate::limits::CLOCK_SKEW_LIMIT;
 
 /// Clocks that differ by less are taken for the same: an answer is on its way for a while, and tells whole seconds.
 const SAME_CLOCK_SECONDS: i64 = 10;

@@ -1,6 +1,7 @@
 //! Every error code that a request of ours can meet: its class, what the user can do, and where that is from.
 
 use tsunami_core::ProviderErrorKind::{self, *};
+use tsunami_core::Remedy;
 
 use crate::quota::Quota;
 
@@ -44,11 +45,13 @@ enum Advice {
     Nothing,
     /// This, with `{region}` and `{operation}` filled in.
     Say(&'static str),
+    /// The same, or to remove what is left of runs that are over.
+    Remove(&'static str),
     /// More than one thing: the context tells which.
     Tell(fn(&Refusal<'_>) -> String),
 }
 
-use Advice::{Nothing, Say, Tell};
+use Advice::{Nothing, Remove, Say, Tell};
 
 const fn row(
     kind: ProviderErrorKind,
@@ -126,8 +129,7 @@ const TABLE: &[Row] = &[
     row(
         Quota,
         EC2,
-        Say("the account has as many of them in {region} as it may have: remove some that are not needed \
-             (`tsunami gc` finds those of runs that are over)"),
+        Remove("the account has as many of them in {region} as it may have: remove some that are not needed"),
         &["ResourceCountLimitExceeded", "KeyPairLimitExceeded", "TagLimitExceeded"],
     ),
     // Without the role there is no spot, but there is on-demand.
@@ -308,9 +310,16 @@ pub(crate) fn kind(code: &str) -> ProviderErrorKind {
 pub(crate) fn help(refusal: &Refusal<'_>) -> Option<String> {
     match find(refusal.code)?.advice {
         Nothing => None,
-        Say(text) => Some(text.replace("{region}", refusal.region).replace("{operation}", refusal.operation)),
+        Say(text) | Remove(text) => {
+            Some(text.replace("{region}", refusal.region).replace("{operation}", refusal.operation))
+        }
         Tell(tell) => Some(tell(refusal)),
     }
+}
+
+/// What the user can do by the program at hand.
+pub(crate) fn remedy(code: &str) -> Option<Remedy> {
+    matches!(find(code)?.advice, Remove(_)).then_some(Remedy::RemoveOldRuns)
 }
 
 fn find(code: &str) -> Option<&'static Row> {

@@ -5,37 +5,12 @@ use std::time::SystemTime;
 
 use aws_sdk_ec2::types::InstanceStateName;
 use futures_util::future::join_all;
-use serde::Serialize;
-use tsunami_core::{RunFilter, RunId};
+use tsunami_core::{DiscoveredRun, RunFilter, RunId, Survey};
 
 use crate::clock::Hearing;
 use crate::error::{AwsError, Result};
 use crate::region::Region;
 use crate::{inventory, text};
-
-/// What one run has, in all the regions that were looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct DiscoveredRun {
-    /// The run.
-    pub run: RunId,
-    /// The last moment at which anything of it expires.
-    pub expires: SystemTime,
-    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
-    pub things: Vec<String>,
-}
-
-/// What was found by tag.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Survey {
-    /// The runs, by their ids.
-    pub runs: Vec<DiscoveredRun>,
-    /// What could not be looked at, in which region, and why. What is there is not known.
-    pub failures: Vec<String>,
-    /// The time as the service has it, told by our clock like the times of expiry; `None` if no region answered.
-    pub now: Option<SystemTime>,
-}
 
 /// A run's things, and when the last of them expires.
 type ByRun = BTreeMap<RunId, (Option<SystemTime>, Vec<String>)>;

@@ -177,13 +177,11 @@ impl AwsError {
 
 impl From<AwsError> for ProviderError {
     fn from(failure: AwsError) -> Self {
-        let help = failure.help();
+        let (help, remedy) = (failure.help(), codes::remedy(&failure.code));
         let operation = format!("{} in {}", failure.operation, failure.region);
-        let error = Self::new(failure.kind, operation, format!("{}: {}", failure.code, failure.message));
-        match help {
-            Some(help) => error.help(help),
-            None => error,
-        }
+        let mut error = Self::new(failure.kind, operation, format!("{}: {}", failure.code, failure.message));
+        (error.help, error.remedy) = (help, remedy);
+        error
     }
 }
 

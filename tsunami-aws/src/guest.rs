@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tsunami_core::limits::{ADMISSION_OUTPUT_LIMIT, ADMISSION_TIMEOUT};
 use tsunami_core::{Command, Exit, Machine, OutputSink, ProviderError, ProviderErrorKind, Session, Stream};
 
 use crate::clock::Clock;
 use crate::interruption::{INTERRUPTION_NOTICE, is_notice};
+use crate::limits::{VERIFY_OUTPUT_LIMIT, VERIFY_TIMEOUT};
 use crate::model::timestamp;
 use crate::text;
 use crate::user_data::DEADLINE_DIGITS;
@@ -29,7 +29,7 @@ pub(crate) async fn verify_deadline(
     clock: Clock,
 ) -> Result<(), ProviderError> {
     let status = Command::shell("tsunami-deadline status");
-    let armed = within(ADMISSION_TIMEOUT, remote(machine, session, status)).await?;
+    let armed = within(VERIFY_TIMEOUT, remote(machine, session, status)).await?;
     let at = armed_at(&armed).map(|at| clock.ours(at));
     let fits = at.zip(machine.expires).is_some_and(|(at, expires)| at <= expires + DEADLINE_TOLERANCE);
     if fits {
@@ -60,7 +60,7 @@ pub(crate) async fn move_deadline(
          if [ \"$(id -u)\" = 0 ]; then sudo=; else sudo='sudo -n'; fi && \
          $sudo \"$tool\" extend {at} $(($3 + {longer} - {shorter}))"
     );
-    within(ADMISSION_TIMEOUT, remote(machine, session, Command::shell(line))).await.map(drop)
+    within(VERIFY_TIMEOUT, remote(machine, session, Command::shell(line))).await.map(drop)
 }
 
 /// Waits until cloud-init has set the machine up.
@@ -154,7 +154,7 @@ impl OutputSink for CapturedOutput {
     fn write(&self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = if stream == Stream::Stdout { &mut said.0 } else { &mut said.1 };
-        kept.extend_from_slice(&bytes[..bytes.len().min(ADMISSION_OUTPUT_LIMIT.saturating_sub(kept.len()))]);
+        kept.extend_from_slice(&bytes[..bytes.len().min(VERIFY_OUTPUT_LIMIT.saturating_sub(kept.len()))]);
         Ok(())
     }
 }

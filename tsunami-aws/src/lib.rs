@@ -83,6 +83,7 @@ mod inventory;
 mod journal;
 mod launch;
 mod limited;
+pub mod limits;
 mod model;
 mod provider;
 mod quota;
@@ -102,7 +103,6 @@ mod user_data;
 /// An account as the AWS SDK takes it, for [`Ec2Provider::with_config`].
 pub use aws_config::SdkConfig;
 
-pub use discovery::{DiscoveredRun, Survey};
 pub use journal::recorded_options;
 pub use provider::Ec2Provider;
 #[cfg(feature = "experiment")]

@@ -8,9 +8,9 @@ use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::timeout::TimeoutConfig;
 use http_body_util::Limited;
 use tsunami_core::ProviderErrorKind;
-use tsunami_core::limits::{PAGES_LIMIT, SERVICE_ANSWER_LIMIT, SERVICE_ANSWER_TIMEOUT};
 
 use crate::error::{AwsError, Result};
+use crate::limits::{PAGES_LIMIT, SERVICE_ANSWER_LIMIT, SERVICE_ANSWER_TIMEOUT};
 
 /// Ends answers that are longer than this, in bytes.
 #[derive(Debug)]

@@ -13,12 +13,12 @@ use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
 use tsunami_core::{
     LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, RunId, Session,
+    ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
 };
 
 use crate::address::OwnAddress;
 use crate::connect;
-use crate::discovery::{self, Survey};
+use crate::discovery;
 use crate::error::AwsError;
 use crate::journal::{Journal, journal_error};
 use crate::launch::{self, Launch, LaunchState, LockKey};

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tsunami_core::experiment::{Group, OnInterruption};
-use tsunami_core::limits::USER_DATA_FILE_LIMIT;
 use tsunami_core::registry::{
-    Backend, Common, ConnectRequest, DiscoveredRun, Form, GroupTable, Key, Machines, Place, Registration,
-    Settings, Survey, SurveyQuery, Table, TableReader, Value, Values,
+    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
+    SurveyQuery, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
 
+use crate::limits::USER_DATA_FILE_LIMIT;
 use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
@@ -33,7 +33,12 @@ const USER_DATA: &str = "user-data";
 const DISK_TYPES: &[&str] = &["gp3", "gp2", "io2", "io1", "standard"];
 const NOT_TO_BOOT_FROM: &[&str] = &["st1", "sc1"];
 
-const MARKET: Form = Form::Choice(&["on-demand", "spot", "spot-block"]);
+const MARKETS: [(&str, Market); 3] =
+    [("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
+const MARKET: Form = Form::Choice(&words(&MARKETS));
+
+/// Whether a spot block is EC2's own.
+const SPOT_BLOCKS: [(&str, bool); 2] = [("promise", false), ("native", true)];
 
 /// The keys of `[aws]`, any of which a group may override.
 const KEYS: &[Key] = &[
@@ -71,11 +76,11 @@ const KEYS: &[Key] = &[
     Key::new("wait_for_cloud_init", Form::Boolean, "whether set-up waits for cloud-init").default("true"),
     Key::new(
         "on_interruption",
-        Form::Choice(&["fail", "replace"]),
+        Form::Choice(&words(&OnInterruption::WORDS)),
         "what happens when EC2 takes a machine back",
     )
     .default("\"fail\""),
-    Key::new("spot_block", Form::Choice(&["promise", "native"]), "who keeps the promise of a spot block")
+    Key::new("spot_block", Form::Choice(&words(&SPOT_BLOCKS)), "who keeps the promise of a spot block")
         .default("\"promise\""),
     Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
 ];
@@ -186,11 +191,7 @@ impl Registration for Ec2Registration {
             let regions = provider.enabled_regions().await?;
             provider = Ec2Provider::connect(request.state.root(), Ec2Options { regions, ..given }).await?;
         }
-        let crate::Survey { runs, failures, now } = provider.survey().await;
-        let mut survey = Survey::default();
-        let runs = runs.into_iter();
-        survey.runs = runs.map(|found| DiscoveredRun::new(found.run, found.expires, found.things)).collect();
-        (survey.failures, survey.now) = (failures, now);
+        let survey = provider.survey().await;
         Ok((Backend::new(Arc::new(provider), request.connector()?), survey))
     }
 }
@@ -272,8 +273,8 @@ impl TableReader for Reader {
             match key {
                 "user" => spec.user = values.host(value).or(spec.user.take()),
                 "on_interruption" => {
-                    let choices = &[("fail", OnInterruption::Fail), ("replace", OnInterruption::Replace)];
-                    self.on_interruption = values.choice(value, key, choices).or(self.on_interruption);
+                    let chosen = values.choice(value, key, &OnInterruption::WORDS);
+                    self.on_interruption = chosen.or(self.on_interruption);
                 }
                 "profile" => self.profile = values.word(value),
                 _ => read(&mut spec, key, value, values),
@@ -347,10 +348,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "tags" => tags(&mut spec.tags, value, values),
         "wait_for_cloud_init" => set(&mut spec.wait_for_cloud_init, values.boolean(value)),
         "spot_block" => {
-            set(
-                &mut spec.native_spot_block,
-                values.choice(value, key, &[("promise", false), ("native", true)]),
-            );
+            set(&mut spec.native_spot_block, values.choice(value, key, &SPOT_BLOCKS));
         }
         // The others are the group's, and were looked at with it.
         _ => {}
@@ -364,9 +362,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 }
 
 fn market(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Market> {
-    let choices =
-        &[("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
-    values.choice(value, "market", choices)
+    values.choice(value, "market", &MARKETS)
 }
 
 fn tags(tags: &mut Vec<(String, String)>, value: Value<'_>, values: &mut Values<'_, '_>) {
@@ -451,9 +447,10 @@ fn user_data(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
 mod tests {
     use std::fs;
 
+    use tsunami_core::Connector;
     use tsunami_core::Plan;
     use tsunami_core::experiment::{Experiment, Loader, Problems};
-    use tsunami_core::registry::Registry;
+    use tsunami_core::registry::{Connection, MakeConnector, Registry};
 
     use super::*;
 
@@ -463,7 +460,33 @@ mod tests {
         fs::write(&file, text).unwrap();
         fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
         fs::write(directory.path().join("long"), vec![b'x'; USER_DATA_FILE_LIMIT as usize + 1]).unwrap();
-        Loader::new().registry(&Registry::default().with(Arc::new(Ec2Registration))).load(file)
+        let registry = Registry::default().with(Arc::new(Ec2Registration)).connector(Arc::new(Way));
+        Loader::new().registry(&registry).load(file)
+    }
+
+    /// A way to machines of which a file says how long it may take.
+    #[derive(Debug)]
+    struct Way;
+
+    impl MakeConnector for Way {
+        fn name(&self) -> &'static str {
+            "way"
+        }
+
+        fn keys(&self) -> &'static [Key] {
+            const { &[Key::new("connect_timeout", Form::Duration, "how long it may take")] }
+        }
+
+        fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
+            let mut connection = Connection::default();
+            connection.connect_timeout =
+                table.get("connect_timeout").and_then(|value| values.duration(value));
+            connection
+        }
+
+        fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
+            unreachable!("nothing is launched")
+        }
     }
 
     fn refuses(text: &str, expected: &[&str]) {
@@ -631,7 +654,7 @@ profile = "other"
         assert_eq!(waits("c7g.metal", ""), METAL_CONNECT_TIMEOUT);
         assert_eq!(waits("c7i.metal-24xl", ""), METAL_CONNECT_TIMEOUT);
         assert_eq!(waits("c7g.large", ""), Plan::new("x").connect_timeout);
-        let said = waits("c7g.metal", "[ssh]\nconnect_timeout = \"3m\"\n");
+        let said = waits("c7g.metal", "[way]\nconnect_timeout = \"3m\"\n");
         assert_eq!(said, Duration::from_secs(180));
     }
 }

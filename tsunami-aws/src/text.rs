@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use tsunami_core::limits::{REASON_LIMIT, SERVICE_WORD_LIMIT, USER_NAME_LIMIT};
+use crate::limits::{REASON_LIMIT, SERVICE_WORD_LIMIT, USER_NAME_LIMIT};
 
 /// An address, written as addresses are.
 pub(crate) fn address(text: Option<&str>) -> Option<String> {

@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tsunami_core::registry::Registry;
 
 use crate::reporter::{self, ColourChoice, Verbosity};
 
@@ -25,6 +27,26 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Reads the command line of a program that knows these providers.
+    pub(crate) fn read(
+        registry: &Registry,
+        words: impl Iterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command_for(registry);
+        let mut matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+
+    fn command_for(registry: &Registry) -> clap::Command {
+        let found = registry.providers().filter(|provider| provider.finds_by_tag());
+        let found: Vec<_> = found.map(|provider| provider.name()).collect();
+        let help = format!("Look for runs by tag there: {}", found.join(", "));
+        let commands = if found.is_empty() { &[][..] } else { &["ls", "gc"] };
+        commands.iter().fold(Self::command(), |command, name| {
+            command.mut_subcommand(name, |command| command.mut_arg("provider", |arg| arg.help(&help)))
+        })
+    }
+
     pub(crate) fn colour(&self) -> bool {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         reporter::colour(self.color, std::io::stderr().is_terminal(), no_color)
@@ -67,7 +89,7 @@ pub(crate) enum Command {
         machine: Vec<String>,
         /// The command: one word is a line for the shell, several are a program and its arguments
         #[arg(last = true, required = true)]
-        command: Vec<std::ffi::OsString>,
+        command: Vec<OsString>,
     },
     /// Log in to a machine of a run
     Ssh {
@@ -77,7 +99,7 @@ pub(crate) enum Command {
         machine: Option<String>,
         /// A command to run there in place of a shell
         #[arg(last = true)]
-        command: Vec<std::ffi::OsString>,
+        command: Vec<OsString>,
     },
     /// Copy files to or from machines of a run
     Cp {
@@ -144,7 +166,7 @@ pub(crate) struct FileArgs {
     /// A value for the templates (may be repeated)
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub(crate) set: Vec<(String, String)>,
-    /// With provider "hosts": trust, for this run, hosts whose keys are not known
+    /// Trust, for this run, hosts whose keys are not known
     #[arg(long)]
     pub(crate) accept_new_hosts: bool,
 }
@@ -152,13 +174,13 @@ pub(crate) struct FileArgs {
 /// Where to look for runs by tag.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CloudArgs {
-    /// Look for runs by tag there, as in "aws"
+    /// Look for runs by tag there
     #[arg(long, value_name = "PROVIDER")]
     pub(crate) provider: Option<String>,
     /// A region to look in (may be repeated) [default: for `gc` all that are enabled, else the configured one]
     #[arg(long, value_name = "REGION")]
     pub(crate) region: Vec<String>,
-    /// A profile of the AWS configuration
+    /// A profile of the provider's own configuration
     #[arg(long, value_name = "PROFILE")]
     pub(crate) profile: Option<String>,
 }
@@ -208,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        <Args as clap::CommandFactory>::command().debug_assert();
+        Args::command_for(&crate::registry()).debug_assert();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From a run, or from nothing but a provider's name, to the provider and the connector: by the registrations.
 
-use tsunami_core::experiment::{Experiment, Ssh};
+use tsunami_core::experiment::Experiment;
 use tsunami_core::registry::{Backend, Registration, Registry, Survey, SurveyQuery};
 use tsunami_core::{Error as CoreError, Leftover, RunEntry, RunStore, Tsunami};
 
@@ -72,13 +72,39 @@ pub(crate) fn keeps(provider: &dyn Registration, directory: &RunEntry) -> bool {
     directory.path().join(provider.name()).exists()
 }
 
-/// Looks for runs by tag, in the regions that are named; without any, in the usual one or, `everywhere`, in all.
+/// What one provider has found by tag, or why it could not be asked.
+pub(crate) struct Surveyed {
+    provider: &'static str,
+    /// Whether others were asked too.
+    is_one_of_many: bool,
+    pub(crate) found: Result<(Backend, Survey), Error>,
+}
+
+impl Surveyed {
+    /// Says why the provider could not be asked, if so. Returns the exit status for that.
+    pub(crate) fn tell(&self) -> u8 {
+        match &self.found {
+            Ok(_) => 0,
+            Err(error) if self.is_one_of_many => {
+                error.show_of(self.provider);
+                error.status()
+            }
+            Err(error) => {
+                error.show();
+                error.status()
+            }
+        }
+    }
+}
+
+/// Looks for runs by tag, in the regions that are named; without any, in the usual one or, `everywhere`, in all. A
+/// provider that can't be asked hides nothing of the others.
 pub(crate) async fn survey(
     registry: &Registry,
     state: &RunStore,
     cloud: &CloudArgs,
     everywhere: bool,
-) -> Result<Vec<(Backend, Survey)>, Error> {
+) -> Result<Vec<Surveyed>, Error> {
     let providers = match &cloud.provider {
         Some(name) => vec![find(registry, name)?],
         None => registry.providers().map(|provider| &**provider).filter(|it| it.finds_by_tag()).collect(),
@@ -90,12 +116,13 @@ pub(crate) async fn survey(
     let mut query = SurveyQuery::default().everywhere(everywhere);
     query.regions.clone_from(&cloud.region);
     query.profile.clone_from(&cloud.profile);
-    let (ssh, mut found) = (Ssh::default(), Vec::new());
+    let is_one_of_many = providers.len() > 1;
+    let mut surveyed = Vec::new();
     for provider in providers {
-        let survey = provider.survey(&query, &registry.request(state, &ssh)).await;
-        found.push(survey.map_err(Error::Provider)?);
+        let found = provider.survey(&query, &registry.request(state)).await.map_err(Error::Provider);
+        surveyed.push(Surveyed { provider: provider.name(), is_one_of_many, found });
     }
-    Ok(found)
+    Ok(surveyed)
 }
 
 fn find<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn Registration, Error> {
@@ -103,4 +130,70 @@ fn find<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn Registration, 
         let unknown = format!("this tsunami knows no provider `{name}`");
         Error::Usage(registry.absent(name).map_or(unknown, str::to_owned))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use tsunami_core::registry::{ConnectRequest, DiscoveredRun};
+    use tsunami_core::{ProviderError, ProviderErrorKind, RunRecord};
+    use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
+
+    use super::*;
+
+    /// Finds a run by tag, or can't be asked.
+    #[derive(Debug)]
+    struct Finds(&'static str, bool);
+
+    #[async_trait]
+    impl Registration for Finds {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn finds_by_tag(&self) -> bool {
+            true
+        }
+
+        async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+            let provider = Arc::new(LocalProvider::new(Path::new("/nonexistent")));
+            Ok(Backend::new(provider, Arc::new(SshConnector::new(SshOptions::default()))))
+        }
+
+        async fn reconnect(
+            &self,
+            _: &RunRecord,
+            request: &ConnectRequest<'_>,
+        ) -> Result<Backend, ProviderError> {
+            self.connect(request).await
+        }
+
+        async fn survey(
+            &self,
+            _: &SurveyQuery,
+            request: &ConnectRequest<'_>,
+        ) -> Result<(Backend, Survey), ProviderError> {
+            if !self.1 {
+                return Err(ProviderError::new(ProviderErrorKind::Unauthorized, "survey", "no credentials"));
+            }
+            let (run, expires) = ("20231114-221320-abcd".parse().unwrap(), std::time::SystemTime::UNIX_EPOCH);
+            let found = DiscoveredRun::new(run, expires, Vec::new());
+            Ok((self.connect(request).await?, Survey::default().run(found)))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_cannot_be_asked_hides_nothing_of_the_others() {
+        let registry =
+            Registry::new().with(Arc::new(Finds("east", false))).with(Arc::new(Finds("west", true)));
+        let state = RunStore::at("/nonexistent");
+        let cloud = CloudArgs { provider: None, region: Vec::new(), profile: None };
+        let surveyed = survey(&registry, &state, &cloud, true).await.unwrap();
+        let found = |at: usize| surveyed[at].found.as_ref().map(|(_, survey)| survey.runs.len());
+        assert_eq!((found(0).ok(), found(1).ok()), (None, Some(1)));
+        assert!(surveyed[0].tell() != 0 && surveyed[1].tell() == 0);
+    }
 }

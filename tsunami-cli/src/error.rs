@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::Problems;
 use tsunami_core::results::{ResultsError, Secrets};
-use tsunami_core::{Error as CoreError, ErrorChain, Failures, Outcome, ProviderError, QuoteFailure, RunId};
+use tsunami_core::{
+    Error as CoreError, ErrorChain, Failures, Outcome, ProviderError, QuoteFailure, Remedy, RunId,
+};
 
 use crate::reporter::Tails;
 use crate::terminal::{self, Message, Style, clean_lines};
@@ -97,26 +99,26 @@ impl Error {
 
     /// Says all that there is to say.
     pub(crate) fn show(&self) {
-        terminal::show(&self.tell(terminal::message(), "", &Remedy::Down));
+        terminal::show(&self.tell(terminal::message(), "", &Removal::Down));
     }
 
     /// The same of one of many.
     pub(crate) fn show_of(&self, who: &str) {
-        terminal::show(&self.tell(terminal::message(), &format!("{who}: "), &Remedy::Down));
+        terminal::show(&self.tell(terminal::message(), &format!("{who}: "), &Removal::Down));
     }
 
     /// The same where the remedy is another than `tsunami down`.
-    pub(crate) fn show_with(&self, who: &str, remedy: &Remedy) {
-        terminal::show(&self.tell(terminal::message(), who, remedy));
+    pub(crate) fn show_with(&self, who: &str, removal: &Removal) {
+        terminal::show(&self.tell(terminal::message(), who, removal));
     }
 
     /// All that there is to say, without colours.
-    pub(crate) fn text(&self, remedy: &Remedy) -> String {
-        self.tell(Message::new(false), "", remedy).to_string()
+    pub(crate) fn text(&self, removal: &Removal) -> String {
+        self.tell(Message::new(false), "", removal).to_string()
     }
 
-    fn tell(&self, message: Message, who: &str, remedy: &Remedy) -> Message {
-        let mut told = Told { who, message, remedy, secrets: None };
+    fn tell(&self, message: Message, who: &str, removal: &Removal) -> Message {
+        let mut told = Told { who, message, removal, secrets: None };
         let (error, logs) = match self {
             Self::Experiment(problems) => {
                 let colour = told.message.has_colour();
@@ -130,6 +132,7 @@ impl Error {
             Self::Provider(error) => {
                 told.chain(error);
                 told.help(error.help.as_deref());
+                told.help(error.remedy.and_then(option_for));
                 return told.message;
             }
             Self::Core(CoreError::Cancelled) | Self::Exec(CoreError::Cancelled) => {
@@ -162,7 +165,7 @@ impl From<ResultsError> for Error {
 
 /// What removes what may remain.
 #[derive(Debug)]
-pub(crate) enum Remedy {
+pub(crate) enum Removal {
     /// `tsunami down`.
     Down,
     /// Another `tsunami down`, after one that could not: what keeps it comes first.
@@ -171,7 +174,7 @@ pub(crate) enum Remedy {
     Again(String),
 }
 
-impl Remedy {
+impl Removal {
     fn text(&self, run: &RunId) -> String {
         let again = |command: &str| format!("once what keeps it is mended or over, run `{command}` again");
         match self {
@@ -182,12 +185,21 @@ impl Remedy {
     }
 }
 
+/// How a library's remedy is called on this command line.
+fn option_for(remedy: Remedy) -> Option<&'static str> {
+    match remedy {
+        Remedy::TrustNewHosts => Some("or trust it for this run: pass --accept-new-hosts"),
+        Remedy::RemoveOldRuns => Some("`tsunami gc` removes what is left of runs that are over"),
+        _ => None,
+    }
+}
+
 /// An error as it is being told.
 struct Told<'a> {
     /// What its first line begins with.
     who: &'a str,
     message: Message,
-    remedy: &'a Remedy,
+    removal: &'a Removal,
     secrets: Option<&'a Secrets>,
 }
 
@@ -258,12 +270,6 @@ impl Told<'_> {
                 }
             }
             CoreError::Several(failures) => self.chain(&*failures.first),
-            // Its own words name `tsunami down`, which comes last here, or is not what helps.
-            CoreError::Remains { run, leftovers, .. } => {
-                let (count, s) = (leftovers.len(), if leftovers.len() == 1 { "" } else { "s" });
-                self.title(&format!("run {run}: {count} thing{s} may remain"));
-                self.sources(error);
-            }
             _ => self.chain(error),
         }
         if let CoreError::Plan { problems } = error {
@@ -285,11 +291,12 @@ impl Told<'_> {
         }
         self.others(error);
         self.help(error.help());
+        self.help(error.remedy().and_then(option_for));
         if let CoreError::Remains { run, leftovers, .. } = error {
             for leftover in leftovers {
                 self.entry(&[(Style::Plain, "  may remain: ")], &leftover.to_string());
             }
-            self.help(Some(&self.remedy.text(run)));
+            self.help(Some(&self.removal.text(run)));
         }
     }
 }
@@ -304,7 +311,9 @@ fn shortened(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tsunami_core::{Leftover, MachineId, ProviderErrorKind, gravest};
+    use std::time::Duration;
+
+    use tsunami_core::{Leftover, MachineId, ProviderErrorKind, SessionError, SessionErrorKind, gravest};
 
     use super::*;
 
@@ -338,7 +347,7 @@ mod tests {
             }),
         ];
         for error in errors {
-            let text = error.text(&Remedy::Down);
+            let text = error.text(&Removal::Down);
             assert!(text.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)), "{text:?}");
             let begin = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
             let mut sources = 0;
@@ -350,6 +359,33 @@ mod tests {
             assert!(begin("help: ") <= 2 && begin("  because: ") <= sources, "{text}");
             assert!(begin("  may remain: ") <= 1, "{text}");
             assert_eq!(text.matches("\nhelp: run `curl").count(), 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_program_can_do_about_it_is_named_as_the_command_line_has_it() {
+        let unknown = SessionError::new(SessionErrorKind::HostKey, "who is it?");
+        let connect = CoreError::Connect {
+            machine: "a-0".to_owned(),
+            id: MachineId::new("a"),
+            after: Duration::from_secs(1),
+            source: unknown.help("it showed a key").remedy(Remedy::TrustNewHosts),
+        };
+        let full = ProviderError::new(ProviderErrorKind::Quota, "launch", "too many");
+        let source = full.help("remove some").remedy(Remedy::RemoveOldRuns);
+        let launch = CoreError::Launch { group: "a".to_owned(), source };
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let remains = |cause| CoreError::Remains { run, leftovers: Vec::new(), cause: Some(Box::new(cause)) };
+        for (error, expected) in [
+            (connect, "help: it showed a key\nhelp: or trust it for this run: pass --accept-new-hosts"),
+            (
+                remains(launch),
+                "help: remove some\nhelp: `tsunami gc` removes what is left of runs that are over\n\
+                 help: run `tsunami down 20231114-221320-abcd`",
+            ),
+        ] {
+            let text = Error::Core(error).text(&Removal::Down);
+            assert!(text.trim_end().ends_with(expected), "{text}");
         }
     }
 
@@ -369,7 +405,7 @@ mod tests {
         let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
         let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
         assert_eq!(
-            Error::Core(all).text(&Remedy::Down),
+            Error::Core(all).text(&Removal::Down),
             "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \
              then: a: lost in stage load because: gone\n  then: c: stage load failed because: left"
         );

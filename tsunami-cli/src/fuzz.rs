@@ -83,7 +83,7 @@ proptest! {
         let state = RunStore::at(root.path());
         for found in state.runs().unwrap() {
             for error in [found.record().err(), found.machines().err()].into_iter().flatten() {
-                assert_clean(&crate::error::Error::Core(error).text(&crate::error::Remedy::Down));
+                assert_clean(&crate::error::Error::Core(error).text(&crate::error::Removal::Down));
             }
         }
         let _ = state.find("x");

@@ -25,7 +25,6 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tsunami_core::registry::Registry;
 
@@ -54,7 +53,8 @@ const WITHOUT_AWS: &str = "this tsunami was built without the provider \"aws\"; 
 
 /// The whole program, with its arguments, its terminal and its signals, over the providers that it is to know.
 pub fn main(registry: Registry) -> ExitCode {
-    let args = args::Args::try_parse().unwrap_or_else(|error| misused(error));
+    let args =
+        args::Args::read(&registry, std::env::args_os()).unwrap_or_else(|error| misused(&registry, error));
     terminal::use_colour(args.colour());
     terminal::tell_panics();
     allow_open_files();
@@ -88,9 +88,9 @@ pub fn main(registry: Registry) -> ExitCode {
 }
 
 /// Says how the program is to be used, or what is wrong with how it was, which shows the user's own words.
-fn misused(error: clap::Error) -> ! {
+fn misused(registry: &Registry, error: clap::Error) -> ! {
     let words = std::env::args_os().map(|word| tsunami_core::text::mark(&word.to_string_lossy()));
-    match args::Args::try_parse_from(words) {
+    match args::Args::read(registry, words) {
         Err(error) => error.exit(),
         // Words that aren't UTF-8 are right once they are marked.
         Ok(_) => {

@@ -211,8 +211,8 @@ pub enum Error {
         /// The longest there is.
         limit: Duration,
     },
-    /// After the run ended, something may still exist.
-    #[error("run {run}: {} may remain; `tsunami down {run}` removes it", count(leftovers.len(), "thing"))]
+    /// After the run ended, something may still exist. [`Tsunami::down`](crate::Tsunami::down) removes it.
+    #[error("run {run}: {} may remain", count(leftovers.len(), "thing"))]
     Remains {
         /// The run.
         run: RunId,
@@ -276,6 +276,17 @@ pub(crate) async fn in_time<F: Future>(futures: impl IntoIterator<Item = F>) -> 
     futures.into_iter().collect::<FuturesUnordered<_>>().collect().await
 }
 
+/// What the user can do about an error by a command or an option of the program at hand. Only that program knows how it
+/// is called, so that the error's [help](Error::help) does not say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Trust hosts whose keys are not known.
+    TrustNewHosts,
+    /// Remove what is left of runs that are over.
+    RemoveOldRuns,
+}
+
 /// A group that cannot be had, and why.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -309,22 +320,35 @@ impl Error {
 
     /// What the user can do about it, where that is known.
     pub fn help(&self) -> Option<&str> {
+        let longer = "where a machine takes longer to come up, give it more time: `connect_timeout`";
+        let is_silent =
+            matches!(self, Self::Connect { source, .. } if source.kind == SessionErrorKind::Connect);
+        self.advice().0.or(is_silent.then_some(longer))
+    }
+
+    /// What the user can do about it by the program at hand, beside what [`help`](Self::help) says.
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.advice().1
+    }
+
+    fn advice(&self) -> (Option<&str>, Option<Remedy>) {
+        fn of_provider(error: &ProviderError) -> (Option<&str>, Option<Remedy>) {
+            (error.help.as_deref(), error.remedy)
+        }
         match self {
-            Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.help.as_deref()),
-            Self::Launch { source, .. } | Self::Unfit { source, .. } => source.help.as_deref(),
-            Self::Connect { source, .. } if source.kind == SessionErrorKind::Connect => {
-                let longer = "where a machine takes longer to come up, give it more time: `connect_timeout`";
-                source.help.as_deref().or(Some(longer))
+            Self::Quote { failures } => {
+                failures.iter().map(|failure| of_provider(&failure.error)).find(|(help, _)| help.is_some())
             }
-            Self::Connect { source, .. } | Self::Session { source, .. } => source.help.as_deref(),
-            Self::Prepare(source) => source.help.as_deref(),
-            Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.help()),
-            Self::Other(error) => {
-                error.downcast_ref().and_then(|error: &ProviderError| error.help.as_deref())
+            Self::Launch { source, .. } | Self::Unfit { source, .. } => Some(of_provider(source)),
+            Self::Connect { source, .. } | Self::Session { source, .. } | Self::Prepare(source) => {
+                Some((source.help.as_deref(), source.remedy))
             }
-            Self::Several(failures) => failures.first.help(),
+            Self::Remains { cause, .. } => cause.as_ref().map(|cause| (cause.help(), cause.remedy())),
+            Self::Other(error) => error.downcast_ref().map(of_provider),
+            Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
             _ => None,
         }
+        .unwrap_or_default()
     }
 
     /// The machine and the stage that failed, where one did.
@@ -462,7 +486,7 @@ mod tests {
         let run = "20231114-221320-abcd".parse().unwrap();
         let error = Error::Remains { run, leftovers, cause: Some(Box::new(launch)) };
         let shown = format!("{error:?}");
-        assert!(shown.starts_with("run 20231114-221320-abcd: 1 thing may remain; `tsunami down"), "{shown}");
+        assert!(shown.starts_with("run 20231114-221320-abcd: 1 thing may remain\n"), "{shown}");
         assert!(shown.contains("\n  because: could not launch group a\n"), "{shown}");
         assert!(shown.ends_with("\n  may remain: machine i-1: no answer\nhelp: ask elsewhere"), "{shown}");
     }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::Addresses;
+use crate::experiment::tests::registry;
 use crate::experiment::{Loader, Scope, Template};
 use crate::limits::TEMPLATE_OUTPUT_LIMIT;
 use crate::results::json;
@@ -22,7 +23,7 @@ use hostile::{assert_clean, bytes, changed, changes, config, text};
 const EXPERIMENT: &str = r#"name = "x"
 lifetime = "45m"
 budget = 5.0
-[ssh]
+[wire]
 connect_timeout = "2m"
 [group.server]
 setup = ["sudo true", "echo {{ name }}"]
@@ -93,7 +94,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.toml");
         fs::write(&path, changed(EXPERIMENT, &changes)).unwrap();
-        let loader = Loader::new().set("n", value).lookup_env(&|_| Some("s3cret".into()));
+        let loader = Loader::new().registry(&registry()).set("n", value).lookup_env(&|_| Some("s3cret".into()));
         if let Err(problems) = loader.load(&path) {
             let shown = problems.render(false);
             assert_clean(&shown);

@@ -72,7 +72,7 @@ pub mod trial;
 
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
-pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};
+pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, Remedy};
 pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,
@@ -87,8 +87,8 @@ pub use plan::{
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{
-    LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter,
+    DiscoveredRun, LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
+    ProviderErrorKind, Quote, RunFilter, Survey,
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::error::BoxError;
+use crate::error::{BoxError, Remedy};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::session::Session;
 
@@ -55,7 +55,7 @@ pub trait Provider: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Renews what the provider keeps on a machine that it has admitted, above all its deadline, when another process
+    /// Renews what the provider keeps on a machine that it has verified, above all its deadline, when another process
     /// connects to it. May be dropped at any await.
     async fn renew(&self, machine: &Machine, session: &Arc<dyn Session>) -> Result<(), ProviderError> {
         let _ = (machine, session);
@@ -209,7 +209,7 @@ pub enum Price {
     Free,
     /// US dollars an hour.
     PerHour(f64),
-    /// It could not be found out. Never a guess.
+    /// It could not be found out. Providers do not estimate it.
     #[default]
     Unknown,
 }
@@ -354,6 +354,58 @@ pub enum RunFilter {
     All,
 }
 
+/// What was found by tag, whoever made it.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Survey {
+    /// The runs, by their ids.
+    pub runs: Vec<DiscoveredRun>,
+    /// What could not be looked at, and why. What is there is not known.
+    pub failures: Vec<String>,
+    /// The time as the provider has it, told by this computer's clock like the times of expiry; `None` if it did not
+    /// tell.
+    pub now: Option<SystemTime>,
+}
+
+impl Survey {
+    /// Adds a run.
+    pub fn run(mut self, run: DiscoveredRun) -> Self {
+        self.runs.push(run);
+        self
+    }
+
+    /// Adds what could not be looked at, and why.
+    pub fn failure(mut self, failure: impl Into<String>) -> Self {
+        self.failures.push(failure.into());
+        self
+    }
+
+    /// Sets the time as the provider has it.
+    pub fn now(mut self, now: SystemTime) -> Self {
+        self.now = Some(now);
+        self
+    }
+}
+
+/// What one run has, wherever that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DiscoveredRun {
+    /// The run.
+    pub run: RunId,
+    /// The last moment at which anything of it expires.
+    pub expires: SystemTime,
+    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
+    pub things: Vec<String>,
+}
+
+impl DiscoveredRun {
+    /// A run, when the last of it expires, and what there is of it, for people.
+    pub fn new(run: RunId, expires: SystemTime, things: Vec<String>) -> Self {
+        Self { run, expires, things }
+    }
+}
+
 /// Something that a run created and that may still exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -390,6 +442,8 @@ pub struct ProviderError {
     pub message: String,
     /// What the user can do about it.
     pub help: Option<String>,
+    /// What they can do about it by the program at hand.
+    pub remedy: Option<Remedy>,
     /// The error underneath.
     #[source]
     pub source: Option<BoxError>,
@@ -401,12 +455,18 @@ impl ProviderError {
     /// An error of `kind` in `operation`.
     pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
         let (operation, message) = (operation.into(), message.into());
-        Self { kind, operation, message, help: None, source: None, remains: Vec::new() }
+        Self { kind, operation, message, help: None, remedy: None, source: None, remains: Vec::new() }
     }
 
     /// Adds what the user can do about it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    /// Adds what they can do about it by the program at hand.
+    pub fn remedy(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(remedy);
         self
     }
 

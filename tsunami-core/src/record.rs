@@ -278,8 +278,8 @@ impl RunEntry {
         Ok(self.lock()?.is_none())
     }
 
-    /// Whether the process that controlled the run is gone, and the run was not to be kept: what is left of it is nobody's.
-    /// What can't be told is somebody's.
+    /// Whether the process that controlled the run has ended, and the run was not to be kept. If either can't be found
+    /// out, the run does not count as abandoned.
     pub fn is_abandoned(&self) -> bool {
         self.is_controlled().is_ok_and(|controlled| !controlled)
             && self.record().is_ok_and(|record| !record.kept)

@@ -61,18 +61,20 @@ use std::fmt::Debug;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::experiment::{Experiment, Group, OnInterruption, Ssh};
+use crate::experiment::keys::TOP_KEYS;
+use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
 use crate::record::{RunEntry, RunRecord, RunStore};
 use crate::session::Connector;
 
-pub use crate::experiment::keys::{Form, Key};
+pub use crate::experiment::keys::{Form, Key, words};
 pub use crate::experiment::values::{Place, Table, Value, Values};
+pub use crate::provider::{DiscoveredRun, Survey};
 
 /// How a provider is used from files and commands.
 #[async_trait]
@@ -265,10 +267,10 @@ impl Settings {
 pub struct ConnectRequest<'a> {
     /// Where runs are recorded.
     pub state: &'a RunStore,
-    /// How machines are connected to.
-    pub ssh: &'a Ssh,
+    /// How machines are connected to, as the registry's [connector](Registry::connector) has read it.
+    pub connection: Settings,
     /// Whether hosts whose keys are not known are trusted, for this run.
-    pub accept_new_hosts: bool,
+    pub trust_new_hosts: bool,
     /// The groups of the experiment; none without one.
     pub groups: &'a [Group],
     /// What the provider's [`TableReader`] has read for it.
@@ -283,14 +285,38 @@ impl ConnectRequest<'_> {
             let message = "this program has no connector for its machines";
             ProviderError::new(ProviderErrorKind::Unsupported, "connector", message)
         })?;
-        Ok(connect.connector(self.ssh, self.accept_new_hosts))
+        Ok(connect.connector(&self.connection, self.trust_new_hosts))
     }
 }
 
-/// Makes connectors for providers that have none of their own.
+/// Makes connectors for providers that have none of their own, as a table of the file says.
 pub trait MakeConnector: Debug + Send + Sync + 'static {
-    /// A connector as a file asks for it.
-    fn connector(&self, ssh: &Ssh, accept_new_hosts: bool) -> Arc<dyn Connector>;
+    /// The table's name. It is no other key at the top of a file.
+    fn name(&self) -> &'static str;
+
+    /// The table's keys. Without any there is no such table.
+    fn keys(&self) -> &'static [Key] {
+        &[]
+    }
+
+    /// Reads the table. Whatever is wrong is noted with its place, and reading goes on.
+    fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
+        let _ = (table, values);
+        Connection::default()
+    }
+
+    /// A connector by what was read; without a table, the settings are empty.
+    fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector>;
+}
+
+/// How the machines of a file are connected to.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Connection {
+    /// What [`MakeConnector::connector`] is to know.
+    pub settings: Settings,
+    /// How long a machine may take from its launch to a session.
+    pub connect_timeout: Option<Duration>,
 }
 
 /// A provider and a connector that fit each other.
@@ -342,57 +368,6 @@ impl SurveyQuery {
     }
 }
 
-/// What was found by tag.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Survey {
-    /// The runs, by their ids.
-    pub runs: Vec<DiscoveredRun>,
-    /// What could not be looked at, and why. What is there is not known.
-    pub failures: Vec<String>,
-    /// The time as the provider has it, if it told.
-    pub now: Option<SystemTime>,
-}
-
-impl Survey {
-    /// Adds a run.
-    pub fn run(mut self, run: DiscoveredRun) -> Self {
-        self.runs.push(run);
-        self
-    }
-
-    /// Adds what could not be looked at, and why.
-    pub fn failure(mut self, failure: impl Into<String>) -> Self {
-        self.failures.push(failure.into());
-        self
-    }
-
-    /// Sets the time as the provider has it.
-    pub fn now(mut self, now: SystemTime) -> Self {
-        self.now = Some(now);
-        self
-    }
-}
-
-/// What one run has, wherever that is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DiscoveredRun {
-    /// The run.
-    pub run: RunId,
-    /// The last moment at which anything of it expires.
-    pub expires: SystemTime,
-    /// What there is of it, for people: `machine i-0abc… in eu-west-1: running`.
-    pub things: Vec<String>,
-}
-
-impl DiscoveredRun {
-    /// A run, when the last of it expires, and what there is of it, for people.
-    pub fn new(run: RunId, expires: SystemTime, things: Vec<String>) -> Self {
-        Self { run, expires, things }
-    }
-}
-
 /// The providers that a program knows, the default one first.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -416,7 +391,15 @@ impl Registry {
     }
 
     /// Adds a provider, in place of one of the same name.
+    ///
+    /// # Panics
+    ///
+    /// If its name can't be one: it is a lower-case letter, then those, digits, `_` and `-`, and it is no
+    /// other key at the top of a file. Files and records have it, and so does the provider's directory in a run's.
     pub fn with(mut self, registration: Arc<dyn Registration>) -> Self {
+        let name = registration.name();
+        let is_taken = self.connector.as_ref().is_some_and(|connector| connector.name() == name);
+        assert!(can_name_a_table(name) && !is_taken, "no provider can be called {name:?}");
         self.absent.retain(|(name, _)| *name != registration.name());
         match self.providers.iter_mut().find(|known| known.name() == registration.name()) {
             Some(known) => *known = registration,
@@ -434,9 +417,20 @@ impl Registry {
     }
 
     /// Sets what makes connectors for providers that have none of their own.
+    ///
+    /// # Panics
+    ///
+    /// If its name can't be one, by the rules for [providers](Self::with), or is a provider's.
     pub fn connector(mut self, connector: Arc<dyn MakeConnector>) -> Self {
+        let name = connector.name();
+        assert!(can_name_a_table(name) && self.find(name).is_none(), "no connector can be called {name:?}");
         self.connector = Some(connector);
         self
+    }
+
+    /// What makes connectors for them.
+    pub(crate) fn connector_maker(&self) -> Option<&Arc<dyn MakeConnector>> {
+        self.connector.as_ref()
     }
 
     /// The provider of this name.
@@ -474,27 +468,35 @@ impl Registry {
         &self,
         experiment: &Experiment,
         state: &RunStore,
-        accept_new_hosts: bool,
+        trust_new_hosts: bool,
     ) -> Result<Backend, ProviderError> {
         let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
-        let ssh = &experiment.ssh;
-        let request = ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self };
+        let connection = experiment.connection.settings.clone();
+        let request = ConnectRequest { state, connection, trust_new_hosts, groups, settings, registry: self };
         let provider = self.find(&experiment.provider).ok_or_else(|| unknown(&experiment.provider))?;
         of_that_name(provider.name(), provider.connect(&request).await?)
     }
 
-    /// Connects to what a recorded run was made with. Its options for SSH are remembered in its directory.
+    /// Connects to what a recorded run was made with. How its machines are connected to is remembered in its directory.
     pub async fn reconnect(&self, record: &RunRecord, state: &RunStore) -> Result<Backend, ProviderError> {
         let provider = self.find(&record.provider).ok_or_else(|| unknown(&record.provider))?;
-        let reconnected = provider.reconnect(record, &self.request(state, &Ssh::default())).await?;
+        let reconnected = provider.reconnect(record, &self.request(state)).await?;
         of_that_name(provider.name(), reconnected)
     }
 
     /// A request for a run of which nothing but its record is known.
-    pub fn request<'a>(&'a self, state: &'a RunStore, ssh: &'a Ssh) -> ConnectRequest<'a> {
-        let (accept_new_hosts, groups, settings) = (false, &[][..], Settings::default());
-        ConnectRequest { state, ssh, accept_new_hosts, groups, settings, registry: self }
+    pub fn request<'a>(&'a self, state: &'a RunStore) -> ConnectRequest<'a> {
+        let (connection, settings) = (Settings::default(), Settings::default());
+        ConnectRequest { state, connection, trust_new_hosts: false, groups: &[], settings, registry: self }
     }
+}
+
+/// Whether a table at the top of a file can have this name.
+fn can_name_a_table(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(allowed)
+        && TOP_KEYS.iter().all(|key| key.name != name)
 }
 
 /// A run is recorded under the name that its provider says, and looked for under the one that is registered.
@@ -542,5 +544,62 @@ struct CountedReader;
 impl TableReader for CountedReader {
     fn group(&mut self, _: &GroupTable<'_>, _: &mut Values<'_, '_>) -> Option<Machines> {
         Some(Machines::of(MachineSpec::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// Has this name.
+    #[derive(Debug)]
+    struct Named(&'static str);
+
+    #[async_trait]
+    impl Registration for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+            Counted.connect(request).await
+        }
+
+        async fn reconnect(
+            &self,
+            _: &RunRecord,
+            request: &ConnectRequest<'_>,
+        ) -> Result<Backend, ProviderError> {
+            self.connect(request).await
+        }
+    }
+
+    impl MakeConnector for Named {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
+            unreachable!("nothing is connected to")
+        }
+    }
+
+    #[test]
+    fn what_is_registered_has_a_name_of_its_own() {
+        let registry = Registry::new().with(Arc::new(Named("cloud"))).connector(Arc::new(Named("wire")));
+        let refuses = |add: &dyn Fn(Registry) -> Registry| {
+            let registry = registry.clone();
+            catch_unwind(AssertUnwindSafe(|| add(registry))).is_err()
+        };
+        for name in ["", "Cloud", "a/b", "..", "-a", "group", "lifetime"] {
+            assert!(refuses(&|registry| registry.with(Arc::new(Named(name)))), "{name}");
+            assert!(refuses(&|registry| registry.connector(Arc::new(Named(name)))), "{name}");
+        }
+        assert!(refuses(&|registry| registry.with(Arc::new(Named("wire")))));
+        assert!(refuses(&|registry| registry.connector(Arc::new(Named("cloud")))));
+        let same = registry.with(Arc::new(Named("cloud")));
+        assert_eq!(same.names().collect::<Vec<_>>(), ["cloud"]);
     }
 }

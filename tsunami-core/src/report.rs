@@ -259,7 +259,18 @@ impl Report {
                 self.ok = Some(*ok);
                 self.error.clone_from(error);
             }
-            _ => {}
+            // They change nothing of what a run came to.
+            EventKind::Launching { .. }
+            | EventKind::Retrying { .. }
+            | EventKind::Note { .. }
+            | EventKind::Launched { .. }
+            | EventKind::Uploaded { .. }
+            | EventKind::CommandStarted { .. }
+            | EventKind::Collected { .. }
+            | EventKind::ListingFailed { .. }
+            | EventKind::Custom { .. }
+            | EventKind::StillThere { .. }
+            | EventKind::Kept { .. } => {}
         }
     }
 

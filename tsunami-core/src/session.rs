@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::BoxError;
+use crate::error::{BoxError, Remedy};
 use crate::machine::{Login, Machine, RunId};
 
 /// What makes [`Session`]s.
@@ -344,6 +344,8 @@ pub struct SessionError {
     pub message: String,
     /// What the user can do about it.
     pub help: Option<String>,
+    /// What they can do about it by the program at hand.
+    pub remedy: Option<Remedy>,
     /// The error underneath.
     #[source]
     pub source: Option<BoxError>,
@@ -352,12 +354,18 @@ pub struct SessionError {
 impl SessionError {
     /// An error of `kind`.
     pub fn new(kind: SessionErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), help: None, source: None }
+        Self { kind, message: message.into(), help: None, remedy: None, source: None }
     }
 
     /// Adds what the user can do about it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    /// Adds what they can do about it by the program at hand.
+    pub fn remedy(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(remedy);
         self
     }
 

@@ -593,7 +593,8 @@ async fn a_teardown_that_fails_names_what_remains_and_down_removes_it() {
     }
     let error = world.run(server_and_clients(), nothing).await.unwrap_err();
     assert!(matches!(&error, Error::Remains { cause: None, .. }), "{error:?}");
-    assert!(error.to_string().contains("tsunami down"), "{error}");
+    let Error::Remains { run, leftovers, .. } = &error else { unreachable!() };
+    assert!(error.to_string().starts_with(&format!("run {run}: ")) && !leftovers.is_empty(), "{error}");
     assert_eq!(world.cloud.machines().len(), 4);
     let runs = world.state.runs().unwrap();
     assert_eq!(runs.len(), 1);

@@ -1,6 +1,6 @@
 //! What the events of a run tell, and that saved ones are read.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
@@ -215,4 +215,25 @@ fn events_of_a_kind_that_is_not_known_are_left_out_and_those_that_are_wrong_are_
     for wrong in [r#"{"at":1.0,"elapsed":0.0,"event":"trial_started"}"#, r#"{"event":1}"#, "no"] {
         assert!(read_events(format!("{known}\n{wrong}\n").as_bytes()).is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn the_saved_events_of_this_form_are_one_of_each_kind_and_are_written_as_they_were() {
+    let saved = include_str!("fixtures/events-2.jsonl");
+    let events = read_events(saved.as_bytes()).unwrap();
+    let mut kinds = BTreeSet::new();
+    for (line, event) in saved.lines().skip(1).zip(&events) {
+        let value = serde_json::to_value(event).unwrap();
+        assert_eq!(value, serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert!(kinds.insert(value["event"].as_str().unwrap().to_owned()), "twice: {line}");
+    }
+    // What can't be read is told with all that can.
+    let unknown = serde_json::from_value::<EventKind>(serde_json::json!({ "event": "?" })).unwrap_err();
+    let unknown = unknown.to_string();
+    let known: BTreeSet<_> = unknown.split('`').skip(1).step_by(2).filter(|name| *name != "?").collect();
+    assert_eq!(
+        kinds.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        known,
+        "a new kind has no line there"
+    );
 }

@@ -14,6 +14,7 @@ use ssh_key::PublicKey;
 use tsunami_core::{Machine, SessionError, SessionErrorKind, shown};
 
 use crate::hosts::HostAddress;
+use crate::transport::TransportKind;
 
 /// What can be set about SSH. The default needs nothing.
 ///
@@ -53,16 +54,7 @@ pub struct SshOptions {
     /// sntrup761x25519, costs the client some 90 ms of CPU a connection, six times what curve25519 does.
     pub kex: Option<String>,
     /// How sessions are made.
-    pub transport: Transport,
-}
-
-/// How sessions are made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Transport {
-    /// One `ssh` master process a machine, all commands multiplexed over it.
-    #[default]
-    OpenSsh,
+    pub transport: TransportKind,
 }
 
 impl Default for SshOptions {
@@ -76,7 +68,7 @@ impl Default for SshOptions {
             accept_new_hosts: false,
             keepalive: Duration::from_secs(5),
             kex: None,
-            transport: Transport::default(),
+            transport: TransportKind::default(),
         }
     }
 }
@@ -131,7 +123,7 @@ impl SshOptions {
     }
 
     /// Sets how sessions are made.
-    pub fn transport(mut self, transport: Transport) -> Self {
+    pub fn transport(mut self, transport: TransportKind) -> Self {
         self.transport = transport;
         self
     }

@@ -17,16 +17,17 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
-use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
-use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
+use tsunami_core::{
+    Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
+};
 
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
+use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use crate::session::SshSession;
-use crate::transport::openssh::OpensshTransport;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
 use crate::transport::{Connection, Transport};
 use crate::{keys, probe};
@@ -244,11 +245,9 @@ impl SshConnector {
 }
 
 impl RunSsh {
-    /// What connects to a machine: here, and nowhere else, it is chosen.
+    /// What connects to a machine.
     pub(crate) fn transport(self: &Arc<Self>, machine: &Machine) -> Arc<dyn Transport> {
-        match self.options.transport {
-            config::Transport::OpenSsh => Arc::new(OpensshTransport::new(self.clone(), machine.clone())),
-        }
+        self.options.transport.to(machine, self)
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.
@@ -453,9 +452,9 @@ impl RunSsh {
             Err(_) => None,
         };
         match shown {
-            Some((fingerprint, line)) => error.help(format!(
+            Some((fingerprint, line)) => error.remedy(Remedy::TrustNewHosts).help(format!(
                 "{name} showed the key {fingerprint}. If it is the right one, add this line to your \
-                 known_hosts, or pass --accept-new-hosts:\n  {line}"
+                 known_hosts:\n  {line}"
             )),
             None => error,
         }

@@ -55,7 +55,7 @@
 //!   [`Session::close`](tsunami_core::Session::close) waits for that. Where it can't be confirmed, the answer is
 //!   [`CancelledUnconfirmed`](tsunami_core::SessionErrorKind::CancelledUnconfirmed).
 //! - An upload or download that is dropped ends in the same way; what has arrived by then stays. One that stands still
-//!   for [`TRANSFER_STALL_TIMEOUT`](tsunami_core::limits::TRANSFER_STALL_TIMEOUT), on a connection that is alive, is
+//!   for [`TRANSFER_STALL_TIMEOUT`](crate::limits::TRANSFER_STALL_TIMEOUT), on a connection that is alive, is
 //!   given up. One that moves at all, however slowly, is not.
 //! - A script of a provider's ([`Session::administer`](tsunami_core::Session::administer)) is ended by nobody.
 //! - A connect that is dropped leaves nothing behind.
@@ -90,6 +90,7 @@ mod files;
 mod hosts;
 mod janitor;
 mod keys;
+pub mod limits;
 mod local;
 mod pool;
 mod probe;
@@ -100,12 +101,13 @@ mod shell;
 mod transport;
 mod watchdog;
 
-pub use config::{SshOptions, Transport};
+pub use config::SshOptions;
 pub use connector::{SshConnector, run_config};
 pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]
 pub use registration::{HostsRegistration, LocalRegistration, registry};
+pub use transport::TransportKind;
 
 /// What others may write, at random.
 #[cfg(test)]

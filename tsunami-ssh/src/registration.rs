@@ -2,18 +2,32 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tsunami_core::experiment::{Ssh, Transport};
 use tsunami_core::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Registry,
-    Table, TableReader, Value, Values,
+    Backend, Common, ConnectRequest, Connection, Form, GroupTable, Key, Machines, MakeConnector,
+    Registration, Registry, Settings, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
 
-use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
+use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind};
+
+/// The keys of `[ssh]`.
+const SSH_KEYS: &[Key] = &[
+    Key::new("config", Form::Path, "an extra ssh_config"),
+    Key::new("jump", Form::Text, "a host to jump through, as `user@bastion`"),
+    Key::new("user", Form::Text, "who to log in as"),
+    Key::new("key", Form::Path, "the private key to log in with"),
+    Key::new("known_hosts", Form::Path, "where host keys are looked up"),
+    Key::new("connect_timeout", Form::Duration, "how long a machine may take from its launch to a session")
+        .default("\"2m\""),
+    Key::new("keepalive", Form::Duration, "how often a quiet connection is checked"),
+    Key::new("kex", Form::Text, "the key exchange algorithms, as in `KexAlgorithms`"),
+    Key::new("transport", Form::Choice(&words(&TransportKind::WORDS)), "what carries the sessions")
+        .default("\"openssh\""),
+];
 
 /// The keys of a group of hosts.
 const HOSTS_KEYS: &[Key] = &[Key::new(
@@ -43,14 +57,69 @@ pub fn registry() -> Registry {
         .connector(Arc::new(OverSsh))
 }
 
-/// Connects over SSH.
+/// Connects over SSH, as `[ssh]` says.
 #[derive(Debug)]
 struct OverSsh;
 
 impl MakeConnector for OverSsh {
-    fn connector(&self, ssh: &Ssh, accept_new_hosts: bool) -> Arc<dyn Connector> {
-        Arc::new(SshConnector::new(options(ssh, accept_new_hosts)))
+    fn name(&self) -> &'static str {
+        "ssh"
     }
+
+    fn keys(&self) -> &'static [Key] {
+        SSH_KEYS
+    }
+
+    fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
+        let mut connection = Connection::default();
+        let mut options = SshOptions::default();
+        for (key, _, value) in table.entries() {
+            match key {
+                "config" => options.config = file(value, values),
+                "jump" => options.jump = values.host(value),
+                "user" => options.user = values.host(value),
+                "key" => options.key = file(value, values),
+                "known_hosts" => options.known_hosts = file(value, values),
+                "connect_timeout" => connection.connect_timeout = values.duration(value),
+                "keepalive" => options.keepalive = values.duration(value).unwrap_or(options.keepalive),
+                "kex" => options.kex = kex(value, values),
+                "transport" => {
+                    let chosen = values.choice(value, key, &TransportKind::WORDS);
+                    options.transport = chosen.unwrap_or(options.transport);
+                }
+                _ => {}
+            }
+        }
+        connection.settings = Settings::new(options);
+        connection
+    }
+
+    fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector> {
+        Arc::new(SshConnector::new(options(settings, trust_new_hosts)))
+    }
+}
+
+/// A file that is there. Its path is remembered with the run, for commands given elsewhere.
+fn file(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<PathBuf> {
+    let path = values.file(value)?;
+    Some(std::path::absolute(&path).unwrap_or(path))
+}
+
+/// Names of key exchange algorithms, as ssh_config has them.
+fn kex(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
+    let text = values.text(value)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.@,+^*".contains(c);
+    if !text.is_empty() && text.chars().all(allowed) {
+        return Some(text.to_owned());
+    }
+    let help = "list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`".to_owned();
+    values.problem(&value.place(), "these aren't names of key exchange algorithms", Some(help));
+    None
+}
+
+fn options(settings: &Settings, trust_new_hosts: bool) -> SshOptions {
+    let options = settings.get::<SshOptions>().cloned().unwrap_or_default();
+    SshOptions { accept_new_hosts: trust_new_hosts, ..options }
 }
 
 /// Registers [`LocalProvider`] as `local`.
@@ -69,7 +138,7 @@ impl Registration for LocalRegistration {
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
-        let connector = Arc::new(SshConnector::new(options(request.ssh, request.accept_new_hosts)));
+        let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
         Ok(Backend::new(provider, connector))
     }
 
@@ -101,7 +170,7 @@ impl Registration for HostsRegistration {
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-        let connector = Arc::new(SshConnector::new(options(request.ssh, request.accept_new_hosts)));
+        let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
         let provider = Arc::new(HostsProvider::new(request.state.root(), connector.clone()));
         Ok(Backend::new(provider, connector))
     }
@@ -175,33 +244,12 @@ impl HostsReader {
     }
 }
 
-fn options(ssh: &Ssh, accept_new_hosts: bool) -> SshOptions {
-    let defaults = SshOptions::default();
-    SshOptions {
-        config: absolute(ssh.config.as_deref()),
-        jump: ssh.jump.clone(),
-        user: ssh.user.clone(),
-        key: absolute(ssh.key.as_deref()),
-        known_hosts: absolute(ssh.known_hosts.as_deref()),
-        accept_new_hosts,
-        keepalive: ssh.keepalive.unwrap_or(defaults.keepalive),
-        kex: ssh.kex.clone(),
-        transport: match ssh.transport {
-            Transport::Openssh => crate::Transport::OpenSsh,
-        },
-    }
-}
-
-/// Paths are remembered with the run, for commands given elsewhere.
-fn absolute(path: Option<&Path>) -> Option<PathBuf> {
-    path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::Duration;
 
-    use tsunami_core::experiment::{Experiment, Loader, Problems};
+    use tsunami_core::experiment::{Experiment, Loader, Problem, Problems};
 
     use super::*;
 
@@ -213,13 +261,16 @@ mod tests {
     }
 
     fn refuses(text: &str, expected: &[&str]) {
-        let problems = load(text).expect_err("this should be refused");
-        let line = |problem| {
+        assert_eq!(lines(&load(text).expect_err("this should be refused")), expected);
+    }
+
+    fn lines(problems: &Problems) -> Vec<String> {
+        let line = |problem: &Problem| {
             let (line, column) = problems.place(problem).unwrap();
             let help = problem.advice().map(|help| format!(" ({help})")).unwrap_or_default();
             format!("{line}:{column} {}{help}", problem.message())
         };
-        assert_eq!(problems.iter().map(line).collect::<Vec<_>>(), expected);
+        problems.iter().map(line).collect()
     }
 
     #[test]
@@ -280,6 +331,71 @@ hosts = ["b", 3]"#,
         refuses(
             "name = 'x'\nprovider = 'host'\n[group.a]\n",
             &["2:12 `provider` can't be \"host\" (did you mean `hosts`?)"],
+        );
+    }
+
+    /// That each key is read: a date, which no key takes, is noted where it stands.
+    #[test]
+    fn every_key_of_ssh_is_read_and_in_the_schema() {
+        let schema = Experiment::schema(&registry());
+        for key in SSH_KEYS {
+            let text = format!("name = 'x'\n[ssh]\n{} = 1979-05-27\n[group.a]\n", key.name);
+            let problems = load(&text).unwrap_err();
+            let of_it = |problem| problems.place(problem).is_some_and(|(line, _)| line == 3);
+            assert!(problems.iter().any(of_it), "{}: {problems}", key.name);
+            assert!(schema["properties"]["ssh"]["properties"].get(key.name).is_some());
+        }
+    }
+
+    #[test]
+    fn what_ssh_says_reaches_the_connector() {
+        let text = "name = 'x'\n[ssh]\njump = 'me@bastion'\nkeepalive = '9s'\nconnect_timeout = '3m'\nkex = 'a,b'\n\
+                    transport = 'openssh'\n[group.a]\n";
+        let experiment = load(text).unwrap();
+        assert_eq!(experiment.plan().connect_timeout, Duration::from_secs(180));
+        let options = options(&experiment.connection.settings, true);
+        assert_eq!((options.jump.as_deref(), options.kex.as_deref()), (Some("me@bastion"), Some("a,b")));
+        assert!(options.keepalive == Duration::from_secs(9) && options.accept_new_hosts);
+    }
+
+    #[test]
+    fn ssh_that_cannot_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let sub = directory.path().join("sub");
+        fs::create_dir(&sub).unwrap();
+        let file = directory.path().join("x.toml");
+        let text = r#"name = "x"
+[ssh]
+config = "none"
+jump = "-oProxyCommand=x"
+user = "a b"
+key = "~/none"
+known_hosts = "sub"
+kex = "a b"
+connect_timeout = "0s"
+keepalive = 5
+transport = "russh"
+usr = 1
+[group.a]"#;
+        fs::write(&file, text).unwrap();
+        let home = |name: &str| (name == "HOME").then(|| sub.clone().into_os_string());
+        let problems = Loader::new().registry(&registry()).lookup_env(&home).load(file).unwrap_err();
+        let within = format!("{}/", directory.path().display());
+        let told: Vec<_> = lines(&problems).iter().map(|line| line.replace(&within, "")).collect();
+        assert_eq!(
+            told,
+            [
+                "3:10 `none` can't be read: No such file or directory (os error 2)",
+                "4:8 neither the user nor the host can be empty or begin with `-`",
+                "5:8 this can't hold spaces or control characters",
+                "6:7 `sub/none` can't be read: No such file or directory (os error 2)",
+                "7:15 `sub` is not a file",
+                "8:7 these aren't names of key exchange algorithms (list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`)",
+                "9:19 this can't be zero",
+                r#"10:13 expected a duration such as "90s", found an integer"#,
+                r#"11:13 `transport` can't be "russh" (known here: openssh)"#,
+                "12:1 unknown key `usr` (did you mean `user`?)",
+            ]
         );
     }
 }

@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io::{self, Read};
 
-use tsunami_core::limits::LOGIN_NOISE_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
+use crate::limits::LOGIN_NOISE_LIMIT;
 use crate::watchdog;
 
 /// What a login shell is given: no newline, no `!`, and nothing but plain text between single quotes.

@@ -10,8 +10,8 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
 use serde_json::json;
+use tsunami_aws::limits::{PAGES_LIMIT, SERVICE_ANSWER_LIMIT};
 use tsunami_aws::{Ec2Options, Ec2Provider};
-use tsunami_core::limits::{PAGES_LIMIT, SERVICE_ANSWER_LIMIT};
 use tsunami_core::{MachineSpec, Provider, ProviderError, RunFilter};
 
 use crate::world::{REGION, World, listed, request, run_id, spec, terminate};

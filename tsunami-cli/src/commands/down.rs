@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::experiment::Ssh;
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::{
     Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunEntry, RunId, RunStore, Tsunami,
 };
 
 use crate::backend;
-use crate::error::{Error, REMAINS, Remedy};
+use crate::error::{Error, REMAINS, Removal};
 use crate::signals;
 use crate::terminal::{one_line, say};
 
@@ -43,7 +42,7 @@ pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Re
             Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
             Ok(()) => say(&format!("{}: everything is gone", directory.id())),
             Err(error) => {
-                error.show_with(&format!("{}: ", directory.id()), &Remedy::DownAgain);
+                error.show_with(&format!("{}: ", directory.id()), &Removal::DownAgain);
                 let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
                 status = status.max(if untouched { REMAINS } else { error.status() });
             }
@@ -90,8 +89,7 @@ async fn unrecorded(
     }
     for registered in registry.providers().filter(|provider| backend::keeps(&***provider, directory)) {
         is_told = true;
-        let ssh = Ssh::default();
-        let connected = registered.reconnect_unrecorded(directory, &registry.request(state, &ssh)).await;
+        let connected = registered.reconnect_unrecorded(directory, &registry.request(state)).await;
         let connected = connected.map_err(Error::Provider);
         let Backend { provider, connector, .. } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;

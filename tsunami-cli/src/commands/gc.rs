@@ -9,7 +9,7 @@ use tsunami_core::{Error as CoreError, RunEntry, RunId, RunStore, Tsunami};
 
 use crate::args::CloudArgs;
 use crate::backend;
-use crate::error::{Error, REMAINS, Remedy};
+use crate::error::{Error, REMAINS, Removal};
 use crate::terminal::{one_line, print, say};
 
 /// So long after its expiry a run may still be tearing itself down.
@@ -26,7 +26,7 @@ struct Row {
     #[serde(skip)]
     told: Option<Error>,
     #[serde(skip)]
-    remedy: Remedy,
+    removal: Removal,
 }
 
 pub(crate) async fn gc(
@@ -51,9 +51,9 @@ pub(crate) async fn gc(
     }
     // Whoever asks for their own only has perhaps no account at all.
     if !mine || cloud.is_asked() {
-        for (Backend { provider, connector, .. }, survey) in
-            backend::survey(registry, &state, cloud, true).await?
-        {
+        for surveyed in backend::survey(registry, &state, cloud, true).await? {
+            status = status.max(surveyed.tell());
+            let Ok((Backend { provider, connector, .. }, survey)) = surveyed.found else { continue };
             for failure in &survey.failures {
                 // What could not be looked at may hold anything.
                 say(&format!("could not look in {failure}"));
@@ -64,7 +64,7 @@ pub(crate) async fn gc(
             for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
                 let ended = if dry_run { None } else { Some(tsunami.terminate_by_id(&found.run).await) };
                 // It need not be recorded here.
-                rows.push(Row::new(found.run, found.things, ended, Remedy::Again(again(cloud))));
+                rows.push(Row::new(found.run, found.things, ended, Removal::Again(again(cloud))));
             }
         }
     }
@@ -79,35 +79,36 @@ pub(crate) async fn gc(
 }
 
 impl Row {
-    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, remedy: Remedy) -> Self {
+    fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, removal: Removal) -> Self {
         let (outcome, told) = match ended {
             None => ("would be removed", None),
             Some(Ok(())) => ("removed", None),
             Some(Err(error)) => ("remains", Some(Error::Core(error))),
         };
-        let error = told.as_ref().map(|error: &Error| error.text(&remedy));
-        Self { run, outcome, things, error, told, remedy }
+        let error = told.as_ref().map(|error: &Error| error.text(&removal));
+        Self { run, outcome, things, error, told, removal }
     }
 }
 
 async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_run: bool) -> Row {
     let things = vec![format!("the run recorded in {}", directory.path().display())];
     if dry_run {
-        return Row::new(directory.id(), things, None, Remedy::DownAgain);
+        return Row::new(directory.id(), things, None, Removal::DownAgain);
     }
     let ended = match backend::engine_or_remains(registry, directory, state).await {
         Ok(tsunami) => tsunami.down(directory).await,
         Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),
     };
-    Row::new(directory.id(), things, Some(ended), Remedy::DownAgain)
+    Row::new(directory.id(), things, Some(ended), Removal::DownAgain)
 }
 
 /// The command that looks there again.
 fn again(cloud: &CloudArgs) -> String {
     let regions = cloud.region.iter().map(|region| ["--region", region.as_str()]);
     let profile = cloud.profile.iter().map(|profile| ["--profile", profile.as_str()]);
-    let words = ["tsunami", "gc"].into_iter().chain(regions.chain(profile).flatten());
+    let provider = cloud.provider.iter().map(|provider| ["--provider", provider.as_str()]);
+    let words = ["tsunami", "gc"].into_iter().chain(provider.chain(regions).chain(profile).flatten());
     shlex::try_join(words).unwrap_or_else(|_| "tsunami gc".to_owned())
 }
 
@@ -123,7 +124,23 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }
-        row.told.iter().for_each(|error| error.show_with("", &row.remedy));
+        row.told.iter().for_each(|error| error.show_with("", &row.removal));
     }
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_looks_again_looks_in_the_same_place() {
+        let cloud = CloudArgs {
+            provider: Some("aws".to_owned()),
+            region: vec!["eu-west-1".to_owned(), "x y".to_owned()],
+            profile: Some("me".to_owned()),
+        };
+        let expected = "tsunami gc --provider aws --region eu-west-1 --region 'x y' --profile me";
+        assert_eq!(again(&cloud), expected);
+    }
 }

@@ -90,10 +90,15 @@ pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Re
 /// Lists the runs that are found by tag, whoever launched them.
 async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunStore) -> Result<u8, Error> {
     let surveys = backend::survey(registry, state, cloud, false).await?;
-    let mut text = String::new();
-    for (_, survey) in &surveys {
+    let (mut text, mut status) = (String::new(), 0);
+    let mut is_empty = true;
+    for surveyed in &surveys {
+        status = status.max(surveyed.tell());
+        let Ok((_, survey)) = &surveyed.found else { continue };
+        is_empty &= survey.runs.is_empty();
         for failure in &survey.failures {
             say(&format!("could not look in {failure}"));
+            status = status.max(LAUNCH);
         }
         let now = survey.now.unwrap_or_else(SystemTime::now);
         for found in &survey.runs {
@@ -110,12 +115,11 @@ async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunS
             }
         }
     }
-    let all_looked_at = surveys.iter().all(|(_, survey)| survey.failures.is_empty());
-    if all_looked_at && surveys.iter().all(|(_, survey)| survey.runs.is_empty()) {
+    if status == 0 && is_empty {
         say("no runs");
     }
     print(&text)?;
-    Ok(if all_looked_at { 0 } else { LAUNCH })
+    Ok(status)
 }
 
 async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Result<Row, Error> {

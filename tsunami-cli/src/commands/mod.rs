@@ -72,7 +72,7 @@ fn name_abandoned_runs() {
 
 /// Reads and checks an experiment file.
 fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> {
-    let loader = Loader::new().registry(registry);
+    let loader = Loader::new().registry(registry).values_called("--set");
     let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
     Ok(Arc::new(loader.load(&args.file)?))
 }

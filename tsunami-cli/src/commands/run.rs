@@ -16,9 +16,9 @@ use super::load;
 use crate::args::{RunArgs, UpArgs};
 use crate::backend;
 use crate::error::{Error, REMAINS};
-use crate::reporter::{Live, Plain, Tails, Verbosity};
+use crate::reporter::{self, Reporter, Tails, Verbosity};
 use crate::signals;
-use crate::terminal::{self, Events, is_interactive, say};
+use crate::terminal::{Events, say};
 
 pub(crate) async fn run(
     args: RunArgs,
@@ -51,7 +51,7 @@ pub(super) struct Stage {
     /// Whether events go to standard output.
     pub(super) json: bool,
     tails: Arc<Tails>,
-    live: Option<Arc<Live>>,
+    reporter: Arc<dyn Reporter>,
     elsewhere: Arc<Elsewhere>,
     quiet: bool,
 }
@@ -85,13 +85,8 @@ impl Stage {
         let tsunami =
             tsunami.observer(progress.clone()).observer(elsewhere.clone()).cancel_on(cancel.clone());
         let tails = Arc::new(Tails::default());
-        let live = (is_interactive() && verbosity != Verbosity::Quiet)
-            .then(|| Arc::new(Live::new(colour, verbosity)));
-        let mut options = RunOptions::default().id(id).observer(tails.clone());
-        options = match &live {
-            Some(live) => options.observer(live.clone()),
-            None => options.observer(Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))),
-        };
+        let reporter = reporter::choose(verbosity, colour);
+        let mut options = RunOptions::default().id(id).observer(tails.clone()).observer(reporter.clone());
         if *json {
             options = options.observer(Arc::new(Json::new(Box::new(Events))));
         }
@@ -101,29 +96,22 @@ impl Stage {
         let crowded = crate::too_few_open_files(experiment.machines().count());
         let run = ExperimentRun::prepare(experiment, tsunami, options)?;
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
-        let bars = live.clone();
-        let tell = move |line: &str| match &bars {
-            Some(live) => live.say(line),
-            None => say(line),
-        };
-        let (bars, machines_of, attached) = (live.clone(), elsewhere.machines_of.clone(), on.is_some());
+        let telling = reporter.clone();
+        let tell = move |line: &str| telling.say(line);
+        let (shown, machines_of, attached) = (reporter.clone(), elsewhere.machines_of.clone(), on.is_some());
         let give_up = Arc::new(move || {
-            if let Some(live) = &bars {
-                live.finish();
-            }
+            shown.finish();
             progress.give_up(&machines_of, attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { run, tails, live, elsewhere, quiet, json: *json })
+        Ok(Self { run, tails, reporter, elsewhere, quiet, json: *json })
     }
 
     /// Writes down what came of it, and says where.
     pub(super) fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
-        if let Some(live) = &self.live {
-            live.finish();
-        }
+        self.reporter.finish();
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let error = outcome.err().map(|error| match error {

@@ -13,7 +13,7 @@ use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::text::{Text, WIDEST, first_line, span};
-use super::{Verbosity, lock};
+use super::{Reporter, Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
 /// How often the lines are brought up to date.
@@ -31,7 +31,8 @@ const QUEUE: usize = 64 * 1024;
 /// [`Plain`](super::Plain) would. For terminals only: elsewhere it shows nothing at all.
 ///
 /// Events and output only change what is to be shown; a thread of its own draws it, ten times a second, and leaves it
-/// to an [`Outlet`]. While that is behind, as when the terminal is stopped, nothing is drawn.
+/// to an [`Outlet`]. While that is behind, as when the terminal is stopped, nothing is drawn. Once it has finished,
+/// nothing of the changing lines stays.
 pub(crate) struct Live {
     shared: Arc<Shared>,
     ticker: Mutex<Option<JoinHandle<()>>>,
@@ -81,6 +82,7 @@ struct Machine {
 }
 
 struct Running {
+    command_id: u64,
     stage: String,
     command: String,
     since: Instant,
@@ -127,11 +129,11 @@ impl Live {
         let ticker = thread::Builder::new().name("live".into()).spawn(move || ticking.tick()).ok();
         Self { shared, ticker: Mutex::new(ticker), echo: Mutex::default() }
     }
+}
 
-    /// Clears the changing lines and prints what is still to be printed. What happens later is printed at once.
-    ///
-    /// Happens by itself when the run is over and on drop; needed before the process exits otherwise. Idempotent.
-    pub(crate) fn finish(&self) {
+impl Reporter for Live {
+    /// Happens by itself when the run is over and on drop.
+    fn finish(&self) {
         lock(&self.shared.state).stopped = true;
         self.shared.stop.notify_all();
         let ticker = lock(&self.ticker).take();
@@ -145,11 +147,8 @@ impl Live {
     }
 
     /// Prints a line above the changing ones, which stay.
-    pub(crate) fn say(&self, line: &str) {
-        {
-            let mut state = lock(&self.shared.state);
-            state.queue.entry(&[], line);
-        }
+    fn say(&self, line: &str) {
+        lock(&self.shared.state).queue.entry(&[], line);
         self.shared.draw();
     }
 }
@@ -380,20 +379,16 @@ impl State {
                     machine.becomes("gone", Style::Bad, true, now);
                 }
             }
-            EventKind::CommandStarted { machine, stage, command, .. } => {
+            EventKind::CommandStarted { machine, stage, command_id, command, .. } => {
                 let machine = self.machine(machine, now);
                 machine.lines = Lines::default();
                 machine.last.clear();
                 let (stage, command) = (stage.clone(), format!("$ {}", first_line(command)));
-                machine.commands.push(Running { stage, command, since: now });
+                machine.commands.push(Running { command_id: *command_id, stage, command, since: now });
             }
-            EventKind::CommandFinished { machine, stage, command, .. } => {
+            EventKind::CommandFinished { machine, command_id, .. } => {
                 let machine = self.machine(machine, now);
-                let command = format!("$ {}", first_line(command));
-                let same = |running: &Running| running.stage == *stage && running.command == command;
-                if let Some(place) = machine.commands.iter().position(same) {
-                    machine.commands.remove(place);
-                }
+                machine.commands.retain(|running| running.command_id != *command_id);
                 machine.last.clear();
             }
             EventKind::TrialStarted { trial } => self.phase = format!("trial {}", one_line(trial)),
@@ -402,6 +397,7 @@ impl State {
             }
             EventKind::TearingDown { .. } => "tearing down".clone_into(&mut self.phase),
             EventKind::Kept { .. } => "kept".clone_into(&mut self.phase),
+            // They change no line; what there is to say of them is said above.
             _ => {}
         }
     }
@@ -591,6 +587,23 @@ mod tests {
         live.event(&events[2]);
         live.finish();
         assert!(term.contents().ends_with("no capacity"), "{}", term.contents());
+    }
+
+    #[test]
+    fn every_kind_of_event_changes_a_line_or_is_told_above_them() {
+        let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
+        // Of machines whose lines say so already, and of what is told of each command.
+        let silent = ["launching", "launched", "uploaded", "collected", "custom"];
+        let (_term, live) = on_terminal(Verbosity::Normal);
+        let (mut state, now) = (lock(&live.shared.state), Instant::now());
+        for event in tsunami_core::read_events(events.as_bytes()).unwrap() {
+            let before = state.rows(now, 3);
+            drop(state.queue.take());
+            state.event(&event, now);
+            let is_shown = !state.queue.is_empty() || state.rows(now, 3) != before;
+            let kind = serde_json::to_value(&event).unwrap()["event"].clone();
+            assert_eq!(is_shown, !silent.contains(&kind.as_str().unwrap()), "{event:?}");
+        }
     }
 
     #[test]

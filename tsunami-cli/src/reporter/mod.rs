@@ -5,13 +5,37 @@ mod plain;
 mod tails;
 mod text;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) use live::Live;
+use tsunami_core::Observer;
+
+use crate::terminal;
+
+use live::Live;
 pub(crate) use plain::Plain;
 pub(crate) use tails::Tails;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, little_run};
+
+/// Shows people a run while it goes on.
+pub(crate) trait Reporter: Observer {
+    /// Shows a line that no event tells.
+    fn say(&self, line: &str) {
+        terminal::say(line);
+    }
+
+    /// Shows all that is still to be shown; what happens later is shown at once. Needed before the process exits.
+    /// Idempotent.
+    fn finish(&self) {}
+}
+
+/// The reporter for this terminal.
+pub(crate) fn choose(verbosity: Verbosity, colour: bool) -> Arc<dyn Reporter> {
+    if terminal::is_interactive() && verbosity != Verbosity::Quiet {
+        return Arc::new(Live::new(colour, verbosity));
+    }
+    Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))
+}
 
 /// How much is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use tsunami_core::{Event, Observer, Origin, Stream};
 
 use super::text::Text;
-use super::{Verbosity, lock};
+use super::{Reporter, Verbosity, lock};
 use crate::terminal::Message;
 
 /// Writes a line for each thing worth telling. The only control characters are colours, if they are wanted.
@@ -46,6 +46,8 @@ impl State {
         }
     }
 }
+
+impl Reporter for Plain {}
 
 impl Observer for Plain {
     fn event(&self, event: &Event) {

@@ -16,16 +16,22 @@ const LINES: usize = 10;
 /// little.
 const BYTES: usize = 4096;
 
-/// Keeps the end of both outputs, by machine and stage.
+/// Keeps the end of both outputs of each command that goes on, and of the last that ended, by machine and stage.
 #[derive(Debug, Default)]
-pub(crate) struct Tails(Mutex<HashMap<(String, String), Tail>>);
+pub(crate) struct Tails(Mutex<HashMap<(String, String), Stage>>);
 
 #[derive(Debug, Default)]
-struct Tail {
-    /// How many commands go on in the stage: a server, and what asks whether it is ready.
-    running: usize,
+struct Stage {
+    /// Those that go on (a server, and what asks whether it is ready), and those that ended since the last one began.
+    commands: Vec<Tail>,
     /// How many pieces there were.
     count: u64,
+}
+
+#[derive(Debug)]
+struct Tail {
+    command_id: u64,
+    goes_on: bool,
     outputs: [Output; 2],
 }
 
@@ -42,24 +48,51 @@ impl Tails {
     /// The last lines of both outputs, in the order in which they came.
     pub(crate) fn of(&self, machine: &str, stage: &str) -> Vec<String> {
         let tails = lock(&self.0);
-        tails.get(&(machine.to_owned(), stage.to_owned())).map(Tail::lines).unwrap_or_default()
+        tails.get(&(machine.to_owned(), stage.to_owned())).map(Stage::lines).unwrap_or_default()
     }
 }
 
-impl Tail {
-    fn push(&mut self, stream: Stream, bytes: &[u8]) {
-        let Output { pieces, size, cut } = &mut self.outputs[usize::from(stream == Stream::Stderr)];
+impl Stage {
+    fn push(&mut self, command_id: u64, stream: Stream, bytes: &[u8]) {
+        let place = self.commands.iter().rposition(|tail| tail.command_id == command_id);
+        let place = place.unwrap_or_else(|| {
+            self.commands.push(Tail { command_id, goes_on: false, outputs: Default::default() });
+            self.commands.len() - 1
+        });
+        self.commands[place].outputs[usize::from(stream == Stream::Stderr)].push(&mut self.count, bytes);
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for output in self.commands.iter().flat_map(|tail| &tail.outputs) {
+            let (mut begun, mut own) = (Lines::default(), Vec::new());
+            for (which, piece) in &output.pieces {
+                begun.push(piece, |line| own.push((*which, sanitize_bytes(line))));
+            }
+            begun.finish(|line| own.push((self.count, sanitize_bytes(line))));
+            // The first line has lost its beginning, and is left out.
+            let torn = usize::from(output.cut && own.len() > 1);
+            lines.extend(own.drain(torn.max(own.len().saturating_sub(LINES))..));
+        }
+        lines.sort_by_key(|(which, _)| *which);
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+}
+
+impl Output {
+    fn push(&mut self, count: &mut u64, bytes: &[u8]) {
+        let Self { pieces, size, cut } = self;
         let end = &bytes[bytes.len().saturating_sub(BYTES)..];
         *cut |= end.len() < bytes.len();
         *size += end.len();
         match pieces.back_mut() {
             // Nothing came in between.
-            Some((last, piece)) if *last + 1 == self.count && piece.len() + end.len() <= BYTES => {
+            Some((last, piece)) if *last + 1 == *count && piece.len() + end.len() <= BYTES => {
                 piece.extend_from_slice(end);
             }
             _ => {
-                pieces.push_back((self.count, end.to_vec()));
-                self.count += 1;
+                pieces.push_back((*count, end.to_vec()));
+                *count += 1;
             }
         }
         while let Some((_, first)) = pieces.front()
@@ -70,48 +103,37 @@ impl Tail {
             pieces.pop_front();
         }
     }
-
-    fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for output in &self.outputs {
-            let (mut begun, mut own) = (Lines::default(), Vec::new());
-            for (which, piece) in &output.pieces {
-                begun.push(piece, |line| own.push((*which, sanitize_bytes(line))));
-            }
-            begun.finish(|line| own.push((self.count, sanitize_bytes(line))));
-            // What is left of a line says less than none.
-            let torn = usize::from(output.cut && own.len() > 1);
-            lines.extend(own.drain(torn.max(own.len().saturating_sub(LINES))..));
-        }
-        lines.sort_by_key(|(which, _)| *which);
-        lines.into_iter().map(|(_, line)| line).collect()
-    }
 }
 
 impl Observer for Tails {
     fn event(&self, event: &Event) {
         match &event.kind {
-            EventKind::CommandStarted { machine, stage, .. } => {
+            EventKind::CommandStarted { machine, stage, command_id, .. } => {
                 let mut tails = lock(&self.0);
-                let tail = tails.entry((machine.clone(), stage.clone())).or_default();
+                let stage = tails.entry((machine.clone(), stage.clone())).or_default();
                 // What an earlier command of the stage wrote has nothing to do with this one.
-                if tail.running == 0 {
-                    *tail = Tail::default();
-                }
-                tail.running += 1;
+                stage.commands.retain(|tail| tail.goes_on);
+                stage.commands.push(Tail {
+                    command_id: *command_id,
+                    goes_on: true,
+                    outputs: Default::default(),
+                });
             }
-            EventKind::CommandFinished { machine, stage, .. } => {
-                if let Some(tail) = lock(&self.0).get_mut(&(machine.clone(), stage.clone())) {
-                    tail.running = tail.running.saturating_sub(1);
-                }
+            EventKind::CommandFinished { machine, stage, command_id, .. } => {
+                let mut tails = lock(&self.0);
+                let stage = tails.get_mut(&(machine.clone(), stage.clone()));
+                let commands = stage.into_iter().flat_map(|stage| &mut stage.commands);
+                commands.filter(|tail| tail.command_id == *command_id).for_each(|tail| tail.goes_on = false);
             }
+            // Only commands write.
             _ => {}
         }
     }
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         let mut tails = lock(&self.0);
-        tails.entry((origin.machine.to_owned(), origin.stage.to_owned())).or_default().push(stream, bytes);
+        let stage = tails.entry((origin.machine.to_owned(), origin.stage.to_owned())).or_default();
+        stage.push(origin.command_id, stream, bytes);
         Ok(())
     }
 }
@@ -121,30 +143,42 @@ mod tests {
     use tsunami_core::Exit;
 
     use super::*;
-    use crate::reporter::text::tests::{at, finished, started};
+    use crate::reporter::text::tests::{at, finished, numbered, started};
 
     #[test]
     fn both_outputs_of_the_last_command_are_kept_whichever_writes_more() {
         let tails = Tails::default();
-        let origin = Origin::new("a", "b");
-        let write = |stream, text: &str| tails.output(&origin, stream, text.as_bytes()).unwrap();
-        tails.event(&at(0.0, started("a", "b", "one")));
-        write(Stream::Stderr, "of another command\n");
-        tails.event(&at(0.0, finished("a", "b", "one", Ok(Exit::Status(0)))));
-        tails.event(&at(0.0, started("a", "b", "serve")));
-        write(Stream::Stderr, "cannot bind\nsec");
-        (0..1000).for_each(|i| write(Stream::Stdout, &format!("line {i}\n")));
-        // Something that asks whether it is ready.
-        tails.event(&at(0.0, started("a", "b", "ask")));
-        write(Stream::Stderr, "ond");
+        let write = |command, stream, text: &str| {
+            tails.output(&Origin::new("a", "b").command(None, command), stream, text.as_bytes()).unwrap();
+        };
+        let begin = |command| tails.event(&at(0.0, numbered(started("a", "b", "x"), command)));
+        let end = |command| {
+            tails.event(&at(0.0, numbered(finished("a", "b", "x", Ok(Exit::Status(0))), command)));
+        };
+        begin(1);
+        write(1, Stream::Stderr, "of another command\n");
+        end(1);
+        begin(2);
+        write(2, Stream::Stderr, "cannot bind\nsec");
+        (0..1000).for_each(|i| write(2, Stream::Stdout, &format!("line {i}\n")));
+        // Something that asks whether it is ready, and again.
+        for command in [3, 4] {
+            begin(command);
+            write(command, Stream::Stderr, &format!("no answer to {command}\n"));
+            write(2, Stream::Stderr, if command == 3 { "on" } else { "d" });
+            end(command);
+        }
         let expected: Vec<_> =
             ["cannot bind".to_owned()].into_iter().chain((990..1000).map(|i| format!("line {i}"))).collect();
-        assert_eq!(tails.of("a", "b"), [expected, vec!["second".to_owned()]].concat());
+        let last = ["no answer to 4", "second"].map(str::to_owned).to_vec();
+        assert_eq!(tails.of("a", "b"), [expected, last].concat());
         assert_eq!(tails.of("a", "c"), Vec::<String>::new());
-        (0..100).for_each(|_| write(Stream::Stdout, &"x".repeat(3000)));
-        write(Stream::Stdout, "\nlast\n");
-        assert_eq!(tails.of("a", "b"), ["cannot bind", "last", "second"]);
+        (0..100).for_each(|_| write(2, Stream::Stdout, &"x".repeat(3000)));
+        write(2, Stream::Stdout, "\nlast\n");
+        assert_eq!(tails.of("a", "b"), ["cannot bind", "no answer to 4", "last", "second"]);
         let tails = lock(&tails.0);
-        assert!(tails.values().flat_map(|tail| &tail.outputs).all(|output| output.size < 2 * BYTES));
+        let all = tails.values().flat_map(|stage| &stage.commands);
+        assert!(all.clone().flat_map(|tail| &tail.outputs).all(|output| output.size < 2 * BYTES));
+        assert_eq!(all.count(), 2);
     }
 }

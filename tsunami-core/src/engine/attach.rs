@@ -163,7 +163,7 @@ impl Run {
         let mut tasks = JoinSet::new();
         for machine in self.machines_up(wanted).await? {
             let run = self.clone();
-            tasks.spawn(async move { run.readmitted(machine, RECONNECT_TIMEOUT).await });
+            tasks.spawn(async move { run.connect_and_renew(machine, RECONNECT_TIMEOUT).await });
         }
         let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
         while let Some(joined) = tasks.join_next().await {

@@ -25,7 +25,7 @@ impl RunDeadline {
         Self { directory, known: watch::Sender::new(recorded) }
     }
 
-    /// The end as it is recorded now. What can't be read has not moved.
+    /// The end as it is recorded now. If the record can't be read, it is the end that was known last.
     pub(super) fn read(&self) -> Deadline {
         if let Ok(record) = self.directory.record() {
             self.moved(record.deadline);

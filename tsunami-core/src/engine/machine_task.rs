@@ -23,7 +23,7 @@ const CONNECT_GRACE: Duration = Duration::from_secs(10);
 
 /// How much longer than that the provider may take to check it. Its own limits for one answer of a machine say better
 /// what was missing, and end before this.
-const ADMIT_GRACE: Duration = Duration::from_secs(90);
+const VERIFY_GRACE: Duration = Duration::from_secs(90);
 
 /// A machine that was launched and not seen yet.
 #[derive(Clone)]
@@ -99,7 +99,7 @@ impl Provisioner {
         *stage = "connect";
         let (host, liveness) = tokio::select! {
             biased;
-            host = self.run.admitted(machine, pending.deadline, self.plan.connect_timeout) => host?,
+            host = self.run.connect_and_verify(machine, pending.deadline, self.plan.connect_timeout) => host?,
             machine = self.watch.leaving(&pending.id) => return Err(self.gone(name, stage, machine).await),
         };
         self.run.follow(&host, liveness, &self.watch);
@@ -145,40 +145,40 @@ impl Provisioner {
 
 impl Run {
     /// Connects to a new machine and has its provider check it.
-    async fn admitted(
+    async fn connect_and_verify(
         &self,
         machine: Machine,
         deadline: Instant,
         within: Duration,
     ) -> Result<(Host, watch::Sender<Liveness>), Error> {
         let (host, liveness) = self.connect(machine, deadline, within).await?;
-        let admitting = self.provider.verify(host.machine(), host.session());
+        let verifying = self.provider.verify(host.machine(), host.session());
         let unanswered = |_| {
-            let after = humantime::format_duration(within + ADMIT_GRACE);
+            let after = humantime::format_duration(within + VERIFY_GRACE);
             let message = format!("the check of the new machine had no end {after} after its launch");
             let longer = "where its first boot takes longer, give it more time: `connect_timeout`";
             Err(ProviderError::new(ProviderErrorKind::Unavailable, "verify", message).help(longer))
         };
-        let admitted = timeout_at(deadline + ADMIT_GRACE, admitting).await.unwrap_or_else(unanswered);
-        admitted.map_err(unfit(&host))?;
+        let verified = timeout_at(deadline + VERIFY_GRACE, verifying).await.unwrap_or_else(unanswered);
+        verified.map_err(unfit(&host))?;
         Ok((host, liveness))
     }
 
     /// Connects to a machine that an earlier process left up, and has its provider see to it.
-    pub(super) async fn readmitted(
+    pub(super) async fn connect_and_renew(
         &self,
         machine: Machine,
         within: Duration,
     ) -> Result<(Host, watch::Sender<Liveness>), Error> {
         let deadline = Instant::now() + within;
         let (host, liveness) = self.connect(machine, deadline, within).await?;
-        let readmitting = self.provider.renew(host.machine(), host.session());
+        let renewing = self.provider.renew(host.machine(), host.session());
         let unanswered = |_| {
             let message = "what its provider keeps on the machine could not be renewed in time";
             Err(ProviderError::new(ProviderErrorKind::Unavailable, "verify", message))
         };
-        let readmitted = timeout_at(deadline + ADMIT_GRACE, readmitting).await.unwrap_or_else(unanswered);
-        readmitted.map_err(unfit(&host))?;
+        let renewed = timeout_at(deadline + VERIFY_GRACE, renewing).await.unwrap_or_else(unanswered);
+        renewed.map_err(unfit(&host))?;
         Ok((host, liveness))
     }
 

@@ -15,7 +15,7 @@ use super::Tsunami;
 use super::foreign::has_panicked;
 use super::machine_task::PendingMachine;
 use super::monitor::{REASON_TIMEOUT, Watch};
-use super::run::{BodyOutcome, Owned, Run, RunHandle};
+use super::run::{BodyOutcome, OwnedMachines, Run, RunHandle};
 use super::teardown::PREPARE_TIMEOUT;
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
@@ -32,15 +32,15 @@ const LAUNCH_ATTEMPTS: u32 = 8;
 /// The pause before the first repetition; every further one takes twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long after the first failure of a machine others are heard of. What fails for the same reason fails at the
-/// same time, more or less; nobody wants to wait for more.
+/// How long after the first failure of a machine the failures of others are collected. Those with the same reason
+/// come at about the same time.
 const FAILURES_GRACE: Duration = Duration::from_millis(500);
 
 /// How often a repair looks whether its machines' interruptions are known by now.
 const POLL_INTERRUPTIONS: Duration = Duration::from_millis(100);
 
-/// A machine's place: its group's in the plan, and its own in the group.
-type Place = (usize, u32);
+/// Which machine of the plan it is: its group's number in the plan, and its own in the group.
+type Slot = (usize, u32);
 
 /// What a task of the launch comes back with.
 pub(super) enum TaskResult {
@@ -93,7 +93,7 @@ impl Tsunami {
             }
         };
         run.emit_started(record.experiment);
-        let machines = Owned::new(run, self.keep);
+        let machines = OwnedMachines::new(run, self.keep);
         match machines.run().bring_up(plan).await {
             Ok(cluster) => Ok(RunHandle { machines, cluster }),
             Err(outcome) => machines.end(outcome).await,
@@ -146,17 +146,17 @@ pub(crate) struct Provisioner {
     pub(super) plan: Arc<Plan>,
     pub(super) watch: Watch,
     /// The machines that were replaced.
-    replaced: Arc<Mutex<BTreeMap<Place, MachineId>>>,
+    replaced: Arc<Mutex<BTreeMap<Slot, MachineId>>>,
 }
 
 impl Provisioner {
     /// Waits until all machines are up. Whatever of `tasks` is left when this fails has ended.
-    async fn gather<T>(&self, tasks: Tasks, hosts: BTreeMap<Place, Host>) -> Result<Cluster, BodyOutcome<T>> {
+    async fn gather<T>(&self, tasks: Tasks, hosts: BTreeMap<Slot, Host>) -> Result<Cluster, BodyOutcome<T>> {
         let begun = hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
         let gathering =
             Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
         let hosts = gathering.until_all_are_up().await?;
-        // A hint for other processes; the tags are the truth.
+        // It makes other processes faster; what there is they ask the provider.
         let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
@@ -166,7 +166,7 @@ impl Provisioner {
 
     /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget
     /// reckons with.
-    fn replace(&self, place: Place, id: &MachineId, interrupted: Error) -> Result<(), Error> {
+    fn replace(&self, place: Slot, id: &MachineId, interrupted: Error) -> Result<(), Error> {
         let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         match replaced.get(&place) {
             // By an attempt before this one, which was dropped, or whose cluster the caller did not take.
@@ -273,9 +273,9 @@ impl Provisioner {
 struct Gathering<'a> {
     provisioner: &'a Provisioner,
     tasks: Tasks,
-    hosts: BTreeMap<Place, Host>,
+    hosts: BTreeMap<Slot, Host>,
     /// The machines that were begun with.
-    begun: BTreeMap<Place, MachineId>,
+    begun: BTreeMap<Slot, MachineId>,
     /// In the order of time.
     failures: Vec<Error>,
     /// From the first failure on, until when others are heard of.
@@ -283,7 +283,7 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
-    async fn until_all_are_up<T>(mut self) -> Result<BTreeMap<Place, Host>, BodyOutcome<T>> {
+    async fn until_all_are_up<T>(mut self) -> Result<BTreeMap<Slot, Host>, BodyOutcome<T>> {
         let ended = self.until_ended().await;
         self.tasks.shutdown().await;
         match ended {

@@ -187,13 +187,13 @@ impl<T> From<Error> for BodyOutcome<T> {
 
 /// The machines of a run that this process launched, or is launching. Dropping it tears them down.
 #[derive(Debug)]
-pub(super) struct Owned {
+pub(super) struct OwnedMachines {
     run: Arc<Run>,
     keep: Keep,
     released: bool,
 }
 
-impl Owned {
+impl OwnedMachines {
     pub(super) fn new(run: Arc<Run>, keep: Keep) -> Self {
         Self { run, keep, released: false }
     }
@@ -269,7 +269,7 @@ impl Owned {
     }
 }
 
-impl Drop for Owned {
+impl Drop for OwnedMachines {
     fn drop(&mut self) {
         if !self.released {
             drop(self.run.spawn(Assured::new(&self.run, "dropped").finish()));
@@ -286,7 +286,7 @@ impl Drop for Owned {
 /// holds if a future of its methods is dropped.
 #[derive(Debug)]
 pub struct RunHandle {
-    pub(super) machines: Owned,
+    pub(super) machines: OwnedMachines,
     pub(super) cluster: Cluster,
 }
 

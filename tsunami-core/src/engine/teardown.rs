@@ -97,7 +97,7 @@ impl Run {
         let settled = self.undecided.load(Ordering::Relaxed) == 0;
         let mut leftovers = self.terminate().await;
         if !settled {
-            // Without its answer an empty listing proves nothing.
+            // The request may still create something after the listing was empty.
             let why = match answered || runtime_ended {
                 true => "it was broken off".to_owned(),
                 false => format!("unanswered after {}", humantime::format_duration(SETTLE_TIMEOUT)),

@@ -7,7 +7,7 @@ use crate::Addresses;
 use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
 
 use super::file::{Contents, TemplateRole, TemplateSite, WORD, is_word, template_problem};
-use super::problem::{Notes, Problem};
+use super::problem::{NotedProblems, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 use crate::trial::{MachineContext, Machines};
@@ -21,17 +21,17 @@ const RENDER_FUEL: u64 = 25;
 /// How much of a text is shown, in characters.
 const EXCERPT: usize = 200;
 
-/// Notes what is wrong with the templates of a file, as far as there is fuel to render them, and with the `--set`
-/// values they are given.
+/// Notes what is wrong with the templates of a file, as far as there is fuel to render them, and with the values
+/// that they are given, which are called so.
 pub(super) fn templates(
     source: &str,
     contents: &Contents,
     templates: &[TemplateSite],
-    set: &[(String, String)],
-    notes: &mut Notes,
+    (called, set): (&str, &[(String, String)]),
+    notes: &mut NotedProblems,
     mut fuel: u64,
 ) {
-    notes.extend(set_values(contents, templates, set));
+    notes.extend(set_values(contents, templates, called, set));
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
     if contents.groups_are_whole {
         let machines = Machines::from(placeholders(&contents.groups));
@@ -126,7 +126,12 @@ fn wrong_with(role: TemplateRole, text: &str) -> Option<String> {
 }
 
 /// Values nobody could ask for, or that nobody asks for.
-fn set_values(contents: &Contents, templates: &[TemplateSite], set: &[(String, String)]) -> Vec<Problem> {
+fn set_values(
+    contents: &Contents,
+    templates: &[TemplateSite],
+    called: &str,
+    set: &[(String, String)],
+) -> Vec<Problem> {
     let used: HashSet<String> = templates.iter().flat_map(|placed| placed.template.names()).collect();
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
@@ -148,7 +153,7 @@ fn set_values(contents: &Contents, templates: &[TemplateSite], set: &[(String, S
         } else {
             continue;
         };
-        problems.push(Problem::general(format!("--set {name}: {wrong}")));
+        problems.push(Problem::general(format!("{called} {name}: {wrong}")));
     }
     problems
 }

@@ -23,17 +23,19 @@ use toml::de::{DeTable, DeValue};
 
 use self::value::{entries, key, number, unreadable};
 use super::keys::{
-    FROM_ENV_KEYS, GROUP_KEYS, READY_KEYS, SCRIPT_KEYS, SSH_KEYS, STEP_KEYS, TOP_KEYS, UPLOAD_KEYS, names,
+    FROM_ENV_KEYS, GROUP_KEYS, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, UPLOAD_KEYS, names, top_keys,
 };
-use super::problem::{Notes, Problem, suggest};
+use super::problem::{NotedProblems, Problem, suggest};
 use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::values::{Place, Table, Values};
 use super::{
-    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Ready, ReadyWhen, Secret, Setup, Ssh, Step,
-    Transport, Upload, machine_name,
+    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Ready, ReadyWhen, Secret, Setup, Step, Upload,
+    machine_name,
 };
-use crate::registry::{Common, GroupTable, Machines, Registration, Registry, Settings, TableReader};
+use crate::registry::{
+    Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, Settings, TableReader,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
@@ -57,7 +59,7 @@ pub(super) struct Contents {
     pub(super) settings: Settings,
     pub(super) lifetime: Duration,
     pub(super) budget: Option<f64>,
-    pub(super) ssh: Ssh,
+    pub(super) connection: Connection,
     pub(super) groups: Vec<Group>,
     pub(super) steps: Vec<Step>,
     /// Whether every group of the file is among `groups`.
@@ -114,7 +116,7 @@ pub(super) struct Reader<'a> {
     source: &'a str,
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
-    notes: Notes,
+    notes: NotedProblems,
     placed: Vec<TemplateSite>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
     sizes: Vec<(String, Option<u32>)>,
@@ -139,7 +141,7 @@ impl<'a> Reader<'a> {
             source,
             dir,
             lookup_env,
-            notes: Notes::default(),
+            notes: NotedProblems::default(),
             placed: vec![],
             sizes: vec![],
             templates_are_whole: true,
@@ -150,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What was noted, and the templates found.
-    pub(super) fn finish(self) -> (Notes, Vec<TemplateSite>) {
+    pub(super) fn finish(self) -> (NotedProblems, Vec<TemplateSite>) {
         (self.notes, self.placed)
     }
 
@@ -182,7 +184,8 @@ impl<'a> Reader<'a> {
         let registry = self.registry;
         let tables: Vec<&str> =
             registry.providers().filter(|known| !known.keys().is_empty()).map(|known| known.name()).collect();
-        let known = names(TOP_KEYS).chain(tables.iter().copied());
+        let top_keys = top_keys(registry);
+        let known = names(&top_keys).chain(tables.iter().copied());
         self.named(root, known.chain(registry.absent_names()), &["prepare", "repeat", "matrix"]);
         let name = self.experiment_name(root);
         let provider = self.provider(root.get("provider"));
@@ -211,7 +214,8 @@ impl<'a> Reader<'a> {
             let common = self.common.clone();
             reader.all(&common, own.map(Table), &mut Values(self));
         }
-        let ssh = root.get("ssh").and_then(|value| self.ssh(value)).unwrap_or_default();
+        let connection =
+            registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
         let mut reading = provider.as_ref().zip(reader.as_deref_mut());
         let groups = self.groups(root, &mut reading);
         let steps = self.steps(root);
@@ -221,7 +225,7 @@ impl<'a> Reader<'a> {
             settings: reader.map(|reader| reader.settings()).unwrap_or_default(),
             lifetime,
             budget,
-            ssh,
+            connection,
             groups_are_whole: groups.len() == self.sizes.len()
                 && self.sizes.iter().all(|(_, size)| size.is_some()),
             groups,
@@ -269,30 +273,17 @@ impl<'a> Reader<'a> {
             let help = "its machines are used by whoever runs tsunami".to_owned();
             self.note(Problem::at(span, message).help(help));
         }
-        let on_interruption = table.get("on_interruption").and_then(|value| {
-            let choices = &[("fail", OnInterruption::Fail), ("replace", OnInterruption::Replace)];
-            self.choice(value, "on_interruption", choices)
-        });
+        let on_interruption = table
+            .get("on_interruption")
+            .and_then(|value| self.choice(value, "on_interruption", &OnInterruption::WORDS));
         Common { user, on_interruption }
     }
 
-    fn ssh(&mut self, value: &Value<'_>) -> Option<Ssh> {
-        let table = self.table(value)?;
-        self.keys(table, SSH_KEYS, &[]);
-        Some(Ssh {
-            config: table.get("config").and_then(|value| self.file(value)),
-            jump: table.get("jump").and_then(|value| self.host(value)),
-            user: table.get("user").and_then(|value| self.host(value)),
-            key: table.get("key").and_then(|value| self.file(value)),
-            known_hosts: table.get("known_hosts").and_then(|value| self.file(value)),
-            connect_timeout: table.get("connect_timeout").and_then(|value| self.duration(value)),
-            keepalive: table.get("keepalive").and_then(|value| self.duration(value)),
-            kex: table.get("kex").and_then(|value| self.kex(value)),
-            transport: table
-                .get("transport")
-                .and_then(|value| self.choice(value, "transport", &[("openssh", Transport::Openssh)]))
-                .unwrap_or_default(),
-        })
+    fn connection(&mut self, root: &DeTable<'_>, maker: &Arc<dyn MakeConnector>) -> Option<Connection> {
+        let table = root.get(maker.name()).filter(|_| !maker.keys().is_empty())?;
+        let table = self.table(table)?;
+        self.keys(table, maker.keys(), &[]);
+        Some(maker.read(Table(table), &mut Values(self)))
     }
 
     // Groups
@@ -578,10 +569,8 @@ impl<'a> Reader<'a> {
         let used = TemplateScope { machines: Rc::new(on.iter().flatten().cloned().collect()), in_step: true };
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
-        let on_error = table.get("on_error").and_then(|value| {
-            let choices = &[("fail", OnError::Fail), ("continue", OnError::Continue)];
-            self.choice(value, "on_error", choices)
-        });
+        let on_error =
+            table.get("on_error").and_then(|value| self.choice(value, "on_error", &OnError::WORDS));
         let env = self.env(table, &used);
         let cwd = table.get("cwd").and_then(|value| self.template(value, TemplateRole::Path, &used));
         Some(Step {

@@ -1,6 +1,8 @@
 //! The keys of an experiment file: each in one place, with what may stand behind it and what it means.
 
+use super::{OnError, OnInterruption};
 use crate::limits::MACHINE_LIMIT;
+use crate::registry::Registry;
 
 /// A key of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,41 +71,59 @@ pub enum Form {
     Either(&'static [Form]),
 }
 
+/// The words of a choice, whose reader goes by them with what they mean: see
+/// [`Values::choice`](super::values::Values::choice).
+///
+/// ```
+/// use tsunami_core::registry::{Form, words};
+///
+/// const SIZES: [(&str, u32); 2] = [("small", 1), ("large", 8)];
+/// const FORM: Form = Form::Choice(&words(&SIZES));
+/// assert_eq!(FORM, Form::Choice(&["small", "large"]));
+/// ```
+pub const fn words<T, const N: usize>(choices: &[(&'static str, T); N]) -> [&'static str; N] {
+    let mut words = [""; N];
+    let mut at = 0;
+    while at < N {
+        words[at] = choices[at].0;
+        at += 1;
+    }
+    words
+}
+
 /// The names of some keys.
 pub(crate) fn names(keys: &[Key]) -> impl Iterator<Item = &'static str> + Clone {
     keys.iter().map(|key| key.name)
 }
 
-/// The keys at the top, beside the providers' own tables.
-pub(super) const TOP_KEYS: &[Key] = &[
+/// The keys at the top of files whose machines come from these providers, beside the providers' own tables.
+pub(super) fn top_keys(registry: &Registry) -> Vec<Key> {
+    let mut keys = TOP_KEYS.to_vec();
+    if let Some(maker) = registry.connector_maker().filter(|maker| !maker.keys().is_empty()) {
+        let place = keys.iter().position(|key| key.name == "group").unwrap_or(keys.len());
+        keys.insert(
+            place,
+            Key::new(maker.name(), Form::Table(maker.keys()), "how machines are connected to"),
+        );
+    }
+    keys
+}
+
+/// The keys at the top of every file.
+pub(crate) const TOP_KEYS: &[Key] = &[
     Key::new("name", Form::Text, "what the experiment is called").required(),
     Key::new("provider", Form::Text, "where its machines come from").default("\"local\""),
     Key::new("lifetime", Form::Duration, "when every machine ends, whatever happens").default("\"1h\""),
     Key::new("budget", Form::Number, "the most that the machines may cost, in US dollars"),
     Key::new("on_interruption", ON_INTERRUPTION, ON_INTERRUPTION_DOC).default("\"fail\""),
     Key::new("user", Form::Text, "who to log in as, on all machines"),
-    Key::new("ssh", Form::Table(SSH_KEYS), "how machines are connected to"),
     Key::new("group", Form::Map(&Form::Table(GROUP_KEYS)), "the groups of machines, by their names")
         .required(),
     Key::new("step", Form::List(&Form::Table(STEP_KEYS)), "what is done on them, in order"),
 ];
 
-const ON_INTERRUPTION: Form = Form::Choice(&["fail", "replace"]);
+const ON_INTERRUPTION: Form = Form::Choice(&words(&OnInterruption::WORDS));
 const ON_INTERRUPTION_DOC: &str = "what happens when the provider takes a machine back: the run fails, or another one is set up in its place";
-
-/// The keys of `[ssh]`.
-pub(super) const SSH_KEYS: &[Key] = &[
-    Key::new("config", Form::Path, "an extra ssh_config"),
-    Key::new("jump", Form::Text, "a host to jump through, as `user@bastion`"),
-    Key::new("user", Form::Text, "who to log in as"),
-    Key::new("key", Form::Path, "the private key to log in with"),
-    Key::new("known_hosts", Form::Path, "where host keys are looked up"),
-    Key::new("connect_timeout", Form::Duration, "how long a machine may take from its launch to a session")
-        .default("\"2m\""),
-    Key::new("keepalive", Form::Duration, "how often a quiet connection is checked"),
-    Key::new("kex", Form::Text, "the key exchange algorithms, as in `KexAlgorithms`"),
-    Key::new("transport", Form::Choice(&["openssh"]), "what carries the sessions").default("\"openssh\""),
-];
 
 /// The keys of a group, beside the provider's own.
 pub(super) const GROUP_KEYS: &[Key] = &[
@@ -155,7 +175,7 @@ pub(super) const STEP_KEYS: &[Key] = &[
         Form::List(&Form::Template),
         "globs of what is brought home; one that ends in `?` may match nothing",
     ),
-    Key::new("on_error", Form::Choice(&["fail", "continue"]), "what happens when it fails")
+    Key::new("on_error", Form::Choice(&words(&OnError::WORDS)), "what happens when it fails")
         .default("\"fail\""),
     Key::new("env", ENV, "its environment, on top of the group's"),
     Key::new("cwd", Form::Template, "the directory it is done in").default("the machine's working directory"),

@@ -26,7 +26,7 @@ mod script;
 mod steps;
 mod template;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod values;
 
 use std::ffi::{OsStr, OsString};
@@ -39,7 +39,7 @@ use std::{fmt, fs, io};
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
 use crate::provider::MachineSpec;
-use crate::registry::{Registry, Settings};
+use crate::registry::{Connection, Registry, Settings};
 
 pub use self::problem::{Problem, Problems};
 pub use self::run::{ExperimentRun, RunOptions};
@@ -60,14 +60,14 @@ pub struct Experiment {
     /// The most that the machines may cost, in US dollars.
     pub budget: Option<f64>,
     /// How machines are connected to.
-    pub ssh: Ssh,
+    pub connection: Connection,
     /// The groups of machines, in the order of the file; at least one.
     pub groups: Vec<Group>,
     /// What is done on them, in order.
     pub steps: Vec<Step>,
     /// The file's text as it was read.
     pub source: String,
-    /// The values given with `--set`.
+    /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What its provider has read for itself.
     pub settings: Settings,
@@ -84,35 +84,9 @@ pub enum OnInterruption {
     Replace,
 }
 
-/// How machines are connected to, where that differs from what is usual. Paths are ready to be opened.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ssh {
-    /// An extra `ssh_config`.
-    pub config: Option<PathBuf>,
-    /// A host to jump through, as `user@bastion`.
-    pub jump: Option<String>,
-    /// Who to log in as.
-    pub user: Option<String>,
-    /// The private key to log in with.
-    pub key: Option<PathBuf>,
-    /// Where host keys are looked up.
-    pub known_hosts: Option<PathBuf>,
-    /// How long a machine may take from its launch to a session.
-    pub connect_timeout: Option<Duration>,
-    /// How often a quiet connection is checked.
-    pub keepalive: Option<Duration>,
-    /// The key exchange algorithms, as in `KexAlgorithms`.
-    pub kex: Option<String>,
-    /// What carries the sessions.
-    pub transport: Transport,
-}
-
-/// What carries the sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transport {
-    /// The `ssh` program.
-    #[default]
-    Openssh,
+impl OnInterruption {
+    /// All that can happen, by the words of a file.
+    pub const WORDS: [(&'static str, Self); 2] = [("fail", Self::Fail), ("replace", Self::Replace)];
 }
 
 /// Machines that are alike.
@@ -274,51 +248,14 @@ pub enum OnError {
     Continue,
 }
 
+impl OnError {
+    const WORDS: [(&'static str, Self); 2] = [("fail", Self::Fail), ("continue", Self::Continue)];
+}
+
 impl Experiment {
     /// Reads and checks the file at `path`. [`Loader`] can be told more.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
         Loader::new().load(path)
-    }
-
-    fn read(
-        path: &Path,
-        registry: &Registry,
-        set: &[(String, String)],
-        lookup_env: &dyn Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, Problems> {
-        let source = read(path)?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
-        // A line's ending is nothing that a command should see.
-        let text = source.replace("\r\n", "\n");
-        let mut reader = Reader::new(registry, &text, dir, lookup_env);
-        let contents = reader.read();
-        let (mut notes, templates) = reader.finish();
-        if let Some(contents) = &contents {
-            if let Some(provider) = registry.find(&contents.provider)
-                && notes.is_empty()
-            {
-                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
-            }
-            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
-        }
-        match contents {
-            Some(contents) if notes.is_empty() => Ok(Self {
-                name: contents.name,
-                provider: contents.provider,
-                settings: contents.settings,
-                lifetime: contents.lifetime,
-                budget: contents.budget,
-                ssh: contents.ssh,
-                groups: contents.groups,
-                steps: contents.steps,
-                set: set.to_vec(),
-                source,
-            }),
-            _ => Err(Problems::new(path, &text, notes)),
-        }
     }
 
     /// All machines, in the order of the file: each one's name, group, and number within the group.
@@ -338,6 +275,7 @@ impl Experiment {
 pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,
+    values_called: &'a str,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -349,7 +287,12 @@ impl fmt::Debug for Loader<'_> {
 
 impl Default for Loader<'_> {
     fn default() -> Self {
-        Self { registry: Registry::default(), set: Vec::new(), lookup_env: &|name| std::env::var_os(name) }
+        Self {
+            registry: Registry::default(),
+            set: Vec::new(),
+            values_called: "value",
+            lookup_env: &|name| std::env::var_os(name),
+        }
     }
 }
 
@@ -371,6 +314,11 @@ impl<'a> Loader<'a> {
         self
     }
 
+    /// Sets what problems call a value that is [set](Self::set), as a command line has it: `--set`. It is `value` else.
+    pub fn values_called(self, values_called: &'a str) -> Self {
+        Self { values_called, ..self }
+    }
+
     /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
     pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self { lookup_env, ..self }
@@ -378,7 +326,41 @@ impl<'a> Loader<'a> {
 
     /// Reads and checks the file at `path`.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
-        Experiment::read(path.as_ref(), &self.registry, &self.set, self.lookup_env)
+        let path = path.as_ref();
+        let source = read(path)?;
+        let dir = match path.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        // A line's ending is nothing that a command should see.
+        let text = source.replace("\r\n", "\n");
+        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env);
+        let contents = reader.read();
+        let (mut notes, templates) = reader.finish();
+        if let Some(contents) = &contents {
+            if let Some(provider) = self.registry.find(&contents.provider)
+                && notes.is_empty()
+            {
+                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
+            }
+            let set = (self.values_called, &*self.set);
+            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
+        }
+        match contents {
+            Some(contents) if notes.is_empty() => Ok(Experiment {
+                name: contents.name,
+                provider: contents.provider,
+                settings: contents.settings,
+                lifetime: contents.lifetime,
+                budget: contents.budget,
+                connection: contents.connection,
+                groups: contents.groups,
+                steps: contents.steps,
+                set: self.set,
+                source,
+            }),
+            _ => Err(Problems::new(path, &text, notes)),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ impl Experiment {
         let mut plan = Plan::new(&self.name).lifetime(self.lifetime);
         plan.budget = self.budget;
         let longest = self.groups.iter().filter_map(|group| group.connect_timeout).max();
-        if let Some(timeout) = self.ssh.connect_timeout.or(longest) {
+        if let Some(timeout) = self.connection.connect_timeout.or(longest) {
             plan = plan.connect_timeout(timeout);
         }
         for (index, group) in self.groups.iter().enumerate() {

@@ -56,12 +56,12 @@ impl Problem {
 
 /// Notes what is wrong, and from the [`PROBLEM_LIMIT`] on only how much.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct NotedProblems {
     problems: Vec<Problem>,
     dropped: usize,
 }
 
-impl Notes {
+impl NotedProblems {
     pub(super) fn note(&mut self, problem: Problem) {
         if self.is_full() {
             self.dropped += 1;
@@ -80,7 +80,7 @@ impl Notes {
     }
 }
 
-impl Extend<Problem> for Notes {
+impl Extend<Problem> for NotedProblems {
     fn extend<T: IntoIterator<Item = Problem>>(&mut self, problems: T) {
         problems.into_iter().for_each(|problem| self.note(problem));
     }
@@ -99,9 +99,9 @@ pub struct Problems {
 }
 
 impl Problems {
-    pub(super) fn new(path: &Path, source: &str, notes: Notes) -> Self {
-        let Notes { mut problems, dropped } = notes;
-        // What has no place goes last: it is most often about `--set`, and the file reads better on its own.
+    pub(super) fn new(path: &Path, source: &str, notes: NotedProblems) -> Self {
+        let NotedProblems { mut problems, dropped } = notes;
+        // What has no place goes last: it is most often about what is given beside the file, which the file reads better on its own.
         problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
         problems.dedup();
         Self { path: path.to_owned(), source: source.to_owned(), problems, dropped }
@@ -109,7 +109,7 @@ impl Problems {
 
     /// The one thing that is wrong.
     pub(super) fn one(path: &Path, source: &str, problem: Problem) -> Self {
-        Self::new(path, source, Notes { problems: vec![problem], dropped: 0 })
+        Self::new(path, source, NotedProblems { problems: vec![problem], dropped: 0 })
     }
 
     /// How many problems there are; never zero.

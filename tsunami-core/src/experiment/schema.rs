@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::Experiment;
-use super::keys::{Form, GROUP_KEYS, Key, TOP_KEYS};
+use super::keys::{Form, GROUP_KEYS, Key, top_keys};
 use crate::registry::Registry;
 
 impl Experiment {
@@ -13,7 +13,7 @@ impl Experiment {
     /// that complete and check them. What it accepts, [`load`](Self::load) may still refuse: whether files are there,
     /// what templates become, and which keys go together.
     pub fn schema(registry: &Registry) -> Value {
-        let mut schema = table(TOP_KEYS.iter().chain(own_tables(registry).iter()));
+        let mut schema = table(top_keys(registry).iter().chain(own_tables(registry).iter()));
         let group = table(GROUP_KEYS.iter().chain(group_keys(registry).iter()));
         let properties = &mut schema["properties"];
         properties["group"]["propertyNames"] = json!({ "pattern": "^[a-z][a-z0-9_]*$" });
@@ -28,7 +28,7 @@ impl Experiment {
     /// The reference of experiment files whose machines come from these providers, as Markdown.
     pub fn reference(registry: &Registry) -> String {
         let mut text = String::from("# The experiment file\n\n## At the top\n\n");
-        tables(&mut text, TOP_KEYS, "");
+        tables(&mut text, &top_keys(registry), "");
         for provider in registry.providers() {
             let name = provider.name();
             if !provider.keys().is_empty() {
@@ -160,8 +160,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::keys::{FROM_ENV_KEYS, READY_KEYS, SCRIPT_KEYS, SSH_KEYS, STEP_KEYS, UPLOAD_KEYS};
-    use super::super::tests::registry;
+    use super::super::keys::{FROM_ENV_KEYS, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, TOP_KEYS, UPLOAD_KEYS};
+    use super::super::tests::{WIRE_KEYS, registry};
     use super::*;
 
     /// Whether a value fits a schema, as far as our schemas go; else where it does not.
@@ -242,13 +242,12 @@ mod tests {
         let step = format!("{group}[[step]]\non = 'a'\nrun = 'x'\n");
         /// A file with a date behind a key.
         type Place<'a> = &'a dyn Fn(&str) -> String;
-        let places: [(&[Key], Place<'_>); 8] = [
+        let places: [(&[Key], Place<'_>); 7] = [
             (TOP_KEYS, &|key| match key {
                 "name" => "name = 1979-05-27\n[group.a]\n".to_owned(),
                 "group" => "name = 'x'\ngroup = 1979-05-27\n".to_owned(),
                 key => format!("name = 'x'\n{key} = 1979-05-27\n[group.a]\n"),
             }),
-            (SSH_KEYS, &|key| format!("{group}[ssh]\n{key} = 1979-05-27\n")),
             (GROUP_KEYS, &|key| format!("{group}{key} = 1979-05-27\n")),
             (STEP_KEYS, &|key| match key {
                 "on" | "run" => step.replace(&format!("{key} = '"), &format!("{key} = 1979-05-27 #")),
@@ -281,7 +280,9 @@ mod tests {
     #[test]
     fn the_reference_has_every_key_and_its_default() {
         let reference = Experiment::reference(&registry());
-        for key in [TOP_KEYS, SSH_KEYS, GROUP_KEYS, STEP_KEYS, READY_KEYS, UPLOAD_KEYS].concat() {
+        for key in
+            [&*top_keys(&registry()), WIRE_KEYS, GROUP_KEYS, STEP_KEYS, READY_KEYS, UPLOAD_KEYS].concat()
+        {
             assert!(reference.contains(&format!("`{}`", key.name)), "{}", key.name);
         }
         assert!(reference.contains("### `step[].ready`"), "{reference}");

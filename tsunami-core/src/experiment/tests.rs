@@ -5,13 +5,13 @@ use crate::limits::{COMMAND_LIMIT, GROUP_LIMIT, NAME_LIMIT, PROBLEM_LIMIT, STEP_
 use async_trait::async_trait;
 use std::sync::Arc;
 
-use super::problem::Notes;
+use super::problem::NotedProblems;
 use super::*;
 use crate::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Table, TableReader,
-    Values,
+    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
+    TableReader, Values,
 };
-use crate::{ProviderError, RunRecord};
+use crate::{Connector, ProviderError, RunRecord};
 
 const CLOUD_KEYS: &[Key] = &[
     Key::new("size", Form::Text, "how large its machines are"),
@@ -93,8 +93,40 @@ impl TableReader for FakeReader {
     }
 }
 
-pub(super) fn registry() -> Registry {
+pub(super) const WIRE_KEYS: &[Key] = &[
+    Key::new("key", Form::Path, "what opens them"),
+    Key::new("connect_timeout", Form::Duration, "how long it may take"),
+];
+
+/// A way to machines, which has a key of its own.
+#[derive(Debug)]
+struct Wire;
+
+impl MakeConnector for Wire {
+    fn name(&self) -> &'static str {
+        "wire"
+    }
+
+    fn keys(&self) -> &'static [Key] {
+        WIRE_KEYS
+    }
+
+    fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
+        let mut connection = Connection::default();
+        let key = table.get("key").and_then(|value| values.file(value));
+        connection.settings = Settings::new(key);
+        connection.connect_timeout = table.get("connect_timeout").and_then(|value| values.duration(value));
+        connection
+    }
+
+    fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
+        unreachable!("nothing is launched")
+    }
+}
+
+pub(crate) fn registry() -> Registry {
     let registry = Registry::default().with(Arc::new(Fake::Cloud)).with(Arc::new(Fake::Pool));
+    let registry = registry.connector(Arc::new(Wire));
     registry.without("moon", "this program was built without the provider \"moon\"")
 }
 
@@ -113,13 +145,14 @@ impl Dir {
     fn load(&self, text: impl AsRef<[u8]>, set: &[(&str, &str)]) -> Result<Experiment, Problems> {
         let path = self.0.path().join("x.toml");
         fs::write(&path, text).unwrap();
-        let set: Vec<_> = set.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let home = self.0.path().join("sub");
-        Experiment::read(&path, &registry(), &set, &|name| match name {
+        let lookup_env = |name: &str| match name {
             "TOKEN" => Some("s3cret".into()),
             "HOME" => Some(home.clone().into()),
             _ => None,
-        })
+        };
+        let loader = Loader::new().registry(&registry()).values_called("--set").lookup_env(&lookup_env);
+        set.iter().fold(loader, |loader, (name, value)| loader.set(*name, *value)).load(&path)
     }
 
     /// The problems as `line:column message (help)`, without the name of the directory.
@@ -208,7 +241,7 @@ fn the_least_there_can_be() {
     let experiment = Dir::new().load("name = \"x\"\n[group.a]\n", &[]).unwrap();
     assert_eq!(experiment.provider, "local");
     assert_eq!(experiment.lifetime, Duration::from_secs(3600));
-    assert_eq!(experiment.ssh, Ssh::default());
+    assert_eq!(experiment.connection.connect_timeout, None);
     assert_eq!(experiment.groups[0].count, NonZeroU32::MIN);
     assert!(experiment.steps.is_empty());
 }
@@ -334,7 +367,7 @@ fn set_values_must_be_of_use() {
 
 #[test]
 fn files_that_cannot_be_read() {
-    let text = "name = \"x\"\n[ssh]\nkey = \"~/\"\n[group.a]\n";
+    let text = "name = \"x\"\n[wire]\nkey = \"~/\"\n[group.a]\n";
     assert_eq!(Dir::new().problems(text, &[]), ["3:7 `sub/` is not a file"], "~ is the home directory");
     let dir = Dir::new();
     assert_eq!(dir.problems(b"name = \"\xff\"", &[]), ["1:9 the experiment file isn't UTF-8 from here on"]);
@@ -430,8 +463,8 @@ fn rendering_all_templates_has_an_end() {
         (10_000, None),
         (5000, Some("rendering all templates for all machines takes too much work, from here on")),
     ] {
-        let mut notes = Notes::default();
-        check::templates(&source, &contents, &templates, &[], &mut notes, fuel);
+        let mut notes = NotedProblems::default();
+        check::templates(&source, &contents, &templates, ("--set", &[]), &mut notes, fuel);
         let problems = Problems::new(Path::new("x.toml"), &source, notes);
         assert_eq!(problems.iter().next().map(Problem::message), message);
     }
@@ -706,13 +739,13 @@ group = 5"#,
     );
     refuses(
         r#"name = "x"
-ssh = []
+wire = []
 [group]
 server = 3
 [step]
 on = "a""#,
         &[
-            "2:7 expected a table, found a list",
+            "2:8 expected a table, found a list",
             "4:10 expected a table, found an integer",
             "5:1 expected a list, found a table",
         ],
@@ -806,37 +839,6 @@ H = ["x"]"#,
             "9:5 `from_env` is missing here",
             "9:7 unknown key `form_env` (did you mean `from_env`?)",
             "10:5 expected a string, found a list",
-        ],
-    );
-}
-
-#[test]
-fn ssh() {
-    refuses(
-        r#"name = "x"
-[ssh]
-config = "none"
-jump = "-oProxyCommand=x"
-user = "a b"
-key = "~/none"
-known_hosts = "sub"
-kex = "a b"
-connect_timeout = "0s"
-keepalive = 5
-transport = "russh"
-usr = 1
-[group.a]"#,
-        &[
-            "3:10 `none` can't be read: No such file or directory (os error 2)",
-            "4:8 neither the user nor the host can be empty or begin with `-`",
-            "5:8 this can't hold spaces or control characters",
-            "6:7 `sub/none` can't be read: No such file or directory (os error 2)",
-            "7:15 `sub` is not a file",
-            "8:7 these aren't names of key exchange algorithms (list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`)",
-            "9:19 this can't be zero",
-            r#"10:13 expected a duration such as "90s", found an integer"#,
-            r#"11:13 `transport` can't be "russh" (known here: openssh)"#,
-            "12:1 unknown key `usr` (did you mean `user`?)",
         ],
     );
 }

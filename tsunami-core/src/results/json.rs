@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use super::{again, lock};
+use super::{ResultsError, ResultsFile, again, files, lock};
 use crate::text::harmless;
 use crate::{Event, EventsHeader, Observer};
 use serde::Serialize;
@@ -73,6 +74,17 @@ impl Observer for Json {
             *error = write(writer, event).err();
         }
     }
+}
+
+impl ResultsFile for Json {
+    fn error(&self) -> Option<io::Error> {
+        self.error()
+    }
+}
+
+pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
+    let file = files::append(&directory.join("events.jsonl"));
+    Ok(Arc::new(Json::new(Box::new(file.map_err(ResultsError::file("write to", directory))?))))
 }
 
 fn write(writer: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {

@@ -5,10 +5,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use super::{again, files, lock};
+use super::{ResultsError, ResultsFile, again, files, lock};
 use crate::{Event, EventKind, Observer, Origin, Stream};
+
+/// What the directory of the logs is called.
+pub(super) const DIRECTORY: &str = "logs";
 
 /// How many files are open at once, so that a thousand machines don't use up the descriptors.
 const OPEN: usize = 200;
@@ -147,7 +150,32 @@ impl Observer for Logs {
                     format!("# {how} after {:.1} s\n", took.as_secs_f64()).as_bytes(),
                 )
             }
-            _ => return,
+            // Other things are no commands'.
+            EventKind::RunStarted { .. }
+            | EventKind::Launching { .. }
+            | EventKind::Retrying { .. }
+            | EventKind::Note { .. }
+            | EventKind::Launched { .. }
+            | EventKind::Running { .. }
+            | EventKind::Connected { .. }
+            | EventKind::Ready { .. }
+            | EventKind::Failed { .. }
+            | EventKind::Uploaded { .. }
+            | EventKind::Collected { .. }
+            | EventKind::Interrupted { .. }
+            | EventKind::MachineGone { .. }
+            | EventKind::ListingFailed { .. }
+            | EventKind::TrialStarted { .. }
+            | EventKind::TrialFinished { .. }
+            | EventKind::TrialInterrupted { .. }
+            | EventKind::StepStarted { .. }
+            | EventKind::StepFinished { .. }
+            | EventKind::Custom { .. }
+            | EventKind::TearingDown { .. }
+            | EventKind::StillThere { .. }
+            | EventKind::TornDown { .. }
+            | EventKind::Kept { .. }
+            | EventKind::RunFinished { .. } => return,
         };
         // Kept: the next output is refused with it.
         drop(result);
@@ -156,6 +184,16 @@ impl Observer for Logs {
     fn output(&self, origin: &Origin<'_>, _: Stream, bytes: &[u8]) -> io::Result<()> {
         self.append(origin.machine, origin.stage, false, bytes)
     }
+}
+
+impl ResultsFile for Logs {
+    fn error(&self) -> Option<io::Error> {
+        self.error()
+    }
+}
+
+pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
+    Ok(Arc::new(Logs::new(directory.join(DIRECTORY))))
 }
 
 #[cfg(test)]

@@ -4,28 +4,50 @@
 //! events and logs as they come, and [`Results::finish`] sums up. [`Secrets`] are taken out of what all of them write.
 
 mod files;
+mod inputs;
 mod json;
 mod logs;
+mod run_json;
 mod secrets;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::experiment::{Experiment, Setup};
+use crate::experiment::Experiment;
 use crate::{Event, Observer, Outcome, Report, RunId, RunStore, private};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
 
-/// The number of the form of `run.json`. The first form had none.
-const RUN_SCHEMA: u32 = 2;
+/// The forms in which a run is written down. The error of the first that has one is told.
+const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
+
+/// Begins one of them in a new results directory.
+type Create = fn(&Path) -> Result<Arc<dyn ResultsFile>, ResultsError>;
+
+/// One form in which a run is written down: it hears of the run as it goes on, and of its end.
+trait ResultsFile: Observer {
+    /// Writes what can be said only now that the run is over.
+    fn finish(&self, ending: &Ending<'_>) -> Result<(), ResultsError> {
+        let _ = ending;
+        Ok(())
+    }
+
+    /// Why it was not written to its end, if it wasn't.
+    fn error(&self) -> Option<io::Error> {
+        None
+    }
+}
+
+/// What is known once a run is over.
+struct Ending<'a> {
+    experiment: &'a Experiment,
+    outcome: Outcome,
+    report: &'a Report,
+}
 
 /// Why results could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -67,49 +89,7 @@ impl ResultsError {
 pub struct Results {
     directory: PathBuf,
     report: Arc<Summary>,
-    events: Arc<Json>,
-    logs: Arc<Logs>,
-}
-
-/// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
-#[derive(Serialize)]
-struct Digested {
-    group: String,
-    from: String,
-    to: String,
-    files: Vec<DigestedFile>,
-}
-
-#[derive(Serialize)]
-struct DigestedFile {
-    path: String,
-    size: u64,
-    sha256: String,
-}
-
-/// `run.json`.
-#[derive(Serialize)]
-struct RunJson<'a> {
-    schema: u32,
-    tsunami: &'static str,
-    provider: &'a str,
-    outcome: &'static str,
-    exit_status: u8,
-    controller: Controller,
-    set: &'a [(String, String)],
-    /// In US dollars; `None` if a price is not known.
-    estimated_cost: Option<f64>,
-    #[serde(flatten)]
-    report: &'a Report,
-}
-
-/// The computer that tsunami ran on; with provider `local`, the machines' hardware too.
-#[derive(Serialize)]
-struct Controller {
-    os: &'static str,
-    arch: &'static str,
-    kernel: String,
-    processors: usize,
+    files: Vec<Arc<dyn ResultsFile>>,
 }
 
 impl Results {
@@ -131,11 +111,9 @@ impl Results {
         }
         let failed = |source| ResultsError::File { action: "write to", path: directory.clone(), source };
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
-        write_inputs(experiment, &directory.join("inputs"))?;
-        let events = files::append(&directory.join("events.jsonl")).map_err(failed)?;
-        let events = Arc::new(Json::new(Box::new(events)));
-        let logs = Arc::new(Logs::new(directory.join("logs")));
-        Ok(Self { directory, report: Arc::default(), events, logs })
+        inputs::write(experiment, &directory.join("inputs"))?;
+        let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
+        Ok(Self { directory, report: Arc::default(), files })
     }
 
     /// Where it is.
@@ -145,7 +123,7 @@ impl Results {
 
     /// Where the logs of commands are: `<machine>/<stage>.log`.
     pub fn logs(&self) -> PathBuf {
-        self.directory.join("logs")
+        self.directory.join(logs::DIRECTORY)
     }
 
     /// Where a step's files from a machine go.
@@ -169,37 +147,24 @@ impl Results {
 
     /// What writes to the directory as the run goes on.
     pub fn observers(&self) -> Vec<Arc<dyn Observer>> {
-        vec![self.report.clone(), self.events.clone(), self.logs.clone()]
+        let files = self.files.iter().map(|file| -> Arc<dyn Observer> { file.clone() });
+        std::iter::once::<Arc<dyn Observer>>(self.report.clone()).chain(files).collect()
     }
 
-    /// Writes `run.json`, once the run is over, and returns what of it comes from the events.
+    /// Writes what can be said only now that the run is over, as `run.json`, and returns what of it comes from the
+    /// events.
     pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
-        let provider = experiment.provider.as_str();
-        let report = lock(&self.report.0);
-        let tsunami = env!("CARGO_PKG_VERSION");
-        let controller = Controller::this();
-        let set = &experiment.set;
-        let estimated_cost = report.estimated_cost();
-        let run = RunJson {
-            schema: RUN_SCHEMA,
-            tsunami,
-            provider,
-            outcome: outcome.words(),
-            exit_status: outcome.exit_status(),
-            controller,
-            set,
-            estimated_cost,
-            report: &report,
-        };
-        let path = self.directory.join("run.json");
-        let write = || files::write(&path, serde_json::to_string_pretty(&run)? + "\n");
-        write().map_err(ResultsError::file("write", &path))?;
-        Ok(report.clone())
+        let report = lock(&self.report.0).clone();
+        let ending = Ending { experiment, outcome, report: &report };
+        // One that can't be written keeps no other from being so.
+        let finished: Vec<_> = self.files.iter().map(|file| file.finish(&ending)).collect();
+        finished.into_iter().collect::<Result<(), _>>()?;
+        Ok(report)
     }
 
     /// Why events or logs were not written to their end, if they weren't.
     pub fn error(&self) -> Option<io::Error> {
-        self.logs.error().or_else(|| self.events.error())
+        self.files.iter().find_map(|file| file.error())
     }
 }
 
@@ -221,121 +186,6 @@ impl Observer for Summary {
     fn event(&self, event: &Event) {
         lock(&self.0).add(event);
     }
-}
-
-impl Controller {
-    fn this() -> Self {
-        let name = rustix::system::uname();
-        Self {
-            os: std::env::consts::OS,
-            arch: std::env::consts::ARCH,
-            kernel: name.release().to_string_lossy().into_owned(),
-            processors: std::thread::available_parallelism().map_or(1, usize::from),
-        }
-    }
-}
-
-/// The scripts of a group, each once, and names for them in one directory: their own, with a number before it where
-/// that is taken.
-fn named<'a>(
-    scripts: impl Iterator<Item = &'a Path>,
-    taken: &[(String, String)],
-) -> BTreeMap<OsString, &'a Path> {
-    let mut names = BTreeMap::new();
-    for script in scripts {
-        let own = script.file_name().unwrap_or(script.as_os_str());
-        let numbered = (2..).map(|number: usize| {
-            let mut name = OsString::from(format!("{number}-"));
-            name.push(own);
-            name
-        });
-        let free = |name: &OsString| {
-            names.get(name).is_none_or(|same| *same == script)
-                && taken.iter().all(|(taken, _)| name != taken.as_str())
-        };
-        if let Some(name) = std::iter::once(own.to_owned()).chain(numbered).find(free) {
-            names.insert(name, script);
-        }
-    }
-    names
-}
-
-/// Scripts and user data as they are, `--set` values, and the digests of uploads.
-fn write_inputs(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
-    files::make_directory(directory).map_err(ResultsError::file("make", directory))?;
-    let mut uploads = Vec::new();
-    for group in &experiment.groups {
-        let into = directory.join(&group.name);
-        for (name, text) in &group.inputs {
-            files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
-            let to = into.join(name);
-            files::write(&to, text).map_err(ResultsError::file("write", &to))?;
-        }
-        let scripts = group.setup.iter().filter_map(|setup| match setup {
-            Setup::Script(script) => Some(script.as_path()),
-            Setup::Command(_) => None,
-        });
-        for (name, script) in named(scripts, &group.inputs) {
-            files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
-            let copy = |copy: &mut File| io::copy(&mut File::open(script)?, copy).map(drop);
-            files::whole(&into.join(name), copy).map_err(ResultsError::file("copy", script))?;
-        }
-        for upload in &group.upload {
-            let mut files = Vec::new();
-            digest(&upload.from, Path::new(""), &mut files)
-                .map_err(ResultsError::file("read", &upload.from))?;
-            let to = upload.to.source().to_owned();
-            uploads.push(Digested {
-                group: group.name.clone(),
-                from: upload.from.to_string_lossy().into_owned(),
-                to,
-                files,
-            });
-        }
-    }
-    let write = |name: &str, value: serde_json::Result<String>| {
-        let path = directory.join(name);
-        files::write(
-            &path,
-            value.map_err(io::Error::from).map_err(ResultsError::file("write", &path))? + "\n",
-        )
-        .map_err(ResultsError::file("write", &path))
-    };
-    if !uploads.is_empty() {
-        write("uploads.json", serde_json::to_string_pretty(&uploads))?;
-    }
-    if !experiment.set.is_empty() {
-        let set: std::collections::BTreeMap<_, _> = experiment.set.iter().cloned().collect();
-        write("set.json", serde_json::to_string_pretty(&set))?;
-    }
-    Ok(())
-}
-
-/// The digests of a file, or of all files in a directory. Links are not followed, as in the upload itself.
-fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
-    let path = if relative == Path::new("") { root.to_owned() } else { root.join(relative) };
-    let metadata =
-        if relative == Path::new("") { fs::metadata(&path)? } else { fs::symlink_metadata(&path)? };
-    if metadata.is_dir() {
-        let mut entries = fs::read_dir(&path)?.collect::<io::Result<Vec<_>>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        return entries.iter().try_for_each(|entry| digest(root, &relative.join(entry.file_name()), files));
-    }
-    if metadata.is_file() {
-        // It may grow for ever.
-        let mut file = File::open(&path)?.take(metadata.len());
-        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
-        while let count @ 1.. = file.read(&mut buffer)? {
-            hasher.update(&buffer[..count]);
-        }
-        let sha256 = format!("{:x}", hasher.finalize());
-        files.push(DigestedFile {
-            path: relative.to_string_lossy().into_owned(),
-            size: metadata.len(),
-            sha256,
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -431,37 +281,5 @@ mod tests {
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];
         (0..).zip(kinds).map(|(second, kind)| at(f64::from(second), kind)).collect()
-    }
-
-    #[test]
-    fn scripts_of_the_same_name_and_user_data_are_all_kept() {
-        let scripts = ["a/setup.sh", "b/setup.sh", "a/setup.sh", "2-setup.sh", "user-data"].map(Path::new);
-        let names = |taken: &[(String, String)]| -> Vec<_> {
-            let named = named(scripts.into_iter(), taken);
-            named.into_iter().map(|(name, path)| (name.into_string().unwrap(), path.to_owned())).collect()
-        };
-        let mut expected = [
-            ("2-2-setup.sh", "2-setup.sh"),
-            ("2-setup.sh", "b/setup.sh"),
-            ("setup.sh", "a/setup.sh"),
-            ("user-data", "user-data"),
-        ]
-        .map(|(name, path)| (name.to_owned(), PathBuf::from(path)));
-        assert_eq!(names(&[]), expected);
-        expected[3].0 = "2-user-data".to_owned();
-        expected.sort();
-        assert_eq!(names(&[("user-data".to_owned(), String::new())]), expected);
-    }
-
-    #[test]
-    fn inputs_hold_what_the_provider_keeps_of_each_group() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("x.toml");
-        fs::write(&file, "name = 'x'\n[group.a]\n").unwrap();
-        let mut experiment = Experiment::load(&file).unwrap();
-        experiment.groups[0].inputs.push(("user-data".to_owned(), "#!/bin/sh\n".to_owned()));
-        write_inputs(&experiment, &directory.path().join("inputs")).unwrap();
-        let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
-        assert_eq!(kept, "#!/bin/sh\n");
     }
 }

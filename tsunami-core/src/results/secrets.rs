@@ -16,30 +16,6 @@ const MASK: &[u8] = b"[secret]";
 /// have nothing to do with it, and they would say nothing any more.
 const LEAST: usize = 8;
 
-/// The fields of events that hold no text but what others are told by.
-const STRUCTURED: [&str; 19] = [
-    "address",
-    "event",
-    "exit",
-    "experiment",
-    "from",
-    "group",
-    "groups",
-    "id",
-    "into",
-    "machine",
-    "machines",
-    "name",
-    "price",
-    "run",
-    "stage",
-    "step",
-    "to",
-    "trial",
-    // Of what may remain: what it is, not why.
-    "what",
-];
-
 /// The secrets of an experiment: what its `from_env` variables held.
 #[derive(Clone, Default)]
 pub struct Secrets {
@@ -95,18 +71,50 @@ impl Secrets {
         String::from_utf8_lossy(&[redacted.as_slice(), rest].concat()).into_owned()
     }
 
-    /// Redacts what people and machines wrote.
-    fn redact_texts(&self, value: &mut Value) {
+    /// Redacts what people, programs and machines wrote. Names, ids and places are left as they are.
+    fn redact_event(&self, kind: &mut EventKind) {
+        let redact = |text: &mut String| *text = self.redact(text);
+        match kind {
+            EventKind::Retrying { error, .. }
+            | EventKind::ListingFailed { error }
+            | EventKind::Failed { error, .. } => redact(error),
+            EventKind::Note { text, .. } => redact(text),
+            EventKind::Running { description, .. } => redact(description),
+            EventKind::CommandStarted { command, .. } => redact(command),
+            EventKind::CommandFinished { command, error, .. } => {
+                redact(command);
+                error.iter_mut().for_each(redact);
+            }
+            EventKind::Interrupted { reason, .. } | EventKind::TearingDown { reason } => redact(reason),
+            EventKind::Custom { data, .. } => self.redact_value(data),
+            EventKind::StillThere { leftovers } | EventKind::TornDown { leftovers, .. } => {
+                leftovers.iter_mut().for_each(|leftover| redact(&mut leftover.why));
+            }
+            EventKind::RunFinished { error, .. } => error.iter_mut().for_each(redact),
+            EventKind::RunStarted { .. }
+            | EventKind::Launching { .. }
+            | EventKind::Launched { .. }
+            | EventKind::Connected { .. }
+            | EventKind::Ready { .. }
+            | EventKind::Uploaded { .. }
+            | EventKind::Collected { .. }
+            | EventKind::MachineGone { .. }
+            | EventKind::TrialStarted { .. }
+            | EventKind::TrialFinished { .. }
+            | EventKind::TrialInterrupted { .. }
+            | EventKind::StepStarted { .. }
+            | EventKind::StepFinished { .. }
+            | EventKind::Kept { .. } => {}
+        }
+    }
+
+    /// Redacts all texts of a value, whatever their fields are called.
+    fn redact_value(&self, value: &mut Value) {
         match value {
             Value::String(text) => *text = self.redact(text),
-            Value::Array(values) => values.iter_mut().for_each(|value| self.redact_texts(value)),
-            Value::Object(fields) => {
-                fields
-                    .iter_mut()
-                    .filter(|(name, _)| !STRUCTURED.contains(&name.as_str()))
-                    .for_each(|(_, value)| self.redact_texts(value));
-            }
-            _ => {}
+            Value::Array(values) => values.iter_mut().for_each(|value| self.redact_value(value)),
+            Value::Object(fields) => fields.values_mut().for_each(|value| self.redact_value(value)),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
 
@@ -160,13 +168,6 @@ impl Redacted {
         }
         self.observers.iter().try_for_each(|observer| observer.output(origin, stream, bytes))
     }
-
-    /// The event with its texts redacted; `None` if that makes no event any more, which nobody may see then.
-    fn redacted(&self, event: &Event) -> Option<Event> {
-        let mut value = serde_json::to_value(event).ok()?;
-        self.secrets.redact_texts(&mut value);
-        serde_json::from_value(value).ok()
-    }
 }
 
 impl Observer for Redacted {
@@ -182,11 +183,11 @@ impl Observer for Redacted {
                 let _ = self.pass_on(&origin, stream, &rest);
             }
         }
-        let redacted =
-            if self.secrets.values.is_empty() { Some(event.clone()) } else { self.redacted(event) };
-        for observer in &self.observers {
-            redacted.iter().for_each(|event| observer.event(event));
+        let mut event = event.clone();
+        if !self.secrets.values.is_empty() {
+            self.secrets.redact_event(&mut event.kind);
         }
+        self.observers.iter().for_each(|observer| observer.event(&event));
     }
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
@@ -271,10 +272,55 @@ mod tests {
         for (seen, event) in seen.iter().zip(&events) {
             assert_eq!(seen, event, "no text of the little run has one of these words");
         }
-        let kind = EventKind::Note { group: "client-0".into(), text: "all machines, client-0".into() };
+        let mut kind = EventKind::Note { group: "client-0".into(), text: "all machines, client-0".into() };
         let expected = EventKind::Note { group: "client-0".into(), text: "all [secret], [secret]".into() };
-        let event = redacted.redacted(&at(0.0, kind)).unwrap();
-        assert_eq!(event.kind, expected);
+        redacted.secrets.redact_event(&mut kind);
+        assert_eq!(kind, expected);
+    }
+
+    #[test]
+    fn what_a_program_adds_is_redacted_whatever_its_fields_are_called() {
+        let data = |secret: &str| {
+            let all = serde_json::json!({ "id": secret, "what": [{ "machine": secret }], "n": 1 });
+            EventKind::Custom { name: "hunter2-hunter2".into(), data: all }
+        };
+        let mut kind = data("my hunter2-hunter2");
+        secrets(&["hunter2-hunter2"]).redact_event(&mut kind);
+        assert_eq!(kind, data("my [secret]"));
+    }
+
+    #[test]
+    fn no_secret_is_put_together_of_what_two_commands_wrote() {
+        let seen = Arc::new(Seen::default());
+        let redacted = Redacted::new(secrets(&["hunter2-hunter2"]), vec![seen.clone()]);
+        let write = |command: u64, bytes: &[u8]| {
+            let origin = Origin::new("a", "b").command(None, command);
+            redacted.output(&origin, Stream::Stdout, bytes).unwrap();
+        };
+        let end = |command: u64| {
+            let kind = EventKind::CommandFinished {
+                machine: "a".into(),
+                id: None,
+                stage: "b".into(),
+                command_id: command,
+                command: String::new(),
+                exit: None,
+                error: None,
+                took: std::time::Duration::ZERO,
+            };
+            redacted.event(&at(0.0, kind));
+        };
+        write(1, b"hunter2-");
+        write(2, b"hunter2\n");
+        write(1, b"hunter2\n");
+        end(1);
+        end(2);
+        // One after the other, neither are they.
+        write(3, b"hunter2-");
+        end(3);
+        write(4, b"hunter2\n");
+        end(4);
+        assert_eq!(seen.0.lock().unwrap().as_slice(), b"hunter2\n[secret]\nhunter2-hunter2\n");
     }
 
     #[test]

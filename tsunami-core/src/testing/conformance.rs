@@ -416,7 +416,7 @@ pub mod provider {
     /// How late a deadline may be kept.
     const DEADLINE_TOLERANCE: Duration = Duration::from_secs(20);
 
-    /// Nobody has to end a machine.
+    /// A machine ends at its deadline though nobody ends it.
     pub async fn a_machine_ends_at_its_deadline(harness: &dyn ProviderHarness) {
         if !harness.ends_machines() {
             return;
@@ -501,7 +501,7 @@ pub mod provider {
         terminate(harness, &request.run).await;
     }
 
-    /// Nobody gives up a machine that stays.
+    /// No notice is heard of a machine that its provider does not take back.
     pub async fn a_machine_that_stays_hears_no_notice(harness: &dyn ProviderHarness) {
         let mut request = request(harness, 1, "node");
         let Some(logged_in) = log_in_to_all(harness, &mut request).await else { return };
@@ -596,7 +596,7 @@ pub mod provider {
         terminate(harness, &request.run).await;
     }
 
-    /// By which it is known, so that nobody is taken for it.
+    /// A machine comes with the host key that it shows, so that no other machine is taken for it.
     pub async fn every_machine_has_a_host_key(harness: &dyn ProviderHarness) {
         if !harness.makes_host_keys() {
             return;

@@ -9,9 +9,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::LazyLock;
 
-use tsunami_core::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind};
 
+use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use crate::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");

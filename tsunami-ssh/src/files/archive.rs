@@ -6,7 +6,8 @@
 use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
-use tsunami_core::limits::{
+
+use crate::limits::{
     ARCHIVE_ENTRIES_LIMIT, ARCHIVE_EXTENSION_LIMIT, ARCHIVE_TAIL_LIMIT, SPARSE_PIECES_LIMIT,
 };
 

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use tsunami_core::limits::ARCHIVE_ENTRIES_LIMIT;
 use tsunami_core::{Exit, SessionError, SessionErrorKind};
 
 use super::unpack::{BrokenOff, Unpacked};
+use crate::limits::ARCHIVE_ENTRIES_LIMIT;
 
 /// Packs what patterns match; its beginning says how.
 pub(super) const PACK: &str = include_str!("download.sh");

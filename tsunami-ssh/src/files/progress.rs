@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::limits::TRANSFER_STALL_TIMEOUT;
 use tsunami_core::{SessionError, SessionErrorKind};
+
+use crate::limits::TRANSFER_STALL_TIMEOUT;
 
 /// How long nothing may move before the connection is checked, each time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);

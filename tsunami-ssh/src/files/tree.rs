@@ -16,7 +16,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, fstatvfs, linkat, mkdirat};
 use rustix::fs::{openat, openat2, renameat, statat, symlinkat, unlinkat};
 use rustix::io::Errno;
-use tsunami_core::limits::{PATH_BYTES_LIMIT, PATH_DEPTH_LIMIT};
+
+use crate::limits::{PATH_BYTES_LIMIT, PATH_DEPTH_LIMIT};
 
 /// Modes from a machine: nobody but the owner writes to what it sent, and nothing runs as its owner. The process's
 /// umask takes away more.

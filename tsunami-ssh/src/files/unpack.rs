@@ -7,10 +7,9 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use tsunami_core::limits::{ARCHIVE_LINKS_LIMIT, LEFT_OUT_SHOWN_LIMIT, PATH_BYTES_LIMIT};
-
 use super::archive::{Archive, Entry, EntryKind, Piece};
 use super::tree::{Leads, Name, Tree};
+use crate::limits::{ARCHIVE_LINKS_LIMIT, LEFT_OUT_SHOWN_LIMIT, PATH_BYTES_LIMIT};
 
 /// What became of an archive, besides the files that came home.
 #[derive(Debug, Default)]

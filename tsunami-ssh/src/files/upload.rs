@@ -84,7 +84,7 @@ impl UploadArchive {
         into.write_all(b"\n")?;
         let mut builder = Builder::new(into);
         for name in entries {
-            // The name of the only file is that it gets there.
+            // A single file is sent under the name that it gets there.
             let from = if self.name.is_some() { self.from.clone() } else { self.from.join(&name) };
             let appended = append(&mut builder, &from, &name, self.name.is_some());
             appended.map_err(|error| told(error, &from))?;
@@ -105,7 +105,7 @@ fn entries(root: &Path) -> io::Result<(Vec<PathBuf>, Directories)> {
         let read = || fs::read_dir(&from)?.collect::<io::Result<Vec<_>>>();
         for entry in read().map_err(|error| told(error, &from))? {
             let name = directory.join(entry.file_name());
-            // What vanishes meanwhile was never there.
+            // An entry that vanishes while the directory is read is left out.
             let Ok(kind) = entry.file_type() else { continue };
             if kind.is_dir() {
                 let Ok(metadata) = entry.metadata() else { continue };

@@ -172,7 +172,7 @@ impl HostsProvider {
         let mut taken = Vec::new();
         for file in files {
             let path = file?.path();
-            // One that was being written when its process ended was never valid.
+            // A temporary file: the process that wrote it ended before it was whole.
             if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
                 continue;
             }

@@ -96,7 +96,7 @@ impl KnownMachine {
         write_private(&directory.join("machine.json"), &serde_json::to_vec_pretty(self)?, 0o600)
     }
 
-    /// Only a process that is known to be gone makes a machine one that is.
+    /// A machine is gone once its sshd is known to have ended; it is pending where no sshd is known.
     pub(super) fn state(&self) -> MachineState {
         match self.sshd.map(SshdProcess::is_alive) {
             Some(true) => MachineState::Running,

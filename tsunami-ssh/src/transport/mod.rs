@@ -2,8 +2,7 @@
 //!
 //! A transport knows how to connect to one machine; a connection opens channels, each of which runs one line that the
 //! login shell reads. [`Pool`](crate::pool::Pool) alone uses them: it counts channels and decides when another
-//! connection is worth it. Which transport there is for a machine is decided in one place, by
-//! [`SshOptions::transport`](crate::SshOptions::transport).
+//! connection is worth it. A further transport is a file here, and a kind with its word and what makes it.
 
 pub(crate) mod openssh;
 
@@ -14,9 +13,35 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
-use tsunami_core::SessionError;
+use tsunami_core::{Machine, SessionError};
+
+use self::openssh::OpensshTransport;
+use crate::connector::RunSsh;
+
+/// How sessions are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum TransportKind {
+    /// One `ssh` master process a machine, all commands multiplexed over it.
+    #[default]
+    OpenSsh,
+}
+
+impl TransportKind {
+    /// All kinds, by their words in a file.
+    #[cfg(feature = "experiment")]
+    pub(crate) const WORDS: [(&str, Self); 1] = [("openssh", Self::OpenSsh)];
+
+    /// What connects to a machine of a run.
+    pub(crate) fn to(self, machine: &Machine, ssh: &Arc<RunSsh>) -> Arc<dyn Transport> {
+        match self {
+            Self::OpenSsh => Arc::new(OpensshTransport::new(ssh.clone(), machine.clone())),
+        }
+    }
+}
 
 /// What connects to one machine.
 #[async_trait]

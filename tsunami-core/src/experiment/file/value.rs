@@ -81,17 +81,6 @@ impl Reader<'_> {
         None
     }
 
-    pub(in crate::experiment) fn kex(&mut self, value: &Value<'_>) -> Option<String> {
-        let text = self.text(value)?;
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.@,+^*".contains(c);
-        if !text.is_empty() && text.chars().all(allowed) {
-            return Some(text.to_owned());
-        }
-        let help = "list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`".to_owned();
-        self.note(Problem::at(value.span(), "these aren't names of key exchange algorithms").help(help));
-        None
-    }
-
     pub(in crate::experiment) fn duration(&mut self, value: &Value<'_>) -> Option<Duration> {
         let DeValue::String(text) = value.get_ref() else {
             self.wrong_type(value, "a duration such as \"90s\"");

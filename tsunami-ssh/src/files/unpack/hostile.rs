@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use proptest::prelude::*;
 use tar::{EntryType, Header};
 use tempfile::TempDir;
-use tsunami_core::limits::{ARCHIVE_EXTENSION_LIMIT, PATH_DEPTH_LIMIT};
 
 use super::*;
 use crate::fuzz::cases;
+use crate::limits::{ARCHIVE_EXTENSION_LIMIT, PATH_DEPTH_LIMIT};
 
 /// An archive as it is put together.
 #[derive(Default)]

@@ -14,10 +14,10 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tsunami_core::limits::SSH_STDERR_LIMIT;
 use tsunami_core::{SessionError, SessionErrorKind};
 
 use crate::config::{Setting, Word};
+use crate::limits::SSH_STDERR_LIMIT;
 
 /// How often to look for the control socket, which ssh makes once it has logged in.
 const POLL_SOCKET: Duration = Duration::from_millis(5);
