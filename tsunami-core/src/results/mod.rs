@@ -147,7 +147,7 @@ impl Results {
 
     /// What writes to the directory as the run goes on.
     pub fn observers(&self) -> Vec<Arc<dyn Observer>> {
-        let files = self.files.iter().map(|file| -> Arc<dyn Observer> { file.clone() });
+        let files = self.files.iter().cloned().map(|file| file as Arc<dyn Observer>);
         std::iter::once::<Arc<dyn Observer>>(self.report.clone()).chain(files).collect()
     }
 
