@@ -43,6 +43,7 @@
 //! of them, now or from a stream that was saved. The feature `testing` has a fake cloud that runs on virtual
 //! time, mocks of the traits, and the conformance suites that every provider and session passes.
 
+mod backoff;
 mod cluster;
 mod engine;
 mod error;
@@ -69,6 +70,7 @@ pub mod testing;
 pub mod text;
 pub mod trial;
 
+pub use backoff::Backoff;
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure};

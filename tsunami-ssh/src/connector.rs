@@ -18,7 +18,9 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
-use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
+use tsunami_core::{
+    Backoff, Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private,
+};
 
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
@@ -34,6 +36,10 @@ use crate::{keys, probe};
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
 const SOCKET_PATH_BYTES: usize = 88;
+
+/// The first pause between two attempts at a machine that is not ready yet; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Makes [`Session`]s over OpenSSH.
 ///
@@ -210,7 +216,7 @@ impl SshConnector {
             let answering = probe::until_answering(host, *port, deadline).await;
             answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
         }
-        let mut pause = Duration::from_millis(100);
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
@@ -226,12 +232,12 @@ impl SshConnector {
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
                 _ => true,
             };
+            let pause = pauses.wait();
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), %error, "not connected yet");
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
         };
         Ok(SshSession::new(ssh, machine, connection))
     }
