@@ -3,7 +3,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, OpenOptions};
 use std::hash::{Hash, Hasher};
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -15,12 +15,12 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 use tsunami_core::{
     Addresses, LaunchRequest, Login, Machine, MachineId, MachineState, Price, ProviderError,
-    ProviderErrorKind, RunId,
+    ProviderErrorKind, RunId, private,
 };
 
 use super::known::{KnownMachine, SshdProcess};
 use super::launch_error;
-use super::tree::{private_directory, remove_tree, write_private};
+use super::tree::{private_directory, remove_tree};
 use crate::keys;
 use crate::watchdog::ControlGroup;
 
@@ -50,9 +50,10 @@ impl Sshd<'_> {
         private_directory(&self.directory)?;
         private_directory(&at("home"))?;
         let host_key = keys::obtain(&at("host_key"), &self.name)?;
-        write_private(&at("authorized_keys"), request.authorized_key.as_bytes(), 0o600)?;
-        write_private(&at("enter"), self.enter(request).as_bytes(), 0o700)?;
-        write_private(&at("sshd_config"), self.config().as_bytes(), 0o600)?;
+        private::write(&at("authorized_keys"), request.authorized_key.as_bytes())?;
+        let enter = self.enter(request);
+        private::write_whole(&at("enter"), 0o700, |file| file.write_all(enter.as_bytes()))?;
+        private::write(&at("sshd_config"), self.config().as_bytes())?;
         let machine = Machine {
             id: MachineId::new(format!("{}/{}", request.run, self.name)),
             run: request.run.clone(),
