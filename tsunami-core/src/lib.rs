@@ -54,6 +54,7 @@ pub mod experiment;
 mod fuzz;
 pub mod limits;
 mod machine;
+pub mod names;
 mod outcome;
 mod plan;
 pub mod private;
@@ -81,10 +82,9 @@ pub use event::{
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
 };
+pub use names::{is_experiment_name, is_group_name};
 pub use outcome::{Outcome, gravest};
-pub use plan::{
-    DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem, is_experiment_name, is_group_name,
-};
+pub use plan::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem};
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::{again, files, lock};
+use crate::names::is_experiment_name;
 use crate::{Event, EventKind, Observer, Origin, Stream};
 
 /// How many files are open at once, so that a thousand machines don't use up the descriptors.
@@ -79,7 +80,7 @@ impl State {
     ) -> io::Result<()> {
         self.clock += 1;
         if !self.logs.get(machine).is_some_and(|stages| stages.contains_key(stage)) {
-            if !is_name(machine) || !is_name(stage) {
+            if !is_experiment_name(machine) || !is_experiment_name(stage) {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     "not a name that may become a file's",
@@ -115,12 +116,6 @@ impl State {
         log.unfinished = bytes.last().map_or(log.unfinished, |last| *last != b'\n');
         file.write_all(bytes)
     }
-}
-
-/// Whether a text matches `[A-Za-z0-9][A-Za-z0-9._-]*`.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 impl fmt::Debug for Logs {
