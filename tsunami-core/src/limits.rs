@@ -54,6 +54,10 @@ pub const ARCHIVE_LINKS_LIMIT: usize = 16 << 20;
 /// Files that an error names as left out, after which they are only counted.
 pub const LEFT_OUT_SHOWN_LIMIT: usize = 20;
 
+/// Events and pieces of output that may wait to be written to a run's results, so that a slow disk holds up nobody at
+/// first. A piece is what came over a connection at once: 16 KiB, or little more.
+pub const UNWRITTEN_LIMIT: usize = 1024;
+
 /// The most that one file of a run's directory may hold, in bytes. The largest lists the run's machines, at
 /// less than 1 KiB each: 16 MiB are enough for ten thousand.
 pub const STATE_FILE_LIMIT: u64 = 16 << 20;

@@ -7,6 +7,7 @@ mod files;
 mod json;
 mod logs;
 mod secrets;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,15 +15,19 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::experiment::{Experiment, Setup};
 use crate::{Event, Observer, Outcome, Report, RunId, RunStore, private};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio::task::JoinError;
 
 pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
+
+use writer::Writer;
 
 /// The number of the form of `run.json`. The first form had none.
 const RUN_SCHEMA: u32 = 2;
@@ -56,6 +61,11 @@ impl From<ResultsError> for crate::Error {
 }
 
 impl ResultsError {
+    /// What was making the directory came to no end.
+    pub(crate) fn unmade(error: JoinError) -> Self {
+        Self::File { action: "make the directory of", path: "results".into(), source: error.into() }
+    }
+
     fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }
@@ -69,6 +79,7 @@ pub struct Results {
     report: Arc<Summary>,
     events: Arc<Json>,
     logs: Arc<Logs>,
+    writer: Arc<Writer>,
 }
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
@@ -113,7 +124,8 @@ struct Controller {
 }
 
 impl Results {
-    /// Makes the directory, new or empty, and writes what is known beforehand.
+    /// Makes the directory, new or empty, and writes what is known beforehand. It reads all that is uploaded, however
+    /// long that takes: on a thread that may block.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);
@@ -135,7 +147,8 @@ impl Results {
         let events = files::append(&directory.join("events.jsonl")).map_err(failed)?;
         let events = Arc::new(Json::new(Box::new(events)));
         let logs = Arc::new(Logs::new(directory.join("logs")));
-        Ok(Self { directory, report: Arc::default(), events, logs })
+        let writer = Writer::start(events.clone(), logs.clone()).map_err(failed)?;
+        Ok(Self { directory, report: Arc::default(), events, logs, writer: Arc::new(writer) })
     }
 
     /// Where it is.
@@ -167,13 +180,22 @@ impl Results {
         }
     }
 
-    /// What writes to the directory as the run goes on.
+    /// What writes to the directory as the run goes on. Events and output are written by a thread of their own, and in
+    /// their files when [`settle`](Self::settle), [`error`](Self::error) or [`finish`](Self::finish) returns, or all of
+    /// this is dropped.
     pub fn observers(&self) -> Vec<Arc<dyn Observer>> {
-        vec![self.report.clone(), self.events.clone(), self.logs.clone()]
+        vec![self.report.clone(), self.writer.clone()]
+    }
+
+    /// Waits until what was observed is written, and at most so long: for those who are about to end the process.
+    /// Returns whether it is.
+    pub fn settle(&self, timeout: Duration) -> bool {
+        self.writer.settle(Some(timeout))
     }
 
     /// Writes `run.json`, once the run is over, and returns what of it comes from the events.
     pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
+        self.writer.settle(None);
         let provider = experiment.provider.as_str();
         let report = lock(&self.report.0);
         let tsunami = env!("CARGO_PKG_VERSION");
@@ -199,6 +221,7 @@ impl Results {
 
     /// Why events or logs were not written to their end, if they weren't.
     pub fn error(&self) -> Option<io::Error> {
+        self.writer.settle(None);
         self.logs.error().or_else(|| self.events.error())
     }
 }

@@ -1,0 +1,211 @@
+//! Writing on a thread of its own: a disk or a network that is slow holds up no task of the run.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::{Json, Logs};
+use crate::limits::UNWRITTEN_LIMIT;
+use crate::{Event, Observer, Origin, Stream};
+
+/// Has events and output written in the order in which they come. Where too much waits to be written, whoever brings
+/// more waits too.
+///
+/// What can't be written refuses the output that comes after it. Dropping this waits until all is written.
+pub(super) struct Writer {
+    logs: Arc<Logs>,
+    /// `None` only while this is dropped.
+    queue: Option<SyncSender<Item>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Item {
+    Event(Event),
+    Output {
+        machine: String,
+        stage: String,
+        stream: Stream,
+        bytes: Vec<u8>,
+    },
+    /// Is dropped once all that came before it is written.
+    Settled(#[expect(dead_code, reason = "only its end is of use")] SyncSender<()>),
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(super) fn start(events: Arc<Json>, logs: Arc<Logs>) -> io::Result<Self> {
+        let (queue, items) = sync_channel(UNWRITTEN_LIMIT);
+        let written = logs.clone();
+        let thread = thread::Builder::new().name("results".to_owned());
+        let thread = thread.spawn(move || write(&items, &events, &written))?;
+        Ok(Self { logs, queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// Waits until all that came before is written, for this long if it is said. Returns whether it is.
+    pub(super) fn settle(&self, timeout: Option<Duration>) -> bool {
+        let (settled, written) = sync_channel::<()>(0);
+        match timeout {
+            None => {
+                self.send(Item::Settled(settled));
+                // Nothing ever comes; it is over when the other end is dropped.
+                written.recv().is_err()
+            }
+            Some(timeout) => {
+                // Whoever is in a hurry does not wait for room either.
+                let queue = self.queue.as_ref();
+                let is_queued = queue.is_some_and(|queue| queue.try_send(Item::Settled(settled)).is_ok());
+                is_queued && written.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
+            }
+        }
+    }
+
+    fn send(&self, item: Item) {
+        if let Some(queue) = &self.queue {
+            // Nothing takes it only if the thread has panicked, which is told as a panic.
+            let _ = queue.send(item);
+        }
+    }
+}
+
+fn write(items: &Receiver<Item>, events: &Json, logs: &Logs) {
+    for item in items {
+        match item {
+            Item::Event(event) => {
+                events.event(&event);
+                logs.event(&event);
+            }
+            Item::Output { machine, stage, stream, bytes } => {
+                // Kept: what comes next is refused with it.
+                let _ = logs.output(&Origin::new(&machine, &stage), stream, &bytes);
+            }
+            Item::Settled(_) => {}
+        }
+    }
+}
+
+impl Observer for Writer {
+    fn event(&self, event: &Event) {
+        self.send(Item::Event(event.clone()));
+    }
+
+    fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        self.logs.check(origin.machine, origin.stage)?;
+        let (machine, stage) = (origin.machine.to_owned(), origin.stage.to_owned());
+        self.send(Item::Output { machine, stage, stream, bytes: bytes.to_owned() });
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("logs", &self.logs).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::path::Path;
+    use std::sync::mpsc::Sender;
+
+    use super::*;
+    use crate::results::tests::{Shared, at, finished, started};
+    use crate::{EventKind, Exit};
+
+    /// A disk that writes when it is told to.
+    struct Slow(Receiver<()>, Shared);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn slow(logs: &Path) -> (Writer, Sender<()>, Shared) {
+        let (go_on, told) = std::sync::mpsc::channel();
+        let written = Shared::default();
+        let events = Json::new(Box::new(Slow(told, written.clone())));
+        (Writer::start(Arc::new(events), Arc::new(Logs::new(logs.into()))).unwrap(), go_on, written)
+    }
+
+    fn torn_down() -> EventKind {
+        EventKind::TornDown { leftovers: Vec::new(), seconds: 1.0 }
+    }
+
+    #[test]
+    fn a_disk_that_is_slow_holds_up_nobody_and_nothing_is_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let (writer, go_on, written) = slow(home.path());
+        let origin = Origin::new("client-0", "setup");
+        writer.event(&at(0.0, started("client-0", "setup", "make")));
+        for line in 0..100 {
+            writer.output(&origin, Stream::Stdout, format!("{line}\n").as_bytes()).unwrap();
+        }
+        writer.event(&at(1.0, finished("client-0", "setup", "make", Ok(Exit::Status(0)))));
+        writer.event(&at(2.0, torn_down()));
+        assert!(!writer.settle(Some(Duration::from_millis(50))), "nothing is written yet");
+        assert_eq!(written.text(), "");
+        drop(go_on);
+        drop(writer);
+        assert_eq!(crate::read_events(written.text().as_bytes()).unwrap().len(), 3);
+        let lines: String = (0..100).map(|line| format!("{line}\n")).collect();
+        let log = fs::read_to_string(home.path().join("client-0/setup.log")).unwrap();
+        assert_eq!(log, format!("$ make\n{lines}# status 0 after 1.2 s\n"));
+    }
+
+    #[test]
+    fn more_waits_where_too_much_is_unwritten_already() {
+        let home = tempfile::tempdir().unwrap();
+        let (writer, go_on, _) = slow(home.path());
+        let sent = std::sync::atomic::AtomicUsize::new(0);
+        let count = || sent.load(std::sync::atomic::Ordering::Relaxed);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2 * UNWRITTEN_LIMIT {
+                    writer.event(&at(0.0, torn_down()));
+                    sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+            while count() < UNWRITTEN_LIMIT {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(50));
+            assert!(count() <= UNWRITTEN_LIMIT + 1, "{} are held", count());
+            drop(go_on);
+        });
+        assert!(writer.settle(None));
+        assert_eq!(count(), 2 * UNWRITTEN_LIMIT);
+    }
+
+    #[test]
+    fn what_was_not_written_refuses_the_next_output_and_a_bad_name_only_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("client-0"), "in the way").unwrap();
+        let (writer, go_on, _) = slow(home.path());
+        drop(go_on);
+        let put = |machine, stage| writer.output(&Origin::new(machine, stage), Stream::Stdout, b"x");
+        assert_eq!(put("client-1", "a/b").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        put("client-1", "setup").unwrap();
+        put("client-0", "setup").unwrap();
+        assert!(writer.settle(None));
+        assert!(put("client-1", "setup").unwrap_err().to_string().contains("client-0/setup.log"));
+    }
+}
