@@ -8,6 +8,10 @@ pub const EXPERIMENT_NAME: &str = "use a letter or digit, then letters, digits, 
 /// What [`is_group_name`] asks for.
 pub const GROUP_NAME: &str = "use a lower-case letter, then lower-case letters, digits and `_`";
 
+/// The same for a JSON Schema.
+#[cfg(feature = "experiment")]
+pub(crate) const GROUP_NAME_PATTERN: &str = "^[a-z][a-z0-9_]*$";
+
 /// What [`is_variable_name`] asks for.
 pub const VARIABLE_NAME: &str = "use letters, digits and `_`, not beginning with a digit";
 

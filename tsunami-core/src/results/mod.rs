@@ -222,7 +222,7 @@ impl Results {
     /// Why events or logs were not written to their end, if they weren't.
     pub fn error(&self) -> Option<io::Error> {
         self.writer.settle(None);
-        self.logs.error().or_else(|| self.events.error())
+        self.logs.error().or_else(|| self.events.error()).or_else(|| self.writer.error())
     }
 }
 

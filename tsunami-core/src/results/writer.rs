@@ -49,9 +49,8 @@ impl Writer {
         let (settled, written) = sync_channel::<()>(0);
         match timeout {
             None => {
-                self.send(Item::Settled(settled));
                 // Nothing ever comes; it is over when the other end is dropped.
-                written.recv().is_err()
+                self.send(Item::Settled(settled)).is_ok() && written.recv().is_err()
             }
             Some(timeout) => {
                 // Whoever is in a hurry does not wait for room either.
@@ -62,11 +61,14 @@ impl Writer {
         }
     }
 
-    fn send(&self, item: Item) {
-        if let Some(queue) = &self.queue {
-            // Nothing takes it only if the thread has panicked, which is told as a panic.
-            let _ = queue.send(item);
-        }
+    /// Why nothing more is written, if the thread has ended: a panic there must not pass for silence.
+    pub(super) fn error(&self) -> Option<io::Error> {
+        self.send(Item::Settled(sync_channel(0).0)).err()
+    }
+
+    fn send(&self, item: Item) -> io::Result<()> {
+        let sent = self.queue.as_ref().is_some_and(|queue| queue.send(item).is_ok());
+        if sent { Ok(()) } else { Err(io::Error::other("what writes the results has panicked")) }
     }
 }
 
@@ -88,14 +90,14 @@ fn write(items: &Receiver<Item>, events: &Json, logs: &Logs) {
 
 impl Observer for Writer {
     fn event(&self, event: &Event) {
-        self.send(Item::Event(event.clone()));
+        // Told with the next output, and at the end.
+        let _ = self.send(Item::Event(event.clone()));
     }
 
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         self.logs.check(origin.machine, origin.stage)?;
         let (machine, stage) = (origin.machine.to_owned(), origin.stage.to_owned());
-        self.send(Item::Output { machine, stage, stream, bytes: bytes.to_owned() });
-        Ok(())
+        self.send(Item::Output { machine, stage, stream, bytes: bytes.to_owned() })
     }
 }
 
@@ -193,6 +195,27 @@ mod tests {
         });
         assert!(writer.settle(None));
         assert_eq!(count(), 2 * UNWRITTEN_LIMIT);
+    }
+
+    #[test]
+    fn a_panic_of_what_writes_is_told() {
+        struct Panics;
+        impl Write for Panics {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("as a test")
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let home = tempfile::tempdir().unwrap();
+        let events = Arc::new(Json::new(Box::new(Panics)));
+        let writer = Writer::start(events, Arc::new(Logs::new(home.path().into()))).unwrap();
+        assert!(writer.settle(None) && writer.error().is_none());
+        writer.event(&at(0.0, torn_down()));
+        writer.settle(None);
+        assert!(writer.error().is_some());
+        writer.output(&Origin::new("client-0", "setup"), Stream::Stdout, b"x").unwrap_err();
     }
 
     #[test]
