@@ -38,7 +38,7 @@ pub(crate) async fn survey(regions: &[Region]) -> Survey {
     }
     // What has no expiry was not made by a launch of tsunami's, whatever its tag says.
     let complete = by_run.into_iter().filter_map(|(run, (expires, things))| Some((run, expires?, things)));
-    survey.runs = complete.map(|(run, expires, things)| DiscoveredRun { run, expires, things }).collect();
+    survey.runs = complete.map(|(run, expires, things)| DiscoveredRun::new(run, expires, things)).collect();
     survey
 }
 

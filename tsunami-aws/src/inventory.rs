@@ -40,7 +40,7 @@ pub(crate) fn run_of(region: &Region, filter: &RunFilter, tags: &[Tag]) -> Optio
 pub(crate) async fn machines(
     region: &Region,
     filter: &RunFilter,
-    journal: impl Fn(&RunId) -> std::sync::Arc<Journal>,
+    journal: impl Fn(&RunId) -> Journal,
 ) -> Result<Vec<Machine>> {
     let mut instances = instances(region, filter).await?;
     let is_spot = |instance: &Instance| instance.instance_lifecycle == Some(InstanceLifecycleType::Spot);

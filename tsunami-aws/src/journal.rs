@@ -6,24 +6,30 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
+use tokio::task::spawn_blocking;
 use tsunami_core::{ProviderError, ProviderErrorKind, RunId, private};
 
 use crate::model::{CreateKind, CreateRequest, Pool};
 use crate::settings::{Ec2Options, Ec2Settings};
 
-/// The journal of one run, in a private directory.
-#[derive(Debug)]
+/// The journal of one run, in a private directory. Cheap to clone.
+///
+/// What is written is synced, which takes as long as the disk does: it is done on a thread that may wait, and has begun
+/// when the future is first polled. What is read are a few small files.
+#[derive(Clone, Debug)]
 pub(crate) struct Journal {
-    directory: PathBuf,
-    writing: Mutex<()>,
+    directory: Arc<Path>,
+    writing: Arc<Mutex<()>>,
+    /// The public half of the host key, once it is known. It never changes.
+    public_host_key: Arc<OnceLock<String>>,
 }
 
 /// A request, and what came of it.
@@ -80,47 +86,61 @@ impl GroupRecord {
 impl Journal {
     /// The journal of a run in `root`. Nothing is made until something is written.
     pub(crate) fn of(root: &Path, run: &RunId) -> Self {
-        Self { directory: root.join(run.as_str()).join("aws"), writing: Mutex::default() }
+        let directory = root.join(run.as_str()).join("aws").into();
+        Self { directory, writing: Arc::default(), public_host_key: Arc::default() }
     }
 
     /// The run's private host key, made when it is first asked for, and its public half.
-    pub(crate) fn host_key(&self) -> io::Result<(String, String)> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.directory.join("host_key");
-        let key = match private::read(&path) {
-            Ok(bytes) => PrivateKey::from_openssh(bytes).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
-                key.set_comment("tsunami");
-                let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
-                self.write("host_key", text.as_bytes())?;
-                key
-            }
-            Err(error) => return Err(error),
-        };
-        let private = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
-        Ok((private.to_string(), key.public_key().to_openssh().map_err(io::Error::other)?))
+    pub(crate) async fn host_key(&self) -> io::Result<(String, String)> {
+        self.writing(|journal| {
+            let key = match journal.known_host_key()? {
+                Some(key) => key,
+                None => {
+                    let mut key =
+                        PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(io::Error::other)?;
+                    key.set_comment("tsunami");
+                    let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+                    journal.write("host_key", text.as_bytes())?;
+                    key
+                }
+            };
+            let private = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+            Ok((private.to_string(), key.public_key().to_openssh().map_err(io::Error::other)?))
+        })
+        .await
     }
 
-    /// The public half of the run's host key, if there is one.
+    /// The public half of the run's host key, if there is one. Every listing asks for it.
     pub(crate) fn public_host_key(&self) -> Option<String> {
-        self.directory
-            .join("host_key")
-            .exists()
-            .then(|| self.host_key().ok())
-            .flatten()
-            .map(|(_, public)| public)
+        if let Some(known) = self.public_host_key.get() {
+            return Some(known.clone());
+        }
+        let public = self.known_host_key().ok()??.public_key().to_openssh().ok()?;
+        Some(self.public_host_key.get_or_init(|| public).clone())
+    }
+
+    fn known_host_key(&self) -> io::Result<Option<PrivateKey>> {
+        match private::read(&self.directory.join("host_key")) {
+            Ok(bytes) => PrivateKey::from_openssh(bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes down that something is about to be asked for.
-    pub(crate) fn begin(&self, request: &CreateRequest) -> io::Result<()> {
-        self.note(&Entry { request: request.clone(), asked: SystemTime::now(), outcome: None })
+    pub(crate) async fn begin(&self, request: &CreateRequest) -> io::Result<()> {
+        let entry = Entry { request: request.clone(), asked: SystemTime::now(), outcome: None };
+        self.writing(move |journal| journal.note(&entry)).await
     }
 
     /// Writes down what came of it.
-    pub(crate) fn end(&self, request: &CreateRequest, outcome: Outcome) -> io::Result<()> {
-        let asked = self.entry(request)?.map_or_else(SystemTime::now, |entry| entry.asked);
-        self.note(&Entry { request: request.clone(), asked, outcome: Some(outcome) })
+    pub(crate) async fn end(&self, request: &CreateRequest, outcome: Outcome) -> io::Result<()> {
+        let request = request.clone();
+        let note = move |journal: &Self| {
+            let asked = journal.entry(&request)?.map_or_else(SystemTime::now, |entry| entry.asked);
+            journal.note(&Entry { request, asked, outcome: Some(outcome) })
+        };
+        self.writing(note).await
     }
 
     /// What is known of a request that was made before.
@@ -183,9 +203,9 @@ impl Journal {
     }
 
     /// Keeps beside the requests whose they are, in case the run's record is lost.
-    pub(crate) fn write_settings(&self, settings: &Ec2Settings) -> io::Result<()> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write("settings.json", &serde_json::to_vec_pretty(settings)?)
+    pub(crate) async fn write_settings(&self, settings: &Ec2Settings) -> io::Result<()> {
+        let settings = serde_json::to_vec_pretty(settings)?;
+        self.writing(move |journal| journal.write("settings.json", &settings)).await
     }
 
     /// Whose the requests are, if that was kept.
@@ -193,13 +213,25 @@ impl Journal {
         self.read("settings.json")
     }
 
-    pub(crate) fn write_group(&self, group: &str, notes: &GroupRecord) -> io::Result<()> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(&group_file(group), &serde_json::to_vec_pretty(notes)?)
+    pub(crate) async fn write_group(&self, group: &str, notes: &GroupRecord) -> io::Result<()> {
+        let (file, notes) = (group_file(group), serde_json::to_vec_pretty(notes)?);
+        self.writing(move |journal| journal.write(&file, &notes)).await
+    }
+
+    /// Lets one at a time write, on a thread that may wait for the disk.
+    async fn writing<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let journal = self.clone();
+        let write = move || {
+            let _one_at_a_time = journal.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            write(&journal)
+        };
+        spawn_blocking(write).await.map_err(io::Error::other).flatten()
     }
 
     fn note(&self, entry: &Entry) -> io::Result<()> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(&entry_file(&entry.request), &serde_json::to_vec_pretty(entry)?)
     }
 
@@ -245,4 +277,65 @@ pub fn recorded_options(root: &Path, run: &RunId) -> io::Result<Ec2Options> {
 pub(crate) fn journal_error(error: io::Error) -> ProviderError {
     let message = "cannot write down what is about to be asked for, so it is not asked for";
     ProviderError::new(ProviderErrorKind::Other, "journal", message).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::future::{join_all, try_join_all};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::model::Tags;
+
+    fn journal(root: &tempfile::TempDir) -> Journal {
+        Journal::of(root.path(), &"20260101-000000-aaaa".parse().unwrap())
+    }
+
+    fn request(name: &str) -> CreateRequest {
+        let (region, name) = ("us-east-1".to_owned(), name.to_owned());
+        CreateRequest { region, name, tags: Tags::new(), kind: CreateKind::PlacementGroup }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_written_down_before_it_is_made_and_its_outcome_after_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (written, read) = (journal(&root), journal(&root));
+        let made = (0..20).map(async |number| {
+            let request = request(&format!("group-{number}"));
+            written.begin(&request).await.unwrap();
+            assert!(read.entry(&request).unwrap().unwrap().is_open());
+            let outcome = Outcome::Created(vec![format!("pg-{number}")]);
+            written.end(&request, outcome.clone()).await.unwrap();
+            assert_eq!(read.entry(&request).unwrap().unwrap().outcome, Some(outcome));
+        });
+        join_all(made).await;
+        assert_eq!(read.entries().unwrap().len(), 20);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_is_written_down_whoever_stops_waiting_for_that() {
+        let root = tempfile::tempdir().unwrap();
+        let (written, request) = (journal(&root), request("group"));
+        written.begin(&request).await.unwrap();
+        let _ = timeout(Duration::ZERO, written.end(&request, Outcome::Refused("No".to_owned()))).await;
+        while written.entry(&request).unwrap().unwrap().is_open() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_host_key_is_made_once_and_listings_know_its_public_half() {
+        let root = tempfile::tempdir().unwrap();
+        let (first, second) = (journal(&root), journal(&root));
+        assert_eq!(first.public_host_key(), None);
+        let keys = try_join_all((0..8).map(|_| first.host_key())).await.unwrap();
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        assert_eq!(second.host_key().await.unwrap(), keys[0]);
+        assert_eq!(first.public_host_key().as_ref(), Some(&keys[0].1));
+        // It is not read again.
+        fs::remove_file(root.path().join("20260101-000000-aaaa/aws/host_key")).unwrap();
+        assert_eq!(first.public_host_key().as_ref(), Some(&keys[0].1));
+    }
 }

@@ -50,7 +50,7 @@ pub struct Ec2Provider {
     regions: Vec<Region>,
     resolver: Resolver,
     launches: LaunchState,
-    journals: Mutex<HashMap<RunId, Arc<Journal>>>,
+    journals: Mutex<HashMap<RunId, Journal>>,
     /// What was launched here, by run and group.
     specs: Mutex<HashMap<(RunId, String), Ec2Spec>>,
 }
@@ -163,9 +163,9 @@ impl Ec2Provider {
         })
     }
 
-    fn journal(&self, run: &RunId) -> Arc<Journal> {
+    fn journal(&self, run: &RunId) -> Journal {
         let mut journals = self.journals.lock().unwrap_or_else(PoisonError::into_inner);
-        journals.entry(run.clone()).or_insert_with(|| Arc::new(Journal::of(&self.root, run))).clone()
+        journals.entry(run.clone()).or_insert_with(|| Journal::of(&self.root, run)).clone()
     }
 
     fn spec_of(&self, machine: &Machine) -> Option<Ec2Spec> {
@@ -251,7 +251,7 @@ impl Provider for Ec2Provider {
         let resolved = self.resolver.resolve(spec, region).await?;
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert((run, group), spec.clone());
         let journal = self.journal(&request.run);
-        journal.write_settings(&self.settings).map_err(journal_error)?;
+        journal.write_settings(&self.settings).await.map_err(journal_error)?;
         // The machines live by EC2's clock.
         let mut request = request.clone();
         request.deadline.at = region.clock.theirs(request.deadline.at);

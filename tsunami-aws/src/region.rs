@@ -10,7 +10,7 @@ use aws_config::SdkConfig;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use tokio::time::{Instant, sleep, sleep_until};
-use tsunami_core::{ProviderError, ProviderErrorKind};
+use tsunami_core::{Backoff, ProviderError, ProviderErrorKind};
 
 use crate::clock::Clock;
 use crate::error::{AwsError, Result};
@@ -31,9 +31,8 @@ const MAX_MARKET_ATTEMPTS: u32 = 3;
 /// and for how long.
 const MARKET_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pause before the first repetition; it doubles, up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const MAX_PAUSE: Duration = Duration::from_secs(8);
+/// The pauses before repetitions; chance makes each of them [shorter](spread).
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(8));
 
 /// The services of one region.
 #[derive(Debug)]
@@ -147,6 +146,7 @@ impl Region {
         R: Debug + Send + 'static,
     {
         let (mut unanswered, mut lost) = (false, false);
+        let mut pauses = PAUSES;
         for attempt in 1.. {
             match self.once(operation, &request).await {
                 Err(mut failure) => {
@@ -163,8 +163,9 @@ impl Region {
                         return Err(failure);
                     }
                     tracing::debug!(%failure, attempt, "again");
+                    let pause = spread(pauses.wait());
                     if failure.kind == ProviderErrorKind::Unavailable {
-                        sleep(pause(attempt)).await;
+                        sleep(pause).await;
                     }
                 }
                 answer => return answer,
@@ -190,8 +191,8 @@ impl Region {
     }
 }
 
-fn pause(attempt: u32) -> Duration {
-    let pause = (FIRST_PAUSE * 2u32.pow(attempt.min(16) - 1)).min(MAX_PAUSE);
+/// Between half of a pause and all of it, so that what failed together does not come again together.
+fn spread(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
@@ -200,8 +201,8 @@ fn pause(attempt: u32) -> Duration {
 #[derive(Debug, Default)]
 struct Pace(Mutex<HashMap<&'static str, Held>>);
 
-/// How often in a row an action was throttled, and until when it is left alone.
-type Held = (u32, Option<Instant>);
+/// For how long an action is left alone when it is throttled once more in a row, and until when it is.
+type Held = (Backoff, Option<Instant>);
 
 impl Pace {
     async fn wait(&self, action: &'static str) {
@@ -214,22 +215,21 @@ impl Pace {
     }
 
     fn throttled(&self, action: &'static str) {
-        self.with(action, |(streak, until)| {
+        self.with(action, |(pauses, until)| {
             let now = Instant::now();
             // Requests that were under way together are throttled together, which counts once.
             if until.is_none_or(|until| until <= now) {
-                *streak += 1;
-                *until = Some(now + pause(*streak));
+                *until = Some(now + spread(pauses.wait()));
             }
         });
     }
 
     fn fine(&self, action: &'static str) {
-        self.with(action, |held| held.0 = 0);
+        self.with(action, |held| held.0 = PAUSES);
     }
 
     fn with<T>(&self, action: &'static str, change: impl FnOnce(&mut Held) -> T) -> T {
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(action).or_default())
+        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(action).or_insert((PAUSES, None)))
     }
 }
 
@@ -240,6 +240,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_action_that_is_throttled_is_left_alone_by_all_together_and_no_other_is() {
         let pace = Pace::default();
+        let first_pause = Duration::from_millis(250);
         let begun = Instant::now();
         for _ in 0..10 {
             pace.throttled("a");
@@ -248,15 +249,15 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::ZERO);
         pace.wait("a").await;
         let first = begun.elapsed();
-        assert!(first > Duration::from_millis(100) && first <= FIRST_PAUSE, "{first:?}");
+        assert!(first > Duration::from_millis(100) && first <= first_pause, "{first:?}");
         pace.throttled("a");
         let again = Instant::now();
         pace.wait("a").await;
-        assert!(again.elapsed() > FIRST_PAUSE - Duration::from_millis(1), "{:?}", again.elapsed());
+        assert!(again.elapsed() > first_pause - Duration::from_millis(1), "{:?}", again.elapsed());
         pace.fine("a");
         pace.throttled("a");
         let again = Instant::now();
         pace.wait("a").await;
-        assert!(again.elapsed() <= FIRST_PAUSE);
+        assert!(again.elapsed() <= first_pause);
     }
 }

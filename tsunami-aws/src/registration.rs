@@ -14,6 +14,8 @@ use tsunami_core::registry::{
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
 
 use crate::limits::USER_DATA_FILE_LIMIT;
+use crate::spec::{DISK_TYPES, wrong_disk_type};
+use crate::tag;
 use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
@@ -29,9 +31,6 @@ const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The name that a group's user data has among the inputs of a run.
 const USER_DATA: &str = "user-data";
-
-const DISK_TYPES: &[&str] = &["gp3", "gp2", "io2", "io1", "standard"];
-const NOT_TO_BOOT_FROM: &[&str] = &["st1", "sc1"];
 
 const MARKETS: [(&str, Market); 3] =
     [("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
@@ -368,8 +367,8 @@ fn market(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Market> {
 fn tags(tags: &mut Vec<(String, String)>, value: Value<'_>, values: &mut Values<'_, '_>) {
     let Some(table) = values.table(value) else { return };
     for (key, place, value) in table.entries() {
-        if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
-            values.problem(&place, format!("the tag `{key}` is not for users to set"), None);
+        if let Some(wrong) = tag::wrong_key(key) {
+            values.problem(&place, wrong, None);
         } else if let Some(text) = values.text(value) {
             tags.retain(|(known, _)| known != key);
             tags.push((key.to_owned(), text.to_owned()));
@@ -402,14 +401,9 @@ fn disk(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Disk> {
 
 fn disk_type(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
     let kind = values.text(value)?;
-    if NOT_TO_BOOT_FROM.contains(&kind) {
-        let message = format!("a machine can't boot from a disk of type `{kind}`");
-        values.problem(&value.place(), message, Some("use `gp3`".to_owned()));
-        return None;
-    }
-    if !DISK_TYPES.contains(&kind) {
+    if let Some(wrong) = wrong_disk_type(kind) {
         let help = values.suggest(kind, DISK_TYPES.iter().copied());
-        values.problem(&value.place(), format!("`{kind}` is no type of disk"), help);
+        values.problem(&value.place(), wrong, help);
         return None;
     }
     Some(kind.to_owned())

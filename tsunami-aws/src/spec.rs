@@ -294,6 +294,17 @@ fn volume_limits(kind: &str) -> Option<VolumeLimits> {
     Some(VolumeLimits { gib, iops, throughput })
 }
 
+/// The types of disk that a machine can boot from.
+pub(crate) const DISK_TYPES: &[&str] = &["gp3", "gp2", "io2", "io1", "standard"];
+
+/// What is wrong with a type of disk that is none of [`DISK_TYPES`].
+pub(crate) fn wrong_disk_type(kind: &str) -> Option<String> {
+    match kind {
+        "st1" | "sc1" => Some(format!("a machine can't boot from a disk of type `{kind}`: use `gp3`")),
+        _ => (!DISK_TYPES.contains(&kind)).then(|| format!("`{kind}` is no type of disk")),
+    }
+}
+
 /// Whether a type of volume costs what its size does, unless more is asked for.
 pub(crate) fn is_general_purpose(kind: &str) -> bool {
     matches!(kind, "gp2" | "gp3")
@@ -340,12 +351,7 @@ impl Disk {
     /// What EC2 would refuse of a root volume of this size, in GiB.
     pub(crate) fn beyond_limits(&self, gib: u32) -> Option<String> {
         let kind = &self.kind;
-        let Some(limits) = volume_limits(kind) else {
-            return Some(match kind.as_str() {
-                "st1" | "sc1" => format!("a machine can't boot from a disk of type {kind}: use gp3"),
-                _ => format!("there is no type of disk {kind}"),
-            });
-        };
+        let Some(limits) = volume_limits(kind) else { return wrong_disk_type(kind) };
         let (least, most) = limits.gib;
         if !(least..=most).contains(&gib) {
             return Some(format!("a disk of type {kind} has {least} to {most} GiB, not {gib}"));
@@ -398,6 +404,9 @@ mod tests {
         ] {
             let wrong = disk(kind, iops, throughput).beyond_limits(gib);
             assert_eq!(wrong, None, "{kind} {gib} {iops:?} {throughput:?}");
+        }
+        for kind in DISK_TYPES {
+            assert!(volume_limits(kind).is_some() && wrong_disk_type(kind).is_none(), "{kind}");
         }
         for (kind, gib, iops, throughput, why) in [
             ("gp3", 8, Some(4001), None, "from 3000 to 4000"),

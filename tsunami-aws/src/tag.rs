@@ -41,6 +41,12 @@ pub(crate) fn specification(tags: &Tags, kind: ResourceType) -> TagSpecification
     TagSpecification::builder().resource_type(kind).set_tags(Some(to_api(tags))).build()
 }
 
+/// What is wrong with the key of a tag that a user sets, if it is one that tsunami or AWS sets.
+pub(crate) fn wrong_key(key: &str) -> Option<String> {
+    let is_reserved = key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:");
+    is_reserved.then(|| format!("the tag `{key}` is not for users to set"))
+}
+
 /// The longest key of a tag, in characters.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions>
 pub(crate) const MAX_KEY_LENGTH: usize = 128;
@@ -90,6 +96,15 @@ pub(crate) fn of_run(request: &LaunchRequest, owner: &str) -> Tags {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_set_no_tag_of_tsunamis_or_of_awss() {
+        for (key, is_wrong) in
+            [("tsunami:run", true), ("AWS:x", true), ("aws:x", true), ("team", false), ("awsome", false)]
+        {
+            assert_eq!(wrong_key(key).is_some(), is_wrong, "{key}");
+        }
+    }
 
     #[test]
     fn a_launch_template_has_a_name_that_ec2_takes() {

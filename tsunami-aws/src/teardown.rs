@@ -132,7 +132,7 @@ async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
         }
         let answer = request.ask(region).await;
         if request.settles(&answer, true) {
-            if let Err(error) = request.settle(journal, &answer) {
+            if let Err(error) = request.settle(journal, &answer).await {
                 tracing::debug!(%error, "the outcome is not written down, and will be asked for again");
             }
         } else if let Err(failure) = answer {

@@ -43,6 +43,7 @@
 //! of them, now or from a stream that was saved. The feature `testing` has a fake cloud that runs on virtual
 //! time, mocks of the traits, and the conformance suites that every provider and session passes.
 
+mod backoff;
 mod cluster;
 mod engine;
 mod error;
@@ -53,6 +54,7 @@ pub mod experiment;
 mod fuzz;
 pub mod limits;
 mod machine;
+pub mod names;
 mod outcome;
 mod plan;
 pub mod private;
@@ -70,6 +72,7 @@ pub mod testing;
 pub mod text;
 pub mod trial;
 
+pub use backoff::Backoff;
 pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, Remedy};
@@ -80,10 +83,9 @@ pub use event::{
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
 };
+pub use names::{is_experiment_name, is_group_name};
 pub use outcome::{Outcome, gravest};
-pub use plan::{
-    DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem, is_experiment_name, is_group_name,
-};
+pub use plan::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem};
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{

@@ -12,6 +12,10 @@ pub const SCRIPT_OUTPUT_LIMIT: usize = 256 << 10;
 /// How long a script of tsunami's own may take. The longest ends processes, which takes eight seconds and its way.
 pub const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Events and pieces of output that may wait to be written to a run's results, so that a slow disk holds up nobody at
+/// first. A piece is what came over a connection at once: 16 KiB, or little more.
+pub const UNWRITTEN_LIMIT: usize = 1024;
+
 /// The most that one file of a run's directory may hold, in bytes. The largest lists the run's machines, at
 /// less than 1 KiB each: 16 MiB are enough for ten thousand.
 pub const STATE_FILE_LIMIT: u64 = 16 << 20;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{MACHINE_ID_LIMIT, SHOWN_VALUE_LIMIT};
-use crate::plan::is_group_name;
+use crate::names::is_group_name;
 use crate::provider::Price;
 
 /// The identity of a run, carried as a tag by everything the run creates.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::cluster::Host;
 use crate::error::Error;
 use crate::limits::{DURATION_LIMIT, GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT};
+use crate::names;
 use crate::provider::{MachineSpec, Quote};
 
 /// The lifetime of machines whose plan says nothing else.
@@ -121,11 +122,10 @@ impl Plan {
         let mut problem = |about: &str, message: String| {
             problems.push(Problem { about: about.to_owned(), message });
         };
-        let too_long = format!("a name has at most {NAME_LIMIT} bytes");
-        if self.name.len() > NAME_LIMIT {
-            problem("plan", too_long.clone());
-        } else if !is_experiment_name(&self.name) {
-            problem("plan", format!("`{}` is not a name: write it as [A-Za-z0-9][A-Za-z0-9._-]*", self.name));
+        if let Some(wrong) = names::wrong_length(&self.name) {
+            problem("plan", wrong);
+        } else if !names::is_experiment_name(&self.name) {
+            problem("plan", format!("`{}` can't be a name: {}", self.name, names::EXPERIMENT_NAME));
         }
         if self.groups.is_empty() {
             problem("plan", "it has no group of machines".to_owned());
@@ -150,13 +150,11 @@ impl Plan {
         }
         let mut seen = BTreeSet::new();
         for group in &self.groups {
-            if group.name.len() > NAME_LIMIT {
-                problem(&group.name[..group.name.floor_char_boundary(NAME_LIMIT)], too_long.clone());
-            } else if !is_group_name(&group.name) {
-                problem(
-                    &group.name,
-                    format!("`{}` is not a group's name: write it as [a-z][a-z0-9_]*", group.name),
-                );
+            if let Some(wrong) = names::wrong_length(&group.name) {
+                problem(&group.name[..group.name.floor_char_boundary(NAME_LIMIT)], wrong);
+            } else if !names::is_group_name(&group.name) {
+                let wrong = format!("`{}` can't name a group: {}", group.name, names::GROUP_NAME);
+                problem(&group.name, wrong);
             }
             if group.count == 0 {
                 problem(&group.name, "a group needs at least one machine".to_owned());
@@ -167,18 +165,6 @@ impl Plan {
         }
         if problems.is_empty() { Ok(()) } else { Err(Error::Plan { problems }) }
     }
-}
-
-/// Whether an experiment, step or trial may be called that: `[A-Za-z0-9][A-Za-z0-9._-]*`.
-pub fn is_experiment_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
-/// Whether a group may be called that: `[a-z][a-z0-9_]*`.
-pub fn is_group_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// Machines of one kind with one set-up.

@@ -96,26 +96,40 @@ pub fn check(path: &Path) -> io::Result<()> {
     open(path).map(drop)
 }
 
-/// Replaces a file as a whole: it holds the old bytes or the new ones, whatever happens, and the new ones
-/// durably once this has returned. Readable by its owner only, whatever the umask.
+/// Replaces a file as a whole, as [`write_whole`] does. Readable by its owner only, whatever the umask.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(path, 0o600, |file| file.write_all(bytes))
+}
+
+/// Replaces a file by one that `fill` writes: its name means the old bytes or all of the new ones, whatever happens,
+/// and the new ones durably once this has returned. A link of that name is replaced, not followed. The permissions are
+/// `mode`, less what the umask takes.
+pub fn write_whole(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let (Some(directory), Some(_)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file has a name in a directory"));
+    };
+    let (aside, mut file) = create_aside(directory, mode)?;
+    // Some file systems tell only when they sync that there is no room.
+    let written = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&aside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written.and_then(|()| sync(directory))
+}
+
+/// Makes a file that nobody knows yet. Other processes may do the same in the same directory, and one that was killed
+/// may have left its own.
+fn create_aside(directory: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let (directory, name) = match (path.parent(), path.file_name()) {
-        (Some(directory), Some(name)) => (directory, name.to_string_lossy()),
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file has a name in a directory")),
-    };
-    // A name of its own: several processes may write the same file.
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let new = directory.join(format!(".{name}.{}-{number}.new", std::process::id()));
-    let _ = fs::remove_file(&new);
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        sync(directory)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&new)))
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let aside = directory.join(format!(".tsunami-{}-{number}.new", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside) {
+            Ok(file) => return Ok((aside, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Makes a directory for the user alone, and what is missing above it, or checks the one that is there; those above it
@@ -171,7 +185,13 @@ pub fn open_appending(path: &Path) -> io::Result<File> {
 
 /// Makes renames and new names in a directory durable.
 pub(crate) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    // A plain name's directory is the one that it is used in.
+    let directory = if directory == Path::new("") { Path::new(".") } else { directory };
+    match File::open(directory)?.sync_all() {
+        // A file system that has nothing to sync of a directory says this.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Checks a directory to be one where the user can make something that others can't replace: `/tmp`, for one.
@@ -308,6 +328,41 @@ mod tests {
             std::os::unix::fs::chown(directory.path(), Some(12345), None).unwrap();
             assert_eq!(fault(check_directory(directory.path())), Some(Fault::Owner));
         }
+    }
+
+    #[test]
+    fn a_file_holds_the_old_bytes_or_the_new_ones_and_nothing_stays_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let half = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(io::ErrorKind::StorageFull.into())
+        };
+        assert_eq!(write_whole(&path, 0o600, half).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        write(&path, b"old").unwrap();
+        write_whole(&path, 0o600, half).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        write_whole(&path, 0o755, |file| file.write_all(b"new")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        // Whatever the umask takes, the owner keeps.
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o700, 0o700);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn processes_that_write_the_same_file_at_once_leave_the_whole_of_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::thread::scope(|scope| {
+            for byte in b'a'..b'i' {
+                let path = &path;
+                scope.spawn(move || write(path, &[byte; 10_000]).unwrap());
+            }
+        });
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes.len() == 10_000 && bytes.iter().all(|byte| *byte == bytes[0]));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

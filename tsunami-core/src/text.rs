@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 
-/// How much of a line [`Lines`] keeps, in bytes.
+/// How much of a line [`Lines`] keeps for display, in bytes.
 pub const LINE_LIMIT: usize = 4096;
+
+/// The longest line that [`Lines::complete`] hands over in one piece, in bytes, more or less a push.
+const PIECE_LIMIT: usize = 64 << 10;
 
 /// Takes out of a line what a terminal would act on: escape sequences with what they hold, all control characters
 /// but the tab (newlines, too), and what isn't [harmless].
@@ -103,21 +106,31 @@ fn after_string(text: &str) -> &str {
         .unwrap_or(rest)
 }
 
-/// Makes lines of bytes that are cut anywhere, for display only: of a line longer than [`LINE_LIMIT`] the rest is
-/// dropped and marked with `…`. A carriage return ends a line as well, so that progress bars can be followed.
+/// Makes lines of bytes that are cut anywhere.
+///
+/// By default they are for display only: of a line longer than [`LINE_LIMIT`] the rest is dropped and marked with `…`,
+/// and a carriage return ends a line as well, so that progress bars can be followed.
 #[derive(Debug, Default)]
 pub struct Lines {
     pending: Vec<u8>,
     cut: bool,
     returned: bool,
+    complete: bool,
 }
 
 impl Lines {
+    /// Lines that lose nothing but their newlines, which alone end one. A long line is handed over in pieces.
+    pub fn complete() -> Self {
+        Self { complete: true, ..Self::default() }
+    }
+
     /// Takes more bytes and hands each line that they complete to `line`, still to be [sanitized](sanitize_bytes).
     pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
-        for piece in bytes.split_inclusive(|b| matches!(b, b'\n' | b'\r')) {
+        let complete = self.complete;
+        let is_end = |b: &u8| *b == b'\n' || *b == b'\r' && !complete;
+        for piece in bytes.split_inclusive(is_end) {
             let (text, end) = match piece {
-                [text @ .., end @ (b'\n' | b'\r')] => (text, Some(*end)),
+                [text @ .., end] if is_end(end) => (text, Some(*end)),
                 text => (text, None),
             };
             let second_half = self.returned && text.is_empty() && end == Some(b'\n');
@@ -125,12 +138,12 @@ impl Lines {
             if second_half {
                 continue;
             }
-            if end.is_some() && self.pending.is_empty() && text.len() <= LINE_LIMIT {
+            if end.is_some() && self.pending.is_empty() && (complete || text.len() <= LINE_LIMIT) {
                 line(text);
                 continue;
             }
             self.append(text);
-            if end.is_some() {
+            if end.is_some() || complete && self.pending.len() > PIECE_LIMIT {
                 line(&self.pending);
                 self.pending.clear();
                 self.cut = false;
@@ -143,10 +156,13 @@ impl Lines {
         if !self.pending.is_empty() {
             line(&self.pending);
         }
-        *self = Self::default();
+        *self = Self { complete: self.complete, ..Self::default() };
     }
 
     fn append(&mut self, text: &[u8]) {
+        if self.complete {
+            return self.pending.extend_from_slice(text);
+        }
         if self.cut {
             return;
         }
@@ -236,6 +252,26 @@ mod tests {
                 [format!("{}…", "€".repeat(LINE_LIMIT / 3)), "next".to_owned()],
                 "cut every {size}"
             );
+        }
+    }
+
+    #[test]
+    fn complete_lines_lose_nothing() {
+        let long = "x".repeat(2 * PIECE_LIMIT + 7);
+        let text = format!("50%\r100%\r\n\n\u{fc}nd\n{long}\nrest");
+        for size in [1, 2, 1000, PIECE_LIMIT, text.len()] {
+            let (mut lines, mut got) = (Lines::complete(), Vec::new());
+            for chunk in text.as_bytes().chunks(size) {
+                lines.push(chunk, |line| got.push(line.to_vec()));
+                assert!(lines.pending.len() <= PIECE_LIMIT, "cut every {size} bytes");
+            }
+            lines.finish(|line| got.push(line.to_vec()));
+            let pieces = got.len() - 5;
+            let middle = got.drain(3..3 + pieces + 1).collect::<Vec<_>>().concat();
+            got.insert(3, middle);
+            let expected =
+                ["50%\r100%\r", "", "\u{fc}nd", &long, "rest"].map(|line| line.as_bytes().to_vec());
+            assert!(got == expected, "cut every {size} bytes");
         }
     }
 

@@ -18,9 +18,10 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::{
-    Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
+    Backoff, Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
 };
 
+use crate::blocking::blocking;
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
 };
@@ -36,6 +37,10 @@ use crate::{keys, probe};
 /// makes the socket.
 const SOCKET_PATH_BYTES: usize = 88;
 
+/// The first pause between two attempts at a machine that is not ready yet; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// Makes [`Session`]s over OpenSSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
@@ -48,6 +53,8 @@ const SOCKET_PATH_BYTES: usize = 88;
 pub struct SshConnector {
     options: SshOptions,
     runs: Mutex<HashMap<RunId, Arc<RunSsh>>>,
+    /// One run is prepared once, whoever asks for it at the same time.
+    preparing: tokio::sync::Mutex<()>,
     defaults: OnceCell<Arc<Resolved>>,
 }
 
@@ -136,27 +143,41 @@ impl Connector for SshConnector {
             return Err(SessionError::new(SessionErrorKind::Local, message)
                 .help("set XDG_STATE_HOME to a directory with a plainer name"));
         }
-        let run_directory = directory.parent().unwrap_or(Path::new("/"));
-        DirBuilder::new().recursive(true).mode(0o700).create(run_directory).map_err(failed)?;
-        private::check_run(run_directory).map_err(failed)?;
-        private::make_directory(&directory).map_err(failed)?;
+        let _one_at_a_time = self.preparing.lock().await;
         let files = Files::in_directory(&directory);
-        let key = keys::obtain(&files.key, &format!("tsunami-{run}")).map_err(failed)?;
+        let (place, key, comment) = (directory.clone(), files.key.clone(), format!("tsunami-{run}"));
+        let make = move || {
+            let run_directory = place.parent().unwrap_or(Path::new("/"));
+            DirBuilder::new().recursive(true).mode(0o700).create(run_directory)?;
+            private::check_run(run_directory)?;
+            private::make_directory(&place)?;
+            // Whoever gave up waiting may have left another one at it.
+            let _one_at_a_time = lock(&place)?;
+            keys::obtain(&key, &comment)
+        };
+        let key = blocking(make).await.map_err(failed)?;
         if self.prepared(run).is_some() {
             return Ok(key);
         }
         let unread = |error| local(format!("cannot read or write {}", files.options.display()), error);
-        let options = remembered(&files, &self.options).map_err(unread)?;
+        let (known, options) = (files.clone(), self.options.clone());
+        let options = blocking(move || remembered(&known, &options)).await.map_err(unread)?;
         let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
         options.check().map_err(unfit)?;
         let defaults = self.defaults().await?;
         let kex = options.kex.clone().or_else(|| preferred_kex(&defaults));
         let main = config::main_config(&options, &files, kex.as_deref()).map_err(unfit)?;
-        replace(&files.config, |_| main).map_err(failed)?;
-        for file in [&files.hosts, &files.known_hosts] {
-            private::open_appending(file).and_then(|_| private::check(file)).map_err(failed)?;
-        }
-        let janitor = Janitor::start(&socket_directories(&directory));
+        let (write, sockets) = (files.clone(), directory.clone());
+        let write = move || {
+            replace(&write.config, |_| main)?;
+            let files = [&write.hosts, &write.known_hosts];
+            files.into_iter().try_for_each(|file| {
+                private::open_appending(file)?;
+                private::check(file)
+            })
+        };
+        blocking(write).await.map_err(failed)?;
+        let janitor = blocking(move || Janitor::start(&socket_directories(&sockets))).await;
         let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
             files,
@@ -195,7 +216,9 @@ impl Connector for SshConnector {
         let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         if let Some(ssh) = ssh {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let janitor = ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // It waits for a process. Where no thread is to be had, the janitor ends all the same.
+            let _ = blocking(move || Ok(drop(janitor))).await;
         }
     }
 }
@@ -211,7 +234,7 @@ impl SshConnector {
             let answering = probe::until_answering(host, *port, deadline).await;
             answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
         }
-        let mut pause = Duration::from_millis(100);
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
@@ -227,12 +250,12 @@ impl SshConnector {
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
                 _ => true,
             };
+            let pause = pauses.wait();
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), %error, "not connected yet");
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
         };
         Ok(SshSession::new(ssh, machine, connection))
     }
@@ -418,8 +441,7 @@ impl RunSsh {
         let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
         let batch = entries.clone();
         let write = move || files.iter().try_for_each(|file| put_all(file, &batch));
-        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other).flatten();
-        written.map_err(|error| {
+        blocking(write).await.map_err(|error| {
             // Each of the others shall hear of it too.
             unwritten().extend(entries);
             local(format!("cannot write beside {}", self.files.config.display()), error)
@@ -583,15 +605,20 @@ fn put(present: &str, key: &str, entry: &str) -> String {
 /// Replaces a file as a whole by what is made of it, so that an ssh that reads it meanwhile sees the one or
 /// the other. What stays the same is not written.
 fn replace(path: &Path, change: impl FnOnce(&str) -> String) -> io::Result<()> {
-    // Other processes may be at it, in the same directory.
-    let directory = fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
-    directory.lock()?;
+    let _one_at_a_time = lock(path.parent().unwrap_or(Path::new(".")))?;
     let present = match private::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         present => Some(String::from_utf8_lossy(&present?).into_owned()),
     };
     let changed = change(present.as_deref().unwrap_or_default());
     if present.as_ref() == Some(&changed) { Ok(()) } else { private::write(path, changed.as_bytes()) }
+}
+
+/// Keeps others out who write in a directory, of this process and of others.
+fn lock(directory: &Path) -> io::Result<fs::File> {
+    let directory = fs::File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
 }
 
 fn not_prepared(run: &RunId) -> SessionError {
@@ -659,6 +686,28 @@ mod tests {
         private::write(&config, b"Host *\n  Inclu").unwrap();
         let (_third, _) = prepared(SshOptions::default(), &root).await;
         assert_eq!(fs::read_to_string(&config).unwrap(), text);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_prepared_by_many_at_once_has_one_key_and_one_janitor() {
+        let root = tempfile::tempdir().unwrap();
+        let run = run();
+        let directory = root.path().join(run.as_str());
+        let connector = SshConnector::default();
+        // Somebody who gives up does not take back what is under way.
+        let given_up = connector.prepare(&run, &directory);
+        assert!(tokio::time::timeout(Duration::ZERO, given_up).await.is_err());
+        let prepared = (0..8).map(|_| connector.prepare(&run, &directory));
+        let keys = futures_util::future::try_join_all(prepared).await.unwrap();
+        let kept = keys::obtain(&directory.join("ssh/id_ed25519"), "").unwrap();
+        assert!(keys.iter().all(|key| *key == kept), "{keys:?}");
+        let sockets = || {
+            let files = fs::read_dir(directory.join("ssh")).unwrap().map(|file| file.unwrap().file_name());
+            files.filter(|name| name.to_string_lossy().starts_with("ctl-")).count()
+        };
+        assert_eq!(sockets(), 1);
+        connector.finish(&run).await;
+        assert_eq!(sockets(), 0);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
+use tsunami_core::Backoff;
 
 /// The pauses between two probes begin here, grow by half each time,
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -16,19 +17,19 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits until something that speaks SSH answers at `host` and `port`. On time-out, returns what was seen last.
 pub(crate) async fn until_answering(host: &str, port: u16, deadline: Instant) -> Result<(), String> {
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE).factor(1.5);
     loop {
         let seen = match timeout(PROBE_TIMEOUT.min(deadline - Instant::now()), banner(host, port)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(seen)) => seen,
             Err(_) => "no answer".to_owned(),
         };
+        let pause = pauses.wait();
         if Instant::now() + pause >= deadline {
             return Err(format!("{host} port {port}: {seen}"));
         }
         tracing::trace!(host, port, seen, "probed");
         sleep(pause).await;
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) spec: &'a Ec2Spec,
     pub(crate) region: &'a Region,
     pub(crate) resolved: Arc<ResolvedSpec>,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) journal: Journal,
 }
 
 /// What a region has for a run before its first machine.
@@ -86,7 +86,7 @@ impl Launch<'_> {
         let mut failing = Failing::new();
         for entry in entries.iter().filter(|entry| entry.is_open()) {
             match entry.request.make(self.region, &self.journal).await {
-                Ok(made) => self.assign_slots(group, &made)?,
+                Ok(made) => self.assign_slots(group, &made).await?,
                 Err(MakeError::Refused(failure)) if failure.is_inside_aws() => {
                     failing.insert(entry.request.is_spot(), failure);
                 }
@@ -135,7 +135,7 @@ impl Launch<'_> {
                 let made = self.buy(group, resources, templates, *market, pools.clone(), &mut attempt).await;
                 let of_pools = match made {
                     Ok(made) => {
-                        self.assign_slots(group, &made)?;
+                        self.assign_slots(group, &made).await?;
                         made.failures
                     }
                     Err(MakeError::Refused(failure)) => {
@@ -210,7 +210,7 @@ impl Launch<'_> {
         let ids = instances.iter().filter(ours).filter_map(|instance| text::word(instance.instance_id()));
         let replaced = |id: &String| self.request.replace.iter().any(|replaced| replaced.as_str() == id);
         let ids = ids.filter(|id| !replaced(id)).collect();
-        self.assign_slots(group, &CreateOutput { ids, ..CreateOutput::default() })
+        self.assign_slots(group, &CreateOutput { ids, ..CreateOutput::default() }).await
     }
 
     /// The pools that EC2 names as having capacity, of those that may serve.
@@ -290,7 +290,7 @@ impl Launch<'_> {
         spot: bool,
         attempt: u32,
     ) -> Result<String, MakeError> {
-        let (host_key, _) = self.journal.host_key()?;
+        let (host_key, _) = self.journal.host_key().await?;
         let deadline = self.request.deadline;
         let own = self.spec.user_data.as_deref();
         let user_data = UserData { at: deadline.at, lifetime: deadline.lifetime, host_key: &host_key, own };
@@ -393,7 +393,7 @@ impl Launch<'_> {
     }
 
     /// Gives new machines the slots that are free.
-    fn assign_slots(&self, group: &mut GroupRecord, made: &CreateOutput) -> Result<(), ProviderError> {
+    async fn assign_slots(&self, group: &mut GroupRecord, made: &CreateOutput) -> Result<(), ProviderError> {
         for id in &made.ids {
             if group.slots.iter().flatten().any(|assigned| assigned == id) {
                 continue;
@@ -407,7 +407,7 @@ impl Launch<'_> {
         if group.pool.is_none() || !self.request.replace.is_empty() {
             group.pool = made.pool.clone().or(group.pool.take());
         }
-        self.journal.write_group(&self.request.group, group).map_err(journal_error)
+        self.journal.write_group(&self.request.group, group).await.map_err(journal_error)
     }
 
     fn remember_prices(&self, group: &mut GroupRecord) {

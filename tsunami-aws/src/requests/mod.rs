@@ -24,14 +24,14 @@ impl CreateRequest {
         let again = earlier.as_ref().is_some_and(Entry::is_open);
         match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(CreateOutput { ids, ..CreateOutput::default() }),
-            _ => journal.begin(self)?,
+            _ => journal.begin(self).await?,
         }
         let answer = self.ask(region).await;
         match &answer {
             Err(failure) if failure.is_inside_aws() && self.makes_instances() => {
-                journal.end(self, Outcome::Failed(failure.code.clone()))?;
+                journal.end(self, Outcome::Failed(failure.code.clone())).await?;
             }
-            answer if self.settles(answer, again) => self.settle(journal, answer)?,
+            answer if self.settles(answer, again) => self.settle(journal, answer).await?,
             _ => {}
         }
         Ok(answer?)
@@ -46,11 +46,12 @@ impl CreateRequest {
     }
 
     /// Writes down what came of the request.
-    pub(crate) fn settle(&self, journal: &Journal, answer: &Result<CreateOutput>) -> io::Result<()> {
-        match answer {
-            Ok(made) => journal.end(self, Outcome::Created(made.ids.clone())),
-            Err(failure) => journal.end(self, Outcome::Refused(failure.code.clone())),
-        }
+    pub(crate) async fn settle(&self, journal: &Journal, answer: &Result<CreateOutput>) -> io::Result<()> {
+        let outcome = match answer {
+            Ok(made) => Outcome::Created(made.ids.clone()),
+            Err(failure) => Outcome::Refused(failure.code.clone()),
+        };
+        journal.end(self, outcome).await
     }
 
     /// Makes the request, without writing it down.

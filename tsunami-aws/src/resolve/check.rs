@@ -36,8 +36,8 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
             );
             return Err(region.invalid(message));
         }
-        if key.starts_with("tsunami:") || key.to_lowercase().starts_with("aws:") {
-            return Err(region.invalid(format!("the tag `{key}` is not for users to set")));
+        if let Some(wrong) = tag::wrong_key(key) {
+            return Err(region.invalid(wrong));
         }
     }
     if spec.tags.len() > MAX_TAGS {

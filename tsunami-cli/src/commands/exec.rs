@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::registry::Registry;
+use tsunami_core::text::Lines;
 use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, RunStore, Stream};
 
 use crate::backend;
@@ -98,12 +99,9 @@ struct Printing {
     prefix: bool,
     /// Whether the reader of standard output has gone.
     unread: bool,
-    /// Lines that have no end yet, by machine and whether they are standard error's.
-    begun: BTreeMap<(String, bool), Vec<u8>>,
+    /// By machine and whether they are standard error's.
+    lines: BTreeMap<(String, bool), Lines>,
 }
-
-/// A line longer than this is printed in pieces.
-const LONGEST: usize = 64 << 10;
 
 impl Printer {
     fn lock(&self) -> MutexGuard<'_, Printing> {
@@ -112,12 +110,10 @@ impl Printer {
 
     /// Prints the lines that have no end.
     fn flush(&self) {
-        for ((machine, stderr), line) in std::mem::take(&mut self.lock().begun) {
+        for ((machine, stderr), mut lines) in std::mem::take(&mut self.lock().lines) {
             let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
-            if !line.is_empty() {
-                // Nobody reads it any more: that is no failure of the command.
-                let _ = put(Some(&machine), stream, &line);
-            }
+            // Nobody reads it any more: that is no failure of the command.
+            lines.finish(|line| drop(put(&machine, stream, line)));
         }
     }
 }
@@ -146,27 +142,24 @@ impl Observer for Printer {
 impl Printing {
     fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         if !self.prefix {
-            return put(None, stream, bytes);
+            return pass_on(stream, bytes);
         }
-        let begun = self.begun.entry((machine.to_owned(), stream == Stream::Stderr)).or_default();
-        begun.extend_from_slice(bytes);
-        let whole = match begun.iter().rposition(|&byte| byte == b'\n') {
-            Some(end) => end + 1,
-            None if begun.len() > LONGEST => begun.len(),
-            None => 0,
-        };
-        let lines: Vec<u8> = begun.drain(..whole).collect();
-        lines.split_inclusive(|&byte| byte == b'\n').try_for_each(|line| put(Some(machine), stream, line))
+        let key = (machine.to_owned(), stream == Stream::Stderr);
+        let lines = self.lines.entry(key).or_insert_with(Lines::complete);
+        let mut printed = Ok(());
+        lines.push(bytes, |line| {
+            if printed.is_ok() {
+                printed = put(machine, stream, line);
+            }
+        });
+        printed
     }
 }
 
-/// Writes to the stream that the bytes came from.
-fn put(machine: Option<&str>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-    let Some(machine) = machine else { return pass_on(stream, bytes) };
+/// Writes a line to the stream that it came from.
+fn put(machine: &str, stream: Stream, line: &[u8]) -> io::Result<()> {
     let mut text = format!("{} | ", one_line(machine)).into_bytes();
-    text.extend_from_slice(bytes);
-    if !text.ends_with(b"\n") {
-        text.push(b'\n');
-    }
+    text.extend_from_slice(line);
+    text.push(b'\n');
     pass_on(stream, &text)
 }

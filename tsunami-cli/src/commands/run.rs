@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{ExperimentRun, RunOptions};
@@ -19,6 +20,9 @@ use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Tails, Verbosity};
 use crate::signals;
 use crate::terminal::{Events, say};
+
+/// How long a process that gives up lets a slow disk take for what was told before.
+const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(
     args: RunArgs,
@@ -94,13 +98,15 @@ impl Stage {
             options = options.results(output);
         }
         let crowded = crate::too_few_open_files(experiment.machines().count());
-        let run = ExperimentRun::prepare(experiment, tsunami, options)?;
+        let run = ExperimentRun::prepare(experiment, tsunami, options).await?;
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
         let telling = reporter.clone();
         let tell = move |line: &str| telling.say(line);
         let (shown, machines_of, attached) = (reporter.clone(), elsewhere.machines_of.clone(), on.is_some());
+        let results = run.results().clone();
         let give_up = Arc::new(move || {
             shown.finish();
+            results.settle(LAST_WRITES_TIMEOUT);
             progress.give_up(&machines_of, attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };

@@ -11,6 +11,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::run::Run;
+use crate::backoff::Backoff;
 use crate::cluster::{Host, Liveness};
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState};
@@ -189,30 +190,32 @@ impl Watch {
     }
 
     async fn poll(self, run: Arc<Run>) {
-        let mut pause = POLL_PENDING;
+        let mut after_failure = Backoff::new(POLL_PENDING * 2, POLL_FAILED);
         let patience = run.provider.consistency() * MISSES;
         self.now.notified().await;
         loop {
             let begun = Instant::now();
             let filter = RunFilter::Run(run.id.clone());
             let listed = timeout(LIST_TIMEOUT, run.provider.list(&filter)).await;
-            match listed.unwrap_or_else(not_listed) {
+            let pause = match listed.unwrap_or_else(not_listed) {
                 Ok(machines) => {
                     self.refused.send_replace(None);
-                    pause = if self.calm.load(Ordering::Relaxed) { POLL_UP } else { POLL_PENDING };
                     let (machines, odd): (Vec<_>, Vec<_>) =
                         machines.into_iter().partition(|machine| machine.check().is_ok());
                     for error in odd.iter().filter_map(|machine| machine.check().err()) {
                         run.events.emit(EventKind::ListingFailed { error: error.to_string() });
                     }
                     self.apply_listing(machines, begun, patience);
+                    let pause = if self.calm.load(Ordering::Relaxed) { POLL_UP } else { POLL_PENDING };
+                    after_failure = Backoff::new(pause * 2, POLL_FAILED);
+                    pause
                 }
                 Err(error) => {
-                    pause = (pause * 2).min(POLL_FAILED);
                     run.events.emit(EventKind::ListingFailed { error: error.to_string() });
                     self.refused.send_replace(error.kind.is_final().then_some(error));
+                    after_failure.wait()
                 }
-            }
+            };
             tokio::select! {
                 biased;
                 () = self.now.notified() => {}

@@ -17,6 +17,7 @@ use super::machine_task::PendingMachine;
 use super::monitor::{REASON_TIMEOUT, Watch};
 use super::run::{BodyOutcome, OwnedMachines, Run, RunHandle};
 use super::teardown::PREPARE_TIMEOUT;
+use crate::backoff::Backoff;
 use crate::cluster::{Cluster, Host};
 use crate::error::Error;
 use crate::event::{EventKind, GroupSize, cut};
@@ -29,8 +30,9 @@ use crate::record::{RunRecord, RunStore};
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
 
-/// The pause before the first repetition; every further one takes twice as long.
+/// The pause before the first repetition; it doubles up to the longest, before the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 
 /// How long after the first failure of a machine the failures of others are collected. Those with the same reason
 /// come at about the same time.
@@ -357,6 +359,7 @@ impl Run {
     /// Repeats the request for as long as that may help and the run wants it.
     async fn create(self: Arc<Self>, request: LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
         let mut attempt = 0;
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             if !self.directory.may_create() {
                 // What came now would outlive its record.
@@ -374,7 +377,7 @@ impl Run {
             if !error.kind.is_transient() || attempt >= LAUNCH_ATTEMPTS {
                 return Err(error);
             }
-            let delay = FIRST_PAUSE * 2u32.pow(attempt - 1) + self.jitter(&request.group, attempt);
+            let delay = pauses.wait() + self.jitter(&request.group, attempt);
             self.events.emit(EventKind::Retrying {
                 group: request.group.clone(),
                 error: error.to_string(),

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::Tsunami;
 use super::foreign::caught;
 use super::run::{Run, ended, joined};
-use crate::ErrorChain;
-use crate::error::Error;
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorChain};
 use crate::event::{EventKind, Events, cut};
 use crate::machine::{MachineState, RunId};
 use crate::provider::{Leftover, Provider, ProviderError, RunFilter};
@@ -205,11 +205,12 @@ impl Terminator<'_> {
     /// Asks the provider to end everything until it says, and two listings show, that nothing is left.
     pub(super) async fn until_gone(&self) -> Vec<Leftover> {
         let deadline = Instant::now() + TERMINATE_TIMEOUT;
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         // What an attempt without an answer may have left: what the one before it did.
         let mut names = self.launched.clone();
         loop {
             let Attempt { left, last } = self.terminate_once(&names).await;
+            let pause = pauses.wait();
             if left.is_empty() || last || Instant::now() + pause > deadline {
                 return left;
             }
@@ -217,7 +218,6 @@ impl Terminator<'_> {
             if self.stop_retrying.run_until_cancelled(sleep(pause)).await.is_none() {
                 return left;
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
             names = left.into_iter().map(|leftover| leftover.what).collect();
         }
     }

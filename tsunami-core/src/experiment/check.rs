@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use crate::Addresses;
 use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL, VARIABLE_LIMIT};
+use crate::names;
 
-use super::file::{Contents, TemplateRole, TemplateSite, WORD, is_word, template_problem};
+use super::file::{Contents, TemplateRole, TemplateSite, template_problem};
 use super::problem::{NotedProblems, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
@@ -136,8 +137,8 @@ fn set_values(
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
     for (name, value) in set {
-        let wrong = if !is_word(name) {
-            format!("`{name}` is no name: {}", WORD)
+        let wrong = if !names::is_group_name(name) {
+            format!("`{name}` is no name: {}", names::GROUP_NAME)
         } else if is_reserved(name) {
             format!("`{name}` already has a meaning in templates")
         } else if contents.groups.iter().any(|group| group.name == *name) {

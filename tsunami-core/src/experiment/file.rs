@@ -15,9 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::{
-    GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT,
-};
+use crate::limits::{GROUP_LIMIT, MACHINE_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT};
+use crate::names;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -42,9 +41,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// How long something started may take to come up, if the file doesn't say.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// What the names of groups and parameters look like, in words.
-pub(super) const WORD: &str = "use a lower-case letter, then lower-case letters, digits and `_`";
 
 type Value<'t> = Spanned<DeValue<'t>>;
 type Span = Range<usize>;
@@ -317,13 +313,11 @@ impl<'a> Reader<'a> {
         value: &Value<'_>,
         reading: &mut Reading<'_>,
     ) -> Option<Group> {
-        if name.len() > NAME_LIMIT {
-            let message = format!("this name is longer than {NAME_LIMIT} bytes");
-            self.note(Problem::at(span.clone(), message));
-        } else if !is_word(name) {
-            self.note(
-                Problem::at(span.clone(), format!("`{name}` can't name a group")).help(WORD.to_owned()),
-            );
+        if let Some(wrong) = names::wrong_length(name) {
+            self.note(Problem::at(span.clone(), wrong));
+        } else if !names::is_group_name(name) {
+            let problem = Problem::at(span.clone(), format!("`{name}` can't name a group"));
+            self.note(problem.help(names::GROUP_NAME.to_owned()));
         } else if is_reserved(name) {
             let message = format!("`{name}` can't name a group: it already has a meaning in templates");
             self.note(Problem::at(span.clone(), message));
@@ -501,9 +495,9 @@ impl<'a> Reader<'a> {
     fn env(&mut self, table: &DeTable<'_>, used: &TemplateScope) -> Vec<(String, EnvValue)> {
         let Some(table) = table.get("env").and_then(|value| self.table(value)) else { return vec![] };
         let read = |(name, span, value): (&str, Span, &Value<'_>)| {
-            if !is_variable(name) {
-                let help = "use letters, digits and `_`, not beginning with a digit".to_owned();
-                self.note(Problem::at(span, format!("`{name}` can't name a variable")).help(help));
+            if !names::is_variable_name(name) {
+                let problem = Problem::at(span, format!("`{name}` can't name a variable"));
+                self.note(problem.help(names::VARIABLE_NAME.to_owned()));
             } else if name.starts_with("TSUNAMI_") {
                 let message = "variables that begin with `TSUNAMI_` are set by tsunami itself";
                 self.note(Problem::at(span, message));
@@ -763,22 +757,4 @@ pub(super) fn locate(source: &str, span: &Span, text: &str, part: Option<Span>) 
 /// The number that a machine of the group would have by this name.
 fn index_in(group: &str, machine: &str) -> Option<u32> {
     machine.strip_prefix(group)?.strip_prefix('-')?.parse().ok()
-}
-
-/// Whether this can name a group or a parameter.
-pub(super) fn is_word(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-}
-
-/// Whether this can name an experiment or a step.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-}
-
-/// Whether a shell can have a variable of this name.
-fn is_variable(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

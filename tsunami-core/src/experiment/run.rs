@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use tokio::task::spawn_blocking;
+
 use super::{Experiment, steps};
 use crate::cluster::{Cluster, Host};
 use crate::engine::{RunHandle, Tsunami};
@@ -55,7 +57,7 @@ impl Experiment {
     ///
     /// For the rest it is like [`Tsunami::run`].
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
-        let run = ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options)?;
+        let run = ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?;
         let ended =
             run.run().await.and_then(|()| run.results().error().map_or(Ok(()), |error| Err(error.into())));
         let outcome = ended.as_ref().err().map_or(Outcome::Success, Outcome::of);
@@ -79,14 +81,17 @@ pub struct ExperimentRun {
 
 impl ExperimentRun {
     /// Makes the results directory, and lets it and the observers of `options` hear of the run.
-    pub fn prepare(
+    pub async fn prepare(
         experiment: Arc<Experiment>,
         tsunami: Tsunami,
         options: RunOptions,
     ) -> Result<Self, ResultsError> {
         let RunOptions { id, results, observers } = options;
         let id = id.unwrap_or_else(|| tsunami.next_run_id());
-        let results = Arc::new(Results::create(&experiment, &id, results.as_deref())?);
+        // It may read much.
+        let (of, run) = (experiment.clone(), id.clone());
+        let created = spawn_blocking(move || Results::create(&of, &run, results.as_deref())).await;
+        let results = Arc::new(created.map_err(ResultsError::unmade).flatten()?);
         let secrets = Secrets::of(&experiment);
         let observers = results.observers().into_iter().chain(observers).collect();
         let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
@@ -100,7 +105,7 @@ impl ExperimentRun {
     }
 
     /// Its results.
-    pub fn results(&self) -> &Results {
+    pub fn results(&self) -> &Arc<Results> {
         &self.results
     }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Experiment;
 use super::keys::{Form, GROUP_KEYS, Key, top_keys};
+use crate::names::GROUP_NAME_PATTERN;
 use crate::registry::Registry;
 
 impl Experiment {
@@ -16,7 +17,7 @@ impl Experiment {
         let mut schema = table(top_keys(registry).iter().chain(own_tables(registry).iter()));
         let group = table(GROUP_KEYS.iter().chain(group_keys(registry).iter()));
         let properties = &mut schema["properties"];
-        properties["group"]["propertyNames"] = json!({ "pattern": "^[a-z][a-z0-9_]*$" });
+        properties["group"]["propertyNames"] = json!({ "pattern": GROUP_NAME_PATTERN });
         properties["group"]["minProperties"] = json!(1);
         properties["group"]["additionalProperties"] = group;
         properties["provider"]["enum"] = registry.names().collect();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use futures_util::future::join_all;
+use tokio::task::spawn_blocking;
 
 use super::plan::{environment, render, script_name};
 use super::{Action, Experiment, OnError, Ready, ReadyWhen, Scope, Setup, Step};
@@ -43,7 +44,7 @@ impl Steps<'_> {
             for host in self.hosts(step)? {
                 let uploaded = match uploads.get(host.name()) {
                     Some(uploaded) => uploaded,
-                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host)?),
+                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host).await?),
                 };
                 let collect = self.collect(step, &host)?.sparing(uploaded);
                 removals.push(async move { host.clean(&collect).await });
@@ -127,18 +128,23 @@ impl Steps<'_> {
     }
 
     /// What was uploaded to a machine.
-    fn uploaded(&self, host: &TrialHost) -> Result<Uploaded, Error> {
-        let mut names = Vec::new();
+    async fn uploaded(&self, host: &TrialHost) -> Result<Uploaded, Error> {
+        let (mut uploads, mut names) = (Vec::new(), Vec::new());
         if let Some(group) = self.experiment.group(host.group()) {
             let scope = Scope::setup(&host.context(), &self.experiment.set);
             for upload in &group.upload {
-                names.extend(Uploaded::names(&upload.from, &render(&upload.to, &scope)?));
+                uploads.push((upload.from.clone(), render(&upload.to, &scope)?));
             }
             let scripts =
                 group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
             names.extend(scripts.map(|(number, _)| PathBuf::from(script_name(number))));
         }
-        Ok(Uploaded::of(&names))
+        // A tree may be large.
+        let walk = move || {
+            names.extend(uploads.iter().flat_map(|(from, to)| Uploaded::names(from, to)));
+            Uploaded::of(&names)
+        };
+        spawn_blocking(walk).await.map_err(Error::other)
     }
 }
 

@@ -1,51 +1,37 @@
 //! How the program makes what it writes into the results: nobody but the owner writes there, at any umask, and what
 //! has the name of a file and is a link is not followed.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::private;
+
+/// All may read results, as far as the umask lets them.
+const MODE: u32 = 0o644;
+
 /// Makes a directory, and those above it that are missing.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
-/// Opens a file that is new.
-pub(super) fn create(path: &Path) -> io::Result<File> {
-    open(OpenOptions::new().write(true).create_new(true), path)
-}
-
 /// Opens a file to write at its end.
 pub(super) fn append(path: &Path) -> io::Result<File> {
-    open(OpenOptions::new().append(true).create(true), path)
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags).open(path)
 }
 
-/// Writes a whole file, or none: what there is room for half of is not seen under its name.
+/// Writes a whole file, or none.
 pub(super) fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     whole(path, |file| file.write_all(content.as_ref()))
 }
 
 /// The same for content that `fill` writes.
 pub(super) fn whole(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut aside = OsString::from(".");
-    aside.extend([name, OsStr::new(".part")]);
-    let aside = path.with_file_name(aside);
-    let mut file = create(&aside)?;
-    // Some file systems tell only then that there is no room.
-    let written = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&aside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&aside);
-    }
-    written
-}
-
-fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    options.mode(0o644).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)
+    private::write_whole(path, MODE, fill)
 }
 
 #[cfg(test)]
@@ -61,7 +47,7 @@ mod tests {
         let (link, outside) = (directory.path().join("log"), directory.path().join("outside"));
         fs::write(&outside, "kept").unwrap();
         symlink(&outside, &link).unwrap();
-        assert!(create(&link).is_err() && append(&link).is_err());
+        assert!(append(&link).is_err());
         write(&link, "new").unwrap();
         assert_eq!(fs::read_to_string(&outside).unwrap(), "kept");
         assert!(link.symlink_metadata().unwrap().is_file());

@@ -5,9 +5,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{ResultsError, ResultsFile, again, files, lock};
+use crate::names::is_experiment_name;
 use crate::{Event, EventKind, Observer, Origin, Stream};
 
 /// What the directory of the logs is called.
@@ -22,6 +23,8 @@ pub struct Logs {
     directory: PathBuf,
     open: usize,
     state: Mutex<State>,
+    /// What nothing more is written after.
+    error: OnceLock<io::Error>,
 }
 
 #[derive(Default)]
@@ -31,7 +34,6 @@ struct State {
     open: usize,
     /// Counts uses.
     clock: u64,
-    error: Option<io::Error>,
 }
 
 #[derive(Default)]
@@ -45,28 +47,41 @@ struct Log {
 impl Logs {
     /// Writes below `directory`, which is created when there is something to write.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, open: OPEN, state: Mutex::default() }
+        Self { directory, open: OPEN, state: Mutex::default(), error: OnceLock::new() }
     }
 
     /// The error after which nothing more is written, if there was one.
     pub fn error(&self) -> Option<io::Error> {
-        lock(&self.state).error.as_ref().map(again)
+        self.error.get().map(again)
+    }
+
+    /// Whether anything of a machine's stage may be written. Waits for nobody who writes.
+    fn may_write(&self, machine: &str, stage: &str) -> io::Result<()> {
+        if let Some(error) = self.error() {
+            return Err(error);
+        }
+        if is_experiment_name(machine) && is_experiment_name(stage) {
+            return Ok(());
+        }
+        // A matter of its own log only.
+        let wrong = io::Error::new(io::ErrorKind::InvalidInput, "not a name that may become a file's");
+        Err(self.told(machine, stage, &wrong))
+    }
+
+    fn told(&self, machine: &str, stage: &str, error: &io::Error) -> io::Error {
+        let path = self.directory.join(machine).join(stage);
+        io::Error::new(error.kind(), format!("cannot write {}.log: {error}", path.display()))
     }
 
     /// Appends; on a line of its own, if it is a line of ours.
     fn append(&self, machine: &str, stage: &str, ours: bool, bytes: &[u8]) -> io::Result<()> {
         let state = &mut *lock(&self.state);
-        if let Some(error) = &state.error {
-            return Err(again(error));
-        }
-        let result = state.append(&self.directory, self.open, machine, stage, ours, bytes).map_err(|error| {
-            let path = self.directory.join(machine).join(stage);
-            io::Error::new(error.kind(), format!("cannot write {}.log: {error}", path.display()))
-        });
-        // A bad name is a matter of its own log only.
-        let lasting = |error: &&io::Error| error.kind() != io::ErrorKind::InvalidInput;
-        state.error = result.as_ref().err().filter(lasting).map(again);
-        result
+        self.may_write(machine, stage)?;
+        let result = state.append(&self.directory, self.open, machine, stage, ours, bytes);
+        result.map_err(|error| {
+            let error = self.told(machine, stage, &error);
+            again(self.error.get_or_init(|| error))
+        })
     }
 }
 
@@ -82,12 +97,6 @@ impl State {
     ) -> io::Result<()> {
         self.clock += 1;
         if !self.logs.get(machine).is_some_and(|stages| stages.contains_key(stage)) {
-            if !is_name(machine) || !is_name(stage) {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "not a name that may become a file's",
-                ));
-            }
             self.logs.entry(machine.to_owned()).or_default().insert(stage.to_owned(), Log::default());
         }
         let closed = self.logs[machine][stage].file.is_none();
@@ -118,12 +127,6 @@ impl State {
         log.unfinished = bytes.last().map_or(log.unfinished, |last| *last != b'\n');
         file.write_all(bytes)
     }
-}
-
-/// Whether a text matches `[A-Za-z0-9][A-Za-z0-9._-]*`.
-fn is_name(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 impl fmt::Debug for Logs {
@@ -187,6 +190,10 @@ impl Observer for Logs {
 }
 
 impl ResultsFile for Logs {
+    fn check(&self, origin: &Origin<'_>) -> io::Result<()> {
+        self.may_write(origin.machine, origin.stage)
+    }
+
     fn error(&self) -> Option<io::Error> {
         self.error()
     }

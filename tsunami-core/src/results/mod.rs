@@ -9,18 +9,24 @@ mod json;
 mod logs;
 mod run_json;
 mod secrets;
+mod writer;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinError;
 
 use crate::experiment::Experiment;
-use crate::{Event, Observer, Outcome, Report, RunId, RunStore, private};
+use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
 pub use json::{Json, json};
 pub use logs::Logs;
 pub use secrets::{Redacted, Secrets};
+
+use writer::Writer;
 
 /// The forms in which a run is written down. The error of the first that has one is told.
 const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
@@ -28,8 +34,15 @@ const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
 /// Begins one of them in a new results directory.
 type Create = fn(&Path) -> Result<Arc<dyn ResultsFile>, ResultsError>;
 
-/// One form in which a run is written down: it hears of the run as it goes on, and of its end.
+/// One form in which a run is written down: it hears of the run as it goes on, on a thread that may block, and of its
+/// end.
 trait ResultsFile: Observer {
+    /// Says beforehand whether output of this origin can be written. Waits for nobody who writes.
+    fn check(&self, origin: &Origin<'_>) -> io::Result<()> {
+        let _ = origin;
+        Ok(())
+    }
+
     /// Writes what can be said only now that the run is over.
     fn finish(&self, ending: &Ending<'_>) -> Result<(), ResultsError> {
         let _ = ending;
@@ -78,6 +91,11 @@ impl From<ResultsError> for crate::Error {
 }
 
 impl ResultsError {
+    /// What was making the directory came to no end.
+    pub(crate) fn unmade(error: JoinError) -> Self {
+        Self::File { action: "make the directory of", path: "results".into(), source: error.into() }
+    }
+
     fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { action, path, source }
@@ -89,11 +107,12 @@ impl ResultsError {
 pub struct Results {
     directory: PathBuf,
     report: Arc<Summary>,
-    files: Vec<Arc<dyn ResultsFile>>,
+    writer: Arc<Writer>,
 }
 
 impl Results {
-    /// Makes the directory, new or empty, and writes what is known beforehand.
+    /// Makes the directory, new or empty, and writes what is known beforehand. It reads all that is uploaded, however
+    /// long that takes: on a thread that may block.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);
@@ -113,7 +132,8 @@ impl Results {
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
         inputs::write(experiment, &directory.join("inputs"))?;
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
-        Ok(Self { directory, report: Arc::default(), files })
+        let writer = Writer::start(files).map_err(failed)?;
+        Ok(Self { directory, report: Arc::default(), writer: Arc::new(writer) })
     }
 
     /// Where it is.
@@ -145,26 +165,35 @@ impl Results {
         }
     }
 
-    /// What writes to the directory as the run goes on.
+    /// What writes to the directory as the run goes on. Events and output are written by a thread of their own, and in
+    /// their files when [`settle`](Self::settle), [`error`](Self::error) or [`finish`](Self::finish) returns, or all of
+    /// this is dropped.
     pub fn observers(&self) -> Vec<Arc<dyn Observer>> {
-        let files = self.files.iter().cloned().map(|file| file as Arc<dyn Observer>);
-        std::iter::once::<Arc<dyn Observer>>(self.report.clone()).chain(files).collect()
+        vec![self.report.clone(), self.writer.clone()]
+    }
+
+    /// Waits until what was observed is written, and at most so long: for those who are about to end the process.
+    /// Returns whether it is.
+    pub fn settle(&self, timeout: Duration) -> bool {
+        self.writer.settle(Some(timeout))
     }
 
     /// Writes what can be said only now that the run is over, as `run.json`, and returns what of it comes from the
     /// events.
     pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
+        self.writer.settle(None);
         let report = lock(&self.report.0).clone();
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
-        let finished: Vec<_> = self.files.iter().map(|file| file.finish(&ending)).collect();
+        let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
     }
 
     /// Why events or logs were not written to their end, if they weren't.
     pub fn error(&self) -> Option<io::Error> {
-        self.files.iter().find_map(|file| file.error())
+        self.writer.settle(None);
+        self.writer.files().iter().find_map(|file| file.error()).or_else(|| self.writer.error())
     }
 }
 

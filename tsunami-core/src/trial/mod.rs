@@ -43,8 +43,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, Host, Output};
 use crate::error::{Error, in_time};
 use crate::event::UserEvent;
+use crate::names;
 use crate::outcome::gravest;
-use crate::plan::is_experiment_name;
 use crate::session::Command;
 
 pub use collect::{Collect, Uploaded};
@@ -129,8 +129,8 @@ impl Cluster {
 
 impl Trial {
     fn new(cluster: &Cluster, name: String) -> Result<Self, Error> {
-        if !is_experiment_name(&name) {
-            let message = format!("`{name}` can't name a trial: write it as [A-Za-z0-9][A-Za-z0-9._-]*");
+        if !names::is_experiment_name(&name) {
+            let message = format!("`{name}` can't name a trial: {}", names::EXPERIMENT_NAME);
             return Err(Error::other(message));
         }
         Ok(Self {

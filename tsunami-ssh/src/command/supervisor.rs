@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::LazyLock;
 
-use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind};
+use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind, names};
 
 use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 use crate::shell::{self, one_line};
@@ -51,10 +51,10 @@ fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, 
     push(&mut line, &[b"; _directory=", &one_line(directory.as_bytes())?]);
     push(&mut line, &[b"; export TSUNAMI_RUN_ID"]);
     for (name, value) in &command.env {
-        if !is_variable(name) {
+        if !names::is_variable_name(name) {
             return Err(SessionError::new(
                 SessionErrorKind::Local,
-                format!("`{name}` is no name for a variable"),
+                format!("`{name}` can't name a variable: {}", names::VARIABLE_NAME),
             ));
         }
         push(&mut line, &[b" ", name.as_bytes(), b"=", &shell::word(value)?]);
@@ -90,11 +90,6 @@ fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> R
         push(line, &[b" ", &shell::word(arg)?]);
     }
     Ok(())
-}
-
-fn is_variable(name: &str) -> bool {
-    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty() && name.bytes().all(word)
 }
 
 /// A mark that the command can't guess.

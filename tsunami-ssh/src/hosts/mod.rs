@@ -21,6 +21,7 @@ use tsunami_core::{
     SessionErrorKind, private,
 };
 
+use crate::blocking::blocking;
 use crate::config::Word;
 use crate::config::is_user;
 use crate::watchdog::{self, Arming};
@@ -160,50 +161,31 @@ impl HostsProvider {
         self.root.join(run.as_str()).join("hosts")
     }
 
-    /// The machines that the run took. What can't be read, or could be another user's, is an error: hosts
-    /// that are not known can't be left.
-    fn taken(&self, run: &RunId) -> io::Result<Vec<Machine>> {
-        let directory = self.directory(run);
-        let files = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            files => files?,
-        };
-        private::check_run(directory.parent().unwrap_or(&self.root))?;
-        let mut taken = Vec::new();
-        for file in files {
-            let path = file?.path();
-            // A temporary file: the process that wrote it ended before it was whole.
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
-                continue;
-            }
-            let machines: Vec<Machine> = serde_json::from_slice(&private::read(&path)?)?;
-            machines.iter().try_for_each(Machine::check).map_err(io::Error::other)?;
-            // What is removed is the run's own, whatever is written there.
-            let own = Some(home_directory(run));
-            if machines.iter().any(|machine| machine.run != *run || machine.login.directory != own) {
-                let message = format!("{} is not about {run}", path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-            }
-            taken.extend(machines);
-        }
-        Ok(taken)
+    /// See [`taken`].
+    async fn taken(&self, run: &RunId) -> io::Result<Vec<Machine>> {
+        let (directory, run) = (self.directory(run), run.clone());
+        blocking(move || taken(&directory, &run)).await
     }
 
-    fn write(&self, run: &RunId, group: &str, machines: &[Machine]) -> io::Result<()> {
-        let directory = self.directory(run);
-        let above = directory.parent().unwrap_or(&self.root);
-        DirBuilder::new().recursive(true).mode(0o700).create(above)?;
-        private::check_run(above)?;
-        private::make_directory(&directory)?;
-        private::write(&directory.join(group), &serde_json::to_vec_pretty(machines)?)
+    /// Keeps that the run took these, of one group.
+    async fn write(&self, run: &RunId, group: &str, machines: &[Machine]) -> io::Result<()> {
+        let (directory, file) = (self.directory(run), self.directory(run).join(group));
+        let machines = serde_json::to_vec_pretty(machines)?;
+        let write = move || {
+            let above = directory.parent().unwrap_or(&directory);
+            DirBuilder::new().recursive(true).mode(0o700).create(above)?;
+            private::check_run(above)?;
+            private::make_directory(&directory)?;
+            private::write(&file, &machines)
+        };
+        blocking(write).await
     }
 
     /// Notes that something is about to be put on a host: from now on, teardown visits it.
     async fn note_touched(&self, machine: &Machine) -> Result<(), ProviderError> {
         let path = self.touched(machine);
         let note = path.clone();
-        let noted = tokio::task::spawn_blocking(move || private::write(&note, b"")).await;
-        noted.map_err(io::Error::other).flatten().map_err(|error| {
+        blocking(move || private::write(&note, b"")).await.map_err(|error| {
             let message = format!("cannot write {}", path.display());
             ProviderError::new(ProviderErrorKind::Other, "verify", message).source(error)
         })
@@ -313,7 +295,7 @@ impl Provider for HostsProvider {
             machines.push(machine);
         }
         // Written before anybody connects: from now on, teardown knows where to look.
-        self.write(&request.run, &request.group, &machines).map_err(|error| {
+        self.write(&request.run, &request.group, &machines).await.map_err(|error| {
             ProviderError::new(ProviderErrorKind::Other, "launch", "cannot write the run's hosts")
                 .source(error)
         })?;
@@ -330,7 +312,7 @@ impl Provider for HostsProvider {
         };
         let mut machines = Vec::new();
         for run in &runs {
-            match self.taken(run) {
+            match self.taken(run).await {
                 Ok(taken) => machines.extend(taken),
                 // Another run's fault is for whoever asks about that run.
                 Err(error) if *filter == RunFilter::All => tracing::warn!(%run, %error, "hosts not listed"),
@@ -361,7 +343,7 @@ impl Provider for HostsProvider {
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        let mut machines = self.taken(run).map_err(|error| unreadable("extend", error))?;
+        let mut machines = self.taken(run).await.map_err(|error| unreadable("extend", error))?;
         for machine in &mut machines {
             machine.expires = Some(until);
         }
@@ -369,7 +351,7 @@ impl Provider for HostsProvider {
         for group in groups {
             let of_group: Vec<_> =
                 machines.iter().filter(|machine| machine.group == group).cloned().collect();
-            self.write(run, &group, &of_group).map_err(|error| {
+            self.write(run, &group, &of_group).await.map_err(|error| {
                 ProviderError::new(ProviderErrorKind::Other, "extend", "cannot write the run's hosts")
                     .source(error)
             })?;
@@ -378,11 +360,12 @@ impl Provider for HostsProvider {
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
-        let machines = self.taken(run).map_err(|error| unreadable("terminate", error))?;
+        let machines = self.taken(run).await.map_err(|error| unreadable("terminate", error))?;
         let touched = machines.iter().filter(|machine| self.was_touched(machine));
         let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
         if left.is_empty() {
-            remove(&self.directory(run)).map_err(|error| {
+            let directory = self.directory(run);
+            blocking(move || remove(&directory)).await.map_err(|error| {
                 ProviderError::new(ProviderErrorKind::Other, "terminate", "cannot forget the run's hosts")
                     .source(error)
             })?;
@@ -407,6 +390,34 @@ impl HostsProvider {
         let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();
         Ok(address.map_or(name, |address| address.ip().to_string()))
     }
+}
+
+/// The machines that the run took, whose directory for them this is. What can't be read, or could be another user's, is an error: hosts
+/// that are not known can't be left.
+fn taken(directory: &Path, run: &RunId) -> io::Result<Vec<Machine>> {
+    let files = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        files => files?,
+    };
+    private::check_run(directory.parent().unwrap_or(directory))?;
+    let mut taken = Vec::new();
+    for file in files {
+        let path = file?.path();
+        // One that was being written when its process ended was never valid.
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
+        let machines: Vec<Machine> = serde_json::from_slice(&private::read(&path)?)?;
+        machines.iter().try_for_each(Machine::check).map_err(io::Error::other)?;
+        // What is removed is the run's own, whatever is written there.
+        let own = Some(home_directory(run));
+        if machines.iter().any(|machine| machine.run != *run || machine.login.directory != own) {
+            let message = format!("{} is not about {run}", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        taken.extend(machines);
+    }
+    Ok(taken)
 }
 
 fn hosts(spec: &MachineSpec) -> Result<&[HostAddress], ProviderError> {

@@ -12,7 +12,6 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use tsunami_core::{Machine, MachineState, RunId, private};
 
-use super::tree::write_private;
 use crate::watchdog::{self, Arming, ControlGroup};
 
 /// How long a watchdog may take to say that it watches.
@@ -93,7 +92,7 @@ impl KnownMachine {
     }
 
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        write_private(&directory.join("machine.json"), &serde_json::to_vec_pretty(self)?, 0o600)
+        private::write(&directory.join("machine.json"), &serde_json::to_vec_pretty(self)?)
     }
 
     /// A machine is gone once its sshd is known to have ended; it is pending where no sshd is known.

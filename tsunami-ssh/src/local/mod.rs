@@ -22,6 +22,7 @@ use tsunami_core::{
     ProviderErrorKind, Quote, RunFilter, RunId,
 };
 
+use crate::blocking::blocking;
 use crate::watchdog::{self, Arming};
 use known::{KnownMachine, RunPlace, entries};
 use sshd::{Sshd, candidates};
@@ -96,8 +97,8 @@ impl Provider for LocalProvider {
         for index in 0..request.count.get() {
             let name = format!("{}-{index}", request.group);
             let directory = place.machine(&name);
-            let known = KnownMachine::read(&directory).map_err(unreadable)?;
-            if let Some(known) = known.filter(|known| known.state() == MachineState::Running) {
+            let is_there = |known: &KnownMachine| known.state() == MachineState::Running;
+            if let Some(known) = KnownMachine::read(&directory).map_err(unreadable)?.filter(is_there) {
                 ids.push(known.machine.id);
                 continue;
             }
@@ -105,9 +106,11 @@ impl Provider for LocalProvider {
                 let message = "no loopback address has a free port";
                 ProviderError::new(ProviderErrorKind::Capacity, "launch", message)
             })?;
-            let group = group.as_ref();
-            let plan = Sshd { sshd: &sshd, user: &user, group, directory, name, address, port, index };
-            let (machine, child) = plan.start(request).map_err(failed)?;
+            let (sshd, user, group) = (sshd.clone(), user.clone(), group.clone());
+            let plan = Sshd { sshd, user, group, directory, name, address, port, index };
+            let request = request.clone();
+            let start = move || plan.start(&request).map(|(machine, child)| (plan, machine, child));
+            let (plan, machine, child) = blocking(start).await.map_err(failed)?;
             ids.push(machine.id.clone());
             starting.push(plan.until_listening(machine, child));
         }
@@ -117,20 +120,23 @@ impl Provider for LocalProvider {
     }
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
-        let runs = match filter {
-            RunFilter::Run(run) => vec![run.clone()],
-            RunFilter::All => self.runs().map_err(unreadable)?,
+        let places = match filter {
+            RunFilter::Run(run) => vec![self.place(run)],
+            RunFilter::All => self.runs().map_err(unreadable)?.iter().map(|run| self.place(run)).collect(),
         };
-        let mut machines = Vec::new();
-        for run in runs {
-            let remembered = self.place(&run).remembered().map_err(unreadable)?;
-            machines.extend(remembered.into_iter().map(|(_, known)| {
-                let state = known.state();
-                let mut machine = known.machine;
-                machine.state = state;
-                machine
-            }));
-        }
+        let list = move || {
+            let mut machines = Vec::new();
+            for place in places {
+                machines.extend(place.remembered()?.into_iter().map(|(_, known)| {
+                    let state = known.state();
+                    let mut machine = known.machine;
+                    machine.state = state;
+                    machine
+                }));
+            }
+            Ok(machines)
+        };
+        let mut machines: Vec<Machine> = blocking(list).await.map_err(unreadable)?;
         machines.sort_by(|a, b| (&a.run, &a.group, a.index).cmp(&(&b.run, &b.group, b.index)));
         Ok(machines)
     }
@@ -142,12 +148,16 @@ impl Provider for LocalProvider {
         let place = self.place(run);
         let armed = place.arm(run, until, Arming::Replace).await;
         armed.map_err(|error| failed("the watchdog of the run does not start".to_owned(), error))?;
-        for (directory, mut known) in place.remembered().map_err(unreadable)? {
-            known.machine.expires = Some(until);
-            let written = known.write(&directory);
-            written.map_err(|error| failed(format!("cannot write to {}", directory.display()), error))?;
-        }
-        Ok(())
+        let below = place.directory.clone();
+        let remembered = blocking(move || place.remembered()).await.map_err(unreadable)?;
+        let write = move || {
+            remembered.into_iter().try_for_each(|(directory, mut known)| {
+                known.machine.expires = Some(until);
+                known.write(&directory)
+            })
+        };
+        let written = blocking(write).await;
+        written.map_err(|error| failed(format!("cannot write below {}", below.display()), error))
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {

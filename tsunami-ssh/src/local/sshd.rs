@@ -3,7 +3,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, OpenOptions};
 use std::hash::{Hash, Hasher};
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -15,12 +15,13 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 use tsunami_core::{
     Addresses, LaunchRequest, Login, Machine, MachineId, MachineState, Price, ProviderError,
-    ProviderErrorKind, RunId,
+    ProviderErrorKind, RunId, private,
 };
 
 use super::known::{KnownMachine, SshdProcess};
 use super::launch_error;
-use super::tree::{private_directory, remove_tree, write_private};
+use super::tree::{private_directory, remove_tree};
+use crate::blocking::blocking;
 use crate::keys;
 use crate::watchdog::ControlGroup;
 
@@ -31,10 +32,10 @@ const PORT: u16 = 2222;
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// One machine that is about to be.
-pub(super) struct Sshd<'a> {
-    pub(super) sshd: &'a Path,
-    pub(super) user: &'a str,
-    pub(super) group: Option<&'a ControlGroup>,
+pub(super) struct Sshd {
+    pub(super) sshd: PathBuf,
+    pub(super) user: String,
+    pub(super) group: Option<ControlGroup>,
     pub(super) directory: PathBuf,
     pub(super) name: String,
     pub(super) address: Ipv4Addr,
@@ -42,27 +43,28 @@ pub(super) struct Sshd<'a> {
     pub(super) index: u32,
 }
 
-impl Sshd<'_> {
-    /// Makes the machine's directory and starts its sshd.
+impl Sshd {
+    /// Makes the machine's directory and starts its sshd. It waits for the disk.
     pub(super) fn start(&self, request: &LaunchRequest) -> io::Result<(Machine, Child)> {
         let at = |name: &str| self.directory.join(name);
         remove_tree(&self.directory)?;
         private_directory(&self.directory)?;
         private_directory(&at("home"))?;
         let host_key = keys::obtain(&at("host_key"), &self.name)?;
-        write_private(&at("authorized_keys"), request.authorized_key.as_bytes(), 0o600)?;
-        write_private(&at("enter"), self.enter(request).as_bytes(), 0o700)?;
-        write_private(&at("sshd_config"), self.config().as_bytes(), 0o600)?;
+        private::write(&at("authorized_keys"), request.authorized_key.as_bytes())?;
+        let enter = self.enter(request);
+        private::write_whole(&at("enter"), 0o700, |file| file.write_all(enter.as_bytes()))?;
+        private::write(&at("sshd_config"), self.config().as_bytes())?;
         let (run, address) = (request.run.clone(), self.address.to_string());
         let id = MachineId::new(format!("{run}/{}", self.name));
         let machine = Machine::new(id, run, &request.group, self.index, MachineState::Running)
             .addresses(Addresses::default().public(&address).private(address).network("loopback"))
-            .login(Login::default().user(self.user).port(self.port).host_key(host_key))
+            .login(Login::default().user(&self.user).port(self.port).host_key(host_key))
             .expires(request.deadline.at)
             .description("sshd on this computer's loopback")
             .price(Price::Free);
         let log = OpenOptions::new().create(true).append(true).mode(0o600).open(at("sshd.log"))?;
-        let mut sshd = std::process::Command::new(self.sshd);
+        let mut sshd = std::process::Command::new(&self.sshd);
         sshd.arg("-D").arg("-e").arg("-f").arg(at("sshd_config")).current_dir("/");
         // A group of its own keeps the terminal's Ctrl-C away from it.
         sshd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -108,7 +110,7 @@ impl Sshd<'_> {
     fn enter(&self, request: &LaunchRequest) -> String {
         let home = shell_quoted(&self.directory.join("home"));
         let run = &request.run;
-        let join = self.group.map(ControlGroup::join).unwrap_or_default();
+        let join = self.group.as_ref().map(ControlGroup::join).unwrap_or_default();
         format!(
             "#!/bin/sh\n\
              HOME={home} TSUNAMI_RUN_ID={run}\n\
@@ -130,6 +132,7 @@ impl Sshd<'_> {
         mut sshd: Child,
     ) -> Result<(), ProviderError> {
         let deadline = Instant::now() + START_TIMEOUT;
+        // A few lines of a file that was just written: to read them waits for nothing.
         let log = || fs::read_to_string(self.directory.join("sshd.log")).unwrap_or_default();
         let ended = loop {
             // In this order: what has ended has said all.
@@ -141,12 +144,13 @@ impl Sshd<'_> {
         };
         let log = log();
         if !ended && log.contains("Server listening on") {
-            let known = || -> io::Result<()> {
-                let sshd = sshd.id().map(SshdProcess::of).transpose()?.flatten();
-                KnownMachine { machine, sshd }.write(&self.directory)
+            let (pid, directory) = (sshd.id(), self.directory.clone());
+            let known = move || {
+                let sshd = pid.map(SshdProcess::of).transpose()?.flatten();
+                KnownMachine { machine, sshd }.write(&directory)
             };
             let message = || format!("cannot write to {}", self.directory.display());
-            return known().map_err(|error| launch_error(message(), error));
+            return blocking(known).await.map_err(|error| launch_error(message(), error));
         }
         let busy = log.contains("Address already in use");
         // Somebody was faster; the next attempt takes another address.

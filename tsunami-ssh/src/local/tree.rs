@@ -1,10 +1,10 @@
 //! Directories and files of a machine, which are removed with it.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub(super) fn private_directory(path: &Path) -> io::Result<()> {
@@ -40,14 +40,6 @@ fn unescape(text: &[u8]) -> PathBuf {
         rest = if byte.is_some() { &after[3..] } else { after };
     }
     OsString::from_vec(path).into()
-}
-
-/// Writes a file whole, or not at all.
-pub(super) fn write_private(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
-    file.write_all(content)?;
-    fs::rename(new, path)
 }
 
 #[cfg(test)]

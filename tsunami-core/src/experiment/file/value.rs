@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
-use crate::limits::NAME_LIMIT;
+use crate::names::{EXPERIMENT_NAME, is_experiment_name, wrong_length};
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
 use super::super::keys::{Key, names};
 use super::{
-    LONGEST, Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, is_name,
-    suggest, template_problem,
+    LONGEST, Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, suggest,
+    template_problem,
 };
 
 impl Reader<'_> {
@@ -51,16 +51,15 @@ impl Reader<'_> {
 
     pub(in crate::experiment) fn name(&mut self, value: &Value<'_>) -> Option<String> {
         let name = self.text(value)?;
-        if name.len() > NAME_LIMIT {
-            let message = format!("this name is longer than {NAME_LIMIT} bytes");
-            self.note(Problem::at(value.span(), message));
+        if let Some(wrong) = wrong_length(name) {
+            self.note(Problem::at(value.span(), wrong));
             return None;
         }
-        if is_name(name) {
+        if is_experiment_name(name) {
             return Some(name.to_owned());
         }
-        let help = "use a letter or digit, then letters, digits, `.`, `_` and `-`".to_owned();
-        self.note(Problem::at(value.span(), format!("`{name}` can't be a name")).help(help));
+        let problem = Problem::at(value.span(), format!("`{name}` can't be a name"));
+        self.note(problem.help(EXPERIMENT_NAME.to_owned()));
         None
     }
 

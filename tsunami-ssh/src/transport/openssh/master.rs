@@ -12,15 +12,16 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tsunami_core::{SessionError, SessionErrorKind};
+use tsunami_core::{Backoff, SessionError, SessionErrorKind};
 
 use crate::config::{Setting, Word};
 use crate::limits::SSH_STDERR_LIMIT;
 
-/// How often to look for the control socket, which ssh makes once it has logged in.
-const POLL_SOCKET: Duration = Duration::from_millis(5);
+/// The pauses between two looks for the control socket, which ssh makes once it has logged in. They grow with the time
+/// that a login takes, so that a thousand that wait for each other are not looked for all the time.
+const POLL_SOCKET: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(100)).factor(1.05);
 
 /// A connected master. Dropping it ends the process.
 #[derive(Debug)]
@@ -73,14 +74,15 @@ impl Master {
         let mut child = command.spawn().map_err(|error| cannot_run_ssh(&error))?;
         let captured = CapturedOutput::default();
         let stderr = child.stderr.take().map(|stderr| tokio::spawn(captured.clone().listen(stderr)));
+        let mut pauses = POLL_SOCKET;
         loop {
-            // The socket appears only after authentication.
+            // The socket appears only after authentication. To look takes microseconds: sockets are on this computer.
             if socket.exists() {
                 break;
             }
             tokio::select! {
                 _ = child.wait() => return Err(explain(&finished(stderr, &captured).await)),
-                () = sleep(POLL_SOCKET) => {}
+                () = sleep_until(deadline.min(Instant::now() + pauses.wait())) => {}
             }
             if Instant::now() >= deadline {
                 let _ = child.kill().await;
