@@ -16,6 +16,7 @@ use ssh_key::PublicKey;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use tsunami_core::{
@@ -219,7 +220,7 @@ impl Connector for SshConnector {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
             let janitor = ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
             // It waits for a process. Where no thread is to be had, the janitor ends all the same.
-            let _ = blocking(move || Ok(drop(janitor))).await;
+            let _ = spawn_blocking(move || drop(janitor)).await;
         }
     }
 }
