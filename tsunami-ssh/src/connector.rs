@@ -16,6 +16,7 @@ use ssh_key::PublicKey;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 use tsunami_core::{
     Backoff, Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
@@ -218,7 +219,7 @@ impl Connector for SshConnector {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
             let janitor = ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
             // It waits for a process. Where no thread is to be had, the janitor ends all the same.
-            let _ = blocking(move || Ok(drop(janitor))).await;
+            let _ = spawn_blocking(move || drop(janitor)).await;
         }
     }
 }
@@ -239,11 +240,14 @@ impl SshConnector {
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
         let transport = ssh.transport(machine);
+        let mut earlier = None;
         let connection = loop {
             let error = match transport.connect(deadline).await {
                 Ok(connection) => break connection,
                 Err(error) => error,
             };
+            // An attempt that ran out of time says less than the one before it.
+            let error = earlier.take_if(|_| Instant::now() >= deadline).unwrap_or(error);
             let refused = error.message.contains("Permission denied");
             let hopeless = match error.kind {
                 SessionErrorKind::Connect => refused && !is_young,
@@ -256,6 +260,7 @@ impl SshConnector {
             }
             tracing::debug!(machine = machine.name(), %error, "not connected yet");
             sleep(pause).await;
+            earlier = Some(error);
         };
         Ok(SshSession::new(ssh, machine, connection))
     }
