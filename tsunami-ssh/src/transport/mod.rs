@@ -5,6 +5,7 @@
 //! connection is worth it. Which transport there is for a machine is decided in one place, by
 //! [`SshOptions::transport`](crate::SshOptions::transport).
 
+pub(crate) mod in_process;
 pub(crate) mod openssh;
 
 use std::fmt::{self, Debug};
@@ -22,7 +23,61 @@ use tsunami_core::SessionError;
 #[async_trait]
 pub(crate) trait Transport: Debug + Send + Sync {
     /// Opens a connection, beside those that there are. May be dropped at any await; nothing stays behind.
-    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError>;
+    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError>;
+
+    /// Whether an attempt costs so little that it is itself the way to find out whether sshd answers yet.
+    fn is_cheap(&self) -> bool {
+        false
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct ConnectError {
+    pub(crate) error: SessionError,
+    /// What calls for an answer of its own.
+    pub(crate) reason: Reason,
+}
+
+/// What can be the matter with a connection that is not to be had, beyond the kind of its error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reason {
+    #[default]
+    Other,
+    /// The machine answered, and let nobody in who could show what we have.
+    LoginRefused,
+    /// The machine shows a key that nobody has told of. A transport that has seen it says which.
+    UnknownKey(Option<ShownKey>),
+    /// The machine shows another key than the known one.
+    ChangedKey,
+    /// The machine shows a key that is marked as revoked.
+    RevokedKey,
+}
+
+/// A host key that somebody has to judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShownKey {
+    pub(crate) fingerprint: String,
+    /// What would stand in known_hosts.
+    pub(crate) line: String,
+}
+
+impl ConnectError {
+    pub(crate) fn new(reason: Reason, error: SessionError) -> Self {
+        Self { error, reason }
+    }
+}
+
+impl From<SessionError> for ConnectError {
+    fn from(error: SessionError) -> Self {
+        Self { error, reason: Reason::Other }
+    }
+}
+
+impl From<ConnectError> for SessionError {
+    fn from(error: ConnectError) -> Self {
+        error.error
+    }
 }
 
 /// A connection to a machine. Dropping the last handle of it closes it.
@@ -114,7 +169,7 @@ pub(crate) mod fake {
 
     #[async_trait]
     impl Transport for Fake {
-        async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError> {
+        async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(self.delay).await;
             let refused = || SessionError::new(SessionErrorKind::Connect, "too many connections");
