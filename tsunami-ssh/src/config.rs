@@ -223,7 +223,7 @@ pub(crate) struct CommandLine(String);
 
 impl CommandLine {
     /// What the user's own configuration says. Never what a provider or a machine does.
-    fn of_user(what: &'static str, text: &str) -> Result<Self, Unfit> {
+    pub(crate) fn of_user(what: &'static str, text: &str) -> Result<Self, Unfit> {
         match text.is_empty() || text.starts_with('=') || text.chars().any(char::is_control) {
             true => Err(Unfit::new(what, text)),
             false => Ok(Self(text.to_owned())),

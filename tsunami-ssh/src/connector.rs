@@ -230,10 +230,13 @@ impl SshConnector {
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
+        let mut before = None;
         let connection = loop {
-            let error = match transport.connect(deadline).await {
-                Ok(connection) => break connection,
-                Err(error) => error,
+            let error = match (transport.connect(deadline).await, before.take()) {
+                (Ok(connection), _) => break connection,
+                // An attempt that runs out of time tells less than one that came to its end.
+                (Err(_), Some(before)) if Instant::now() >= deadline => before,
+                (Err(error), _) => error,
             };
             let hopeless = match error.error.kind {
                 SessionErrorKind::Connect => error.reason == Reason::LoginRefused && !is_young,
@@ -244,6 +247,7 @@ impl SshConnector {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
+            before = Some(error);
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(longest_pause));
         };

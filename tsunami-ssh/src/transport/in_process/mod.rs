@@ -8,6 +8,8 @@ mod known_hosts;
 mod login;
 mod stream;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::io;
@@ -62,7 +64,8 @@ impl Transport for InProcessTransport {
         let (settings, pinned) = self.ssh.settings(&self.machine, deadline).await?;
         let target = Target::of(&settings)?;
         let known = known_keys(&target, pinned).await?;
-        let connected = timeout_at(deadline, connect(&self.ssh, target, known)).await;
+        let accept = target.accepts_new.then(|| self.ssh.clone());
+        let connected = timeout_at(deadline, connect(target, known, accept)).await;
         let connection =
             connected.unwrap_or_else(|_| Err(late("it did not let anybody in in time").into()))?;
         Ok(Arc::new(connection))
@@ -101,11 +104,12 @@ async fn known_keys(target: &Target, pinned: Option<String>) -> Result<KnownKeys
     Ok(known)
 }
 
-/// Connects and logs in. Dropped at any time, it leaves nothing behind.
+/// Connects and logs in. A key that nobody has told of goes to `accept`, if there is one. Dropped at any time, it leaves
+/// nothing behind.
 async fn connect(
-    ssh: &Arc<RunSsh>,
     target: Target,
     known: KnownKeys,
+    accept: Option<Arc<RunSsh>>,
 ) -> Result<InProcessConnection, ConnectError> {
     let end = CancellationToken::new();
     let guard = end.clone().drop_guard();
@@ -132,8 +136,7 @@ async fn connect(
     let check = HostKeyCheck {
         known,
         name: target.known_name(),
-        accepts_new: target.accepts_new,
-        ssh: ssh.clone(),
+        accept,
         outcome: outcome.clone(),
         _ended: end.clone().drop_guard(),
     };
@@ -183,6 +186,8 @@ struct Outcome {
     /// What is the matter with the host's key.
     key: Option<ConnectError>,
     lost: Option<String>,
+    #[cfg(test)]
+    exchanges: Vec<String>,
 }
 
 fn taken(outcome: &Mutex<Outcome>) -> std::sync::MutexGuard<'_, Outcome> {
@@ -225,9 +230,21 @@ async fn no_connection(
                 .into();
         }
         russh::Error::Version => (SessionErrorKind::Connect, "what answers does not speak SSH".to_owned()),
-        error => (SessionErrorKind::Connect, format!("connected, then: {}", shown(&error.to_string()))),
+        error => (SessionErrorKind::Connect, format!("connected, then: {}", words(&error))),
     };
     at(target, SessionError::new(kind, message)).into()
+}
+
+/// What an error of russh's means.
+fn words(error: &russh::Error) -> String {
+    match error {
+        russh::Error::KeepaliveTimeout => "the machine is silent".to_owned(),
+        russh::Error::Disconnect | russh::Error::HUP => "the machine closed the connection".to_owned(),
+        russh::Error::IO(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the machine closed the connection".to_owned()
+        }
+        error => shown(&error.to_string()),
+    }
 }
 
 fn late(message: &str) -> SessionError {
@@ -244,8 +261,8 @@ fn at(target: &Target, error: SessionError) -> SessionError {
 pub(super) struct HostKeyCheck {
     known: KnownKeys,
     name: String,
-    accepts_new: bool,
-    ssh: Arc<RunSsh>,
+    /// Who notes an unknown key.
+    accept: Option<Arc<RunSsh>>,
     outcome: Arc<Mutex<Outcome>>,
     /// It goes when the connection's task does.
     _ended: DropGuard,
@@ -271,17 +288,14 @@ impl HostKeyCheck {
             Standing::Unknown => {
                 let key = PublicKey::new(key.key_data().clone(), "").to_openssh().map_err(unshown)?;
                 let line = format!("{} {}", self.name, key.trim());
-                if !self.accepts_new {
+                let Some(accept) = &self.accept else {
                     let fingerprint = PublicKey::from_openssh(&key).map_err(unshown)?;
                     let fingerprint = fingerprint.fingerprint(Default::default()).to_string();
                     let shown = ShownKey { fingerprint, line };
                     return refused(Reason::UnknownKey(Some(shown)), "the host's key is not known");
-                }
+                };
                 let kind = key.split(' ').next().unwrap_or_default();
-                self.ssh
-                    .accept(format!("{} {kind} ", self.name), line + "\n")
-                    .await
-                    .map_err(ConnectError::from)
+                accept.accept(format!("{} {kind} ", self.name), line + "\n").await.map_err(ConnectError::from)
             }
         }
     }
@@ -297,16 +311,29 @@ impl client::Handler for HostKeyCheck {
         Ok(is_known)
     }
 
+    async fn kex_done(
+        &mut self,
+        _: Option<&[u8]>,
+        names: &russh::Names,
+        _: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        tracing::trace!(
+            name = self.name,
+            kex = names.kex.as_ref(),
+            cipher = names.cipher.as_ref(),
+            "keys exchanged"
+        );
+        #[cfg(test)]
+        taken(&self.outcome).exchanges.push(names.kex.as_ref().to_owned());
+        Ok(())
+    }
+
     async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
         let said = match reason {
             DisconnectReason::ReceivedDisconnect(said) => {
                 format!("the machine said: {}", shown(&said.message))
             }
-            DisconnectReason::Error(russh::Error::KeepaliveTimeout) => "the machine is silent".to_owned(),
-            DisconnectReason::Error(russh::Error::Disconnect | russh::Error::HUP) => {
-                "the machine closed the connection".to_owned()
-            }
-            DisconnectReason::Error(error) => shown(&error.to_string()),
+            DisconnectReason::Error(error) => words(&error),
         };
         taken(&self.outcome).lost.get_or_insert(said);
         Ok(())
