@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
@@ -71,6 +72,8 @@ pub(crate) struct RunSsh {
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
     parked: Mutex<HashMap<String, Arc<dyn Connection>>>,
+    /// Ends all connections of this process's own once the run is finished, whoever still holds a session.
+    over: CancellationToken,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
 }
@@ -181,6 +184,7 @@ impl Connector for SshConnector {
             unwritten: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             parked: Mutex::default(),
+            over: CancellationToken::new(),
             janitor: Mutex::new(Some(janitor)),
         };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Arc::new(ssh));
@@ -208,6 +212,7 @@ impl Connector for SshConnector {
         let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         if let Some(ssh) = ssh {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            ssh.over.cancel();
             ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
     }
@@ -314,6 +319,11 @@ impl RunSsh {
         };
         settings.extend(config::otherwise(&self.files, self.options.kex.as_deref()).map_err(unfit)?);
         Ok((settings, known))
+    }
+
+    /// Cancelled once the run is over.
+    pub(crate) fn over(&self) -> &CancellationToken {
+        &self.over
     }
 
     /// Notes the key of a host that was accepted, as ssh does.

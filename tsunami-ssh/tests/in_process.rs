@@ -268,7 +268,7 @@ async fn what_only_ssh_can_do_is_refused_by_name() {
             error.kind == SessionErrorKind::Local && error.message.contains(keyword),
             "{setting}: {error:?}"
         );
-        assert!(error.help.unwrap().contains("openssh"), "{setting}");
+        assert!(error.help.unwrap().contains("OpenSSH"), "{setting}");
     }
     // Where a key lets in, no other way is tried.
     user.is_let_in("GSSAPIAuthentication yes").await;
@@ -372,4 +372,8 @@ async fn many_sessions_at_a_time_end_with_their_run() {
         session.close().await.unwrap();
         assert_eq!(session.check().await.unwrap_err().kind, SessionErrorKind::Lost);
     }
+    // Whoever still holds one.
+    let left = connect(machines.machines[0].clone()).await;
+    connector.finish(&machines.run).await;
+    assert_eq!(left.check().await.unwrap_err().kind, SessionErrorKind::Lost);
 }

@@ -258,7 +258,7 @@ impl Refused {
         let user = tsunami_core::shown(user);
         let mut message = format!("{user}@{}: permission denied", tsunami_core::shown(&target.host));
         if !self.left.is_empty() {
-            let left: Vec<_> = self.left.iter().map(|method| String::from(method)).collect();
+            let left: Vec<_> = self.left.iter().map(String::from).collect();
             let _ = write!(message, " ({})", left.join(","));
         }
         if self.wants_more {

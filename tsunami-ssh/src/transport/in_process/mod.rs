@@ -65,7 +65,11 @@ impl Transport for InProcessTransport {
         let target = Target::of(&settings)?;
         let known = known_keys(&target, pinned).await?;
         let accept = target.accepts_new.then(|| self.ssh.clone());
-        let connected = timeout_at(deadline, connect(target, known, accept)).await;
+        let end = self.ssh.over().child_token();
+        if end.is_cancelled() {
+            return Err(SessionError::new(SessionErrorKind::Lost, "the run is over").into());
+        }
+        let connected = timeout_at(deadline, connect(target, known, accept, end)).await;
         let connection =
             connected.unwrap_or_else(|_| Err(late("it did not let anybody in in time").into()))?;
         Ok(Arc::new(connection))
@@ -104,14 +108,14 @@ async fn known_keys(target: &Target, pinned: Option<String>) -> Result<KnownKeys
     Ok(known)
 }
 
-/// Connects and logs in. A key that nobody has told of goes to `accept`, if there is one. Dropped at any time, it leaves
-/// nothing behind.
+/// Connects and logs in. A key that nobody has told of goes to `accept`, if there is one. `end` ends it; so does being
+/// dropped, at any time.
 async fn connect(
     target: Target,
     known: KnownKeys,
     accept: Option<Arc<RunSsh>>,
+    end: CancellationToken,
 ) -> Result<InProcessConnection, ConnectError> {
-    let end = CancellationToken::new();
     let guard = end.clone().drop_guard();
     let (way, proxy) = match &target.proxy {
         Some(line) => {
@@ -226,8 +230,7 @@ async fn no_connection(
             let message =
                 format!("no {kind:?} algorithm in common: it offers {theirs}, we {}", ours.join(","));
             let error = SessionError::new(SessionErrorKind::Local, message);
-            return at(target, error.help("the openssh transport may know one: `transport = \"openssh\"`"))
-                .into();
+            return at(target, error.help("the transport over OpenSSH may know one")).into();
         }
         russh::Error::Version => (SessionErrorKind::Connect, "what answers does not speak SSH".to_owned()),
         error => (SessionErrorKind::Connect, format!("connected, then: {}", words(&error))),

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncWrite, Join, ReadBuf, join};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, Join, ReadBuf, join};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{Sleep, sleep};
@@ -17,8 +17,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::target::{Family, Target};
 use crate::transport::openssh::master::CapturedOutput;
 
+/// How much is read at a time, unless more is wanted. Each connection holds as much.
+const READ_BYTES: usize = 4 << 10;
+
 /// Connects to an address of the host, whichever answers first in their order.
-pub(super) async fn tcp(target: &Target) -> io::Result<TcpStream> {
+pub(super) async fn tcp(target: &Target) -> io::Result<BufReader<TcpStream>> {
     let fits = |address: &SocketAddr| match (target.family, target.bind) {
         (Family::V4, _) | (_, Some(IpAddr::V4(_))) => address.is_ipv4(),
         (Family::V6, _) | (_, Some(IpAddr::V6(_))) => address.is_ipv6(),
@@ -37,7 +40,7 @@ pub(super) async fn tcp(target: &Target) -> io::Result<TcpStream> {
             Ok(stream)
         };
         match connected.await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(BufReader::with_capacity(READ_BYTES, stream)),
             Err(error) => last = error,
         }
     }
@@ -81,7 +84,8 @@ impl Drop for Proxy {
 /// What leads to a host.
 #[derive(Debug)]
 pub(super) enum Way {
-    Tcp(TcpStream),
+    /// Many small packets come with one read.
+    Tcp(BufReader<TcpStream>),
     Proxy(Proxy),
 }
 

@@ -261,12 +261,12 @@ pub(super) fn not_here(keyword: &str, value: &str) -> SessionError {
     local(&format!(
         "the in-process transport cannot do `{keyword} {value}`, which the host's ssh_config asks for"
     ))
-    .help("the openssh transport can: `transport = \"openssh\"`")
+    .help("the transport over OpenSSH can")
 }
 
 fn unfit(keyword: &str, value: Option<&str>) -> SessionError {
     local(&format!("the in-process transport cannot read `{keyword} {}`", value.unwrap_or_default()))
-        .help("the openssh transport may: `transport = \"openssh\"`")
+        .help("the transport over OpenSSH may")
 }
 
 fn local(message: &str) -> SessionError {

@@ -206,7 +206,7 @@ impl Place {
     async fn connect_with(&self, known: &str, more: &[Setting]) -> Result<InProcessConnection, ConnectError> {
         let mut keys = KnownKeys::default();
         keys.add("peer", known);
-        soon(connect(Target::of(&self.settings(more)).unwrap(), keys, None)).await
+        soon(connect(Target::of(&self.settings(more)).unwrap(), keys, None, CancellationToken::new())).await
     }
 
     async fn connected(&self) -> InProcessConnection {
@@ -242,9 +242,9 @@ async fn all(stream: &mut Option<super::super::Output>) -> String {
 }
 
 /// A port where each connection is treated so.
-async fn treated<F: Future<Output = ()> + Send>(treat: impl Fn(TcpStream) -> F + Send + 'static) -> Place
+async fn treated<F>(treat: impl Fn(TcpStream) -> F + Send + 'static) -> Place
 where
-    F: 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -295,7 +295,7 @@ async fn a_key_exchange_that_cannot_be_agreed_on_is_no_matter_of_patience() {
     .await;
     let error = place.connect_with(&place.known(), &[]).await.unwrap_err().error;
     assert!(error.kind == SessionErrorKind::Local && error.message.contains("group1-sha1"), "{error:?}");
-    assert!(error.help.unwrap().contains("openssh"));
+    assert!(error.help.unwrap().contains("OpenSSH"));
 }
 
 #[tokio::test]
@@ -529,7 +529,12 @@ async fn an_attempt_that_is_dropped_leaves_nothing() {
     };
     for micros in (0..40).map(|step| step * 700) {
         let target = Target::of(&place.settings(&[])).unwrap();
-        let _ = timeout(Duration::from_micros(micros), connect(target, known.clone(), None)).await.map(drop);
+        let _ = timeout(
+            Duration::from_micros(micros),
+            connect(target, known.clone(), None, CancellationToken::new()),
+        )
+        .await
+        .map(drop);
     }
     place.until_left().await;
     let connection = place.connected().await;
