@@ -37,7 +37,7 @@ use crate::{keys, probe};
 /// makes the socket.
 const SOCKET_PATH_BYTES: usize = 88;
 
-/// Makes [`Session`]s over OpenSSH.
+/// Makes [`Session`]s over SSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
 /// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does. It holds the options that the run
