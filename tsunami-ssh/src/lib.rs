@@ -37,8 +37,8 @@
 //!
 //! Both go by the same ssh_config and known_hosts, and keep the same promises. Differences:
 //!
-//! - Over OpenSSH, all is done that `ssh` does without asking anybody: smart cards, certificates, GSSAPI, host keys that
-//!   an authority vouches for. In this process, keys come from files (ed25519, ECDSA) and from an agent (all kinds); what
+//! - Over OpenSSH, all is done that `ssh` does without asking anybody: smart cards, users' certificates in
+//!   files, GSSAPI. In this process, keys come from files (ed25519, ECDSA) and from an agent (all kinds); what
 //!   else an ssh_config asks for is an error that names it, never something that is left out.
 //! - In this process, machines of the run's own need no `ssh` on this computer. Hosts do, since `ssh -G` tells what their
 //!   configuration means, and so do jump hosts, which an `ssh` passes.

@@ -2,15 +2,15 @@
 
 use data_encoding::BASE64;
 use ring::hmac;
-use russh::keys::{Algorithm, PublicKey};
+use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
 
 /// What is known about the keys of one host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownKeys {
     trusted: Vec<PublicKey>,
     revoked: Vec<PublicKey>,
-    /// Whether an authority vouches for the host's keys.
-    has_authority: bool,
+    /// Who may vouch for the host's keys.
+    authorities: Vec<PublicKey>,
 }
 
 /// What is to be thought of a key.
@@ -21,6 +21,8 @@ pub(super) enum Standing {
     /// Another key of its kind is known.
     Changed,
     Revoked,
+    /// Somebody vouches for it who may, but not for this host, or not now.
+    BadCertificate,
 }
 
 impl KnownKeys {
@@ -48,17 +50,35 @@ impl KnownKeys {
             match marker {
                 None => self.trusted.push(key),
                 Some("revoked") => self.revoked.push(key),
-                Some("cert-authority") => self.has_authority = true,
+                Some("cert-authority") => self.authorities.push(key),
                 Some(_) => {}
             }
         }
     }
 
-    pub(super) fn standing(&self, key: &PublicKey) -> Standing {
-        let is_in = |keys: &[PublicKey]| keys.iter().any(|known| known.key_data() == key.key_data());
-        if is_in(&self.revoked) {
-            Standing::Revoked
-        } else if is_in(&self.trusted) {
+    /// What to think of what a host shows that goes by this name for those who vouch for it. Times are in seconds since
+    /// 1970.
+    pub(super) fn standing(&self, shown: &PublicKeyOrCertificate, principal: &str, now: u64) -> Standing {
+        let key = shown.public_key();
+        let is_in =
+            |key: &PublicKey, keys: &[PublicKey]| keys.iter().any(|it| it.key_data() == key.key_data());
+        if is_in(&key, &self.revoked) {
+            return Standing::Revoked;
+        }
+        if let Some(certificate) = shown.certificate() {
+            let authority = PublicKey::from(certificate.signature_key().clone());
+            if is_in(&authority, &self.revoked) {
+                return Standing::Revoked;
+            }
+            if is_in(&authority, &self.authorities) {
+                return match vouches(&authority, certificate, principal, now) {
+                    true => Standing::Known,
+                    false => Standing::BadCertificate,
+                };
+            }
+            // Of somebody else's word only the key counts.
+        }
+        if is_in(&key, &self.trusted) {
             Standing::Known
         } else if self.trusted.iter().any(|known| known.algorithm() == key.algorithm()) {
             Standing::Changed
@@ -72,9 +92,9 @@ impl KnownKeys {
         !self.trusted.is_empty()
     }
 
-    /// Whether all that is known of the host is who signs its keys.
-    pub(super) fn is_authority_only(&self) -> bool {
-        self.has_authority && self.trusted.is_empty()
+    /// Whether a certificate may tell that a key is the host's.
+    pub(super) fn takes_certificates(&self) -> bool {
+        !self.authorities.is_empty()
     }
 
     /// Puts the kinds of which a key is known first, so that a host with several keys shows a known one.
@@ -87,6 +107,15 @@ impl KnownKeys {
         };
         algorithms.sort_by_key(|algorithm| !is_known(algorithm));
     }
+}
+
+/// Whether an authority says that a key is the host's.
+fn vouches(authority: &PublicKey, certificate: &Certificate, principal: &str, now: u64) -> bool {
+    let is_named = |name: &String| fits(name, principal);
+    certificate.cert_type().is_host()
+        && certificate.critical_options().is_empty()
+        && certificate.valid_principals().iter().any(is_named)
+        && certificate.validate_at(now, [&authority.fingerprint(HashAlg::Sha256)]).is_ok()
 }
 
 /// The name by which the keys of a host at a port are known.
@@ -168,6 +197,12 @@ mod tests {
         PublicKey::from_openssh(text).unwrap()
     }
 
+    impl KnownKeys {
+        fn of_key(&self, key: &PublicKey) -> Standing {
+            self.standing(&key.clone().into(), "box", 1000)
+        }
+    }
+
     #[test]
     fn a_line_is_about_the_hosts_that_it_names() {
         for (hosts, name, is_known) in [
@@ -189,7 +224,7 @@ mod tests {
             ("|1|nothing", "box", false),
             ("|1|!|!", "box", false),
         ] {
-            let standing = known(name, &format!("{hosts} {KEY} comment\n")).standing(&key(KEY));
+            let standing = known(name, &format!("{hosts} {KEY} comment\n")).of_key(&key(KEY));
             assert_eq!(standing == Standing::Known, is_known, "{hosts} {name}");
         }
     }
@@ -203,10 +238,10 @@ mod tests {
         assert!(hashed.status.success());
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.starts_with("|1|") && !text.contains("box"));
-        assert_eq!(known("box", &text).standing(&key(KEY)), Standing::Known);
-        assert_eq!(known("box", &text).standing(&key(OTHER)), Standing::Changed);
-        assert_eq!(known("[box]:2222", &text).standing(&key(OTHER)), Standing::Known);
-        assert_eq!(known("other", &text).standing(&key(KEY)), Standing::Unknown);
+        assert_eq!(known("box", &text).of_key(&key(KEY)), Standing::Known);
+        assert_eq!(known("box", &text).of_key(&key(OTHER)), Standing::Changed);
+        assert_eq!(known("[box]:2222", &text).of_key(&key(OTHER)), Standing::Known);
+        assert_eq!(known("other", &text).of_key(&key(KEY)), Standing::Unknown);
     }
 
     #[test]
@@ -215,24 +250,70 @@ mod tests {
             "# a comment\n\nbox {KEY}\n@revoked * {KEY}\n@other box {ECDSA}\nbox\n@revoked\nbox odd odd\n"
         );
         let keys = known("box", &text);
-        assert_eq!(keys.standing(&key(KEY)), Standing::Revoked);
-        assert_eq!(keys.standing(&key(OTHER)), Standing::Changed);
-        assert!(!keys.is_authority_only());
-        assert!(known("box", &format!("@cert-authority * {KEY}\n")).is_authority_only());
-        assert_eq!(
-            known("box", &format!("@cert-authority * {KEY}\n")).standing(&key(KEY)),
-            Standing::Unknown
-        );
+        assert_eq!(keys.of_key(&key(KEY)), Standing::Revoked);
+        assert_eq!(keys.of_key(&key(OTHER)), Standing::Changed);
+        assert!(!keys.takes_certificates());
+        assert!(known("box", &format!("@cert-authority * {KEY}\n")).takes_certificates());
+        assert_eq!(known("box", &format!("@cert-authority * {KEY}\n")).of_key(&key(KEY)), Standing::Unknown);
     }
 
     #[test]
     fn a_key_of_another_kind_is_not_a_changed_one_and_known_kinds_come_first() {
         let ecdsa = key(ECDSA);
         let keys = known("box", &format!("box {ECDSA}\n"));
-        assert_eq!(keys.standing(&key(KEY)), Standing::Unknown);
+        assert_eq!(keys.of_key(&key(KEY)), Standing::Unknown);
         let mut algorithms = [Algorithm::Ed25519, ecdsa.algorithm(), Algorithm::Rsa { hash: None }];
         keys.prefer(&mut algorithms);
         assert_eq!(algorithms[0], ecdsa.algorithm());
+    }
+
+    #[test]
+    fn a_certificate_counts_for_its_host_and_its_time_if_its_authority_may_sign() {
+        use russh::keys::ssh_key::certificate::{Builder, CertType};
+        use russh::keys::{PrivateKey, key::safe_rng};
+
+        let new = || PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
+        let (authority, host) = (new(), new());
+        let text = |key: &PrivateKey| key.public_key().to_openssh().unwrap();
+        let signed = |kind, name: &str, option: Option<&str>| {
+            let mut builder = Builder::new_with_random_nonce(
+                &mut safe_rng(),
+                host.public_key().key_data().clone(),
+                500,
+                2000,
+            )
+            .unwrap();
+            builder.cert_type(kind).unwrap().key_id("id").unwrap();
+            builder.valid_principal(name).unwrap();
+            if let Some(option) = option {
+                builder.critical_option(option, "").unwrap();
+            }
+            PublicKeyOrCertificate::from(builder.sign(&authority).unwrap())
+        };
+        let good = signed(CertType::Host, "box", None);
+        let theirs = known("box", &format!("@cert-authority b* {}\n", text(&authority)));
+        let standing = |shown: &PublicKeyOrCertificate, now| theirs.standing(shown, "box", now);
+        assert_eq!(standing(&good, 1000), Standing::Known);
+        assert_eq!(standing(&signed(CertType::Host, "b?x", None), 1000), Standing::Known);
+        for bad in [
+            signed(CertType::User, "box", None),
+            signed(CertType::Host, "other", None),
+            signed(CertType::Host, "box", Some("odd")),
+        ] {
+            assert_eq!(standing(&bad, 1000), Standing::BadCertificate);
+        }
+        for odd in [499, 2000] {
+            assert_eq!(standing(&good, odd), Standing::BadCertificate);
+        }
+        assert_eq!(theirs.of_key(host.public_key()), Standing::Unknown, "nobody vouches for the key alone");
+        let mut revoked = theirs.clone();
+        revoked.add("box", &format!("@revoked * {}\n", text(&authority)));
+        assert_eq!(revoked.standing(&good, "box", 1000), Standing::Revoked);
+        // Without that authority it is a key like any other.
+        let other = known("box", &format!("@cert-authority * {}\n", text(&host)));
+        assert_eq!(other.standing(&good, "box", 1000), Standing::Unknown);
+        let plain = known("box", &format!("box {}\n", text(&host)));
+        assert_eq!(plain.standing(&good, "box", 1000), Standing::Known);
     }
 
     proptest! {
@@ -240,7 +321,7 @@ mod tests {
 
         #[test]
         fn whatever_stands_in_a_file_it_is_read(text in "[ @|!*?,a-c\n1=]{0,64}", name in "[a-c*?\\[\\]:1]{1,8}") {
-            prop_assert_eq!(known(&name, &text).standing(&key(KEY)), Standing::Unknown);
+            prop_assert_eq!(known(&name, &text).of_key(&key(KEY)), Standing::Unknown);
         }
     }
 }

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use russh::client::{self, ChannelOpenHandle, DisconnectReason, Handle, Msg};
@@ -27,7 +27,7 @@ use tsunami_core::{Machine, SessionError, SessionErrorKind, shown};
 
 use self::known_hosts::{KnownKeys, Standing};
 use self::stream::{Proxy, Stream, Way};
-use self::target::{Target, not_here};
+use self::target::Target;
 use super::openssh::master::{self, CapturedOutput};
 use super::{Channel, ConnectError, Connection, Reason, ShownKey, Transport};
 use crate::connector::RunSsh;
@@ -140,6 +140,7 @@ async fn connect(
     let check = HostKeyCheck {
         known,
         name: target.known_name(),
+        principal: target.key_name.as_ref().unwrap_or(&target.host).to_ascii_lowercase(),
         accept,
         outcome: outcome.clone(),
         _ended: end.clone().drop_guard(),
@@ -174,11 +175,15 @@ fn config(target: &Target, known: &KnownKeys) -> client::Config {
         keepalive_max: target.keepalive_limit,
         preferred: Preferred {
             kex: kex.into(),
-            key: host_key.into(),
+            key: host_key.clone().into(),
             cipher: target.algorithms.cipher.clone().into(),
             mac: target.algorithms.mac.clone().into(),
             compression: Cow::Borrowed(&[compression::NONE]),
-            ..Preferred::DEFAULT
+            host_key_certificates: if known.takes_certificates() {
+                host_key.clone().into()
+            } else {
+                Cow::Borrowed(&[])
+            },
         },
         ..client::Config::default()
     }
@@ -264,6 +269,8 @@ fn at(target: &Target, error: SessionError) -> SessionError {
 pub(super) struct HostKeyCheck {
     known: KnownKeys,
     name: String,
+    /// Its name for those who vouch for it.
+    principal: String,
     /// Who notes an unknown key.
     accept: Option<Arc<RunSsh>>,
     outcome: Arc<Mutex<Outcome>>,
@@ -272,7 +279,7 @@ pub(super) struct HostKeyCheck {
 }
 
 impl HostKeyCheck {
-    async fn judge(&self, key: &PublicKey) -> Result<(), ConnectError> {
+    async fn judge(&self, shown: &PublicKeyOrCertificate) -> Result<(), ConnectError> {
         let unshown = |error: russh::keys::ssh_key::Error| {
             let message = "the machine's key cannot be written down";
             ConnectError::from(SessionError::new(SessionErrorKind::HostKey, message).source(error))
@@ -281,15 +288,18 @@ impl HostKeyCheck {
             let message = format!("{}: {what}", self.name);
             Err(ConnectError::new(reason, SessionError::new(SessionErrorKind::HostKey, message)))
         };
-        match self.known.standing(key) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        match self.known.standing(shown, &self.principal, now) {
             Standing::Known => Ok(()),
             Standing::Revoked => refused(Reason::RevokedKey, "the host showed a revoked key"),
             Standing::Changed => refused(Reason::ChangedKey, "the host's key is not the known one"),
-            Standing::Unknown if self.known.is_authority_only() => {
-                Err(not_here("known_hosts", "@cert-authority").into())
+            Standing::BadCertificate => {
+                refused(Reason::ChangedKey, "the host's certificate is for another host or another time")
             }
             Standing::Unknown => {
-                let key = PublicKey::new(key.key_data().clone(), "").to_openssh().map_err(unshown)?;
+                let key = PublicKey::new(shown.public_key().key_data().clone(), "")
+                    .to_openssh()
+                    .map_err(unshown)?;
                 let line = format!("{} {}", self.name, key.trim());
                 let Some(accept) = &self.accept else {
                     let fingerprint = PublicKey::from_openssh(&key).map_err(unshown)?;
@@ -308,7 +318,7 @@ impl client::Handler for HostKeyCheck {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
-        let judged = self.judge(&shown.public_key()).await;
+        let judged = self.judge(shown).await;
         let is_known = judged.is_ok();
         taken(&self.outcome).key = judged.err();
         Ok(is_known)

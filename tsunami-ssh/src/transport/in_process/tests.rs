@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use russh::keys::ssh_key::certificate::{Builder, CertType};
 use russh::keys::{Algorithm, PrivateKey};
 use russh::server::{self, Auth, VerifiedPublicKey};
 use russh::{ChannelId, ChannelOpenFailure, Limits};
@@ -314,13 +315,38 @@ async fn a_peer_with_a_wrong_key_is_told_no_name() {
         (error.error.kind, error.reason),
         (SessionErrorKind::HostKey, Reason::UnknownKey(Some(shown)))
     );
-    let error =
-        place.connect_with(&format!("@cert-authority {}", place.known()), &[]).await.unwrap_err().error;
-    assert!(error.kind == SessionErrorKind::Local && error.message.contains("@cert-authority"), "{error:?}");
+    let error = place.connect_with(&format!("@cert-authority {}", place.known()), &[]).await.unwrap_err();
+    assert!(matches!(error.reason, Reason::UnknownKey(Some(_))), "{error:?}");
     assert_eq!(*place.peer.users.lock().unwrap(), [""; 0]);
     place.until_left().await;
     drop(place.connected().await);
     assert_eq!(*place.peer.users.lock().unwrap(), ["secret-name"]);
+}
+
+#[tokio::test]
+async fn a_host_may_be_vouched_for() {
+    let authority = new_key();
+    let sign = |config: &mut server::Config| {
+        let key = config.keys[0].public_key().key_data().clone();
+        let mut builder =
+            Builder::new_with_random_nonce(&mut russh::keys::key::safe_rng(), key, 0, u64::MAX >> 1).unwrap();
+        builder.cert_type(CertType::Host).unwrap().key_id("id").unwrap().valid_principal("peer").unwrap();
+        config.certificates = vec![builder.sign(&authority).unwrap()];
+    };
+    let place = Place::with(Peer { channels: 1, ..Peer::default() }, sign).await;
+    let text = authority.public_key().to_openssh().unwrap();
+    let connection = place.connect_with(&format!("@cert-authority peer {text}\n"), &[]).await;
+    let connection = connection.unwrap_or_else(|error| panic!("{error:?}"));
+    assert_eq!(all(&mut open(&connection, "say").await.stderr).await, "words");
+    // Whose authority is another one shows its key, which may be known.
+    let other = new_key().public_key().to_openssh().unwrap();
+    place
+        .connect_with(&format!("@cert-authority peer {other}\n{}", place.known()), &[])
+        .await
+        .map(drop)
+        .unwrap();
+    let error = place.connect_with(&format!("@cert-authority peer {other}\n"), &[]).await.unwrap_err();
+    assert!(matches!(error.reason, Reason::UnknownKey(_)), "{error:?}");
 }
 
 #[tokio::test]
