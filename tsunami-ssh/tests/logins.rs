@@ -136,8 +136,8 @@ impl Taken {
         Ok(session)
     }
 
-    /// Leaves the host, which must be as it was found.
-    async fn leave(self) {
+    /// Leaves the host, which must be as it was found. It ends with what is returned.
+    async fn leave(self) -> Machines {
         assert_eq!(self.provider.terminate(&self.run).await.unwrap(), []);
         self.connector.finish(&self.run).await;
         // fish makes its own.
@@ -147,6 +147,7 @@ impl Taken {
         let entries = fs::read_dir(self.home()).unwrap().map(|entry| entry.unwrap().path());
         assert_eq!(entries.filter(|path| !own(path)).collect::<Vec<_>>(), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(self.home().join(".tsunami")).into_iter().flatten().count(), 0);
+        self.existing
     }
 }
 
@@ -474,7 +475,7 @@ async fn a_script_of_a_providers_is_none_of_the_runs_commands(transport: Transpo
     let number: i32 = session.administer(script, &[]).await.unwrap().trim().parse().unwrap();
     let number = rustix::process::Pid::from_raw(number).unwrap();
     session.close().await.unwrap();
-    taken.leave().await;
+    let _existing = taken.leave().await;
     rustix::process::kill_process(number, rustix::process::Signal::KILL).expect("it goes on");
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use russh::client::Msg;
@@ -15,6 +16,7 @@ use rustix::fs::{FileType, fstat};
 use tokio::io::{AsyncReadExt, AsyncWrite, DuplexStream, duplex};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::transport::{Channel, Output};
@@ -25,6 +27,12 @@ const CHUNK_BYTES: usize = 32 << 10;
 /// How much of an output waits for its reader. Beyond that the whole connection waits: russh opens a window again as
 /// soon as it has received, so that this is what bounds memory.
 const WAITING_BYTES: usize = 1 << 20;
+
+/// How many messages wait at most, however small they are.
+const WAITING_MESSAGES: usize = 1024;
+
+/// How long the machine may take to close a channel that has come to its end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How much an output in memory takes before its reader reads.
 const PIPE_BYTES: usize = 64 << 10;
@@ -58,6 +66,7 @@ pub(super) async fn run(
         outputs: [OutputQueue::new(stdout), OutputQueue::new(Sink::Memory(stderr))],
         told: Some(told),
         read,
+        is_ending: false,
     };
     tokio::spawn(pump.run(write, input, dropped.clone(), closed));
     let output = |stream: DuplexStream| -> Output { Box::new(stream) };
@@ -169,6 +178,10 @@ impl OutputQueue {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.bytes >= WAITING_BYTES || self.waiting.len() >= WAITING_MESSAGES
+    }
+
     /// Writes what waits, and closes the output once it is whole.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let (Some(sink), Some(first)) = (&mut self.sink, self.waiting.front_mut()) {
@@ -214,6 +227,8 @@ struct Pump {
     outputs: [OutputQueue; 2],
     told: Option<oneshot::Sender<bool>>,
     read: ChannelReadHalf,
+    /// Whether the machine will close it by itself.
+    is_ending: bool,
 }
 
 impl Pump {
@@ -253,9 +268,20 @@ impl Pump {
                 let _ = dropped.run_until_cancelled(drained).await;
             }
             Over::Unwanted => {
+                let Self { outputs, mut read, is_ending, .. } = self;
+                drop(outputs);
+                let mut is_over = false;
+                if is_ending {
+                    // russh keeps something of a channel that is closed from here first.
+                    let last =
+                        async { while !matches!(read.wait().await, Some(ChannelMsg::Close) | None) {} };
+                    is_over = timeout(CLOSE_TIMEOUT, last).await.is_ok();
+                }
                 // The connection's task may be handing on to it, and must not wait.
-                drop(self);
-                let _ = closed.run_until_cancelled(write.close()).await;
+                drop(read);
+                if !is_over {
+                    let _ = closed.run_until_cancelled(write.close()).await;
+                }
             }
         }
     }
@@ -266,12 +292,16 @@ impl Pump {
             match self.next(closed).await {
                 Some(ChannelMsg::Data { data }) => self.outputs[0].push(data),
                 Some(ChannelMsg::ExtendedData { data, ext: 1 }) => self.outputs[1].push(data),
-                Some(ChannelMsg::Eof) => self.outputs.iter_mut().for_each(|output| output.is_whole = true),
+                Some(ChannelMsg::Eof) => {
+                    self.is_ending = true;
+                    self.outputs.iter_mut().for_each(|output| output.is_whole = true);
+                }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.tell(exit_status == 0),
                 Some(ChannelMsg::ExitSignal { .. }) => self.tell(false),
                 // It runs nothing, and some leave the channel open.
                 Some(ChannelMsg::Failure) => {
                     self.tell(false);
+                    self.is_ending = false;
                     return Over::Unwanted;
                 }
                 Some(ChannelMsg::Close) | None => return Over::Closed,
@@ -288,20 +318,22 @@ impl Pump {
     async fn next(&mut self, closed: &CancellationToken) -> Option<ChannelMsg> {
         let Self { outputs, read, .. } = self;
         let (mut message, mut closing) = (pin!(read.wait()), pin!(closed.cancelled()));
-        let mut is_closed = closed.is_cancelled();
         poll_fn(move |cx| {
             let mut is_full = false;
             for output in outputs.iter_mut() {
                 let _ = output.poll_drain(cx);
-                is_full |= output.bytes >= WAITING_BYTES;
+                is_full |= output.is_full();
             }
-            is_closed = is_closed || closing.as_mut().poll(cx).is_ready();
-            if is_full && !is_closed { Poll::Pending } else { message.as_mut().poll(cx) }
+            if is_full && !closed.is_cancelled() {
+                ready!(closing.as_mut().poll(cx));
+            }
+            message.as_mut().poll(cx)
         })
         .await
     }
 
     fn tell(&mut self, succeeded: bool) {
+        self.is_ending = true;
         if let Some(told) = self.told.take() {
             let _ = told.send(succeeded);
         }

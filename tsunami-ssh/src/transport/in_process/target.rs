@@ -203,7 +203,9 @@ impl Target {
                         LOGIN_KEYS.contains(&name).then(|| name.to_owned())
                     })?;
                 }
-                "PubkeyAuthentication" if value == "yes" => {}
+                // Bound to the host or not, it is the same to whoever holds the key.
+                "PubkeyAuthentication" if ["yes", "true", "unbound", "host-bound"].contains(&value) => {}
+                "PubkeyAuthentication" => return Err(not_here(keyword, value)),
                 "PreferredAuthentications" if value.split(',').any(|method| method == "publickey") => {}
                 // ssh goes on to these where no key lets it in.
                 "GSSAPIAuthentication" | "HostbasedAuthentication" if value == "yes" => {
@@ -237,12 +239,9 @@ impl Target {
                 // Host-based logins, authorities of hosts, and a socket option that is off as it is.
                 "EnableSSHKeysign" | "HostbasedAcceptedAlgorithms" | "CASignatureAlgorithms" => {}
                 "TCPKeepAlive" if value == "no" => {}
-                _ if value == "no" || value == "none" => {}
+                _ if ["no", "none", "false"].contains(&value) => {}
                 _ => return Err(not_here(keyword, &values.join(" "))),
             }
-        }
-        if !settings.iter().any(|setting| setting.keyword() == "KexAlgorithms") {
-            target.algorithms.kex = KEX.to_vec();
         }
         Ok(target)
     }
@@ -401,4 +400,79 @@ fn rekey_limits(values: &[&str]) -> Option<Limits> {
         }
     };
     Some(Limits::new(bytes, bytes, time))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Word;
+
+    fn kex(list: &str) -> Vec<String> {
+        let names = chosen("KexAlgorithms", list, &KEX[..3], kex_named).unwrap_or_default();
+        names.iter().map(|name| name.as_ref().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_list_of_algorithms_is_applied_as_ssh_applies_it() {
+        let [first, second, third] = [&KEX[0], &KEX[1], &KEX[2]].map(AsRef::as_ref);
+        let other = "diffie-hellman-group14-sha256";
+        for (list, names) in [
+            (format!("{second},unknown,{first},{second}"), vec![second, first]),
+            (format!("^{third}"), vec![third, first, second]),
+            (format!("^{other}"), vec![other, first, second, third]),
+            (format!("+{other},{first}"), vec![first, second, third, other]),
+            ("-curve25519-*".to_owned(), vec![first]),
+            ("unknown".to_owned(), vec![]),
+            ("-*".to_owned(), vec![]),
+        ] {
+            assert_eq!(kex(&list), names, "{list}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_as_people_and_ssh_write_them() {
+        let read = |text: &str| {
+            let limits = rekey_limits(&text.split(' ').collect::<Vec<_>>())?;
+            Some((limits.rekey_read_limit, limits.rekey_time_limit.as_secs()))
+        };
+        assert_eq!(read("default none"), Some((1 << 30, 3600)));
+        assert_eq!(read("0 0"), Some((1 << 30, 3600)));
+        assert_eq!(read("64K"), Some((64 << 10, 3600)));
+        assert_eq!(read("1048576 600"), Some((1 << 20, 600)));
+        assert_eq!(read("500G 10m"), Some((1 << 30, 600)));
+        for odd in ["", "much", "1K often"] {
+            assert_eq!(read(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_put_in_place_and_unknown_ones_are_an_error() {
+        let tokens = Tokens { host: "box", port: 2222, user: Some("me"), key_name: "key" };
+        assert_eq!(tokens.put_into("nc %h %p %r %k 100%%").unwrap(), "nc box 2222 me key 100%");
+        for odd in ["%", "%C", "%L"] {
+            assert_eq!(tokens.put_into(odd), None, "{odd}");
+        }
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(tokens.path("~/.ssh/%h").unwrap(), home.join(".ssh/box"));
+        assert_eq!(tokens.path("~other/id"), None);
+        assert_eq!(tokens.path("${TSUNAMI_NO_SUCH_VARIABLE}/id"), None);
+    }
+
+    #[test]
+    fn the_first_setting_of_a_kind_counts_but_all_files_of_keys_do() {
+        let word = |keyword, value| Setting::new(keyword, Word::ours(value));
+        let target = Target::of(&[
+            word("HostName", "fe80::1%%eth0"),
+            word("Port", "2222"),
+            word("Port", "22"),
+            word("IdentityFile", "/a%%b"),
+            word("IdentityFile", "/c"),
+            word("IdentityAgent", "none"),
+            word("IdentityAgent", "/agent"),
+        ])
+        .unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("fe80::1%eth0", 2222));
+        assert_eq!(target.identities.unwrap(), ["/a%b", "/c"].map(PathBuf::from));
+        assert_eq!(target.agent, None);
+    }
 }
