@@ -248,7 +248,12 @@ fn words(error: &russh::Error) -> String {
     match error {
         russh::Error::KeepaliveTimeout => "the machine is silent".to_owned(),
         russh::Error::Disconnect | russh::Error::HUP => "the machine closed the connection".to_owned(),
-        russh::Error::IO(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+        russh::Error::IO(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ) =>
+        {
             "the machine closed the connection".to_owned()
         }
         error => shown(&error.to_string()),
