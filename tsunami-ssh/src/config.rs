@@ -57,7 +57,8 @@ pub enum Transport {
     OpenSsh,
     /// Connections of this process's own, without a process for each: a machine costs the controller about a tenth of
     /// what a master does. Logs in with ed25519 and ECDSA keys, and with all that an agent has; what a host's
-    /// ssh_config asks for beyond that is refused by name.
+    /// ssh_config asks for beyond that is refused by name. Key exchange is mlkem768x25519, then curve25519; sntrup761 it
+    /// hasn't, nor RSA host keys.
     InProcess,
 }
 
