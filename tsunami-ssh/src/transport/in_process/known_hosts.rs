@@ -8,6 +8,8 @@ use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertifi
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownKeys {
     trusted: Vec<PublicKey>,
+    /// Trusted at the host's usual port.
+    elsewhere: Vec<PublicKey>,
     revoked: Vec<PublicKey>,
     /// Who may vouch for the host's keys.
     authorities: Vec<PublicKey>,
@@ -78,7 +80,7 @@ impl KnownKeys {
             }
             // Of somebody else's word only the key counts.
         }
-        if is_in(&key, &self.trusted) {
+        if is_in(&key, &self.trusted) || is_in(&key, &self.elsewhere) {
             Standing::Known
         } else if self.trusted.iter().any(|known| known.algorithm() == key.algorithm()) {
             Standing::Changed
@@ -87,9 +89,13 @@ impl KnownKeys {
         }
     }
 
-    /// Whether any key of the host is known.
-    pub(super) fn has_trusted(&self) -> bool {
-        !self.trusted.is_empty()
+    /// Adds what a file says about the host at its usual port: a key that is known there is known, and another one is
+    /// no changed one.
+    pub(super) fn add_elsewhere(&mut self, name: &str, text: &str) {
+        let mut elsewhere = Self::default();
+        elsewhere.add(name, text);
+        self.elsewhere.append(&mut elsewhere.trusted);
+        self.revoked.append(&mut elsewhere.revoked);
     }
 
     /// Whether a certificate may tell that a key is the host's.
@@ -100,7 +106,7 @@ impl KnownKeys {
     /// Puts the kinds of which a key is known first, so that a host with several keys shows a known one.
     pub(super) fn prefer(&self, algorithms: &mut [Algorithm]) {
         let is_known = |algorithm: &Algorithm| {
-            self.trusted.iter().any(|key| match (key.algorithm(), algorithm) {
+            self.trusted.iter().chain(&self.elsewhere).any(|key| match (key.algorithm(), algorithm) {
                 (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
                 (known, algorithm) => known == *algorithm,
             })
@@ -265,6 +271,15 @@ mod tests {
         let mut algorithms = [Algorithm::Ed25519, ecdsa.algorithm(), Algorithm::Rsa { hash: None }];
         keys.prefer(&mut algorithms);
         assert_eq!(algorithms[0], ecdsa.algorithm());
+    }
+
+    #[test]
+    fn a_key_at_the_usual_port_is_known_at_another_one() {
+        let mut keys = known("[box]:2222", "");
+        keys.add_elsewhere("box", &format!("box {KEY}\n@revoked box {ECDSA}\n"));
+        assert_eq!(keys.of_key(&key(KEY)), Standing::Known);
+        assert_eq!(keys.of_key(&key(OTHER)), Standing::Unknown);
+        assert_eq!(keys.of_key(&key(ECDSA)), Standing::Revoked);
     }
 
     #[test]

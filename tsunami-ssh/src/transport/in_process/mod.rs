@@ -100,10 +100,10 @@ async fn known_keys(target: &Target, pinned: Option<String>) -> Result<KnownKeys
         }
     }
     texts.iter().for_each(|text| known.add(&name, text));
-    // As ssh does: a host's key is trusted at another port, too, if nothing is known of that.
-    if !known.has_trusted() && target.key_name.is_none() && target.port != 22 {
+    // As ssh does: a host's key is trusted at another port, too.
+    if target.key_name.is_none() && target.port != 22 {
         let name = known_hosts::name(&target.host, 22);
-        texts.iter().for_each(|text| known.add(&name, text));
+        texts.iter().for_each(|text| known.add_elsewhere(&name, text));
     }
     Ok(known)
 }
