@@ -91,7 +91,7 @@ pub(crate) async fn machines(
         addresses.network = text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name));
         let mut login = Login::default();
         login.user = text::user(tag::value(tags, tag::USER));
-        login.host_key.clone_from(&host_key);
+        login.host_key.clone_from(host_key);
         let interrupted = interrupted.get(&id).cloned().or(reason);
         let mut machine = Machine::new(MachineId::new(id), run, group, index, state)
             .addresses(addresses)

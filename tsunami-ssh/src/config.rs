@@ -275,7 +275,7 @@ pub(crate) struct CommandLine(String);
 
 impl CommandLine {
     /// What the user's own configuration says. Never what a provider or a machine does.
-    fn of_user(what: &'static str, text: &str) -> Result<Self, Unfit> {
+    pub(crate) fn of_user(what: &'static str, text: &str) -> Result<Self, Unfit> {
         match text.is_empty() || text.starts_with('=') || text.chars().any(char::is_control) {
             true => Err(Unfit::new(what, text)),
             false => Ok(Self(text.to_owned())),
@@ -330,6 +330,20 @@ impl Setting {
     }
 }
 
+impl Setting {
+    pub(crate) fn keyword(&self) -> &'static str {
+        self.keyword
+    }
+
+    /// Its values, as ssh reads them: a `%` may begin a token.
+    pub(crate) fn values(&self) -> Vec<&str> {
+        match &self.value {
+            Value::Words(words) => words.iter().map(|word| word.0.as_str()).collect(),
+            Value::Line(line) => vec![&line.0],
+        }
+    }
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.keyword)?;
@@ -356,6 +370,10 @@ impl Entry {
         self.settings.push(Setting::new(keyword, word));
     }
 
+    pub(crate) fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
     /// The line by which the entry is found.
     pub(crate) fn head(&self) -> String {
         format!("Host {}\n", self.alias)
@@ -369,12 +387,10 @@ impl fmt::Display for Entry {
     }
 }
 
-/// The run's ssh_config: what holds for whatever is connected to, then the entries, then what holds where
-/// they say nothing. ssh takes the first value that it finds, and reads no other configuration beside it: of
-/// the user's, only what [`Entry::of_host`] takes over about a host can be reached.
-pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>) -> Result<String, Unfit> {
+/// What holds for whatever is connected to.
+pub(crate) fn always(options: &SshOptions) -> Vec<Setting> {
     let ours = |keyword, value| Setting::new(keyword, Word::ours(value));
-    let always = [
+    vec![
         ours("BatchMode", "yes"),
         ours("GlobalKnownHostsFile", "/dev/null"),
         ours("UpdateHostKeys", "no"),
@@ -392,8 +408,13 @@ pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>
         ours("PermitLocalCommand", "no"),
         ours("ControlPersist", "no"),
         ours("LogLevel", "INFO"),
-    ];
-    let otherwise = [
+    ]
+}
+
+/// What holds where an entry says nothing.
+pub(crate) fn otherwise(files: &Files, kex: Option<&str>) -> Result<Vec<Setting>, Unfit> {
+    let ours = |keyword, value| Setting::new(keyword, Word::ours(value));
+    let mut settings = vec![
         ours("StrictHostKeyChecking", "yes"),
         Setting::new("UserKnownHostsFile", Word::path("path", &files.known_hosts)?),
         ours("IdentitiesOnly", "yes"),
@@ -401,6 +422,16 @@ pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>
         ours("PasswordAuthentication", "no"),
         ours("KbdInteractiveAuthentication", "no"),
     ];
+    if let Some(kex) = kex {
+        settings.push(Setting::new("KexAlgorithms", Word::algorithms(kex)?));
+    }
+    Ok(settings)
+}
+
+/// The run's ssh_config: what holds for whatever is connected to, then the entries, then what holds where
+/// they say nothing. ssh takes the first value that it finds, and reads no other configuration beside it: of
+/// the user's, only what [`Entry::of_host`] takes over about a host can be reached.
+pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>) -> Result<String, Unfit> {
     let mut text =
         "# Made by tsunami for one run. `ssh -F <this file> <machine>` works for as long as the run \
                     does.\n\
@@ -409,13 +440,10 @@ pub(crate) fn main_config(options: &SshOptions, files: &Files, kex: Option<&str>
     let mut add = |setting: &Setting| {
         let _ = writeln!(text, "  {setting}");
     };
-    always.iter().for_each(&mut add);
+    always(options).iter().for_each(&mut add);
     add(&Setting::new("Include", Word::path("path", &files.hosts)?));
-    add(&ours("Host", "*"));
-    otherwise.iter().for_each(&mut add);
-    if let Some(kex) = kex {
-        add(&Setting::new("KexAlgorithms", Word::algorithms(kex)?));
-    }
+    add(&Setting::new("Host", Word::ours("*")));
+    otherwise(files, kex)?.iter().for_each(&mut add);
     Ok(text)
 }
 

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use ssh_key::PublicKey;
@@ -18,8 +17,9 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Backoff, Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
+    Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
 };
 
 use crate::blocking::blocking;
@@ -31,18 +31,14 @@ use crate::janitor::Janitor;
 use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use crate::session::SshSession;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
-use crate::transport::{Connection, Transport};
+use crate::transport::{ConnectError, Connection, Reason, ShownKey, Transport, TransportKind};
 use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
 const SOCKET_PATH_BYTES: usize = 88;
 
-/// The first pause between two attempts at a machine that is not ready yet; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// Makes [`Session`]s over OpenSSH.
+/// Makes [`Session`]s over SSH.
 ///
 /// A run has an ssh_config of its own in its private directory, with the run's key, its pinned host keys, and
 /// one alias a machine; `ssh -F` with that file reaches the machines as tsunami does. It holds the options that the run
@@ -64,8 +60,10 @@ pub struct SshConnector {
 pub(crate) struct RunSsh {
     files: Files,
     options: SshOptions,
-    /// What ssh does without any configuration.
-    defaults: Arc<Resolved>,
+    /// What ssh does without any configuration, once somebody has asked.
+    defaults: OnceCell<Arc<Resolved>>,
+    /// What the run's ssh_config says about hosts that existed before it.
+    entries: Mutex<HashMap<String, Entry>>,
     jump: OnceCell<Master>,
     /// Done once the way through the jump host is written down.
     jump_written: OnceCell<()>,
@@ -77,6 +75,8 @@ pub(crate) struct RunSsh {
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
     parked: Mutex<HashMap<String, Arc<dyn Connection>>>,
+    /// Ends all connections of this process's own once the run is finished, whoever still holds a session.
+    over: CancellationToken,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
 }
@@ -114,12 +114,13 @@ impl SshConnector {
 
     /// What ssh does without any configuration.
     async fn defaults(&self) -> Result<Arc<Resolved>, SessionError> {
-        let ask = async || {
-            let mut ssh = Command::new("ssh");
-            Ok(Arc::new(resolved(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?))
-        };
-        self.defaults.get_or_try_init(ask).await.cloned()
+        self.defaults.get_or_try_init(ask_defaults).await.cloned()
     }
+}
+
+async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
+    let mut ssh = Command::new("ssh");
+    Ok(Arc::new(resolved(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?))
 }
 
 /// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
@@ -165,8 +166,17 @@ impl Connector for SshConnector {
         let options = blocking(move || remembered(&known, &options)).await.map_err(unread)?;
         let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
         options.check().map_err(unfit)?;
-        let defaults = self.defaults().await?;
-        let kex = options.kex.clone().or_else(|| preferred_kex(&defaults));
+        let defaults = OnceCell::new();
+        let kex = match (&options.kex, options.transport) {
+            (Some(kex), _) => Some(kex.clone()),
+            // Machines of the run's own are reached without any ssh, which may be a program that isn't here.
+            (None, TransportKind::InProcess) => None,
+            (None, TransportKind::OpenSsh) => {
+                let known = self.defaults().await?;
+                defaults.set(known.clone()).ok();
+                preferred_kex(&known)
+            }
+        };
         let main = config::main_config(&options, &files, kex.as_deref()).map_err(unfit)?;
         let (write, sockets) = (files.clone(), directory.clone());
         let write = move || {
@@ -184,12 +194,14 @@ impl Connector for SshConnector {
             files,
             options,
             defaults,
+            entries: Mutex::default(),
             jump: OnceCell::new(),
             jump_written: OnceCell::new(),
             next_socket: AtomicU32::new(0),
             unwritten: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             parked: Mutex::default(),
+            over: CancellationToken::new(),
             janitor: Mutex::new(Some(janitor)),
         };
         self.runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), Arc::new(ssh));
@@ -217,6 +229,7 @@ impl Connector for SshConnector {
         let ssh = self.runs.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         if let Some(ssh) = ssh {
             ssh.parked.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            ssh.over.cancel();
             let janitor = ssh.janitor.lock().unwrap_or_else(PoisonError::into_inner).take();
             // It waits for a process. Where no thread is to be had, the janitor ends all the same.
             let _ = spawn_blocking(move || drop(janitor)).await;
@@ -231,26 +244,25 @@ impl SshConnector {
             return Ok(SshSession::new(ssh, machine, connection));
         }
         let route = ssh.route(machine).await?;
-        if let Some((host, port)) = &route {
+        let transport = ssh.transport(machine);
+        if let Some((host, port)) = route.as_ref().filter(|_| !transport.is_cheap()) {
             let answering = probe::until_answering(host, *port, deadline).await;
             answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
         }
-        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut pauses = transport.pauses();
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
-        let transport = ssh.transport(machine);
-        let mut earlier = None;
+        let mut before = None;
         let connection = loop {
-            let error = match transport.connect(deadline).await {
-                Ok(connection) => break connection,
-                Err(error) => error,
+            let error = match (transport.connect(deadline).await, before.take()) {
+                (Ok(connection), _) => break connection,
+                // An attempt that runs out of time tells less than one that came to its end.
+                (Err(_), Some(before)) if Instant::now() >= deadline => before,
+                (Err(error), _) => error,
             };
-            // An attempt that ran out of time says less than the one before it.
-            let error = earlier.take_if(|_| Instant::now() >= deadline).unwrap_or(error);
-            let refused = error.message.contains("Permission denied");
-            let hopeless = match error.kind {
-                SessionErrorKind::Connect => refused && !is_young,
+            let hopeless = match error.error.kind {
+                SessionErrorKind::Connect => error.reason == Reason::LoginRefused && !is_young,
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
                 _ => true,
             };
@@ -258,9 +270,9 @@ impl SshConnector {
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
-            tracing::debug!(machine = machine.name(), %error, "not connected yet");
+            tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
+            before = Some(error);
             sleep(pause).await;
-            earlier = Some(error);
         };
         Ok(SshSession::new(ssh, machine, connection))
     }
@@ -289,13 +301,54 @@ impl RunSsh {
     }
 
     /// Starts a master for a machine, or for one more connection to it.
-    pub(crate) async fn master(&self, machine: &Machine, deadline: Instant) -> Result<Master, SessionError> {
+    pub(crate) async fn master(&self, machine: &Machine, deadline: Instant) -> Result<Master, ConnectError> {
         let options = self.way(machine, deadline).await?;
         self.start(&machine.name(), &options, deadline).await
     }
 
+    /// All that the run's ssh_config says for a connection to a machine, in the order in which it counts, and what its
+    /// known_hosts says beyond the files that are named there.
+    pub(crate) async fn settings(
+        &self,
+        machine: &Machine,
+        deadline: Instant,
+    ) -> Result<(Vec<Setting>, Option<String>), ConnectError> {
+        let name = machine.name();
+        let unfit = |error: Unfit| error.of(&name);
+        let mut settings = self.way(machine, deadline).await?;
+        settings.extend(config::always(&self.options));
+        let known = match &machine.login.host_key {
+            Some(key) => {
+                let entry = Entry::of_machine(machine, &self.options, &self.files).map_err(unfit)?;
+                settings.extend_from_slice(entry.settings());
+                Some(config::known_host(machine, key).map_err(unfit)?)
+            }
+            None => {
+                let entries = || self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+                if !entries().contains_key(&name) {
+                    self.route(machine).await?;
+                }
+                settings.extend(entries().get(&name).into_iter().flat_map(Entry::settings).cloned());
+                None
+            }
+        };
+        settings.extend(config::otherwise(&self.files, self.options.kex.as_deref()).map_err(unfit)?);
+        Ok((settings, known))
+    }
+
+    /// Cancelled once the run is over.
+    pub(crate) fn over(&self) -> &CancellationToken {
+        &self.over
+    }
+
+    /// Notes the key of a host that was accepted, as ssh does.
+    pub(crate) async fn accept(&self, name_and_type: String, line: String) -> Result<(), SessionError> {
+        self.put(&self.files.known_hosts, name_and_type, line);
+        self.written().await
+    }
+
     /// What stands before the config's settings for a connection to a machine.
-    async fn way(&self, machine: &Machine, deadline: Instant) -> Result<Vec<Setting>, SessionError> {
+    async fn way(&self, machine: &Machine, deadline: Instant) -> Result<Vec<Setting>, ConnectError> {
         let unfit = |error: Unfit| error.of(&machine.name());
         let mut options = Vec::new();
         if let Some((host, port)) = config::endpoint(machine) {
@@ -317,7 +370,7 @@ impl RunSsh {
         alias: &str,
         options: &[Setting],
         deadline: Instant,
-    ) -> Result<Master, SessionError> {
+    ) -> Result<Master, ConnectError> {
         let (socket, group) = self.socket()?;
         let alias = Word::alias(alias).map_err(|error| error.of(alias))?;
         Master::start(&self.files.config, &alias, socket, group, options, deadline).await
@@ -367,14 +420,17 @@ impl RunSsh {
                     &name,
                     &host,
                     &resolved,
-                    &self.defaults,
+                    self.defaults().await?,
                     through.as_deref(),
                     &self.options,
                     &self.files,
                 );
+                let entry = entry.map_err(unfit)?;
+                let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+                entries.insert(name.clone(), entry.clone());
                 let host = resolved.get("hostname").unwrap_or_default().to_owned();
                 let port = resolved.get("port").and_then(|port| port.parse().ok()).unwrap_or(22);
-                (entry.map_err(unfit)?, (!resolved.is_proxied()).then_some((host, port)))
+                (entry, (!resolved.is_proxied()).then_some((host, port)))
             }
         };
         self.put(&self.files.hosts, entry.head(), entry.to_string());
@@ -418,7 +474,7 @@ impl RunSsh {
                 &alias,
                 host,
                 &resolved,
-                &self.defaults,
+                self.defaults().await?,
                 through.as_deref(),
                 &self.options,
                 &self.files,
@@ -428,6 +484,11 @@ impl RunSsh {
             through = Some(alias);
         }
         through.ok_or_else(|| SessionError::new(SessionErrorKind::Local, "no jump host is named"))
+    }
+
+    /// What ssh does without any configuration.
+    async fn defaults(&self) -> Result<&Resolved, SessionError> {
+        self.defaults.get_or_try_init(ask_defaults).await.map(|known| &**known)
     }
 
     fn put(&self, file: &Path, key: String, entry: String) {
@@ -454,7 +515,8 @@ impl RunSsh {
     }
 
     /// Adds to an error what the user can do about it.
-    async fn explain(&self, machine: &Machine, error: SessionError, deadline: Instant) -> SessionError {
+    async fn explain(&self, machine: &Machine, error: ConnectError, deadline: Instant) -> SessionError {
+        let ConnectError { error, reason } = error;
         if error.kind != SessionErrorKind::HostKey {
             return error;
         }
@@ -464,22 +526,27 @@ impl RunSsh {
             return SessionError::new(SessionErrorKind::HostKey, message);
         }
         let name = if is_jump { JUMP.to_owned() } else { machine.name() };
-        if error.message.contains("REVOKED HOST KEY") {
-            return error.help("the key that the host showed is marked as revoked: do not connect");
-        }
-        if error.message.contains("IDENTIFICATION HAS CHANGED") {
-            return error.help(
-                "the host's key is not the known one: if that is expected, remove the old key with \
-                 `ssh-keygen -R`, else do not connect",
-            );
-        }
-        let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
-        let shown = match way {
-            Ok(way) => self.shown_key(&name, way, deadline).await,
-            Err(_) => None,
+        let shown = match reason {
+            Reason::RevokedKey => {
+                return error.help("the key that the host showed is marked as revoked: do not connect");
+            }
+            Reason::ChangedKey => {
+                return error.help(
+                    "the host's key is not the known one: if that is expected, remove the old key with \
+                     `ssh-keygen -R`, else do not connect",
+                );
+            }
+            Reason::UnknownKey(Some(shown)) => Some(shown),
+            Reason::UnknownKey(None) | Reason::LoginRefused | Reason::Other => {
+                let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
+                match way {
+                    Ok(way) => self.shown_key(&name, way, deadline).await,
+                    Err(_) => None,
+                }
+            }
         };
         match shown {
-            Some((fingerprint, line)) => error.remedy(Remedy::TrustNewHosts).help(format!(
+            Some(ShownKey { fingerprint, line }) => error.remedy(Remedy::TrustNewHosts).help(format!(
                 "{name} showed the key {fingerprint}. If it is the right one, add this line to your \
                  known_hosts:\n  {line}"
             )),
@@ -489,7 +556,7 @@ impl RunSsh {
 
     /// The key that a host shows to those who come the same way, as a fingerprint and as a line of known_hosts. The
     /// connection ends with the key exchange: nobody is named to the host, and nothing is logged in to.
-    async fn shown_key(&self, alias: &str, way: Vec<Setting>, deadline: Instant) -> Option<(String, String)> {
+    async fn shown_key(&self, alias: &str, way: Vec<Setting>, deadline: Instant) -> Option<ShownKey> {
         /// Tells the name that ssh looks for, and the key that it is shown, which stays unknown.
         const TELL: &str = "KnownHostsCommand=/bin/sh -c 'echo \"$1 $2 $3\" >&2' sh %H %t %K";
         let group = self.socket().ok()?.1;
@@ -507,7 +574,7 @@ impl RunSsh {
             let (name, key) = line.split_once(' ')?;
             let key = PublicKey::from_openssh(key).ok()?;
             let line = format!("{name} {}", key.to_openssh().ok()?);
-            Some((key.fingerprint(Default::default()).to_string(), line))
+            Some(ShownKey { fingerprint: key.fingerprint(Default::default()).to_string(), line })
         })
     }
 }
@@ -701,7 +768,7 @@ mod tests {
         let connector = SshConnector::default();
         // Somebody who gives up does not take back what is under way.
         let given_up = connector.prepare(&run, &directory);
-        assert!(tokio::time::timeout(Duration::ZERO, given_up).await.is_err());
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, given_up).await.is_err());
         let prepared = (0..8).map(|_| connector.prepare(&run, &directory));
         let keys = futures_util::future::try_join_all(prepared).await.unwrap();
         let kept = keys::obtain(&directory.join("ssh/id_ed25519"), "").unwrap();

@@ -2,7 +2,7 @@
 //!
 //! - [`SshConnector`] connects to machines of any provider, with one `ssh` master process a machine. Every command,
 //!   script and transfer is a channel of it, through the native multiplexing protocol of the [`openssh`] crate: no
-//!   process is spent on a command.
+//!   process is spent on a command. With [`Transport::InProcess`], a machine is a connection of this process's own.
 //! - [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses.
 //! - [`HostsProvider`] takes machines that exist already.
 //!
@@ -32,6 +32,19 @@
 //! it is never logged in to before it shows the right one. Where an ssh_config of the user's says how to reach a host or
 //! a jump host, ssh itself is asked what that means. What connects has an ssh_config of its own in the run's directory,
 //! see [`run_config`].
+//!
+//! # Which transport
+//!
+//! Both go by the same ssh_config and known_hosts, and keep the same promises. Differences:
+//!
+//! - Over OpenSSH, all is done that `ssh` does without asking anybody: smart cards, users' certificates in
+//!   files, GSSAPI. In this process, keys come from files (ed25519, ECDSA) and from an agent (all kinds); what
+//!   else an ssh_config asks for is an error that names it, never something that is left out.
+//! - In this process, machines of the run's own need no `ssh` on this computer. Hosts do, since `ssh -G` tells what their
+//!   configuration means, and so do jump hosts, which an `ssh` passes.
+//! - In this process, an output that is not read holds up the other channels of its connection once a mebibyte of it
+//!   waits; over OpenSSH, only itself. Commands' outputs are always read, and a download is as fast as this computer's
+//!   disk.
 //!
 //! # Commands
 //!

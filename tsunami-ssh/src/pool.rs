@@ -230,10 +230,10 @@ impl Pool {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             match self.transport.connect(deadline).await {
-                Err(error) if error.kind == SessionErrorKind::Connect && Instant::now() < deadline => {
+                Err(error) if error.error.kind == SessionErrorKind::Connect && Instant::now() < deadline => {
                     sleep(REFUSAL_PAUSE).await;
                 }
-                connected => return connected,
+                connected => return connected.map_err(SessionError::from),
             }
         }
     }
@@ -315,7 +315,7 @@ impl Pool {
                 true
             }
             Err(error) => {
-                tracing::debug!(machine = self.machine, %error, "no further connection");
+                tracing::debug!(machine = self.machine, error = %error.error, "no further connection");
                 false
             }
         }

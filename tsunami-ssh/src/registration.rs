@@ -393,7 +393,7 @@ usr = 1
                 "8:7 these aren't names of key exchange algorithms (list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`)",
                 "9:19 this can't be zero",
                 r#"10:13 expected a duration such as "90s", found an integer"#,
-                r#"11:13 `transport` can't be "russh" (known here: openssh)"#,
+                r#"11:13 `transport` can't be "russh" (known here: openssh, in-process)"#,
                 "12:1 unknown key `usr` (did you mean `user`?)",
             ]
         );

@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use tsunami_core::testing::conformance::ProviderHarness;
 use tsunami_core::{Command, Connector, MachineSpec, Provider, RunId, Session};
-use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions};
+use tsunami_ssh::{
+    HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind,
+};
 
 #[derive(Debug)]
 struct Local {
@@ -24,10 +26,10 @@ struct Local {
 }
 
 impl Local {
-    fn new() -> Self {
+    fn new(transport: TransportKind) -> Self {
         let root = tempfile::tempdir().unwrap();
         let runs = (0..10).map(|_| unique_run()).collect();
-        let connector = SshConnector::new(SshOptions::default());
+        let connector = SshConnector::new(SshOptions::default().transport(transport));
         Self { provider: LocalProvider::new(root.path()), connector, runs, root }
     }
 }
@@ -55,11 +57,6 @@ impl ProviderHarness for Local {
     }
 }
 
-mod local_provider {
-    use super::*;
-    tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], async { Local::new() });
-}
-
 /// Hosts that exist already: they are another run's local machines, so that there is something to reach.
 #[derive(Debug)]
 struct Hosts {
@@ -71,10 +68,11 @@ struct Hosts {
 }
 
 impl Hosts {
-    async fn new() -> Self {
-        let existing = Machines::launch(3).await;
+    async fn new(transport: TransportKind) -> Self {
+        let existing = Machines::launch(3, transport).await;
         let root = tempfile::tempdir().unwrap();
-        let connector = Arc::new(SshConnector::new(options(&existing)));
+        let options = options(&existing).transport(transport);
+        let connector = Arc::new(SshConnector::new(options));
         let runs = (0..10).map(|_| unique_run()).collect();
         let provider = HostsProvider::new(root.path(), connector.clone());
         Self { provider, connector, runs, existing, root }
@@ -134,11 +132,6 @@ impl ProviderHarness for Hosts {
     }
 }
 
-mod hosts_provider {
-    use super::*;
-    tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], Hosts::new());
-}
-
 /// A session to a machine that lives as long.
 struct Connected {
     session: Box<dyn Session>,
@@ -151,8 +144,8 @@ impl AsRef<dyn Session> for Connected {
     }
 }
 
-async fn connected() -> Connected {
-    let machines = Machines::launch(1).await;
+async fn connected(transport: TransportKind) -> Connected {
+    let machines = Machines::launch(1, transport).await;
     Connected { session: connect(&machines, 0).await, _machines: machines }
 }
 
@@ -162,15 +155,41 @@ async fn connect(machines: &Machines, index: usize) -> Box<dyn Session> {
     session.unwrap_or_else(|error| panic!("{error}"))
 }
 
-mod session {
-    use super::*;
-    tsunami_core::session_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
+/// All suites over one transport.
+macro_rules! suites {
+    ($name:ident, $transport:expr) => {
+        mod $name {
+            mod local_provider {
+                use super::super::*;
+                tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], async { Local::new($transport) });
+            }
+
+            mod hosts_provider {
+                use super::super::*;
+                tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], Hosts::new($transport));
+            }
+
+            mod session {
+                use super::super::*;
+                tsunami_core::session_conformance!(#[tokio::test(flavor = "multi_thread")], connected($transport));
+            }
+
+            mod shell {
+                use super::super::*;
+                tsunami_core::shell_conformance!(#[tokio::test(flavor = "multi_thread")], connected($transport));
+            }
+        }
+    };
 }
 
-mod shell {
-    use super::*;
-    tsunami_core::shell_conformance!(#[tokio::test(flavor = "multi_thread")], connected());
-}
+suites!(over_openssh, TransportKind::OpenSsh);
+suites!(over_in_process, TransportKind::InProcess);
+
+over_each_transport!(
+    a_young_machine_with_another_host_key_is_asked_again,
+    a_young_machine_that_refuses_the_login_is_asked_again,
+    the_newest_machine_of_a_name_is_reached_while_the_old_one_lives,
+);
 
 /// A machine's address and port, where a connection is handed on to the first of `ways` for so many times, then to the
 /// second.
@@ -191,9 +210,8 @@ async fn changing(ways: [(String, u16); 2], mut times: u32) -> u16 {
 }
 
 /// A machine of the run's own may show its image's host key before the one that it was given.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_young_machine_with_another_host_key_is_asked_again() {
-    let machines = Machines::launch(2).await;
+async fn a_young_machine_with_another_host_key_is_asked_again(transport: TransportKind) {
+    let machines = Machines::launch(2, transport).await;
     let [mut machine, other] = [0, 1].map(|place: usize| machines.machines[place].clone());
     assert_ne!(machine.login.host_key, other.login.host_key);
     let way = |machine: &tsunami_core::Machine| {
@@ -215,9 +233,8 @@ async fn a_young_machine_with_another_host_key_is_asked_again() {
 }
 
 /// The key that may log in comes to a machine of the run's own after its sshd, by as much as half a minute.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_young_machine_that_refuses_the_login_is_asked_again() {
-    let machines = Machines::launch(1).await;
+async fn a_young_machine_that_refuses_the_login_is_asked_again(transport: TransportKind) {
+    let machines = Machines::launch(1, transport).await;
     let keys = machines.directory().join("local/node-0/authorized_keys");
     let later = keys.with_extension("later");
     fs::rename(&keys, &later).unwrap();
@@ -231,9 +248,8 @@ async fn a_young_machine_that_refuses_the_login_is_asked_again() {
 }
 
 /// A machine that is taken back may live for as long as its replacement takes to come up.
-#[tokio::test]
-async fn the_newest_machine_of_a_name_is_reached_while_the_old_one_lives() {
-    let mut machines = Machines::launch(2).await;
+async fn the_newest_machine_of_a_name_is_reached_while_the_old_one_lives(transport: TransportKind) {
+    let mut machines = Machines::launch(2, transport).await;
     let old = connect(&machines, 0).await;
     machines.machines[1].index = 0;
     let new = connect(&machines, 1).await;

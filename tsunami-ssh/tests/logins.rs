@@ -16,7 +16,30 @@ use tsunami_core::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, OutputSink, Provider,
     RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
-use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions};
+use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions, TransportKind};
+
+over_each_transport!(
+    a_csh_is_used_as_any_host,
+    a_fish_is_used_as_any_host,
+    a_dash_is_used_as_any_host,
+    a_busybox_is_used_as_any_host,
+    a_host_with_nothing_but_busybox_is_used_as_any_host,
+    a_host_that_greets_is_used_as_any_host,
+    a_login_that_runs_nothing_is_named_by_its_own_words,
+    what_reads_standard_input_in_place_of_our_shell_is_given_nothing,
+    a_host_that_never_stops_greeting_is_refused,
+    a_host_that_floods_keeps_neither_a_connection_nor_a_teardown,
+    commands_can_be_ended_where_a_connection_takes_one,
+    a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all,
+    commands_can_be_ended_where_a_connection_takes_two,
+    a_daemon_that_leaves_all_behind_ends_with_the_run,
+    a_child_that_prints_for_ever_keeps_no_command,
+    a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time,
+    nothing_runs_on_a_host_before_its_watchdog_watches,
+    a_script_of_a_providers_is_none_of_the_runs_commands,
+    a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects,
+    a_host_under_two_names_is_one_machine_only,
+);
 
 /// A host whose login is a script of the test's own, with what `ssh` asks for in `$SSH_ORIGINAL_COMMAND`, and a run
 /// that takes it.
@@ -29,8 +52,8 @@ struct Taken {
 }
 
 impl Taken {
-    async fn with_login(login: &str) -> Self {
-        let existing = Machines::launch(1).await;
+    async fn with_login(transport: TransportKind, login: &str) -> Self {
+        let existing = Machines::launch(1, transport).await;
         let machine = &existing.machines[0];
         let directory = existing.directory().join("local/node-0");
         let enter = fs::read_to_string(directory.join("enter")).unwrap();
@@ -42,7 +65,7 @@ impl Taken {
         let key = machine.login.host_key.as_deref().unwrap();
         fs::write(&known_hosts, format!("[{address}]:{port} {key}\n")).unwrap();
         let options = SshOptions::default().key(existing.directory().join("ssh/id_ed25519"));
-        let connector = Arc::new(SshConnector::new(options.known_hosts(known_hosts)));
+        let connector = Arc::new(SshConnector::new(options.known_hosts(known_hosts).transport(transport)));
         let root = tempfile::tempdir().unwrap();
         let provider = HostsProvider::new(root.path(), connector.clone());
         let (run, lifetime) = (unique_run(), Duration::from_secs(300));
@@ -107,8 +130,8 @@ impl Taken {
         Ok(session)
     }
 
-    /// Leaves the host, which must be as it was found.
-    async fn leave(self) {
+    /// Leaves the host, which must be as it was found. It ends with what is returned.
+    async fn leave(self) -> Machines {
         assert_eq!(self.provider.terminate(&self.run).await.unwrap(), []);
         self.connector.finish(&self.run).await;
         // fish makes its own.
@@ -118,6 +141,7 @@ impl Taken {
         let entries = fs::read_dir(self.home()).unwrap().map(|entry| entry.unwrap().path());
         assert_eq!(entries.filter(|path| !own(path)).collect::<Vec<_>>(), Vec::<PathBuf>::new());
         assert_eq!(fs::read_dir(self.home().join(".tsunami")).into_iter().flatten().count(), 0);
+        self.existing
     }
 }
 
@@ -174,42 +198,43 @@ fn is_here(program: &str) -> bool {
     std::process::Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok()
 }
 
-macro_rules! login_shells {
-    ($($name:ident: $login:expr),+ $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
-            let login = $login;
-            let program = login.split(' ').nth(1).unwrap();
-            assert!(is_here(program), "`{program}` is not installed: run `cargo xtask setup --tests`");
-            is_used_as_any_host(Taken::with_login(login).await).await;
-        })+
-    };
+async fn a_login_shell_is_used_as_any_host(transport: TransportKind, login: &str) {
+    let program = login.split(' ').nth(1).unwrap();
+    assert!(is_here(program), "`{program}` is not installed: run `cargo xtask setup --tests`");
+    is_used_as_any_host(Taken::with_login(transport, login).await).await;
 }
 
-login_shells! {
-    a_csh_is_used_as_any_host: r#"exec tcsh -c "$SSH_ORIGINAL_COMMAND""#,
-    a_fish_is_used_as_any_host: r#"exec fish -c "$SSH_ORIGINAL_COMMAND""#,
-    a_dash_is_used_as_any_host: r#"exec dash -c "$SSH_ORIGINAL_COMMAND""#,
-    a_busybox_is_used_as_any_host: r#"exec busybox sh -c "$SSH_ORIGINAL_COMMAND""#,
+async fn a_csh_is_used_as_any_host(transport: TransportKind) {
+    a_login_shell_is_used_as_any_host(transport, r#"exec tcsh -c "$SSH_ORIGINAL_COMMAND""#).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_with_nothing_but_busybox_is_used_as_any_host() {
+async fn a_fish_is_used_as_any_host(transport: TransportKind) {
+    a_login_shell_is_used_as_any_host(transport, r#"exec fish -c "$SSH_ORIGINAL_COMMAND""#).await;
+}
+
+async fn a_dash_is_used_as_any_host(transport: TransportKind) {
+    a_login_shell_is_used_as_any_host(transport, r#"exec dash -c "$SSH_ORIGINAL_COMMAND""#).await;
+}
+
+async fn a_busybox_is_used_as_any_host(transport: TransportKind) {
+    a_login_shell_is_used_as_any_host(transport, r#"exec busybox sh -c "$SSH_ORIGINAL_COMMAND""#).await;
+}
+
+async fn a_host_with_nothing_but_busybox_is_used_as_any_host(transport: TransportKind) {
     let alone = "mkdir -p ../../../../bin && cd ../../../../bin && busybox --install -s . && PATH=$PWD && cd && \
                  exec sh -c \"$SSH_ORIGINAL_COMMAND\"";
-    is_used_as_any_host(Taken::with_login(alone).await).await;
+    is_used_as_any_host(Taken::with_login(transport, alone).await).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_greets_is_used_as_any_host() {
+async fn a_host_that_greets_is_used_as_any_host(transport: TransportKind) {
     let noisy = "echo Welcome to a host that greets; echo 'cannot change locale' >&2\n\
                  exec bash -c \"$SSH_ORIGINAL_COMMAND\"";
-    is_used_as_any_host(Taken::with_login(noisy).await).await;
+    is_used_as_any_host(Taken::with_login(transport, noisy).await).await;
 }
 
 /// What comes of connecting to a host that gives no shell: the error. The host has heard nothing.
-async fn refused(login: &str) -> SessionError {
-    let taken = Taken::with_login(login).await;
+async fn refused(transport: TransportKind, login: &str) -> SessionError {
+    let taken = Taken::with_login(transport, login).await;
     let error = taken.connect().await.expect_err("it runs no commands");
     let heard = fs::read(taken.existing.root.path().join("heard")).unwrap_or_default();
     assert_eq!(String::from_utf8_lossy(&heard), "", "{login}");
@@ -217,26 +242,23 @@ async fn refused(login: &str) -> SessionError {
     error
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_runs_nothing_is_named_by_its_own_words() {
-    let error = refused("echo This account is currently not available.; exit 1").await;
+async fn a_login_that_runs_nothing_is_named_by_its_own_words(transport: TransportKind) {
+    let error = refused(transport, "echo This account is currently not available.; exit 1").await;
     assert!(error.message.contains("This account is currently not available."), "{}", error.message);
-    let error = refused("exec false").await;
+    let error = refused(transport, "exec false").await;
     assert!(error.message.contains("it said nothing"), "{}", error.message);
-    let error = refused("exec bash --restricted -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    let error = refused(transport, "exec bash --restricted -c \"$SSH_ORIGINAL_COMMAND\"").await;
     assert!(error.message.contains("restricted"), "{}", error.message);
 }
 
 /// As an rc file with `exec fish` does: something else reads what is meant for `sh`.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_reads_standard_input_in_place_of_our_shell_is_given_nothing() {
-    let error = refused("exec cat >../../../../heard").await;
+async fn what_reads_standard_input_in_place_of_our_shell_is_given_nothing(transport: TransportKind) {
+    let error = refused(transport, "exec cat >../../../../heard").await;
     assert!(error.message.contains("exec sh") && error.help.is_some(), "{error:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_never_stops_greeting_is_refused() {
-    let error = refused("exec yes Welcome").await;
+async fn a_host_that_never_stops_greeting_is_refused(transport: TransportKind) {
+    let error = refused(transport, "exec yes Welcome").await;
     let told = tsunami_core::ErrorChain(&error).to_string();
     assert!(told.contains("KiB"), "{told}");
 }
@@ -250,9 +272,8 @@ if [ -e ../../../../flood ]; then
 fi
 exec sh -c "$SSH_ORIGINAL_COMMAND""#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown() {
-    let taken = Taken::with_login(FLOODING).await;
+async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown(transport: TransportKind) {
+    let taken = Taken::with_login(transport, FLOODING).await;
     let flood = taken.existing.root.path().join("flood");
     fs::write(&flood, "").unwrap();
     let error = taken.connect().await.expect_err("it says too much");
@@ -267,8 +288,8 @@ async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown() {
 }
 
 /// However few channels a host's sshd takes on a connection, what was started there can be ended.
-async fn all_commands_can_be_ended_with(sessions: u32) {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn all_commands_can_be_ended_with(transport: TransportKind, sessions: u32) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.allow_sessions(sessions).await;
     let session = taken.connect().await.unwrap();
     let cancel = CancellationToken::new();
@@ -302,9 +323,8 @@ async fn all_commands_can_be_ended_with(sessions: u32) {
     taken.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn commands_can_be_ended_where_a_connection_takes_one() {
-    all_commands_can_be_ended_with(1).await;
+async fn commands_can_be_ended_where_a_connection_takes_one(transport: TransportKind) {
+    all_commands_can_be_ended_with(transport, 1).await;
 }
 
 /// A way to an address that is taken by one connection at a time: the next one waits.
@@ -321,9 +341,8 @@ async fn narrow_way(to: (String, u16)) -> u16 {
 }
 
 /// Nothing can end a command that has the only channel, but its connection can give way to another one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.allow_sessions(1).await;
     let existing = &taken.existing.machines[0];
     let (address, port) = (existing.addresses.internal().unwrap(), existing.login.port.unwrap());
@@ -353,9 +372,8 @@ async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all() {
     taken.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn commands_can_be_ended_where_a_connection_takes_two() {
-    all_commands_can_be_ended_with(2).await;
+async fn commands_can_be_ended_where_a_connection_takes_two(transport: TransportKind) {
+    all_commands_can_be_ended_with(transport, 2).await;
 }
 
 /// Whether what runs here may make a control group below its own, as root may where there is cgroup v2.
@@ -371,9 +389,8 @@ fn may_make_control_groups() -> bool {
 }
 
 /// A daemon that shows nothing of the run.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_leaves_all_behind_ends_with_the_run() {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_daemon_that_leaves_all_behind_ends_with_the_run(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let file = taken.root.path().join("number");
     let daemon = Command::shell(
         "env -i setsid sh -c 'cd /; echo $$ >\"$1\"; exec sleep 1000 <&- >&- 2>&-' sh \"$1\" &",
@@ -397,9 +414,8 @@ async fn a_daemon_that_leaves_all_behind_ends_with_the_run() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_child_that_prints_for_ever_keeps_no_command() {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_child_that_prints_for_ever_keeps_no_command(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let session = taken.connect().await.unwrap();
     let child = Command::shell("(while echo tick; do sleep 0.05; done) & head -c 3000000 /dev/zero; exit 3");
     let ended = tokio::time::timeout(Duration::from_secs(60), exec(&*session, child)).await;
@@ -410,9 +426,8 @@ async fn a_child_that_prints_for_ever_keeps_no_command() {
     taken.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time() {
-    let taken = Taken::with_login("sleep 8; exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "sleep 8; exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let begun = Instant::now();
     let error = taken.connect_within(Duration::from_secs(4)).await.expect_err("it takes longer");
     assert_eq!(error.kind, SessionErrorKind::Connect, "{error:?}");
@@ -421,9 +436,9 @@ async fn a_host_that_lets_in_and_then_says_nothing_is_given_up_in_time() {
     taken.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_runs_on_a_host_before_its_watchdog_watches() {
+async fn nothing_runs_on_a_host_before_its_watchdog_watches(transport: TransportKind) {
     let taken = Taken::with_login(
+        transport,
         "[ -e ../../../../armed ] || { mkdir -p ../../../../bin && ln -sf /bin/false ../../../../bin/setsid && \
          PATH=$(cd ../../../../bin && pwd):$PATH; }\nexec bash -c \"$SSH_ORIGINAL_COMMAND\"",
     )
@@ -445,9 +460,8 @@ async fn nothing_runs_on_a_host_before_its_watchdog_watches() {
 }
 
 /// What is about a host and not about the run: not in the run's directory, and not ended with the run.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_script_of_a_providers_is_none_of_the_runs_commands() {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_script_of_a_providers_is_none_of_the_runs_commands(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let session = taken.connect().await.unwrap();
     let said = session.administer("echo \"${PWD##*/}|$TSUNAMI_RUN_ID|$1\"", &["it's".to_owned()]).await;
     assert_eq!(said.unwrap(), "home||it's\n");
@@ -455,13 +469,12 @@ async fn a_script_of_a_providers_is_none_of_the_runs_commands() {
     let number: i32 = session.administer(script, &[]).await.unwrap().trim().parse().unwrap();
     let number = rustix::process::Pid::from_raw(number).unwrap();
     session.close().await.unwrap();
-    taken.leave().await;
+    let _existing = taken.leave().await;
     rustix::process::kill_process(number, rustix::process::Signal::KILL).expect("it goes on");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects() {
-    let taken = Taken::with_login("exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
     let session = taken.connect().await.unwrap();
     let watchdogs = "pgrep -f \"^sh.*tsunami-watchdog:$1:\" || true";
     let run = [taken.run.to_string()];
@@ -479,9 +492,8 @@ async fn a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects() 
     taken.leave().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_under_two_names_is_one_machine_only() {
-    let taken = Taken::with_login("exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
+async fn a_host_under_two_names_is_one_machine_only(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
     taken.connect().await.unwrap().close().await.unwrap();
     let mut other = taken.machine().await;
     other.index = 1;

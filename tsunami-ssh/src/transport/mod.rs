@@ -4,20 +4,23 @@
 //! login shell reads. [`Pool`](crate::pool::Pool) alone uses them: it counts channels and decides when another
 //! connection is worth it. A further transport is a file here, and a kind with its word and what makes it.
 
+pub(crate) mod in_process;
 pub(crate) mod openssh;
 
 use std::fmt::{self, Debug};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
-use tsunami_core::{Machine, SessionError};
+use tsunami_core::{Backoff, Machine, SessionError};
 
+use self::in_process::InProcessTransport;
 use self::openssh::OpensshTransport;
 use crate::connector::RunSsh;
 
@@ -28,17 +31,23 @@ pub enum TransportKind {
     /// One `ssh` master process a machine, all commands multiplexed over it.
     #[default]
     OpenSsh,
+    /// Connections of this process's own, without a process for each: a machine costs the controller about a tenth of
+    /// what a master does. Logs in with ed25519 and ECDSA keys, and with all that an agent has; what a host's
+    /// ssh_config asks for beyond that is refused by name. Key exchange is mlkem768x25519, then curve25519; sntrup761 it
+    /// hasn't, nor RSA host keys.
+    InProcess,
 }
 
 impl TransportKind {
     /// All kinds, by their words in a file.
     #[cfg(feature = "experiment")]
-    pub(crate) const WORDS: [(&str, Self); 1] = [("openssh", Self::OpenSsh)];
+    pub(crate) const WORDS: [(&str, Self); 2] = [("openssh", Self::OpenSsh), ("in-process", Self::InProcess)];
 
     /// What connects to a machine of a run.
     pub(crate) fn to(self, machine: &Machine, ssh: &Arc<RunSsh>) -> Arc<dyn Transport> {
         match self {
             Self::OpenSsh => Arc::new(OpensshTransport::new(ssh.clone(), machine.clone())),
+            Self::InProcess => Arc::new(InProcessTransport::new(ssh.clone(), machine.clone())),
         }
     }
 }
@@ -47,7 +56,66 @@ impl TransportKind {
 #[async_trait]
 pub(crate) trait Transport: Debug + Send + Sync {
     /// Opens a connection, beside those that there are. May be dropped at any await; nothing stays behind.
-    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError>;
+    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError>;
+
+    /// Whether an attempt costs so little that it is itself the way to find out whether sshd answers yet.
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
+    /// The pauses between two attempts at a machine that is not ready yet.
+    fn pauses(&self) -> Backoff {
+        Backoff::new(Duration::from_millis(100), Duration::from_secs(2))
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) struct ConnectError {
+    pub(crate) error: SessionError,
+    /// What calls for an answer of its own.
+    pub(crate) reason: Reason,
+}
+
+/// What can be the matter with a connection that is not to be had, beyond the kind of its error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reason {
+    #[default]
+    Other,
+    /// The machine answered, and let nobody in who could show what we have.
+    LoginRefused,
+    /// The machine shows a key that nobody has told of. A transport that has seen it says which.
+    UnknownKey(Option<ShownKey>),
+    /// The machine shows another key than the known one.
+    ChangedKey,
+    /// The machine shows a key that is marked as revoked.
+    RevokedKey,
+}
+
+/// A host key that somebody has to judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShownKey {
+    pub(crate) fingerprint: String,
+    /// What would stand in known_hosts.
+    pub(crate) line: String,
+}
+
+impl ConnectError {
+    pub(crate) fn new(reason: Reason, error: SessionError) -> Self {
+        Self { error, reason }
+    }
+}
+
+impl From<SessionError> for ConnectError {
+    fn from(error: SessionError) -> Self {
+        Self { error, reason: Reason::Other }
+    }
+}
+
+impl From<ConnectError> for SessionError {
+    fn from(error: ConnectError) -> Self {
+        error.error
+    }
 }
 
 /// A connection to a machine. Dropping the last handle of it closes it.
@@ -139,7 +207,7 @@ pub(crate) mod fake {
 
     #[async_trait]
     impl Transport for Fake {
-        async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError> {
+        async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(self.delay).await;
             let refused = || SessionError::new(SessionErrorKind::Connect, "too many connections");

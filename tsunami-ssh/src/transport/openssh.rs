@@ -13,7 +13,7 @@ use openssh::Stdio;
 use tokio::time::{Instant, timeout};
 use tsunami_core::{Machine, SessionError, SessionErrorKind};
 
-use super::{Channel, Connection, Output, Transport};
+use super::{Channel, ConnectError, Connection, Output, Transport};
 use crate::connector::RunSsh;
 use master::Master;
 
@@ -35,7 +35,7 @@ impl OpensshTransport {
 
 #[async_trait]
 impl Transport for OpensshTransport {
-    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, SessionError> {
+    async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError> {
         let master = self.ssh.master(&self.machine, deadline).await?;
         let session = Arc::new(openssh::Session::resume_mux(master.socket().into(), None));
         Ok(Arc::new(OpensshConnection { master, session }))

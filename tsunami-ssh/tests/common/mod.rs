@@ -8,7 +8,27 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tsunami_core::{Connector, Deadline, LaunchRequest, Machine, MachineSpec, Provider, RunFilter, RunId};
-use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
+use tsunami_ssh::{LocalProvider, SshConnector, SshOptions, TransportKind};
+
+/// Makes of each function a test for each transport.
+#[macro_export]
+macro_rules! over_each_transport {
+    ($($test:ident),* $(,)?) => {
+        mod openssh {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(tsunami_ssh::TransportKind::OpenSsh).await;
+            })*
+        }
+
+        mod in_process {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(tsunami_ssh::TransportKind::InProcess).await;
+            })*
+        }
+    };
+}
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -28,8 +48,8 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    pub(crate) async fn launch(count: u32) -> Self {
-        Self::launch_with(count, SshOptions::default()).await
+    pub(crate) async fn launch(count: u32, transport: TransportKind) -> Self {
+        Self::launch_with(count, SshOptions::default().transport(transport)).await
     }
 
     pub(crate) async fn launch_with(count: u32, options: SshOptions) -> Self {

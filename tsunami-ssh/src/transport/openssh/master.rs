@@ -18,6 +18,7 @@ use tsunami_core::{Backoff, SessionError, SessionErrorKind};
 
 use crate::config::{Setting, Word};
 use crate::limits::SSH_STDERR_LIMIT;
+use crate::transport::{ConnectError, Reason};
 
 /// The pauses between two looks for the control socket, which ssh makes once it has logged in. They grow with the time
 /// that a login takes, so that a thousand that wait for each other are not looked for all the time.
@@ -34,15 +35,15 @@ pub(crate) struct Master {
 
 /// What ssh wrote to its standard error, the last of it.
 #[derive(Clone, Debug, Default)]
-struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct CapturedOutput(Arc<Mutex<Vec<u8>>>);
 
 impl CapturedOutput {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).trim().replace("\r\n", "\n")
     }
 
-    async fn listen(self, mut stderr: ChildStderr) {
+    pub(crate) async fn listen(self, mut stderr: ChildStderr) {
         let mut buffer = [0; 1024];
         while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
             let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,7 +64,7 @@ impl Master {
         group: i32,
         options: &[Setting],
         deadline: Instant,
-    ) -> Result<Self, SessionError> {
+    ) -> Result<Self, ConnectError> {
         let mut command = Command::new("ssh");
         command.arg("-F").arg(config).args(["-M", "-N", "-T", "-S"]).arg(&socket);
         command.args(arguments(options)).arg(alias.to_string());
@@ -88,7 +89,7 @@ impl Master {
                 let _ = child.kill().await;
                 let text = finished(stderr, &captured).await;
                 let text = if text.is_empty() { "ssh did not log in in time".to_owned() } else { text };
-                return Err(SessionError::new(SessionErrorKind::Connect, text));
+                return Err(SessionError::new(SessionErrorKind::Connect, text).into());
             }
         }
         let (ended, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -162,12 +163,21 @@ pub(crate) fn cannot_run_ssh(error: &std::io::Error) -> SessionError {
     }
 }
 
-/// What ssh's words mean when it could not log in.
-fn explain(said: &str) -> SessionError {
+/// What ssh's words mean when it could not log in: here, and nowhere else, they are read.
+pub(crate) fn explain(said: &str) -> ConnectError {
     let message = if said.is_empty() { "ssh ended without a word".to_owned() } else { said.to_owned() };
-    let host_key = ["Host key verification failed", "host key is known for", "IDENTIFICATION HAS CHANGED"];
-    if host_key.iter().any(|sign| said.contains(sign)) {
-        return SessionError::new(SessionErrorKind::HostKey, message);
+    let means = |kind, reason| ConnectError::new(reason, SessionError::new(kind, message.clone()));
+    let signs = [
+        ("REVOKED HOST KEY", Reason::RevokedKey),
+        ("IDENTIFICATION HAS CHANGED", Reason::ChangedKey),
+        ("Host key verification failed", Reason::UnknownKey(None)),
+        ("host key is known for", Reason::UnknownKey(None)),
+    ];
+    if let Some((_, reason)) = signs.into_iter().find(|(sign, _)| said.contains(sign)) {
+        return means(SessionErrorKind::HostKey, reason);
+    }
+    if said.contains("Permission denied") {
+        return means(SessionErrorKind::Connect, Reason::LoginRefused);
     }
     // What two sides cannot agree on today they cannot agree on in a minute.
     let configuration = [
@@ -178,8 +188,30 @@ fn explain(said: &str) -> SessionError {
         "keyword",
         "Unable to negotiate",
     ];
-    if configuration.iter().any(|sign| said.contains(sign)) && !said.contains("Permission denied") {
-        return SessionError::new(SessionErrorKind::Local, message);
+    let is_ours = configuration.iter().any(|sign| said.contains(sign));
+    means(if is_ours { SessionErrorKind::Local } else { SessionErrorKind::Connect }, Reason::Other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_ssh_that_call_for_an_answer_are_understood() {
+        let changed = "@@@@\n@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nHost key verification failed.";
+        let revoked =
+            "@       WARNING: REVOKED HOST KEY DETECTED!               @\nHost key verification failed.";
+        for (said, kind, reason) in [
+            (changed, SessionErrorKind::HostKey, Reason::ChangedKey),
+            (revoked, SessionErrorKind::HostKey, Reason::RevokedKey),
+            ("Host key verification failed.", SessionErrorKind::HostKey, Reason::UnknownKey(None)),
+            ("me@box: Permission denied (publickey).", SessionErrorKind::Connect, Reason::LoginRefused),
+            ("Unable to negotiate with ::1 port 22", SessionErrorKind::Local, Reason::Other),
+            ("connect to host box port 22: Connection refused", SessionErrorKind::Connect, Reason::Other),
+            ("", SessionErrorKind::Connect, Reason::Other),
+        ] {
+            let error = explain(said);
+            assert_eq!((error.error.kind, error.reason), (kind, reason), "{said}");
+        }
     }
-    SessionError::new(SessionErrorKind::Connect, message)
 }
