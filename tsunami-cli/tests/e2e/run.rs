@@ -45,6 +45,42 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     world.assert_clean();
 }
 
+/// There is no `ssh` at all, and the files that go there and come back are the same.
+#[test]
+fn machines_of_the_runs_own_are_reached_from_within_the_process_where_the_file_says_so() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [ssh]
+        transport = "in-process"
+        [group.n]
+        count = 2
+        upload = [{ from = "input", to = "in" }]
+        setup = "cat in && echo hint >&2"
+        [[step]]
+        on = "n"
+        run = "cat in in > out"
+        collect = ["out"]
+        "#,
+    );
+    world.write("input", "words\n");
+    world.write("ssh", "#!/bin/sh\necho \"$@\" >> ssh-was-asked\nexit 1\n");
+    fs::set_permissions(world.path("work/ssh"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", world.path("work").display(), std::env::var("PATH").unwrap());
+    let ended = Ended::from(world.command([&"run".into(), &file]).env("PATH", path).output().unwrap());
+    ended.assert_status(0);
+    let results = world.results();
+    for machine in ["n-0", "n-1"] {
+        let log = fs::read_to_string(results.join("logs").join(machine).join("setup.log")).unwrap();
+        assert!(log.contains("words\n") && log.contains("hint\n"), "{log}");
+        let out = fs::read_dir(results.join("trials/1")).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read_to_string(out.join(machine).join("out")).unwrap(), "words\nwords\n");
+    }
+    assert!(!world.path("work/ssh-was-asked").exists());
+    world.assert_clean();
+}
+
 #[test]
 fn a_failing_set_up_says_where_and_why() {
     let world = World::new();
