@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::limits::{GROUP_LIMIT, MACHINE_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT};
 use crate::names;
+use crate::plan::DEFAULT_LIFETIME;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -35,12 +36,7 @@ use super::{
 use crate::registry::{
     Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, Settings, TableReader,
 };
-
-const HOUR: Duration = Duration::from_secs(3600);
-/// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-/// How long something started may take to come up, if the file doesn't say.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::trial::DEFAULT_READY_TIMEOUT;
 
 type Value<'t> = Spanned<DeValue<'t>>;
 type Span = Range<usize>;
@@ -185,7 +181,8 @@ impl<'a> Reader<'a> {
         self.named(root, known.chain(registry.absent_names()), &["prepare", "repeat", "matrix"]);
         let name = self.experiment_name(root);
         let provider = self.provider(root.get("provider"));
-        let lifetime = root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(HOUR);
+        let lifetime =
+            root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_LIFETIME);
         let budget = root.get("budget").and_then(|value| self.dollars(value));
         self.common = self.common(root, provider.as_ref());
         let mut reader = provider.as_ref().map(|provider| provider.reader());
@@ -706,7 +703,8 @@ impl<'a> Reader<'a> {
         let log = table
             .get("log")
             .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Log));
-        let timeout = table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(READY_TIMEOUT);
+        let timeout =
+            table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_READY_TIMEOUT);
         let mut signs = [port, command, log].into_iter().flatten();
         match (signs.next(), signs.next()) {
             (Some(when), None) => Some(Ready { when: when?, timeout }),

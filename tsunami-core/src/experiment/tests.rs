@@ -720,7 +720,14 @@ lifetime = "45"
         r#"name = "x"
 lifetime = "2years"
 [group.a]"#,
-        &["2:12 this is longer than a year"],
+        &["2:12 this is longer than a year of 365 days"],
+    );
+    // A year of humantime's has a quarter of a day more than a plan may have.
+    refuses(
+        r#"name = "x"
+lifetime = "1y"
+[group.a]"#,
+        &["2:12 this is longer than a year of 365 days"],
     );
     refuses(
         r#"name = "x"
