@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tsunami_core::experiment::{Group, OnInterruption};
 use tsunami_core::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
+    Backend, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
     SurveyQuery, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
@@ -107,6 +107,10 @@ impl Registration for Ec2Registration {
 
     fn keys(&self) -> &'static [Key] {
         KEYS
+    }
+
+    fn has_users(&self) -> bool {
+        true
     }
 
     fn reader(&self) -> Box<dyn TableReader> {
@@ -258,41 +262,28 @@ fn rules(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
 #[derive(Default)]
 struct Reader {
     base: Ec2Spec,
-    on_interruption: Option<OnInterruption>,
     profile: Option<String>,
 }
 
 impl TableReader for Reader {
-    fn all(&mut self, common: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
-        self.base.user.clone_from(&common.user);
-        self.on_interruption = common.on_interruption;
-        let Some(table) = table else { return };
-        let mut spec = self.base.clone();
+    fn all(&mut self, table: Table<'_>, values: &mut Values<'_, '_>) {
         for (key, _, value) in table.entries() {
             match key {
-                "user" => spec.user = values.host(value).or(spec.user.take()),
-                "on_interruption" => {
-                    let chosen = values.choice(value, key, &OnInterruption::WORDS);
-                    self.on_interruption = chosen.or(self.on_interruption);
-                }
                 "profile" => self.profile = values.word(value),
-                _ => read(&mut spec, key, value, values),
+                _ => read(&mut self.base, key, value, values),
             }
         }
-        self.base = spec;
     }
 
     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
         let mut spec = self.base.clone();
         for (key, place, value) in group.table.entries() {
             match key {
-                "user" | "on_interruption" => {}
                 "profile" => self.profile_of_a_group(&place, value, values),
                 _ => read(&mut spec, key, value, values),
             }
         }
-        spec.user = group.common.user.clone().or(spec.user.take());
-        let on_interruption = group.common.on_interruption.or(self.on_interruption);
+        spec.user.clone_from(&group.common.user);
         if spec.instances.is_empty() {
             let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
             values.problem(&group.place, "this group has no `instance`", Some(help));
@@ -300,7 +291,6 @@ impl TableReader for Reader {
         let is_metal = spec.instances.iter().any(|instance| instance.contains(".metal"));
         let inputs = spec.user_data.iter().map(|text| (USER_DATA.to_owned(), text.clone())).collect();
         let mut machines = Machines::of(MachineSpec::new(spec));
-        machines.on_interruption = on_interruption;
         machines.connect_timeout = is_metal.then_some(METAL_CONNECT_TIMEOUT);
         machines.inputs = inputs;
         Some(machines)
@@ -349,7 +339,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "spot_block" => {
             set(&mut spec.native_spot_block, values.choice(value, key, &SPOT_BLOCKS));
         }
-        // The others are the group's, and were looked at with it.
+        // The others are those of every provider, which the core reads.
         _ => {}
     }
 }
@@ -454,8 +444,11 @@ mod tests {
         fs::write(&file, text).unwrap();
         fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
         fs::write(directory.path().join("long"), vec![b'x'; USER_DATA_FILE_LIMIT as usize + 1]).unwrap();
-        let registry = Registry::default().with(Arc::new(Ec2Registration)).connector(Arc::new(Way));
-        Loader::new().registry(&registry).load(file)
+        Loader::new().registry(&registry()).load(file)
+    }
+
+    fn registry() -> Registry {
+        Registry::default().with(Arc::new(Ec2Registration)).connector(Arc::new(Way))
     }
 
     /// A way to machines of which a file says how long it may take.
@@ -625,15 +618,8 @@ profile = "other"
         );
     }
 
-    #[test]
-    fn every_key_of_the_table_is_read_and_no_other() {
-        for key in KEYS {
-            // A value that no key takes is noted, if anybody looks at it.
-            let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\n{} = 1979-05-27\n[group.a]\n", key.name);
-            let problems = load(&text).unwrap_err();
-            let at_the_value = |problem| problems.place(problem).is_some_and(|(line, _)| line == 4);
-            assert_eq!(problems.iter().filter(|problem| at_the_value(problem)).count(), 1, "{}", key.name);
-        }
+    mod keeps {
+        tsunami_core::registration_conformance!(super::registry(), "aws", "instance = 'm'");
     }
 
     #[test]

@@ -216,10 +216,6 @@ impl Registration for NamespacesRegistration {
         "namespaces"
     }
 
-    fn has_users(&self) -> bool {
-        false
-    }
-
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(Namespaces::new(request.state.root()));
         Ok(Backend::new(provider, request.connector()?))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::problem::NotedProblems;
 use super::*;
 use crate::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
+    Backend, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
     TableReader, Values,
 };
 use crate::{Connector, ProviderError, RunRecord};
@@ -53,6 +53,10 @@ impl Registration for Fake {
         matches!(self, Self::Cloud)
     }
 
+    fn has_users(&self) -> bool {
+        true
+    }
+
     fn reader(&self) -> Box<dyn TableReader> {
         Box::new(FakeReader { provider: *self, size: None })
     }
@@ -77,14 +81,17 @@ struct FakeReader {
 }
 
 impl TableReader for FakeReader {
-    fn all(&mut self, _: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
-        self.size = table.and_then(|table| table.get("size")).and_then(|value| values.word(value));
+    fn all(&mut self, table: Table<'_>, values: &mut Values<'_, '_>) {
+        self.size = table.get("size").and_then(|value| values.word(value));
     }
 
     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
         let size = group.table.get("size").and_then(|value| values.word(value));
         let size = size.or_else(|| self.size.clone()).unwrap_or_default();
         let mut machines = Machines::of(MachineSpec::new(size));
+        if let Some(user) = &group.common.user {
+            machines = machines.input("user", user);
+        }
         if let Fake::Pool = self.provider {
             let members = group.table.get("members").and_then(|value| values.rate(value));
             machines.count = Some(members.and_then(NonZeroU32::new)?);
@@ -698,6 +705,40 @@ on_error = "ignore""#,
             r#"10:12 `on_error` can't be "ignore" (known here: fail, continue)"#,
         ],
     );
+}
+
+#[test]
+fn what_belongs_to_every_provider_is_taken_from_the_nearest_table() {
+    let experiment = |top: &str, own: &str, group: &str| {
+        let text = format!("name = 'x'\nprovider = 'cloud'\n{top}[cloud]\n{own}[group.a]\n{group}");
+        let experiment = Dir::new().load(&text, &[]).unwrap();
+        let group = &experiment.groups[0];
+        (group.inputs.first().map(|(_, user)| user.clone()), group.replace_interrupted)
+    };
+    let (top, own) = ("user = 'top'\non_interruption = 'replace'\n", "user = 'own'\n");
+    assert_eq!(experiment("", "", ""), (None, false));
+    assert_eq!(experiment(top, "", ""), (Some("top".into()), true));
+    assert_eq!(experiment(top, own, ""), (Some("own".into()), true));
+    let group = "user = 'group'\non_interruption = 'fail'\n";
+    assert_eq!(experiment(top, own, group), (Some("group".into()), false));
+}
+
+#[test]
+fn defaults_are_said_as_they_are() {
+    let said = |keys: &[Key], name: &str| {
+        let key = keys.iter().find(|key| key.name == name).unwrap();
+        humantime::parse_duration(key.default.unwrap().trim_matches('"')).unwrap()
+    };
+    assert_eq!(said(keys::TOP_KEYS, "lifetime"), crate::DEFAULT_LIFETIME);
+    assert_eq!(said(keys::READY_KEYS, "timeout"), crate::trial::DEFAULT_READY_TIMEOUT);
+}
+
+mod cloud {
+    crate::registration_conformance!(super::registry(), "cloud", "");
+}
+
+mod pool {
+    crate::registration_conformance!(super::registry(), "pool", "members = 2");
 }
 
 #[test]
