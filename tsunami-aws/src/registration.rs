@@ -64,7 +64,7 @@ const KEYS: &[Key] = &[
         .default("this computer's address"),
     Key::new(
         "open_ports",
-        Form::List(&Form::Integer(1, 65535)),
+        Form::List(&Form::PORT),
         "ports that the run's machines in other regions may reach",
     ),
     Key::new("placement_group", Form::Boolean, "whether to keep the machines close together")
@@ -87,9 +87,10 @@ const KEYS: &[Key] = &[
 const DISK_KEYS: &[Key] = &[
     Key::new("size", Form::Size, "its size, as `30GiB`").default("the image's"),
     Key::new("type", Form::Choice(DISK_TYPES), "its type").default("\"gp3\""),
-    Key::new("iops", Form::Integer(1, u32::MAX), "its operations a second"),
-    Key::new("throughput", Form::Integer(1, u32::MAX), "its throughput, in MiB a second"),
+    Key::new("iops", RATE, "its operations a second"),
+    Key::new("throughput", RATE, "its throughput, in MiB a second"),
 ];
+const RATE: Form = Form::Integer(1, u32::MAX);
 
 /// Registers [`Ec2Provider`] as `aws`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -379,13 +380,13 @@ fn id(value: Value<'_>, prefix: &str, values: &mut Values<'_, '_>) -> Option<Str
 fn disk(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Disk> {
     let table = values.table(value)?;
     values.keys(table, DISK_KEYS);
-    let gib = table.get("size").and_then(|value| gib(value, values));
+    let gib = table.get("size").and_then(|value| values.size(value));
     let kind = match table.get("type") {
         Some(value) => disk_type(value, values),
         None => Some("gp3".to_owned()),
     };
-    let iops = table.get("iops").and_then(|value| values.rate(value));
-    let throughput = table.get("throughput").and_then(|value| values.rate(value));
+    let iops = table.get("iops").and_then(|value| values.integer(value, &RATE));
+    let throughput = table.get("throughput").and_then(|value| values.integer(value, &RATE));
     Some(Disk { gib, kind: kind?, iops, throughput })
 }
 
@@ -397,23 +398,6 @@ fn disk_type(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
         return None;
     }
     Some(kind.to_owned())
-}
-
-/// A size as `30GiB`, in whole GiB.
-fn gib(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<u32> {
-    let text = values.text(value)?;
-    let gib = match text.strip_suffix("GiB") {
-        Some(number) => number.trim().parse().ok(),
-        None => {
-            text.strip_suffix("TiB").and_then(|number| number.trim().parse::<u32>().ok()?.checked_mul(1024))
-        }
-    };
-    let gib = gib.filter(|gib| *gib > 0);
-    if gib.is_none() {
-        let help = "write it as `30GiB`, or `2TiB`".to_owned();
-        values.problem(&value.place(), format!("`{text}` is no size of a disk"), Some(help));
-    }
-    gib
 }
 
 fn user_data(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {

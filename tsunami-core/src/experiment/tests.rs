@@ -17,7 +17,8 @@ const CLOUD_KEYS: &[Key] = &[
     Key::new("size", Form::Text, "how large its machines are"),
     Key::new("user", Form::Text, "who to log in as"),
 ];
-const POOL_KEYS: &[Key] = &[Key::new("members", Form::Integer(1, 9), "how many there are")];
+const POOL_KEYS: &[Key] = &[Key::new("members", MEMBERS, "how many there are")];
+const MEMBERS: Form = Form::Integer(1, 9);
 
 /// A provider of machines that have a size, and one of machines that are already there.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +94,7 @@ impl TableReader for FakeReader {
             machines = machines.input("user", user);
         }
         if let Fake::Pool = self.provider {
-            let members = group.table.get("members").and_then(|value| values.rate(value));
+            let members = group.table.get("members").and_then(|value| values.integer(value, &MEMBERS));
             machines.count = Some(members.and_then(NonZeroU32::new)?);
         }
         Some(machines)
@@ -300,7 +301,7 @@ fn what_machines_of_a_provider_cannot_be() {
             "3:2 `[cloud]` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
             "5:1 `count` is not for the provider \"pool\" (the group's `members` are its machines)",
             "7:1 `size` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
-            "8:11 this is no whole number above zero, or far too large",
+            "8:11 this is no whole number from 1 to 9",
         ],
     );
     refuses(

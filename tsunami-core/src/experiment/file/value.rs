@@ -64,7 +64,7 @@ impl Reader<'_> {
         None
     }
 
-    /// Something that will be an argument of ssh, where it must not be taken for anything else.
+    /// Something that may become an argument of a program, where it must not be taken for an option.
     pub(in crate::experiment) fn host(&mut self, value: &Value<'_>) -> Option<String> {
         let text = self.text(value)?;
         let strange = |c: char| c.is_whitespace() || c.is_control();

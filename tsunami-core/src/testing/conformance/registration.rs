@@ -4,39 +4,36 @@ use crate::experiment::{Experiment, Loader, Problems};
 use crate::registry::{Form, Key, Registration, Registry};
 
 /// A value that no key takes: whoever reads the key notes it.
-const WRONG: &str = "1979-05-27";
+const OF_NO_TYPE: &str = "1979-05-27";
 
-/// Every key of the provider is read where it may stand, and so is all that its value is made of: what is wrong
-/// there is noted, once. A key that is accepted and forgotten would change nothing, and nobody would know.
-pub fn every_key_is_read(registry: &Registry, provider: &str, group: &str) {
-    let _ = group;
-    let (name, registration) = (provider, find(registry, provider));
+/// Every key of the provider is read where it may stand, as its form says, and so is all that its value is made of: what
+/// is wrong there is noted, once. A key that is accepted and forgotten would change nothing, and nobody would know.
+pub fn every_key_is_read(registry: &Registry, provider: &str, _: &str) {
+    let registration = find(registry, provider);
     for key in registration.keys() {
-        for value in wrong_values(&key.form) {
-            let head = format!("name = 'x'\nprovider = '{name}'\n");
-            is_noted(registry, &format!("{head}[{name}]\n{} = {value}\n[group.a]\n", key.name));
-            is_noted(registry, &format!("{head}[group.a]\n{} = {value}\n", key.name));
-        }
+        is_read(registry, provider, key, &format!("[{provider}]\n"), "[group.a]\n");
     }
-    for key in registration.group_keys() {
-        for value in wrong_values(&key.form) {
-            let text = format!("name = 'x'\nprovider = '{name}'\n[group.a]\n{} = {value}\n", key.name);
-            is_noted(registry, &text);
-        }
+    for key in registration.keys().iter().chain(registration.group_keys()) {
+        is_read(registry, provider, key, "[group.a]\n", "");
     }
 }
 
 /// The same for the keys of what makes connectors, where the registry has that.
-pub fn every_key_of_connections_is_read(registry: &Registry, provider: &str, group: &str) {
-    let _ = group;
+pub fn every_key_of_connections_is_read(registry: &Registry, provider: &str, _: &str) {
     let Some(maker) = registry.connector_maker() else { return };
     let schema = Experiment::schema(registry);
-    for Key { name, form, .. } in maker.keys() {
-        assert!(schema["properties"][maker.name()]["properties"].get(name).is_some(), "{name}");
-        for value in wrong_values(form) {
-            let head = format!("name = 'x'\nprovider = '{provider}'\n");
-            is_noted(registry, &format!("{head}[{}]\n{name} = {value}\n[group.a]\n", maker.name()));
-        }
+    for key in maker.keys() {
+        assert!(schema["properties"][maker.name()]["properties"].get(key.name).is_some(), "{key:?}");
+        is_read(registry, provider, key, &format!("[{}]\n", maker.name()), "[group.a]\n");
+    }
+}
+
+/// Checks that a key is read that stands between these.
+fn is_read(registry: &Registry, provider: &str, key: &Key, before: &str, after: &str) {
+    for WrongValue { whole, part } in wrong_values(&key.form) {
+        let name = key.name;
+        let text = format!("name = 'x'\nprovider = '{provider}'\n{before}{name} = {whole}\n{after}");
+        is_noted(registry, &text, &part);
     }
 }
 
@@ -58,45 +55,51 @@ fn find<'r>(registry: &'r Registry, provider: &str) -> &'r dyn Registration {
     &**registry.find(provider).unwrap_or_else(|| panic!("{provider:?} is not registered"))
 }
 
-/// Values of a form that are wrong in one place each: the whole, and each part that it may have.
-fn wrong_values(form: &Form) -> Vec<String> {
-    let mut values = vec![WRONG.to_owned()];
+/// A value that is wrong in one place: the whole of it as a file has it, and what is wrong in it.
+struct WrongValue {
+    whole: String,
+    part: String,
+}
+
+/// Wrong values of a form: of another type, out of its bounds, and the same for each part that it may have.
+fn wrong_values(form: &Form) -> Vec<WrongValue> {
+    let within = |form: &Form, put: &dyn Fn(String) -> String| -> Vec<WrongValue> {
+        let parts = wrong_values(form).into_iter();
+        parts.map(|WrongValue { whole, part }| WrongValue { whole: put(whole), part }).collect()
+    };
+    let whole = |part: &str| WrongValue { whole: part.to_owned(), part: part.to_owned() };
+    let mut values = vec![whole(OF_NO_TYPE)];
     match form {
-        Form::Table(keys) => {
-            for key in *keys {
-                values.extend(
-                    wrong_values(&key.form).iter().map(|value| format!("{{ {} = {value} }}", key.name)),
-                );
-            }
-        }
-        Form::Map(form) => {
-            values.extend(wrong_values(form).iter().map(|value| format!("{{ own = {value} }}")));
-        }
+        Form::Table(keys) => values.extend(
+            keys.iter().flat_map(|key| within(&key.form, &|value| format!("{{ {} = {value} }}", key.name))),
+        ),
+        Form::Map(form) => values.extend(within(form, &|value| format!("{{ own = {value} }}"))),
         Form::List(form) | Form::OneOrMore(form) => {
-            values.extend(wrong_values(form).iter().map(|value| format!("[{value}]")));
+            values.extend(within(form, &|value| format!("[{value}]")))
         }
-        Form::Either(forms) => values.extend(forms.iter().flat_map(|form| wrong_values(form).split_off(1))),
-        Form::Text
-        | Form::Template
-        | Form::Path
-        | Form::Boolean
-        | Form::Integer(..)
-        | Form::Number
-        | Form::Duration
-        | Form::Size
-        | Form::Choice(_) => {}
+        // What is wrong for one of them may be right for another.
+        Form::Either(_) => {}
+        Form::Integer(least, most) => {
+            values.extend(least.checked_sub(1).map(|less| whole(&less.to_string())));
+            values.push(whole(&(u64::from(*most) + 1).to_string()));
+        }
+        Form::Number => values.push(whole("-1")),
+        Form::Duration => values.push(whole("'0s'")),
+        Form::Size => values.push(whole("'0GiB'")),
+        Form::Choice(_) => values.push(whole("'none of them'")),
+        Form::Text | Form::Template | Form::Path | Form::Boolean => {}
     }
     values
 }
 
-/// Checks that the wrong value of a file is noted once, at its place.
-fn is_noted(registry: &Registry, text: &str) {
-    let before = text.split(WRONG).next().unwrap_or_default();
+/// Checks that what is wrong in a file, where it stands last, is noted once at its place.
+fn is_noted(registry: &Registry, text: &str, wrong: &str) {
+    let before = text.rfind(wrong).map_or(text, |at| &text[..at]);
     let line = before.rsplit('\n').next().unwrap_or_default();
     let place = (before.matches('\n').count() + 1, line.chars().count() + 1);
     let Err(problems) = load(registry, text) else { panic!("nothing is noted of\n{text}") };
     let there = problems.iter().filter(|problem| problems.place(problem) == Some(place));
-    assert_eq!(there.count(), 1, "the value is to be noted once of\n{text}\n{problems}");
+    assert_eq!(there.count(), 1, "{wrong} is to be noted once of\n{text}\n{problems}");
 }
 
 fn load(registry: &Registry, text: &str) -> Result<Experiment, Problems> {
@@ -120,7 +123,7 @@ mod tests {
     const KEYS: &[Key] =
         &[Key::new("disk", Form::Table(DISK_KEYS), "its disk"), Key::new("ports", PORTS, "its ports")];
     const DISK_KEYS: &[Key] = &[Key::new("size", Form::Size, "how large it is")];
-    const PORTS: Form = Form::List(&Form::Integer(1, 65535));
+    const PORTS: Form = Form::List(&Form::PORT);
 
     /// A provider that may forget some of what a file says.
     #[derive(Debug, Clone, Copy)]
@@ -158,7 +161,10 @@ mod tests {
             let get = |key: &str| table.get(key).filter(|_| self.0 != key);
             if let Some(disk) = get("disk").and_then(|value| values.table(value)) {
                 let size = disk.get("size").filter(|_| self.0 != "size");
-                size.and_then(|value| values.text(value));
+                let _ = match self.0 {
+                    "bounds" => size.and_then(|value| values.text(value)).map(drop),
+                    _ => size.and_then(|value| values.size(value)).map(drop),
+                };
             }
             for port in get("ports").and_then(|value| values.list(value)).unwrap_or_default() {
                 let _ = (self.0 != "port").then(|| values.port(port));
@@ -189,7 +195,7 @@ mod tests {
             kept.is_ok()
         };
         assert!(keeps(""));
-        for forgotten in ["disk", "size", "ports", "port", "user"] {
+        for forgotten in ["disk", "size", "bounds", "ports", "port", "user"] {
             assert!(!keeps(forgotten), "{forgotten}");
         }
     }
