@@ -68,6 +68,7 @@ use async_trait::async_trait;
 use crate::experiment::keys::TOP_KEYS;
 use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
+use crate::names::is_table_name;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
 use crate::record::{RunEntry, RunRecord, RunStore};
 use crate::session::Connector;
@@ -403,7 +404,7 @@ impl Registry {
     pub fn with(mut self, registration: Arc<dyn Registration>) -> Self {
         let name = registration.name();
         let is_taken = self.connector.as_ref().is_some_and(|connector| connector.name() == name);
-        assert!(can_name_a_table(name) && !is_taken, "no provider can be called {name:?}");
+        assert!(can_be_at_the_top(name) && !is_taken, "no provider can be called {name:?}");
         self.absent.retain(|(name, _)| *name != registration.name());
         match self.providers.iter_mut().find(|known| known.name() == registration.name()) {
             Some(known) => *known = registration,
@@ -427,7 +428,7 @@ impl Registry {
     /// If its name can't be one, by the rules for [providers](Self::with), or is a provider's.
     pub fn connector(mut self, connector: Arc<dyn MakeConnector>) -> Self {
         let name = connector.name();
-        assert!(can_name_a_table(name) && self.find(name).is_none(), "no connector can be called {name:?}");
+        assert!(can_be_at_the_top(name) && self.find(name).is_none(), "no connector can be called {name:?}");
         self.connector = Some(connector);
         self
     }
@@ -496,11 +497,8 @@ impl Registry {
 }
 
 /// Whether a table at the top of a file can have this name.
-fn can_name_a_table(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(allowed)
-        && TOP_KEYS.iter().all(|key| key.name != name)
+fn can_be_at_the_top(name: &str) -> bool {
+    is_table_name(name) && TOP_KEYS.iter().all(|key| key.name != name)
 }
 
 /// A run is recorded under the name that its provider says, and looked for under the one that is registered.
