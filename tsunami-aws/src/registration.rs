@@ -32,9 +32,7 @@ const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
 /// The name that a group's user data has among the inputs of a run.
 const USER_DATA: &str = "user-data";
 
-const MARKETS: [(&str, Market); 3] =
-    [("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
-const MARKET: Form = Form::Choice(&words(&MARKETS));
+const MARKET: Form = Form::Choice(&words(&Market::WORDS));
 
 /// Whether a spot block is EC2's own.
 const SPOT_BLOCKS: [(&str, bool); 2] = [("promise", false), ("native", true)];
@@ -352,7 +350,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 }
 
 fn market(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Market> {
-    values.choice(value, "market", &MARKETS)
+    values.choice(value, "market", &Market::WORDS)
 }
 
 fn tags(tags: &mut Vec<(String, String)>, value: Value<'_>, values: &mut Values<'_, '_>) {
