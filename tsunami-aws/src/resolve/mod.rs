@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tsunami_core::{Price, ProviderError};
 
-pub(crate) use self::check::check;
+pub(crate) use self::check::{NO_MARKET, check};
 use self::images::Image;
 use self::network::{Network, Subnet};
 use self::offerings::Types;
