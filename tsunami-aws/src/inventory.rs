@@ -59,7 +59,10 @@ pub(crate) async fn machines(
         let group = text::group(tag::value(tags, tag::GROUP)).unwrap_or_default();
         let (notes, host_key, next) = known.entry((run.clone(), group.clone())).or_insert_with(|| {
             let journal = journal(&run);
-            let notes = journal.group(&group).unwrap_or_default();
+            let notes = journal.group(&group).unwrap_or_else(|error| {
+                tracing::warn!(%run, group, %error, "the journal doesn't tell the places of its machines");
+                GroupRecord::default()
+            });
             let next = u32::try_from(notes.slots.len()).unwrap_or_default();
             (notes, journal.public_host_key(), next)
         });

@@ -147,7 +147,9 @@ impl Region {
     {
         let (mut unanswered, mut lost) = (false, false);
         let mut pauses = PAUSES;
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             match self.once(operation, &request).await {
                 Err(mut failure) => {
                     // An answer now says nothing about a request that was not answered before: unless it says
@@ -171,7 +173,6 @@ impl Region {
                 answer => return answer,
             }
         }
-        unreachable!("the attempts end in an answer")
     }
 
     /// Makes a request once, at the region's pace.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tsunami_core::experiment::{Group, OnInterruption};
 use tsunami_core::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
+    Backend, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
     SurveyQuery, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
@@ -32,9 +32,7 @@ const METAL_CONNECT_TIMEOUT: Duration = Duration::from_secs(900);
 /// The name that a group's user data has among the inputs of a run.
 const USER_DATA: &str = "user-data";
 
-const MARKETS: [(&str, Market); 3] =
-    [("on-demand", Market::OnDemand), ("spot", Market::Spot), ("spot-block", Market::SpotBlock)];
-const MARKET: Form = Form::Choice(&words(&MARKETS));
+const MARKET: Form = Form::Choice(&words(&Market::WORDS));
 
 /// Whether a spot block is EC2's own.
 const SPOT_BLOCKS: [(&str, bool); 2] = [("promise", false), ("native", true)];
@@ -64,7 +62,7 @@ const KEYS: &[Key] = &[
         .default("this computer's address"),
     Key::new(
         "open_ports",
-        Form::List(&Form::Integer(1, 65535)),
+        Form::List(&Form::PORT),
         "ports that the run's machines in other regions may reach",
     ),
     Key::new("placement_group", Form::Boolean, "whether to keep the machines close together")
@@ -87,9 +85,10 @@ const KEYS: &[Key] = &[
 const DISK_KEYS: &[Key] = &[
     Key::new("size", Form::Size, "its size, as `30GiB`").default("the image's"),
     Key::new("type", Form::Choice(DISK_TYPES), "its type").default("\"gp3\""),
-    Key::new("iops", Form::Integer(1, u32::MAX), "its operations a second"),
-    Key::new("throughput", Form::Integer(1, u32::MAX), "its throughput, in MiB a second"),
+    Key::new("iops", RATE, "its operations a second"),
+    Key::new("throughput", RATE, "its throughput, in MiB a second"),
 ];
+const RATE: Form = Form::Integer(1, u32::MAX);
 
 /// Registers [`Ec2Provider`] as `aws`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,6 +106,10 @@ impl Registration for Ec2Registration {
 
     fn keys(&self) -> &'static [Key] {
         KEYS
+    }
+
+    fn has_users(&self) -> bool {
+        true
     }
 
     fn reader(&self) -> Box<dyn TableReader> {
@@ -258,41 +261,28 @@ fn rules(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
 #[derive(Default)]
 struct Reader {
     base: Ec2Spec,
-    on_interruption: Option<OnInterruption>,
     profile: Option<String>,
 }
 
 impl TableReader for Reader {
-    fn all(&mut self, common: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
-        self.base.user.clone_from(&common.user);
-        self.on_interruption = common.on_interruption;
-        let Some(table) = table else { return };
-        let mut spec = self.base.clone();
+    fn all(&mut self, table: Table<'_>, values: &mut Values<'_, '_>) {
         for (key, _, value) in table.entries() {
             match key {
-                "user" => spec.user = values.host(value).or(spec.user.take()),
-                "on_interruption" => {
-                    let chosen = values.choice(value, key, &OnInterruption::WORDS);
-                    self.on_interruption = chosen.or(self.on_interruption);
-                }
                 "profile" => self.profile = values.word(value),
-                _ => read(&mut spec, key, value, values),
+                _ => read(&mut self.base, key, value, values),
             }
         }
-        self.base = spec;
     }
 
     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
         let mut spec = self.base.clone();
         for (key, place, value) in group.table.entries() {
             match key {
-                "user" | "on_interruption" => {}
                 "profile" => self.profile_of_a_group(&place, value, values),
                 _ => read(&mut spec, key, value, values),
             }
         }
-        spec.user = group.common.user.clone().or(spec.user.take());
-        let on_interruption = group.common.on_interruption.or(self.on_interruption);
+        spec.user.clone_from(&group.common.user);
         if spec.instances.is_empty() {
             let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
             values.problem(&group.place, "this group has no `instance`", Some(help));
@@ -300,7 +290,6 @@ impl TableReader for Reader {
         let is_metal = spec.instances.iter().any(|instance| instance.contains(".metal"));
         let inputs = spec.user_data.iter().map(|text| (USER_DATA.to_owned(), text.clone())).collect();
         let mut machines = Machines::of(MachineSpec::new(spec));
-        machines.on_interruption = on_interruption;
         machines.connect_timeout = is_metal.then_some(METAL_CONNECT_TIMEOUT);
         machines.inputs = inputs;
         Some(machines)
@@ -349,7 +338,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "spot_block" => {
             set(&mut spec.native_spot_block, values.choice(value, key, &SPOT_BLOCKS));
         }
-        // The others are the group's, and were looked at with it.
+        // The others are those of every provider, which the core reads.
         _ => {}
     }
 }
@@ -361,7 +350,7 @@ fn set<T>(field: &mut T, value: Option<T>) {
 }
 
 fn market(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Market> {
-    values.choice(value, "market", &MARKETS)
+    values.choice(value, "market", &Market::WORDS)
 }
 
 fn tags(tags: &mut Vec<(String, String)>, value: Value<'_>, values: &mut Values<'_, '_>) {
@@ -389,13 +378,13 @@ fn id(value: Value<'_>, prefix: &str, values: &mut Values<'_, '_>) -> Option<Str
 fn disk(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Disk> {
     let table = values.table(value)?;
     values.keys(table, DISK_KEYS);
-    let gib = table.get("size").and_then(|value| gib(value, values));
+    let gib = table.get("size").and_then(|value| values.size(value));
     let kind = match table.get("type") {
         Some(value) => disk_type(value, values),
         None => Some("gp3".to_owned()),
     };
-    let iops = table.get("iops").and_then(|value| values.rate(value));
-    let throughput = table.get("throughput").and_then(|value| values.rate(value));
+    let iops = table.get("iops").and_then(|value| values.integer(value, &RATE));
+    let throughput = table.get("throughput").and_then(|value| values.integer(value, &RATE));
     Some(Disk { gib, kind: kind?, iops, throughput })
 }
 
@@ -407,23 +396,6 @@ fn disk_type(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
         return None;
     }
     Some(kind.to_owned())
-}
-
-/// A size as `30GiB`, in whole GiB.
-fn gib(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<u32> {
-    let text = values.text(value)?;
-    let gib = match text.strip_suffix("GiB") {
-        Some(number) => number.trim().parse().ok(),
-        None => {
-            text.strip_suffix("TiB").and_then(|number| number.trim().parse::<u32>().ok()?.checked_mul(1024))
-        }
-    };
-    let gib = gib.filter(|gib| *gib > 0);
-    if gib.is_none() {
-        let help = "write it as `30GiB`, or `2TiB`".to_owned();
-        values.problem(&value.place(), format!("`{text}` is no size of a disk"), Some(help));
-    }
-    gib
 }
 
 fn user_data(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
@@ -454,8 +426,11 @@ mod tests {
         fs::write(&file, text).unwrap();
         fs::write(directory.path().join("boot.sh"), "#!/bin/sh\n").unwrap();
         fs::write(directory.path().join("long"), vec![b'x'; USER_DATA_FILE_LIMIT as usize + 1]).unwrap();
-        let registry = Registry::default().with(Arc::new(Ec2Registration)).connector(Arc::new(Way));
-        Loader::new().registry(&registry).load(file)
+        Loader::new().registry(&registry()).load(file)
+    }
+
+    fn registry() -> Registry {
+        Registry::default().with(Arc::new(Ec2Registration)).connector(Arc::new(Way))
     }
 
     /// A way to machines of which a file says how long it may take.
@@ -625,15 +600,8 @@ profile = "other"
         );
     }
 
-    #[test]
-    fn every_key_of_the_table_is_read_and_no_other() {
-        for key in KEYS {
-            // A value that no key takes is noted, if anybody looks at it.
-            let text = format!("name = 'x'\nprovider = 'aws'\n[aws]\n{} = 1979-05-27\n[group.a]\n", key.name);
-            let problems = load(&text).unwrap_err();
-            let at_the_value = |problem| problems.place(problem).is_some_and(|(line, _)| line == 4);
-            assert_eq!(problems.iter().filter(|problem| at_the_value(problem)).count(), 1, "{}", key.name);
-        }
+    mod keeps {
+        tsunami_core::registration_conformance!(super::registry(), "aws", "instance = 'm'");
     }
 
     #[test]

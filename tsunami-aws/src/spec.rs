@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(spec.image, "ubuntu-24.04");
 /// let spec = MachineSpec::new(spec);
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Ec2Spec {
     /// The region; `None` is the provider's first one.
@@ -208,8 +208,7 @@ impl Default for Ec2Spec {
 }
 
 /// Where machines are bought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Market {
     /// At the full price, for as long as wanted.
@@ -223,6 +222,21 @@ pub enum Market {
 }
 
 impl Market {
+    /// All of them by their words, as files have them.
+    pub(crate) const WORDS: [(&'static str, Self); 3] = [
+        (Self::OnDemand.word(), Self::OnDemand),
+        (Self::Spot.word(), Self::Spot),
+        (Self::SpotBlock.word(), Self::SpotBlock),
+    ];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::OnDemand => "on-demand",
+            Self::Spot => "spot",
+            Self::SpotBlock => "spot-block",
+        }
+    }
+
     /// Whether it is one of the spot kinds.
     pub(crate) fn is_spot(self) -> bool {
         self != Self::OnDemand
@@ -231,11 +245,7 @@ impl Market {
 
 impl fmt::Display for Market {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OnDemand => "on-demand",
-            Self::Spot => "spot",
-            Self::SpotBlock => "spot-block",
-        })
+        f.write_str(self.word())
     }
 }
 
@@ -248,12 +258,8 @@ impl FromStr for Market {
     type Err = InvalidMarket;
 
     fn from_str(text: &str) -> Result<Self, InvalidMarket> {
-        match text {
-            "on-demand" => Ok(Self::OnDemand),
-            "spot" => Ok(Self::Spot),
-            "spot-block" => Ok(Self::SpotBlock),
-            _ => Err(InvalidMarket(text.to_owned())),
-        }
+        let market = Self::WORDS.iter().find(|(word, _)| *word == text).map(|(_, market)| *market);
+        market.ok_or_else(|| InvalidMarket(text.to_owned()))
     }
 }
 
@@ -389,6 +395,15 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_market_is_read_by_the_word_that_it_shows() {
+        let wrong = "sopt".parse::<Market>().unwrap_err().to_string();
+        for (word, market) in Market::WORDS {
+            assert_eq!((word.parse(), market.to_string().as_str()), (Ok(market), word));
+            assert!(wrong.contains(&format!("\"{word}\"")), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_disk_is_within_the_limits_of_its_type() {

@@ -346,7 +346,21 @@ impl Error {
             Self::Remains { cause, .. } => cause.as_ref().map(|cause| (cause.help(), cause.remedy())),
             Self::Other(error) => error.downcast_ref().map(of_provider),
             Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
-            _ => None,
+            Self::Plan { .. }
+            | Self::Lost { .. }
+            | Self::Interrupted { .. }
+            | Self::Budget { .. }
+            | Self::Command { .. }
+            | Self::Timeout { .. }
+            | Self::At { .. }
+            | Self::Record { .. }
+            | Self::Untrusted(_)
+            | Self::NewerRecord { .. }
+            | Self::UnknownRun { .. }
+            | Self::AmbiguousRun { .. }
+            | Self::Cancelled
+            | Self::LifetimeOver(_)
+            | Self::LifetimeTooLong { .. } => None,
         }
         .unwrap_or_default()
     }
@@ -363,7 +377,21 @@ impl Error {
             Self::Connect { machine, .. } | Self::Unfit { machine, .. } => Some((machine, "connect")),
             Self::Remains { cause: Some(cause), .. } => cause.place(),
             Self::Several(failures) => failures.first.place(),
-            _ => None,
+            Self::Remains { cause: None, .. }
+            | Self::Plan { .. }
+            | Self::Quote { .. }
+            | Self::Launch { .. }
+            | Self::Budget { .. }
+            | Self::Prepare(_)
+            | Self::Record { .. }
+            | Self::Untrusted(_)
+            | Self::NewerRecord { .. }
+            | Self::UnknownRun { .. }
+            | Self::AmbiguousRun { .. }
+            | Self::Cancelled
+            | Self::LifetimeOver(_)
+            | Self::LifetimeTooLong { .. }
+            | Self::Other(_) => None,
         }
     }
 
@@ -374,7 +402,27 @@ impl Error {
             Self::Command { stdout, stderr, .. } | Self::Timeout { stdout, stderr, .. } => [stdout, stderr],
             Self::Remains { cause: Some(cause), .. } => cause.written(),
             Self::Several(failures) => failures.first.written(),
-            _ => ["", ""],
+            Self::Remains { cause: None, .. }
+            | Self::Plan { .. }
+            | Self::Quote { .. }
+            | Self::Launch { .. }
+            | Self::Connect { .. }
+            | Self::Lost { .. }
+            | Self::Interrupted { .. }
+            | Self::Unfit { .. }
+            | Self::Budget { .. }
+            | Self::Session { .. }
+            | Self::At { .. }
+            | Self::Prepare(_)
+            | Self::Record { .. }
+            | Self::Untrusted(_)
+            | Self::NewerRecord { .. }
+            | Self::UnknownRun { .. }
+            | Self::AmbiguousRun { .. }
+            | Self::Cancelled
+            | Self::LifetimeOver(_)
+            | Self::LifetimeTooLong { .. }
+            | Self::Other(_) => ["", ""],
         }
     }
 

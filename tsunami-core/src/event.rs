@@ -288,6 +288,59 @@ pub enum EventKind {
     RunFinished { ok: bool, error: Option<String> },
 }
 
+impl EventKind {
+    /// Shows `visit` every text of it: what people, programs and machines wrote. Names, ids and places are none: whoever
+    /// reads a record must find in it what it is about.
+    pub fn for_each_text(&mut self, mut visit: impl FnMut(&mut String)) {
+        match self {
+            Self::Retrying { error, .. } | Self::ListingFailed { error } | Self::Failed { error, .. } => {
+                visit(error);
+            }
+            Self::Note { text, .. } => visit(text),
+            Self::Running { description, .. } => visit(description),
+            Self::CommandStarted { command, .. } => visit(command),
+            Self::CommandFinished { command, error, .. } => {
+                visit(command);
+                error.iter_mut().for_each(visit);
+            }
+            Self::Interrupted { reason, .. } | Self::TearingDown { reason } => visit(reason),
+            Self::Custom { data, .. } => for_each_text_of(data, &mut visit),
+            Self::StillThere { leftovers } | Self::TornDown { leftovers, .. } => {
+                leftovers.iter_mut().for_each(|leftover| visit(&mut leftover.why));
+            }
+            Self::RunFinished { error, .. } => error.iter_mut().for_each(visit),
+            Self::RunStarted { .. }
+            | Self::Launching { .. }
+            | Self::Launched { .. }
+            | Self::Connected { .. }
+            | Self::Ready { .. }
+            | Self::Uploaded { .. }
+            | Self::Collected { .. }
+            | Self::MachineGone { .. }
+            | Self::TrialStarted { .. }
+            | Self::TrialFinished { .. }
+            | Self::TrialInterrupted { .. }
+            | Self::StepStarted { .. }
+            | Self::StepFinished { .. }
+            | Self::Kept { .. } => {}
+        }
+    }
+}
+
+/// All texts of a value, whatever their fields are called.
+fn for_each_text_of(value: &mut serde_json::Value, visit: &mut dyn FnMut(&mut String)) {
+    match value {
+        serde_json::Value::String(text) => visit(text),
+        serde_json::Value::Array(values) => {
+            values.iter_mut().for_each(|value| for_each_text_of(value, visit));
+        }
+        serde_json::Value::Object(fields) => {
+            fields.values_mut().for_each(|value| for_each_text_of(value, visit));
+        }
+        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {}
+    }
+}
+
 /// What a program adds to the story of its run: see [`Cluster::emit`](crate::Cluster::emit). The rest is the engine's.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

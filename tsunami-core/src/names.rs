@@ -27,6 +27,12 @@ pub fn is_group_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
+/// Whether a table of a file, and so a provider, may be called that: `[a-z][a-z0-9_-]*`.
+pub fn is_table_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+    name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(allowed)
+}
+
 /// Whether a shell can have a variable of this name: `[A-Za-z_][A-Za-z0-9_]*`.
 pub fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -44,23 +50,25 @@ mod tests {
 
     #[test]
     fn each_kind_of_name_has_its_letters() {
-        for (name, experiment, group, variable) in [
-            ("redis", true, true, true),
-            ("a_1", true, true, true),
-            ("Redis", true, false, true),
-            ("_a", false, false, true),
-            ("1a", true, false, false),
-            ("a.b-c", true, false, false),
-            ("-a", false, false, false),
-            (".a", false, false, false),
-            ("a/b", false, false, false),
-            ("a b", false, false, false),
-            ("a\n", false, false, false),
-            ("ä", false, false, false),
-            ("", false, false, false),
+        for (name, experiment, group, table, variable) in [
+            ("redis", true, true, true, true),
+            ("a_1", true, true, true, true),
+            ("Redis", true, false, false, true),
+            ("_a", false, false, false, true),
+            ("1a", true, false, false, false),
+            ("a.b-c", true, false, false, false),
+            ("a-b", true, false, true, false),
+            ("-a", false, false, false, false),
+            (".a", false, false, false, false),
+            ("a/b", false, false, false, false),
+            ("a b", false, false, false, false),
+            ("a\n", false, false, false, false),
+            ("ä", false, false, false, false),
+            ("", false, false, false, false),
         ] {
-            let seen = (is_experiment_name(name), is_group_name(name), is_variable_name(name));
-            assert_eq!(seen, (experiment, group, variable), "{name:?}");
+            let seen =
+                [is_experiment_name, is_group_name, is_table_name, is_variable_name].map(|is| is(name));
+            assert_eq!(seen, [experiment, group, table, variable], "{name:?}");
         }
         assert_eq!(wrong_length(&"n".repeat(NAME_LIMIT)), None);
         assert!(wrong_length(&"n".repeat(NAME_LIMIT + 1)).is_some());

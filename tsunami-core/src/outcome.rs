@@ -49,8 +49,13 @@ impl Outcome {
             | Error::Record { .. }
             | Error::Untrusted(_)
             | Error::UnknownRun { .. }
-            | Error::AmbiguousRun { .. } => Self::Misused,
-            _ => Self::Failed,
+            | Error::AmbiguousRun { .. }
+            | Error::LifetimeTooLong { .. } => Self::Misused,
+            Error::Command { .. }
+            | Error::Timeout { .. }
+            | Error::Session { .. }
+            | Error::At { .. }
+            | Error::Other(_) => Self::Failed,
         }
     }
 
@@ -138,7 +143,15 @@ pub fn gravest(errors: Vec<Error>) -> Option<Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn an_end_that_is_asked_for_and_cannot_be_is_no_failed_experiment() {
+        let (limit, lifetime) = (Duration::from_secs(60), Duration::from_secs(61));
+        assert_eq!(Outcome::of(&Error::LifetimeTooLong { lifetime, limit }), Outcome::Misused);
+    }
 
     #[test]
     fn the_first_in_time_comes_first_and_the_gravest_decides() {

@@ -68,6 +68,7 @@ use async_trait::async_trait;
 use crate::experiment::keys::TOP_KEYS;
 use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
+use crate::names::is_table_name;
 use crate::provider::{Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind};
 use crate::record::{RunEntry, RunRecord, RunStore};
 use crate::session::Connector;
@@ -83,7 +84,7 @@ pub trait Registration: Debug + Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says
-    /// otherwise. Without any there is no such table.
+    /// otherwise. Without any there is no such table. What is [common](Common) to all providers may be among them.
     fn keys(&self) -> &'static [Key] {
         &[]
     }
@@ -98,9 +99,10 @@ pub trait Registration: Debug + Send + Sync + 'static {
         true
     }
 
-    /// Whether its machines are logged in to as a user whom a file may name.
+    /// Whether its machines are logged in to as a user whom a file may name, and whom the reader then takes from
+    /// [`GroupTable::common`].
     fn has_users(&self) -> bool {
-        true
+        false
     }
 
     /// What reads the keys of one file. By default, machines are of one kind, and a group has nothing but their count.
@@ -160,9 +162,9 @@ pub trait Registration: Debug + Send + Sync + 'static {
 
 /// Reads a provider's keys in one file. Whatever is wrong is noted with its place, and reading goes on.
 pub trait TableReader {
-    /// Reads the table for all groups, if there is one. Called once, before the groups.
-    fn all(&mut self, common: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
-        let _ = (common, table, values);
+    /// Reads the table for all groups. Called before the groups, if there is one.
+    fn all(&mut self, table: Table<'_>, values: &mut Values<'_, '_>) {
+        let _ = (table, values);
     }
 
     /// Reads one group. Called in the order of the file; `None` if its machines can't be told.
@@ -174,7 +176,8 @@ pub trait TableReader {
     }
 }
 
-/// What belongs to the machines of every provider. It stands in a group, or at the top for all of them.
+/// What belongs to the machines of every provider, by its key. It stands in a group, or for all of them in the
+/// provider's own table, if it has the key, or at the top. A reader has no need to look at these keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Common {
@@ -194,7 +197,7 @@ pub struct GroupTable<'t> {
     pub place: Place,
     /// All that it holds.
     pub table: Table<'t>,
-    /// What it says itself of what belongs to every provider.
+    /// What belongs to every provider, as the group says it, or else what is said for all groups.
     pub common: Common,
 }
 
@@ -206,29 +209,31 @@ pub struct Machines {
     pub spec: MachineSpec,
     /// How many there are, where that isn't [counted](Registration::is_counted).
     pub count: Option<NonZeroU32>,
-    /// What happens when one of them is taken back, if the provider's own table says so.
-    pub on_interruption: Option<OnInterruption>,
     /// How long they may take from the launch to a session, unless the file says so.
     pub connect_timeout: Option<Duration>,
     /// Texts that are kept with the results, with the names that they have there.
     pub inputs: Vec<(String, String)>,
 }
 
+impl Common {
+    /// What is said here, or else elsewhere.
+    pub(crate) fn or(self, elsewhere: &Self) -> Self {
+        Self {
+            user: self.user.or_else(|| elsewhere.user.clone()),
+            on_interruption: self.on_interruption.or(elsewhere.on_interruption),
+        }
+    }
+}
+
 impl Machines {
     /// Machines of which nothing else is to be said.
     pub fn of(spec: MachineSpec) -> Self {
-        Self { spec, count: None, on_interruption: None, connect_timeout: None, inputs: Vec::new() }
+        Self { spec, count: None, connect_timeout: None, inputs: Vec::new() }
     }
 
     /// Sets how many there are, where that isn't [counted](Registration::is_counted).
     pub fn count(mut self, count: NonZeroU32) -> Self {
         self.count = Some(count);
-        self
-    }
-
-    /// Sets what happens when one of them is taken back.
-    pub fn on_interruption(mut self, on_interruption: OnInterruption) -> Self {
-        self.on_interruption = Some(on_interruption);
         self
     }
 
@@ -399,7 +404,7 @@ impl Registry {
     pub fn with(mut self, registration: Arc<dyn Registration>) -> Self {
         let name = registration.name();
         let is_taken = self.connector.as_ref().is_some_and(|connector| connector.name() == name);
-        assert!(can_name_a_table(name) && !is_taken, "no provider can be called {name:?}");
+        assert!(can_be_at_the_top(name) && !is_taken, "no provider can be called {name:?}");
         self.absent.retain(|(name, _)| *name != registration.name());
         match self.providers.iter_mut().find(|known| known.name() == registration.name()) {
             Some(known) => *known = registration,
@@ -423,7 +428,7 @@ impl Registry {
     /// If its name can't be one, by the rules for [providers](Self::with), or is a provider's.
     pub fn connector(mut self, connector: Arc<dyn MakeConnector>) -> Self {
         let name = connector.name();
-        assert!(can_name_a_table(name) && self.find(name).is_none(), "no connector can be called {name:?}");
+        assert!(can_be_at_the_top(name) && self.find(name).is_none(), "no connector can be called {name:?}");
         self.connector = Some(connector);
         self
     }
@@ -492,11 +497,8 @@ impl Registry {
 }
 
 /// Whether a table at the top of a file can have this name.
-fn can_name_a_table(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
-    name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(allowed)
-        && TOP_KEYS.iter().all(|key| key.name != name)
+fn can_be_at_the_top(name: &str) -> bool {
+    is_table_name(name) && TOP_KEYS.iter().all(|key| key.name != name)
 }
 
 /// A run is recorded under the name that its provider says, and looked for under the one that is registered.
@@ -523,10 +525,6 @@ struct Counted;
 impl Registration for Counted {
     fn name(&self) -> &'static str {
         "local"
-    }
-
-    fn has_users(&self) -> bool {
-        false
     }
 
     async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

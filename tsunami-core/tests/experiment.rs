@@ -97,3 +97,21 @@ async fn a_file_with_mistakes_is_an_error_that_shows_them() {
     let shown = format!("{:?}", load(directory.path(), "name = \"x\"\ngroop = 1\n").unwrap_err());
     assert!(shown.contains("unknown key `groop`") && shown.contains("did you mean `group`?"), "{shown}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_keep_what_steps_will_collect_are_all_told() {
+    let (cloud, directory) = (FakeCloud::new(1), tempfile::tempdir().unwrap());
+    cloud.on_command(|machine, command| {
+        // The second in order fails first.
+        let after = Duration::from_secs(if machine == "client-0" { 9 } else { 1 });
+        let is_clean = command.to_string().contains("\"$TSUNAMI_SCRIPT\" clean");
+        is_clean.then(|| Reply::status(1).stderr("it is kept\n").after(after))
+    });
+    let experiment = load(directory.path(), FILE).unwrap();
+    let options = RunOptions::default().results(directory.path().join("results"));
+    let error = experiment.run(&tsunami(&cloud, directory.path()), options).await.unwrap_err();
+    let Error::Several(failures) = error else { panic!("one was told: {error:?}") };
+    let all = std::iter::once(&*failures.first).chain(&failures.others);
+    let machines: Vec<_> = all.map(|error| error.place().map(|(machine, _)| machine)).collect();
+    assert_eq!(machines, [Some("client-1"), Some("client-0")]);
+}

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
 use tsunami_core::{
     Cluster, Command, Download, Error, Event, Exit, Group, Keep, Leftover, MachineSpec, MockConnector,
-    Observer, Origin, OutputSink, Plan, RunStore, Session, SessionError, Stream, Tsunami,
+    MockProvider, Observer, Origin, OutputSink, Plan, Quote, RunStore, Session, SessionError, Stream,
+    Tsunami,
 };
 
 struct World {
@@ -462,5 +463,18 @@ async fn a_session_that_never_says_that_a_command_is_gone_does_not_hold_its_end(
         Ok(())
     });
     timeout(Duration::from_secs(1800), run).await.expect("it never ends").unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_panics_when_it_is_asked_its_name_ends_the_run_before_it_begins() {
+    let world = World::new();
+    let mut provider = MockProvider::new();
+    provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
+    provider.expect_name().returning(|| panic!("nameless"));
+    let tsunami = Tsunami::new(Arc::new(provider), Arc::new(world.cloud.clone())).state(world.state.clone());
+    let error = tsunami.run(plan(), command).await.unwrap_err();
+    let shown = format!("{error:?}");
+    assert!(shown.contains("nameless") && shown.contains("that was a panic"), "{shown}");
     world.assert_clear();
 }

@@ -235,3 +235,24 @@ async fn a_name_that_could_become_something_else_names_no_trial() {
         tsunami.run(plan, |cluster| async move { cluster.trial("../1", async |_| Ok(())).await }).await;
     assert!(refused.unwrap_err().to_string().contains("can't name a trial"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn machines_on_which_something_may_run_on_are_all_told() {
+    let world = World::new();
+    world.cloud.on_command(|machine, command| {
+        // The second in order fails first.
+        let after = Duration::from_secs(if machine == "client-0" { 9 } else { 1 });
+        let is_sweep = command.to_string().contains("sweep");
+        is_sweep.then(|| Reply::status(1).stderr("it runs on\n").after(after))
+    });
+    let error = world.trial(async |trial: Trial| {
+        for client in trial.group("client") {
+            client.run("true").await?;
+        }
+        Ok(())
+    });
+    let Error::Several(failures) = error.await.unwrap_err() else { panic!("one was told") };
+    let all = std::iter::once(&*failures.first).chain(&failures.others);
+    let machines: Vec<_> = all.map(|error| error.place().map(|(machine, _)| machine)).collect();
+    assert_eq!(machines, [Some("client-1"), Some("client-0")]);
+}

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tsunami_core::registry::{
-    Backend, Common, ConnectRequest, Connection, Form, GroupTable, Key, Machines, MakeConnector,
-    Registration, Registry, Settings, Table, TableReader, Value, Values, words,
+    Backend, ConnectRequest, Connection, Form, GroupTable, Key, Machines, MakeConnector, Registration,
+    Registry, Settings, Table, TableReader, Value, Values, words,
 };
 use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
 
@@ -132,10 +132,6 @@ impl Registration for LocalRegistration {
         "local"
     }
 
-    fn has_users(&self) -> bool {
-        false
-    }
-
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
         let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
@@ -165,6 +161,10 @@ impl Registration for HostsRegistration {
         false
     }
 
+    fn has_users(&self) -> bool {
+        true
+    }
+
     fn reader(&self) -> Box<dyn TableReader> {
         Box::new(HostsReader::default())
     }
@@ -182,17 +182,11 @@ impl Registration for HostsRegistration {
 
 #[derive(Default)]
 struct HostsReader {
-    /// Who to log in as where a host doesn't say it.
-    user: Option<String>,
     /// The hosts of all groups so far.
     taken: HashSet<String>,
 }
 
 impl TableReader for HostsReader {
-    fn all(&mut self, common: &Common, _: Option<Table<'_>>, _: &mut Values<'_, '_>) {
-        self.user.clone_from(&common.user);
-    }
-
     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
         let Some(value) = group.table.get("hosts") else {
             let help = "list them as `hosts = [\"user@10.0.0.5\"]`".to_owned();
@@ -204,9 +198,8 @@ impl TableReader for HostsReader {
             values.problem(&value.place(), "a group has at least one host", None);
             return None;
         }
-        let user = group.common.user.as_ref().or(self.user.as_ref()).cloned();
-        let read: Vec<_> =
-            list.iter().filter_map(|value| self.host(*value, user.as_deref(), values)).collect();
+        let user = group.common.user.as_deref();
+        let read: Vec<_> = list.iter().filter_map(|value| self.host(*value, user, values)).collect();
         let count = u32::try_from(list.len()).ok().and_then(NonZeroU32::new);
         if read.len() < list.len() {
             return None;
@@ -334,17 +327,19 @@ hosts = ["b", 3]"#,
         );
     }
 
-    /// That each key is read: a date, which no key takes, is noted where it stands.
+    mod local_keeps {
+        tsunami_core::registration_conformance!(super::registry(), "local", "count = 2");
+    }
+
+    mod hosts_keeps {
+        tsunami_core::registration_conformance!(super::registry(), "hosts", "hosts = ['a']");
+    }
+
     #[test]
-    fn every_key_of_ssh_is_read_and_in_the_schema() {
-        let schema = Experiment::schema(&registry());
-        for key in SSH_KEYS {
-            let text = format!("name = 'x'\n[ssh]\n{} = 1979-05-27\n[group.a]\n", key.name);
-            let problems = load(&text).unwrap_err();
-            let of_it = |problem| problems.place(problem).is_some_and(|(line, _)| line == 3);
-            assert!(problems.iter().any(of_it), "{}: {problems}", key.name);
-            assert!(schema["properties"]["ssh"]["properties"].get(key.name).is_some());
-        }
+    fn the_default_time_to_connect_is_said_as_it_is() {
+        let key = SSH_KEYS.iter().find(|key| key.name == "connect_timeout").unwrap();
+        let minutes = tsunami_core::DEFAULT_CONNECT_TIMEOUT.as_secs() / 60;
+        assert_eq!(key.default, Some(&*format!("\"{minutes}m\"")));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use tokio::time::{Instant, sleep};
 use tsunami_core::registry::{Backend, ConnectRequest, Registration};
 use tsunami_core::{
     Addresses, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState, Price,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, RunRecord, private,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunEntry, RunFilter, RunId, RunRecord, RunStore,
+    private,
 };
 
 /// Runs a machine until its deadline.
@@ -157,8 +158,8 @@ impl Provider for Namespaces {
         let runs = match filter {
             RunFilter::Run(run) => vec![run.clone()],
             RunFilter::All => {
-                let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-                entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+                let runs = RunStore::at(&self.root).runs().map_err(io::Error::other);
+                runs.map_err(failed("list"))?.iter().map(RunEntry::id).collect()
             }
         };
         let mut machines = Vec::new();
@@ -214,10 +215,6 @@ pub struct NamespacesRegistration;
 impl Registration for NamespacesRegistration {
     fn name(&self) -> &'static str {
         "namespaces"
-    }
-
-    fn has_users(&self) -> bool {
-        false
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

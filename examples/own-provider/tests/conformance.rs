@@ -50,3 +50,15 @@ mod keeps {
     use super::*;
     tsunami_core::provider_conformance!(#[tokio::test(flavor = "multi_thread")], async { Harness::new() });
 }
+
+mod is_used_from_files {
+    use std::sync::Arc;
+
+    use own_provider::NamespacesRegistration;
+
+    tsunami_core::registration_conformance!(
+        tsunami_ssh::registry().with(Arc::new(NamespacesRegistration)),
+        "namespaces",
+        "count = 2"
+    );
+}

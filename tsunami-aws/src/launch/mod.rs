@@ -21,7 +21,7 @@ use crate::journal::{GroupRecord, Journal, journal_error};
 use crate::model::{CreateKind, CreateRequest, Fleet, Pool, Tags, Template, token};
 use crate::region::{Region, VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 use crate::requests::{CreateOutput, MakeError};
-use crate::resolve::ResolvedSpec;
+use crate::resolve::{NO_MARKET, ResolvedSpec};
 use crate::spec::{Ec2Spec, Market};
 use crate::user_data::UserData;
 use crate::{inventory, tag, text};
@@ -106,6 +106,10 @@ impl Launch<'_> {
         templates: &mut BTreeMap<bool, String>,
         (mut attempt, failing): (u32, Failing),
     ) -> Result<(), ProviderError> {
+        // A program may launch what it has asked no quote for.
+        let Some(last) = self.spec.markets.last() else {
+            return Err(self.region.invalid(NO_MARKET.to_owned()));
+        };
         let mut tried: Vec<String> = Vec::new();
         let (mut failures, mut patience) = (Vec::new(), VISIBILITY_ATTEMPTS);
         for (place, market) in self.spec.markets.iter().enumerate() {
@@ -192,8 +196,7 @@ impl Launch<'_> {
             return Ok(());
         }
         let failures = failures.into_iter().map(|failure| (None, failure)).collect();
-        let market = self.spec.markets[self.spec.markets.len() - 1];
-        let mut error = ProviderError::from(gravest(failures).unwrap_or_else(|| self.short_of(market)));
+        let mut error = ProviderError::from(gravest(failures).unwrap_or_else(|| self.short_of(*last)));
         let (missing, count) = (missing(group), self.request.count);
         error.message = format!("{missing} of {count} machines could not be had: {}", tried.join("; "));
         Err(error)

@@ -15,6 +15,9 @@ const MAX_TAGS: usize = 42;
 /// How long the private keys are that launches make, as OpenSSH writes them.
 const HOST_KEY_LENGTH: usize = 411;
 
+/// What is wrong with a spec that has none.
+pub(crate) const NO_MARKET: &str = "no market is given";
+
 /// What is wrong with a spec by itself.
 pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     let wrong = |message: &str| Err(region.invalid(message.to_owned()));
@@ -22,7 +25,7 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
         return wrong("no instance type is given");
     }
     if spec.markets.is_empty() {
-        return wrong("no market is given");
+        return wrong(NO_MARKET);
     }
     if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
         return wrong("max_price is not an amount of money");

@@ -2,9 +2,10 @@
 
 use tsunami_core::ProviderError;
 
+use super::ResolveKey;
 use crate::error::Result;
 use crate::region::Region;
-use crate::spec::{Ec2Spec, is_general_purpose};
+use crate::spec::is_general_purpose;
 
 /// An image, as far as it matters to machines.
 #[derive(Clone, Debug)]
@@ -55,17 +56,17 @@ fn alias(image: &str, architecture: &str) -> Option<Alias> {
 
 /// Finds the image of a spec, which must be for the architecture of its types.
 pub(super) async fn image(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
     architecture: &str,
 ) -> Result<Image, ProviderError> {
-    let alias = alias(&spec.image, architecture);
-    let parameter = alias.as_ref().map(|alias| alias.parameter.as_str()).or(spec.image.strip_prefix("ssm:"));
+    let alias = alias(&key.image, architecture);
+    let parameter = alias.as_ref().map(|alias| alias.parameter.as_str()).or(key.image.strip_prefix("ssm:"));
     let id = match parameter {
-        Some(parameter) => parameter_value(region, parameter, &spec.image).await?,
-        None if spec.image.starts_with("ami-") => spec.image.clone(),
+        Some(parameter) => parameter_value(region, parameter, &key.image).await?,
+        None if key.image.starts_with("ami-") => key.image.clone(),
         None => {
-            let message = format!("`{}` names no image", spec.image);
+            let message = format!("`{}` names no image", key.image);
             return Err(region.invalid(message)
                 .help("use an alias such as \"ubuntu-24.04\", \"debian-12\" or \"al2023\", an \"ami-…\", or \"ssm:/path\""));
         }
@@ -80,7 +81,7 @@ pub(super) async fn image(
     if of_image != architecture {
         let message = format!(
             "image {id} ({name}) is for {of_image}, and {} for {architecture}",
-            spec.instances.join(", ")
+            key.instances.join(", ")
         );
         return Err(region.invalid(message).help("choose an image of the same architecture, or an alias"));
     }
@@ -106,7 +107,7 @@ pub(super) async fn image(
         .filter_map(|device| Some((device.device_name()?, device.ebs()?)));
     let further = || volumes.clone().filter(|(name, _)| *name != root_device);
     let more_gib = further().map(|(_, ebs)| ebs.volume_size().unwrap_or(8)).sum::<i32>();
-    let kept = volumes.clone().filter(|(name, _)| *name != root_device || spec.disk.is_none());
+    let kept = volumes.clone().filter(|(name, _)| *name != root_device || key.disk.is_none());
     let odd = kept.filter_map(|(_, ebs)| ebs.volume_type()).find(|kind| !is_general_purpose(kind.as_str()));
     // Plain Linux is billed under this very name.
     // <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/billing-info-fields.html>
@@ -120,7 +121,7 @@ pub(super) async fn image(
         (None, [], Some(kind)) => Some(format!("it has a volume of type {kind}")),
         (None, [], None) => None,
     };
-    let user = spec.user.as_deref().or(alias.map(|alias| alias.user)).or_else(known);
+    let user = key.user.as_deref().or(alias.map(|alias| alias.user)).or_else(known);
     let Some(user) = user else {
         return Err(region
             .invalid(format!("who logs in to image {id} ({name}) is not known"))

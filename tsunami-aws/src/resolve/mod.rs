@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tsunami_core::{Price, ProviderError};
 
-pub(crate) use self::check::check;
+pub(crate) use self::check::{NO_MARKET, check};
 use self::images::Image;
 use self::network::{Network, Subnet};
 use self::offerings::Types;
@@ -47,7 +47,7 @@ struct RegionLookups {
     quotas: tokio::sync::Mutex<QuotaCache>,
 }
 
-/// What a resolved spec depends on.
+/// What of a spec is looked up. Nothing else of it takes part, so that specs with one key have one answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct ResolveKey {
     region: String,
@@ -88,14 +88,15 @@ impl Resolver {
         spec: &Ec2Spec,
         region: &Region,
     ) -> Result<Arc<ResolvedSpec>, ProviderError> {
+        let key = ResolveKey::of(spec, region);
         let cell = {
             let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-            resolved.entry(ResolveKey::of(spec, region)).or_default().clone()
+            resolved.entry(key.clone()).or_default().clone()
         };
         // Who comes second waits for the first, and tries it if that one fails.
         let resolve = async || {
             let lookups = self.lookups(region)?;
-            ResolvedSpec::of(spec, region, lookups, &self.pricing).await.map(Arc::new)
+            ResolvedSpec::of(&key, region, lookups, &self.pricing).await.map(Arc::new)
         };
         cell.get_or_try_init(resolve).await.cloned()
     }
@@ -143,18 +144,18 @@ pub(crate) struct ResolvedSpec {
 
 impl ResolvedSpec {
     async fn of(
-        spec: &Ec2Spec,
+        key: &ResolveKey,
         region: &Region,
         lookups: &RegionLookups,
         pricing: &aws_sdk_pricing::Client,
     ) -> Result<Self, ProviderError> {
-        let Types { architecture, surplus, processors } = offerings::types(spec, region).await?;
+        let Types { architecture, surplus, processors } = offerings::types(key, region).await?;
         let (image, network, offered, spot, on_demand) = tokio::try_join!(
-            images::image(spec, region, &architecture),
-            network::network(spec, region, &lookups.default_subnets),
-            offerings::offered(spec, region),
-            prices::spot_prices(spec, region),
-            async { Ok(prices::on_demand_prices(spec, region, pricing).await) },
+            images::image(key, region, &architecture),
+            network::network(key, region, &lookups.default_subnets),
+            offerings::offered(key, region),
+            prices::spot_prices(key, region),
+            async { Ok(prices::on_demand_prices(key, region, pricing).await) },
         )?;
         let Network { vpc, subnets, public, unpriced } = network;
         let (on_demand, mut notes) = on_demand;
@@ -168,7 +169,7 @@ impl ResolvedSpec {
             notes.push(format!("what machines cost is not known here: {why}"));
         }
         let mut pools = Vec::new();
-        for instance in &spec.instances {
+        for instance in &key.instances {
             let zones = offered.get(instance);
             for (zone, subnet) in
                 subnets.iter().filter(|(zone, _)| zones.is_some_and(|it| it.contains(*zone)))
@@ -178,18 +179,18 @@ impl ResolvedSpec {
             }
         }
         if pools.is_empty() {
-            return Err(offerings::not_offered(spec, region, &subnets, &offered));
+            return Err(offerings::not_offered(key, region, &subnets, &offered));
         }
         let price = |pool: &Pool| {
-            let key = (pool.instance.clone(), pool.zone.clone());
-            let spot = spec.markets.first().is_some_and(|market| market.is_spot()).then(|| spot.get(&key));
+            let of_pool = (pool.instance.clone(), pool.zone.clone());
+            let spot = key.markets.first().is_some_and(|market| market.is_spot()).then(|| spot.get(&of_pool));
             spot.unwrap_or_else(|| on_demand.get(&pool.instance)).copied().unwrap_or(f64::INFINITY)
         };
         pools.sort_by(|a, b| price(a).total_cmp(&price(b)));
         if let Some(why) = &image.unpriced {
             notes.push(format!("what image {} costs is not known here: {why}", image.id));
         }
-        if let Some(disk) = &spec.disk {
+        if let Some(disk) = &key.disk {
             if disk.gib.is_some_and(|gib| gib < image.gib) {
                 let message = format!(
                     "a disk of {} GiB is too small for {}, which has {} GiB",

@@ -7,9 +7,9 @@ use aws_sdk_ec2::types::{Filter, Tenancy};
 use tokio::sync::OnceCell;
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use super::ResolveKey;
 use crate::error::Result;
 use crate::region::Region;
-use crate::spec::Ec2Spec;
 
 /// A subnet, as far as it matters to machines.
 #[derive(Clone, Debug)]
@@ -25,12 +25,12 @@ pub(crate) struct Subnet {
 
 /// The network, and a subnet of it in each zone that may be used.
 pub(super) async fn network(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
     default_subnets: &OnceCell<Vec<Subnet>>,
 ) -> Result<Network, ProviderError> {
     let request = region.ec2.describe_subnets();
-    let found = match &spec.subnet {
+    let found = match &key.subnet {
         Some(subnet) => find_subnets(region, request.subnet_ids(subnet)).await?,
         None => {
             let filter = Filter::builder().name("default-for-az").values("true").build();
@@ -47,16 +47,16 @@ pub(super) async fn network(
     let vpc = first.vpc.clone();
     let public = found.iter().all(|subnet| subnet.public);
     let all: Vec<String> = found.iter().map(|subnet| subnet.zone.clone()).collect();
-    let wanted = |subnet: &Subnet| spec.zone.as_ref().is_none_or(|wanted| *wanted == subnet.zone);
+    let wanted = |subnet: &Subnet| key.zone.as_ref().is_none_or(|wanted| *wanted == subnet.zone);
     let found = found.into_iter().filter(wanted);
     let subnets: BTreeMap<_, _> = found.map(|subnet| (subnet.zone, subnet.id)).collect();
     if subnets.is_empty() {
-        let zone = spec.zone.as_deref().unwrap_or_default();
+        let zone = key.zone.as_deref().unwrap_or_default();
         let message = format!("zone {zone} is not among those that can be used: {}", all.join(", "));
         return Err(region.invalid(message));
     }
     // The default network is never a dedicated one.
-    let unpriced = if spec.subnet.is_some() { dedicated(region, &vpc).await? } else { None };
+    let unpriced = if key.subnet.is_some() { dedicated(region, &vpc).await? } else { None };
     Ok(Network { vpc, subnets, public, unpriced })
 }
 

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_sdk_ec2::types::{Filter, InstanceType, InstanceTypeInfo, LocationType};
 use tsunami_core::ProviderError;
 
+use super::ResolveKey;
 use crate::error::Result;
 use crate::limited::pages;
 use crate::region::Region;
-use crate::spec::Ec2Spec;
 
 /// The most that an hour of a virtual processor of a t machine costs beyond its credits, in US dollars.
 /// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/burstable-performance-instances-unlimited-mode.html>
@@ -25,8 +25,8 @@ pub(super) struct Types {
 }
 
 /// Looks the types of a spec up, which must be there and of one architecture.
-pub(super) async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, ProviderError> {
-    let types = spec.instances.iter().map(|name| InstanceType::from(name.as_str()));
+pub(super) async fn types(key: &ResolveKey, region: &Region) -> Result<Types, ProviderError> {
+    let types = key.instances.iter().map(|name| InstanceType::from(name.as_str()));
     let request = region.ec2.describe_instance_types().set_instance_types(Some(types.collect()));
     let answer = region.call("DescribeInstanceTypes", || request.clone().send()).await.map_err(|failure| {
         let unknown = failure.code == "InvalidInstanceType";
@@ -49,7 +49,7 @@ pub(super) async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, Prov
     }
     let known: BTreeSet<&str> = by_architecture.values().flatten().copied().collect();
     let unknown: Vec<_> =
-        spec.instances.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
+        key.instances.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
     if !unknown.is_empty() {
         return Err(region.invalid(format!("there is no instance type {}", unknown.join(", "))));
     }
@@ -78,10 +78,10 @@ pub(super) async fn types(spec: &Ec2Spec, region: &Region) -> Result<Types, Prov
 
 /// The zones that have each type.
 pub(super) async fn offered(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
 ) -> Result<BTreeMap<String, BTreeSet<String>>, ProviderError> {
-    let types = Filter::builder().name("instance-type").set_values(Some(spec.instances.clone())).build();
+    let types = Filter::builder().name("instance-type").set_values(Some(key.instances.clone())).build();
     let mut offered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let request = region.ec2.describe_instance_type_offerings();
     let request = request.location_type(LocationType::AvailabilityZone).filters(types);
@@ -96,13 +96,13 @@ pub(super) async fn offered(
 
 /// What is to be said where no zone that may be used has any of the types.
 pub(super) fn not_offered(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
     subnets: &BTreeMap<String, String>,
     offered: &BTreeMap<String, BTreeSet<String>>,
 ) -> ProviderError {
     let zones: Vec<&str> = subnets.keys().map(String::as_str).collect();
-    let has = spec.instances.iter().map(|instance| match offered.get(instance) {
+    let has = key.instances.iter().map(|instance| match offered.get(instance) {
         Some(zones) => {
             let zones: Vec<&str> = zones.iter().map(String::as_str).collect();
             format!("{instance} is in {}", zones.join(", "))
@@ -114,7 +114,7 @@ pub(super) fn not_offered(
         .invalid(format!(
             "none of {} has {}: {}",
             zones.join(", "),
-            spec.instances.join(" or "),
+            key.instances.join(" or "),
             has.join("; ")
         ))
         .help("choose another `zone` (or none), `subnet`, `instance` or `region`")

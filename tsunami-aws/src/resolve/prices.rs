@@ -8,21 +8,21 @@ use aws_smithy_types::DateTime;
 use serde_json::Value;
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
+use super::ResolveKey;
 use crate::error::{AwsError, Result};
 use crate::limited::pages;
 use crate::region::Region;
-use crate::spec::Ec2Spec;
 
 /// What spot machines cost now, by type and zone, in US dollars an hour.
 pub(super) async fn spot_prices(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
 ) -> Result<BTreeMap<(String, String), f64>, ProviderError> {
     let mut prices = BTreeMap::new();
-    if !spec.markets.iter().any(|market| market.is_spot()) {
+    if !key.markets.iter().any(|market| market.is_spot()) {
         return Ok(prices);
     }
-    let types: Vec<_> = spec.instances.iter().map(|name| InstanceType::from(name.as_str())).collect();
+    let types: Vec<_> = key.instances.iter().map(|name| InstanceType::from(name.as_str())).collect();
     let now = DateTime::from(std::time::SystemTime::now());
     let request = region.ec2.describe_spot_price_history().set_instance_types(Some(types));
     let request = request.product_descriptions("Linux/UNIX").start_time(now);
@@ -41,12 +41,12 @@ pub(super) async fn spot_prices(
 
 /// What the types cost on demand, where that can be found out, and what to say where it can't.
 pub(super) async fn on_demand_prices(
-    spec: &Ec2Spec,
+    key: &ResolveKey,
     region: &Region,
     pricing: &aws_sdk_pricing::Client,
 ) -> (BTreeMap<String, f64>, Vec<String>) {
     let asked =
-        spec.instances.iter().map(async |instance| (instance, on_demand(instance, region, pricing).await));
+        key.instances.iter().map(async |instance| (instance, on_demand(instance, region, pricing).await));
     let (mut prices, mut notes) = (BTreeMap::new(), Vec::new());
     for (instance, price) in futures_util::future::join_all(asked).await {
         match price {

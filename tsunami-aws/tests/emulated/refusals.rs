@@ -22,6 +22,17 @@ fn says(error: &ProviderError, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_launch_without_a_market_is_refused_where_nobody_asked_for_a_quote() {
+    let world = World::new();
+    let (provider, run) = (world.provider().await, run_id(1));
+    let error = provider.launch(&request(&run, 1, spec().markets([]))).await.unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
+    says(&error, &["no market is given"]);
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_spec_that_cannot_be_had_is_refused_before_anything_is_created() {
     let world = World::new();
     world.emulator.configure(json!({"not_offered": {"c7g.large": ["eu-west-1a"]}}));

@@ -56,14 +56,22 @@ async fn asked<T>(
     operation: &str,
     asking: impl Future<Output = Result<T, ProviderError>>,
 ) -> Result<T, ProviderError> {
-    let failed = |panic: Panicked| {
-        ProviderError::new(ProviderErrorKind::Other, operation, panic.0.clone()).source(panic)
-    };
-    caught(asking).await.map_err(failed)?
+    caught(asking).await.map_err(|panic| panicked(operation, panic))?
 }
 
+fn panicked(operation: &str, panic: Panicked) -> ProviderError {
+    ProviderError::new(ProviderErrorKind::Other, operation, panic.0.clone()).source(panic)
+}
+
+/// What a run's record says of its provider: the name, and what else another process must know.
+pub(super) fn described(provider: &dyn Provider) -> Result<(String, serde_json::Value), ProviderError> {
+    caught_call(|| (provider.name(), provider.settings())).map_err(|panic| panicked("describe", panic))
+}
+
+#[deny(clippy::missing_trait_methods, reason = "a method that is left out never reaches the provider")]
 #[async_trait]
 impl Provider for Guarded<dyn Provider> {
+    // These two have no word for an error: the engine asks for them by `described`.
     fn name(&self) -> String {
         self.0.name()
     }
@@ -124,6 +132,7 @@ impl Provider for Guarded<dyn Provider> {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "a method that is left out never reaches the connector")]
 #[async_trait]
 impl Connector for Guarded<dyn Connector> {
     async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
@@ -145,6 +154,84 @@ impl Connector for Guarded<dyn Connector> {
     async fn finish(&self, run: &RunId) {
         if let Err(Panicked(panic)) = caught(async { self.0.finish(run).await }).await {
             tracing::error!(panic, "the connector failed to finish");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::machine::{Deadline, MachineState};
+    use crate::provider::MockProvider;
+    use crate::session::{MockConnector, MockSession};
+
+    fn refused() -> ProviderError {
+        ProviderError::new(ProviderErrorKind::Unauthorized, "mock", "the mock was asked")
+    }
+
+    fn machine() -> Machine {
+        let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
+        Machine::new(MachineId::new("m-1"), run, "node", 0, MachineState::Running)
+    }
+
+    /// A method with a default that isn't handed on would compile, and answer in the provider's place.
+    #[tokio::test]
+    async fn everything_that_a_provider_is_asked_reaches_it() {
+        let mut mock = MockProvider::new();
+        mock.expect_name().return_const("mock".to_owned());
+        mock.expect_settings().return_const(json!({ "region": "mars" }));
+        mock.expect_quote().returning(|_, _| Err(refused()));
+        mock.expect_launch().returning(|_| Err(refused()));
+        mock.expect_list().returning(|_| Err(refused()));
+        mock.expect_verify().returning(|_, _| Err(refused()));
+        mock.expect_renew().returning(|_, _| Err(refused()));
+        mock.expect_interruption_notice().returning(|_, _| "taken back".to_owned());
+        mock.expect_extend().returning(|_, _| Err(refused()));
+        mock.expect_extend_on().returning(|_, _, _| Err(refused()));
+        mock.expect_terminate().returning(|_| Err(refused()));
+        mock.expect_consistency().return_const(Duration::from_secs(77));
+        let provider = Guarded::<dyn Provider>(Arc::new(mock));
+        let session: Arc<dyn Session> = Arc::new(MockSession::new());
+        let (machine, spec, until) = (machine(), MachineSpec::default(), SystemTime::UNIX_EPOCH);
+        let deadline = Deadline { at: until, lifetime: Duration::from_secs(60) };
+        let one = NonZeroU32::MIN;
+        let request = LaunchRequest::new(machine.run.clone(), "node", one, spec.clone(), deadline);
+        assert_eq!(described(&provider).unwrap(), ("mock".to_owned(), json!({ "region": "mars" })));
+        assert_eq!(provider.consistency(), Duration::from_secs(77));
+        assert_eq!(provider.interruption_notice(&machine, &session).await, "taken back");
+        for answer in [
+            provider.quote(&spec, one).await.err(),
+            provider.launch(&request).await.err(),
+            provider.list(&RunFilter::Run(machine.run.clone())).await.err(),
+            provider.verify(&machine, &session).await.err(),
+            provider.renew(&machine, &session).await.err(),
+            provider.extend(&machine.run, until).await.err(),
+            provider.extend_on(&machine, &session, until).await.err(),
+            provider.terminate(&machine.run).await.err(),
+        ] {
+            assert_eq!(answer.unwrap().message, "the mock was asked");
+        }
+    }
+
+    #[tokio::test]
+    async fn everything_that_a_connector_is_asked_reaches_it() {
+        let refused = || SessionError::new(SessionErrorKind::Local, "the mock was asked");
+        let mut mock = MockConnector::new();
+        mock.expect_prepare().returning(move |_, _| Err(refused()));
+        mock.expect_connect().returning(move |_, _| Err(refused()));
+        mock.expect_resolve().returning(move |_| Err(refused()));
+        mock.expect_finish().times(1).return_const(());
+        let connector = Guarded::<dyn Connector>(Arc::new(mock));
+        let machine = machine();
+        connector.finish(&machine.run).await;
+        for answer in [
+            connector.prepare(&machine.run, Path::new("/")).await.err(),
+            connector.connect(&machine, Instant::now()).await.err(),
+            connector.resolve(&machine.login).await.err(),
+        ] {
+            assert_eq!(answer.unwrap().message, "the mock was asked");
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Tsunami;
-use super::foreign::has_panicked;
+use super::foreign::{described, has_panicked};
 use super::machine_task::PendingMachine;
 use super::monitor::{REASON_TIMEOUT, Watch};
 use super::run::{BodyOutcome, OwnedMachines, Run, RunHandle};
@@ -80,7 +80,7 @@ impl Tsunami {
         {
             return Err(Error::Budget { budget, max_cost });
         }
-        let record = self.record_of(run, &plan, max_cost);
+        let record = self.record_of(run, &plan, max_cost)?;
         let state = self.state.clone().map_or_else(RunStore::standard, Ok)?;
         let (directory, lock) = state.create(&record)?;
         let preparing = self.connector.prepare(&record.run, directory.path());
@@ -102,14 +102,15 @@ impl Tsunami {
         }
     }
 
-    fn record_of(&self, run: RunId, plan: &Plan, max_cost: Option<f64>) -> RunRecord {
+    fn record_of(&self, run: RunId, plan: &Plan, max_cost: Option<f64>) -> Result<RunRecord, Error> {
+        let (provider, settings) = described(&*self.provider).map_err(Error::other)?;
         let created = self.started_at.unwrap_or_else(SystemTime::now);
         let groups = plan.groups.iter();
-        RunRecord {
+        Ok(RunRecord {
             run,
             experiment: plan.name.clone(),
-            provider: self.provider.name(),
-            settings: self.provider.settings(),
+            provider,
+            settings,
             created,
             deadline: Deadline { at: created + plan.lifetime, lifetime: plan.lifetime },
             groups: groups.map(|group| GroupSize { name: group.name.clone(), count: group.count }).collect(),
@@ -117,7 +118,7 @@ impl Tsunami {
             kept: false,
             budget: plan.budget,
             max_cost,
-        }
+        })
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::limits::{GROUP_LIMIT, MACHINE_LIMIT, STEP_LIMIT, STEP_MACHINES_LIMIT, VARIABLE_LIMIT};
 use crate::names;
+use crate::plan::DEFAULT_LIFETIME;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -35,12 +36,10 @@ use super::{
 use crate::registry::{
     Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, Settings, TableReader,
 };
+use crate::trial::DEFAULT_READY_TIMEOUT;
 
-const HOUR: Duration = Duration::from_secs(3600);
-/// Nothing in an experiment takes longer, and sums of such durations can't overflow a clock.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-/// How long something started may take to come up, if the file doesn't say.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The keys of [`Common`].
+const COMMON_KEYS: [&str; 2] = ["user", "on_interruption"];
 
 type Value<'t> = Spanned<DeValue<'t>>;
 type Span = Range<usize>;
@@ -185,9 +184,10 @@ impl<'a> Reader<'a> {
         self.named(root, known.chain(registry.absent_names()), &["prepare", "repeat", "matrix"]);
         let name = self.experiment_name(root);
         let provider = self.provider(root.get("provider"));
-        let lifetime = root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(HOUR);
+        let lifetime =
+            root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_LIFETIME);
         let budget = root.get("budget").and_then(|value| self.dollars(value));
-        self.common = self.common(root, provider.as_ref());
+        self.common = self.common(root, provider.as_ref(), &COMMON_KEYS);
         let mut reader = provider.as_ref().map(|provider| provider.reader());
         let mut own = None;
         for (name, span, value) in entries(root) {
@@ -206,9 +206,12 @@ impl<'a> Reader<'a> {
                 _ => {}
             }
         }
-        if let Some(reader) = &mut reader {
-            let common = self.common.clone();
-            reader.all(&common, own.map(Table), &mut Values(self));
+        if let Some((provider, table)) = provider.as_ref().zip(own) {
+            let own: Vec<&str> = names(provider.keys()).filter(|key| COMMON_KEYS.contains(key)).collect();
+            self.common = self.common(table, Some(provider), &own).or(&self.common);
+        }
+        if let Some((reader, table)) = reader.as_mut().zip(own) {
+            reader.all(Table(table), &mut Values(self));
         }
         let connection =
             registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
@@ -259,20 +262,25 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// What belongs to the machines of every provider.
-    fn common(&mut self, table: &DeTable<'_>, provider: Option<&Arc<dyn Registration>>) -> Common {
-        let user = table.get("user").and_then(|value| self.host(value));
-        if let (Some((span, _)), Some(provider)) = (key(table, "user"), provider)
+    /// What a table says of what belongs to the machines of every provider, in those of the keys that it may have.
+    fn common(
+        &mut self,
+        table: &DeTable<'_>,
+        provider: Option<&Arc<dyn Registration>>,
+        keys: &[&str],
+    ) -> Common {
+        let [user, on_interruption] =
+            COMMON_KEYS.map(|name| key(table, name).filter(|_| keys.contains(&name)));
+        if let (Some((span, _)), Some(provider)) = (&user, provider)
             && !provider.has_users()
         {
             let message = format!("`user` is not for the provider \"{}\"", provider.name());
             let help = "its machines are used by whoever runs tsunami".to_owned();
-            self.note(Problem::at(span, message).help(help));
+            self.note(Problem::at(span.clone(), message).help(help));
         }
-        let on_interruption = table
-            .get("on_interruption")
-            .and_then(|value| self.choice(value, "on_interruption", &OnInterruption::WORDS));
-        Common { user, on_interruption }
+        let mut choice = |value| self.choice(value, "on_interruption", &OnInterruption::WORDS);
+        let on_interruption = on_interruption.and_then(|(_, value)| choice(value));
+        Common { user: user.and_then(|(_, value)| self.host(value)), on_interruption }
     }
 
     fn connection(&mut self, root: &DeTable<'_>, maker: &Arc<dyn MakeConnector>) -> Option<Connection> {
@@ -327,7 +335,7 @@ impl<'a> Reader<'a> {
         let table = self.table(value)?;
         let provider = reading.as_ref().map(|(provider, _)| *provider);
         let is_counted = self.group_keys(table, provider);
-        let common = self.common(table, provider);
+        let common = self.common(table, provider, &COMMON_KEYS).or(&self.common);
         let machines = match reading {
             Some((_, reader)) if is_counted != Counted::Wrong => {
                 let group = GroupTable {
@@ -363,9 +371,8 @@ impl<'a> Reader<'a> {
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
-        let Machines { spec, on_interruption, connect_timeout, inputs, .. } = machines?;
-        let on_interruption = common.on_interruption.or(on_interruption).or(self.common.on_interruption);
-        let replace_interrupted = on_interruption == Some(OnInterruption::Replace);
+        let Machines { spec, connect_timeout, inputs, .. } = machines?;
+        let replace_interrupted = common.on_interruption == Some(OnInterruption::Replace);
         let (name, count) = (name.to_owned(), count?);
         Some(Group { name, count, setup, upload, env, spec, replace_interrupted, connect_timeout, inputs })
     }
@@ -706,7 +713,8 @@ impl<'a> Reader<'a> {
         let log = table
             .get("log")
             .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Log));
-        let timeout = table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(READY_TIMEOUT);
+        let timeout =
+            table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_READY_TIMEOUT);
         let mut signs = [port, command, log].into_iter().flatten();
         match (signs.next(), signs.next()) {
             (Some(when), None) => Some(Ready { when: when?, timeout }),

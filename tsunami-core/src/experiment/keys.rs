@@ -71,6 +71,11 @@ pub enum Form {
     Either(&'static [Form]),
 }
 
+impl Form {
+    /// The number of a port.
+    pub const PORT: Self = Self::Integer(1, u16::MAX as u32);
+}
+
 /// The words of a choice, whose reader goes by them with what they mean: see
 /// [`Values::choice`](super::values::Values::choice).
 ///
@@ -183,7 +188,7 @@ pub(super) const STEP_KEYS: &[Key] = &[
 
 /// The keys of `ready`, of which one beside `timeout` is given.
 pub(super) const READY_KEYS: &[Key] = &[
-    Key::new("port", Form::Integer(1, 65535), "what was started listens on this port"),
+    Key::new("port", Form::PORT, "what was started listens on this port"),
     Key::new("command", Form::Template, "this command succeeds"),
     Key::new("log", Form::Template, "this text appears in what it prints"),
     Key::new("timeout", Form::Duration, "how long it may take").default("\"60s\""),

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
 
 use super::plan::{environment, render, script_name};
 use super::{Action, Experiment, OnError, Ready, ReadyWhen, Scope, Setup, Step};
 use crate::cluster::Cluster;
-use crate::error::Error;
+use crate::error::{Error, in_time};
+use crate::outcome::gravest;
 use crate::results::Results;
 use crate::session::Command;
 use crate::trial::{Collect, MachineContext, Ready as Sign, Trial, TrialHost, Uploaded};
@@ -50,7 +50,8 @@ impl Steps<'_> {
                 removals.push(async move { host.clean(&collect).await });
             }
         }
-        join_all(removals).await.into_iter().collect()
+        let failed = in_time(removals).await.into_iter().filter_map(Result::err);
+        gravest(failed.collect()).map_or(Ok(()), Err)
     }
 
     async fn all(&self) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::problem::NotedProblems;
 use super::*;
 use crate::registry::{
-    Backend, Common, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
+    Backend, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
     TableReader, Values,
 };
 use crate::{Connector, ProviderError, RunRecord};
@@ -17,7 +17,8 @@ const CLOUD_KEYS: &[Key] = &[
     Key::new("size", Form::Text, "how large its machines are"),
     Key::new("user", Form::Text, "who to log in as"),
 ];
-const POOL_KEYS: &[Key] = &[Key::new("members", Form::Integer(1, 9), "how many there are")];
+const POOL_KEYS: &[Key] = &[Key::new("members", MEMBERS, "how many there are")];
+const MEMBERS: Form = Form::Integer(1, 9);
 
 /// A provider of machines that have a size, and one of machines that are already there.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,10 @@ impl Registration for Fake {
         matches!(self, Self::Cloud)
     }
 
+    fn has_users(&self) -> bool {
+        true
+    }
+
     fn reader(&self) -> Box<dyn TableReader> {
         Box::new(FakeReader { provider: *self, size: None })
     }
@@ -77,16 +82,19 @@ struct FakeReader {
 }
 
 impl TableReader for FakeReader {
-    fn all(&mut self, _: &Common, table: Option<Table<'_>>, values: &mut Values<'_, '_>) {
-        self.size = table.and_then(|table| table.get("size")).and_then(|value| values.word(value));
+    fn all(&mut self, table: Table<'_>, values: &mut Values<'_, '_>) {
+        self.size = table.get("size").and_then(|value| values.word(value));
     }
 
     fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
         let size = group.table.get("size").and_then(|value| values.word(value));
         let size = size.or_else(|| self.size.clone()).unwrap_or_default();
         let mut machines = Machines::of(MachineSpec::new(size));
+        if let Some(user) = &group.common.user {
+            machines = machines.input("user", user);
+        }
         if let Fake::Pool = self.provider {
-            let members = group.table.get("members").and_then(|value| values.rate(value));
+            let members = group.table.get("members").and_then(|value| values.integer(value, &MEMBERS));
             machines.count = Some(members.and_then(NonZeroU32::new)?);
         }
         Some(machines)
@@ -293,7 +301,7 @@ fn what_machines_of_a_provider_cannot_be() {
             "3:2 `[cloud]` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
             "5:1 `count` is not for the provider \"pool\" (the group's `members` are its machines)",
             "7:1 `size` is for the provider \"cloud\" (set `provider = \"cloud\"`)",
-            "8:11 this is no whole number above zero, or far too large",
+            "8:11 this is no whole number from 1 to 9",
         ],
     );
     refuses(
@@ -701,6 +709,40 @@ on_error = "ignore""#,
 }
 
 #[test]
+fn what_belongs_to_every_provider_is_taken_from_the_nearest_table() {
+    let experiment = |top: &str, own: &str, group: &str| {
+        let text = format!("name = 'x'\nprovider = 'cloud'\n{top}[cloud]\n{own}[group.a]\n{group}");
+        let experiment = Dir::new().load(&text, &[]).unwrap();
+        let group = &experiment.groups[0];
+        (group.inputs.first().map(|(_, user)| user.clone()), group.replace_interrupted)
+    };
+    let (top, own) = ("user = 'top'\non_interruption = 'replace'\n", "user = 'own'\n");
+    assert_eq!(experiment("", "", ""), (None, false));
+    assert_eq!(experiment(top, "", ""), (Some("top".into()), true));
+    assert_eq!(experiment(top, own, ""), (Some("own".into()), true));
+    let group = "user = 'group'\non_interruption = 'fail'\n";
+    assert_eq!(experiment(top, own, group), (Some("group".into()), false));
+}
+
+#[test]
+fn defaults_are_said_as_they_are() {
+    let said = |keys: &[Key], name: &str| {
+        let key = keys.iter().find(|key| key.name == name).unwrap();
+        humantime::parse_duration(key.default.unwrap().trim_matches('"')).unwrap()
+    };
+    assert_eq!(said(keys::TOP_KEYS, "lifetime"), crate::DEFAULT_LIFETIME);
+    assert_eq!(said(keys::READY_KEYS, "timeout"), crate::trial::DEFAULT_READY_TIMEOUT);
+}
+
+mod cloud {
+    crate::registration_conformance!(super::registry(), "cloud", "");
+}
+
+mod pool {
+    crate::registration_conformance!(super::registry(), "pool", "members = 2");
+}
+
+#[test]
 fn durations() {
     refuses(
         r#"name = "x"
@@ -720,7 +762,14 @@ lifetime = "45"
         r#"name = "x"
 lifetime = "2years"
 [group.a]"#,
-        &["2:12 this is longer than a year"],
+        &["2:12 this is longer than a year of 365 days"],
+    );
+    // A year of humantime's has a quarter of a day more than a plan may have.
+    refuses(
+        r#"name = "x"
+lifetime = "1y"
+[group.a]"#,
+        &["2:12 this is longer than a year of 365 days"],
     );
     refuses(
         r#"name = "x"

@@ -10,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::file::{Reader, value};
+use super::keys::{Form, Key};
 use super::problem::{Problem, suggest};
 
 /// Where something stands in a file.
@@ -90,7 +91,8 @@ impl Values<'_, '_> {
         None
     }
 
-    /// Something that may become an argument of ssh, where it must not be taken for anything else.
+    /// A host, or a user and a host as `user@host`, or a user: something that may become an argument of a program, where
+    /// it must not be taken for an option.
     pub fn host(&mut self, value: Value<'_>) -> Option<String> {
         self.0.host(value.0)
     }
@@ -100,21 +102,44 @@ impl Values<'_, '_> {
         self.0.boolean(value.0)
     }
 
-    /// A whole number above zero: of operations, or of MiB, a second.
-    pub fn rate(&mut self, value: Value<'_>) -> Option<u32> {
+    /// A whole number within the bounds of its key's [`Form::Integer`].
+    pub fn integer(&mut self, value: Value<'_>, form: &Form) -> Option<u32> {
+        let (least, most) = match form {
+            Form::Integer(least, most) => (*least, *most),
+            _ => (0, u32::MAX),
+        };
         let DeValue::Integer(integer) = value.0.get_ref() else {
             self.0.wrong_type(value.0, "a whole number");
             return None;
         };
-        let rate = value::number(integer).filter(|rate| *rate > 0);
-        if rate.is_none() {
-            let message = "this is no whole number above zero, or far too large";
+        let integer = value::number(integer).filter(|integer| (least..=most).contains(integer));
+        if integer.is_none() {
+            let message = match (least, most) {
+                (1, u32::MAX) => "this is no whole number above zero, or far too large".to_owned(),
+                _ => format!("this is no whole number from {least} to {most}"),
+            };
             self.problem(&value.place(), message, None);
         }
-        rate
+        integer
     }
 
-    /// A port's number.
+    /// The size of a disk, such as `30GiB`, in GiB.
+    pub fn size(&mut self, value: Value<'_>) -> Option<u32> {
+        let text = self.text(value)?;
+        let number = |number: &str| number.trim().parse::<u32>().ok();
+        let gib = match text.strip_suffix("TiB") {
+            Some(tib) => number(tib).and_then(|tib| tib.checked_mul(1024)),
+            None => text.strip_suffix("GiB").and_then(number),
+        };
+        let gib = gib.filter(|gib| *gib > 0);
+        if gib.is_none() {
+            let help = "write it as `30GiB`, or `2TiB`".to_owned();
+            self.problem(&value.place(), format!("`{text}` is no size of a disk"), Some(help));
+        }
+        gib
+    }
+
+    /// A port's number: [`Form::PORT`].
     pub fn port(&mut self, value: Value<'_>) -> Option<u16> {
         self.0.port(value.0)
     }
@@ -157,7 +182,7 @@ impl Values<'_, '_> {
     }
 
     /// Notes every key of a table but these.
-    pub fn keys(&mut self, table: Table<'_>, known: &[super::keys::Key]) {
+    pub fn keys(&mut self, table: Table<'_>, known: &[Key]) {
         self.0.keys(table.0, known, &[]);
     }
 

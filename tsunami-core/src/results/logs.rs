@@ -153,32 +153,7 @@ impl Observer for Logs {
                     format!("# {how} after {:.1} s\n", took.as_secs_f64()).as_bytes(),
                 )
             }
-            // Other things are no commands'.
-            EventKind::RunStarted { .. }
-            | EventKind::Launching { .. }
-            | EventKind::Retrying { .. }
-            | EventKind::Note { .. }
-            | EventKind::Launched { .. }
-            | EventKind::Running { .. }
-            | EventKind::Connected { .. }
-            | EventKind::Ready { .. }
-            | EventKind::Failed { .. }
-            | EventKind::Uploaded { .. }
-            | EventKind::Collected { .. }
-            | EventKind::Interrupted { .. }
-            | EventKind::MachineGone { .. }
-            | EventKind::ListingFailed { .. }
-            | EventKind::TrialStarted { .. }
-            | EventKind::TrialFinished { .. }
-            | EventKind::TrialInterrupted { .. }
-            | EventKind::StepStarted { .. }
-            | EventKind::StepFinished { .. }
-            | EventKind::Custom { .. }
-            | EventKind::TearingDown { .. }
-            | EventKind::StillThere { .. }
-            | EventKind::TornDown { .. }
-            | EventKind::Kept { .. }
-            | EventKind::RunFinished { .. } => return,
+            _ => return,
         };
         // Kept: the next output is refused with it.
         drop(result);

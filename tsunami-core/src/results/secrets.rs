@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::experiment::{EnvValue, Experiment};
 use crate::{Event, EventKind, Observer, Origin, Stream};
-use serde_json::Value;
 
 /// What stands in a secret's place.
 const MASK: &[u8] = b"[secret]";
@@ -69,53 +68,6 @@ impl Secrets {
     pub fn redact(&self, text: &str) -> String {
         let (redacted, rest) = self.split(text.as_bytes());
         String::from_utf8_lossy(&[redacted.as_slice(), rest].concat()).into_owned()
-    }
-
-    /// Redacts what people, programs and machines wrote. Names, ids and places are left as they are.
-    fn redact_event(&self, kind: &mut EventKind) {
-        let redact = |text: &mut String| *text = self.redact(text);
-        match kind {
-            EventKind::Retrying { error, .. }
-            | EventKind::ListingFailed { error }
-            | EventKind::Failed { error, .. } => redact(error),
-            EventKind::Note { text, .. } => redact(text),
-            EventKind::Running { description, .. } => redact(description),
-            EventKind::CommandStarted { command, .. } => redact(command),
-            EventKind::CommandFinished { command, error, .. } => {
-                redact(command);
-                error.iter_mut().for_each(redact);
-            }
-            EventKind::Interrupted { reason, .. } | EventKind::TearingDown { reason } => redact(reason),
-            EventKind::Custom { data, .. } => self.redact_value(data),
-            EventKind::StillThere { leftovers } | EventKind::TornDown { leftovers, .. } => {
-                leftovers.iter_mut().for_each(|leftover| redact(&mut leftover.why));
-            }
-            EventKind::RunFinished { error, .. } => error.iter_mut().for_each(redact),
-            EventKind::RunStarted { .. }
-            | EventKind::Launching { .. }
-            | EventKind::Launched { .. }
-            | EventKind::Connected { .. }
-            | EventKind::Ready { .. }
-            | EventKind::Uploaded { .. }
-            | EventKind::Collected { .. }
-            | EventKind::MachineGone { .. }
-            | EventKind::TrialStarted { .. }
-            | EventKind::TrialFinished { .. }
-            | EventKind::TrialInterrupted { .. }
-            | EventKind::StepStarted { .. }
-            | EventKind::StepFinished { .. }
-            | EventKind::Kept { .. } => {}
-        }
-    }
-
-    /// Redacts all texts of a value, whatever their fields are called.
-    fn redact_value(&self, value: &mut Value) {
-        match value {
-            Value::String(text) => *text = self.redact(text),
-            Value::Array(values) => values.iter_mut().for_each(|value| self.redact_value(value)),
-            Value::Object(fields) => fields.values_mut().for_each(|value| self.redact_value(value)),
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
     }
 
     /// What may be shown of some bytes, and the end of them that may be the beginning of a secret.
@@ -185,7 +137,7 @@ impl Observer for Redacted {
         }
         let mut event = event.clone();
         if !self.secrets.values.is_empty() {
-            self.secrets.redact_event(&mut event.kind);
+            event.kind.for_each_text(|text| *text = self.secrets.redact(text));
         }
         self.observers.iter().for_each(|observer| observer.event(&event));
     }
@@ -274,7 +226,7 @@ mod tests {
         }
         let mut kind = EventKind::Note { group: "client-0".into(), text: "all machines, client-0".into() };
         let expected = EventKind::Note { group: "client-0".into(), text: "all [secret], [secret]".into() };
-        redacted.secrets.redact_event(&mut kind);
+        kind.for_each_text(|text| *text = redacted.secrets.redact(text));
         assert_eq!(kind, expected);
     }
 
@@ -285,7 +237,7 @@ mod tests {
             EventKind::Custom { name: "hunter2-hunter2".into(), data: all }
         };
         let mut kind = data("my hunter2-hunter2");
-        secrets(&["hunter2-hunter2"]).redact_event(&mut kind);
+        kind.for_each_text(|text| *text = secrets(&["hunter2-hunter2"]).redact(text));
         assert_eq!(kind, data("my [secret]"));
     }
 

@@ -28,6 +28,9 @@
 //! # fn main() {}
 //! ```
 
+#[cfg(feature = "experiment")]
+pub mod registration;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -192,6 +195,36 @@ macro_rules! shell_conformance {
             awkward_file_names_survive,
             an_upload_of_nothing_is_an_error
         );
+    };
+}
+
+/// Makes a test of every promise of a [`Registration`](crate::registry::Registration), given a registry, the provider's
+/// name, and the keys of a group that can be read, as a file has them.
+///
+/// ```
+/// mod conforms {
+///     # use tsunami_core::registry::Registry;
+///     tsunami_core::registration_conformance!(Registry::default(), "local", "count = 2");
+/// }
+/// # fn main() {}
+/// ```
+#[cfg(feature = "experiment")]
+#[macro_export]
+macro_rules! registration_conformance {
+    ($registry:expr, $provider:expr, $group:expr) => {
+        $crate::registration_conformance!(
+            @each $registry, $provider, $group,
+            every_key_is_read,
+            every_key_of_connections_is_read,
+            a_user_reaches_the_machines
+        );
+    };
+    (@each $registry:expr, $provider:expr, $group:expr, $promise:ident $(, $more:ident)*) => {
+        #[test]
+        fn $promise() {
+            $crate::testing::conformance::registration::$promise(&$registry, $provider, $group);
+        }
+        $($crate::registration_conformance!(@each $registry, $provider, $group, $more);)*
     };
 }
 

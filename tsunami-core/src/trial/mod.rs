@@ -36,7 +36,6 @@ use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -239,7 +238,8 @@ impl Trial {
             let command = host.stage("sweep").command(command).called(SWEEPING).unobserved();
             command.despite_interruption().run()
         });
-        join_all(sweeps).await.into_iter().try_for_each(|swept| swept.map(drop))
+        let failed = in_time(sweeps).await.into_iter().filter_map(Result::err);
+        gravest(failed.collect()).map_or(Ok(()), Err)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -81,7 +82,7 @@ impl Pump {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => stopping = true,
-                gone = async { killing.as_mut().expect("checked").await }, if killing.is_some() => {
+                Some(gone) = OptionFuture::from(killing.as_mut()), if killing.is_some() => {
                     killing = None;
                     self.killed = Some(gone);
                     alarm = Some(Instant::now() + TRAILING_OUTPUT_TIMEOUT);

@@ -16,9 +16,9 @@ use futures_util::future::join_all;
 use tokio::net::lookup_host;
 use tokio::time::Instant;
 use tsunami_core::{
-    Addresses, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec, MachineState,
-    Price, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, SessionError,
-    SessionErrorKind, private,
+    Addresses, BoxError, Connector, LaunchRequest, Leftover, Login, Machine, MachineId, MachineSpec,
+    MachineState, Price, Provider, ProviderError, ProviderErrorKind, Quote, RunEntry, RunFilter, RunId,
+    RunStore, Session, SessionError, SessionErrorKind, private,
 };
 
 use crate::blocking::blocking;
@@ -306,8 +306,8 @@ impl Provider for HostsProvider {
         let runs = match filter {
             RunFilter::Run(run) => vec![run.clone()],
             RunFilter::All => {
-                let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-                entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+                let runs = RunStore::at(&self.root).runs().map_err(|error| unreadable("list", error))?;
+                runs.iter().map(RunEntry::id).collect()
             }
         };
         let mut machines = Vec::new();
@@ -432,7 +432,7 @@ fn home_directory(run: &RunId) -> String {
     format!(".tsunami/{run}")
 }
 
-fn unreadable(operation: &'static str, error: io::Error) -> ProviderError {
+fn unreadable(operation: &'static str, error: impl Into<BoxError>) -> ProviderError {
     ProviderError::new(ProviderErrorKind::Other, operation, "cannot read which hosts the run took")
         .source(error)
 }

@@ -18,13 +18,13 @@ use futures_util::future::join_all;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use tsunami_core::{
-    LaunchRequest, Leftover, Machine, MachineId, MachineSpec, MachineState, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, RunId,
+    BoxError, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, MachineState, Provider,
+    ProviderError, ProviderErrorKind, Quote, RunEntry, RunFilter, RunId, RunStore,
 };
 
 use crate::blocking::blocking;
 use crate::watchdog::{self, Arming};
-use known::{KnownMachine, RunPlace, entries};
+use known::{KnownMachine, RunPlace};
 use sshd::{Sshd, candidates};
 use system::{find_program, find_sshd, login_name};
 use tree::private_directory;
@@ -52,10 +52,10 @@ impl LocalProvider {
         RunPlace { directory: self.root.join(run.as_str()).join("local") }
     }
 
-    /// The runs that have machines here.
-    fn runs(&self) -> io::Result<Vec<RunId>> {
-        let names = entries(&self.root)?.into_iter();
-        Ok(names.filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect())
+    /// The runs that may have machines here.
+    fn runs(&self) -> Result<Vec<RunId>, ProviderError> {
+        let runs = RunStore::at(&self.root).runs().map_err(unreadable)?;
+        Ok(runs.iter().map(RunEntry::id).collect())
     }
 }
 
@@ -122,7 +122,7 @@ impl Provider for LocalProvider {
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
         let places = match filter {
             RunFilter::Run(run) => vec![self.place(run)],
-            RunFilter::All => self.runs().map_err(unreadable)?.iter().map(|run| self.place(run)).collect(),
+            RunFilter::All => self.runs()?.iter().map(|run| self.place(run)).collect(),
         };
         let list = move || {
             let mut machines = Vec::new();
@@ -178,7 +178,7 @@ impl Provider for LocalProvider {
     }
 }
 
-fn unreadable(error: io::Error) -> ProviderError {
+fn unreadable(error: impl Into<BoxError>) -> ProviderError {
     let message = "what is known of the machines on this computer can't be read";
     ProviderError::new(ProviderErrorKind::Unavailable, "list", message).source(error)
 }

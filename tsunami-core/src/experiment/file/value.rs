@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
+use crate::limits::DURATION_LIMIT;
 use crate::names::{EXPERIMENT_NAME, is_experiment_name, wrong_length};
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
 use super::super::keys::{Key, names};
 use super::{
-    LONGEST, Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, suggest,
+    Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, suggest,
     template_problem,
 };
 
@@ -63,7 +64,7 @@ impl Reader<'_> {
         None
     }
 
-    /// Something that will be an argument of ssh, where it must not be taken for anything else.
+    /// Something that may become an argument of a program, where it must not be taken for an option.
     pub(in crate::experiment) fn host(&mut self, value: &Value<'_>) -> Option<String> {
         let text = self.text(value)?;
         let strange = |c: char| c.is_whitespace() || c.is_control();
@@ -87,7 +88,9 @@ impl Reader<'_> {
         };
         let wrong = match humantime::parse_duration(text) {
             Ok(Duration::ZERO) => Problem::at(value.span(), "this can't be zero"),
-            Ok(duration) if duration > LONGEST => Problem::at(value.span(), "this is longer than a year"),
+            Ok(duration) if duration > DURATION_LIMIT => {
+                Problem::at(value.span(), "this is longer than a year of 365 days")
+            }
             Ok(duration) => return Some(duration),
             Err(error) => Problem::at(value.span(), format!("`{text}` is not a duration: {error}"))
                 .help("write it as `90s`, `45m` or `1h30m`".to_owned()),
