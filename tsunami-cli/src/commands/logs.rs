@@ -8,13 +8,32 @@ use std::time::Duration;
 
 use tsunami_core::{Error as CoreError, RunStore, Stream};
 
+use super::{Context, Execute};
 use crate::error::{Error, USAGE};
 use crate::terminal::{one_line, pass_on, say};
 
 /// How often the files are looked at while following.
 const POLL: Duration = Duration::from_millis(200);
 
-pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
+/// Show what set-up and steps printed
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logs {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// Only this machine
+    machine: Option<String>,
+    /// Go on as long as the run does
+    #[arg(short, long)]
+    follow: bool,
+}
+
+impl Execute for Logs {
+    async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
+        logs(&self.run, self.machine.as_deref(), self.follow).await
+    }
+}
+
+async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
     let state = RunStore::standard()?;
     let recorded = state.find(name);
     let results = match &recorded {

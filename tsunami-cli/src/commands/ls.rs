@@ -9,6 +9,7 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
+use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
@@ -28,15 +29,36 @@ struct Row {
     left: u64,
 }
 
-pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    if cloud.is_asked() {
-        return by_tag(registry, json, cloud, &state).await;
+/// List the runs that are known here
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ls {
+    /// One JSON object a run
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(crate) cloud: CloudArgs,
+}
+
+impl Execute for Ls {
+    fn names_abandoned_runs(&self) -> bool {
+        false
     }
+
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let state = RunStore::standard()?;
+        match self.cloud.is_asked() {
+            true => by_tag(context.registry, self.json, &self.cloud, &state).await,
+            false => recorded(context.registry, self.json, &state).await,
+        }
+    }
+}
+
+/// Lists the runs that are recorded here.
+async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u8, Error> {
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
-    let asked = join_all(directories.iter().map(|directory| row(registry, directory, &state))).await;
+    let asked = join_all(directories.iter().map(|directory| row(registry, directory, state))).await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
