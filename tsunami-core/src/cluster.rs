@@ -477,7 +477,7 @@ impl HostCommand {
                 Ok(exit) => (Some(*exit), None),
                 Err(error) => (None, Some(error.to_string())),
             };
-            let took = cut(begun.elapsed());
+            let (cancelled, took) = (matches!(result, Err(Error::Cancelled)), cut(begun.elapsed()));
             events.emit(EventKind::CommandFinished {
                 machine,
                 id,
@@ -486,15 +486,21 @@ impl HostCommand {
                 command,
                 exit,
                 error,
+                cancelled,
                 took,
             });
         }
-        let Kept { stdout, stderr, truncated, tails } = std::mem::take(&mut *capture.kept());
+        let Kept { stdout, stderr, truncated, tails, refused } = std::mem::take(&mut *capture.kept());
         match result {
             Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, tails }),
             Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
                 let [stdout, stderr] = tails.map(|tail| tail.text());
                 Err(Error::Timeout { machine, stage, command, after, gone, stdout, stderr })
+            }
+            Err(Error::Session { machine, stage, action, source }) => {
+                let refused = refused.filter(|_| source.kind == SessionErrorKind::Local);
+                let source = refused.into_iter().fold(source, SessionError::source);
+                Err(Error::Session { machine, stage, action, source })
             }
             Err(error) => Err(error),
         }
@@ -675,6 +681,8 @@ struct Kept {
     stderr: Vec<u8>,
     truncated: bool,
     tails: [Tail; 2],
+    /// What an observer said that took no more.
+    refused: Option<OutputRefused>,
 }
 
 impl Capture {
@@ -701,7 +709,24 @@ impl OutputSink for Capture {
         let Some(command_id) = self.command_id else { return Ok(()) };
         let id = Some(&self.host.inner.machine.id);
         let origin = Origin::new(self.host.name(), &self.host.stage).command(id, command_id);
-        self.host.inner.events.output(&origin, stream, bytes)
+        let taken = self.host.inner.events.output(&origin, stream, bytes);
+        if let Err(error) = &taken {
+            self.kept().refused = Some(OutputRefused(std::io::Error::new(error.kind(), error.to_string())));
+        }
+        taken
+    }
+}
+
+/// What an observer said that could not take a command's output, as where the disk under a log is full. It ended the
+/// command, and is among the sources of the command's error.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct OutputRefused(std::io::Error);
+
+impl OutputRefused {
+    /// Whether it is what an error stems from.
+    pub fn is_source_of(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
     }
 }
 

@@ -10,7 +10,7 @@ use tsunami_core::experiment::{ExperimentRun, RunOptions};
 use tsunami_core::registry::Backend;
 use tsunami_core::results::Json;
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunEntry, RunId, RunStore,
+    Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, RunEntry, RunId, RunStore,
     Tsunami,
 };
 
@@ -155,7 +155,7 @@ impl Stage {
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
         let local = self.run.results().error();
-        let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
+        let only_follows = |error: &Error| local.is_some() && OutputRefused::is_source_of(error);
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
@@ -171,11 +171,6 @@ impl Stage {
         failures.iter().for_each(Error::show);
         last.map_or(Ok(0), Err)
     }
-}
-
-/// Whether an error of a run stems from one on this computer.
-fn follows(error: &Error, local: &std::io::Error) -> bool {
-    ErrorChain(error).to_string().contains(&local.to_string())
 }
 
 /// Whether another process tore the run down: what fails then says nothing of the experiment.

@@ -98,14 +98,14 @@ impl Text {
             EventKind::CommandStarted { machine, stage, command, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), format!("{stage}: $ {command}"))
             }
-            EventKind::CommandFinished { machine, stage, command, exit, error, took, .. } => {
+            EventKind::CommandFinished { machine, stage, command, exit, error, cancelled, took, .. } => {
                 let after = span(*took);
                 let (level, style, how) = match (exit, error.as_deref()) {
                     (Some(exit), None) if exit.success() => {
                         (Verbose, Style::Faint, format!("done after {after}"))
                     }
                     (Some(exit), None) => (Quiet, Style::Bad, format!("ended with {exit} after {after}")),
-                    (None, Some(error)) if is_cancellation(error) => {
+                    (None, Some(_)) if *cancelled => {
                         (Verbose, Style::Faint, format!("cancelled after {after}"))
                     }
                     (_, error) => {
@@ -227,11 +227,6 @@ fn ended(what: String, ok: bool, took: Duration) -> (Verbosity, Style, &'static 
     (level, style, "", format!("{what} {how} after {}", span(took)))
 }
 
-/// Whether a command was ended on purpose, as those in the background are.
-fn is_cancellation(error: &str) -> bool {
-    error == tsunami_core::Error::Cancelled.to_string()
-}
-
 /// The first line of a command that isn't empty, marked if there is more.
 pub(super) fn first_line(command: &str) -> String {
     let mut lines = command.lines().map(str::trim_end).filter(|line| !line.is_empty());
@@ -324,8 +319,17 @@ pub(crate) mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
+            cancelled: false,
             took: Duration::from_millis(1250),
         }
+    }
+
+    /// The same event of a command that was ended on purpose.
+    fn on_purpose(mut kind: EventKind) -> EventKind {
+        if let EventKind::CommandFinished { cancelled, .. } = &mut kind {
+            *cancelled = true;
+        }
+        kind
     }
 
     /// The same event of the command of this number.
@@ -398,7 +402,7 @@ pub(crate) mod tests {
             at(3.5, StepStarted { trial: trial(), step: step(), machines: vec![machine()] }),
             at(3.6, started("client-0", "load", "load")),
             at(9.0, finished("client-0", "load", "load", Ok(Exit::Signal(9)))),
-            at(9.0, finished("server-0", "server", "redis-server", Err("cancelled"))),
+            at(9.0, on_purpose(finished("server-0", "server", "redis-server", Err("cancelled")))),
             at(9.0, finished("server-0", "server", "redis-server", Err("the connection is gone"))),
             at(
                 9.1,

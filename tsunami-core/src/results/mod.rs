@@ -274,6 +274,7 @@ mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
+            cancelled: false,
             took: Duration::from_millis(1250),
         }
     }

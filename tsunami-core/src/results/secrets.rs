@@ -247,6 +247,7 @@ mod tests {
                 command,
                 exit: None,
                 error: None,
+                cancelled: false,
                 took: Default::default(),
             };
             redacted.event(&at(0.0, kind));
@@ -306,6 +307,7 @@ mod tests {
                 command: String::new(),
                 exit: None,
                 error: None,
+                cancelled: false,
                 took: std::time::Duration::ZERO,
             };
             redacted.event(&at(0.0, kind));
