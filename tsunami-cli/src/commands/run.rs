@@ -72,7 +72,7 @@ impl Execute for Run {
             }
             None => stage.run.run().await,
         };
-        stage.finish(outcome)
+        stage.finish(outcome).await
     }
 }
 
@@ -142,7 +142,7 @@ impl Stage {
     }
 
     /// Writes down what came of it, and says where.
-    pub(super) fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
+    pub(super) async fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
         self.reporter.finish();
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
@@ -154,12 +154,12 @@ impl Stage {
             error => Error::Run { error, logs, tails, secrets },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
-        let local = self.run.results().error();
+        let local = self.run.unwritten().await;
         let only_follows = |error: &Error| local.is_some() && OutputRefused::is_source_of(error);
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let written = self.run.finish(outcome).err().map(Error::from);
+        let written = self.run.finish(outcome).await.err().map(Error::from);
         if !self.quiet {
             say(&format!("results: {}", self.run.results().directory().display()));
         }

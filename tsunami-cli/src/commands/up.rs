@@ -22,7 +22,7 @@ impl Execute for Up {
             Err(error) => Err(error),
         };
         let (run, json) = (stage.run.id().clone(), stage.json);
-        let status = stage.finish(outcome)?;
+        let status = stage.finish(outcome).await?;
         // The first event has it.
         if !json {
             print(&format!("{run}\n"))?;
