@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use tsunami_core::text::{Lines, sanitize_bytes};
+use tsunami_core::text::{Lines, number, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
@@ -249,10 +249,6 @@ fn rest(end: SystemTime, now: SystemTime) -> String {
 
 fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs() + u64::from(time.subsec_millis() >= 500))
-}
-
-fn number(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
