@@ -105,11 +105,29 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::backend::tests::Finds;
 
     #[test]
     fn the_command_line_is_consistent() {
         Args::command_for(&crate::registry()).debug_assert();
+    }
+
+    #[test]
+    fn whoever_may_name_a_provider_is_told_which_find_runs_by_tag() {
+        let finds = ["east", "west"].map(|name| Arc::new(Finds(name, true)));
+        let registry = finds.into_iter().fold(Registry::new(), |registry, one| registry.with(one));
+        let command = Args::command_for(&registry);
+        let takes = |command: &&clap::Command| command.get_arguments().any(|arg| arg.get_id() == "provider");
+        let told = command.get_subcommands().filter(takes).map(|command| {
+            let mut arguments = command.get_arguments();
+            let provider = arguments.find(|arg| arg.get_id() == "provider").unwrap();
+            assert!(provider.get_help().unwrap().to_string().ends_with(": east, west"));
+            command.get_name()
+        });
+        assert_eq!(told.collect::<Vec<_>>(), ["ls", "gc"]);
     }
 
     #[test]

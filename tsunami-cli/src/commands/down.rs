@@ -88,7 +88,7 @@ async fn one(
         if let CoreError::Untrusted(_) = error {
             return Err(error.into());
         }
-        return unrecorded(registry, directory, state, error).await;
+        return unrecorded(registry, directory, state, hasty, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));
     let engine = backend::engine_or_remains(registry, directory, state).await?;
@@ -100,6 +100,7 @@ async fn unrecorded(
     registry: &Registry,
     directory: &RunEntry,
     state: &RunStore,
+    hasty: &CancellationToken,
     error: CoreError,
 ) -> Result<(), Error> {
     let run = directory.id();
@@ -110,15 +111,17 @@ async fn unrecorded(
     }
     for registered in registry.providers().filter(|provider| backend::keeps(&***provider, directory)) {
         is_told = true;
-        let connected = registered.reconnect_unrecorded(directory, &registry.request(state)).await;
+        let connected = registry.reconnect_unrecorded(registered.name(), directory, state).await;
         let connected = connected.map_err(Error::Provider);
         let Backend { provider, connector, .. } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;
-        if registered.finds_by_tag() {
-            Tsunami::new(provider, connector).state(state.clone()).terminate_by_id(&run).await?;
-        } else {
-            leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
-            connector.finish(&run).await;
+        let engine = Tsunami::new(provider, connector.clone()).observer(Arc::new(Waiting(run.clone())));
+        let ended = engine.cancel_on(hasty.clone()).terminate_by_id(&run).await;
+        connector.finish(&run).await;
+        match ended {
+            Ok(()) => {}
+            Err(CoreError::Remains { leftovers: left, .. }) => leftovers.extend(left),
+            Err(error) => return Err(error.into()),
         }
     }
     if !is_told {
@@ -133,7 +136,7 @@ async fn unrecorded(
     if !leftovers.is_empty() {
         return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));
     }
-    std::fs::remove_dir_all(directory.path()).map_err(Error::file("remove", directory.path()))
+    tokio::fs::remove_dir_all(directory.path()).await.map_err(Error::file("remove", directory.path()))
 }
 
 /// Says what is being waited for.
