@@ -13,7 +13,7 @@ use tsunami_core::{
     Error as CoreError, ErrorChain, Failures, Outcome, ProviderError, QuoteFailure, Remedy, RunId,
 };
 
-use crate::reporter::Tails;
+use crate::tails::Tails;
 use crate::terminal::{self, Message, Style, clean_lines};
 
 /// The command line, the experiment file or a local tool is at fault.

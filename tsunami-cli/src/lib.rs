@@ -41,6 +41,7 @@ mod error;
 mod fuzz;
 mod reporter;
 mod signals;
+mod tails;
 mod terminal;
 
 use std::process::ExitCode;

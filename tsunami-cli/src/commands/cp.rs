@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
@@ -159,13 +160,25 @@ async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), Cor
     if into || name == "." || ends_as_directory || to.is_dir() || name.contains(['*', '?', '[']) {
         return download(to).await;
     }
-    let staging = Staging::beside(to).map_err(|error| cannot_write(to, error))?;
+    let destination = to.to_owned();
+    let staging = blocking(move || Staging::beside(&destination)).await;
+    let staging = staging.map_err(|error| cannot_write(to, error))?;
     let downloaded = download(&staging.0).await;
-    // What has come home is kept even if something is missing from it.
-    match rename(&staging.0.join(name), to) {
+    // What has come home is kept even if something is missing from it, and the rest, perhaps a large tree, removed.
+    let (came, destination) = (staging.0.join(name), to.to_owned());
+    let renamed = blocking(move || {
+        let _staging = staging;
+        rename(&came, &destination)
+    });
+    match renamed.await {
         Err(error) if downloaded.is_ok() => Err(cannot_write(to, error)),
         _ => downloaded,
     }
+}
+
+/// Does what may wait for a disk, on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other).flatten()
 }
 
 /// The directory on the machine, and what to ask for in it.

@@ -20,8 +20,7 @@ const GRACE: Duration = Duration::from_secs(600);
 #[derive(Serialize)]
 struct Row {
     run: RunId,
-    /// `removed`, `would be removed`, or `remains`.
-    outcome: &'static str,
+    outcome: Outcome,
     things: Vec<String>,
     error: Option<String>,
     #[serde(skip)]
@@ -44,6 +43,25 @@ pub(crate) struct Gc {
     /// One JSON object a run
     #[arg(long)]
     json: bool,
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "&'static str")]
+enum Outcome {
+    Removed,
+    WouldBeRemoved,
+    Remains,
+}
+
+impl From<Outcome> for &'static str {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Removed => "removed",
+            Outcome::WouldBeRemoved => "would be removed",
+            Outcome::Remains => "remains",
+        }
+    }
 }
 
 impl Execute for Gc {
@@ -86,7 +104,7 @@ impl Execute for Gc {
                 }
             }
         }
-        if rows.iter().any(|row| row.outcome == "remains") {
+        if rows.iter().any(|row| row.outcome == Outcome::Remains) {
             status = REMAINS;
         }
         if rows.is_empty() && status == 0 {
@@ -100,9 +118,9 @@ impl Execute for Gc {
 impl Row {
     fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, removal: Removal) -> Self {
         let (outcome, told) = match ended {
-            None => ("would be removed", None),
-            Some(Ok(())) => ("removed", None),
-            Some(Err(error)) => ("remains", Some(Error::Core(error))),
+            None => (Outcome::WouldBeRemoved, None),
+            Some(Ok(())) => (Outcome::Removed, None),
+            Some(Err(error)) => (Outcome::Remains, Some(Error::Core(error))),
         };
         let error = told.as_ref().map(|error: &Error| error.text(&removal));
         Self { run, outcome, things, error, told, removal }
@@ -139,7 +157,7 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
             text.push('\n');
             continue;
         }
-        text.push_str(&format!("{}: {}\n", row.run, row.outcome));
+        text.push_str(&format!("{}: {}\n", row.run, <&str>::from(row.outcome)));
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }

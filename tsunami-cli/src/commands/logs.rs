@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tsunami_core::{Error as CoreError, RunStore, Stream};
 
 use super::{Context, Execute};
@@ -29,11 +31,13 @@ pub(crate) struct Logs {
 
 impl Execute for Logs {
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
-        logs(&self.run, self.machine.as_deref(), self.follow).await
+        // Logs may be large, and whoever reads them slow.
+        let shown = spawn_blocking(move || logs(&self.run, self.machine.as_deref(), self.follow));
+        shown.await.map_err(CoreError::other)?
     }
 }
 
-async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
+fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
     let state = RunStore::standard()?;
     let recorded = state.find(name);
     let results = match &recorded {
@@ -69,7 +73,7 @@ async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Err
         if !going {
             break;
         }
-        tokio::time::sleep(POLL).await;
+        thread::sleep(POLL);
     }
     if shown.is_empty() {
         say(&machine.map_or_else(|| "no logs".to_owned(), |machine| format!("no logs of {machine}")));

@@ -18,8 +18,9 @@ use super::{Context, Execute, load};
 use crate::args::FileArgs;
 use crate::backend;
 use crate::error::{Error, REMAINS};
-use crate::reporter::{self, Reporter, Tails, Verbosity};
+use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
+use crate::tails::Tails;
 use crate::terminal::{Events, say};
 
 /// How long a process that gives up lets a slow disk take for what was told before.

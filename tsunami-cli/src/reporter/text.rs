@@ -286,12 +286,12 @@ pub(crate) mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
     }
 
-    pub(in crate::reporter) fn at(elapsed: f64, kind: EventKind) -> Event {
+    pub(crate) fn at(elapsed: f64, kind: EventKind) -> Event {
         let elapsed = Duration::from_secs_f64(elapsed);
         Event::new(began() + elapsed, elapsed, kind)
     }
 
-    pub(in crate::reporter) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
+    pub(crate) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
         EventKind::CommandStarted {
             machine: machine.into(),
             id: None,
@@ -301,12 +301,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(in crate::reporter) fn finished(
-        machine: &str,
-        stage: &str,
-        command: &str,
-        exit: Result<Exit, &str>,
-    ) -> EventKind {
+    pub(crate) fn finished(machine: &str, stage: &str, command: &str, exit: Result<Exit, &str>) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
             id: None,
@@ -329,7 +324,7 @@ pub(crate) mod tests {
     }
 
     /// The same event of the command of this number.
-    pub(in crate::reporter) fn numbered(mut kind: EventKind, number: u64) -> EventKind {
+    pub(crate) fn numbered(mut kind: EventKind, number: u64) -> EventKind {
         if let EventKind::CommandStarted { command_id, .. } | EventKind::CommandFinished { command_id, .. } =
             &mut kind
         {
