@@ -1,5 +1,6 @@
 //! What there is in a region, found by tag.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
@@ -36,6 +37,25 @@ pub(crate) fn run_of(region: &Region, filter: &RunFilter, tags: &[Tag]) -> Optio
     run.filter(|_| asked_for)
 }
 
+/// What is known here of a group of a run.
+struct Known {
+    notes: GroupRecord,
+    host_key: Option<String>,
+    /// The index of the next machine that has no slot.
+    next: u32,
+}
+
+impl Known {
+    async fn of(journal: &Journal, group: &str) -> Self {
+        let notes = journal.group(group).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, group, "what is noted of a group can't be read: its machines are numbered anew");
+            GroupRecord::default()
+        });
+        let next = u32::try_from(notes.slots.len()).unwrap_or_default();
+        Self { notes, host_key: journal.public_host_key().await, next }
+    }
+}
+
 /// Lists machines as the engine knows them.
 pub(crate) async fn machines(
     region: &Region,
@@ -50,22 +70,17 @@ pub(crate) async fn machines(
             false => HashMap::new(),
         };
     instances.sort_by(|a, b| (a.launch_time, &a.instance_id).cmp(&(b.launch_time, &b.instance_id)));
-    let mut known: BTreeMap<(RunId, String), (GroupRecord, Option<String>, u32)> = BTreeMap::new();
+    let mut known: BTreeMap<(RunId, String), Known> = BTreeMap::new();
     let mut machines = Vec::new();
     for instance in &instances {
         let tags = instance.tags();
         let run: Option<RunId> = tag::value(tags, tag::RUN).and_then(|run| run.parse().ok());
         let (Some(run), Some(id)) = (run, text::word(instance.instance_id())) else { continue };
         let group = text::group(tag::value(tags, tag::GROUP)).unwrap_or_default();
-        let (notes, host_key, next) = known.entry((run.clone(), group.clone())).or_insert_with(|| {
-            let journal = journal(&run);
-            let notes = journal.group(&group).unwrap_or_else(|error| {
-                tracing::warn!(%run, group, %error, "the journal doesn't tell the places of its machines");
-                GroupRecord::default()
-            });
-            let next = u32::try_from(notes.slots.len()).unwrap_or_default();
-            (notes, journal.public_host_key(), next)
-        });
+        let Known { notes, host_key, next } = match known.entry((run.clone(), group.clone())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(Known::of(&journal(&run), &group).await),
+        };
         let slot = notes.slots.iter().position(|slot| slot.as_ref() == Some(&id));
         let index = slot.and_then(|slot| u32::try_from(slot).ok()).unwrap_or_else(|| {
             *next += 1;

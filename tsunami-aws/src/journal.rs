@@ -22,8 +22,8 @@ use crate::settings::{Ec2Options, Ec2Settings};
 
 /// The journal of one run, in a private directory. Cheap to clone.
 ///
-/// What is written is synced, which takes as long as the disk does: it is done on a thread that may wait, and has begun
-/// when the future is first polled. What is read are a few small files.
+/// Reading and writing take as long as the disk does: both are done on a thread that may wait, and have begun when the
+/// future is first polled.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     directory: Arc<Path>,
@@ -111,11 +111,12 @@ impl Journal {
     }
 
     /// The public half of the run's host key, if there is one. Every listing asks for it.
-    pub(crate) fn public_host_key(&self) -> Option<String> {
+    pub(crate) async fn public_host_key(&self) -> Option<String> {
         if let Some(known) = self.public_host_key.get() {
             return Some(known.clone());
         }
-        let public = self.known_host_key().ok()??.public_key().to_openssh().ok()?;
+        let key = self.reading(Self::known_host_key).await.ok()??;
+        let public = key.public_key().to_openssh().ok()?;
         Some(self.public_host_key.get_or_init(|| public).clone())
     }
 
@@ -137,27 +138,35 @@ impl Journal {
     pub(crate) async fn end(&self, request: &CreateRequest, outcome: Outcome) -> io::Result<()> {
         let request = request.clone();
         let note = move |journal: &Self| {
-            let asked = journal.entry(&request)?.map_or_else(SystemTime::now, |entry| entry.asked);
+            let known: Option<Entry> = journal.read(&entry_file(&request))?;
+            let asked = known.map_or_else(SystemTime::now, |entry| entry.asked);
             journal.note(&Entry { request, asked, outcome: Some(outcome) })
         };
         self.writing(note).await
     }
 
     /// What is known of a request that was made before.
-    pub(crate) fn entry(&self, request: &CreateRequest) -> io::Result<Option<Entry>> {
-        self.read(&entry_file(request))
+    pub(crate) async fn entry(&self, request: &CreateRequest) -> io::Result<Option<Entry>> {
+        let file = entry_file(request);
+        self.reading(move |journal| journal.read(&file)).await
     }
 
     /// All requests of the run, in the order of their names.
-    pub(crate) fn entries(&self) -> io::Result<Vec<Entry>> {
-        match self.legible() {
+    pub(crate) async fn entries(&self) -> io::Result<Vec<Entry>> {
+        match self.legible().await {
             (_, Some(error)) => Err(error),
             (entries, None) => Ok(entries),
         }
     }
 
     /// The requests that can be read, and what is wrong with the first that can't.
-    pub(crate) fn legible(&self) -> (Vec<Entry>, Option<io::Error>) {
+    pub(crate) async fn legible(&self) -> (Vec<Entry>, Option<io::Error>) {
+        let read = self.reading(|journal| Ok(journal.read_legible())).await;
+        read.unwrap_or_else(|error| (Vec::new(), Some(error)))
+    }
+
+    /// The same for those who are on a thread that may wait.
+    pub(crate) fn read_legible(&self) -> (Vec<Entry>, Option<io::Error>) {
         let files = match fs::read_dir(&self.directory) {
             Ok(files) => files,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), None),
@@ -185,21 +194,23 @@ impl Journal {
     }
 
     /// The security group that the run made for itself in a region.
-    pub(crate) fn security_group(&self, region: &str) -> io::Result<Option<String>> {
-        let made = self.entries()?.into_iter().find_map(|entry| match (&entry.request.kind, entry.outcome) {
-            (CreateKind::SecurityGroup { .. }, Some(Outcome::Created(ids)))
-                if entry.request.region == region =>
-            {
-                ids.into_iter().next()
-            }
-            _ => None,
-        });
+    pub(crate) async fn security_group(&self, region: &str) -> io::Result<Option<String>> {
+        let made =
+            self.entries().await?.into_iter().find_map(|entry| match (&entry.request.kind, entry.outcome) {
+                (CreateKind::SecurityGroup { .. }, Some(Outcome::Created(ids)))
+                    if entry.request.region == region =>
+                {
+                    ids.into_iter().next()
+                }
+                _ => None,
+            });
         Ok(made)
     }
 
     /// What is noted of a group.
-    pub(crate) fn group(&self, group: &str) -> io::Result<GroupRecord> {
-        Ok(self.read(&group_file(group))?.unwrap_or_default())
+    pub(crate) async fn group(&self, group: &str) -> io::Result<GroupRecord> {
+        let file = group_file(group);
+        self.reading(move |journal| Ok(journal.read(&file)?.unwrap_or_default())).await
     }
 
     /// Keeps beside the requests whose they are, in case the run's record is lost.
@@ -209,13 +220,22 @@ impl Journal {
     }
 
     /// Whose the requests are, if that was kept.
-    pub(crate) fn settings(&self) -> io::Result<Option<Ec2Settings>> {
+    fn settings(&self) -> io::Result<Option<Ec2Settings>> {
         self.read("settings.json")
     }
 
     pub(crate) async fn write_group(&self, group: &str, notes: &GroupRecord) -> io::Result<()> {
         let (file, notes) = (group_file(group), serde_json::to_vec_pretty(notes)?);
         self.writing(move |journal| journal.write(&file, &notes)).await
+    }
+
+    /// Reads on a thread that may wait for the disk.
+    async fn reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let journal = self.clone();
+        spawn_blocking(move || read(&journal)).await.map_err(io::Error::other).flatten()
     }
 
     /// Lets one at a time write, on a thread that may wait for the disk.
@@ -259,13 +279,13 @@ fn group_file(group: &str) -> String {
 }
 
 /// The options with which the provider of a run is found again whose record can't be read, by the run's journal in
-/// `root`: the same account, and every region where something may be.
+/// `root`: the same account, and every region where something may be. Reads a few small files.
 pub fn recorded_options(root: &Path, run: &RunId) -> io::Result<Ec2Options> {
     let journal = Journal::of(root, run);
     // Another account's listings would be empty, and prove nothing.
     let settings = journal.settings()?.ok_or(io::ErrorKind::NotFound)?;
     let mut options = settings.options();
-    for entry in journal.legible().0 {
+    for entry in journal.read_legible().0 {
         if !options.regions.contains(&entry.request.region) {
             options.regions.push(entry.request.region);
         }
@@ -305,13 +325,13 @@ mod tests {
         let made = (0..20).map(async |number| {
             let request = request(&format!("group-{number}"));
             written.begin(&request).await.unwrap();
-            assert!(read.entry(&request).unwrap().unwrap().is_open());
+            assert!(read.entry(&request).await.unwrap().unwrap().is_open());
             let outcome = Outcome::Created(vec![format!("pg-{number}")]);
             written.end(&request, outcome.clone()).await.unwrap();
-            assert_eq!(read.entry(&request).unwrap().unwrap().outcome, Some(outcome));
+            assert_eq!(read.entry(&request).await.unwrap().unwrap().outcome, Some(outcome));
         });
         join_all(made).await;
-        assert_eq!(read.entries().unwrap().len(), 20);
+        assert_eq!(read.entries().await.unwrap().len(), 20);
     }
 
     #[tokio::test]
@@ -320,7 +340,7 @@ mod tests {
         let (written, request) = (journal(&root), request("group"));
         written.begin(&request).await.unwrap();
         let _ = timeout(Duration::ZERO, written.end(&request, Outcome::Refused("No".to_owned()))).await;
-        while written.entry(&request).unwrap().unwrap().is_open() {
+        while written.entry(&request).await.unwrap().unwrap().is_open() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -329,13 +349,13 @@ mod tests {
     async fn the_host_key_is_made_once_and_listings_know_its_public_half() {
         let root = tempfile::tempdir().unwrap();
         let (first, second) = (journal(&root), journal(&root));
-        assert_eq!(first.public_host_key(), None);
+        assert_eq!(first.public_host_key().await, None);
         let keys = try_join_all((0..8).map(|_| first.host_key())).await.unwrap();
         assert!(keys.iter().all(|key| *key == keys[0]));
         assert_eq!(second.host_key().await.unwrap(), keys[0]);
-        assert_eq!(first.public_host_key().as_ref(), Some(&keys[0].1));
+        assert_eq!(first.public_host_key().await.as_ref(), Some(&keys[0].1));
         // It is not read again.
         fs::remove_file(root.path().join("20260101-000000-aaaa/aws/host_key")).unwrap();
-        assert_eq!(first.public_host_key().as_ref(), Some(&keys[0].1));
+        assert_eq!(first.public_host_key().await.as_ref(), Some(&keys[0].1));
     }
 }

@@ -72,12 +72,12 @@ impl Stays {
 /// Ends all that a run has in a region, and says what is still there.
 pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -> Vec<Left> {
     let mut machines = Machines::new(region);
-    let (entries, _) = journal.legible();
+    let (entries, _) = journal.legible().await;
     machines.remember(&of_region(entries, region));
     // Before anything is looked at, which may fail.
     machines.end_known().await;
     let mut left = settle(region, journal).await;
-    let (entries, broken) = journal.legible();
+    let (entries, broken) = journal.legible().await;
     let entries = of_region(entries, region);
     if let Some(error) = broken {
         let what = format!("what only the run's journal knows of {}", region.name);
@@ -116,9 +116,8 @@ pub(crate) async fn terminate(region: &Region, run: &RunId, journal: &Journal) -
 /// Makes requests whose answer was never seen once more, as they were: the answer tells what they created.
 async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let mut left = Vec::new();
-    for Entry { request, asked, outcome } in
-        of_region(journal.legible().0, region).iter().filter(|entry| entry.is_open())
-    {
+    let entries = of_region(journal.legible().await.0, region);
+    for Entry { request, asked, outcome } in entries.iter().filter(|entry| entry.is_open()) {
         if let Some(Outcome::Failed(code)) = outcome {
             if asked.elapsed().is_ok_and(|age| age < LATE_EFFECT_TIMEOUT) {
                 let what = format!("what the request {} may have created in {}", request.name(), region.name);
@@ -392,7 +391,7 @@ fn may_have(entries: &[Entry], kind: ResourceKind) -> bool {
 
 /// The ids of everything that a run has in a region beside its machines, for tags.
 pub(crate) async fn taggable(region: &Region, run: &RunId, journal: &Journal) -> Result<Vec<String>> {
-    let entries = of_region(journal.legible().0, region);
+    let entries = of_region(journal.legible().await.0, region);
     let mut ids = Vec::new();
     for (kind, found) in inventory::resources(region, &RunFilter::Run(run.clone())).await {
         match found {
@@ -473,8 +472,9 @@ fn machine(id: &str, group: &str, region: &str) -> String {
 }
 
 /// What a run is known to have created, by its journal in `root` alone: what may remain where nobody can be asked.
+/// Reads a few small files.
 pub fn recorded_leftovers(root: &Path, run: &RunId, why: &str) -> Vec<Leftover> {
-    let (entries, _) = Journal::of(root, run).legible();
+    let (entries, _) = Journal::of(root, run).read_legible();
     let mut names = BTreeSet::new();
     for entry in &entries {
         let region = &entry.request.region;

@@ -4,6 +4,8 @@
 
 use std::net::IpAddr;
 
+use tsunami_core::text::shorten;
+
 use crate::limits::{REASON_LIMIT, SERVICE_WORD_LIMIT, USER_NAME_LIMIT};
 
 /// An address, written as addresses are.
@@ -34,10 +36,7 @@ pub(crate) fn word(text: Option<&str>) -> Option<String> {
 pub(crate) fn line(text: &str) -> String {
     let words = text.split(|c: char| c.is_control() || c == '\u{2028}' || c == '\u{2029}');
     let line = words.map(str::trim).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(REASON_LIMIT) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
+    shorten(&line, REASON_LIMIT).into_owned()
 }
 
 fn is_word(text: &str, limit: usize) -> bool {

@@ -1,12 +1,13 @@
-//! The command line.
+//! The command line: what all commands take, and what several do.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use tsunami_core::registry::Registry;
 
+use crate::commands::Command;
 use crate::reporter::{self, ColourChoice, Verbosity};
 
 /// Short experiments on short-lived machines: launch, set up, run, collect, tear down.
@@ -41,9 +42,11 @@ impl Args {
         let found = registry.providers().filter(|provider| provider.finds_by_tag());
         let found: Vec<_> = found.map(|provider| provider.name()).collect();
         let help = format!("Look for runs by tag there: {}", found.join(", "));
-        let commands = if found.is_empty() { &[][..] } else { &["ls", "gc"] };
-        commands.iter().fold(Self::command(), |command, name| {
-            command.mut_subcommand(name, |command| command.mut_arg("provider", |arg| arg.help(&help)))
+        Self::command().mut_subcommands(|command| {
+            match !found.is_empty() && command.get_arguments().any(|arg| arg.get_id() == "provider") {
+                true => command.mut_arg("provider", |arg| arg.help(&help)),
+                false => command,
+            }
         })
     }
 
@@ -59,103 +62,6 @@ impl Args {
             _ => Verbosity::Normal,
         }
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Run an experiment: launch, set up, run the steps, bring the results home, tear down
-    Run(RunArgs),
-    /// Check an experiment file and show what it would launch; touches nothing
-    Plan(FileArgs),
-    /// Launch and set up an experiment's machines, and leave them running
-    Up(UpArgs),
-    /// List the runs that are known here
-    Ls {
-        /// One JSON object a run
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        cloud: CloudArgs,
-    },
-    /// Run a command on many machines of a run at once
-    Exec {
-        /// A run id, a prefix of one, or an experiment's name
-        run: String,
-        /// Only on this group's machines (may be repeated)
-        #[arg(short, long = "group")]
-        group: Vec<String>,
-        /// Only on this machine (may be repeated)
-        #[arg(short, long = "machine")]
-        machine: Vec<String>,
-        /// The command: one word is a line for the shell, several are a program and its arguments
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
-    /// Log in to a machine of a run
-    Ssh {
-        /// A run id, a prefix of one, or an experiment's name
-        run: String,
-        /// The machine; may be left out if there is only one
-        machine: Option<String>,
-        /// A command to run there in place of a shell
-        #[arg(last = true)]
-        command: Vec<OsString>,
-    },
-    /// Copy files to or from machines of a run
-    Cp {
-        /// A run id, a prefix of one, or an experiment's name
-        run: String,
-        /// What to copy, and last where to: local paths, or MACHINE:path, or GROUP:path
-        #[arg(required = true, num_args = 2..)]
-        paths: Vec<String>,
-    },
-    /// Show what set-up and steps printed
-    Logs {
-        /// A run id, a prefix of one, or an experiment's name
-        run: String,
-        /// Only this machine
-        machine: Option<String>,
-        /// Go on as long as the run does
-        #[arg(short, long)]
-        follow: bool,
-    },
-    /// Move the end of a run's machines, on the machines too
-    Extend {
-        /// A run id, a prefix of one, or an experiment's name
-        run: String,
-        /// How much longer than now planned, as `30m` or `1h30m`
-        #[arg(value_parser = humantime::parse_duration)]
-        duration: std::time::Duration,
-    },
-    /// Remove what tsunami left anywhere in an account, once its lifetime is over
-    Gc {
-        #[command(flatten)]
-        cloud: CloudArgs,
-        /// Also runs recorded here whose controller is dead and that were not kept
-        #[arg(long)]
-        mine: bool,
-        /// Only say what would be removed
-        #[arg(long)]
-        dry_run: bool,
-        /// One JSON object a run
-        #[arg(long)]
-        json: bool,
-    },
-    /// Print the JSON Schema of experiment files
-    Schema {
-        /// Print the reference of all keys in place of it, as Markdown
-        #[arg(long)]
-        reference: bool,
-    },
-    /// Tear runs down, also after a crash
-    Down {
-        /// Run ids, prefixes of them, or experiments' names
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        runs: Vec<String>,
-        /// All runs that are known here
-        #[arg(long)]
-        all: bool,
-    },
 }
 
 /// An experiment file and what is put into it.
@@ -192,33 +98,6 @@ impl CloudArgs {
     }
 }
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct UpArgs {
-    #[command(flatten)]
-    pub(crate) file: FileArgs,
-    /// Where logs go: a new or empty directory [default: results/NAME/RUN-ID]
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) output: Option<PathBuf>,
-    /// Print every event as a line of JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct RunArgs {
-    #[command(flatten)]
-    pub(crate) up: UpArgs,
-    /// Leave the machines up, until their lifetime is over
-    #[arg(long)]
-    pub(crate) keep: bool,
-    /// Leave the machines up if the experiment fails
-    #[arg(long, conflicts_with = "keep")]
-    pub(crate) keep_on_failure: bool,
-    /// Use the machines of a run that is up, without setting them up again
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["keep", "keep_on_failure"])]
-    pub(crate) on: Option<String>,
-}
-
 fn assignment(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -226,11 +105,29 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::backend::tests::Finds;
 
     #[test]
     fn the_command_line_is_consistent() {
         Args::command_for(&crate::registry()).debug_assert();
+    }
+
+    #[test]
+    fn whoever_may_name_a_provider_is_told_which_find_runs_by_tag() {
+        let finds = ["east", "west"].map(|name| Arc::new(Finds(name, true)));
+        let registry = finds.into_iter().fold(Registry::new(), |registry, one| registry.with(one));
+        let command = Args::command_for(&registry);
+        let takes = |command: &&clap::Command| command.get_arguments().any(|arg| arg.get_id() == "provider");
+        let told = command.get_subcommands().filter(takes).map(|command| {
+            let mut arguments = command.get_arguments();
+            let provider = arguments.find(|arg| arg.get_id() == "provider").unwrap();
+            assert!(provider.get_help().unwrap().to_string().ends_with(": east, west"));
+            command.get_name()
+        });
+        assert_eq!(told.collect::<Vec<_>>(), ["ls", "gc"]);
     }
 
     #[test]
@@ -239,7 +136,7 @@ mod tests {
             [(&["ls"][..], false), (&["ls", "--profile", "x"], true), (&["ls", "--json"], false)]
         {
             let args = Args::parse_from([&["tsunami"], words].concat());
-            assert!(matches!(args.command, Command::Ls { cloud, .. } if cloud.is_asked() == asked));
+            assert!(matches!(args.command, Command::Ls(ls) if ls.cloud.is_asked() == asked));
         }
     }
 }

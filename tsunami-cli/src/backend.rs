@@ -119,7 +119,7 @@ pub(crate) async fn survey(
     let is_one_of_many = providers.len() > 1;
     let mut surveyed = Vec::new();
     for provider in providers {
-        let found = provider.survey(&query, &registry.request(state)).await.map_err(Error::Provider);
+        let found = registry.survey(provider.name(), &query, state).await.map_err(Error::Provider);
         surveyed.push(Surveyed { provider: provider.name(), is_one_of_many, found });
     }
     Ok(surveyed)
@@ -133,7 +133,7 @@ fn find<'a>(registry: &'a Registry, name: &str) -> Result<&'a dyn Registration, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
@@ -146,7 +146,7 @@ mod tests {
 
     /// Finds a run by tag, or can't be asked.
     #[derive(Debug)]
-    struct Finds(&'static str, bool);
+    pub(crate) struct Finds(pub(crate) &'static str, pub(crate) bool);
 
     #[async_trait]
     impl Registration for Finds {
@@ -187,13 +187,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_provider_that_cannot_be_asked_hides_nothing_of_the_others() {
-        let registry =
-            Registry::new().with(Arc::new(Finds("east", false))).with(Arc::new(Finds("west", true)));
+        // The provider that "west" makes calls itself "local": what it has would be ended under another name.
+        let all = [Finds("east", false), Finds("local", true), Finds("west", true)];
+        let registry = all.into_iter().fold(Registry::new(), |registry, one| registry.with(Arc::new(one)));
         let state = RunStore::at("/nonexistent");
         let cloud = CloudArgs { provider: None, region: Vec::new(), profile: None };
         let surveyed = survey(&registry, &state, &cloud, true).await.unwrap();
-        let found = |at: usize| surveyed[at].found.as_ref().map(|(_, survey)| survey.runs.len());
-        assert_eq!((found(0).ok(), found(1).ok()), (None, Some(1)));
-        assert!(surveyed[0].tell() != 0 && surveyed[1].tell() == 0);
+        let found: Vec<_> = surveyed.iter().map(|one| one.found.as_ref().ok()).collect();
+        let found: Vec<_> = found.into_iter().map(|found| Some(found?.1.runs.len())).collect();
+        assert_eq!(found, [None, Some(1), None]);
+        assert_eq!(surveyed.iter().map(|one| one.tell() == 0).collect::<Vec<_>>(), [false, true, false]);
+        assert!(
+            matches!(&surveyed[2].found, Err(Error::Provider(error)) if error.message.contains("calls itself"))
+        );
     }
 }

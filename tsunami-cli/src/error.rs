@@ -1,16 +1,19 @@
 //! What went wrong, for people, and the exit status that says it to programs.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tsunami_core::experiment::Problems;
+use tsunami_core::limits::SHOWN_MESSAGE_LIMIT;
 use tsunami_core::results::{ResultsError, Secrets};
+use tsunami_core::text::shorten;
 use tsunami_core::{
     Error as CoreError, ErrorChain, Failures, Outcome, ProviderError, QuoteFailure, Remedy, RunId,
 };
 
-use crate::reporter::Tails;
+use crate::tails::Tails;
 use crate::terminal::{self, Message, Style, clean_lines};
 
 /// The command line, the experiment file or a local tool is at fault.
@@ -30,9 +33,6 @@ pub(crate) const EXEC_LOST: u8 = 255;
 
 /// How many failures are told beside the first.
 const OTHERS: usize = 20;
-
-/// How many characters of a line are shown that a command wrote, or of one for all of a failure.
-const LONGEST: usize = 500;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -302,11 +302,8 @@ impl Told<'_> {
 }
 
 /// A line that may have been meant for a program.
-fn shortened(line: &str) -> String {
-    match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
-    }
+fn shortened(line: &str) -> Cow<'_, str> {
+    shorten(line, SHOWN_MESSAGE_LIMIT)
 }
 
 #[cfg(test)]

@@ -2,11 +2,31 @@
 //!
 //! The program is [`main`] over a [`Registry`]: somebody's own `tsunami` knows one provider more.
 //!
+//! [`Registration`](tsunami_core::registry::Registration) says what it tells of itself; `examples/own-provider` is a
+//! whole one.
+//!
 //! ```no_run
 //! use std::process::ExitCode;
 //! use std::sync::Arc;
 //!
-//! use tsunami_ssh::LocalRegistration as Mine;
+//! # use tsunami_core::registry::{Backend, ConnectRequest};
+//! # use tsunami_core::{ProviderError, RunRecord};
+//! use tsunami_core::registry::Registration;
+//!
+//! #[derive(Debug)]
+//! struct Mine;
+//!
+//! #[async_trait::async_trait]
+//! impl Registration for Mine {
+//!     fn name(&self) -> &'static str {
+//!         "mine"
+//!     }
+//!     // …
+//! #   async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> { unimplemented!() }
+//! #   async fn reconnect(&self, _: &RunRecord, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+//! #       unimplemented!()
+//! #   }
+//! }
 //!
 //! fn main() -> ExitCode {
 //!     tsunami_cli::main(tsunami_cli::registry().with(Arc::new(Mine)))
@@ -21,6 +41,7 @@ mod error;
 mod fuzz;
 mod reporter;
 mod signals;
+mod tails;
 mod terminal;
 
 use std::process::ExitCode;

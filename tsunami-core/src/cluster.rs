@@ -16,18 +16,12 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::Provisioner;
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, UserEvent, cut};
+use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
 use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
     Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 use crate::trial::LogWatcher;
-
-/// How much of a command's standard output, and of its standard error, [`Output`] keeps: 8 MiB each.
-/// Observers get all of it.
-pub const OUTPUT_LIMIT: usize = 8 << 20;
-
-/// How much of the end of each output an error shows, in bytes.
-const TAIL_LIMIT: usize = 4 << 10;
 
 /// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
@@ -226,7 +220,8 @@ impl Host {
         address.ok_or_else(|| other.error("its address is not known"))
     }
 
-    /// Runs a shell line, which must succeed, and returns what it wrote.
+    /// Runs a shell line, which must succeed, and returns what it wrote. If the future is dropped, the command is ended
+    /// in the background.
     ///
     /// ```
     /// # use tsunami_core::{Error, Host};
@@ -235,6 +230,10 @@ impl Host {
     /// println!("{} runs Linux {}", host.name(), kernel.stdout().trim());
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`HostCommand::run`] has them.
     pub async fn run(&self, line: impl Into<String>) -> Result<Output, Error> {
         self.command(Command::shell(line)).run().await
     }
@@ -253,7 +252,13 @@ impl Host {
         }
     }
 
-    /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives.
+    /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives. May be dropped at
+    /// any await; what has arrived stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Session`] if it can't be read here or written there, [`Error::Lost`] or [`Error::Interrupted`] if the
+    /// machine ends meanwhile, [`Error::Cancelled`] if the run does.
     pub async fn upload(&self, from: impl AsRef<Path>, to: &str) -> Result<(), Error> {
         let from = from.as_ref();
         let begun = Instant::now();
@@ -270,7 +275,12 @@ impl Host {
         Ok(())
     }
 
-    /// Brings files home and says how many matches each pattern had, in order.
+    /// Brings files home and says how many matches each pattern had, in order. May be dropped at any await; what has
+    /// come stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`upload`](Self::upload) has them. One that names what was left out comes when all else is home.
     pub async fn download(&self, download: &Download) -> Result<Vec<usize>, Error> {
         let action = format!("download of {}", download.patterns.join(" "));
         let matches = self.attempt(&action, self.inner.session.download(download)).await?;
@@ -440,7 +450,12 @@ impl HostCommand {
         self.words.clone().unwrap_or_else(|| self.command.to_string())
     }
 
-    /// Runs it to its end, which must be status 0, and returns what it wrote.
+    /// Runs it to its end, which must be status 0, and returns what it wrote. If the future is dropped, the command is
+    /// ended in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Command`] for any other end, and for the rest as [`output`](Self::output) has them.
     pub async fn run(self) -> Result<Output, Error> {
         let (host, command) = (self.host.clone(), self.line());
         let output = self.output().await?;
@@ -457,7 +472,14 @@ impl HostCommand {
         })
     }
 
-    /// Runs it to its end, whatever that is, and returns what it wrote.
+    /// Runs it to its end, whatever that is, and returns what it wrote. If the future is dropped, the command is ended in
+    /// the background.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] once its time is over, [`Error::Cancelled`] when it is ended on purpose or the run ends,
+    /// [`Error::Interrupted`] or [`Error::Lost`] when the machine does, and [`Error::Session`] where it could not be begun,
+    /// or its output not be taken ([`OutputRefused`]).
     pub async fn output(self) -> Result<Output, Error> {
         let events = &self.host.inner.events;
         let command_id = (!self.unobserved).then(|| events.next_command());
@@ -477,7 +499,7 @@ impl HostCommand {
                 Ok(exit) => (Some(*exit), None),
                 Err(error) => (None, Some(error.to_string())),
             };
-            let took = cut(begun.elapsed());
+            let (cancelled, took) = (matches!(result, Err(Error::Cancelled)), cut(begun.elapsed()));
             events.emit(EventKind::CommandFinished {
                 machine,
                 id,
@@ -486,15 +508,21 @@ impl HostCommand {
                 command,
                 exit,
                 error,
+                cancelled,
                 took,
             });
         }
-        let Kept { stdout, stderr, truncated, tails } = std::mem::take(&mut *capture.kept());
+        let Kept { stdout, stderr, truncated, tails, refused } = std::mem::take(&mut *capture.kept());
         match result {
             Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, tails }),
             Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
                 let [stdout, stderr] = tails.map(|tail| tail.text());
                 Err(Error::Timeout { machine, stage, command, after, gone, stdout, stderr })
+            }
+            Err(Error::Session { machine, stage, action, source }) => {
+                let refused = refused.filter(|_| source.kind == SessionErrorKind::Local);
+                let source = refused.into_iter().fold(source, SessionError::source);
+                Err(Error::Session { machine, stage, action, source })
             }
             Err(error) => Err(error),
         }
@@ -675,6 +703,8 @@ struct Kept {
     stderr: Vec<u8>,
     truncated: bool,
     tails: [Tail; 2],
+    /// What an observer said that took no more.
+    refused: Option<OutputRefused>,
 }
 
 impl Capture {
@@ -701,7 +731,24 @@ impl OutputSink for Capture {
         let Some(command_id) = self.command_id else { return Ok(()) };
         let id = Some(&self.host.inner.machine.id);
         let origin = Origin::new(self.host.name(), &self.host.stage).command(id, command_id);
-        self.host.inner.events.output(&origin, stream, bytes)
+        let taken = self.host.inner.events.output(&origin, stream, bytes);
+        if let Err(error) = &taken {
+            self.kept().refused = Some(OutputRefused(std::io::Error::new(error.kind(), error.to_string())));
+        }
+        taken
+    }
+}
+
+/// What an observer said that could not take a command's output, as where the disk under a log is full. It ended the
+/// command, and is among the sources of the command's error.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct OutputRefused(std::io::Error);
+
+impl OutputRefused {
+    /// Whether it is what an error stems from.
+    pub fn is_source_of(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
     }
 }
 
@@ -711,8 +758,8 @@ struct Tail(Vec<u8>);
 
 impl Tail {
     fn push(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL_LIMIT)..]);
-        self.0.drain(..self.0.len().saturating_sub(TAIL_LIMIT));
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(OUTPUT_TAIL_LIMIT)..]);
+        self.0.drain(..self.0.len().saturating_sub(OUTPUT_TAIL_LIMIT));
     }
 
     /// The last ten lines.
@@ -737,8 +784,8 @@ mod tests {
         let text = tail.text();
         assert_eq!(text.lines().count(), 10);
         assert!(text.ends_with("line 9999\nxxxxxxxxxx"));
-        assert!(tail.0.len() <= TAIL_LIMIT);
-        tail.push(&vec![b'y'; 3 * TAIL_LIMIT]);
-        assert_eq!(tail.text().len(), TAIL_LIMIT);
+        assert!(tail.0.len() <= OUTPUT_TAIL_LIMIT);
+        tail.push(&vec![b'y'; 3 * OUTPUT_TAIL_LIMIT]);
+        assert_eq!(tail.text().len(), OUTPUT_TAIL_LIMIT);
     }
 }

@@ -13,6 +13,7 @@ use crate::plan::Problem;
 use crate::private::Untrusted;
 use crate::provider::{Leftover, ProviderError};
 use crate::session::{Exit, SessionError, SessionErrorKind};
+use crate::text::number;
 
 /// Any error at all, as programs hand it to tsunami.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,7 +28,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[non_exhaustive]
 pub enum Error {
     /// The plan cannot be run. Nothing was started.
-    #[error("the plan has {}", count(problems.len(), "problem"))]
+    #[error("the plan has {}", number(problems.len(), "problem"))]
     Plan {
         /// All that is wrong with it.
         problems: Vec<Problem>,
@@ -212,7 +213,7 @@ pub enum Error {
         limit: Duration,
     },
     /// After the run ended, something may still exist. [`Tsunami::down`](crate::Tsunami::down) removes it.
-    #[error("run {run}: {} may remain", count(leftovers.len(), "thing"))]
+    #[error("run {run}: {} may remain", number(leftovers.len(), "thing"))]
     Remains {
         /// The run.
         run: RunId,
@@ -261,7 +262,7 @@ pub struct Failures {
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {} followed", self.first, count(self.others.len(), "failure"))
+        write!(f, "{}; {} followed", self.first, number(self.others.len(), "failure"))
     }
 }
 
@@ -490,11 +491,6 @@ impl fmt::Display for ErrorChain<'_> {
         }
         Ok(())
     }
-}
-
-/// `1 problem`, `2 problems`.
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn over_budget(budget: f64, max_cost: Option<f64>) -> String {

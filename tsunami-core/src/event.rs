@@ -227,6 +227,9 @@ pub enum EventKind {
         command: String,
         exit: Option<Exit>,
         error: Option<String>,
+        /// Whether it was ended on purpose, as commands in the background are. Older streams don't tell.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cancelled: bool,
         #[serde(rename = "seconds", with = "seconds")]
         took: Duration,
     },

@@ -73,7 +73,7 @@ pub mod text;
 pub mod trial;
 
 pub use backoff::Backoff;
-pub use cluster::{Cluster, Host, HostCommand, OUTPUT_LIMIT, Output, Process};
+pub use cluster::{Cluster, Host, HostCommand, Output, OutputRefused, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
 pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, Remedy};
 pub use event::{

@@ -2,8 +2,27 @@
 //!
 //! A machine, a service, an experiment file and a neighbour on the same computer are all free to send too much. Each
 //! bound on that is a constant, with its unit and the reason for its size, in the `limits` of the crate that keeps it.
+//! How long the engine waits, and how often it asks, stands beside its use, and so does what a service itself allows.
 
 use std::time::Duration;
+
+/// How much of a command's standard output, and of its standard error, [`Output`](crate::Output) keeps, in bytes. Who
+/// wants more reads the log, or has it as an observer: they get all of it.
+pub const OUTPUT_LIMIT: usize = 8 << 20;
+
+/// How much of the end of each output is kept for an error, in bytes: of it, ten lines are shown.
+pub const OUTPUT_TAIL_LIMIT: usize = 4 << 10;
+
+/// How much of a line [`Lines`](crate::text::Lines) keeps for display, in bytes. No terminal is that wide.
+pub const LINE_LIMIT: usize = 4096;
+
+/// The longest line that [`Lines::complete`](crate::text::Lines::complete) hands over in one piece, in bytes, more or
+/// less a push.
+pub const LINE_PIECE_LIMIT: usize = 64 << 10;
+
+/// How much is shown of a message about what others wrote, or of a line that a command wrote, in characters: what can be
+/// read.
+pub const SHOWN_MESSAGE_LIMIT: usize = 500;
 
 /// Bytes that a script of tsunami's own may answer on each of its outputs. The longest answer names what is left of
 /// a run, a line each.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{MACHINE_ID_LIMIT, SHOWN_VALUE_LIMIT};
 use crate::names::is_group_name;
 use crate::provider::Price;
+use crate::text::shorten;
 
 /// The identity of a run, carried as a tag by everything the run creates.
 ///
@@ -282,11 +283,7 @@ fn is_host(text: &str) -> bool {
 
 /// A value that was refused, fit to be shown: escaped, and not all of it if it is long.
 pub fn shown(value: &str) -> String {
-    let mut shown: String = value.chars().take(SHOWN_VALUE_LIMIT).flat_map(char::escape_debug).collect();
-    if value.chars().nth(SHOWN_VALUE_LIMIT).is_some() {
-        shown.push('…');
-    }
-    shown
+    shorten(value, SHOWN_VALUE_LIMIT).chars().flat_map(char::escape_debug).collect()
 }
 
 /// The name of the machine at place `index` of `group`: `client-0`.

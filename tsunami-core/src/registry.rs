@@ -489,6 +489,30 @@ impl Registry {
         of_that_name(provider.name(), reconnected)
     }
 
+    /// Connects to what a provider has of a run whose record can't be read, by what lies beside it.
+    pub async fn reconnect_unrecorded(
+        &self,
+        provider: &str,
+        directory: &RunEntry,
+        state: &RunStore,
+    ) -> Result<Backend, ProviderError> {
+        let provider = self.find(provider).ok_or_else(|| unknown(provider))?;
+        let reconnected = provider.reconnect_unrecorded(directory, &self.request(state)).await?;
+        of_that_name(provider.name(), reconnected)
+    }
+
+    /// Looks for runs of a provider by tag.
+    pub async fn survey(
+        &self,
+        provider: &str,
+        query: &SurveyQuery,
+        state: &RunStore,
+    ) -> Result<(Backend, Survey), ProviderError> {
+        let provider = self.find(provider).ok_or_else(|| unknown(provider))?;
+        let (backend, found) = provider.survey(query, &self.request(state)).await?;
+        Ok((of_that_name(provider.name(), backend)?, found))
+    }
+
     /// A request for a run of which nothing but its record is known.
     pub fn request<'a>(&'a self, state: &'a RunStore) -> ConnectRequest<'a> {
         let (connection, settings) = (Settings::default(), Settings::default());

@@ -212,7 +212,9 @@ impl Report {
                     machine.gone = Some(now);
                 }
             }
-            EventKind::CommandFinished { machine, id, stage, command_id, command, exit, error, took } => {
+            EventKind::CommandFinished {
+                machine, id, stage, command_id, command, exit, error, took, ..
+            } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),
                     id: id.clone(),

@@ -19,13 +19,23 @@ use crate::machine::{Login, Machine, RunId};
 #[async_trait]
 pub trait Connector: Debug + Send + Sync + 'static {
     /// Makes ready for a run, in the run's own private directory: above all a login key, whose public half it
-    /// returns as OpenSSH writes it. Idempotent, so that a later process can take up a run.
+    /// returns as OpenSSH writes it. Idempotent, so that a later process can take up a run. Is dropped at any await when
+    /// the run is cancelled or, before a teardown, after half a minute; [`finish`](Self::finish) lets go of what it had
+    /// begun.
+    ///
+    /// # Errors
+    ///
+    /// What this computer could not do. Nothing is launched then; a teardown goes on without it.
     async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError>;
 
     /// Connects to a machine of a prepared run, as soon as it answers and until `deadline`.
     ///
     /// The machine may still be booting: a closed port or a silent one is waited out. A host key that does not
     /// fit is not. May be dropped at any await; nothing stays behind.
+    ///
+    /// # Errors
+    ///
+    /// What was seen last, once `deadline` is over or waiting is of no use. The engine asks no second time.
     async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError>;
 
     /// The name or address behind what a login calls a host, as an ssh_config may have it. It is what the login calls
@@ -36,7 +46,8 @@ pub trait Connector: Debug + Send + Sync + 'static {
     }
 
     /// Lets go of what [`prepare`](Self::prepare) and `connect` left in this process and on this computer,
-    /// except for the files in the run's directory. Idempotent.
+    /// except for the files in the run's directory. Idempotent. Is dropped at any await when it takes longer than ten
+    /// seconds, or half a minute where a run could not be prepared: what matters most comes first.
     async fn finish(&self, run: &RunId);
 }
 
@@ -51,6 +62,11 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// A status other than 0 is not an error here. When `cancel` fires, the command and all of its process
     /// group get TERM, five seconds, then KILL, and the answer is [`SessionErrorKind::Cancelled`] once they are
     /// confirmed gone. Dropping the future does the same in the background; [`close`](Self::close) waits for it.
+    ///
+    /// # Errors
+    ///
+    /// By their [kind](SessionErrorKind): that the command was cancelled, that contact was lost, that the machine could
+    /// not start it, or, as [`Local`](SessionErrorKind::Local), what `output` said when it took no more.
     async fn exec(
         &self,
         command: &Command,
@@ -73,18 +89,39 @@ pub trait Session: Debug + Send + Sync + 'static {
     ///
     /// A directory's contents arrive in the directory `to`, a file as the file `to`, or under its own name in
     /// `to` if that ends in `/`. Missing parents are made. Relative to the session's directory.
+    ///
+    /// Is dropped at any await when the run is cancelled or the machine is gone. Nothing more is sent then, and what has
+    /// arrived stays, perhaps a part of a file.
+    ///
+    /// # Errors
+    ///
+    /// By their [kind](SessionErrorKind): what could not be read here, what the machine would not take, or that contact
+    /// was lost. What has arrived stays.
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError>;
 
     /// Brings files home. Returns how many matches each pattern had, in order.
     ///
     /// The machine isn't trusted with names, links and modes. What nobody asked for, or would land or lead outside of
     /// `into`, or can't be had, is left out; the error that names it comes when all else is home.
+    ///
+    /// Is dropped at any await when the run is cancelled or the machine is gone. Nothing more is written soon after that,
+    /// and what has come stays.
+    ///
+    /// # Errors
+    ///
+    /// By their [kind](SessionErrorKind): what was left out, what could not be written here, or that contact was lost.
+    /// What has come stays.
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError>;
 
-    /// Asks whether the connection still works.
+    /// Asks whether the connection still works. May be dropped at any await.
+    ///
+    /// # Errors
+    ///
+    /// Of the kind [`Lost`](SessionErrorKind::Lost), if it doesn't.
     async fn check(&self) -> Result<(), SessionError>;
 
-    /// Ends the connection, after what was dropped is confirmed gone. Idempotent.
+    /// Ends the connection, after what was dropped is confirmed gone. Idempotent. Is dropped at any await when that takes
+    /// longer than ten seconds; the machine is about to end then, or stays with what runs on it.
     async fn close(&self) -> Result<(), SessionError>;
 }
 

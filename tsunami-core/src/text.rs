@@ -2,11 +2,7 @@
 
 use std::borrow::Cow;
 
-/// How much of a line [`Lines`] keeps for display, in bytes.
-pub const LINE_LIMIT: usize = 4096;
-
-/// The longest line that [`Lines::complete`] hands over in one piece, in bytes, more or less a push.
-const PIECE_LIMIT: usize = 64 << 10;
+use crate::limits::{LINE_LIMIT, LINE_PIECE_LIMIT};
 
 /// Takes out of a line what a terminal would act on: escape sequences with what they hold, all control characters
 /// but the tab (newlines, too), and what isn't [harmless].
@@ -79,6 +75,23 @@ pub fn mark(text: &str) -> String {
     text.replace(|c| !harmless(c), "\u{fffd}")
 }
 
+/// The beginning of a text, so many characters of it; where there are more, `…` says so.
+///
+/// ```
+/// assert_eq!(tsunami_core::text::shorten("a long story", 6), "a long…");
+/// ```
+pub fn shorten(text: &str, characters: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// So many of something: `1 machine`, `2 machines`.
+pub fn number(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// What follows an escape sequence whose ESC is gone.
 fn after_escape(text: &str) -> &str {
     match text.as_bytes().first() {
@@ -143,7 +156,7 @@ impl Lines {
                 continue;
             }
             self.append(text);
-            if end.is_some() || complete && self.pending.len() > PIECE_LIMIT {
+            if end.is_some() || complete && self.pending.len() > LINE_PIECE_LIMIT {
                 line(&self.pending);
                 self.pending.clear();
                 self.cut = false;
@@ -257,13 +270,13 @@ mod tests {
 
     #[test]
     fn complete_lines_lose_nothing() {
-        let long = "x".repeat(2 * PIECE_LIMIT + 7);
+        let long = "x".repeat(2 * LINE_PIECE_LIMIT + 7);
         let text = format!("50%\r100%\r\n\n\u{fc}nd\n{long}\nrest");
-        for size in [1, 2, 1000, PIECE_LIMIT, text.len()] {
+        for size in [1, 2, 1000, LINE_PIECE_LIMIT, text.len()] {
             let (mut lines, mut got) = (Lines::complete(), Vec::new());
             for chunk in text.as_bytes().chunks(size) {
                 lines.push(chunk, |line| got.push(line.to_vec()));
-                assert!(lines.pending.len() <= PIECE_LIMIT, "cut every {size} bytes");
+                assert!(lines.pending.len() <= LINE_PIECE_LIMIT, "cut every {size} bytes");
             }
             lines.finish(|line| got.push(line.to_vec()));
             let pieces = got.len() - 5;
@@ -273,6 +286,14 @@ mod tests {
                 ["50%\r100%\r", "", "\u{fc}nd", &long, "rest"].map(|line| line.as_bytes().to_vec());
             assert!(got == expected, "cut every {size} bytes");
         }
+    }
+
+    #[test]
+    fn a_text_is_shortened_between_characters_and_says_so() {
+        for (text, short) in [("", ""), ("äöü", "äöü"), ("äöü€", "äöü…")] {
+            assert_eq!(shorten(text, 3), short);
+        }
+        assert_eq!([0, 1, 2].map(|count| number(count, "thing")), ["0 things", "1 thing", "2 things"]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use tsunami_core::testing::{Call, FakeCloud, MachineFault};
 use tsunami_core::{
     Command, EVENTS_SCHEMA, Error, Event, EventKind, EventsHeader, Group, MachineId, MachineSpec,
-    NewerSchema, Observer, Origin, Plan, Recorder, Report, RunStore, Stream, Tsunami, UserEvent, read_events,
+    NewerSchema, Observer, Origin, OutputRefused, Plan, Recorder, Report, RunStore, Stream, Tsunami,
+    UserEvent, read_events,
 };
 
 /// Notes which command wrote what on which machine.
@@ -236,4 +237,51 @@ fn the_saved_events_of_this_form_are_one_of_each_kind_and_are_written_as_they_we
         known,
         "a new kind has no line there"
     );
+}
+
+/// Takes no output, as a log on a full disk.
+#[derive(Debug)]
+struct Full;
+
+impl Observer for Full {
+    fn event(&self, _: &Event) {}
+
+    fn output(&self, _: &Origin<'_>, _: Stream, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is full"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_a_command_is_told_without_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, events) = (FakeCloud::new(1), Arc::<Recorder>::default());
+    let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(cloud.clone()))
+        .observer(events.clone())
+        .observer(Arc::new(Full))
+        .state(RunStore::at(directory.path()));
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+    let run = tsunami.run(plan, |cluster| async move {
+        let host = &cluster.hosts()[0];
+        let refused = host.run("echo lost").await.unwrap_err();
+        assert!(OutputRefused::is_source_of(&refused));
+        assert!(format!("{refused:?}").ends_with("because: the disk is full"), "{refused:?}");
+        let failed = host.run("false").await.unwrap_err();
+        assert!(!OutputRefused::is_source_of(&failed), "{failed:?}");
+        let background = host.command(Command::shell("sleep 1000")).start();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        background.stop().await.map(drop)
+    });
+    run.await.unwrap();
+    assert!(cloud.is_empty());
+    let cancelled = |kind| match kind {
+        EventKind::CommandFinished { command, cancelled, .. } => Some((command, cancelled)),
+        _ => None,
+    };
+    let told: Vec<_> = events.events().into_iter().filter_map(|event| cancelled(event.kind)).collect();
+    let expected = [("echo lost", false), ("false", false), ("sleep 1000", true)];
+    assert_eq!(told, expected.map(|(command, cancelled)| (command.to_owned(), cancelled)));
+    let lines: Vec<_> =
+        events.events().iter().map(|event| tsunami_core::results::json(event).unwrap()).collect();
+    let line = |command: &str| lines.iter().rfind(|line| line.contains(command)).unwrap();
+    assert!(line("sleep 1000").contains("\"cancelled\":true") && !line("echo lost").contains("cancelled"));
 }

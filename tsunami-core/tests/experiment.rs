@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tsunami_core::experiment::{Experiment, Loader, RunOptions};
+use tsunami_core::experiment::{Experiment, ExperimentRun, Loader, RunOptions};
 use tsunami_core::testing::{FakeCloud, Reply};
-use tsunami_core::{Error, Observer, Recorder, RunStore, Tsunami};
+use tsunami_core::{Error, Observer, Origin, Outcome, Recorder, RunStore, Stream, Tsunami};
 
 const FILE: &str = r#"name = "x"
 [group.server]
@@ -114,4 +114,30 @@ async fn machines_that_keep_what_steps_will_collect_are_all_told() {
     let all = std::iter::once(&*failures.first).chain(&failures.others);
     let machines: Vec<_> = all.map(|error| error.place().map(|(machine, _)| machine)).collect();
     assert_eq!(machines, [Some("client-1"), Some("client-0")]);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_slow_disk_at_the_end_holds_up_no_other_task() {
+    let (cloud, directory) = (FakeCloud::new(1), tempfile::tempdir().unwrap());
+    let results = directory.path().join("results");
+    let experiment =
+        Arc::new(load(directory.path(), "name = \"x\"\n[group.node]\nsetup = \"{{ n }}\"\n").unwrap());
+    let options = RunOptions::default().results(&results);
+    let run = ExperimentRun::prepare(experiment, tsunami(&cloud, directory.path()), options).await.unwrap();
+    // A disk that takes nothing until somebody else has had a turn.
+    let log = run.results().logs().join("node-0/setup.log");
+    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let (turn, turns) = std::sync::mpsc::channel();
+    let disk = std::thread::spawn(move || {
+        let had_a_turn = turns.recv_timeout(Duration::from_secs(10)).is_ok();
+        (had_a_turn, std::fs::File::open(log).unwrap())
+    });
+    for observer in run.results().observers() {
+        observer.output(&Origin::new("node-0", "setup"), Stream::Stdout, b"x").unwrap();
+    }
+    let (unwritten, _) = tokio::join!(run.unwritten(), async { turn.send(()) });
+    assert!(unwritten.is_none(), "{unwritten:?}");
+    assert!(disk.join().unwrap().0);
+    assert!(run.finish(Outcome::Success).await.is_ok() && results.join("run.json").exists());
 }

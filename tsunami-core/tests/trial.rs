@@ -256,3 +256,34 @@ async fn machines_on_which_something_may_run_on_are_all_told() {
     let machines: Vec<_> = all.map(|error| error.place().map(|(machine, _)| machine)).collect();
     assert_eq!(machines, [Some("client-1"), Some("client-0")]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_is_dropped_ends_what_it_has_started() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| {
+        (command.to_string() == "serve").then(|| Reply::stdout("listening\n").after(FOREVER))
+    });
+    let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(world.cloud.clone()))
+        .state(RunStore::at(world.directory.path().join("runs")))
+        .observer(world.events.clone() as Arc<dyn Observer>);
+    let plan = Plan::new("trial").group(Group::new("server", MachineSpec::default()));
+    let run = tsunami.run(plan, |cluster| async move {
+        let trial = cluster.trial("1", async |trial: Trial| {
+            let server = trial.host("server-0")?;
+            server.command(Command::shell("serve")).start_until(Ready::log("listening")).await?;
+            sleep(FOREVER).await;
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(60), trial).await.is_err());
+        sleep(Duration::from_secs(60)).await;
+        cluster.hosts()[0].run("echo later").await.map(drop)
+    });
+    run.await.unwrap();
+    assert!(world.cloud.is_empty());
+    let finished = |kind| match kind {
+        EventKind::CommandFinished { command, cancelled, .. } => Some((command, cancelled)),
+        _ => None,
+    };
+    let ended: Vec<_> = world.events.events().into_iter().filter_map(|event| finished(event.kind)).collect();
+    assert_eq!(ended, [("serve".to_owned(), true), ("echo later".to_owned(), false)]);
+}

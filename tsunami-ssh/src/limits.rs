@@ -17,6 +17,9 @@ pub const TRANSFER_STALL_TIMEOUT: Duration = Duration::from_secs(600);
 /// The greatest number that Linux gives to a process, or to a group of processes.
 pub const PROCESS_LIMIT: u32 = 1 << 22;
 
+/// How much is shown of the name of a file that comes from a machine, in characters.
+pub const SHOWN_NAME_LIMIT: usize = 120;
+
 /// Bytes in the name of a file that comes from a machine, or in what a link there leads to. Linux itself takes no
 /// longer path.
 pub const PATH_BYTES_LIMIT: usize = 4096;

@@ -51,33 +51,18 @@ impl Namespaces {
         self.root.join(run.as_str()).join("namespaces")
     }
 
-    /// The directories of a run's machines, each with its machine once that was launched.
-    fn known(&self, run: &RunId) -> io::Result<Vec<(PathBuf, Option<Machine>)>> {
-        let mut known = Vec::new();
-        let entries = match fs::read_dir(self.home(run)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(known),
-            entries => entries?,
-        };
-        for entry in entries {
-            let directory = entry?.path();
-            let mut machine = match private::read(&directory.join("machine.json")) {
-                // It is being launched, or being removed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                json => Some(serde_json::from_slice::<Machine>(&json?)?),
-            };
-            let state = if is_alive(&directory)? { MachineState::Running } else { MachineState::Gone };
-            machine.iter_mut().for_each(|machine| machine.state = state);
-            known.push((directory, machine));
-        }
-        Ok(known)
-    }
-
     /// Starts one machine and waits until it can be connected to.
     async fn start(&self, request: &LaunchRequest, index: u32) -> io::Result<Machine> {
         // A replacement lives beside what it replaces.
         let name = format!("{}-{index}.{}", request.group, nanoseconds());
         let directory = self.home(&request.run).join(&name);
-        private::make_directory(&directory)?;
+        let (key, until, of) = (request.authorized_key.clone(), request.deadline.at, directory.clone());
+        let made = blocking(move || {
+            private::make_directory(&of.join("home"))?;
+            private::write(&of.join("authorized_keys"), key.as_bytes())?;
+            write_deadline(&of, until)
+        });
+        made.await?;
         let file = |name: &str| directory.join(name).display().to_string();
         let mut keygen = Command::new("ssh-keygen");
         keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", &name, "-f", &file("host_key")]);
@@ -85,9 +70,6 @@ impl Namespaces {
             return Err(io::Error::other("ssh-keygen makes no host key"));
         }
         let address = free_address()?;
-        private::make_directory(&directory.join("home"))?;
-        private::write(&directory.join("authorized_keys"), request.authorized_key.as_bytes())?;
-        write_deadline(&directory, request.deadline.at)?;
         let mut guard = Command::new("setsid");
         guard.args(["sh", "-c", GUARD, "guard"]).arg(&directory);
         guard.args(["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null"]);
@@ -117,8 +99,7 @@ impl Namespaces {
             .description("sshd in a PID namespace")
             .price(Price::Free);
         // From now on it is in listings.
-        private::write(&directory.join("machine.json"), &serde_json::to_vec(&machine)?)?;
-        Ok(machine)
+        blocking(move || write_machine(&directory, &machine).map(|()| machine)).await
     }
 }
 
@@ -137,13 +118,12 @@ impl Provider for Namespaces {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
-        private::make_directory(&self.home(&request.run)).map_err(failed("launch"))?;
-        let known = self.known(&request.run).map_err(failed("launch"))?;
+        let known = known(&self.home(&request.run)).map_err(failed("launch"))?;
         let mut ids = Vec::new();
         for index in 0..request.count.get() {
+            let wanted = (&request.group, index, MachineState::Running);
             let counts = |machine: &&Machine| {
-                (&machine.group, machine.index, machine.state)
-                    == (&request.group, index, MachineState::Running)
+                (&machine.group, machine.index, machine.state) == wanted
                     && !request.replace.contains(&machine.id)
             };
             ids.push(match known.iter().filter_map(|(_, machine)| machine.as_ref()).find(counts) {
@@ -158,37 +138,31 @@ impl Provider for Namespaces {
         let runs = match filter {
             RunFilter::Run(run) => vec![run.clone()],
             RunFilter::All => {
-                let runs = RunStore::at(&self.root).runs().map_err(io::Error::other);
-                runs.map_err(failed("list"))?.iter().map(RunEntry::id).collect()
+                let recorded = RunStore::at(&self.root).runs().map_err(io::Error::other);
+                recorded.map_err(failed("list"))?.iter().map(RunEntry::id).collect()
             }
         };
-        let mut machines = Vec::new();
-        for run in runs {
-            let known = self.known(&run).map_err(failed("list"))?;
-            machines.extend(known.into_iter().filter_map(|(_, machine)| machine));
-        }
-        Ok(machines)
+        let known: io::Result<Vec<_>> = runs.iter().map(|run| known(&self.home(run))).collect();
+        Ok(known.map_err(failed("list"))?.into_iter().flatten().filter_map(|(_, machine)| machine).collect())
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
-        let extend = || {
-            for (directory, machine) in self.known(run)? {
+        let home = self.home(run);
+        let extend = move || {
+            for (directory, machine) in known(&home)? {
                 write_deadline(&directory, until)?;
-                if let Some(machine) = machine {
-                    let json = serde_json::to_vec(&machine.expires(until))?;
-                    private::write(&directory.join("machine.json"), &json)?;
-                }
+                machine.map_or(Ok(()), |machine| write_machine(&directory, &machine.expires(until)))?;
             }
             Ok(())
         };
-        extend().map_err(failed("extend"))
+        blocking(extend).await.map_err(failed("extend"))
     }
 
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
-        let known = self.known(run).map_err(failed("terminate"))?;
+        let known = known(&self.home(run)).map_err(failed("terminate"))?;
         // A guard without a deadline ends its machine.
         for (directory, _) in &known {
-            let _ = fs::remove_file(directory.join("deadline"));
+            let _ = tokio::fs::remove_file(directory.join("deadline")).await;
         }
         let (mut left, late) = (Vec::new(), Instant::now() + PATIENCE);
         for (directory, _) in known {
@@ -197,11 +171,10 @@ impl Provider for Namespaces {
             }
             let removed = match is_alive(&directory).map_err(failed("terminate"))? {
                 true => Err("its guard still runs".to_owned()),
-                false => fs::remove_dir_all(&directory).map_err(|error| error.to_string()),
+                false => tokio::fs::remove_dir_all(&directory).await.map_err(|error| error.to_string()),
             };
-            left.extend(
-                removed.err().map(|why| Leftover::new(format!("machine in {}", directory.display()), why)),
-            );
+            let what = format!("machine in {}", directory.display());
+            left.extend(removed.err().map(|why| Leftover::new(what, why)));
         }
         Ok(left)
     }
@@ -230,12 +203,42 @@ impl Registration for NamespacesRegistration {
 /// The port of every machine, each of which has an address of its own.
 const PORT: u16 = 2288;
 
+/// The directories of a run's machines, each with its machine once that was launched.
+fn known(home: &Path) -> io::Result<Vec<(PathBuf, Option<Machine>)>> {
+    let mut known = Vec::new();
+    let entries = match fs::read_dir(home) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(known),
+        entries => entries?,
+    };
+    for entry in entries {
+        let directory = entry?.path();
+        let mut machine = match private::read(&directory.join("machine.json")) {
+            // It is being launched, or being removed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            json => Some(serde_json::from_slice::<Machine>(&json?)?),
+        };
+        let state = if is_alive(&directory)? { MachineState::Running } else { MachineState::Gone };
+        machine.iter_mut().for_each(|machine| machine.state = state);
+        known.push((directory, machine));
+    }
+    Ok(known)
+}
+
 /// Whether a guard holds the lock of its machine's directory. What can't be told may live.
 fn is_alive(directory: &Path) -> io::Result<bool> {
     match File::open(directory.join("alive")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         file => Ok(file?.try_lock_shared().is_err()),
     }
+}
+
+/// Does what may wait for a disk where that holds up no other task. A look at a small file takes no time.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten()
+}
+
+fn write_machine(directory: &Path, machine: &Machine) -> io::Result<()> {
+    private::write(&directory.join("machine.json"), &serde_json::to_vec(machine)?)
 }
 
 fn write_deadline(directory: &Path, at: SystemTime) -> io::Result<()> {
@@ -246,10 +249,9 @@ fn write_deadline(directory: &Path, at: SystemTime) -> io::Result<()> {
 /// A loopback address on which nobody has the port.
 fn free_address() -> io::Result<Ipv4Addr> {
     let start = nanoseconds() as u32;
-    let addresses =
-        (0..1000).map(|step| Ipv4Addr::from_bits(0x7f80_0000 | (start.wrapping_add(step) & 0x3f_ffff)));
-    let mut free = addresses.filter(|address| TcpListener::bind((*address, PORT)).is_ok());
-    free.next().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    let address = |step| Ipv4Addr::from_bits(0x7f80_0000 | (start.wrapping_add(step) & 0x3f_ffff));
+    let free = (0..1000).map(address).find(|address| TcpListener::bind((*address, PORT)).is_ok());
+    free.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
 
 fn nanoseconds() -> u128 {

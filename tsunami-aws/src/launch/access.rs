@@ -22,7 +22,7 @@ pub(crate) async fn open_ports(
 ) -> Result<(), ProviderError> {
     ports.sort_unstable();
     ports.dedup();
-    let group = journal.security_group(&region.name).map_err(journal_error)?;
+    let group = journal.security_group(&region.name).await.map_err(journal_error)?;
     let (Some(group), false) = (group, ports.is_empty()) else { return Ok(()) };
     let here = format!("{} ", region.name);
     let is_here = |machine: &&Machine| {

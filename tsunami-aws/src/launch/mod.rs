@@ -52,7 +52,7 @@ struct RunResources {
 impl Launch<'_> {
     /// Returns the group's machines by their slots, launching those that are missing.
     pub(crate) async fn run(self) -> Result<Vec<MachineId>, ProviderError> {
-        let mut group = self.journal.group(&self.request.group).map_err(journal_error)?;
+        let mut group = self.journal.group(&self.request.group).await.map_err(journal_error)?;
         group.slots.resize(self.request.count.get() as usize, None);
         for slot in &mut group.slots {
             slot.take_if(|id| self.request.replace.iter().any(|replaced| replaced.as_str() == id));
@@ -81,7 +81,7 @@ impl Launch<'_> {
         let ours = |request: &CreateRequest| {
             request.makes_instances() && request.tags.get(tag::GROUP) == Some(&self.request.group)
         };
-        let entries = self.journal.entries().map_err(journal_error)?;
+        let entries = self.journal.entries().await.map_err(journal_error)?;
         let entries: Vec<_> = entries.into_iter().filter(|entry| ours(&entry.request)).collect();
         let mut failing = Failing::new();
         for entry in entries.iter().filter(|entry| entry.is_open()) {

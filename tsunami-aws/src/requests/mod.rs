@@ -20,7 +20,7 @@ use crate::tag;
 impl CreateRequest {
     /// Makes the request, having written it down. What it is known to have created is not asked for again.
     pub(crate) async fn make(&self, region: &Region, journal: &Journal) -> Result<CreateOutput, MakeError> {
-        let earlier = journal.entry(self)?;
+        let earlier = journal.entry(self).await?;
         let again = earlier.as_ref().is_some_and(Entry::is_open);
         match earlier.and_then(|entry| entry.outcome) {
             Some(Outcome::Created(ids)) => return Ok(CreateOutput { ids, ..CreateOutput::default() }),

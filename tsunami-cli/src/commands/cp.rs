@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
-use tsunami_core::registry::Registry;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
+use super::{Context, Execute};
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::signals;
@@ -38,54 +39,70 @@ impl End {
     }
 }
 
-pub(crate) async fn cp(registry: &Registry, name: &str, paths: &[String]) -> Result<u8, Error> {
-    let (sources, destination) = match paths.split_last() {
-        Some((last, sources)) => {
-            (sources.iter().map(|text| End::parse(text)).collect::<Vec<_>>(), End::parse(last))
+/// Copy files to or from machines of a run
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cp {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// What to copy, and last where to: local paths, or MACHINE:path, or GROUP:path
+    #[arg(required = true, num_args = 2..)]
+    paths: Vec<String>,
+}
+
+impl Execute for Cp {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let (sources, destination) = match self.paths.split_last() {
+            Some((last, sources)) => {
+                (sources.iter().map(|text| End::parse(text)).collect::<Vec<_>>(), End::parse(last))
+            }
+            None => return Err(Error::Usage("nothing to copy".to_owned())),
+        };
+        let mut places: Vec<&str> = Vec::new();
+        for source in &sources {
+            match (source, &destination) {
+                (End::Local(_), End::Remote(place, _)) | (End::Remote(place, _), End::Local(_)) => {
+                    places.push(place)
+                }
+                (End::Local(path), End::Local(_)) => {
+                    return Err(Error::Usage(format!(
+                        "{} and the destination are both local: write MACHINE:path",
+                        path.display()
+                    )));
+                }
+                (End::Remote(..), End::Remote(..)) => {
+                    return Err(Error::Usage(
+                        "copy from machine to machine by way of a local file".to_owned(),
+                    ));
+                }
+            }
         }
-        None => return Err(Error::Usage("nothing to copy".to_owned())),
-    };
-    let mut places: Vec<&str> = Vec::new();
-    for source in &sources {
-        match (source, &destination) {
-            (End::Local(_), End::Remote(place, _)) | (End::Remote(place, _), End::Local(_)) => {
-                places.push(place)
+        let state = RunStore::standard()?;
+        let directory = state.find(&self.run)?;
+        let cancel = CancellationToken::new();
+        let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
+        signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
+        let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
+        let running =
+            engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place))).await?;
+        let hosts = running.cluster().hosts();
+        let at = |place: &str| -> Vec<&Host> {
+            hosts.iter().filter(|host| is_at(host.machine(), place)).collect()
+        };
+        let missing = places.iter().find(|place| at(place).is_empty()).map(|place| (*place).to_owned());
+        let result = match missing {
+            Some(place) => {
+                Err(CoreError::other(format!("the run has no machine or group `{place}` that is running")))
             }
-            (End::Local(path), End::Local(_)) => {
-                return Err(Error::Usage(format!(
-                    "{} and the destination are both local: write MACHINE:path",
-                    path.display()
-                )));
+            None => {
+                let copies = sources.iter().map(|source| copy(source, &destination, &at, sources.len() > 1));
+                gravest(join_all(copies).await.into_iter().filter_map(Result::err).collect())
+                    .map_or(Ok(()), Err)
             }
-            (End::Remote(..), End::Remote(..)) => {
-                return Err(Error::Usage("copy from machine to machine by way of a local file".to_owned()));
-            }
-        }
+        };
+        running.detach().await;
+        result?;
+        Ok(0)
     }
-    let state = RunStore::standard()?;
-    let directory = state.find(name)?;
-    let cancel = CancellationToken::new();
-    let engine = backend::engine(registry, &directory, &state).await?.cancel_on(cancel.clone());
-    signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
-    let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
-    let running =
-        engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place))).await?;
-    let hosts = running.cluster().hosts();
-    let at =
-        |place: &str| -> Vec<&Host> { hosts.iter().filter(|host| is_at(host.machine(), place)).collect() };
-    let missing = places.iter().find(|place| at(place).is_empty()).map(|place| (*place).to_owned());
-    let result = match missing {
-        Some(place) => {
-            Err(CoreError::other(format!("the run has no machine or group `{place}` that is running")))
-        }
-        None => {
-            let copies = sources.iter().map(|source| copy(source, &destination, &at, sources.len() > 1));
-            gravest(join_all(copies).await.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
-        }
-    };
-    running.detach().await;
-    result?;
-    Ok(0)
 }
 
 async fn copy<'a>(
@@ -143,13 +160,25 @@ async fn fetch(host: &Host, path: &str, to: &Path, into: bool) -> Result<(), Cor
     if into || name == "." || ends_as_directory || to.is_dir() || name.contains(['*', '?', '[']) {
         return download(to).await;
     }
-    let staging = Staging::beside(to).map_err(|error| cannot_write(to, error))?;
+    let destination = to.to_owned();
+    let staging = blocking(move || Staging::beside(&destination)).await;
+    let staging = staging.map_err(|error| cannot_write(to, error))?;
     let downloaded = download(&staging.0).await;
-    // What has come home is kept even if something is missing from it.
-    match rename(&staging.0.join(name), to) {
+    // What has come home is kept even if something is missing from it, and the rest, perhaps a large tree, removed.
+    let (came, destination) = (staging.0.join(name), to.to_owned());
+    let renamed = blocking(move || {
+        let _staging = staging;
+        rename(&came, &destination)
+    });
+    match renamed.await {
         Err(error) if downloaded.is_ok() => Err(cannot_write(to, error)),
         _ => downloaded,
     }
+}
+
+/// Does what may wait for a disk, on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other).flatten()
 }
 
 /// The directory on the machine, and what to ask for in it.

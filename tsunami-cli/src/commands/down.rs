@@ -10,45 +10,66 @@ use tsunami_core::{
     Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunEntry, RunId, RunStore, Tsunami,
 };
 
+use super::{Context, Execute};
 use crate::backend;
 use crate::error::{Error, REMAINS, Removal};
 use crate::signals;
 use crate::terminal::{one_line, say};
 
-pub(crate) async fn down(registry: &Registry, names: &[String], all: bool) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    let directories = match all {
-        true => state.runs()?,
-        false => names.iter().map(|name| state.find(name)).collect::<Result<_, _>>()?,
-    };
-    if directories.is_empty() {
-        say("no runs");
+/// Tear runs down, also after a crash
+#[derive(Debug, clap::Args)]
+pub(crate) struct Down {
+    /// Run ids, prefixes of them, or experiments' names
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    runs: Vec<String>,
+    /// All runs that are known here
+    #[arg(long)]
+    all: bool,
+}
+
+impl Execute for Down {
+    fn names_abandoned_runs(&self) -> bool {
+        false
     }
-    // A first signal ends the patience with what does not go; a second one gives up altogether.
-    let give_up = Arc::new(|| {
-        say("may remain: whatever was not reported as gone; `tsunami ls` shows it");
-        REMAINS
-    });
-    let hasty = CancellationToken::new();
-    signals::watch(hasty.clone(), "one more attempt", say, give_up)?;
-    let mut status = 0;
-    for (directory, result) in join_all(
-        directories.iter().map(async |directory| (directory, one(registry, directory, &state, &hasty).await)),
-    )
-    .await
-    {
-        match result {
-            // Whoever tears it down as well forgets it only once everything is gone.
-            Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
-            Ok(()) => say(&format!("{}: everything is gone", directory.id())),
-            Err(error) => {
-                error.show_with(&format!("{}: ", directory.id()), &Removal::DownAgain);
-                let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
-                status = status.max(if untouched { REMAINS } else { error.status() });
+
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let registry = context.registry;
+        let state = RunStore::standard()?;
+        let directories = match self.all {
+            true => state.runs()?,
+            false => self.runs.iter().map(|name| state.find(name)).collect::<Result<_, _>>()?,
+        };
+        if directories.is_empty() {
+            say("no runs");
+        }
+        // A first signal ends the patience with what does not go; a second one gives up altogether.
+        let give_up = Arc::new(|| {
+            say("may remain: whatever was not reported as gone; `tsunami ls` shows it");
+            REMAINS
+        });
+        let hasty = CancellationToken::new();
+        signals::watch(hasty.clone(), "one more attempt", say, give_up)?;
+        let mut status = 0;
+        for (directory, result) in join_all(
+            directories
+                .iter()
+                .map(async |directory| (directory, one(registry, directory, &state, &hasty).await)),
+        )
+        .await
+        {
+            match result {
+                // Whoever tears it down as well forgets it only once everything is gone.
+                Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
+                Ok(()) => say(&format!("{}: everything is gone", directory.id())),
+                Err(error) => {
+                    error.show_with(&format!("{}: ", directory.id()), &Removal::DownAgain);
+                    let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
+                    status = status.max(if untouched { REMAINS } else { error.status() });
+                }
             }
         }
+        Ok(status)
     }
-    Ok(status)
 }
 
 fn is_forgotten(directory: &RunEntry) -> bool {
@@ -67,7 +88,7 @@ async fn one(
         if let CoreError::Untrusted(_) = error {
             return Err(error.into());
         }
-        return unrecorded(registry, directory, state, error).await;
+        return unrecorded(registry, directory, state, hasty, error).await;
     }
     let waiting = Arc::new(Waiting(directory.id()));
     let engine = backend::engine_or_remains(registry, directory, state).await?;
@@ -79,6 +100,7 @@ async fn unrecorded(
     registry: &Registry,
     directory: &RunEntry,
     state: &RunStore,
+    hasty: &CancellationToken,
     error: CoreError,
 ) -> Result<(), Error> {
     let run = directory.id();
@@ -89,15 +111,17 @@ async fn unrecorded(
     }
     for registered in registry.providers().filter(|provider| backend::keeps(&***provider, directory)) {
         is_told = true;
-        let connected = registered.reconnect_unrecorded(directory, &registry.request(state)).await;
+        let connected = registry.reconnect_unrecorded(registered.name(), directory, state).await;
         let connected = connected.map_err(Error::Provider);
         let Backend { provider, connector, .. } =
             connected.map_err(|error| backend::remains(registry, directory, state, error))?;
-        if registered.finds_by_tag() {
-            Tsunami::new(provider, connector).state(state.clone()).terminate_by_id(&run).await?;
-        } else {
-            leftovers.extend(provider.terminate(&run).await.map_err(CoreError::other)?);
-            connector.finish(&run).await;
+        let engine = Tsunami::new(provider, connector.clone()).observer(Arc::new(Waiting(run.clone())));
+        let ended = engine.cancel_on(hasty.clone()).terminate_by_id(&run).await;
+        connector.finish(&run).await;
+        match ended {
+            Ok(()) => {}
+            Err(CoreError::Remains { leftovers: left, .. }) => leftovers.extend(left),
+            Err(error) => return Err(error.into()),
         }
     }
     if !is_told {
@@ -112,7 +136,7 @@ async fn unrecorded(
     if !leftovers.is_empty() {
         return Err(Error::Core(CoreError::Remains { run, leftovers, cause: None }));
     }
-    std::fs::remove_dir_all(directory.path()).map_err(Error::file("remove", directory.path()))
+    tokio::fs::remove_dir_all(directory.path()).await.map_err(Error::file("remove", directory.path()))
 }
 
 /// Says what is being waited for.

@@ -7,73 +7,87 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::registry::Registry;
 use tsunami_core::text::Lines;
 use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, RunStore, Stream};
 
+use super::{Context, Execute};
 use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
 use crate::terminal::{complain, one_line, pass_on, say, waiting};
 
-pub(crate) async fn exec(
-    registry: &Registry,
-    name: &str,
-    groups: &[String],
-    machines: &[String],
-    words: Vec<OsString>,
-) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    let directory = state.find(name).map_err(Error::Exec)?;
-    let cancel = CancellationToken::new();
-    let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
-    let engine = backend::engine(registry, &directory, &state)
-        .await?
-        .observer(printer.clone())
-        .cancel_on(cancel.clone());
-    signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
-    let known = directory.machines().map_err(Error::Exec)?;
-    let names = |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);
-    let group = groups.iter().find(|name| !names(name, |machine| machine.group.clone()));
-    if let Some(unknown) = group.or(machines.iter().find(|name| !names(name, Machine::name))) {
-        return Err(Error::Exec(CoreError::other(format!(
-            "the run has no such machine or group: {unknown}"
-        ))));
-    }
-    let all = groups.is_empty() && machines.is_empty();
-    let wanted =
-        |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());
-    let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
-    let hosts = running.cluster().hosts();
-    let mut status = 0;
-    for machine in known.iter().filter(|machine| wanted(machine)) {
-        if !hosts.iter().any(|host| host.name() == machine.name()) {
-            complain(&format!("{} ({}) is not running any more", machine.name(), machine.id));
-            status = EXEC_LOST;
+/// Run a command on many machines of a run at once
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// Only on this group's machines (may be repeated)
+    #[arg(short, long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// Only on this machine (may be repeated)
+    #[arg(short, long = "machine", value_name = "MACHINE")]
+    machines: Vec<String>,
+    /// The command: one word is a line for the shell, several are a program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+impl Execute for Exec {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let Self { run, groups, machines, command: words } = self;
+        let state = RunStore::standard()?;
+        let directory = state.find(&run).map_err(Error::Exec)?;
+        let cancel = CancellationToken::new();
+        let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
+        let engine = backend::engine(context.registry, &directory, &state)
+            .await?
+            .observer(printer.clone())
+            .cancel_on(cancel.clone());
+        signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
+        let known = directory.machines().map_err(Error::Exec)?;
+        let names =
+            |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);
+        let group = groups.iter().find(|name| !names(name, |machine| machine.group.clone()));
+        if let Some(unknown) = group.or(machines.iter().find(|name| !names(name, Machine::name))) {
+            return Err(Error::Exec(CoreError::other(format!(
+                "the run has no such machine or group: {unknown}"
+            ))));
         }
-    }
-    printer.lock().prefix = hosts.len() > 1;
-    let command = command(words);
-    // Whoever saves something from a machine that is taken back does so here.
-    let run = hosts.iter().map(|host| host.command(command.clone()).despite_interruption().output());
-    let outputs = join_all(run).await;
-    printer.flush();
-    if printer.lock().unread {
-        running.detach().await;
-        return Ok(UNREAD);
-    }
-    for output in outputs {
-        match output {
-            Ok(output) => status = status.max(output.exit.code()),
-            Err(error) => {
-                let error = Error::Exec(error);
-                error.show();
-                status = status.max(error.status());
+        let all = groups.is_empty() && machines.is_empty();
+        let wanted =
+            |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());
+        let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
+        let hosts = running.cluster().hosts();
+        let mut status = 0;
+        for machine in known.iter().filter(|machine| wanted(machine)) {
+            if !hosts.iter().any(|host| host.name() == machine.name()) {
+                complain(&format!("{} ({}) is not running any more", machine.name(), machine.id));
+                status = EXEC_LOST;
             }
         }
+        printer.lock().prefix = hosts.len() > 1;
+        let command = command(words);
+        // Whoever saves something from a machine that is taken back does so here.
+        let run = hosts.iter().map(|host| host.command(command.clone()).despite_interruption().output());
+        let outputs = join_all(run).await;
+        printer.flush();
+        if printer.lock().unread {
+            running.detach().await;
+            return Ok(UNREAD);
+        }
+        for output in outputs {
+            match output {
+                Ok(output) => status = status.max(output.exit.code()),
+                Err(error) => {
+                    let error = Error::Exec(error);
+                    error.show();
+                    status = status.max(error.status());
+                }
+            }
+        }
+        running.detach().await;
+        Ok(status)
     }
-    running.detach().await;
-    Ok(status)
 }
 
 /// One word is a line for the shell; several are a program and its arguments, byte for byte.

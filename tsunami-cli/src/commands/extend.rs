@@ -3,21 +3,34 @@
 use std::time::Duration;
 
 use tsunami_core::limits::DURATION_LIMIT;
-use tsunami_core::registry::Registry;
 use tsunami_core::{Error as CoreError, RunStore};
 
+use super::{Context, Execute};
 use crate::backend;
 use crate::error::Error;
 use crate::terminal::say;
 
-pub(crate) async fn extend(registry: &Registry, name: &str, longer: Duration) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    let directory = state.find(name)?;
-    let record = directory.record()?;
-    let limit = DURATION_LIMIT;
-    let too_long = CoreError::LifetimeTooLong { lifetime: longer, limit };
-    let until = record.deadline.at.checked_add(longer).ok_or(too_long)?;
-    backend::engine(registry, &directory, &state).await?.extend(&directory, until).await?;
-    say(&format!("{}: its machines end at {}", record.run, humantime::format_rfc3339_seconds(until)));
-    Ok(0)
+/// Move the end of a run's machines, on the machines too
+#[derive(Debug, clap::Args)]
+pub(crate) struct Extend {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// How much longer than now planned, as `30m` or `1h30m`
+    #[arg(value_parser = humantime::parse_duration)]
+    duration: Duration,
+}
+
+impl Execute for Extend {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let longer = self.duration;
+        let state = RunStore::standard()?;
+        let directory = state.find(&self.run)?;
+        let record = directory.record()?;
+        let limit = DURATION_LIMIT;
+        let too_long = CoreError::LifetimeTooLong { lifetime: longer, limit };
+        let until = record.deadline.at.checked_add(longer).ok_or(too_long)?;
+        backend::engine(context.registry, &directory, &state).await?.extend(&directory, until).await?;
+        say(&format!("{}: its machines end at {}", record.run, humantime::format_rfc3339_seconds(until)));
+        Ok(0)
+    }
 }

@@ -7,6 +7,7 @@ use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, RunEntry, RunId, RunStore, Tsunami};
 
+use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, REMAINS, Removal};
@@ -19,8 +20,7 @@ const GRACE: Duration = Duration::from_secs(600);
 #[derive(Serialize)]
 struct Row {
     run: RunId,
-    /// `removed`, `would be removed`, or `remains`.
-    outcome: &'static str,
+    outcome: Outcome,
     things: Vec<String>,
     error: Option<String>,
     #[serde(skip)]
@@ -29,61 +29,98 @@ struct Row {
     removal: Removal,
 }
 
-pub(crate) async fn gc(
-    registry: &Registry,
-    cloud: &CloudArgs,
+/// Remove what tsunami left anywhere in an account, once its lifetime is over
+#[derive(Debug, clap::Args)]
+pub(crate) struct Gc {
+    #[command(flatten)]
+    cloud: CloudArgs,
+    /// Also runs recorded here whose controller is dead and that were not kept
+    #[arg(long)]
     mine: bool,
+    /// Only say what would be removed
+    #[arg(long)]
     dry_run: bool,
+    /// One JSON object a run
+    #[arg(long)]
     json: bool,
-) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    let mut rows = Vec::new();
-    let mut status = 0;
-    if mine {
-        for directory in &state.runs()? {
-            if let Err(error) = directory.check() {
-                say(&format!("{} is left alone: {error}", directory.id()));
-                status = REMAINS;
-            } else if directory.is_abandoned() {
-                rows.push(own(registry, directory, &state, dry_run).await);
-            }
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "&'static str")]
+enum Outcome {
+    Removed,
+    WouldBeRemoved,
+    Remains,
+}
+
+impl From<Outcome> for &'static str {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Removed => "removed",
+            Outcome::WouldBeRemoved => "would be removed",
+            Outcome::Remains => "remains",
         }
     }
-    // Whoever asks for their own only has perhaps no account at all.
-    if !mine || cloud.is_asked() {
-        for surveyed in backend::survey(registry, &state, cloud, true).await? {
-            status = status.max(surveyed.tell());
-            let Ok((Backend { provider, connector, .. }, survey)) = surveyed.found else { continue };
-            for failure in &survey.failures {
-                // What could not be looked at may hold anything.
-                say(&format!("could not look in {failure}"));
-                status = REMAINS;
-            }
-            let now = survey.now.unwrap_or_else(SystemTime::now);
-            let tsunami = Tsunami::new(provider, connector).state(state.clone());
-            for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
-                let ended = if dry_run { None } else { Some(tsunami.terminate_by_id(&found.run).await) };
-                // It need not be recorded here.
-                rows.push(Row::new(found.run, found.things, ended, Removal::Again(again(cloud))));
+}
+
+impl Execute for Gc {
+    fn names_abandoned_runs(&self) -> bool {
+        false
+    }
+
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let Self { cloud, mine, dry_run, json } = &self;
+        let (registry, mine, dry_run, json) = (context.registry, *mine, *dry_run, *json);
+        let state = RunStore::standard()?;
+        let mut rows = Vec::new();
+        let mut status = 0;
+        if mine {
+            for directory in &state.runs()? {
+                if let Err(error) = directory.check() {
+                    say(&format!("{} is left alone: {error}", directory.id()));
+                    status = REMAINS;
+                } else if directory.is_abandoned() {
+                    rows.push(own(registry, directory, &state, dry_run).await);
+                }
             }
         }
+        // Whoever asks for their own only has perhaps no account at all.
+        if !mine || cloud.is_asked() {
+            for surveyed in backend::survey(registry, &state, cloud, true).await? {
+                status = status.max(surveyed.tell());
+                let Ok((Backend { provider, connector, .. }, survey)) = surveyed.found else { continue };
+                for failure in &survey.failures {
+                    // What could not be looked at may hold anything.
+                    say(&format!("could not look in {failure}"));
+                    status = REMAINS;
+                }
+                let now = survey.now.unwrap_or_else(SystemTime::now);
+                let tsunami = Tsunami::new(provider, connector).state(state.clone());
+                for found in survey.runs.into_iter().filter(|found| found.expires + GRACE < now) {
+                    let ended = if dry_run { None } else { Some(tsunami.terminate_by_id(&found.run).await) };
+                    // It need not be recorded here.
+                    rows.push(Row::new(found.run, found.things, ended, Removal::Again(again(cloud))));
+                }
+            }
+        }
+        if rows.iter().any(|row| row.outcome == Outcome::Remains) {
+            status = REMAINS;
+        }
+        if rows.is_empty() && status == 0 {
+            say("nothing to remove");
+        }
+        show(&rows, json)?;
+        Ok(status)
     }
-    if rows.iter().any(|row| row.outcome == "remains") {
-        status = REMAINS;
-    }
-    if rows.is_empty() && status == 0 {
-        say("nothing to remove");
-    }
-    show(&rows, json)?;
-    Ok(status)
 }
 
 impl Row {
     fn new(run: RunId, things: Vec<String>, ended: Option<Result<(), CoreError>>, removal: Removal) -> Self {
         let (outcome, told) = match ended {
-            None => ("would be removed", None),
-            Some(Ok(())) => ("removed", None),
-            Some(Err(error)) => ("remains", Some(Error::Core(error))),
+            None => (Outcome::WouldBeRemoved, None),
+            Some(Ok(())) => (Outcome::Removed, None),
+            Some(Err(error)) => (Outcome::Remains, Some(Error::Core(error))),
         };
         let error = told.as_ref().map(|error: &Error| error.text(&removal));
         Self { run, outcome, things, error, told, removal }
@@ -120,7 +157,7 @@ fn show(rows: &[Row], json: bool) -> Result<(), Error> {
             text.push('\n');
             continue;
         }
-        text.push_str(&format!("{}: {}\n", row.run, row.outcome));
+        text.push_str(&format!("{}: {}\n", row.run, <&str>::from(row.outcome)));
         for thing in &row.things {
             text.push_str(&format!("  {}\n", one_line(thing)));
         }

@@ -4,17 +4,40 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tsunami_core::{Error as CoreError, RunStore, Stream};
 
+use super::{Context, Execute};
 use crate::error::{Error, USAGE};
 use crate::terminal::{one_line, pass_on, say};
 
 /// How often the files are looked at while following.
 const POLL: Duration = Duration::from_millis(200);
 
-pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
+/// Show what set-up and steps printed
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logs {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// Only this machine
+    machine: Option<String>,
+    /// Go on as long as the run does
+    #[arg(short, long)]
+    follow: bool,
+}
+
+impl Execute for Logs {
+    async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
+        // Logs may be large, and whoever reads them slow.
+        let shown = spawn_blocking(move || logs(&self.run, self.machine.as_deref(), self.follow));
+        shown.await.map_err(CoreError::other)?
+    }
+}
+
+fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
     let state = RunStore::standard()?;
     let recorded = state.find(name);
     let results = match &recorded {
@@ -50,7 +73,7 @@ pub(crate) async fn logs(name: &str, machine: Option<&str>, follow: bool) -> Res
         if !going {
             break;
         }
-        tokio::time::sleep(POLL).await;
+        thread::sleep(POLL);
     }
     if shown.is_empty() {
         say(&machine.map_or_else(|| "no logs".to_owned(), |machine| format!("no logs of {machine}")));

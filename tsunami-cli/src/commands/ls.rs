@@ -9,6 +9,7 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
+use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
@@ -20,23 +21,88 @@ struct Row {
     run: RunId,
     experiment: String,
     provider: String,
-    /// `running`, `kept`, `controller gone`, `overdue` (there although its lifetime is over) or `gone`.
-    state: &'static str,
+    state: State,
     machines_running: usize,
     machines: u32,
     age: u64,
     left: u64,
 }
 
-pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    if cloud.is_asked() {
-        return by_tag(registry, json, cloud, &state).await;
+/// List the runs that are known here
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ls {
+    /// One JSON object a run
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(crate) cloud: CloudArgs,
+}
+
+/// How it is with a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "&'static str")]
+enum State {
+    Running,
+    Kept,
+    ControllerGone,
+    /// It is there although its lifetime is over.
+    Overdue,
+    Gone,
+}
+
+impl State {
+    fn of(is_controlled: bool, is_kept: bool, is_gone: bool, is_over: bool) -> Self {
+        match (is_controlled, is_gone, is_over, is_kept) {
+            (true, ..) => Self::Running,
+            (_, true, ..) => Self::Gone,
+            (_, _, true, _) => Self::Overdue,
+            (.., true) => Self::Kept,
+            _ => Self::ControllerGone,
+        }
     }
+
+    /// Why somebody has to remove it, if so.
+    fn complaint(self) -> Option<&'static str> {
+        match self {
+            Self::ControllerGone => Some("its controller is gone"),
+            Self::Overdue => Some("its lifetime is over, and something is still there"),
+            Self::Running | Self::Kept | Self::Gone => None,
+        }
+    }
+}
+
+impl From<State> for &'static str {
+    fn from(state: State) -> Self {
+        match state {
+            State::Running => "running",
+            State::Kept => "kept",
+            State::ControllerGone => "controller gone",
+            State::Overdue => "overdue",
+            State::Gone => "gone",
+        }
+    }
+}
+
+impl Execute for Ls {
+    fn names_abandoned_runs(&self) -> bool {
+        false
+    }
+
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let state = RunStore::standard()?;
+        match self.cloud.is_asked() {
+            true => by_tag(context.registry, self.json, &self.cloud, &state).await,
+            false => recorded(context.registry, self.json, &state).await,
+        }
+    }
+}
+
+/// Lists the runs that are recorded here.
+async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u8, Error> {
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
-    let asked = join_all(directories.iter().map(|directory| row(registry, directory, &state))).await;
+    let asked = join_all(directories.iter().map(|directory| row(registry, directory, state))).await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
@@ -68,7 +134,7 @@ pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Re
             let count = format!("{machines_running}/{machines}");
             let [age, left] = [*age, *left].map(short);
             let [experiment, provider] = [experiment, provider].map(|name| one_line(name));
-            let run = run.as_str();
+            let (run, state) = (run.as_str(), <&str>::from(*state));
             let _ = writeln!(
                 text,
                 "{run:<30} {experiment:<16} {provider:<8} {count:>9} {state:<16} {age:>8} {left:>8}"
@@ -77,12 +143,9 @@ pub(crate) async fn ls(registry: &Registry, json: bool, cloud: &CloudArgs) -> Re
     }
     print(&text)?;
     for row in rows {
-        let why = match row.state {
-            "controller gone" => "its controller is gone",
-            "overdue" => "its lifetime is over, and something is still there",
-            _ => continue,
-        };
-        say(&format!("{}: {why}; `tsunami down {}` removes it", row.run, row.run));
+        if let Some(why) = row.state.complaint() {
+            say(&format!("{}: {why}; `tsunami down {}` removes it", row.run, row.run));
+        }
     }
     Ok(status)
 }
@@ -130,14 +193,8 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
     let machines_running = listed.iter().filter(|machine| machine.state == MachineState::Running).count();
     let deadline = listed.iter().filter_map(|machine| machine.expires).max().unwrap_or(record.deadline.at);
     let now = SystemTime::now();
-    let controlled = directory.is_controlled()?;
-    let state = match (controlled, record.kept) {
-        (true, _) => "running",
-        _ if listed.iter().all(|machine| machine.state == MachineState::Gone) => "gone",
-        _ if deadline <= now => "overdue",
-        (false, true) => "kept",
-        (false, false) => "controller gone",
-    };
+    let is_gone = listed.iter().all(|machine| machine.state == MachineState::Gone);
+    let state = State::of(directory.is_controlled()?, record.kept, is_gone, deadline <= now);
     Ok(Row {
         run: record.run,
         experiment: record.experiment,
@@ -154,4 +211,24 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
 fn short(seconds: u64) -> String {
     let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_complained_of_while_something_is_there_that_nobody_will_end() {
+        for ((is_controlled, is_kept, is_gone, is_over), word, complains) in [
+            ((true, false, false, true), "running", false),
+            ((false, true, true, true), "gone", false),
+            ((false, true, false, true), "overdue", true),
+            ((false, true, false, false), "kept", false),
+            ((false, false, false, false), "controller gone", true),
+        ] {
+            let state = State::of(is_controlled, is_kept, is_gone, is_over);
+            assert_eq!(to_json(&state).unwrap(), format!("\"{word}\""));
+            assert_eq!(state.complaint().is_some(), complains, "{word}");
+        }
+    }
 }

@@ -19,34 +19,72 @@ use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
 use tsunami_core::{Error as CoreError, RunStore};
 
-use crate::args::{Args, Command, FileArgs};
+use crate::args::{Args, FileArgs};
 use crate::error::Error;
+use crate::reporter::Verbosity;
 use crate::signals;
 use crate::terminal::say;
+
+/// The commands, in the order in which help lists them. Each one's file has its arguments and what it does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Run(run::Run),
+    Plan(plan::Plan),
+    Up(up::Up),
+    Ls(ls::Ls),
+    Exec(exec::Exec),
+    Ssh(ssh::Ssh),
+    Cp(cp::Cp),
+    Logs(logs::Logs),
+    Extend(extend::Extend),
+    Gc(gc::Gc),
+    Schema(schema::Schema),
+    Down(down::Down),
+}
+
+/// The arguments of one command, and what it does.
+trait Execute {
+    /// Whether runs that were abandoned are named before it begins. Commands that show or remove them have no need.
+    fn names_abandoned_runs(&self) -> bool {
+        true
+    }
+
+    /// Does it, and returns the exit status.
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error>;
+}
+
+/// What a command may use beside its arguments.
+struct Context<'a> {
+    registry: &'a Registry,
+    colour: bool,
+    verbosity: Verbosity,
+}
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     signals::outlive_full_files();
-    let (colour, verbosity) = (args.colour(), args.verbosity());
-    if !matches!(args.command, Command::Ls { .. } | Command::Down { .. } | Command::Gc { .. }) {
+    let context = &Context { registry, colour: args.colour(), verbosity: args.verbosity() };
+    match args.command {
+        Command::Run(command) => begin(command, context).await,
+        Command::Plan(command) => begin(command, context).await,
+        Command::Up(command) => begin(command, context).await,
+        Command::Ls(command) => begin(command, context).await,
+        Command::Exec(command) => begin(command, context).await,
+        Command::Ssh(command) => begin(command, context).await,
+        Command::Cp(command) => begin(command, context).await,
+        Command::Logs(command) => begin(command, context).await,
+        Command::Extend(command) => begin(command, context).await,
+        Command::Gc(command) => begin(command, context).await,
+        Command::Schema(command) => begin(command, context).await,
+        Command::Down(command) => begin(command, context).await,
+    }
+}
+
+async fn begin(command: impl Execute, context: &Context<'_>) -> Result<u8, Error> {
+    if command.names_abandoned_runs() {
         name_abandoned_runs();
     }
-    match args.command {
-        Command::Run(args) => run::run(args, registry, colour, verbosity).await,
-        Command::Plan(args) => plan::plan(&args, registry).await,
-        Command::Up(args) => up::up(args, registry, colour, verbosity).await,
-        Command::Ls { json, cloud } => ls::ls(registry, json, &cloud).await,
-        Command::Extend { run, duration } => extend::extend(registry, &run, duration).await,
-        Command::Gc { cloud, mine, dry_run, json } => gc::gc(registry, &cloud, mine, dry_run, json).await,
-        Command::Exec { run, group, machine, command } => {
-            exec::exec(registry, &run, &group, &machine, command).await
-        }
-        Command::Ssh { run, machine, command } => ssh::ssh(&run, machine.as_deref(), &command),
-        Command::Cp { run, paths } => cp::cp(registry, &run, &paths).await,
-        Command::Logs { run, machine, follow } => logs::logs(&run, machine.as_deref(), follow).await,
-        Command::Schema { reference } => schema::schema(registry, reference),
-        Command::Down { runs, all } => down::down(registry, &runs, all).await,
-    }
+    command.execute(context).await
 }
 
 /// Names runs whose controller died: killed with signal 9, or with its computer; and those that another user may have

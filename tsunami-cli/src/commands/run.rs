@@ -1,52 +1,80 @@
 //! `tsunami run`: the whole thing.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{ExperimentRun, RunOptions};
-use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::registry::Backend;
 use tsunami_core::results::Json;
 use tsunami_core::{
-    Error as CoreError, ErrorChain, Event, EventKind, Keep, Observer, Outcome, RunEntry, RunId, RunStore,
+    Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, RunEntry, RunId, RunStore,
     Tsunami,
 };
 
-use super::load;
-use crate::args::{RunArgs, UpArgs};
+use super::{Context, Execute, load};
+use crate::args::FileArgs;
 use crate::backend;
 use crate::error::{Error, REMAINS};
-use crate::reporter::{self, Reporter, Tails, Verbosity};
+use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
+use crate::tails::Tails;
 use crate::terminal::{Events, say};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(
-    args: RunArgs,
-    registry: &Registry,
-    colour: bool,
-    verbosity: Verbosity,
-) -> Result<u8, Error> {
-    let state = RunStore::standard()?;
-    let on = args.on.as_deref().map(|name| state.find(name)).transpose()?;
-    let keep = match (&on, args.keep, args.keep_on_failure) {
-        (None, true, _) => Keep::Always,
-        (None, false, true) => Keep::OnFailure,
-        _ => Keep::Never,
-    };
-    let stage = Stage::prepare(&args.up, registry, on.as_ref(), keep, state, colour, verbosity).await?;
-    let outcome = match on {
-        Some(directory) => {
-            let ended = stage.run.run_on(&directory).await;
-            stage.elsewhere.look();
-            ended
-        }
-        None => stage.run.run().await,
-    };
-    stage.finish(outcome)
+/// Run an experiment: launch, set up, run the steps, bring the results home, tear down
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    stage: StageArgs,
+    /// Leave the machines up, until their lifetime is over
+    #[arg(long)]
+    keep: bool,
+    /// Leave the machines up if the experiment fails
+    #[arg(long, conflicts_with = "keep")]
+    keep_on_failure: bool,
+    /// Use the machines of a run that is up, without setting them up again
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["keep", "keep_on_failure"])]
+    on: Option<String>,
+}
+
+/// What a run of an experiment file is made from.
+#[derive(Debug, clap::Args)]
+pub(super) struct StageArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Where logs go: a new or empty directory [default: results/NAME/RUN-ID]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Print every event as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Execute for Run {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let state = RunStore::standard()?;
+        let on = self.on.as_deref().map(|name| state.find(name)).transpose()?;
+        let keep = match (&on, self.keep, self.keep_on_failure) {
+            (None, true, _) => Keep::Always,
+            (None, false, true) => Keep::OnFailure,
+            _ => Keep::Never,
+        };
+        let stage = Stage::prepare(&self.stage, context, on.as_ref(), keep, state).await?;
+        let outcome = match on {
+            Some(directory) => {
+                let ended = stage.run.run_on(&directory).await;
+                stage.elsewhere.look();
+                ended
+            }
+            None => stage.run.run().await,
+        };
+        stage.finish(outcome).await
+    }
 }
 
 /// Everything that a run of an experiment file needs, ready before anything is launched.
@@ -64,15 +92,14 @@ impl Stage {
     /// Checks the file, makes the results directory and the observers, and listens for signals. `on` is the
     /// run whose machines are used in place of new ones.
     pub(super) async fn prepare(
-        args: &UpArgs,
-        registry: &Registry,
+        args: &StageArgs,
+        context: &Context<'_>,
         on: Option<&RunEntry>,
         keep: Keep,
         state: RunStore,
-        colour: bool,
-        verbosity: Verbosity,
     ) -> Result<Self, Error> {
-        let UpArgs { file, output, json } = args;
+        let StageArgs { file, output, json } = args;
+        let Context { registry, colour, verbosity } = *context;
         let experiment = load(file, registry)?;
         let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
@@ -116,7 +143,7 @@ impl Stage {
     }
 
     /// Writes down what came of it, and says where.
-    pub(super) fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
+    pub(super) async fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
         self.reporter.finish();
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
@@ -128,12 +155,12 @@ impl Stage {
             error => Error::Run { error, logs, tails, secrets },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
-        let local = self.run.results().error();
-        let only_follows = |error: &Error| local.as_ref().is_some_and(|local| follows(error, local));
+        let local = self.run.unwritten().await;
+        let only_follows = |error: &Error| local.is_some() && OutputRefused::is_source_of(error);
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let written = self.run.finish(outcome).err().map(Error::from);
+        let written = self.run.finish(outcome).await.err().map(Error::from);
         if !self.quiet {
             say(&format!("results: {}", self.run.results().directory().display()));
         }
@@ -145,11 +172,6 @@ impl Stage {
         failures.iter().for_each(Error::show);
         last.map_or(Ok(0), Err)
     }
-}
-
-/// Whether an error of a run stems from one on this computer.
-fn follows(error: &Error, local: &std::io::Error) -> bool {
-    ErrorChain(error).to_string().contains(&local.to_string())
 }
 
 /// Whether another process tore the run down: what fails then says nothing of the experiment.

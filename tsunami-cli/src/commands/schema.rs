@@ -2,19 +2,29 @@
 
 use tsunami_core::Error as CoreError;
 use tsunami_core::experiment::Experiment;
-use tsunami_core::registry::Registry;
 
+use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal::print;
 
-pub(crate) fn schema(registry: &Registry, reference: bool) -> Result<u8, Error> {
-    let text = match reference {
-        true => Experiment::reference(registry),
-        false => {
-            let schema = serde_json::to_string_pretty(&Experiment::schema(registry));
-            schema.map_err(CoreError::from)? + "\n"
-        }
-    };
-    print(&text)?;
-    Ok(0)
+/// Print the JSON Schema of experiment files
+#[derive(Debug, clap::Args)]
+pub(crate) struct Schema {
+    /// Print the reference of all keys in place of it, as Markdown
+    #[arg(long)]
+    reference: bool,
+}
+
+impl Execute for Schema {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let text = match self.reference {
+            true => Experiment::reference(context.registry),
+            false => {
+                let schema = serde_json::to_string_pretty(&Experiment::schema(context.registry));
+                schema.map_err(CoreError::from)? + "\n"
+            }
+        };
+        print(&text)?;
+        Ok(0)
+    }
 }

@@ -6,11 +6,30 @@ use std::os::unix::process::CommandExt;
 
 use tsunami_core::{Error as CoreError, RunStore};
 
+use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal;
 
+/// Log in to a machine of a run
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ssh {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// The machine; may be left out if there is only one
+    machine: Option<String>,
+    /// A command to run there in place of a shell
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+impl Execute for Ssh {
+    async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
+        ssh(&self.run, self.machine.as_deref(), &self.command)
+    }
+}
+
 /// Becomes `ssh`. Returns only if that can't be done.
-pub(crate) fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Result<u8, Error> {
+fn ssh(name: &str, machine: Option<&str>, words: &[OsString]) -> Result<u8, Error> {
     let directory = RunStore::standard()?.find(name).map_err(Error::Exec)?;
     let machines: Vec<String> =
         directory.machines().map_err(Error::Exec)?.iter().map(tsunami_core::Machine::name).collect();

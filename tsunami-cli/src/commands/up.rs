@@ -1,31 +1,32 @@
 //! `tsunami up`: launch and set up, and leave it running.
 
-use tsunami_core::registry::Registry;
 use tsunami_core::{Keep, RunStore};
 
-use super::run::Stage;
-use crate::args::UpArgs;
+use super::run::{Stage, StageArgs};
+use super::{Context, Execute};
 use crate::error::Error;
-use crate::reporter::Verbosity;
 use crate::terminal::print;
 
-pub(crate) async fn up(
-    args: UpArgs,
-    registry: &Registry,
-    colour: bool,
-    verbosity: Verbosity,
-) -> Result<u8, Error> {
-    let stage =
-        Stage::prepare(&args, registry, None, Keep::Never, RunStore::standard()?, colour, verbosity).await?;
-    let outcome = match stage.run.up().await {
-        Ok(running) => running.keep().await,
-        Err(error) => Err(error),
-    };
-    let (run, json) = (stage.run.id().clone(), stage.json);
-    let status = stage.finish(outcome)?;
-    // The first event has it.
-    if !json {
-        print(&format!("{run}\n"))?;
+/// Launch and set up an experiment's machines, and leave them running
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    stage: StageArgs,
+}
+
+impl Execute for Up {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let stage = Stage::prepare(&self.stage, context, None, Keep::Never, RunStore::standard()?).await?;
+        let outcome = match stage.run.up().await {
+            Ok(running) => running.keep().await,
+            Err(error) => Err(error),
+        };
+        let (run, json) = (stage.run.id().clone(), stage.json);
+        let status = stage.finish(outcome).await?;
+        // The first event has it.
+        if !json {
+            print(&format!("{run}\n"))?;
+        }
+        Ok(status)
     }
-    Ok(status)
 }

@@ -2,7 +2,6 @@
 
 mod live;
 mod plain;
-mod tails;
 mod text;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +12,8 @@ use crate::terminal;
 
 use live::Live;
 pub(crate) use plain::Plain;
-pub(crate) use tails::Tails;
 #[cfg(test)]
-pub(crate) use text::tests::{Shared, little_run};
+pub(crate) use text::tests::{Shared, at, finished, little_run, numbered, started};
 
 /// Shows people a run while it goes on.
 pub(crate) trait Reporter: Observer {
@@ -71,7 +69,7 @@ pub(crate) fn colour(choice: ColourChoice, is_terminal: bool, no_color: bool) ->
 }
 
 /// Locks; a panic elsewhere is no reason to stop telling.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use tsunami_core::text::{Lines, sanitize_bytes};
+use tsunami_core::text::{Lines, number, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
@@ -98,14 +98,14 @@ impl Text {
             EventKind::CommandStarted { machine, stage, command, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), format!("{stage}: $ {command}"))
             }
-            EventKind::CommandFinished { machine, stage, command, exit, error, took, .. } => {
+            EventKind::CommandFinished { machine, stage, command, exit, error, cancelled, took, .. } => {
                 let after = span(*took);
                 let (level, style, how) = match (exit, error.as_deref()) {
                     (Some(exit), None) if exit.success() => {
                         (Verbose, Style::Faint, format!("done after {after}"))
                     }
                     (Some(exit), None) => (Quiet, Style::Bad, format!("ended with {exit} after {after}")),
-                    (None, Some(error)) if is_cancellation(error) => {
+                    (None, Some(_)) if *cancelled => {
                         (Verbose, Style::Faint, format!("cancelled after {after}"))
                     }
                     (_, error) => {
@@ -227,11 +227,6 @@ fn ended(what: String, ok: bool, took: Duration) -> (Verbosity, Style, &'static 
     (level, style, "", format!("{what} {how} after {}", span(took)))
 }
 
-/// Whether a command was ended on purpose, as those in the background are.
-fn is_cancellation(error: &str) -> bool {
-    error == tsunami_core::Error::Cancelled.to_string()
-}
-
 /// The first line of a command that isn't empty, marked if there is more.
 pub(super) fn first_line(command: &str) -> String {
     let mut lines = command.lines().map(str::trim_end).filter(|line| !line.is_empty());
@@ -254,10 +249,6 @@ fn rest(end: SystemTime, now: SystemTime) -> String {
 
 fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs() + u64::from(time.subsec_millis() >= 500))
-}
-
-fn number(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
@@ -295,12 +286,12 @@ pub(crate) mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
     }
 
-    pub(in crate::reporter) fn at(elapsed: f64, kind: EventKind) -> Event {
+    pub(crate) fn at(elapsed: f64, kind: EventKind) -> Event {
         let elapsed = Duration::from_secs_f64(elapsed);
         Event::new(began() + elapsed, elapsed, kind)
     }
 
-    pub(in crate::reporter) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
+    pub(crate) fn started(machine: &str, stage: &str, command: &str) -> EventKind {
         EventKind::CommandStarted {
             machine: machine.into(),
             id: None,
@@ -310,12 +301,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(in crate::reporter) fn finished(
-        machine: &str,
-        stage: &str,
-        command: &str,
-        exit: Result<Exit, &str>,
-    ) -> EventKind {
+    pub(crate) fn finished(machine: &str, stage: &str, command: &str, exit: Result<Exit, &str>) -> EventKind {
         EventKind::CommandFinished {
             machine: machine.into(),
             id: None,
@@ -324,12 +310,21 @@ pub(crate) mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
+            cancelled: false,
             took: Duration::from_millis(1250),
         }
     }
 
+    /// The same event of a command that was ended on purpose.
+    fn on_purpose(mut kind: EventKind) -> EventKind {
+        if let EventKind::CommandFinished { cancelled, .. } = &mut kind {
+            *cancelled = true;
+        }
+        kind
+    }
+
     /// The same event of the command of this number.
-    pub(in crate::reporter) fn numbered(mut kind: EventKind, number: u64) -> EventKind {
+    pub(crate) fn numbered(mut kind: EventKind, number: u64) -> EventKind {
         if let EventKind::CommandStarted { command_id, .. } | EventKind::CommandFinished { command_id, .. } =
             &mut kind
         {
@@ -398,7 +393,7 @@ pub(crate) mod tests {
             at(3.5, StepStarted { trial: trial(), step: step(), machines: vec![machine()] }),
             at(3.6, started("client-0", "load", "load")),
             at(9.0, finished("client-0", "load", "load", Ok(Exit::Signal(9)))),
-            at(9.0, finished("server-0", "server", "redis-server", Err("cancelled"))),
+            at(9.0, on_purpose(finished("server-0", "server", "redis-server", Err("cancelled")))),
             at(9.0, finished("server-0", "server", "redis-server", Err("the connection is gone"))),
             at(
                 9.1,

@@ -110,6 +110,13 @@ impl AttachedRun {
 impl Tsunami {
     /// Connects to those machines of a recorded run that `wanted` accepts. They stay up afterwards. Commands on a
     /// machine that is interrupted or gone end as they do in the process that launched it; nothing is replaced.
+    ///
+    /// If the future is dropped, the connections are let go of in the background.
+    ///
+    /// # Errors
+    ///
+    /// What a record is refused for, [`Error::Prepare`], what the provider says where its machines can't be listed, or the
+    /// machine that can't be connected to.
     pub async fn attach(
         &self,
         directory: &RunEntry,
@@ -141,7 +148,12 @@ impl Tsunami {
     /// keeps it, then in the record. A controller that is waiting for the end learns of it. If some of it fails,
     /// each machine ends at the earlier or the later of the two, and no later; it can be repeated.
     ///
-    /// Nothing is moved if the lifetime would be longer than [`DURATION_LIMIT`].
+    /// If the future is dropped, it stops where it is, as if that had failed; what the provider was asked for goes on.
+    ///
+    /// # Errors
+    ///
+    /// With nothing moved, [`Error::LifetimeTooLong`] if the lifetime would be longer than [`DURATION_LIMIT`],
+    /// [`Error::Budget`], and those of [`attach`](Self::attach). Else what could not be moved.
     pub async fn extend(&self, directory: &RunEntry, until: SystemTime) -> Result<(), Error> {
         let lifetime = until.duration_since(directory.record()?.created).unwrap_or_default();
         if lifetime > DURATION_LIMIT {

@@ -161,7 +161,11 @@ impl Tsunami {
         RunId::generate(self.started_at.unwrap_or_else(SystemTime::now), seed)
     }
 
-    /// Validates a plan and asks the provider about every group. Creates nothing.
+    /// Validates a plan and asks the provider about every group. Creates nothing, and may be dropped at any await.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] with all that is wrong with the plan, or [`Error::Quote`] with all groups that can't be had.
     pub async fn quote(&self, plan: &Plan) -> Result<Vec<Quote>, Error> {
         plan.validate()?;
         let quotes = plan.groups.iter().map(|group| self.provider.quote(&group.spec, group.size()));
@@ -240,7 +244,11 @@ impl Tsunami {
         Ok(running)
     }
 
-    /// Lists machines that the provider knows of, by tag.
+    /// Lists machines that the provider knows of, by tag. May be dropped at any await.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Other`] with the [`ProviderError`](crate::ProviderError).
     pub async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, Error> {
         self.provider.list(filter).await.map_err(Error::other)
     }

@@ -253,7 +253,7 @@ impl OnError {
 }
 
 impl Experiment {
-    /// Reads and checks the file at `path`. [`Loader`] can be told more.
+    /// Reads and checks the file at `path`. [`Loader`] can be told more, and says how long it may take.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
         Loader::new().load(path)
     }
@@ -325,6 +325,14 @@ impl<'a> Loader<'a> {
     }
 
     /// Reads and checks the file at `path`.
+    ///
+    /// It blocks: it reads the file and looks for all that is uploaded, and it renders all templates for all machines,
+    /// which takes milliseconds for what people write and ten seconds at most
+    /// ([`TEMPLATES_FUEL`](crate::limits::TEMPLATES_FUEL)). A program that serves others does it on a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, each with its place.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let path = path.as_ref();
         let source = read(path)?;

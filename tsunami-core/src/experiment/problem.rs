@@ -4,17 +4,15 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::limits::{PROBLEM_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
+use crate::limits::{PROBLEM_LIMIT, SHOWN_MESSAGE_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use crate::text::mark;
+use crate::text::{mark, number, shorten};
 
 /// A longer list of known words than this is no help.
 const MOST_LISTED: usize = 40;
 /// So many problems are shown; the rest often goes away with them.
 const SHOWN: usize = 20;
-/// How much of a message is shown, in characters.
-const LONGEST: usize = 500;
 /// How much of a line is shown to either side of a problem, in bytes, if the line is longer than twice that.
 const AROUND: usize = 500;
 
@@ -142,13 +140,13 @@ impl Problems {
         let mut shown: Vec<_> = shown.map(|problem| self.show(problem, &path, &renderer)).collect();
         let more = self.problems.len().saturating_sub(SHOWN) + self.dropped;
         if more > 0 {
-            shown.push(format!("… and {more} more problem{}", if more == 1 { "" } else { "s" }));
+            shown.push(format!("… and {}", number(more, "more problem")));
         }
         shown.join("\n\n")
     }
 
     fn show(&self, problem: &Problem, path: &str, renderer: &Renderer) -> String {
-        let (message, help) = (shorten(&problem.message), problem.help.as_deref().map(shorten));
+        let (message, help) = (shown(&problem.message), problem.help.as_deref().map(shown));
         let group = Group::with_title(Level::ERROR.primary_title(&message));
         let place = problem.span.as_ref().and_then(|span| Some((span, self.place_of(span.start)?)));
         let group = match place {
@@ -207,11 +205,8 @@ impl From<Problems> for crate::Error {
 }
 
 /// A message without what a terminal would act on, and not longer than can be read.
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", mark(&text[..end])),
-        None => mark(text),
-    }
+fn shown(text: &str) -> String {
+    mark(&shorten(text, SHOWN_MESSAGE_LIMIT))
 }
 
 /// The help for a word that is not among those known: the nearest of them, or else all.

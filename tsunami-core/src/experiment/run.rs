@@ -1,5 +1,6 @@
 //! Running an experiment: its results, its trial, and another go after an interruption.
 
+use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -58,10 +59,14 @@ impl Experiment {
     /// For the rest it is like [`Tsunami::run`].
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
         let run = ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?;
-        let ended =
-            run.run().await.and_then(|()| run.results().error().map_or(Ok(()), |error| Err(error.into())));
+        let mut ended = run.run().await;
+        if ended.is_ok()
+            && let Some(error) = run.unwritten().await
+        {
+            ended = Err(error.into());
+        }
         let outcome = ended.as_ref().err().map_or(Outcome::Success, Outcome::of);
-        let finished = run.finish(outcome);
+        let finished = run.finish(outcome).await;
         ended?;
         Ok(finished?)
     }
@@ -80,7 +85,12 @@ pub struct ExperimentRun {
 }
 
 impl ExperimentRun {
-    /// Makes the results directory, and lets it and the observers of `options` hear of the run.
+    /// Makes the results directory, and lets it and the observers of `options` hear of the run. If the future is dropped,
+    /// the directory may be there, with what is known beforehand.
+    ///
+    /// # Errors
+    ///
+    /// Why the directory can't be used. Nothing is launched.
     pub async fn prepare(
         experiment: Arc<Experiment>,
         tsunami: Tsunami,
@@ -114,17 +124,30 @@ impl ExperimentRun {
         &self.secrets
     }
 
-    /// Launches, runs the steps, and tears down or keeps.
+    /// Launches, runs the steps, and tears down or keeps. If the future is dropped, it is like [`Tsunami::run`]'s.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tsunami::run`] has them, and those of the steps.
     pub async fn run(&self) -> Result<(), Error> {
         self.tsunami.run_as(self.id.clone(), self.experiment.plan(), self.steps()).await
     }
 
-    /// Launches and sets up, and leaves the machines to the caller.
+    /// Launches and sets up, and leaves the machines to the caller. If the future is dropped, everything is torn down.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tsunami::up`] has them. Everything is torn down then.
     pub async fn up(&self) -> Result<RunHandle, Error> {
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 
-    /// Runs the steps on machines of another run, which are up and stay up.
+    /// Runs the steps on machines of another run, which are up and stay up. If the future is dropped, the steps end and the
+    /// connections are let go of.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tsunami::attach`] has them, those of the steps, and a machine that the experiment has and the run doesn't.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
@@ -133,9 +156,23 @@ impl ExperimentRun {
         attached.run(async |cluster| usable.map(|()| steps(cluster))?.await).await
     }
 
-    /// Writes down what came of it, and sums up all that happened.
-    pub fn finish(&self, outcome: Outcome) -> Result<Report, ResultsError> {
-        self.results.finish(&self.experiment, outcome)
+    /// Waits until all that happened by now is written, and says why it isn't, if so: [`Results::error`], without
+    /// holding up other tasks.
+    pub async fn unwritten(&self) -> Option<io::Error> {
+        let results = self.results.clone();
+        spawn_blocking(move || results.error()).await.unwrap_or_else(|error| Some(error.into()))
+    }
+
+    /// Writes down what came of it, and sums up all that happened. If the future is dropped, it is written all the
+    /// same.
+    ///
+    /// # Errors
+    ///
+    /// What could not be written. All else is.
+    pub async fn finish(&self, outcome: Outcome) -> Result<Report, ResultsError> {
+        let (results, experiment) = (self.results.clone(), self.experiment.clone());
+        let finished = spawn_blocking(move || results.finish(&experiment, outcome)).await;
+        finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
     }
 
     /// The experiment's steps, as a closure for the engine.

@@ -34,22 +34,27 @@ const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
 /// Begins one of them in a new results directory.
 type Create = fn(&Path) -> Result<Arc<dyn ResultsFile>, ResultsError>;
 
-/// One form in which a run is written down: it hears of the run as it goes on, on a thread that may block, and of its
-/// end.
+/// One form in which a run is written down: it hears of the run as it goes on, and of its end.
+///
+/// [`Observer::event`] and [`Observer::output`] are called on the writer's own thread, one after the other, and may wait
+/// for a disk: while they do, what comes next is queued, and once [`UNWRITTEN_LIMIT`](crate::limits::UNWRITTEN_LIMIT)
+/// wait, so does whoever brings more. They wait for nothing that the run itself has to do first. What can't be written is
+/// kept for `error`, and refuses later output in `check`.
 trait ResultsFile: Observer {
-    /// Says beforehand whether output of this origin can be written. Waits for nobody who writes.
+    /// Says beforehand whether output of this origin can be written. It is called on the run's async threads, at every
+    /// piece of output, and waits for nobody: neither for a disk, nor for a lock that somebody who writes may hold.
     fn check(&self, origin: &Origin<'_>) -> io::Result<()> {
         let _ = origin;
         Ok(())
     }
 
-    /// Writes what can be said only now that the run is over.
+    /// Writes what can be said only now that the run is over, after its last event. May block, as its caller does.
     fn finish(&self, ending: &Ending<'_>) -> Result<(), ResultsError> {
         let _ = ending;
         Ok(())
     }
 
-    /// Why it was not written to its end, if it wasn't.
+    /// Why it was not written to its end, if it wasn't. Called when nothing is being written.
     fn error(&self) -> Option<io::Error> {
         None
     }
@@ -94,6 +99,11 @@ impl ResultsError {
     /// What was making the directory came to no end.
     pub(crate) fn unmade(error: JoinError) -> Self {
         Self::File { action: "make the directory of", path: "results".into(), source: error.into() }
+    }
+
+    /// What was writing the rest came to no end.
+    pub(crate) fn unwritten(directory: &Path, error: JoinError) -> Self {
+        Self::file("write to", directory)(error.into())
     }
 
     fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
@@ -179,7 +189,12 @@ impl Results {
     }
 
     /// Writes what can be said only now that the run is over, as `run.json`, and returns what of it comes from the
-    /// events.
+    /// events. It blocks until what was observed is written, however slow the disk is: on a thread that may, as
+    /// [`ExperimentRun::finish`](crate::experiment::ExperimentRun::finish) has it.
+    ///
+    /// # Errors
+    ///
+    /// What could not be written. All else is.
     pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
         self.writer.settle(None);
         let report = lock(&self.report.0).clone();
@@ -190,7 +205,8 @@ impl Results {
         Ok(report)
     }
 
-    /// Why events or logs were not written to their end, if they weren't.
+    /// Why events or logs were not written to their end, if they weren't. It blocks as [`finish`](Self::finish) does;
+    /// [`ExperimentRun::unwritten`](crate::experiment::ExperimentRun::unwritten) is the same for tasks.
     pub fn error(&self) -> Option<io::Error> {
         self.writer.settle(None);
         self.writer.files().iter().find_map(|file| file.error()).or_else(|| self.writer.error())
@@ -274,6 +290,7 @@ mod tests {
             command: command.into(),
             exit: exit.ok(),
             error: exit.err().map(Into::into),
+            cancelled: false,
             took: Duration::from_millis(1250),
         }
     }

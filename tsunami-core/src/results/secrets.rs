@@ -199,6 +199,7 @@ mod tests {
                 command,
                 exit: None,
                 error: None,
+                cancelled: false,
                 took: Default::default(),
             };
             redacted.event(&at(0.0, kind));
@@ -258,6 +259,7 @@ mod tests {
                 command: String::new(),
                 exit: None,
                 error: None,
+                cancelled: false,
                 took: std::time::Duration::ZERO,
             };
             redacted.event(&at(0.0, kind));

@@ -94,12 +94,22 @@ impl Cluster {
     /// When a machine is interrupted, the trial's commands end, and the trial fails with that once `body` has returned:
     /// what the others measure from then on is worth nothing, and they may wait for it in vain. What `body` awaits
     /// beside commands can be raced with [`Trial::ended`].
+    ///
+    /// If the future is dropped, the trial's commands and services are ended in the background, and what they have left
+    /// running is not looked for.
+    ///
+    /// # Errors
+    ///
+    /// The first in time, with the others after it, of: what `body` returns, a service that failed, what could not be
+    /// ended, and an interrupted machine.
     pub async fn trial<T, F, Fut>(&self, name: impl Into<String>, body: F) -> Result<T, Error>
     where
         F: FnOnce(Trial) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
         let trial = Trial::new(self, name.into())?;
+        // What the trial has begun knows the trial, so that nothing but this ends it if the future is dropped.
+        let unless_ended = trial.inner.over.clone().drop_guard();
         let begun = Instant::now();
         self.emit(UserEvent::TrialStarted { trial: trial.name().to_owned() });
         let mut doing = Box::pin(body(trial.clone()));
@@ -114,6 +124,7 @@ impl Cluster {
         // Whatever else failed, it is this that decides, and it is said with the stage where that is known.
         let interrupted = self.hosts().iter().find_map(Host::interruption);
         let (stopped, swept) = (trial.stop_services().await, trial.sweep().await);
+        unless_ended.disarm();
         let (value, failed) = match done {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
@@ -179,7 +190,12 @@ impl Trial {
 
     /// Does `part` on all these machines at once, as a step that events tell of, and whose name is the machines' stage.
     /// What the parts return is in the order of the machines. If some fail, all are awaited, and the error is the
-    /// first in time with the others after it.
+    /// first in time with the others after it. If the future is dropped, the parts' commands are ended in the background, and
+    /// no event tells the end of the step.
+    ///
+    /// # Errors
+    ///
+    /// What the parts return.
     pub async fn step<T, F, Fut>(&self, name: &str, hosts: Vec<TrialHost>, part: F) -> Result<Vec<T>, Error>
     where
         F: Fn(TrialHost) -> Fut,

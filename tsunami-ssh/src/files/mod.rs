@@ -14,15 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
 use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream};
 
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
 use progress::Progress;
 pub(crate) use upload::UploadArchive;
-
-/// Bytes that are kept of what a transfer's script says on standard error.
-const CAPTURED_BYTES: usize = 64 << 10;
 
 /// Copies a file or a directory to the machine.
 pub(crate) async fn upload(commands: &Arc<Commands>, from: &Path, to: &str) -> Result<(), SessionError> {
@@ -83,7 +81,7 @@ impl CapturedOutput {
 impl OutputSink for CapturedOutput {
     fn write(&self, _: Stream, bytes: &[u8]) -> io::Result<()> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = CAPTURED_BYTES.saturating_sub(said.len());
+        let room = SCRIPT_OUTPUT_LIMIT.saturating_sub(said.len());
         said.extend_from_slice(&bytes[..bytes.len().min(room)]);
         Ok(())
     }

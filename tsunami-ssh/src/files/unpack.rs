@@ -7,9 +7,11 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use tsunami_core::text::shorten;
+
 use super::archive::{Archive, Entry, EntryKind, Piece};
 use super::tree::{Leads, Name, Tree};
-use crate::limits::{ARCHIVE_LINKS_LIMIT, LEFT_OUT_SHOWN_LIMIT, PATH_BYTES_LIMIT};
+use crate::limits::{ARCHIVE_LINKS_LIMIT, LEFT_OUT_SHOWN_LIMIT, PATH_BYTES_LIMIT, SHOWN_NAME_LIMIT};
 
 /// What became of an archive, besides the files that came home.
 #[derive(Debug, Default)]
@@ -60,17 +62,17 @@ impl fmt::Display for LeftOut {
 
 /// A name from a machine, for a message: on one line, and not too long for it.
 fn shown(name: &[u8]) -> String {
-    const LONGEST: usize = 120;
-    let text = String::from_utf8_lossy(&name[..name.len().min(4 * LONGEST)]);
+    // A character is four bytes at most.
+    let text = String::from_utf8_lossy(&name[..name.len().min(4 * SHOWN_NAME_LIMIT + 4)]);
     let mut short = String::new();
-    for c in text.chars().take(LONGEST) {
+    for c in shorten(&text, SHOWN_NAME_LIMIT).chars() {
         match c {
             '\'' | '"' => short.push(c),
             // Control characters, and what turns the direction of writing.
             c => short.extend(c.escape_debug()),
         }
     }
-    if text.chars().nth(LONGEST).is_some() { short + "…" } else { short }
+    short
 }
 
 /// What was asked for. A machine may send these files and no others: the directory where they arrive may be anything,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
+use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
 use tsunami_core::{Machine, MachineState, RunId, private};
 
 use crate::watchdog::{self, Arming, ControlGroup};
@@ -155,7 +156,7 @@ async fn read_all(stream: Option<impl AsyncRead + Unpin>) -> String {
     let mut text = String::new();
     if let Some(stream) = stream {
         // What came before an error is all there is.
-        let _ = stream.take(64 << 10).read_to_string(&mut text).await;
+        let _ = stream.take(SCRIPT_OUTPUT_LIMIT as u64).read_to_string(&mut text).await;
     }
     text
 }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use tsunami_core::text::{Lines, sanitize_bytes};
 use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
 
-use super::lock;
+use crate::reporter::lock;
 
 /// How many lines of each output are told.
 const LINES: usize = 10;
@@ -143,7 +143,7 @@ mod tests {
     use tsunami_core::Exit;
 
     use super::*;
-    use crate::reporter::text::tests::{at, finished, numbered, started};
+    use crate::reporter::{at, finished, numbered, started};
 
     #[test]
     fn both_outputs_of_the_last_command_are_kept_whichever_writes_more() {
