@@ -327,8 +327,8 @@ impl<'a> Loader<'a> {
     /// Reads and checks the file at `path`.
     ///
     /// It blocks: it reads the file and looks for all that is uploaded, and it renders all templates for all machines,
-    /// which takes milliseconds for what people write and ten seconds at most
-    /// ([`TEMPLATES_FUEL`](crate::limits::TEMPLATES_FUEL)). A program that serves others does it on a thread that may wait.
+    /// which takes milliseconds for what people write and ten seconds at most ([`TEMPLATES_FUEL`]). A program that serves
+    /// others does it on a thread that may wait.
     ///
     /// # Errors
     ///
