@@ -204,7 +204,9 @@ impl Pump {
             self.sink_failed.get_or_insert(error);
         }
         loop {
-            if !self.stdout_waits()
+            if let (Some(exit), true, true) = (self.exit, self.goes_on, self.stdout_is_over()) {
+                self.begin_next(exit);
+            } else if !self.stdout_waits()
                 && let Some(piece) = self.stdout.ahead.pop_front()
             {
                 match piece {
@@ -219,8 +221,6 @@ impl Pump {
                     Piece::Output(bytes) => self.hand_on(Stream::Stderr, &bytes),
                     Piece::Status(status) => self.note(status),
                 }
-            } else if let (Some(exit), true, true) = (self.exit, self.goes_on, self.stdout_is_over()) {
-                self.begin_next(exit);
             } else {
                 return;
             }
