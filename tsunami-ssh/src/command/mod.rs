@@ -421,4 +421,44 @@ mod tests {
         let exit = commands.run(&command, Input::Given(Stdin::Null), None, Arc::new(()), &cancel).await;
         assert_eq!(exit.unwrap(), Exit::Status(3));
     }
+
+    /// Counts the commands that had a turn.
+    #[derive(Default)]
+    struct Turns(AtomicU32);
+
+    impl SequenceObserver for Turns {
+        fn begins(&self, _: usize) -> Arc<dyn OutputSink> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Arc::new(())
+        }
+
+        fn ended(&self, _: usize, _: Exit) {}
+    }
+
+    #[tokio::test]
+    async fn a_list_is_as_few_conversations_as_its_commands_allow() {
+        let list = |lines: &[&str]| lines.iter().map(|line| Command::shell(*line)).collect::<Vec<_>>();
+        let reads = Command::shell("cat").stdin(Stdin::Bytes(b"x".as_slice().into()));
+        let large = Command::shell("true").env("LARGE", "x".repeat(HEADERS_BYTES));
+        for (commands, conversations) in [
+            (list(&["true", "echo", "exit 0", "true"]), 1),
+            (list(&["true", "sleep 1 >/dev/null 2>&1 &", "true"]), 2),
+            ([list(&["true", "true"]), vec![reads], list(&["true"])].concat(), 3),
+            (vec![large.clone(), large, Command::shell("true")], 3),
+            (list(&["true", "exit 3", "true"]), 1),
+        ] {
+            let commands_on_it = commands_on(Fake::with(10, 1)).await;
+            let turns = Arc::new(Turns::default());
+            commands_on_it.run_all(&commands, turns.clone(), &CancellationToken::new()).await.unwrap();
+            assert_eq!(commands_on_it.nonce.load(Ordering::Relaxed), conversations, "{commands:?}");
+            let failing = commands.iter().position(|command| command.to_string() == "exit 3");
+            let expected = failing.map_or(commands.len(), |at| at + 1);
+            assert_eq!(turns.0.load(Ordering::Relaxed) as usize, expected);
+        }
+        // Where there is one channel, what ends a command takes its place.
+        let commands = commands_on(Fake::with(1, 1)).await;
+        let turns = Arc::new(Turns::default());
+        commands.run_all(&list(&["true", "true"]), turns, &CancellationToken::new()).await.unwrap();
+        assert_eq!(commands.nonce.load(Ordering::Relaxed), 2);
+    }
 }
