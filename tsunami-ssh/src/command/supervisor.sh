@@ -1,4 +1,4 @@
-# shellcheck disable=SC2154 # the lines that it reads set what begins with `_`
+# shellcheck disable=SC2016,SC2154,SC3013 # the lines that it reads set what begins with `_`; -ef is in POSIX since 2024
 # Runs commands under supervision, one after another, until one fails. Expects lines of shell on standard input, made
 # by the controller: the first is about the whole conversation; then comes one for each command, with its environment,
 # its directory and its arguments. Where there is one command, what follows is its own input; several read nothing.
