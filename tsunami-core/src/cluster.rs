@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use crate::event::{EventKind, Events, Origin, UserEvent, cut};
 use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
 use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
-    Command, Download, Exit, OutputSink, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Command, Download, Exit, OutputSink, SequenceObserver, Session, SessionError, SessionErrorKind, Stdin,
+    Stream,
 };
 use crate::trial::LogWatcher;
 
@@ -252,6 +254,125 @@ impl Host {
         }
     }
 
+    /// Runs commands of this machine one after another, each of which must succeed, and returns what they wrote. The
+    /// first that does not ends the list, with the error that it would have by itself.
+    ///
+    /// All is as if each were [run](HostCommand::run) when the one before has ended: its events, its settings and its
+    /// output are its own. But over a network they are sent at once, so that no time goes by between them.
+    ///
+    /// ```
+    /// # use tsunami_core::{Command, Error, Host};
+    /// # async fn example(host: &Host) -> Result<(), Error> {
+    /// let build = ["git clone -q https://example.org/it", "cd it && make", "sudo make -C it install"];
+    /// host.run_all(build.map(|line| host.command(Command::shell(line)))).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_all(
+        &self,
+        commands: impl IntoIterator<Item = HostCommand>,
+    ) -> Result<Vec<Output>, Error> {
+        self.run_list(commands.into_iter().collect(), true).await
+    }
+
+    /// Runs commands one after another, and returns what they wrote if somebody wants to keep it.
+    pub(crate) async fn run_list(
+        &self,
+        mut commands: Vec<HostCommand>,
+        keep: bool,
+    ) -> Result<Vec<Output>, Error> {
+        if let Some(other) = commands.iter().find(|command| !Arc::ptr_eq(&command.host.inner, &self.inner)) {
+            return Err(self.error(format!("a command of {} can't run here", other.host.name())));
+        }
+        if commands.len() < 2 {
+            return match commands.pop() {
+                Some(command) => Ok(vec![command.run().await?]),
+                None => Ok(Vec::new()),
+            };
+        }
+        let lines: Vec<Command> = commands.iter().map(|command| command.command.clone()).collect();
+        let turn = watch::Sender::new(Turn::first());
+        let list = Arc::new(List { commands, keep, turn, progress: Mutex::default() });
+        let stop = self.inner.cancel.child_token();
+        let running = self.inner.session.exec_all(&lines, list.clone(), &stop);
+        let result = self.attend(&list.commands, list.turn.subscribe(), &stop, running).await;
+        let Progress { begun, ended, mut outputs } = std::mem::take(&mut *list.progress());
+        match (result, list.commands.get(ended), begun) {
+            (Ok(()), Some(command), Some(begun)) => {
+                let error = self.error("its session does not say how a command has ended");
+                command.settle(begun, Err(error)).map(drop)
+            }
+            // It failed before a turn, which is the turn's failure.
+            (Err(error), Some(command), begun) => {
+                command.settle(begun.unwrap_or_else(|| command.begin()), Err(error)).map(drop)
+            }
+            (result, ..) => result,
+        }?;
+        if let Some(output) = outputs.pop_if(|output| !output.exit.success()) {
+            list.commands[ended.saturating_sub(1)].succeeded(output)?;
+        }
+        if ended < list.commands.len() {
+            return Err(self.error("its session has not run all of a list of commands"));
+        }
+        Ok(outputs)
+    }
+
+    /// Waits for commands that the session runs, and ends them at the time-out of the one whose turn it is, or when the
+    /// run is cancelled.
+    async fn attend<T>(
+        &self,
+        commands: &[HostCommand],
+        mut turns: watch::Receiver<Turn>,
+        stop: &CancellationToken,
+        mut running: impl Future<Output = Result<T, SessionError>> + Unpin,
+    ) -> Result<T, Error> {
+        let forever = Duration::from_secs(u32::MAX.into());
+        let mut timed_out = None;
+        let ended = loop {
+            let turn = *turns.borrow_and_update();
+            let command = &commands[turn.index];
+            tokio::select! {
+                biased;
+                result = &mut running => break Some(result),
+                Ok(()) = turns.changed() => {}
+                () = self.interrupted(), if !command.despite_interruption => {
+                    return Err(self.lost(&command.line()));
+                }
+                () = self.gone() => return Err(self.lost(&command.line())),
+                () = tokio::time::sleep_until(turn.since + command.timeout.unwrap_or(forever)) => {
+                    timed_out = Some(turn.index);
+                    break None;
+                }
+                () = cancelled(command.cancel.as_ref()) => break None,
+                () = self.inner.cancel.cancelled() => break None,
+            }
+        };
+        let result = match ended {
+            Some(result) => result,
+            None => {
+                stop.cancel();
+                timeout(END_TIMEOUT, running).await.unwrap_or_else(not_confirmed)
+            }
+        };
+        result.map_err(|error| match (timed_out, error.kind) {
+            // The time-out of one may end the next, which had just begun.
+            (Some(index), SessionErrorKind::Cancelled | SessionErrorKind::CancelledUnconfirmed) => {
+                Error::Timeout {
+                    machine: self.name().to_owned(),
+                    stage: self.stage.to_string(),
+                    command: commands[index].line(),
+                    after: commands[index].timeout.unwrap_or_default(),
+                    gone: error.kind == SessionErrorKind::Cancelled,
+                    stdout: String::new(),
+                    stderr: String::new(),
+                }
+            }
+            _ => {
+                let command = &commands[turns.borrow().index];
+                Error::session(self.name(), &command.host.stage, &command.line(), error)
+            }
+        })
+    }
+
     /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives. May be dropped at
     /// any await; what has arrived stays.
     ///
@@ -457,15 +578,19 @@ impl HostCommand {
     ///
     /// [`Error::Command`] for any other end, and for the rest as [`output`](Self::output) has them.
     pub async fn run(self) -> Result<Output, Error> {
-        let (host, command) = (self.host.clone(), self.line());
-        let output = self.output().await?;
+        let output = self.execute().await?;
+        self.succeeded(output)
+    }
+
+    /// What it wrote, if it has succeeded.
+    fn succeeded(&self, output: Output) -> Result<Output, Error> {
         if output.exit.success() {
             return Ok(output);
         }
         Err(Error::Command {
-            machine: host.name().to_owned(),
-            stage: host.stage.to_string(),
-            command,
+            machine: self.host.name().to_owned(),
+            stage: self.host.stage.to_string(),
+            command: self.line(),
             exit: output.exit,
             stdout: output.last_lines(Stream::Stdout),
             stderr: output.last_lines(Stream::Stderr),
@@ -481,35 +606,52 @@ impl HostCommand {
     /// [`Error::Interrupted`] or [`Error::Lost`] when the machine does, and [`Error::Session`] where it could not be begun,
     /// or its output not be taken ([`OutputRefused`]).
     pub async fn output(self) -> Result<Output, Error> {
+        self.execute().await
+    }
+
+    async fn execute(&self) -> Result<Output, Error> {
+        let begun = self.begin();
+        let inner = &self.host.inner;
+        let stop = inner.cancel.child_token();
+        let running = inner.session.exec(&self.command, begun.capture.clone(), &stop);
+        let turn = watch::Sender::new(Turn::first());
+        let result = self.host.attend(slice::from_ref(self), turn.subscribe(), &stop, running).await;
+        self.settle(begun, result)
+    }
+
+    /// Tells that it begins.
+    fn begin(&self) -> Begun {
         let events = &self.host.inner.events;
         let command_id = (!self.unobserved).then(|| events.next_command());
-        let (machine, id) = (self.host.name().to_owned(), self.host.id());
-        let (stage, command) = (self.host.stage.to_string(), self.line());
         if let Some(command_id) = command_id {
-            let (machine, id) = (machine.clone(), id.clone());
-            let (stage, command) = (stage.clone(), command.clone());
+            let (machine, id) = (self.host.name().to_owned(), self.host.id());
+            let (stage, command) = (self.host.stage.to_string(), self.line());
             events.emit(EventKind::CommandStarted { machine, id, stage, command_id, command });
         }
-        let begun = Instant::now();
         let (host, watcher) = (self.host.clone(), self.watcher.clone());
         let capture = Arc::new(Capture { host, command_id, watcher, kept: Mutex::default() });
-        let result = self.execute(capture.clone()).await;
-        if let Some(command_id) = command_id {
+        Begun { at: Instant::now(), capture }
+    }
+
+    /// Tells how it has ended, and returns what it wrote.
+    fn settle(&self, begun: Begun, result: Result<Exit, Error>) -> Result<Output, Error> {
+        let Begun { at, capture } = begun;
+        if let Some(command_id) = capture.command_id {
             let (exit, error) = match &result {
                 Ok(exit) => (Some(*exit), None),
                 Err(error) => (None, Some(error.to_string())),
             };
-            let (cancelled, took) = (matches!(result, Err(Error::Cancelled)), cut(begun.elapsed()));
-            events.emit(EventKind::CommandFinished {
-                machine,
-                id,
-                stage,
+            let cancelled = matches!(result, Err(Error::Cancelled));
+            self.host.inner.events.emit(EventKind::CommandFinished {
+                machine: self.host.name().to_owned(),
+                id: self.host.id(),
+                stage: self.host.stage.to_string(),
                 command_id,
-                command,
+                command: self.line(),
                 exit,
                 error,
                 cancelled,
-                took,
+                took: cut(at.elapsed()),
             });
         }
         let Kept { stdout, stderr, truncated, tails, refused } = std::mem::take(&mut *capture.kept());
@@ -526,48 +668,6 @@ impl HostCommand {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Lets the session run it, and ends it at its time-out or when the run is cancelled.
-    async fn execute(&self, sink: Arc<dyn OutputSink>) -> Result<Exit, Error> {
-        let inner = &self.host.inner;
-        let stop = inner.cancel.child_token();
-        let mut running = inner.session.exec(&self.command, sink, &stop);
-        let forever = Duration::from_secs(u32::MAX.into());
-        let mut timed_out = false;
-        let ended = tokio::select! {
-            biased;
-            result = &mut running => Some(result),
-            () = self.host.interrupted(), if !self.despite_interruption => {
-                return Err(self.host.lost(&self.line()));
-            }
-            () = self.host.gone() => return Err(self.host.lost(&self.line())),
-            () = tokio::time::sleep(self.timeout.unwrap_or(forever)) => {
-                timed_out = true;
-                None
-            }
-            () = cancelled(self.cancel.as_ref()) => None,
-            () = inner.cancel.cancelled() => None,
-        };
-        let result = match ended {
-            Some(result) => result,
-            None => {
-                stop.cancel();
-                timeout(END_TIMEOUT, running).await.unwrap_or_else(not_confirmed)
-            }
-        };
-        result.map_err(|error| match (timed_out, error.kind) {
-            (true, SessionErrorKind::Cancelled | SessionErrorKind::CancelledUnconfirmed) => Error::Timeout {
-                machine: self.host.name().to_owned(),
-                stage: self.host.stage.to_string(),
-                command: self.line(),
-                after: self.timeout.unwrap_or_default(),
-                gone: error.kind == SessionErrorKind::Cancelled,
-                stdout: String::new(),
-                stderr: String::new(),
-            },
-            _ => Error::session(self.host.name(), &self.host.stage, &self.line(), error),
-        })
     }
 
     /// Starts it in the background, where it runs until [`Process::stop`], or until the process is dropped.
@@ -587,8 +687,71 @@ impl HostCommand {
     }
 }
 
+/// A command that has begun.
+struct Begun {
+    at: Instant,
+    capture: Arc<Capture>,
+}
+
+/// Whose turn it is of several commands, and since when.
+#[derive(Clone, Copy)]
+struct Turn {
+    index: usize,
+    since: Instant,
+}
+
+impl Turn {
+    fn first() -> Self {
+        Self { index: 0, since: Instant::now() }
+    }
+}
+
+/// Commands that run one after another.
+struct List {
+    commands: Vec<HostCommand>,
+    /// Whether somebody wants all that they wrote.
+    keep: bool,
+    turn: watch::Sender<Turn>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    begun: Option<Begun>,
+    /// How many have ended.
+    ended: usize,
+    outputs: Vec<Output>,
+}
+
+impl List {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SequenceObserver for List {
+    fn begins(&self, index: usize) -> Arc<dyn OutputSink> {
+        let begun = self.commands[index].begin();
+        let capture = begun.capture.clone();
+        self.turn.send_replace(Turn { index, since: begun.at });
+        self.progress().begun = Some(begun);
+        capture
+    }
+
+    fn ended(&self, index: usize, exit: Exit) {
+        let begun = self.progress().begun.take();
+        let output = begun.and_then(|begun| self.commands[index].settle(begun, Ok(exit)).ok());
+        let mut progress = self.progress();
+        if !self.keep {
+            progress.outputs.clear();
+        }
+        progress.outputs.extend(output);
+        progress.ended = index + 1;
+    }
+}
+
 /// What ending a command comes to that had no answer in its time.
-fn not_confirmed(_: Elapsed) -> Result<Exit, SessionError> {
+fn not_confirmed<T>(_: Elapsed) -> Result<T, SessionError> {
     let after = humantime::format_duration(END_TIMEOUT);
     let message = format!("whether the command is gone was not known {after} after it was told to end");
     Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message))

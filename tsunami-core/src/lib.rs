@@ -95,8 +95,8 @@ pub use provider::{
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};
 pub use session::{
-    Command, Connector, Download, Exit, OutputSink, Program, Session, SessionError, SessionErrorKind, Stdin,
-    Stream,
+    Command, Connector, Download, Exit, OutputSink, Program, SequenceObserver, Session, SessionError,
+    SessionErrorKind, Stdin, Stream,
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};

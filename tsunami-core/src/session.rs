@@ -74,6 +74,21 @@ pub trait Session: Debug + Send + Sync + 'static {
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError>;
 
+    /// Runs commands one after another, until all have succeeded or one has not: each as [`exec`](Self::exec) would, with
+    /// its own environment and directory. Of one that is cancelled, dropped or fails, none of those after it begins, and
+    /// the error is about the last one that `observer` was told of.
+    ///
+    /// As written here, it runs them through `exec`. A session over a network sends them at once, so that there is no
+    /// round trip between them.
+    async fn exec_all(
+        &self,
+        commands: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        one_by_one(self, commands, &*observer, cancel).await
+    }
+
     /// Runs a script that is about the machine and not about the experiment, with `sh`, and returns what it printed:
     /// this is how a provider arms, checks, extends and ends what it keeps on a machine.
     ///
@@ -123,6 +138,24 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// Ends the connection, after what was dropped is confirmed gone. Idempotent. Is dropped at any await when that takes
     /// longer than ten seconds; the machine is about to end then, or stays with what runs on it.
     async fn close(&self) -> Result<(), SessionError>;
+}
+
+/// Runs commands one after another, each by itself.
+pub(crate) async fn one_by_one(
+    session: &(impl Session + ?Sized),
+    commands: &[Command],
+    observer: &dyn SequenceObserver,
+    cancel: &CancellationToken,
+) -> Result<(), SessionError> {
+    for (index, command) in commands.iter().enumerate() {
+        let output = observer.begins(index);
+        let exit = session.exec(command, output, cancel).await?;
+        observer.ended(index, exit);
+        if !exit.success() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// A command for a machine.
@@ -361,6 +394,15 @@ pub trait OutputSink: Send + Sync {
     /// Takes some bytes, cut anywhere. While it runs, no more is read: it should be quick, and it may slow the
     /// command down. An error ends the command as a cancellation would.
     fn write(&self, stream: Stream, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Follows the commands of a list, by their places in it. Told as it happens, and of no command before its turn.
+pub trait SequenceObserver: Send + Sync {
+    /// It is a command's turn. Its output goes to the sink that this returns.
+    fn begins(&self, index: usize) -> Arc<dyn OutputSink>;
+
+    /// A command has ended, and all of its output was handed on. After any status but 0 there is no other's turn.
+    fn ended(&self, index: usize, exit: Exit);
 }
 
 /// Forgets all output.

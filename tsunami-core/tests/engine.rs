@@ -1367,3 +1367,119 @@ async fn a_process_that_was_waited_for_can_be_stopped() {
     run.await.unwrap();
     world.assert_clear();
 }
+
+fn one() -> Plan {
+    Plan::new("test").group(Group::new("node", MachineSpec::default()))
+}
+
+/// The commands' events of a run, in order: what began, and how it ended.
+fn commands_of(world: &World) -> Vec<String> {
+    let told = world.events.events().into_iter().filter_map(|event| match event.kind {
+        EventKind::CommandStarted { command_id, command, stage, .. } => {
+            Some(format!("{stage} {command_id} {command}"))
+        }
+        EventKind::CommandFinished { command_id, exit: Some(exit), .. } => {
+            Some(format!("{command_id} {exit}"))
+        }
+        EventKind::CommandFinished { command_id, error, .. } => {
+            Some(format!("{command_id} {}", error.unwrap_or_default()))
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_goes_over_as_one_and_is_told_of_as_if_run_one_by_one() {
+    let lines = ["echo one", "sleep 3", "exit 4", "echo unreached"];
+    let in_a_list = World::new();
+    let failed = in_a_list.run(one(), async move |cluster| {
+        let host = &cluster.hosts()[0];
+        host.run_all(lines.map(|line| host.command(Command::shell(line)))).await.map(drop)
+    });
+    let failed = failed.await.unwrap_err();
+    let by_itself = World::new();
+    let alone = by_itself.run(one(), async move |cluster| {
+        for line in lines {
+            cluster.hosts()[0].run(line).await?;
+        }
+        Ok(())
+    });
+    assert_eq!(failed.to_string(), alone.await.unwrap_err().to_string());
+    assert!(matches!(failed, Error::Command { command, exit: Exit::Status(4), .. } if command == "exit 4"));
+    let kinds = |world: &World| -> Vec<_> {
+        let kinds = world.events.events().into_iter().map(|event| serde_json::to_value(event.kind).unwrap());
+        kinds.filter(|kind| kind["machine"] == "node-0" && !kind["command"].is_null()).collect()
+    };
+    let told = kinds(&in_a_list);
+    assert_eq!(told.len(), 6);
+    assert_eq!(told, kinds(&by_itself));
+    assert_eq!(in_a_list.cloud.lists(), [("node-0".to_owned(), lines.map(str::to_owned).to_vec())]);
+    assert_eq!(by_itself.cloud.lists(), []);
+    in_a_list.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_returns_what_each_wrote_and_is_of_one_machine() {
+    let world = World::new();
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()).count(2));
+    world
+        .run(plan, async |cluster| {
+            let [host, other] = cluster.hosts() else { panic!() };
+            let lines = ["echo one", "echo two", "sleep 1"].map(|line| host.command(Command::shell(line)));
+            let outputs = host.run_all(lines.clone()).await?;
+            let said: Vec<_> = outputs.iter().map(|output| output.stdout().into_owned()).collect();
+            assert_eq!(said, ["one\n", "two\n", ""]);
+            assert!(host.run_all([]).await?.is_empty());
+            assert!(other.run_all(lines).await.unwrap_err().to_string().contains("node-1"));
+            Ok(())
+        })
+        .await
+        .unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_a_list_has_its_own_timeout() {
+    let world = World::new();
+    world
+        .run(one(), async |cluster| {
+            let host = &cluster.hosts()[0];
+            let command = |line: &str, seconds| {
+                host.command(Command::shell(line)).timeout(Duration::from_secs(seconds))
+            };
+            let list =
+                [command("sleep 9", 10), command("sleep 19", 20), command("sleep 9", 5), command("echo", 5)];
+            let begun = Instant::now();
+            let timed_out = host.run_all(list).await.unwrap_err();
+            assert_eq!(begun.elapsed().as_secs(), 33);
+            assert!(matches!(timed_out, Error::Timeout { after, gone: true, .. } if after.as_secs() == 5));
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let told = commands_of(&world);
+    assert_eq!(told.len(), 6, "{told:?}");
+    assert!(told[4].ends_with("sleep 9") && told[5].contains("5s"), "{told:?}");
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_lost_in_a_list_ends_it_where_it_was() {
+    let world = World::new();
+    world.cloud.machine_fault("node-0", MachineFault::DropsSession(Duration::from_secs(300)));
+    let run = world.run(one(), async |cluster| {
+        let host = &cluster.hosts()[0];
+        let lines = ["sleep 100", "sleep 1000", "echo unreached"];
+        let lost = host.run_all(lines.map(|line| host.command(Command::shell(line)))).await.unwrap_err();
+        assert!(
+            matches!(&lost, Error::Lost { command: Some(command), .. } if command == "sleep 1000"),
+            "{lost:?}"
+        );
+        Ok(())
+    });
+    let _ = run.await;
+    let told = commands_of(&world);
+    assert_eq!(told.len(), 4, "{told:?}");
+    world.assert_clear();
+}

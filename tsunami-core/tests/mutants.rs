@@ -16,7 +16,8 @@ use tsunami_core::testing::conformance::{self, ProviderHarness};
 use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
-    OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, Session, SessionError, Stdin,
+    OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError,
+    Stdin,
 };
 
 /// What a provider gets wrong.
@@ -303,6 +304,10 @@ enum WrongSessionKind {
     CancelIgnored,
     SinkErrorsIgnored,
     CountsFiles,
+    ListGoesOnAfterFailures,
+    ListGoesOnWhenCancelled,
+    ListIsToldWhenItIsOver,
+    ListHasOneOutput,
 }
 
 #[derive(Debug)]
@@ -346,6 +351,40 @@ impl Session for WrongSession {
         }
         let exit = self.inner.exec(&command, output, &cancel).await?;
         Ok(if self.wrong == WrongSessionKind::StatusForgotten { Exit::Status(0) } else { exit })
+    }
+
+    async fn exec_all(
+        &self,
+        commands: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let wrong = self.wrong;
+        let tells = wrong != WrongSessionKind::ListIsToldWhenItIsOver;
+        let mut first: Option<Arc<dyn OutputSink>> = None;
+        let mut exits = Vec::new();
+        for (index, command) in commands.iter().enumerate() {
+            let mut output: Arc<dyn OutputSink> = if tells { observer.begins(index) } else { Arc::new(()) };
+            if wrong == WrongSessionKind::ListHasOneOutput {
+                output = first.get_or_insert(output).clone();
+            }
+            let exit = match self.exec(command, output, cancel).await {
+                Err(_) if wrong == WrongSessionKind::ListGoesOnWhenCancelled => Exit::Status(0),
+                exit => exit?,
+            };
+            exits.push(exit);
+            if tells {
+                observer.ended(index, exit);
+            }
+            if !exit.success() && wrong != WrongSessionKind::ListGoesOnAfterFailures {
+                break;
+            }
+        }
+        for (index, exit) in exits.into_iter().enumerate().filter(|_| !tells) {
+            observer.begins(index);
+            observer.ended(index, exit);
+        }
+        Ok(())
     }
 
     async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
@@ -453,6 +492,10 @@ async fn every_wrong_session_breaks_a_promise() {
             a_name_that_climbs_arrives_nowhere_else,
             a_pattern_that_matches_nothing_counts_nothing,
             a_session_knows_whether_it_works,
+            a_list_runs_in_order_and_stops_at_the_first_failure,
+            each_command_of_a_list_is_told_of_as_it_begins_and_ends,
+            each_command_of_a_list_has_its_own_output_and_status,
+            cancelling_a_list_ends_the_running_one_and_begins_no_other,
         )
     };
     assert_eq!(broken_by(Wrong::Nothing).await, [""; 0]);
@@ -473,6 +516,10 @@ async fn every_wrong_session_breaks_a_promise() {
         (Wrong::CancelIgnored, "a_cancelled_command_ends_and_says_so"),
         (Wrong::SinkErrorsIgnored, "a_sink_that_fails_ends_the_command"),
         (Wrong::CountsFiles, "a_pattern_that_matches_nothing_counts_nothing"),
+        (Wrong::ListGoesOnAfterFailures, "a_list_runs_in_order_and_stops_at_the_first_failure"),
+        (Wrong::ListGoesOnWhenCancelled, "cancelling_a_list_ends_the_running_one_and_begins_no_other"),
+        (Wrong::ListIsToldWhenItIsOver, "each_command_of_a_list_is_told_of_as_it_begins_and_ends"),
+        (Wrong::ListHasOneOutput, "each_command_of_a_list_has_its_own_output_and_status"),
     ] {
         let broken = broken_by(wrong).await;
         assert!(broken.contains(&promise), "{wrong:?} breaks only {broken:?}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{Command, Download, Exit, Machine, OutputSink, Session, SessionError};
+use tsunami_core::{Command, Download, Exit, Machine, OutputSink, SequenceObserver, Session, SessionError};
 
 use crate::command::{Commands, Input};
 use crate::connector::RunSsh;
@@ -42,6 +42,15 @@ impl Session for SshSession {
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError> {
         self.commands.run(command, Input::Given(command.stdin.clone()), None, output, cancel).await
+    }
+
+    async fn exec_all(
+        &self,
+        commands: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        self.commands.run_all(commands, observer, cancel).await
     }
 
     async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tsunami_core::{EventKind, Exit};
+
 use crate::world::{Ended, World};
 
 fn demo() -> PathBuf {
@@ -269,6 +271,37 @@ fn a_server_that_puts_itself_in_the_background_is_told_not_to() {
         world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&["stays in the foreground"]);
         world.assert_clean();
     }
+}
+
+#[test]
+fn a_setup_of_several_commands_tells_of_each() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        "name = 'x'\n[group.n]\nsetup = ['echo one; echo uno >&2', 'printf two; sleep 1 &', 'kill -9 $$', 'echo no']\n",
+    );
+    let ended = world.tsunami([&"run".into(), &file]);
+    ended.assert_status(1).assert_says(&["n-0", "setup", "kill -9 $$", "signal 9 (SIGKILL)"]);
+    let log = fs::read_to_string(world.results().join("logs/n-0/setup.log")).unwrap();
+    let places = ["one", "uno", "two", "kill -9"].map(|said| log.rfind(said));
+    assert!(
+        places.iter().all(Option::is_some) && places[..3].iter().max() < places[3..].iter().max(),
+        "{log}"
+    );
+    assert!(!log.contains("echo no"), "{log}");
+    let events = fs::read(world.results().join("events.jsonl")).unwrap();
+    let told =
+        tsunami_core::read_events(&events[..]).unwrap().into_iter().filter_map(|event| match event.kind {
+            EventKind::CommandStarted { command_id, .. } => Some((command_id, None)),
+            EventKind::CommandFinished { command_id, exit, .. } => Some((command_id, exit)),
+            _ => None,
+        });
+    let told: Vec<_> = told.collect();
+    let ids: Vec<_> = told.iter().map(|(id, _)| *id).collect();
+    assert!(ids.chunks(2).all(|pair| pair[0] == pair[1]) && ids.is_sorted() && ids.len() == 6, "{told:?}");
+    let exits = [None, Some(Exit::Status(0)), None, Some(Exit::Status(0)), None, Some(Exit::Signal(9))];
+    assert_eq!(told.iter().map(|(_, exit)| *exit).collect::<Vec<_>>(), exits);
+    world.assert_clean();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! From an experiment to a plan: its groups, each set up as the file says.
 
 use std::ffi::OsString;
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,25 +45,32 @@ async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<
         host.upload(&upload.from, &render(&upload.to, &scope)?).await?;
     }
     let facts = me.variables(&Machines::from(vec![me.clone()]), None);
+    let mut commands = Vec::new();
     for (number, setup) in group.setup.iter().enumerate() {
-        let mut command = match setup {
-            Setup::Command(line) => host.command(Command::shell(render(line, &scope)?)),
+        let command = match setup {
+            Setup::Command(line) => render(line, &scope).map(|line| host.command(Command::shell(line))),
             Setup::Script(path) => {
+                host.run_list(mem::take(&mut commands), false).await?;
                 let remote = script_name(number);
                 host.upload(path, &remote).await?;
-                let line = script_line(path, &remote).map_err(|error| host.error(error))?;
-                host.command(Command::shell(line)).called(path.to_string_lossy())
+                let line = script_line(path, &remote).map_err(|error| host.error(error));
+                line.map(|line| host.command(Command::shell(line)).called(path.to_string_lossy()))
             }
         };
-        for (name, value) in &facts {
-            command = command.env(name, value);
+        let prepared = command.and_then(|mut command| {
+            let facts = facts.iter().map(|(name, value)| (name.clone(), value.into()));
+            for (name, value) in facts.chain(environment(&group.env, &scope)?) {
+                command = command.env(name, value);
+            }
+            Ok(command)
+        });
+        match prepared {
+            Ok(command) => commands.push(command),
+            // It fails when its turn has come.
+            Err(error) => return host.run_list(commands, false).await.and(Err(error)),
         }
-        for (name, value) in environment(&group.env, &scope)? {
-            command = command.env(name, value);
-        }
-        command.run().await?;
     }
-    Ok(())
+    host.run_list(commands, false).await.map(drop)
 }
 
 /// The line that runs a set-up script: by its interpreter, since it may lie where nothing may be executed.

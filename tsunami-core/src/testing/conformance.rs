@@ -45,8 +45,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
-    OutputSink, Provider, ProviderError, RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin,
-    Stream,
+    OutputSink, Provider, ProviderError, RunFilter, RunId, SequenceObserver, Session, SessionError,
+    SessionErrorKind, Stdin, Stream,
 };
 
 /// What a provider's suite needs.
@@ -163,6 +163,10 @@ macro_rules! session_conformance {
             an_absolute_name_arrives_without_its_slash,
             a_name_that_climbs_arrives_nowhere_else,
             a_session_knows_whether_it_works,
+            a_list_runs_in_order_and_stops_at_the_first_failure,
+            each_command_of_a_list_is_told_of_as_it_begins_and_ends,
+            each_command_of_a_list_has_its_own_output_and_status,
+            cancelling_a_list_ends_the_running_one_and_begins_no_other,
             a_pattern_that_matches_nothing_counts_nothing,
             closing_twice_is_fine
         );
@@ -193,7 +197,13 @@ macro_rules! shell_conformance {
             directories_keep_modes_and_links,
             a_download_brings_directories_whole,
             awkward_file_names_survive,
-            an_upload_of_nothing_is_an_error
+            an_upload_of_nothing_is_an_error,
+            each_command_of_a_list_has_its_own_environment_and_input,
+            what_one_of_a_list_leaves_running_does_not_speak_in_the_next,
+            a_list_of_floods_arrives_whole,
+            the_error_of_a_list_is_that_of_the_one_that_ran,
+            a_cancelled_command_of_a_list_that_succeeds_ends_the_list,
+            dropping_a_list_ends_the_running_one_and_begins_no_other
         );
     };
 }
@@ -700,6 +710,54 @@ async fn exec(session: &dyn Session, command: Command) -> (Exit, Vec<u8>, String
     (exit, output.stdout(), output.stderr())
 }
 
+/// Follows a list of commands.
+#[derive(Default)]
+struct Followed {
+    /// The places of those that began, with what they wrote.
+    begun: Mutex<Vec<(usize, Arc<Collect>)>>,
+    ended: Mutex<Vec<(usize, Exit)>>,
+}
+
+impl Followed {
+    fn ended(&self) -> Vec<(usize, Exit)> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// What the commands wrote, each.
+    fn stdouts(&self) -> Vec<String> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.iter().map(|(_, output)| String::from_utf8_lossy(&output.stdout()).into_owned()).collect()
+    }
+}
+
+impl SequenceObserver for Followed {
+    fn begins(&self, index: usize) -> Arc<dyn OutputSink> {
+        let (output, ended) = (Arc::new(Collect::default()), self.ended());
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!((index, index), (begun.len(), ended.len()), "it is another one's turn");
+        assert!(ended.iter().all(|(_, exit)| exit.success()), "{index} begins after a failure");
+        begun.push((index, output.clone()));
+        output
+    }
+
+    fn ended(&self, index: usize, exit: Exit) {
+        assert_eq!(index + 1, self.begun(), "another one has begun");
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push((index, exit));
+    }
+}
+
+/// Runs a list of commands to its end.
+async fn exec_all(session: &dyn Session, commands: &[Command]) -> Arc<Followed> {
+    let followed = Arc::new(Followed::default());
+    let done = session.exec_all(commands, followed.clone(), &CancellationToken::new()).await;
+    done.unwrap_or_else(|error| panic!("{commands:?}: {}", crate::ErrorChain(&error)));
+    followed
+}
+
 async fn text(session: &dyn Session, command: Command) -> String {
     let (exit, stdout, stderr) = exec(session, command).await;
     assert!(exit.success(), "{exit}: {stderr}");
@@ -824,6 +882,76 @@ pub mod session {
         let matches = session.as_ref().download(&download(&["there.*"], &home)).await.expect("download");
         assert_eq!(matches, [1]);
         assert_eq!(fs::read(home.join("there.txt")).expect("read"), b"content\n");
+    }
+
+    /// No command begins after one that did not succeed.
+    pub async fn a_list_runs_in_order_and_stops_at_the_first_failure(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        let success = Exit::Status(0);
+        for (line, exit) in [("exit 3", Exit::Status(3)), ("exit 137", Exit::Status(137))]
+            .into_iter()
+            .chain([("exit 255", Exit::Status(255)), ("kill -9 $$", Exit::Signal(9))])
+        {
+            let lines = ["echo one", "echo two", line, "echo unreached"];
+            let followed = exec_all(session, &lines.map(Command::shell)).await;
+            assert_eq!(followed.ended(), [(0, success), (1, success), (2, exit)], "{line}");
+        }
+        assert_eq!(exec_all(session, &[]).await.ended(), []);
+        let many = vec![Command::shell("echo again"); 30];
+        let followed = exec_all(session, &many).await;
+        assert_eq!(followed.stdouts(), vec!["again\n"; 30]);
+        assert!(followed.ended().len() == 30);
+    }
+
+    /// Their ends are told as they happen, and not when the list is over.
+    pub async fn each_command_of_a_list_is_told_of_as_it_begins_and_ends(session: &impl AsRef<dyn Session>) {
+        let (followed, cancel) = (Arc::new(Followed::default()), CancellationToken::new());
+        let commands = ["echo one", "sleep 600"].map(Command::shell);
+        let running = session.as_ref().exec_all(&commands, followed.clone(), &cancel);
+        let told = async {
+            while (followed.begun(), followed.ended().len()) != (2, 1) {
+                sleep(Duration::from_millis(20)).await;
+            }
+            cancel.cancel();
+        };
+        let both = async { tokio::join!(running, told).0 };
+        let ended = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it is told of");
+        assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+    }
+
+    /// Nothing that one wrote is another's.
+    pub async fn each_command_of_a_list_has_its_own_output_and_status(session: &impl AsRef<dyn Session>) {
+        let stdin = Stdin::Bytes(b"from here\n".as_slice().into());
+        let commands = [
+            Command::shell("echo one"),
+            Command::shell("exit 0"),
+            Command::shell("cat").stdin(stdin),
+            Command::shell("cat"),
+            Command::shell("echo two"),
+            Command::shell("exit 7"),
+        ];
+        let followed = exec_all(session.as_ref(), &commands).await;
+        assert_eq!(followed.stdouts(), ["one\n", "", "from here\n", "", "two\n", ""]);
+        let exits = [0, 0, 0, 0, 0, 7].map(Exit::Status);
+        assert_eq!(followed.ended(), exits.into_iter().enumerate().collect::<Vec<_>>());
+    }
+
+    /// The rest of the list has no turn.
+    pub async fn cancelling_a_list_ends_the_running_one_and_begins_no_other(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(2)).await;
+            token.cancel();
+        });
+        let (begun, followed) = (Instant::now(), Arc::new(Followed::default()));
+        let commands = ["echo one", "sleep 600", "echo unreached"].map(Command::shell);
+        let ended = session.as_ref().exec_all(&commands, followed.clone(), &cancel).await;
+        assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert_eq!((followed.begun(), followed.ended()), (2, vec![(0, Exit::Status(0))]));
     }
 
     async fn send(session: &dyn Session, to: &str, content: &str) {
@@ -1065,6 +1193,102 @@ pub mod shell {
                 .await
                 .expect("the output arrives");
         assert!(ended.is_err());
+    }
+
+    /// Variables, directory, mask, traps and what it reads are a command's own.
+    pub async fn each_command_of_a_list_has_its_own_environment_and_input(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        text(session, Command::shell("mkdir -p 'one dir'; rm -f reached")).await;
+        let show = Command::shell("printf '%s|' \"$ODD\" \"${PWD##*/}\" \"$(umask)\" \"$*\"; trap; cat");
+        let odd = show.clone().env("ODD", "it's\n$odd\\").cwd("one dir").arg("a b");
+        let changing = Command::shell("umask 0; cd /; export ODD=1; trap '' HUP TERM; exec >&- 2>&-; exit 0");
+        let commands = [show.clone(), odd.clone(), changing, show.clone(), odd.clone()];
+        let stdouts = exec_all(session, &commands).await.stdouts();
+        let expected = [text(session, show).await, text(session, odd).await];
+        assert_eq!(stdouts[..2], expected);
+        assert_eq!(stdouts[3..], expected);
+    }
+
+    /// Neither in the command's group nor outside of it.
+    pub async fn what_one_of_a_list_leaves_running_does_not_speak_in_the_next(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        for start in
+            ["(sleep 1.2; echo late; echo late >&2) &", "setsid sh -c 'sleep 1.2; echo late' & sleep 0.1"]
+        {
+            let begun = Instant::now();
+            let lines = ["echo one", start, "echo two; sleep 2", "echo three"];
+            let followed = exec_all(session.as_ref(), &lines.map(Command::shell)).await;
+            assert_eq!(followed.stdouts(), ["one\n", "", "two\n", "three\n"], "{start}");
+            assert_eq!(followed.ended().len(), 4);
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+    }
+
+    /// Megabytes on both outputs, without a final line break, and not a byte in the next command's.
+    pub async fn a_list_of_floods_arrives_whole(session: &impl AsRef<dyn Session>) {
+        let flood = |out: char, err: char| {
+            let line = format!(
+                "head -c 3000000 /dev/zero | tr '\\0' {out}; head -c 3000000 /dev/zero | tr '\\0' {err} >&2"
+            );
+            Command::shell(line)
+        };
+        let commands = [flood('a', 'b'), Command::shell("printf '\\036\\000'"), flood('c', 'd')];
+        let followed = exec_all(session.as_ref(), &commands).await;
+        let begun = followed.begun.lock().expect("not poisoned");
+        for (index, out, err) in [(0, b'a', b'b'), (2, b'c', b'd')] {
+            let (stdout, stderr) = (begun[index].1.stdout(), begun[index].1.stderr().into_bytes());
+            assert!(stdout.len() == 3_000_000 && stdout.iter().all(|&byte| byte == out), "{index}");
+            assert!(stderr.len() == 3_000_000 && stderr.iter().all(|&byte| byte == err), "{index}");
+        }
+        assert_eq!(begun[1].1.stdout(), b"\x1e\0");
+    }
+
+    /// A directory that is missing, a supervisor that is ended: the rest has no turn, and the session is as good as before.
+    pub async fn the_error_of_a_list_is_that_of_the_one_that_ran(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        let lost = Command::shell("kill -9 $PPID; sleep 1");
+        for (wrong, part) in [(Command::shell("true").cwd("no/such/dir"), "no/such/dir"), (lost, "")] {
+            let (followed, cancel) = (Arc::new(Followed::default()), CancellationToken::new());
+            let commands = [Command::shell("echo one"), wrong, Command::shell("touch unreached")];
+            let error = session.exec_all(&commands, followed.clone(), &cancel).await.expect_err("it fails");
+            assert_eq!(error.kind, SessionErrorKind::Remote);
+            assert!(error.to_string().contains(part), "{error}");
+            assert_eq!((followed.begun(), followed.ended()), (2, vec![(0, Exit::Status(0))]));
+        }
+        text(session, Command::shell("! test -e unreached")).await;
+    }
+
+    /// One that takes TERM for a reason to succeed is no reason to go on.
+    pub async fn a_cancelled_command_of_a_list_that_succeeds_ends_the_list(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        let (followed, cancel) = (Arc::new(Followed::default()), CancellationToken::new());
+        let polite = Command::shell("trap 'exit 0' TERM; touch polite; while :; do sleep 0.1; done");
+        let commands = [Command::shell("true"), polite, Command::shell("touch unreached")];
+        let running = session.as_ref().exec_all(&commands, followed.clone(), &cancel);
+        let begun = async {
+            eventually(session.as_ref(), "test -e polite").await;
+            cancel.cancel();
+        };
+        let (ended, ()) = tokio::join!(running, begun);
+        assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+        assert_eq!(followed.begun(), 2);
+        text(session.as_ref(), Command::shell("sleep 0.5; ! test -e unreached")).await;
+    }
+
+    /// As of a single command.
+    pub async fn dropping_a_list_ends_the_running_one_and_begins_no_other(session: &impl AsRef<dyn Session>) {
+        let (followed, cancel) = (Arc::new(Followed::default()), CancellationToken::new());
+        let commands = ["true", "sleep 631", "touch unreached"].map(Command::shell);
+        let running = session.as_ref().exec_all(&commands, followed.clone(), &cancel);
+        let begun = async { eventually(session.as_ref(), "pgrep -f '^sleep 631'").await };
+        tokio::select! {
+            _ = running => panic!("it ended by itself"),
+            () = begun => {}
+        }
+        eventually(session.as_ref(), "! pgrep -f '^sleep 631'").await;
+        text(session.as_ref(), Command::shell("sleep 0.5; ! test -e unreached")).await;
     }
 
     /// Children and grandchildren end with the command.

@@ -13,10 +13,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::machine::machine_name;
+use crate::session::one_by_one;
 use crate::{
     Addresses, Command, Connector, Download, Exit, LaunchRequest, Leftover, Login, Machine, MachineId,
     MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError, ProviderErrorKind, Quote,
-    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -212,6 +213,7 @@ struct Inner {
     /// By their machines and their absolute paths.
     files: BTreeMap<(MachineId, PathBuf), Vec<u8>>,
     log: Vec<(String, String)>,
+    lists: Vec<(String, Vec<String>)>,
     /// What each controller has prepared and not finished.
     prepared: BTreeSet<(u32, RunId)>,
     lag: Duration,
@@ -315,6 +317,7 @@ impl FakeCloud {
             on_command: None,
             files: BTreeMap::new(),
             log: Vec::new(),
+            lists: Vec::new(),
             prepared: BTreeSet::new(),
             lag: Duration::ZERO,
             clock: None,
@@ -439,6 +442,11 @@ impl FakeCloud {
     /// Whether no machine is left, and no run is connected to.
     pub fn is_empty(&self) -> bool {
         self.machines().is_empty() && self.lock().prepared.is_empty()
+    }
+
+    /// The lists of commands that went over at once, each with its machine's name.
+    pub fn lists(&self) -> Vec<(String, Vec<String>)> {
+        self.lock().lists.clone()
     }
 
     /// The commands that were run, each with its machine's name.
@@ -1112,6 +1120,17 @@ impl Session for FakeSession {
             () = cancel.cancelled() => Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
             done = self.unless_broken(self.cloud.session_call(Call::Exec, running, ended)) => done,
         }
+    }
+
+    async fn exec_all(
+        &self,
+        commands: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let lines = commands.iter().map(Command::to_string).collect();
+        self.cloud.lock().lists.push((self.name.clone(), lines));
+        one_by_one(self, commands, &*observer, cancel).await
     }
 
     async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {

@@ -1,8 +1,9 @@
 # shellcheck disable=SC2015,SC2046,SC2086,SC2154 # process numbers are split on purpose, `a && b || c` is read as it stands, and processes.sh sets the rest
 # Ends the process group $2, if it is one that a command of the run $1 has made, and what descends from it: TERM, five
 # seconds, KILL. Prints "gone" once nothing of it runs, else "left". The number comes from the machine, which may lie.
-# Root's processes in it (`sudo …`) are reached with sudo where that asks no questions.
-run=$1 the_group=$2
+# Root's processes in it (`sudo …`) are reached with sudo where that asks no questions. The supervisor $3 of a list of
+# commands, if it is the run's, is told first to begin no other.
+run=$1 the_group=$2 supervisor=${3-}
 
 # Whether a process, or one that it descends from, is marked as the run's.
 is_the_runs() {
@@ -26,6 +27,7 @@ members() {
     done
 }
 
+[ -z "$supervisor" ] || ! is_the_runs "$supervisor" || kill -s USR1 "$supervisor" 2>/dev/null
 find_more
 if [ "$the_group" -gt 1 ] && { [ -z "$left" ] || { is_the_runs $(members) && end_all; }; }; then
     echo gone

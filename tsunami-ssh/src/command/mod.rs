@@ -18,13 +18,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tsunami_core::limits::SCRIPT_TIMEOUT;
-use tsunami_core::{Command, Exit, Machine, OutputSink, SessionError, SessionErrorKind, Stdin};
+use tsunami_core::{
+    Command, Exit, Machine, OutputSink, SequenceObserver, SessionError, SessionErrorKind, Stdin,
+};
 
 use crate::files::UploadArchive;
 use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
 use crate::shell;
 use conversation::{FramedOutput, Outputs};
-use pump::Pump;
+use pump::{Ended, Pump};
 
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,6 +37,9 @@ const TRAILING_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
 const PIPE_BYTES: usize = 60 << 10;
+
+/// The lines of the commands of one conversation: what a pipe holds beside the supervisor itself.
+const HEADERS_BYTES: usize = 32 << 10;
 
 /// Runs commands on one machine, each on a channel of the pool's.
 #[derive(Debug)]
@@ -82,8 +87,7 @@ impl Commands {
         self.tasks.wait().await;
     }
 
-    /// Runs a command in a task of its own, which nobody drops, so that the command is ended in good order when
-    /// the caller goes away.
+    /// Runs a command.
     pub(crate) async fn run(
         self: &Arc<Self>,
         command: &Command,
@@ -92,13 +96,79 @@ impl Commands {
         output: Arc<dyn OutputSink>,
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError> {
+        let headers = vec![supervisor::header(command, self.base())?];
+        let alone = Arc::new(Alone(output));
+        self.converse(headers, input, stdout, (alone, 0), cancel).await.map(|ended| ended.exit)
+    }
+
+    /// Runs commands one after another until one does not succeed, as many as possible in one conversation.
+    pub(crate) async fn run_all(
+        self: &Arc<Self>,
+        commands: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let mut index = 0;
+        while index < commands.len() {
+            let together = self.together(&commands[index..]);
+            let (headers, input) = together.inspect_err(|_| drop(observer.begins(index)))?;
+            let ended = self.converse(headers, input, None, (observer.clone(), index), cancel).await?;
+            observer.ended(ended.index, ended.exit);
+            if !ended.exit.success() {
+                break;
+            }
+            index = ended.index + 1;
+        }
+        Ok(())
+    }
+
+    /// The first of these commands, and those after it that may go in the same conversation: that read nothing, and
+    /// whose lines a pipe holds.
+    fn together(&self, commands: &[Command]) -> Result<(Vec<Vec<u8>>, Input), SessionError> {
+        let (mut headers, mut bytes) = (Vec::new(), 0);
+        for command in commands {
+            let reads = !matches!(command.stdin, Stdin::Null);
+            if reads && !headers.is_empty() {
+                break;
+            }
+            let header = match supervisor::header(command, self.base()) {
+                Ok(header) => header,
+                // Its turn comes, and then it fails.
+                Err(_) if !headers.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            bytes += header.len();
+            if reads {
+                return Ok((vec![header], Input::Given(command.stdin.clone())));
+            }
+            if !headers.is_empty() && bytes > HEADERS_BYTES {
+                break;
+            }
+            headers.push(header);
+        }
+        Ok((headers, Input::Given(Stdin::Null)))
+    }
+
+    fn base(&self) -> Option<&str> {
+        self.machine.login.directory.as_deref()
+    }
+
+    /// Runs commands in a task of its own, which nobody drops, so that they are ended in good order when the caller goes
+    /// away. The observer's first has the place `index`. Returns which was the last that ran; those before it succeeded.
+    async fn converse(
+        self: &Arc<Self>,
+        headers: Vec<Vec<u8>>,
+        input: Input,
+        stdout: Option<StdoutConsumer>,
+        (observer, index): (Arc<dyn SequenceObserver>, usize),
+        cancel: &CancellationToken,
+    ) -> Result<Ended, SessionError> {
         let stop = cancel.child_token();
         let _when_dropped = stop.clone().drop_guard();
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
-        let (run, base) = (self.machine.run.as_str(), self.machine.login.directory.as_deref());
-        let header = supervisor::lines(run, command, &mark, base, stdout.is_none())?;
-        let task = Supervised { commands: self.clone(), mark, header, input, stdout, output, stop };
+        let commands = self.clone();
+        let task = Supervised { commands, mark, headers, input, stdout, observer, index, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
             Err(Ok(panic)) => resume_unwind(panic),
@@ -145,10 +215,11 @@ impl Commands {
         Err(no_shell(&self.machine, outputs.words().trim()))
     }
 
-    /// Ends a process group that a command of the run has made, and says whether it is gone.
-    async fn end(&self, group: u32) -> bool {
+    /// Ends a process group that a command of the run has made, and says whether it is gone. The supervisor of a list
+    /// begins no other command then.
+    async fn end(&self, group: u32, supervisor: Option<u32>) -> bool {
         let ending = async {
-            let line = supervisor::kill_line(self.machine.run.as_str(), group).ok()?;
+            let line = supervisor::kill_line(self.machine.run.as_str(), group, supervisor).ok()?;
             if let Some(spare) = self.pool.take_spare()
                 && let Some(gone) = told_to_end(spare, &line).await
             {
@@ -209,20 +280,33 @@ impl Input {
     }
 }
 
-/// One supervised command.
+/// Follows a single command.
+struct Alone(Arc<dyn OutputSink>);
+
+impl SequenceObserver for Alone {
+    fn begins(&self, _: usize) -> Arc<dyn OutputSink> {
+        self.0.clone()
+    }
+
+    fn ended(&self, _: usize, _: Exit) {}
+}
+
+/// One conversation: a supervised command, or several.
 struct Supervised {
     commands: Arc<Commands>,
     mark: String,
-    header: Vec<u8>,
+    headers: Vec<Vec<u8>>,
     input: Input,
     stdout: Option<StdoutConsumer>,
-    output: Arc<dyn OutputSink>,
+    observer: Arc<dyn SequenceObserver>,
+    index: usize,
     stop: CancellationToken,
 }
 
 impl Supervised {
-    async fn run(self) -> Result<Exit, SessionError> {
-        let Self { commands, mark, header, input, stdout, output, stop } = self;
+    async fn run(self) -> Result<Ended, SessionError> {
+        let Self { commands, mark, mut headers, input, stdout, observer, index, stop } = self;
+        let output = observer.begins(index);
         let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let opening = commands.pool.shell(stdout.as_ref());
@@ -233,8 +317,15 @@ impl Supervised {
         // Until the greeting is over nothing has begun.
         stop.run_until_cancelled(commands.greet(&mut outputs)).await.ok_or_else(cancelled)??;
         stop.run_until_cancelled(commands.pool.keep_spare()).await.ok_or_else(cancelled)??;
-        let feeding = input.feed(header, feed);
-        let mut pump = Pump::new(commands, slot, outputs, &mark, output);
+        if commands.pool.has_one_channel() {
+            // What ends a command ends the conversation as well, and no supervisor could say that it begins no other.
+            headers.truncate(1);
+        }
+        let (run, base) = (commands.machine.run.as_str(), commands.base());
+        let opening = supervisor::opening(run, &mark, base, headers.len(), consumed.is_none())?;
+        let feeding = input.feed([opening, headers.concat()].concat(), feed);
+        let first = (index, headers.len(), output);
+        let mut pump = Pump::new(commands, slot, outputs, &mark, observer, first);
         let stopped = pump.run(&stop).await;
         if let (Some(consumed), false) = (consumed, stopped) {
             // Closing the channel would cut off what is still on its way.
@@ -329,5 +420,45 @@ mod tests {
         let (command, cancel) = (Command::shell("exit 3"), CancellationToken::new());
         let exit = commands.run(&command, Input::Given(Stdin::Null), None, Arc::new(()), &cancel).await;
         assert_eq!(exit.unwrap(), Exit::Status(3));
+    }
+
+    /// Counts the commands that had a turn.
+    #[derive(Default)]
+    struct Turns(AtomicU32);
+
+    impl SequenceObserver for Turns {
+        fn begins(&self, _: usize) -> Arc<dyn OutputSink> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Arc::new(())
+        }
+
+        fn ended(&self, _: usize, _: Exit) {}
+    }
+
+    #[tokio::test]
+    async fn a_list_is_as_few_conversations_as_its_commands_allow() {
+        let list = |lines: &[&str]| lines.iter().map(|line| Command::shell(*line)).collect::<Vec<_>>();
+        let reads = Command::shell("cat").stdin(Stdin::Bytes(b"x".as_slice().into()));
+        let large = Command::shell("true").env("LARGE", "x".repeat(HEADERS_BYTES));
+        for (commands, conversations) in [
+            (list(&["true", "echo", "exit 0", "true"]), 1),
+            (list(&["true", "sleep 1 >/dev/null 2>&1 &", "true"]), 2),
+            ([list(&["true", "true"]), vec![reads], list(&["true"])].concat(), 3),
+            (vec![large.clone(), large, Command::shell("true")], 3),
+            (list(&["true", "exit 3", "true"]), 1),
+        ] {
+            let commands_on_it = commands_on(Fake::with(10, 1)).await;
+            let turns = Arc::new(Turns::default());
+            commands_on_it.run_all(&commands, turns.clone(), &CancellationToken::new()).await.unwrap();
+            assert_eq!(commands_on_it.nonce.load(Ordering::Relaxed), conversations, "{commands:?}");
+            let failing = commands.iter().position(|command| command.to_string() == "exit 3");
+            let expected = failing.map_or(commands.len(), |at| at + 1);
+            assert_eq!(turns.0.load(Ordering::Relaxed) as usize, expected);
+        }
+        // Where there is one channel, what ends a command takes its place.
+        let commands = commands_on(Fake::with(1, 1)).await;
+        let turns = Arc::new(Turns::default());
+        commands.run_all(&list(&["true", "true"]), turns, &CancellationToken::new()).await.unwrap();
+        assert_eq!(commands.nonce.load(Ordering::Relaxed), 2);
     }
 }

@@ -1,6 +1,6 @@
 //! Moves a command's output, and ends the command when asked to.
 
-use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use futures_util::future::OptionFuture;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{BoxError, Exit, OutputSink, SessionError, SessionErrorKind, Stream};
+use tsunami_core::{Exit, OutputSink, SequenceObserver, SessionError, SessionErrorKind, Stream};
 
 use super::conversation::Outputs;
-use super::supervisor::{Status, StatusDecoder};
+use super::supervisor::{Piece, Status, StatusDecoder};
 use super::{Commands, TRAILING_OUTPUT_TIMEOUT, local};
 use crate::pool::Slot;
 use crate::shell::Preamble;
@@ -24,155 +24,233 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much is read at a time.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// A command's outputs on their way, and what was seen in them.
+/// One output of a conversation.
+struct Half {
+    /// `None` at its end, and where somebody else takes it.
+    from: Option<Output>,
+    preamble: Preamble,
+    statuses: StatusDecoder,
+    /// What was read and not handed on: it waits for the other output to come as far.
+    ahead: VecDeque<Piece>,
+}
+
+impl Half {
+    fn new(from: Option<Output>, preamble: Preamble, mark: &str) -> Self {
+        Self { from, preamble, statuses: StatusDecoder::new(mark), ahead: VecDeque::new() }
+    }
+
+    /// Takes what was read; nothing is the end.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            self.from = None;
+            let rest = std::mem::take(&mut self.statuses).rest();
+            self.ahead.extend((!rest.is_empty()).then_some(Piece::Output(rest)));
+            return Ok(());
+        }
+        self.ahead.extend(self.statuses.take(&self.preamble.take(bytes)?)?);
+        Ok(())
+    }
+}
+
+/// The outputs of a conversation on their way, and what was seen in them.
 pub(super) struct Pump {
     commands: Arc<Commands>,
     slot: Slot,
-    stdout: Option<Output>,
-    stderr: Option<Output>,
-    stdout_preamble: Preamble,
-    stderr_preamble: Preamble,
-    stdout_statuses: StatusDecoder,
-    stderr_statuses: StatusDecoder,
+    stdout: Half,
+    stderr: Half,
+    observer: Arc<dyn SequenceObserver>,
+    /// The place of the present command among all that the observer follows.
+    index: usize,
+    /// How many commands of this conversation come after it.
+    left: usize,
     output: Arc<dyn OutputSink>,
+    supervisor: Option<u32>,
     group: Option<u32>,
     exit: Option<Exit>,
+    /// Whether the supervisor goes on to the next command.
+    goes_on: bool,
     /// Whether all that the command itself wrote to standard output is here.
     over: bool,
+    /// Whether the supervisor has said that it begins no other command.
+    halted: bool,
     no_directory: Option<String>,
     sink_failed: Option<io::Error>,
     killed: Option<bool>,
 }
 
+/// What a conversation came to.
+pub(super) struct Ended {
+    /// The place of the last command that ran.
+    pub(super) index: usize,
+    pub(super) exit: Exit,
+}
+
 impl Pump {
+    /// A conversation of `count` commands, the first of which has the place `index` and writes to `output`.
     pub(super) fn new(
         commands: Arc<Commands>,
         slot: Slot,
         outputs: Outputs,
         mark: &str,
-        output: Arc<dyn OutputSink>,
+        observer: Arc<dyn SequenceObserver>,
+        (index, count, output): (usize, usize, Arc<dyn OutputSink>),
     ) -> Self {
         Self {
             commands,
             slot,
-            stdout: outputs.stdout,
-            stderr: outputs.stderr,
-            stdout_preamble: outputs.out.preamble,
-            stderr_preamble: outputs.err.preamble,
-            stdout_statuses: StatusDecoder::new(mark),
-            stderr_statuses: StatusDecoder::new(mark),
+            stdout: Half::new(outputs.stdout, outputs.out.preamble, mark),
+            stderr: Half::new(outputs.stderr, outputs.err.preamble, mark),
+            observer,
+            index,
+            left: count.saturating_sub(1),
             output,
+            supervisor: None,
             group: None,
             exit: None,
+            goes_on: false,
             over: false,
+            halted: false,
             no_directory: None,
             sink_failed: None,
             killed: None,
         }
     }
 
-    /// Returns whether the command was asked to end.
+    /// Returns whether the commands were asked to end.
     pub(super) async fn run(&mut self, stop: &CancellationToken) -> bool {
         let mut buffers = vec![0; 2 * CHUNK_BYTES];
         let (out, err) = buffers.split_at_mut(CHUNK_BYTES);
         let mut stopping = false;
         let mut killing = None;
+        // The group that was told to end.
+        let mut told = None;
         let mut alarm: Option<Instant> = None;
-        while self.stdout.is_some() || self.stderr.is_some() {
+        while self.stdout.from.is_some() || self.stderr.from.is_some() {
+            let (stdout_waits, stderr_waits) = (self.stdout_waits(), self.stderr_waits());
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => stopping = true,
                 Some(gone) = OptionFuture::from(killing.as_mut()), if killing.is_some() => {
                     killing = None;
-                    self.killed = Some(gone);
-                    alarm = Some(Instant::now() + TRAILING_OUTPUT_TIMEOUT);
+                    self.killed = Some(gone && self.killed != Some(false));
                 }
                 // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
-                count = read_some(&mut self.stderr, err) => self.take_stderr(&err[..count]),
-                count = read_some(&mut self.stdout, out) => self.take_stdout(&out[..count]),
+                count = read_some(&mut self.stderr.from, err), if !stderr_waits => {
+                    let taken = self.stderr.take(&err[..count]);
+                    self.advance(taken);
+                }
+                count = read_some(&mut self.stdout.from, out), if !stdout_waits => {
+                    let taken = self.stdout.take(&out[..count]);
+                    self.advance(taken);
+                }
             }
             stopping |= self.sink_failed.is_some();
-            if killing.is_some() || self.killed.is_some() {
+            if killing.is_some() {
                 continue;
             }
+            let mut within = |limit| {
+                let by = Instant::now() + limit;
+                alarm = Some(alarm.map_or(by, |alarm| alarm.min(by)));
+            };
             // What a command that has ended left behind is ended as well.
             if stopping {
                 match self.group {
-                    Some(group) => {
-                        let commands = self.commands.clone();
-                        alarm = None;
-                        killing = Some(Box::pin(async move { commands.end(group).await }));
+                    Some(group) if told != Some(group) => {
+                        let (commands, supervisor) = (self.commands.clone(), self.supervisor);
+                        (told, alarm) = (Some(group), None);
+                        killing = Some(Box::pin(async move { commands.end(group, supervisor).await }));
                     }
-                    None => alarm = alarm.or_else(|| Some(Instant::now() + BEGIN_TIMEOUT)),
+                    _ if self.killed.is_some() && self.is_halted() => within(TRAILING_OUTPUT_TIMEOUT),
+                    // The next command may have begun before the supervisor was told.
+                    _ => within(BEGIN_TIMEOUT),
                 }
-            } else if self.exit.is_some() && (self.over || self.stdout.is_none()) {
-                alarm = alarm.or_else(|| Some(Instant::now() + TRAILING_OUTPUT_TIMEOUT));
+            } else if self.exit.is_some() && (self.over || self.stdout.from.is_none()) {
+                within(TRAILING_OUTPUT_TIMEOUT);
             }
         }
         if let Some(killing) = killing {
             self.killed = Some(killing.await);
         }
+        if !self.is_halted() {
+            self.killed = self.killed.map(|_| false);
+        }
         stopping
     }
 
-    fn take_stdout(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            self.stdout = None;
-            let rest = std::mem::take(&mut self.stdout_statuses).rest();
-            if !rest.is_empty() {
-                self.hand_on(Stream::Stdout, &rest);
-            }
-            return;
-        }
-        let mut preamble = std::mem::take(&mut self.stdout_preamble);
-        match preamble.take(bytes) {
-            Ok(said) => {
-                let mut statuses = std::mem::take(&mut self.stdout_statuses);
-                match statuses.take(&said, |bytes| self.hand_on(Stream::Stdout, bytes)) {
-                    Ok(found) => self.over |= found.contains(&Status::Over),
-                    Err(error) => self.refuse(error),
-                }
-                self.stdout_statuses = statuses;
-            }
-            Err(error) => self.refuse(error),
-        }
-        self.stdout_preamble = preamble;
+    /// Whether no other command begins in this conversation.
+    fn is_halted(&self) -> bool {
+        self.halted || self.supervisor.is_none()
     }
 
-    fn take_stderr(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            self.stderr = None;
+    /// Whether what comes now on standard output is not the present command's, or may not be.
+    fn stdout_waits(&self) -> bool {
+        let told = self.stderr.from.is_none() && self.stderr.ahead.is_empty();
+        self.over && (self.goes_on || (self.exit.is_none() && !told))
+    }
+
+    /// Whether what comes now on standard error is the next command's.
+    fn stderr_waits(&self) -> bool {
+        self.goes_on && !self.stdout_is_over()
+    }
+
+    fn stdout_is_over(&self) -> bool {
+        self.over || (self.stdout.from.is_none() && self.stdout.ahead.is_empty())
+    }
+
+    /// Hands on what was read, as far as both outputs have come.
+    fn advance(&mut self, taken: io::Result<()>) {
+        if let Err(error) = taken {
+            // What the machine says is not read any further.
+            self.sink_failed.get_or_insert(error);
         }
-        let mut preamble = std::mem::take(&mut self.stderr_preamble);
-        let said = preamble.take(bytes).unwrap_or_else(|error| {
-            self.refuse(error);
-            Cow::Borrowed(&[])
-        });
-        self.stderr_preamble = preamble;
-        let mut statuses = std::mem::take(&mut self.stderr_statuses);
-        let found = statuses.take(&said, |bytes| self.hand_on(Stream::Stderr, bytes));
-        if self.stderr.is_none() {
-            let rest = statuses.rest();
-            if !rest.is_empty() {
-                self.hand_on(Stream::Stderr, &rest);
+        loop {
+            if let (Some(exit), true, true) = (self.exit, self.goes_on, self.stdout_is_over()) {
+                self.begin_next(exit);
+            } else if !self.stdout_waits()
+                && let Some(piece) = self.stdout.ahead.pop_front()
+            {
+                match piece {
+                    Piece::Output(bytes) => self.hand_on(Stream::Stdout, &bytes),
+                    Piece::Status(Status::Over) => self.over = true,
+                    Piece::Status(_) => {}
+                }
+            } else if !self.stderr_waits()
+                && let Some(piece) = self.stderr.ahead.pop_front()
+            {
+                match piece {
+                    Piece::Output(bytes) => self.hand_on(Stream::Stderr, &bytes),
+                    Piece::Status(status) => self.note(status),
+                }
+            } else {
+                return;
             }
-        } else {
-            self.stderr_statuses = statuses;
         }
-        let found = found.unwrap_or_else(|error| {
-            self.refuse(error);
-            Vec::new()
-        });
-        for status in found {
-            match status {
-                // The first of a kind is the supervisor's.
-                Status::Started(group) => drop(self.group.get_or_insert(group)),
-                Status::NoDirectory(directory) => drop(self.no_directory.get_or_insert(directory)),
-                Status::Ended(exit) => drop(self.exit.get_or_insert(exit)),
-                Status::Over => {}
+    }
+
+    /// The first note of a kind is the supervisor's.
+    fn note(&mut self, status: Status) {
+        match status {
+            Status::Supervisor(process) => drop(self.supervisor.get_or_insert(process)),
+            Status::Started(group) => drop(self.group.get_or_insert(group)),
+            Status::NoDirectory(directory) => drop(self.no_directory.get_or_insert(directory)),
+            Status::Ended(exit, goes_on) if self.exit.is_none() => {
+                self.exit = Some(exit);
+                self.goes_on = goes_on && exit.success() && self.left > 0;
+                self.halted |= !self.goes_on;
             }
+            Status::Stopped => self.halted = true,
+            Status::Ended(..) | Status::Over => {}
         }
+    }
+
+    fn begin_next(&mut self, exit: Exit) {
+        self.observer.ended(self.index, exit);
+        self.index += 1;
+        self.left -= 1;
+        self.output = self.observer.begins(self.index);
+        (self.group, self.exit, self.no_directory) = (None, None, None);
+        (self.goes_on, self.over) = (false, false);
     }
 
     fn hand_on(&mut self, stream: Stream, bytes: &[u8]) {
@@ -181,31 +259,28 @@ impl Pump {
         }
     }
 
-    /// What the machine says is not read any further.
-    fn refuse(&mut self, error: impl Into<BoxError>) {
-        self.sink_failed.get_or_insert_with(|| io::Error::other(error));
-    }
-
     /// What all that was seen comes to.
-    pub(super) async fn outcome(self, stopped: bool) -> Result<Exit, SessionError> {
+    pub(super) async fn outcome(self, stopped: bool) -> Result<Ended, SessionError> {
         if let Some(error) = self.sink_failed {
             return Err(local("the command's output could not be taken", error));
         }
-        match (self.exit, self.killed) {
-            (_, Some(true)) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
-            (_, Some(false)) => {
+        match self.killed {
+            Some(true) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
+            Some(false) => {
                 self.commands.pool.check_connection(&self.slot).await?;
                 let message = "cancelled, and the command may still be running";
                 return Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message));
             }
-            (Some(exit), None) => return Ok(exit),
-            (None, None) => {}
+            None => {}
         }
         if let Some(directory) = self.no_directory {
             return Err(SessionError::new(
                 SessionErrorKind::Remote,
                 format!("cannot enter the directory {directory}"),
             ));
+        }
+        if let Some(exit) = self.exit {
+            return Ok(Ended { index: self.index, exit });
         }
         self.commands.pool.check_connection(&self.slot).await?;
         let Some(group) = self.group else {
@@ -217,7 +292,7 @@ impl Pump {
             ));
         };
         // Somebody ended the supervisor, so nobody saw how the command ended, or whether.
-        let gone = self.commands.end(group).await;
+        let gone = self.commands.end(group, None).await;
         let left = if gone { "is gone" } else { "may still be running" };
         let message = format!("the command's supervisor was ended from outside; the command {left}");
         Err(SessionError::new(SessionErrorKind::Remote, message))

@@ -22,33 +22,42 @@ static KILL: LazyLock<String> = LazyLock::new(|| [PROCESSES_SCRIPT, include_str!
 /// What every mark begins with, so that it is found fast: a byte that texts don't have.
 const SEPARATOR: u8 = 0x1e;
 
-/// What our `sh` reads: the line that starts the supervisor, and the line that tells it what to run.
-pub(super) fn lines(
+/// What our `sh` reads before the lines of the commands: the line that starts the supervisor, and the one that tells it
+/// how many they are. Standard output is marked as well, where a command's own ends, if `marks` says so.
+pub(super) fn opening(
     run: &str,
-    command: &Command,
     mark: &str,
     base: Option<&str>,
+    count: usize,
     marks: bool,
 ) -> Result<Vec<u8>, SessionError> {
-    // Whether standard output is marked as well, where the command's own ends.
-    let marks: &[u8] = if marks { b"_marks=1; " } else { b"_marks=; " };
-    Ok([&shell::supervisor_line(run, base, SUPERVISOR)?, marks, &header(command, mark, base)?].concat())
+    Ok([shell::supervisor_line(run, base, SUPERVISOR)?, conversation(mark, count, marks)?].concat())
 }
 
-/// The line that ends a process group of the run's, and says whether it is gone.
-pub(super) fn kill_line(run: &str, group: u32) -> Result<Vec<u8>, SessionError> {
-    shell::script_line(&KILL, &[run, &group.to_string()])
+/// The supervisor's first line. What it reads further is a single command's input, and several have none.
+fn conversation(mark: &str, count: usize, marks: bool) -> Result<Vec<u8>, SessionError> {
+    let mut line = [b"_mark=".as_slice(), &one_line(mark.as_bytes())?].concat();
+    let input = if count == 1 { "<&0" } else { "</dev/null" };
+    let marks = if marks { "1" } else { "" };
+    line.extend_from_slice(format!(" _left={count} _marks={marks} _stopped=; exec 4{input}\n").as_bytes());
+    Ok(line)
+}
+
+/// The line that ends a process group of the run's, and says whether it is gone. Where a supervisor has more commands to
+/// begin, it is told first to begin none.
+pub(super) fn kill_line(run: &str, group: u32, supervisor: Option<u32>) -> Result<Vec<u8>, SessionError> {
+    let supervisor = supervisor.map(|process| process.to_string()).unwrap_or_default();
+    shell::script_line(&KILL, &[run, &group.to_string(), &supervisor])
 }
 
 /// The line that tells the supervisor what to run.
-fn header(command: &Command, mark: &str, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
+pub(super) fn header(command: &Command, base: Option<&str>) -> Result<Vec<u8>, SessionError> {
     let mut line = Vec::new();
     let directory = match (base, command.cwd.as_deref()) {
         (Some(base), Some(cwd)) if !cwd.starts_with('/') => Cow::Owned(format!("{base}/{cwd}")),
         (base, cwd) => Cow::Borrowed(cwd.or(base).unwrap_or_default()),
     };
-    push(&mut line, &["_mark=".as_bytes(), &one_line(mark.as_bytes())?]);
-    push(&mut line, &[b"; _directory=", &one_line(directory.as_bytes())?]);
+    push(&mut line, &[b"_directory=", &one_line(directory.as_bytes())?]);
     push(&mut line, &[b"; export TSUNAMI_RUN_ID"]);
     for (name, value) in &command.env {
         if !names::is_variable_name(name) {
@@ -100,14 +109,27 @@ pub(super) fn mark(nonce: u64) -> String {
 /// What the supervisor says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Status {
+    /// This process is the supervisor of several commands.
+    Supervisor(u32),
     /// The command runs in this process group.
     Started(u32),
     /// The command's directory can't be entered.
     NoDirectory(String),
-    /// The command ended.
-    Ended(Exit),
+    /// The command ended; and whether the next one begins here.
+    Ended(Exit, bool),
+    /// As it was told, the supervisor begins no other.
+    Stopped,
     /// What comes now on standard output is not the command's own.
     Over,
+}
+
+/// A piece of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// What a command itself wrote.
+    Output(Vec<u8>),
+    /// What the supervisor says.
+    Status(Status),
 }
 
 /// Takes the supervisor's notes out of a command's output.
@@ -124,43 +146,51 @@ impl StatusDecoder {
         Self { mark: mark.as_bytes().to_vec(), held: Vec::new(), jobs: String::new() }
     }
 
-    /// Takes some bytes; gives what the command itself wrote to `output`, and returns the notes.
+    /// Takes some bytes, and returns the pieces that are complete, in order.
     ///
     /// A note that does not end is an error.
-    pub(super) fn take(&mut self, bytes: &[u8], mut output: impl FnMut(&[u8])) -> io::Result<Vec<Status>> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<Vec<Piece>> {
         let mut data = std::mem::take(&mut self.held);
         data.extend_from_slice(bytes);
-        let mut rest = data.as_slice();
-        let mut notes = Vec::new();
-        while let Some(at) = rest.iter().position(|&byte| byte == SEPARATOR) {
-            let from = &rest[at..];
+        let mut pieces = Vec::new();
+        // Where the output begins that is not among the pieces, and where to look on for a mark.
+        let (mut output, mut at) = (0, 0);
+        while let Some(found) = data[at..].iter().position(|&byte| byte == SEPARATOR) {
+            let from = &data[at + found..];
+            let end = at + found;
             if from.len() < self.mark.len() && self.mark.starts_with(from) {
-                output_some(&rest[..at], &mut output);
                 self.held = from.to_vec();
-                return Ok(notes);
+                data.truncate(end);
+                break;
             }
             let Some(note) = from.strip_prefix(self.mark.as_slice()) else {
                 // Some other use of the byte.
-                output_some(&rest[..=at], &mut output);
-                rest = &rest[at + 1..];
+                at = end + 1;
                 continue;
             };
-            output_some(&rest[..at], &mut output);
+            push_output(&mut pieces, &data[output..end]);
+            output = end;
             if self.jobs.len() > NOTE_LIMIT {
                 return Err(endless_note());
             }
-            let Some((parsed, after)) = self.parse(note) else {
+            let Some((status, after)) = self.parse(note) else {
                 if from.len() > NOTE_LIMIT {
                     return Err(endless_note());
                 }
                 self.held = from.to_vec();
-                return Ok(notes);
+                data.truncate(end);
+                break;
             };
-            notes.extend(parsed);
-            rest = after;
+            at = data.len() - after.len();
+            output = at;
+            pieces.extend(status.map(Piece::Status));
         }
-        output_some(rest, &mut output);
-        Ok(notes)
+        if output == 0 && !data.is_empty() {
+            pieces.push(Piece::Output(data));
+        } else {
+            push_output(&mut pieces, &data[output..]);
+        }
+        Ok(pieces)
     }
 
     /// What is left when the stream ends: a note cut short is no output either.
@@ -177,12 +207,20 @@ impl StatusDecoder {
             return Some((None, &jobs[at + said.len()..]));
         }
         let (text, after) = line(note)?;
-        if text == "over" {
-            return Some((Some(Status::Over), after));
+        match text.as_str() {
+            "over" => return Some((Some(Status::Over), after)),
+            "stopped" => return Some((Some(Status::Stopped), after)),
+            _ => {}
         }
         let parsed = match text.split_once(' ') {
+            Some(("self", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Status::Supervisor),
             Some(("pid", pid)) => pid.parse().ok().filter(|pid| is_group(*pid)).map(Status::Started),
-            Some(("end", statuses)) => ended(&self.jobs, statuses).map(Status::Ended),
+            Some(("end", said)) => {
+                let jobs = std::mem::take(&mut self.jobs);
+                let parts = said.rsplit_once(' ');
+                parts
+                    .and_then(|(statuses, then)| Some(Status::Ended(ended(&jobs, statuses)?, then == "next")))
+            }
             Some(("no", directory)) => Some(Status::NoDirectory(directory.to_owned())),
             _ => None,
         };
@@ -199,9 +237,9 @@ fn endless_note() -> io::Error {
     io::Error::other(format!("a note of the command's supervisor is longer than {} KiB", NOTE_LIMIT >> 10))
 }
 
-fn output_some(bytes: &[u8], output: &mut impl FnMut(&[u8])) {
+fn push_output(pieces: &mut Vec<Piece>, bytes: &[u8]) {
     if !bytes.is_empty() {
-        output(bytes);
+        pieces.push(Piece::Output(bytes.to_vec()));
     }
 }
 
@@ -232,25 +270,42 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write;
     use std::process::Stdio;
+    use std::slice;
 
     fn take_all(chunks: &[&[u8]]) -> (Vec<Status>, Vec<u8>) {
         let mut notes = StatusDecoder::new(&mark(7));
         let (mut found, mut output) = (Vec::new(), Vec::new());
-        for chunk in chunks {
-            found.extend(notes.take(chunk, |bytes| output.extend_from_slice(bytes)).unwrap());
+        for piece in chunks.iter().flat_map(|chunk| notes.take(chunk).unwrap()) {
+            match piece {
+                Piece::Output(bytes) => output.extend(bytes),
+                Piece::Status(status) => found.push(status),
+            }
         }
         output.extend(notes.rest());
         (found, output)
+    }
+
+    /// What was written on a stream before each of the notes of this kind.
+    fn between(stream: &[u8], is_end: impl Fn(&Status) -> bool) -> Vec<String> {
+        let mut parts = vec![Vec::new()];
+        for piece in StatusDecoder::new(&mark(7)).take(stream).unwrap() {
+            match piece {
+                Piece::Output(bytes) => parts.last_mut().unwrap().extend(bytes),
+                Piece::Status(status) if is_end(&status) => parts.push(Vec::new()),
+                Piece::Status(_) => {}
+            }
+        }
+        parts.iter().map(|part| String::from_utf8_lossy(part).into_owned()).collect()
     }
 
     #[test]
     fn notes_are_found_however_the_stream_is_cut() {
         let mark = mark(7);
         let stream = format!(
-            "{mark}pid 12\nwarning \x1e: no newline{mark}jobs [1]+  Done(137)  x\n{mark}said\n{mark}end 145 137\n"
+            "{mark}pid 12\nwarning \x1e: no newline{mark}jobs [1]+  Done(137)  x\n{mark}said\n{mark}end 145 137 last\n"
         );
         let expected = (
-            vec![Status::Started(12), Status::Ended(Exit::Status(137))],
+            vec![Status::Started(12), Status::Ended(Exit::Status(137), false)],
             b"warning \x1e: no newline".to_vec(),
         );
         for size in 1..stream.len() {
@@ -273,20 +328,20 @@ mod tests {
     fn a_note_without_an_end_is_an_error() {
         for kind in ["pid ", "jobs ", "no "] {
             let mut notes = StatusDecoder::new(&mark(7));
-            notes.take(format!("{}{kind}", mark(7)).as_bytes(), |_| {}).unwrap();
-            let flood = (0..=NOTE_LIMIT / 4096).any(|_| notes.take(&[b'1'; 4096], |_| {}).is_err());
+            notes.take(format!("{}{kind}", mark(7)).as_bytes()).unwrap();
+            let flood = (0..=NOTE_LIMIT / 4096).any(|_| notes.take(&[b'1'; 4096]).is_err());
             assert!(flood, "{kind}");
         }
         // Nor do many.
         let mut notes = StatusDecoder::new(&mark(7));
         let jobs = format!("{0}jobs {1}{0}said\n", mark(7), "x".repeat(4096));
-        assert!((0..=NOTE_LIMIT / 4096 + 1).any(|_| notes.take(jobs.as_bytes(), |_| {}).is_err()));
+        assert!((0..=NOTE_LIMIT / 4096 + 1).any(|_| notes.take(jobs.as_bytes()).is_err()));
     }
 
     /// Runs the script that ends a group, and returns what it says.
-    fn kill(shell: &[&str], run: &str, group: u32) -> String {
+    fn kill(shell: &[&str], run: &str, group: u32, supervisor: &str) -> String {
         let mut kill = std::process::Command::new(shell[0]);
-        kill.args(&shell[1..]).args(["-c", &KILL, "sh", run, &group.to_string()]);
+        kill.args(&shell[1..]).args(["-c", &KILL, "sh", run, &group.to_string(), supervisor]);
         String::from_utf8(kill.output().unwrap().stdout).unwrap().trim().to_owned()
     }
 
@@ -299,6 +354,9 @@ mod tests {
             "jobs ",
             "said\n",
             "end ",
+            "self ",
+            "stopped\n",
+            " next\n",
             "no ",
             "Done(",
             ")",
@@ -339,7 +397,7 @@ mod tests {
             };
             for (mark, said) in [(None, "left"), (Some("another"), "left"), (Some("mine"), "gone")] {
                 let mut sleep = sleep(mark);
-                assert_eq!(kill(&shell, "mine", sleep.id()), said, "{shell:?}, marked {mark:?}");
+                assert_eq!(kill(&shell, "mine", sleep.id(), ""), said, "{shell:?}, marked {mark:?}");
                 assert_eq!(sleep.try_wait().unwrap().is_some(), said == "gone", "{shell:?}, marked {mark:?}");
                 sleep.kill().unwrap();
                 sleep.wait().unwrap();
@@ -361,7 +419,7 @@ mod tests {
             let mut command = start(script, "mine");
             let mut stdout = command.stdout.take().unwrap();
             io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
-            assert_eq!(kill(&shell, "mine", command.id()), "gone", "{shell:?}");
+            assert_eq!(kill(&shell, "mine", command.id(), ""), "gone", "{shell:?}");
             // All that held it have ended.
             assert_eq!(io::Read::read(&mut stdout, &mut [0]).unwrap(), 0, "{shell:?}");
             command.wait().unwrap();
@@ -370,9 +428,9 @@ mod tests {
                 start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");
             let mut stdout = theirs.stdout.take().unwrap();
             io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
-            assert_eq!(kill(&shell, "mine", theirs.id()), "left", "{shell:?}");
+            assert_eq!(kill(&shell, "mine", theirs.id(), ""), "left", "{shell:?}");
             assert!(theirs.try_wait().unwrap().is_none(), "{shell:?}");
-            assert_eq!(kill(&shell, "theirs", theirs.id()), "gone", "{shell:?}");
+            assert_eq!(kill(&shell, "theirs", theirs.id(), ""), "gone", "{shell:?}");
             theirs.wait().unwrap();
         }
     }
@@ -390,20 +448,139 @@ mod tests {
         known.into_iter().filter(runs).collect()
     }
 
-    fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {
-        let header = header(command, &mark(7), None).unwrap();
-        let mut child = std::process::Command::new(shell[0])
-            .args(&shell[1..])
-            .args(["-c", SUPERVISOR])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(&header).unwrap();
+    /// Has a supervisor in this shell run commands; returns what it and they wrote.
+    fn supervise_all(shell: &[&str], commands: &[Command]) -> (Vec<u8>, Vec<u8>) {
+        let headers = commands.iter().flat_map(|command| header(command, None).unwrap());
+        let lines: Vec<u8> =
+            conversation(&mark(7), commands.len(), true).unwrap().into_iter().chain(headers).collect();
+        let mut child = supervisor(shell).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&lines).unwrap();
         let output = child.wait_with_output().unwrap();
-        let (notes, _) = take_all(&[&output.stderr]);
-        (notes, output.stdout)
+        (output.stdout, output.stderr)
+    }
+
+    fn supervisor(shell: &[&str]) -> std::process::Command {
+        let mut child = std::process::Command::new(shell[0]);
+        child.args(&shell[1..]).args(["-c", SUPERVISOR]).env("TSUNAMI_RUN_ID", "mine");
+        child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        child
+    }
+
+    fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {
+        let (stdout, stderr) = supervise_all(shell, slice::from_ref(command));
+        (take_all(&[&stderr]).0, take_all(&[&stdout]).1)
+    }
+
+    fn is_over(status: &Status) -> bool {
+        *status == Status::Over
+    }
+
+    fn exits(stderr: &[u8]) -> Vec<(Exit, bool)> {
+        let exits = take_all(&[stderr]).0.into_iter().filter_map(|status| match status {
+            Status::Ended(exit, goes_on) => Some((exit, goes_on)),
+            _ => None,
+        });
+        exits.collect()
+    }
+
+    #[test]
+    fn every_shell_runs_a_list_until_one_fails() {
+        for shell in shells() {
+            for (line, exit) in [
+                ("exit 3", Exit::Status(3)),
+                ("exit 255", Exit::Status(255)),
+                ("exit 137", Exit::Status(137)),
+                ("sleep 0.1; kill -9 $$", Exit::Signal(9)),
+                ("printf last; exec sh -c 'exit 200'", Exit::Status(200)),
+            ] {
+                let commands =
+                    ["echo one; echo uno >&2", "printf two; sleep 0.1; exit", line, "touch /unreached"]
+                        .map(Command::shell);
+                let (stdout, stderr) = supervise_all(&shell, &commands);
+                let last = if line.contains("printf") { "last" } else { "" };
+                assert_eq!(between(&stdout, is_over), ["one\n", "two", last, ""], "{shell:?}: {line}");
+                let errors = between(&stderr, |status| matches!(status, Status::Ended(..)));
+                assert_eq!(errors[..2], ["uno\n", ""], "{shell:?}: {line}");
+                let expected = [(Exit::Status(0), true), (Exit::Status(0), true), (exit, false)];
+                assert_eq!(exits(&stderr), expected, "{shell:?}: {line}");
+            }
+            let (stdout, stderr) = supervise_all(&shell, &["", "", ""].map(Command::shell));
+            assert_eq!(between(&stdout, is_over).len(), 4, "{shell:?}");
+            assert_eq!(exits(&stderr), [true, true, false].map(|goes_on| (Exit::Status(0), goes_on)));
+        }
+    }
+
+    #[test]
+    fn nothing_of_one_command_reaches_the_next() {
+        let show = "printf '%s|' \"$ODD\" \"$LC_ALL\" \"$(umask)\" \"$PWD\" \"$#\"; cat; trap";
+        for shell in shells() {
+            let plain = Command::shell(show);
+            let changed = plain.clone().env("ODD", "it's\n").env("LC_ALL", "C.UTF-8").cwd("/usr").arg("a");
+            let changing =
+                Command::shell("umask 0; cd /; exec >&-; trap '' TERM HUP; kill -CHLD $PPID; sleep 0.1");
+            let commands = [plain.clone(), changed.clone(), changing, plain, changed];
+            let (stdout, stderr) = supervise_all(&shell, &commands);
+            let said = between(&stdout, is_over);
+            assert_eq!((&said[0], &said[1]), (&said[3], &said[4]), "{shell:?}");
+            assert!(said[1].starts_with("it's\n|C.UTF-8|") && said[1].contains("|/usr|1|"), "{said:?}");
+            assert!(said[0].starts_with("||") && said[0].contains("|0|"), "{shell:?}: {said:?}");
+            assert_eq!(exits(&stderr).len(), 5, "{shell:?}: {}", String::from_utf8_lossy(&stderr));
+        }
+    }
+
+    #[test]
+    fn a_list_goes_no_further_where_something_may_still_speak() {
+        for shell in shells() {
+            for left in [
+                "sleep 0.5 &",
+                "sleep 0.5 >/dev/null 2>&1 &",
+                "setsid sleep 0.5 & sleep 0.1",
+                "setsid sh -c 'sleep 0.5; exit' >/dev/null 5>&2 2>&1 & sleep 0.1",
+            ] {
+                let commands = [left, "echo unreached"].map(Command::shell);
+                let (_, stderr) = supervise_all(&shell, &commands);
+                assert_eq!(exits(&stderr), [(Exit::Status(0), false)], "{shell:?}: {left}");
+            }
+            let quiet = "setsid sleep 0.5 </dev/null >/dev/null 2>&1 & sleep 0.1";
+            let (stdout, _) = supervise_all(&shell, &[quiet, "echo reached"].map(Command::shell));
+            assert_eq!(between(&stdout, is_over), ["", "reached\n", ""], "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn a_supervisor_that_is_told_to_begins_no_other_command() {
+        for shell in shells() {
+            let deaf = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
+            let mut child = supervisor(&shell).spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            stdin.write_all(&conversation(&mark(7), 2, true).unwrap()).unwrap();
+            for line in [deaf, "echo unreached"] {
+                stdin.write_all(&header(&Command::shell(line), None).unwrap()).unwrap();
+            }
+            let (mut stderr, mut notes) = (child.stderr.take().unwrap(), StatusDecoder::new(&mark(7)));
+            let (mut found, mut chunk) = (Vec::new(), [0; 4096]);
+            while !found.iter().any(|piece| matches!(piece, Piece::Status(Status::Started(_)))) {
+                let count = io::Read::read(&mut stderr, &mut chunk).unwrap();
+                found.extend(notes.take(&chunk[..count]).unwrap());
+            }
+            io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
+            let [Piece::Status(Status::Supervisor(supervisor)), Piece::Status(Status::Started(group))] =
+                found[..]
+            else {
+                panic!("{shell:?}: {found:?}")
+            };
+            assert_eq!(supervisor, child.id());
+            let supervisor = supervisor.to_string();
+            assert_eq!(kill(&shell, "mine", group, &supervisor), "gone", "{shell:?}");
+            let mut rest = Vec::new();
+            io::Read::read_to_end(&mut stderr, &mut rest).unwrap();
+            let mut said = notes.take(&rest).unwrap();
+            // What the command's own shell says of its child is output.
+            said.retain(|piece| matches!(piece, Piece::Status(_)));
+            let expected = [Status::Ended(Exit::Status(0), false), Status::Stopped].map(Piece::Status);
+            assert_eq!(said, expected, "{shell:?}");
+            child.wait().unwrap();
+        }
     }
 
     #[test]
@@ -426,7 +603,7 @@ mod tests {
             for (line, exit) in cases.into_iter().cycle().take(4 * cases.len()) {
                 let (notes, _) = supervise(&shell, &Command::shell(line));
                 assert!(matches!(notes[0], Status::Started(_)), "{shell:?}: {line}: {notes:?}");
-                assert_eq!(notes[1], Status::Ended(exit), "{shell:?}: {line}");
+                assert_eq!(notes[1], Status::Ended(exit, false), "{shell:?}: {line}");
             }
         }
     }
@@ -439,7 +616,11 @@ mod tests {
             for locale in ["de_DE.UTF-8", "fr_FR.UTF-8", "es_ES.UTF-8", "ja_JP.UTF-8"] {
                 let command = command.clone().env("LC_ALL", locale).env("LANGUAGE", "xx");
                 let (notes, stdout) = supervise(&shell, &command);
-                assert_eq!(notes.last(), Some(&Status::Ended(Exit::Status(200))), "{shell:?} {locale}");
+                assert_eq!(
+                    notes.last(),
+                    Some(&Status::Ended(Exit::Status(200), false)),
+                    "{shell:?} {locale}"
+                );
                 assert_eq!(String::from_utf8_lossy(&stdout), format!("{locale}xx"), "{shell:?}");
             }
         }
@@ -453,32 +634,31 @@ mod tests {
             let beat =
                 "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
             let command = Command::shell(beat).env("FILE", file.path());
-            let mut header = b"_marks=1; ".to_vec();
-            header.extend(self::header(&command, &mark(7), None).unwrap());
-            let mut child = std::process::Command::new(shell[0]);
-            child.args(&shell[1..]).args(["-c", SUPERVISOR]).process_group(0).stdin(Stdio::piped());
-            let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-            child.stdin.take().unwrap().write_all(&header).unwrap();
+            let lines = [conversation(&mark(7), 1, true).unwrap(), header(&command, None).unwrap()].concat();
+            let mut child = supervisor(&shell).process_group(0).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(&lines).unwrap();
             let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
             let (mut notes, mut found, mut chunk) = (StatusDecoder::new(&mark(7)), Vec::new(), [0; 4096]);
-            while !found.iter().any(|note| matches!(note, Status::Ended(_))) {
+            while !found.iter().any(|piece| matches!(piece, Piece::Status(Status::Ended(..)))) {
                 let count = io::Read::read(&mut stderr, &mut chunk).unwrap();
-                found.extend(notes.take(&chunk[..count], |_| {}).unwrap());
+                let pieces = notes.take(&chunk[..count]).unwrap();
+                found.extend(pieces.into_iter().filter(|piece| matches!(piece, Piece::Status(_))));
             }
             let mut outputs = StatusDecoder::new(&mark(7));
             let mut over = Vec::new();
             while over.is_empty() {
                 let count = io::Read::read(&mut stdout, &mut chunk).unwrap();
-                over.extend(outputs.take(&chunk[..count], |_| {}).unwrap());
+                let pieces = outputs.take(&chunk[..count]).unwrap();
+                over.extend(pieces.into_iter().filter(|piece| matches!(piece, Piece::Status(_))));
             }
-            assert_eq!(over, [Status::Over], "{shell:?}");
+            assert_eq!(over, [Piece::Status(Status::Over)], "{shell:?}");
             drop((stdout, stderr));
             let read = || std::fs::read_to_string(file.path()).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(500));
             let before = read();
             std::thread::sleep(std::time::Duration::from_secs(1));
             assert_ne!(before, read(), "{shell:?}: it has ended");
-            let Status::Started(group) = found[0] else { panic!("{found:?}") };
+            let Piece::Status(Status::Started(group)) = found[0] else { panic!("{found:?}") };
             let group = rustix::process::Pid::from_raw(group.cast_signed()).unwrap();
             rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
             child.wait().unwrap();
@@ -498,8 +678,8 @@ mod tests {
 
     #[test]
     fn what_no_shell_can_take_is_refused() {
-        assert!(header(&Command::program("a\0b"), "m", None).is_err());
-        assert!(header(&Command::program("a").env("A B", "x"), "m", None).is_err());
-        assert!(header(&Command::program("a").env("", "x"), "m", None).is_err());
+        assert!(header(&Command::program("a\0b"), None).is_err());
+        assert!(header(&Command::program("a").env("A B", "x"), None).is_err());
+        assert!(header(&Command::program("a").env("", "x"), None).is_err());
     }
 }

@@ -1,14 +1,18 @@
-# shellcheck disable=SC2154 # the line that it reads sets what begins with `_`
-# Runs one command under supervision. Expects on standard input one line of shell: the environment, the
-# directory and the arguments, prepared by the controller; what follows is the command's own input. Speaks to
-# the controller in notes on standard error, which begin with a mark that nobody else knows:
+# shellcheck disable=SC2016,SC2154,SC3013 # the lines that it reads set what begins with `_`; -ef is in POSIX since 2024
+# Runs commands under supervision, one after another, until one fails. Expects lines of shell on standard input, made
+# by the controller: the first is about the whole conversation; then comes one for each command, with its environment,
+# its directory and its arguments. Where there is one command, what follows is its own input; several read nothing.
+# Speaks to the controller in notes on standard error, which begin with a mark that nobody else knows:
 #
+#   self N                       this is process N; where there are several commands
 #   pid N                        the command runs in the process group N
 #   no DIRECTORY                 the command's directory can't be entered
 #   jobs TEXT <mark> said        what `jobs` says of it, perhaps more than once
-#   end N M                      it ended: what two calls of `wait` returned
+#   end N M next                 it ended: what two calls of `wait` returned, and the next one begins
+#   end N M last                 it ended, and nothing more begins here
+#   stopped                      as the controller asked (by the signal USR1), nothing more begins
 #
-# and, where the header sets `_marks`, on standard output, after all that the command itself has written there:
+# and, where the first line sets `_marks`, on standard output, after all that a command itself has written there:
 #
 #   over                         what comes now is from others
 #
@@ -16,40 +20,82 @@
 # long as it is asked before `wait` has answered: bash does so when the command's end interrupts it.
 # A command in the background reads nothing, in shells other than bash, unless its input comes by another descriptor.
 # Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
+# A command's line is read by the process that becomes the command, so that nothing of it reaches the next one.
 _n='
 '
-IFS= read -r _header || exit 125
-exec 3>&2 2>/dev/null 4<&0
-eval "$_header"
-if [ -n "$_directory" ] && ! cd -- "$_directory"; then
-    printf '%sno %s\n' "$_mark" "$_directory" >&3
-    exit 125
-fi
+IFS= read -r _line || exit 125
+exec 3>&2 2>/dev/null
+eval "$_line"
+# What `jobs` says is read; the commands have their own language.
+_own_language='unset LC_ALL'
+[ -z "${LC_ALL+set}" ] || _own_language='LC_ALL=$_language' _language=$LC_ALL
+LC_ALL=C
 _jobs() {
-    # The command has its environment by now, and its own language.
-    LC_ALL=C
     printf '%sjobs ' "$_mark"
     jobs
     printf '%ssaid\n' "$_mark"
 } >&3
+# Whether the command may have left something that holds the outputs: in its group, or among the processes that began
+# after it. In doubt it has. It takes no fork. Kernel threads have no command line.
+_is_held() {
+    kill -0 "-$_pid" && return
+    read -r _ _ _ _ _newest </proc/loadavg || return 0
+    [ "$_newest" -ge "$_pid" ] && [ $((_newest - _pid)) -le 4096 ] || return 0
+    _other=$_pid
+    while [ "$_other" -lt "$_newest" ]; do
+        _other=$((_other + 1))
+        _words=
+        [ -e "/proc/$_other" ] && IFS= read -r _words <"/proc/$_other/cmdline"
+        [ -n "$_words" ] || continue
+        [ -r "/proc/$_other/fd" ] || [ ! -e "/proc/$_other/fd" ] || return 0
+        for _file in "/proc/$_other/fd/"*; do
+            [ "$_file" -ef /proc/self/fd/1 ] || [ "$_file" -ef /proc/self/fd/3 ] || continue
+            # Whoever only reads it is sshd; and by now it may be gone.
+            _flags=
+            { read -r _ _ && read -r _ _flags; } <"/proc/$_other/fdinfo/${_file##*/}"
+            case $_flags in *0) ;; *) [ ! -e "$_file" ] || return 0 ;; esac
+        done
+    done
+    return 1
+}
+_setsid=setsid
 if [ -n "$BASH_VERSION" ]; then
+    _setsid=
     set -m
     trap _jobs CHLD
-    "$@" <&4 2>&3 3>&- 4<&- &
-else
-    setsid "$@" <&4 2>&3 3>&- 4<&- &
 fi
-_pid=$!
-printf '%spid %s\n' "$_mark" "$_pid" >&3
-while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
-_jobs
-wait "$_pid"
-_second=$?
-# What the command has left in the background may write on. Once nobody else reads it, somebody must: from pipes that
-# were never closed in between, and long after the command's own output was taken.
-if kill -0 "-$_pid" && [ -p /proc/self/fd/1 ] && [ -p /proc/self/fd/3 ]; then
-    exec 5</proc/self/fd/1 6</proc/self/fd/3
-    { sleep 10 && cat <&5 & sleep 10 && cat <&6; } </dev/null >/dev/null 3>&- 4<&- &
+if [ "$_left" -gt 1 ]; then
+    trap '_left=0 _stopped=1' USR1
+    printf '%sself %s\n' "$_mark" "$$" >&3
 fi
-[ -z "$_marks" ] || printf '%sover\n' "$_mark"
-printf '%send %s %s\n' "$_mark" "$_first" "$_second" >&3
+while [ "$_left" -gt 0 ] && IFS= read -r _line; do
+    _left=$((_left - 1))
+    {
+        eval "$_own_language; $_line"
+        if [ -n "$_directory" ] && ! cd -- "$_directory"; then
+            printf '%sno %s\n' "$_mark" "$_directory" >&3
+            exit 125
+        fi
+        exec $_setsid "$@" <&4 2>&3 3>&- 4<&-
+    } &
+    _pid=$!
+    printf '%spid %s\n' "$_mark" "$_pid" >&3
+    while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
+    _jobs
+    wait "$_pid"
+    _second=$?
+    _then=last
+    case $_first:$_second in
+    0:* | *:0) [ "$_left" -gt 0 ] && ! _is_held && _then=next ;;
+    esac
+    # What the command has left in the background may write on. Once nobody else reads it, somebody must: from pipes
+    # that were never closed in between, and long after the command's own output was taken.
+    if [ $_then = last ] && kill -0 "-$_pid" && [ -p /proc/self/fd/1 ] && [ -p /proc/self/fd/3 ]; then
+        exec 5</proc/self/fd/1 6</proc/self/fd/3
+        { sleep 10 && cat <&5 & sleep 10 && cat <&6; } </dev/null >/dev/null 3>&- 4<&- &
+    fi
+    [ -z "$_marks" ] || printf '%sover\n' "$_mark"
+    printf '%send %s %s %s\n' "$_mark" "$_first" "$_second" "$_then" >&3
+    [ $_then = next ] || break
+done
+[ -z "$_stopped" ] || printf '%sstopped\n' "$_mark" >&3
