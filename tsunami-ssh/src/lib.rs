@@ -2,7 +2,7 @@
 //!
 //! - [`SshConnector`] connects to machines of any provider, with one `ssh` master process a machine. Every command,
 //!   script and transfer is a channel of it, through the native multiplexing protocol of the [`openssh`] crate: no
-//!   process is spent on a command. With [`Transport::InProcess`], a machine is a connection of this process's own.
+//!   process is spent on a command. With [`TransportKind::InProcess`], a machine is a connection of this process's own.
 //! - [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses.
 //! - [`HostsProvider`] takes machines that exist already.
 //!
