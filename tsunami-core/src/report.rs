@@ -50,6 +50,19 @@ pub struct Report {
     pub ok: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
+    /// How many machines are ready: a report of many costs no look at all of them at each event.
+    #[serde(skip)]
+    ready_machines: Counter,
+}
+
+/// A count that follows from the rest: it is not saved, and equal to any other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counter(u32);
+
+impl PartialEq for Counter {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// The summary of one machine.
@@ -177,8 +190,10 @@ impl Report {
                 self.started = Some(event.at);
             }
             EventKind::Running { machine, id, address, description, price } => {
-                let machine = self.machine(machine);
+                let Self { machines, ready_machines: Counter(ready), .. } = self;
+                let machine = machines.entry(machine.clone()).or_default();
                 if let Some(earlier) = machine.id.replace(id.clone()).filter(|earlier| earlier != id) {
+                    *ready = ready.saturating_sub(machine.ready.is_some().into());
                     machine.replaced.push(Replaced {
                         id: earlier,
                         price: machine.price,
@@ -197,10 +212,10 @@ impl Report {
             }
             EventKind::Connected { machine, .. } => self.machine(machine).connected = Some(now),
             EventKind::Ready { machine, .. } => {
-                self.machine(machine).ready = Some(now);
+                let is_another = self.machine(machine).ready.replace(now).is_none();
+                self.ready_machines.0 += u32::from(is_another);
                 let wanted: u32 = self.groups.iter().map(|group| group.count).sum();
-                let ready = self.machines.values().filter(|machine| machine.ready.is_some()).count();
-                if u32::try_from(ready) == Ok(wanted) {
+                if self.ready_machines.0 == wanted {
                     self.ready = Some(now);
                 }
             }
