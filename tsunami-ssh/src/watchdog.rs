@@ -75,11 +75,13 @@ pub(crate) fn name(run: &RunId, directory: &str) -> String {
 /// What follows the script's name for a watchdog that watches until `until`.
 pub(crate) fn watch(run: &RunId, directory: &str, until: SystemTime, arming: Arming) -> [String; 5] {
     let left = until.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST_WATCH);
+    // The script has a clock of whole seconds, which may be behind by one.
+    let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
     let how = match arming {
         Arming::Ensure => "ensure",
         Arming::Replace => "replace",
     };
-    ["watch".to_owned(), run.to_string(), directory.to_owned(), left.as_secs().to_string(), how.to_owned()]
+    ["watch".to_owned(), run.to_string(), directory.to_owned(), seconds.to_string(), how.to_owned()]
 }
 
 /// Reads what `reap` says is left, on the computer that `place` names.
@@ -95,6 +97,13 @@ pub(crate) fn leftovers(said: &str, place: &str) -> Vec<Leftover> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_part_of_a_second_is_cut_off_a_lifetime() {
+        let run: RunId = "20260101-000000-aaaa".parse().unwrap();
+        let until = SystemTime::now() + Duration::from_millis(9900);
+        assert_eq!(watch(&run, "d", until, Arming::Ensure)[3], "10");
+    }
 
     #[test]
     fn no_lifetime_is_too_long_for_a_shell() {
