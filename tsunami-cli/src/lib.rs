@@ -9,10 +9,11 @@
 //! use std::process::ExitCode;
 //! use std::sync::Arc;
 //!
-//! # use tsunami_core::registry::{Backend, ConnectRequest};
-//! # use tsunami_core::{ProviderError, RunRecord};
-//! use tsunami_core::registry::Registration;
+//! use tsunami_core::registry::{Backend, ConnectRequest, Registration};
+//! use tsunami_core::{ProviderError, RunRecord};
+//! use tsunami_ssh::LocalProvider;
 //!
+//! /// Machines on this computer, by another name.
 //! #[derive(Debug)]
 //! struct Mine;
 //!
@@ -21,11 +22,15 @@
 //!     fn name(&self) -> &'static str {
 //!         "mine"
 //!     }
-//!     // …
-//! #   async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> { unimplemented!() }
-//! #   async fn reconnect(&self, _: &RunRecord, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-//! #       unimplemented!()
-//! #   }
+//!
+//!     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+//!         let provider = Arc::new(LocalProvider::new(request.state.root()));
+//!         Ok(Backend::new(provider, request.connector()?))
+//!     }
+//!
+//!     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+//!         self.connect(request).await
+//!     }
 //! }
 //!
 //! fn main() -> ExitCode {
