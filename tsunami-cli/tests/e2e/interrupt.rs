@@ -26,14 +26,21 @@ on = "client"
 run = "sleep 1003 | sleep 1004"
 "#;
 
+/// The same over each transport.
+fn over_each_transport(text: &str) -> [String; 2] {
+    ["openssh", "in-process"].map(|transport| format!("{text}[ssh]\ntransport = \"{transport}\"\n"))
+}
+
 fn interrupted(signal: Signal, at: &[&str]) {
-    let world = World::new();
-    let file = world.write("x.toml", FILE);
-    let mut run = world.start(&file);
-    run.wait_for(at);
-    run.signal(signal);
-    run.end().assert_status(5).assert_says(&["stopping and tearing down", "everything is gone"]);
-    world.assert_clean();
+    for text in over_each_transport(FILE) {
+        let world = World::new();
+        let file = world.write("x.toml", &text);
+        let mut run = world.start(&file);
+        run.wait_for(at);
+        run.signal(signal);
+        run.end().assert_status(5).assert_says(&["stopping and tearing down", "everything is gone"]);
+        world.assert_clean();
+    }
 }
 
 #[test]
@@ -74,6 +81,31 @@ fn a_hang_up_during_set_up_leaves_nothing() {
 #[test]
 fn a_hang_up_during_a_step_leaves_nothing() {
     interrupted(Signal::HUP, &["\"command_started\"", "\"work\""]);
+}
+
+#[test]
+fn a_machine_that_is_lost_during_a_step_is_named_and_leaves_nothing() {
+    for text in over_each_transport(&FILE.replace("count = 2", "")) {
+        let world = World::new();
+        let file = world.write("x.toml", &text);
+        let mut run = world.start(&file);
+        run.wait_for(&["\"command_started\"", "\"work\"", "client-0"]);
+        // Its sshd, and what that has made of itself for each connection.
+        let end = |of: i32| {
+            let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap();
+            let children = children.split(' ').filter_map(|child| child.parse().ok());
+            for pid in children.chain([of]) {
+                let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+            }
+        };
+        let processes = world.processes();
+        let of_the_machine =
+            |process: &&String| process.contains("/client-0/") && process.contains("sshd_config");
+        let sshd = processes.iter().find(of_the_machine).unwrap();
+        end(sshd.split(' ').next().unwrap().parse().unwrap());
+        run.end().assert_status(4).assert_says(&["client-0", "work", "everything is gone"]);
+        world.assert_clean();
+    }
 }
 
 #[test]
