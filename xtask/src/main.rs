@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "it talks to whoever runs it")]
 
+mod bench;
 mod contract;
 mod emulator;
 mod guest;
@@ -44,6 +45,8 @@ enum Task {
     },
     /// The tests of "nothing left behind" and of hostile input in their long form, with a summary.
     Chaos(test::Chaos),
+    /// What it takes to set machines up over SSH, beside what people would use in tsunami's place; as root.
+    Bench(bench::Bench),
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Task::Setup { tests } => setup::setup(tests),
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
+        Task::Bench(bench) => bench::bench(&bench),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::AwsContract(contract) => contract::contract(&contract),
