@@ -12,7 +12,9 @@ use crate::error::{Error, in_time};
 use crate::outcome::gravest;
 use crate::results::Results;
 use crate::session::Command;
-use crate::trial::{Collect, MachineContext, Ready as Sign, Trial, TrialHost, Uploaded};
+use crate::trial::{
+    Collect, MachineContext, Ready as Sign, Trial, TrialCommand, TrialHost, Uploaded, in_a_row,
+};
 
 /// Does all steps in order, on machines that are up. What is collected goes into the results.
 pub(super) async fn trial(
@@ -55,16 +57,39 @@ impl Steps<'_> {
     }
 
     async fn all(&self) -> Result<(), Error> {
-        for step in &self.experiment.steps {
-            let hosts = self.hosts(step)?;
-            let done = self.trial.step(&step.name, hosts, |host| self.part(step, host)).await;
+        let mut left = &self.experiment.steps[..];
+        while let [first, ..] = left {
+            let row = self.row(left);
+            let (last, done) = if row.len() > 1 {
+                in_a_row(row).await
+            } else {
+                let hosts = self.hosts(first)?;
+                (0, self.trial.step(&first.name, hosts, |host| self.part(first, host)).await.map(drop))
+            };
+            let step = &left[last];
+            left = &left[last + 1..];
+            // Where a step's time was over as its command ended, it may be the next one's command that was ended.
+            let is_anothers = |error: &Error| error.place().is_some_and(|(_, stage)| stage != step.name);
             match done {
-                Err(error) if self.trial.has_ended() || step.on_error == OnError::Fail => return Err(error),
+                Err(error)
+                    if self.trial.has_ended() || step.on_error == OnError::Fail || is_anothers(&error) =>
+                {
+                    return Err(error);
+                }
                 _ if self.trial.has_ended() => return Ok(()),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// The commands of the first of these steps that may go over together. None if the first goes by itself.
+    fn row(&self, steps: &[Step]) -> Vec<TrialCommand> {
+        let together =
+            1 + steps.windows(2).take_while(|pair| is_followed_at_once(&pair[0], &pair[1])).count();
+        let command = |step: &Step| self.command(step, self.hosts(step).ok()?.pop()?).ok();
+        // One that can't be made fails when its turn has come.
+        if together > 1 { steps[..together].iter().map_while(command).collect() } else { Vec::new() }
     }
 
     fn hosts(&self, step: &Step) -> Result<Vec<TrialHost>, Error> {
@@ -79,12 +104,31 @@ impl Steps<'_> {
 
     /// One machine's part of a step.
     async fn part(&self, step: &Step, host: TrialHost) -> Result<(), Error> {
+        let scope = self.scope(&host.context());
+        let command = self.command(step, host)?;
+        match &step.action {
+            Action::Run { .. } => command.run().await.map(drop),
+            Action::Start { ready: Some(ready), .. } => {
+                command.start_until(sign(ready, &scope)?).await.map(drop)
+            }
+            Action::Start { ready: None, .. } => {
+                command.start();
+                Ok(())
+            }
+        }
+    }
+
+    /// What a step runs on a machine.
+    fn command(&self, step: &Step, host: TrialHost) -> Result<TrialCommand, Error> {
         let me = host.context();
         let scope = self.scope(&me);
         let line = match &step.action {
             Action::Run { command, .. } | Action::Start { command, .. } => render(command, &scope)?,
         };
-        let mut command = host.command(Command::shell(line)).collect(self.collect(step, &host)?);
+        let mut command = host.command(Command::shell(line));
+        if !step.collect.is_empty() {
+            command = command.collect(self.collect(step, &host)?);
+        }
         if let Some(group) = self.experiment.group(host.group()) {
             for (name, value) in environment(&group.env, &Scope::setup(&me, &self.experiment.set))? {
                 command = command.env(name, value);
@@ -96,21 +140,10 @@ impl Steps<'_> {
         if let Some(cwd) = &step.cwd {
             command = command.cwd(render(cwd, &scope)?);
         }
-        match &step.action {
-            Action::Run { timeout, .. } => {
-                if let Some(timeout) = timeout {
-                    command = command.timeout(*timeout);
-                }
-                command.run().await.map(drop)
-            }
-            Action::Start { ready: Some(ready), .. } => {
-                command.start_until(sign(ready, &scope)?).await.map(drop)
-            }
-            Action::Start { ready: None, .. } => {
-                command.start();
-                Ok(())
-            }
+        if let Action::Run { timeout: Some(timeout), .. } = &step.action {
+            command = command.timeout(*timeout);
         }
+        Ok(command)
     }
 
     /// What a step brings home from a machine.
@@ -147,6 +180,18 @@ impl Steps<'_> {
         };
         spawn_blocking(walk).await.map_err(Error::other)
     }
+}
+
+/// Whether nothing is waited for between two steps but the end of a command on the machine of both. What the first collects
+/// comes home before the second may write over it. And where the time-out of the first lets the others go on, it must
+/// not end the second in its place.
+fn is_followed_at_once(step: &Step, next: &Step) -> bool {
+    let Action::Run { timeout, .. } = &step.action else { return false };
+    let is_one_machines = step.on.len() == 1 && step.on == next.on;
+    is_one_machines
+        && matches!(next.action, Action::Run { .. })
+        && step.collect.is_empty()
+        && (timeout.is_none() || step.on_error == OnError::Fail)
 }
 
 /// How to tell that a command of a step has come up.
