@@ -1,12 +1,13 @@
 # Whether the server that a step has started has come up. Reads the kernel's tables: a connection would disturb a server
 # that takes only one.
 #
-#   before PORT      prints the sockets that listen on the port (in hexadecimal)
-#   wait PORT SOCKETS ADDRESSES NAME TRIAL STEP
-#                    waits until a process of that step's listens on it, on whatever address. Where nobody shows whose
-#                    a socket is, as with another user's, it is one that was not among SOCKETS before, and can be
-#                    reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
-mode=$1 port=$2 before=" $3 " own=" $4 " name=$5 trial=$6 step=$7
+#   list PORT        prints the sockets that listen on the port (in hexadecimal)
+#   wait PORT ADDRESSES NAME TRIAL STEP
+#                    says `looked` once it knows which sockets there are, then waits until a process of that step's
+#                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's, it
+#                    is one that was not there before, and can be reached by others: of the loopback only ADDRESSES, as
+#                    the kernel writes them, are the machine's.
+mode=$1 port=$2 own=" $3 " name=$4 trial=$5 step=$6
 
 # Sets sockets: ` address:number address:number `.
 look() {
@@ -54,11 +55,13 @@ is_own() {
     return 1
 }
 
-if [ "$mode" = before ]; then
-    look
+look
+if [ "$mode" = list ]; then
     for socket in $sockets; do echo "${socket##*:}"; done
     exit 0
 fi
+before=$sockets pauses='0.01 0.02 0.05'
+echo looked
 while :; do
     look
     if [ "$sockets" != ' ' ]; then
@@ -68,10 +71,11 @@ while :; do
         done
         for socket in $sockets; do
             case $owned in *" ${socket##*:}:"*) continue ;; esac
-            case $before in *" ${socket##*:} "*) continue ;; esac
+            case $before in *":${socket##*:} "*) continue ;; esac
             ! is_own "${socket%:*}" || exit 0
         done
         sleep 0.15
     fi
-    sleep 0.05
+    sleep "${pauses%% *}"
+    pauses=${pauses#* }
 done
