@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{Experiment, ExperimentRun, Loader, RunOptions};
-use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
+use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::{
     Command, Connector, Download, Error, EventKind, Exit, Machine, Observer, Origin, Outcome, OutputSink,
     Recorder, RunId, RunStore, SequenceObserver, Session, SessionError, SessionErrorKind, Stream, Tsunami,
@@ -370,4 +370,39 @@ async fn a_time_out_that_ends_the_next_step_is_not_the_next_steps_to_forgive() {
     let error = experiment.run(&tsunami, options).await.unwrap_err();
     assert!(matches!(&error, Error::Timeout { stage, .. } if stage == "one"), "{error:?}");
     assert!(cloud.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_costs_a_machine_few_conversations() {
+    let cloud = cloud();
+    cloud.on_command(|_, command| {
+        let serves = command.to_string().starts_with("serve");
+        let reply =
+            if serves { Reply::stdout("").after(Duration::from_secs(1_000_000)) } else { Reply::status(0) };
+        Some(reply.file("out.csv", "1").file("log", "2"))
+    });
+    let text = FILE.replace("{ log = \"listening\" }", "{ port = 80 }\ncollect = [\"log\"]")
+        + "[[step]]\nname = \"again\"\non = \"client\"\nrun = \"load\"\ncollect = [\"log\"]\n";
+    let (ended, ..) = story(&cloud, &text).await;
+    ended.unwrap();
+    let of = |machine: &str| {
+        let lines = cloud.commands().into_iter().filter(|(name, _)| name == machine);
+        lines.map(|(_, line)| line.replace("sh -c eval \"$TSUNAMI_SCRIPT\" ", "")).collect::<Vec<_>>()
+    };
+    let [cleans, checks, serves, sweeps] = &of("server-0")[1..] else { panic!("{:?}", of("server-0")) };
+    assert_eq!((cleans.as_str(), sweeps.as_str()), ("clean 1  log", "sweep 1"));
+    assert!(checks.starts_with("listening wait 0050 ") && serves.starts_with("serve "), "{checks} {serves}");
+    for client in ["client-0", "client-1"] {
+        let [cleans, loads, again, sweeps] = &of(client)[..] else { panic!("{:?}", of(client)) };
+        assert_eq!((cleans.as_str(), sweeps.as_str()), ("clean 1  out.csv 1  log", "sweep 1"));
+        assert!(loads.starts_with("load ") && again == "load", "{loads} {again}");
+    }
+    assert_eq!((cloud.calls(Call::Exec), cloud.calls(Call::Download)), (5 + 4 + 4, 1 + 2 + 2));
+    // Where nothing is collected and nothing runs, a machine is not asked.
+    let cloud = FakeCloud::new(1);
+    let (ended, ..) =
+        story(&cloud, "name = \"x\"\n[group.a]\n[group.b]\n[[step]]\non = \"a\"\nrun = \"{{ n }}\"\n").await;
+    ended.unwrap();
+    let asked: Vec<_> = cloud.commands().into_iter().map(|(machine, _)| machine).collect();
+    assert_eq!(asked, ["a-0", "a-0"]);
 }

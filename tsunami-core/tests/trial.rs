@@ -132,7 +132,7 @@ async fn what_is_not_ready_in_time_says_what_was_waited_for_and_is_stopped() {
             line if line.starts_with("serve") => Some(Reply::stdout("ready?").after(FOREVER)),
             // Nothing listens, and whoever waits, waits.
             line if line.contains("$TSUNAMI_SCRIPT") && !line.contains("sweep") => {
-                let asks = matches!(&command.program, tsunami_core::Program::ShellArgs(_, args) if args[0] == "list");
+                let asks = matches!(&command.program, tsunami_core::Program::Args(args) if args[4] == "list");
                 Some(if asks { Reply::status(0) } else { Reply::stdout("looked\n").after(FOREVER) })
             }
             _ => None,

@@ -1,6 +1,7 @@
 //! The steps of an experiment file, as a trial.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
@@ -41,16 +42,25 @@ struct Steps<'a> {
 impl Steps<'_> {
     /// Removes what the steps will collect, so that no trial brings home another's files.
     async fn clean(&self) -> Result<(), Error> {
-        let (mut removals, mut uploads) = (Vec::new(), HashMap::new());
+        let (mut parts, mut uploads) = (BTreeMap::<_, Vec<_>>::new(), HashMap::<_, Uploaded>::new());
         for step in self.experiment.steps.iter().filter(|step| !step.collect.is_empty()) {
             for host in self.hosts(step)? {
-                let uploaded = match uploads.get(host.name()) {
-                    Some(uploaded) => uploaded,
-                    None => uploads.entry(host.name().to_owned()).or_insert(self.uploaded(&host).await?),
-                };
-                let collect = self.collect(step, &host)?.sparing(uploaded);
-                removals.push(async move { host.clean(&collect).await });
+                let collect = self.collect(step, &host)?;
+                parts.entry(host.name().to_owned()).or_default().push((host, collect));
             }
+        }
+        let mut removals = Vec::new();
+        for parts in parts.into_values() {
+            let (host, _) = &parts[0];
+            // The machines of a group are alike, more likely than not.
+            let uploaded = match uploads.entry(self.uploads(host)?) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(new) => {
+                    let names = new.key().clone().names().await?;
+                    new.insert(names).clone()
+                }
+            };
+            removals.push(async move { parts[0].0.clean_all(&uploaded, &parts).await });
         }
         let failed = in_time(removals).await.into_iter().filter_map(Result::err);
         gravest(failed.collect()).map_or(Ok(()), Err)
@@ -162,21 +172,32 @@ impl Steps<'_> {
     }
 
     /// What was uploaded to a machine.
-    async fn uploaded(&self, host: &TrialHost) -> Result<Uploaded, Error> {
-        let (mut uploads, mut names) = (Vec::new(), Vec::new());
-        if let Some(group) = self.experiment.group(host.group()) {
-            let scope = Scope::setup(&host.context(), &self.experiment.set);
-            for upload in &group.upload {
-                uploads.push((upload.from.clone(), render(&upload.to, &scope)?));
-            }
-            let scripts =
-                group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
-            names.extend(scripts.map(|(number, _)| PathBuf::from(script_name(number))));
-        }
+    fn uploads(&self, host: &TrialHost) -> Result<Uploads, Error> {
+        let Some(group) = self.experiment.group(host.group()) else { return Ok(Uploads::default()) };
+        let scope = Scope::setup(&host.context(), &self.experiment.set);
+        let files = group.upload.iter().map(|upload| Ok((upload.from.clone(), render(&upload.to, &scope)?)));
+        let scripts = group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
+        Ok(Uploads {
+            files: files.collect::<Result<_, Error>>()?,
+            scripts: scripts.map(|(number, _)| PathBuf::from(script_name(number))).collect(),
+        })
+    }
+}
+
+/// What was uploaded to a machine: from where, and to where. The scripts have their own names.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+struct Uploads {
+    files: Vec<(PathBuf, String)>,
+    scripts: Vec<PathBuf>,
+}
+
+impl Uploads {
+    /// The names on the machine.
+    async fn names(self) -> Result<Uploaded, Error> {
         // A tree may be large.
         let walk = move || {
-            names.extend(uploads.iter().flat_map(|(from, to)| Uploaded::names(from, to)));
-            Uploaded::of(&names)
+            let files = self.files.iter().flat_map(|(from, to)| Uploaded::names(from, to));
+            Uploaded::of(&files.chain(self.scripts).collect::<Vec<_>>())
         };
         spawn_blocking(walk).await.map_err(Error::other)
     }

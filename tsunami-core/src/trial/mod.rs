@@ -42,6 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
+use crate::compact_script;
 use crate::error::{Error, in_time};
 use crate::event::UserEvent;
 use crate::names;
@@ -317,9 +318,10 @@ impl TrialHost {
     }
 }
 
-/// A command made of a script of tsunami's own, of which logs and events show the name.
+/// A command made of a script of tsunami's own, of which whoever shows it shows the name and the arguments.
 fn own_script(name: &str, script: &str) -> Command {
-    Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
+    let run = Command::program("sh").arg("-c").arg(r#"eval "$TSUNAMI_SCRIPT""#).arg(name);
+    run.env("TSUNAMI_SCRIPT", compact_script(script))
 }
 
 /// Locks; a panic elsewhere is no reason to leave anything running.
