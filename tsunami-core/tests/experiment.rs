@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{Experiment, ExperimentRun, Loader, RunOptions};
 use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
@@ -180,14 +180,21 @@ on = "node-1"
 run = "echo five"
 "#;
 
-/// Runs a file, and tells the story of its trial and what went over to its machines as a list.
-async fn story(cloud: &FakeCloud, text: &str) -> (Result<(), Error>, Vec<String>, Vec<Vec<String>>) {
+/// Runs a file, and tells the story of its trial and what went over to its machines as a list. Without a result it was
+/// given up after 40 minutes.
+async fn story_so_far(
+    cloud: &FakeCloud,
+    text: &str,
+) -> (Option<Result<(), Error>>, Vec<String>, Vec<Vec<String>>) {
     let directory = tempfile::tempdir().unwrap();
     let events = Arc::<Recorder>::default();
     let experiment = load(directory.path(), text).unwrap();
     let options = RunOptions::default().results(directory.path().join("results"));
     let options = options.observer(events.clone() as Arc<dyn Observer>);
-    let ended = experiment.run(&tsunami(cloud, directory.path()), options).await;
+    let tsunami = tsunami(cloud, directory.path());
+    let ended = timeout(Duration::from_secs(2400), experiment.run(&tsunami, options)).await.ok();
+    // What is given up is torn down in the background.
+    sleep(Duration::from_secs(60)).await;
     assert!(cloud.is_empty());
     let told = |kind| match kind {
         EventKind::TrialFinished { ok, .. } => Some(format!("trial: {ok}")),
@@ -205,7 +212,12 @@ async fn story(cloud: &FakeCloud, text: &str) -> (Result<(), Error>, Vec<String>
     };
     let story = events.events().into_iter().filter_map(|event| told(event.kind)).collect();
     let lists = cloud.lists().into_iter().map(|(_, lines)| lines).collect();
-    (ended.map(drop), story, lists)
+    (ended.map(|ended| ended.map(drop)), story, lists)
+}
+
+async fn story(cloud: &FakeCloud, text: &str) -> (Result<(), Error>, Vec<String>, Vec<Vec<String>>) {
+    let (ended, story, lists) = story_so_far(cloud, text).await;
+    (ended.unwrap(), story, lists)
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,6 +304,14 @@ async fn an_interruption_ends_a_row_where_it_is() {
         story[at + 1..].iter().map(|line| line.split(", ").next().unwrap()).collect::<Vec<_>>(),
         ["node-0 two: sleep 1000000", "two ended: cancelled", "two: false", "trial: false"]
     );
+    assert_eq!(lists.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_dropped_is_torn_down_and_told_no_end() {
+    let (ended, story, lists) = story_so_far(&cloud(), &ROW.replace("sleep 3", "sleep 1000000")).await;
+    assert!(ended.is_none());
+    assert_eq!(story.last().map(String::as_str), Some("node-0 two: sleep 1000000"));
     assert_eq!(lists.len(), 1);
 }
 

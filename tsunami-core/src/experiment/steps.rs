@@ -114,12 +114,12 @@ impl Steps<'_> {
 
     /// One machine's part of a step.
     async fn part(&self, step: &Step, host: TrialHost) -> Result<(), Error> {
-        let scope = self.scope(&host.context());
+        let me = host.context();
         let command = self.command(step, host)?;
         match &step.action {
             Action::Run { .. } => command.run().await.map(drop),
             Action::Start { ready: Some(ready), .. } => {
-                command.start_until(sign(ready, &scope)?).await.map(drop)
+                command.start_until(sign(ready, &self.scope(&me))?).await.map(drop)
             }
             Action::Start { ready: None, .. } => {
                 command.start();

@@ -10,7 +10,8 @@ base=${base%/}
 n='
 '
 # Mount points, in which the kernel writes spaces and the like as numbers.
-mounts=$n$(while read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
+# shellcheck disable=SC2046 # so that each is a word
+mounts=$n$(set -f && printf '%b\n' $(cut -d ' ' -f 2 /proc/self/mounts 2>/dev/null))$n
 IFS= said='' began=$base/.tsunami-trial
 
 # Whether a link is on the way to a relative name.

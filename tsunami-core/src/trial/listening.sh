@@ -19,10 +19,13 @@ $(grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 EOT
 }
 
-# Prints those of the sockets whose processes can be seen: `number:process`.
+# Prints those of the sockets whose processes can be seen: `number:process`. All other files are left out before `read`,
+# which takes each byte by itself.
 owners() {
-    # shellcheck disable=SC2012 # these names are numbers, and no find tells what a link is in all systems
-    ls -l /proc/[0-9]*/fd 2>/dev/null | while read -r line; do
+    set -- -e /proc/
+    for socket in $sockets; do set -- "$@" -e "socket:[${socket##*:}]"; done
+    # shellcheck disable=SC2010 # these names are numbers, and no find tells what a link is in all systems
+    ls -l /proc/[0-9]*/fd 2>/dev/null | grep -F "$@" | while read -r line; do
         case $line in
         /proc/*:) process=${line#/proc/} process=${process%%/*} ;;
         *'socket:['*)
