@@ -280,30 +280,40 @@ impl Host {
         mut commands: Vec<HostCommand>,
         keep: bool,
     ) -> Result<Vec<Output>, Error> {
-        if let Some(other) = commands.iter().find(|command| !Arc::ptr_eq(&command.host.inner, &self.inner)) {
-            return Err(self.error(format!("a command of {} can't run here", other.host.name())));
-        }
         if commands.len() < 2 {
             return match commands.pop() {
                 Some(command) => Ok(vec![command.run().await?]),
                 None => Ok(Vec::new()),
             };
         }
+        self.run_in_turn(commands, keep, Arc::new(())).await
+    }
+
+    /// Runs commands one after another in one conversation, and lets `turns` hear of each.
+    pub(crate) async fn run_in_turn(
+        &self,
+        commands: Vec<HostCommand>,
+        keep: bool,
+        turns: Arc<dyn Turns>,
+    ) -> Result<Vec<Output>, Error> {
+        if let Some(other) = commands.iter().find(|command| !Arc::ptr_eq(&command.host.inner, &self.inner)) {
+            return Err(self.error(format!("a command of {} can't run here", other.host.name())));
+        }
         let lines: Vec<Command> = commands.iter().map(|command| command.command.clone()).collect();
         let turn = watch::Sender::new(Turn::first());
-        let list = Arc::new(List { commands, keep, turn, progress: Mutex::default() });
+        let list = Arc::new(List { commands, keep, turns, turn, progress: Mutex::default() });
         let stop = self.inner.cancel.child_token();
         let running = self.inner.session.exec_all(&lines, list.clone(), &stop);
         let result = self.attend(&list.commands, list.turn.subscribe(), &stop, running).await;
         let Progress { begun, ended, mut outputs } = std::mem::take(&mut *list.progress());
         match (result, list.commands.get(ended), begun) {
-            (Ok(()), Some(command), Some(begun)) => {
+            (Ok(()), Some(_), Some(begun)) => {
                 let error = self.error("its session does not say how a command has ended");
-                command.settle(begun, Err(error)).map(drop)
+                list.settle(ended, begun, Err(error)).map(drop)
             }
             // It failed before a turn, which is the turn's failure.
-            (Err(error), Some(command), begun) => {
-                command.settle(begun.unwrap_or_else(|| command.begin()), Err(error)).map(drop)
+            (Err(error), Some(_), begun) => {
+                list.settle(ended, begun.unwrap_or_else(|| list.begin(ended)), Err(error)).map(drop)
             }
             (result, ..) => result,
         }?;
@@ -335,9 +345,9 @@ impl Host {
                 result = &mut running => break Some(result),
                 Ok(()) = turns.changed() => {}
                 () = self.interrupted(), if !command.despite_interruption => {
-                    return Err(self.lost(&command.line()));
+                    return Err(command.host.lost(&command.line()));
                 }
-                () = self.gone() => return Err(self.lost(&command.line())),
+                () = self.gone() => return Err(command.host.lost(&command.line())),
                 () = tokio::time::sleep_until(turn.since + command.timeout.unwrap_or(forever)) => {
                     timed_out = Some(turn.index);
                     break None;
@@ -358,7 +368,7 @@ impl Host {
             (Some(index), SessionErrorKind::Cancelled | SessionErrorKind::CancelledUnconfirmed) => {
                 Error::Timeout {
                     machine: self.name().to_owned(),
-                    stage: self.stage.to_string(),
+                    stage: commands[index].host.stage.to_string(),
                     command: commands[index].line(),
                     after: commands[index].timeout.unwrap_or_default(),
                     gone: error.kind == SessionErrorKind::Cancelled,
@@ -706,11 +716,25 @@ impl Turn {
     }
 }
 
+/// Hears of commands that run one after another, by their places: right before events tell that one begins, and right
+/// after they have told how it ended, which is a success or not.
+pub(crate) trait Turns: Send + Sync {
+    fn begins(&self, index: usize);
+    fn ended(&self, index: usize, ok: bool);
+}
+
+/// Hears nothing.
+impl Turns for () {
+    fn begins(&self, _: usize) {}
+    fn ended(&self, _: usize, _: bool) {}
+}
+
 /// Commands that run one after another.
 struct List {
     commands: Vec<HostCommand>,
     /// Whether somebody wants all that they wrote.
     keep: bool,
+    turns: Arc<dyn Turns>,
     turn: watch::Sender<Turn>,
     progress: Mutex<Progress>,
 }
@@ -727,11 +751,22 @@ impl List {
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn begin(&self, index: usize) -> Begun {
+        self.turns.begins(index);
+        self.commands[index].begin()
+    }
+
+    fn settle(&self, index: usize, begun: Begun, result: Result<Exit, Error>) -> Result<Output, Error> {
+        let settled = self.commands[index].settle(begun, result);
+        self.turns.ended(index, settled.as_ref().is_ok_and(|output| output.exit.success()));
+        settled
+    }
 }
 
 impl SequenceObserver for List {
     fn begins(&self, index: usize) -> Arc<dyn OutputSink> {
-        let begun = self.commands[index].begin();
+        let begun = self.begin(index);
         let capture = begun.capture.clone();
         self.turn.send_replace(Turn { index, since: begun.at });
         self.progress().begun = Some(begun);
@@ -740,7 +775,7 @@ impl SequenceObserver for List {
 
     fn ended(&self, index: usize, exit: Exit) {
         let begun = self.progress().begun.take();
-        let output = begun.and_then(|begun| self.commands[index].settle(begun, Ok(exit)).ok());
+        let output = begun.and_then(|begun| self.settle(index, begun, Ok(exit)).ok());
         let mut progress = self.progress();
         if !self.keep {
             progress.outputs.clear();

@@ -108,3 +108,11 @@ pub use tokio_util::sync::CancellationToken;
 /// Shell that finds processes with all that belongs to them, and ends them. The scripts that do so begin with it.
 #[doc(hidden)]
 pub const PROCESSES_SCRIPT: &str = include_str!("processes.sh");
+
+/// A script without what only people read. The `sh` that is sent one reads it byte by byte.
+#[doc(hidden)]
+pub fn compact_script(script: &str) -> String {
+    let lines = script.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    // A line break between quotes is a line by itself.
+    lines.collect::<Vec<_>>().join("\n")
+}

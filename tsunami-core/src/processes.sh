@@ -68,7 +68,7 @@ signal() {
 
 # Ends what is left: TERM, five seconds, KILL. `find_more` finds more each time. Fails if some do not end.
 end_all() {
-    began= kills=0
+    began= kills=0 pauses='0.01 0.02 0.05 0.1'
     while [ -n "$left" ]; do
         read -r now _ </proc/uptime
         now=${now%%.*}
@@ -80,7 +80,8 @@ end_all() {
             kills=$((kills + 1))
             signal KILL
         fi
-        sleep 0.1
+        sleep "${pauses%% *}"
+        pauses=${pauses#* }
         find_more
     done
 }

@@ -4,10 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{Experiment, ExperimentRun, Loader, RunOptions};
-use tsunami_core::testing::{FakeCloud, Reply};
-use tsunami_core::{Error, Observer, Origin, Outcome, Recorder, RunStore, Stream, Tsunami};
+use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
+use tsunami_core::{
+    Command, Connector, Download, Error, EventKind, Exit, Machine, Observer, Origin, Outcome, OutputSink,
+    Recorder, RunId, RunStore, SequenceObserver, Session, SessionError, SessionErrorKind, Stream, Tsunami,
+};
 
 const FILE: &str = r#"name = "x"
 [group.server]
@@ -140,4 +146,283 @@ async fn whoever_waits_for_a_slow_disk_at_the_end_holds_up_no_other_task() {
     assert!(unwritten.is_none(), "{unwritten:?}");
     assert!(disk.join().unwrap().0);
     assert!(run.finish(Outcome::Success).await.is_ok() && results.join("run.json").exists());
+}
+
+const ROW: &str = r#"name = "row"
+[group.node]
+count = 2
+[[step]]
+name = "both"
+on = "node"
+run = "echo both"
+[[step]]
+name = "one"
+on = "node-0"
+run = "echo one {{ n }}"
+timeout = "10s"
+[[step]]
+name = "two"
+on = "node-0"
+run = "sleep 3"
+on_error = "continue"
+[[step]]
+name = "three"
+on = ["node-0"]
+run = "load"
+collect = ["out.csv"]
+[[step]]
+name = "four"
+on = "node-0"
+run = "echo four"
+[[step]]
+name = "five"
+on = "node-1"
+run = "echo five"
+"#;
+
+/// Runs a file, and tells the story of its trial and what went over to its machines as a list. Without a result it was
+/// given up after 40 minutes.
+async fn story_so_far(
+    cloud: &FakeCloud,
+    text: &str,
+) -> (Option<Result<(), Error>>, Vec<String>, Vec<Vec<String>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let events = Arc::<Recorder>::default();
+    let experiment = load(directory.path(), text).unwrap();
+    let options = RunOptions::default().results(directory.path().join("results"));
+    let options = options.observer(events.clone() as Arc<dyn Observer>);
+    let tsunami = tsunami(cloud, directory.path());
+    let ended = timeout(Duration::from_secs(2400), experiment.run(&tsunami, options)).await.ok();
+    // What is given up is torn down in the background.
+    sleep(Duration::from_secs(60)).await;
+    assert!(cloud.is_empty());
+    let told = |kind| match kind {
+        EventKind::TrialFinished { ok, .. } => Some(format!("trial: {ok}")),
+        EventKind::StepStarted { step, machines, .. } => Some(format!("{step} on {}", machines.join(" "))),
+        EventKind::StepFinished { step, ok, took, .. } => Some(format!("{step}: {ok}, {} s", took.as_secs())),
+        EventKind::CommandStarted { machine, stage, command, .. } => {
+            Some(format!("{machine} {stage}: {command}"))
+        }
+        EventKind::CommandFinished { stage, exit, error, cancelled, .. } => {
+            let end = exit.map(|exit| exit.to_string()).or(error).unwrap_or_default();
+            Some(format!("{stage} ended: {end}{}", if cancelled { ", on purpose" } else { "" }))
+        }
+        EventKind::Collected { stage, files, .. } => Some(format!("{stage} collected: {files}")),
+        _ => None,
+    };
+    let story = events.events().into_iter().filter_map(|event| told(event.kind)).collect();
+    let lists = cloud.lists().into_iter().map(|(_, lines)| lines).collect();
+    (ended.map(|ended| ended.map(drop)), story, lists)
+}
+
+async fn story(cloud: &FakeCloud, text: &str) -> (Result<(), Error>, Vec<String>, Vec<Vec<String>>) {
+    let (ended, story, lists) = story_so_far(cloud, text).await;
+    (ended.unwrap(), story, lists)
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_of_one_machine_in_a_row_go_over_as_one_and_are_told_of_as_ever() {
+    let cloud = cloud();
+    let (ended, story, lists) = story(&cloud, ROW).await;
+    ended.unwrap();
+    assert_eq!(
+        story,
+        [
+            "both on node-0 node-1",
+            "node-0 both: echo both",
+            "node-1 both: echo both",
+            "both ended: status 0",
+            "both ended: status 0",
+            "both: true, 0 s",
+            "one on node-0",
+            "node-0 one: echo one 7",
+            "one ended: status 0",
+            "one: true, 0 s",
+            "two on node-0",
+            "node-0 two: sleep 3",
+            "two ended: status 0",
+            "two: true, 3 s",
+            "three on node-0",
+            "node-0 three: load",
+            "three ended: status 0",
+            "three collected: 1",
+            "three: true, 0 s",
+            "four on node-0",
+            "node-0 four: echo four",
+            "four ended: status 0",
+            "four: true, 0 s",
+            "five on node-1",
+            "node-1 five: echo five",
+            "five ended: status 0",
+            "five: true, 0 s",
+            "trial: true",
+        ]
+    );
+    // What a step collects comes home before the next may write over it.
+    assert_eq!(lists, [["echo one 7", "sleep 3", "load"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_in_a_row_ends_it_or_lets_the_others_go_on() {
+    let timed_out = "node-0: stage two: `sleep 20` timed out after 10s";
+    for (on_error, step, end, took, went_together) in [
+        ("fail", "run = \"exit 3\"", "status 3", 0, "echo one 7; exit 3; load"),
+        ("continue", "run = \"exit 3\"", "status 3", 0, "echo one 7; exit 3; load"),
+        ("fail", "run = \"sleep 20\"\ntimeout = \"10s\"", timed_out, 10, "echo one 7; sleep 20; load"),
+        // Its time-out lets the others go on, and must end none of them.
+        ("continue", "run = \"sleep 20\"\ntimeout = \"10s\"", timed_out, 10, "echo one 7; sleep 20"),
+    ] {
+        let text = ROW.replace("on_error = \"continue\"", &format!("on_error = \"{on_error}\""));
+        let (ended, story, lists) = story(&cloud(), &text.replace("run = \"sleep 3\"", step)).await;
+        assert_eq!(lists.iter().map(|lines| lines.join("; ")).collect::<Vec<_>>(), [went_together]);
+        let at = story.iter().position(|line| line == "two on node-0").unwrap();
+        let told: Vec<_> = story[at + 2..].iter().map(String::as_str).collect();
+        assert_eq!(told[..2], [format!("two ended: {end}"), format!("two: false, {took} s")]);
+        if on_error == "fail" {
+            assert_eq!(ended.unwrap_err().place(), Some(("node-0", "two")));
+            assert_eq!(told[2..], ["trial: false"]);
+        } else {
+            ended.unwrap();
+            let three =
+                ["three on node-0", "node-0 three: load", "three ended: status 0", "three collected: 1"];
+            assert_eq!(told[2..6], three);
+            assert_eq!(told.last(), Some(&"trial: true"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interruption_ends_a_row_where_it_is() {
+    let cloud = cloud();
+    cloud.machine_fault("node-1", MachineFault::Interrupted(Duration::from_secs(300)));
+    let text = ROW.replace("sleep 3", "sleep 1000000");
+    let (ended, story, lists) = story(&cloud, &text).await;
+    let error = ended.unwrap_err();
+    assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "node-1"), "{error:?}");
+    let at = story.iter().position(|line| line == "two on node-0").unwrap();
+    assert_eq!(
+        story[at + 1..].iter().map(|line| line.split(", ").next().unwrap()).collect::<Vec<_>>(),
+        ["node-0 two: sleep 1000000", "two ended: cancelled", "two: false", "trial: false"]
+    );
+    assert_eq!(lists.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_that_is_dropped_is_torn_down_and_told_no_end() {
+    let (ended, story, lists) = story_so_far(&cloud(), &ROW.replace("sleep 3", "sleep 1000000")).await;
+    assert!(ended.is_none());
+    assert_eq!(story.last().map(String::as_str), Some("node-0 two: sleep 1000000"));
+    assert_eq!(lists.len(), 1);
+}
+
+/// The fake cloud, whose word of a command's end comes once the next one has begun and is told to end.
+#[derive(Debug)]
+struct Late<T>(T);
+
+#[async_trait]
+impl Connector for Late<FakeCloud> {
+    async fn prepare(&self, run: &RunId, directory: &Path) -> Result<String, SessionError> {
+        self.0.prepare(run, directory).await
+    }
+
+    async fn connect(&self, machine: &Machine, deadline: Instant) -> Result<Box<dyn Session>, SessionError> {
+        let session = self.0.connect(machine, deadline).await?;
+        Ok(Box::new(Late(session)))
+    }
+
+    async fn finish(&self, run: &RunId) {
+        self.0.finish(run).await;
+    }
+}
+
+#[async_trait]
+impl Session for Late<Box<dyn Session>> {
+    async fn exec(
+        &self,
+        command: &Command,
+        output: Arc<dyn OutputSink>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        self.0.exec(command, output, cancel).await
+    }
+
+    async fn exec_all(
+        &self,
+        _: &[Command],
+        observer: Arc<dyn SequenceObserver>,
+        cancel: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        observer.begins(0);
+        cancel.cancelled().await;
+        observer.ended(0, Exit::Status(0));
+        observer.begins(1);
+        Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled"))
+    }
+
+    async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
+        self.0.administer(script, args).await
+    }
+
+    async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+        self.0.upload(from, to).await
+    }
+
+    async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
+        self.0.download(download).await
+    }
+
+    async fn check(&self) -> Result<(), SessionError> {
+        self.0.check().await
+    }
+
+    async fn close(&self) -> Result<(), SessionError> {
+        self.0.close().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_that_ends_the_next_step_is_not_the_next_steps_to_forgive() {
+    let (cloud, directory) = (cloud(), tempfile::tempdir().unwrap());
+    let experiment = load(directory.path(), ROW).unwrap();
+    let tsunami = Tsunami::new(Arc::new(cloud.clone()), Arc::new(Late(cloud.clone())))
+        .state(RunStore::at(directory.path().join("runs")));
+    let options = RunOptions::default().results(directory.path().join("results"));
+    let error = experiment.run(&tsunami, options).await.unwrap_err();
+    assert!(matches!(&error, Error::Timeout { stage, .. } if stage == "one"), "{error:?}");
+    assert!(cloud.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_costs_a_machine_few_conversations() {
+    let cloud = cloud();
+    cloud.on_command(|_, command| {
+        let serves = command.to_string().starts_with("serve");
+        let reply =
+            if serves { Reply::stdout("").after(Duration::from_secs(1_000_000)) } else { Reply::status(0) };
+        Some(reply.file("out.csv", "1").file("log", "2"))
+    });
+    let text = FILE.replace("{ log = \"listening\" }", "{ port = 80 }\ncollect = [\"log\"]")
+        + "[[step]]\nname = \"again\"\non = \"client\"\nrun = \"load\"\ncollect = [\"log\"]\n";
+    let (ended, ..) = story(&cloud, &text).await;
+    ended.unwrap();
+    let of = |machine: &str| {
+        let lines = cloud.commands().into_iter().filter(|(name, _)| name == machine);
+        lines.map(|(_, line)| line.replace("sh -c eval \"$TSUNAMI_SCRIPT\" ", "")).collect::<Vec<_>>()
+    };
+    let [cleans, checks, serves, sweeps] = &of("server-0")[1..] else { panic!("{:?}", of("server-0")) };
+    assert_eq!((cleans.as_str(), sweeps.as_str()), ("clean 1  log", "sweep 1"));
+    assert!(checks.starts_with("listening wait 0050 ") && serves.starts_with("serve "), "{checks} {serves}");
+    for client in ["client-0", "client-1"] {
+        let [cleans, loads, again, sweeps] = &of(client)[..] else { panic!("{:?}", of(client)) };
+        assert_eq!((cleans.as_str(), sweeps.as_str()), ("clean 1  out.csv 1  log", "sweep 1"));
+        assert!(loads.starts_with("load ") && again == "load", "{loads} {again}");
+    }
+    assert_eq!((cloud.calls(Call::Exec), cloud.calls(Call::Download)), (5 + 4 + 4, 1 + 2 + 2));
+    // Where nothing is collected and nothing runs, a machine is not asked.
+    let cloud = FakeCloud::new(1);
+    let (ended, ..) =
+        story(&cloud, "name = \"x\"\n[group.a]\n[group.b]\n[[step]]\non = \"a\"\nrun = \"{{ n }}\"\n").await;
+    ended.unwrap();
+    let asked: Vec<_> = cloud.commands().into_iter().map(|(machine, _)| machine).collect();
+    assert_eq!(asked, ["a-0", "a-0"]);
 }

@@ -130,10 +130,10 @@ async fn what_is_not_ready_in_time_says_what_was_waited_for_and_is_stopped() {
         let world = World::new();
         world.cloud.on_command(|_, command| match command.to_string() {
             line if line.starts_with("serve") => Some(Reply::stdout("ready?").after(FOREVER)),
-            // Nothing listens before, and whoever waits, waits.
+            // Nothing listens, and whoever waits, waits.
             line if line.contains("$TSUNAMI_SCRIPT") && !line.contains("sweep") => {
-                let asks = matches!(&command.program, tsunami_core::Program::ShellArgs(_, args) if args[0] == "before");
-                Some(Reply::status(0).after(if asks { Duration::ZERO } else { FOREVER }))
+                let asks = matches!(&command.program, tsunami_core::Program::Args(args) if args[4] == "list");
+                Some(if asks { Reply::status(0) } else { Reply::stdout("looked\n").after(FOREVER) })
             }
             _ => None,
         });
@@ -286,4 +286,30 @@ async fn a_trial_that_is_dropped_ends_what_it_has_started() {
     };
     let ended: Vec<_> = world.events.events().into_iter().filter_map(|event| finished(event.kind)).collect();
     assert_eq!(ended, [("serve".to_owned(), true), ("echo later".to_owned(), false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_starts_once_it_is_known_who_listened_before() {
+    for (looks, starts) in [
+        (Reply::stdout("looked\n").after(Duration::from_secs(9)), true),
+        (Reply::status(1).stderr("no tables\n").after(Duration::from_secs(1)), false),
+    ] {
+        let world = World::new();
+        world.cloud.on_command(move |_, command| match command.to_string() {
+            line if line.starts_with("serve") => Some(Reply::status(0).after(FOREVER)),
+            line if line.contains("listening") => Some(looks.clone()),
+            _ => None,
+        });
+        let started = world.trial(async |trial: Trial| {
+            let server = trial.host("server-0")?;
+            server.command(Command::shell("serve")).start_until(Ready::port(80)).await.map(drop)
+        });
+        let started = started.await;
+        assert_eq!(started.is_ok(), starts, "{started:?}");
+        let lines: Vec<_> = world.cloud.commands().into_iter().map(|(_, line)| line).collect();
+        let [check, .., sweep] = &lines[..] else { panic!("{lines:?}") };
+        assert!(check.contains("listening") && sweep.contains("sweep"), "{lines:?}");
+        // One command looks before, and waits then.
+        assert_eq!(&lines[1..lines.len() - 1], if starts { &["serve"][..] } else { &[] });
+    }
 }

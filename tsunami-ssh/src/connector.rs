@@ -717,6 +717,25 @@ mod tests {
         "20260101-000000-aaaa".parse().unwrap()
     }
 
+    #[test]
+    fn the_key_exchange_that_is_offered_first_is_the_best_that_ssh_knows() {
+        for (offered, preferred) in [
+            (
+                "mlkem768x25519-sha256,sntrup761x25519-sha512,curve25519-sha256,curve25519-sha256@libssh.org,\
+                 ecdh-sha2-nistp256",
+                Some("^mlkem768x25519-sha256,curve25519-sha256,curve25519-sha256@libssh.org"),
+            ),
+            (
+                "sntrup761x25519-sha512@openssh.com,curve25519-sha256,curve25519-sha256@libssh.org",
+                Some("^curve25519-sha256,curve25519-sha256@libssh.org"),
+            ),
+            ("ecdh-sha2-nistp256", None),
+        ] {
+            let defaults = Resolved::parse(&format!("port 22\nkexalgorithms {offered}\n"));
+            assert_eq!(preferred_kex(&defaults).as_deref(), preferred);
+        }
+    }
+
     async fn prepared(options: SshOptions, root: &TempDir) -> (SshConnector, PathBuf) {
         let connector = SshConnector::new(options);
         let directory = root.path().join(run().as_str());

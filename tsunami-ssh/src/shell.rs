@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io::{self, Read};
 
-use tsunami_core::{SessionError, SessionErrorKind};
+use tsunami_core::{SessionError, SessionErrorKind, compact_script};
 
 use crate::limits::LOGIN_NOISE_LIMIT;
 use crate::watchdog;
@@ -34,7 +34,7 @@ pub(crate) fn script_line(script: &str, args: &[impl AsRef<str>]) -> Result<Vec<
         line.extend(one_line(arg.as_ref().as_bytes())?);
     }
     line.extend_from_slice(b"; eval ");
-    line.extend(one_line(compact(script).as_bytes())?);
+    line.extend(one_line(compact_script(script).as_bytes())?);
     line.push(b'\n');
     Ok(line)
 }
@@ -51,18 +51,11 @@ pub(crate) fn supervisor_line(run: &str, base: Option<&str>, script: &str) -> Re
     line.extend_from_slice(b"export TSUNAMI_RUN_ID=");
     line.extend(one_line(run.as_bytes())?);
     line.extend_from_slice(b"; _script=");
-    line.extend(one_line(compact(script).as_bytes())?);
+    line.extend(one_line(compact_script(script).as_bytes())?);
     line.extend_from_slice(
         b"; command -v bash >/dev/null 2>&1 && exec bash --norc --posix -c \"$_script\"; exec sh -c \"$_script\"\n",
     );
     Ok(line)
-}
-
-/// A script without what only people read. `sh` reads its line byte by byte.
-fn compact(script: &str) -> String {
-    let lines = script.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    // A line break between quotes is a line by itself.
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Quotes bytes for `sh` so that they stay on one line.

@@ -305,6 +305,64 @@ fn a_setup_of_several_commands_tells_of_each() {
 }
 
 #[test]
+fn steps_of_one_machine_in_a_row_are_told_apart_and_end_by_themselves() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.n]
+        [[step]]
+        name = "one"
+        on = "n"
+        run = "printf $TSUNAMI_STEP; echo uno >&2; mkdir d; sleep 0.2; echo $ODD > written"
+        env = { ODD = "1" }
+        [[step]]
+        name = "two"
+        on = "n"
+        run = "printf \"$TSUNAMI_STEP $PWD $ODD.\"; sleep 1016 &"
+        cwd = "d"
+        [[step]]
+        name = "three"
+        on = "n"
+        run = "pgrep -f 'sleep 101[6]' >/dev/null && cat written && kill -9 $$"
+        on_error = "continue"
+        [[step]]
+        name = "four"
+        on = "n"
+        run = "printf $TSUNAMI_STEP; sleep 1017"
+        timeout = "1s"
+        [[step]]
+        name = "five"
+        on = "n"
+        run = "touch unreached"
+        "#,
+    );
+    let ended = world.tsunami([&"run".into(), &file, &"--keep-on-failure".into()]);
+    ended.assert_status(1).assert_says(&["n-0", "four", "sleep 1017", "timed out after 1s"]);
+    let log = |step: &str| fs::read_to_string(world.results().join(format!("logs/n-0/{step}.log")));
+    let logs = ["one", "two", "three", "four"].map(|step| log(step).unwrap());
+    assert!(logs[0].contains("one") && logs[0].contains("uno\n"), "{logs:?}");
+    assert!(logs[1].contains("two /") && logs[1].contains("/d ."), "{logs:?}");
+    assert!(logs[2].contains("\n1\n") && logs[2].contains("signal 9"), "{logs:?}");
+    assert!(logs[3].contains("four") && log("five").is_err(), "{logs:?}");
+    let events = fs::read(world.results().join("events.jsonl")).unwrap();
+    let told =
+        tsunami_core::read_events(&events[..]).unwrap().into_iter().filter_map(|event| match event.kind {
+            EventKind::StepStarted { step, .. } => Some((step, None)),
+            EventKind::StepFinished { step, ok, .. } => Some((step, Some(ok))),
+            _ => None,
+        });
+    let told: Vec<_> = told.collect();
+    let ends = [("one", true), ("two", true), ("three", false), ("four", false)];
+    let expected = ends.iter().flat_map(|(step, ok)| [None, Some(*ok)].map(|end| ((*step).to_owned(), end)));
+    assert_eq!(told, expected.collect::<Vec<_>>());
+    let left = world.processes();
+    assert!(!left.iter().any(|process| process.contains("sleep 101")), "{left:?}");
+    world.tsunami(["down", "x"]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
 fn readiness_leaves_no_trace_in_a_servers_log() {
     let world = World::new();
     let text = "name = 'x'\n[group.s]\n[[step]]\nname = 'serve'\non = 's'\n\

@@ -1,19 +1,18 @@
-# Removes what the patterns $2… match in the directory $1 (or ''), so that no trial brings home another's files. Only
-# what lies in the machine's own working directory, where this begins, is removed: nothing through a link, nothing that
-# is mounted, and nothing that was uploaded. Standard input has the names of that: `//./a/file///tmp/absolute//`.
+# Removes what patterns match, so that no trial brings home another's files. They come in several parts, each of which is
+# their number, their directory (or ''), and themselves. Only what lies in the machine's own working directory, where
+# this begins, is removed: nothing through a link, nothing that is mounted, and nothing that was uploaded. Standard input
+# has the names of that: `//./a/file///tmp/absolute//`.
 #
-# If something that matches stays, says `kept` and the file by whose time it can be told what is newer.
-cwd=$1 kept=''
+# Says a line for each part: `kept` if something that matches stays. Then comes the name of the file by whose time it can
+# be told what is newer.
 base=$(pwd -P) uploaded=$(cat)
 base=${base%/}
 n='
 '
 # Mount points, in which the kernel writes spaces and the like as numbers.
-mounts=$n$(while read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
-shift
-cd -- "${cwd:-.}" 2>/dev/null || exit 0
-here=$(pwd -P)
-IFS=
+# shellcheck disable=SC2046 # so that each is a word
+mounts=$n$(set -f && printf '%b\n' $(cut -d ' ' -f 2 /proc/self/mounts 2>/dev/null))$n
+IFS= said='' began=$base/.tsunami-trial
 
 # Whether a link is on the way to a relative name.
 through_a_link() {
@@ -41,19 +40,34 @@ remove() {
     esac
 }
 
-for pattern; do
-    for name in $pattern; do
-        while [ "$name" != "${name%/}" ]; do name=${name%/}; done
-        case $name in '' | . | .. | */. | */..) continue ;; esac
-        if [ ! -e "$name" ] && [ ! -L "$name" ]; then continue; fi
-        if ! through_a_link "$name"; then
-            parent=$here
-            case $name in */*) parent=$(cd -- "./${name%/*}" && pwd -P) ;; esac
-            parent=${parent%/}
-            case $parent/ in "$base"/*) remove "$parent/${name##*/}" ;; esac
-        fi
-        if [ -e "$name" ] || [ -L "$name" ]; then kept=yes; fi
+# Removes what the first $count of the patterns match in $cwd. Says `kept` if something stays.
+clean() {
+    cd -- "${cwd:-.}" 2>/dev/null || return 0
+    here=$(pwd -P) kept=''
+    while [ "$count" -gt 0 ]; do
+        for name in $1; do
+            while [ "$name" != "${name%/}" ]; do name=${name%/}; done
+            case $name in '' | . | .. | */. | */..) continue ;; esac
+            if [ ! -e "$name" ] && [ ! -L "$name" ]; then continue; fi
+            if ! through_a_link "$name"; then
+                parent=$here
+                case $name in */*) parent=$(cd -- "./${name%/*}" && pwd -P) ;; esac
+                parent=${parent%/}
+                case $parent/ in "$base"/*) remove "$parent/${name##*/}" ;; esac
+            fi
+            if [ -e "$name" ] || [ -L "$name" ]; then kept=kept; fi
+        done
+        count=$((count - 1))
+        shift
     done
+    printf %s "$kept"
+}
+
+while [ $# -gt 0 ]; do
+    count=$1 cwd=$2
+    shift 2
+    said=$said$(clean "$@")$n
+    shift "$count"
 done
-[ -n "$kept" ] || exit 0
-: >"$base/.tsunami-trial" && printf 'kept %s\n' "$base/.tsunami-trial"
+case $said in *kept*) : >"$began" || exit ;; esac
+printf '%s%s' "$said" "$began"

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::slice;
 use std::sync::{Arc, Mutex};
 
 use super::{TrialHost, lock, own_script};
@@ -87,12 +88,6 @@ impl Collect {
     fn globs(&self) -> impl Iterator<Item = &String> {
         self.patterns.iter().map(|pattern| &pattern.glob)
     }
-
-    /// A script of ours in the directory, given the globs.
-    fn script(&self, host: &TrialHost, name: &str, script: &str, argument: &str) -> HostCommand {
-        let script = self.globs().fold(own_script(name, script).arg(argument), Command::arg);
-        host.host.stage("clean").command(script).called(CLEANING).unobserved()
-    }
 }
 
 /// The names that uploaded files have on a machine. Cheap to clone.
@@ -144,13 +139,34 @@ impl TrialHost {
     /// own working directory, through no link and from no mount, and nothing that was uploaded. What stays must be newer
     /// than this to be collected.
     pub async fn clean(&self, collect: &Collect) -> Result<(), Error> {
-        let command = collect.script(self, "clean", CLEAN, collect.cwd.as_deref().unwrap_or_default());
-        let output = command.stdin(Stdin::Bytes(collect.uploaded.0.clone())).run().await?;
+        self.clean_all(&collect.uploaded, slice::from_ref(&(self.clone(), collect.clone()))).await
+    }
+
+    /// Removes what would be collected in several stages of this machine, all of which spare the same.
+    pub(crate) async fn clean_all(
+        &self,
+        uploaded: &Uploaded,
+        parts: &[(TrialHost, Collect)],
+    ) -> Result<(), Error> {
+        let script = parts.iter().fold(own_script("clean", CLEAN), |script, (_, collect)| {
+            let cwd = collect.cwd.as_deref().unwrap_or_default();
+            let script = script.arg(collect.patterns.len().to_string()).arg(cwd);
+            collect.globs().fold(script, Command::arg)
+        });
+        let output = self.cleaning(script).stdin(Stdin::Bytes(uploaded.0.clone())).run().await?;
         let said = output.stdout();
-        if let Some(began) = said.trim_end_matches('\n').strip_prefix("kept ") {
-            self.trial.inner.kept.note(self, began);
+        let lines: Vec<&str> = said.splitn(parts.len() + 1, '\n').collect();
+        // A session of a test's may say nothing at all.
+        if let (kept, [began]) = lines.split_at(parts.len().min(lines.len())) {
+            let kept = parts.iter().zip(kept).filter(|(_, said)| **said == "kept");
+            kept.for_each(|((host, _), _)| self.trial.inner.kept.note(host, began));
         }
         Ok(())
+    }
+
+    /// A command about what is collected, and no part of the story.
+    fn cleaning(&self, script: Command) -> HostCommand {
+        self.host.stage("clean").command(script).called(CLEANING).unobserved()
     }
 
     /// Brings files home and says how many. A pattern that must match something and doesn't is an error, once the others
@@ -181,7 +197,8 @@ impl TrialHost {
         let Some(began) = self.trial.inner.kept.of(self) else {
             return Ok(collect.globs().map(|glob| vec![glob.clone()]).collect());
         };
-        let mut command = collect.script(self, "fresh", FRESH, &began);
+        let mut command =
+            self.cleaning(collect.globs().fold(own_script("fresh", FRESH).arg(began), Command::arg));
         if let Some(cwd) = &collect.cwd {
             command = command.cwd(cwd);
         }
@@ -319,12 +336,14 @@ mod tests {
             symlink("d", own.path().join("near")).unwrap();
             symlink(outside.join("a"), own.path().join("link.csv")).unwrap();
             let uploaded = listed(&["b.csv", "./given//a.csv", "d/../d/x/y"].map(PathBuf::from));
+            let began = own.path().canonicalize().unwrap().join(".tsunami-trial");
             let clean = |cwd: &str, patterns: &[&str]| {
-                let args = [&[cwd], patterns].concat();
-                says(shell, CLEAN, own.path(), &args, &uploaded)
+                let count = patterns.len().to_string();
+                let args = [&[&count, cwd], patterns].concat();
+                let said = says(shell, CLEAN, own.path(), &args, &uploaded);
+                said.strip_suffix(began.to_str().unwrap()).unwrap().to_owned()
             };
-            let kept =
-                format!("kept {}\n", own.path().canonicalize().unwrap().join(".tsunami-trial").display());
+            let kept = "kept\n";
             // A link is removed, what it leads to is not.
             assert_eq!(clean("", &["*.csv", "none"]), kept, "an uploaded file stays");
             let left = [
@@ -343,20 +362,33 @@ mod tests {
             assert_eq!(clean("", &["way/*", "near/*"]), kept, "a link leads there");
             assert_eq!(clean(outside.to_str().unwrap(), &["*"]), kept, "the file names another directory");
             assert_eq!(clean("way", &["a"]), kept, "the directory is elsewhere");
-            assert_eq!(clean("missing", &["*"]), "");
+            assert_eq!(clean("missing", &["*"]), "\n");
             assert_eq!((files(own.path()).len(), files(root.path()).len()), (left.len(), 2), "{shell:?}");
             // All of a directory but what was uploaded; and what begins where the step's directory is.
             assert_eq!(clean("", &["d/"]), kept);
             assert_eq!(clean(own.path().join("given").to_str().unwrap(), &["../keep", ".*", "*"]), kept);
-            assert_eq!(clean("given/..", &[".h", "keep"]), "");
+            assert_eq!(clean("given/..", &[".h", "keep"]), "\n");
             assert_eq!(
                 files(own.path()),
                 [".tsunami-trial", "b.csv", "d/x/y", "given/a.csv", "near", "way"],
                 "{shell:?}"
             );
             // Nothing of another trial, nothing kept.
-            assert_eq!(clean("", &["keep", "near"]), "");
+            assert_eq!(clean("", &["keep", "near"]), "\n");
             assert_eq!(files(root.path()), ["other/a.csv", "out/a"], "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn several_parts_are_told_apart() {
+        for shell in SHELLS {
+            let own = place(&["a.csv", "d/a.csv", "d/b.csv", "given", "other"]);
+            let parts =
+                ["1", "d", "*", "2", "", "*.csv", "given", "1", "missing", "*", "0", "d", "1", "d", ".."];
+            let began = own.path().canonicalize().unwrap().join(".tsunami-trial");
+            let said = says(shell, CLEAN, own.path(), &parts, &listed(&["given".into()]));
+            assert_eq!(said, format!("\nkept\n\n\n\n{}", began.display()), "{shell:?}");
+            assert_eq!(files(own.path()), [".tsunami-trial", "given", "other"], "{shell:?}");
         }
     }
 
@@ -371,7 +403,8 @@ mod tests {
             let (from, to) = (other.path().display(), own.path().join("d/m nt"));
             let script = format!("mount --bind '{from}' '{}' && exec \"$@\"", to.display());
             let program =
-                [&["--mount", "sh", "-c", &script, "sh"], shell, &["-c", CLEAN, "clean", "", "d"]].concat();
+                [&["--mount", "sh", "-c", &script, "sh"], shell, &["-c", CLEAN, "clean", "1", "", "d"]]
+                    .concat();
             let cleaned =
                 Process::new("unshare").args(program).current_dir(own.path()).stdin(Stdio::null()).status();
             assert!(cleaned.unwrap().success());
@@ -388,7 +421,7 @@ mod tests {
         for shell in SHELLS {
             let own = place(&["a", "b"]);
             let base = own.path().canonicalize().unwrap();
-            says(shell, CLEAN, &base, &["", "*"], &listed(&[base.join("a")]));
+            says(shell, CLEAN, &base, &["1", "", "*"], &listed(&[base.join("a")]));
             assert_eq!(files(&base), [".tsunami-trial", "a"], "{shell:?}");
         }
     }

@@ -12,9 +12,9 @@ use crate::session::{Stdin, Stream};
 #[derive(Clone, Debug)]
 #[must_use = "a command does nothing until `run`, `output`, `start` or `start_until` is called"]
 pub struct TrialCommand {
-    host: TrialHost,
-    command: HostCommand,
-    collect: Option<Collect>,
+    pub(super) host: TrialHost,
+    pub(super) command: HostCommand,
+    pub(super) collect: Option<Collect>,
 }
 
 impl TrialCommand {

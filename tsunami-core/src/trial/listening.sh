@@ -1,12 +1,13 @@
 # Whether the server that a step has started has come up. Reads the kernel's tables: a connection would disturb a server
 # that takes only one.
 #
-#   before PORT      prints the sockets that listen on the port (in hexadecimal)
-#   wait PORT SOCKETS ADDRESSES NAME TRIAL STEP
-#                    waits until a process of that step's listens on it, on whatever address. Where nobody shows whose
-#                    a socket is, as with another user's, it is one that was not among SOCKETS before, and can be
-#                    reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
-mode=$1 port=$2 before=" $3 " own=" $4 " name=$5 trial=$6 step=$7
+#   list PORT        prints the sockets that listen on the port (in hexadecimal)
+#   wait PORT ADDRESSES NAME TRIAL STEP
+#                    says `looked` once it knows which sockets there are, then waits until a process of that step's
+#                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's, it
+#                    is one that was not there before, and can be reached by others: of the loopback only ADDRESSES, as
+#                    the kernel writes them, are the machine's.
+mode=$1 port=$2 own=" $3 " name=$4 trial=$5 step=$6
 
 # Sets sockets: ` address:number address:number `.
 look() {
@@ -18,10 +19,13 @@ $(grep -h ' 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 EOT
 }
 
-# Prints those of the sockets whose processes can be seen: `number:process`.
+# Prints those of the sockets whose processes can be seen: `number:process`. All other files are left out before `read`,
+# which takes each byte by itself.
 owners() {
-    # shellcheck disable=SC2012 # these names are numbers, and no find tells what a link is in all systems
-    ls -l /proc/[0-9]*/fd 2>/dev/null | while read -r line; do
+    set -- -e /proc/
+    for socket in $sockets; do set -- "$@" -e "socket:[${socket##*:}]"; done
+    # shellcheck disable=SC2010 # these names are numbers, and no find tells what a link is in all systems
+    ls -l /proc/[0-9]*/fd 2>/dev/null | grep -F "$@" | while read -r line; do
         case $line in
         /proc/*:) process=${line#/proc/} process=${process%%/*} ;;
         *'socket:['*)
@@ -54,11 +58,13 @@ is_own() {
     return 1
 }
 
-if [ "$mode" = before ]; then
-    look
+look
+if [ "$mode" = list ]; then
     for socket in $sockets; do echo "${socket##*:}"; done
     exit 0
 fi
+before=$sockets pauses='0.01 0.02 0.05'
+echo looked
 while :; do
     look
     if [ "$sockets" != ' ' ]; then
@@ -68,10 +74,11 @@ while :; do
         done
         for socket in $sockets; do
             case $owned in *" ${socket##*:}:"*) continue ;; esac
-            case $before in *" ${socket##*:} "*) continue ;; esac
+            case $before in *":${socket##*:} "*) continue ;; esac
             ! is_own "${socket%:*}" || exit 0
         done
         sleep 0.15
     fi
-    sleep 0.05
+    sleep "${pauses%% *}"
+    pauses=${pauses#* }
 done

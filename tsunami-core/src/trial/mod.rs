@@ -31,6 +31,8 @@ mod collect;
 mod command;
 mod context;
 mod ready;
+#[cfg(feature = "experiment")]
+mod row;
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -40,6 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
+use crate::compact_script;
 use crate::error::{Error, in_time};
 use crate::event::UserEvent;
 use crate::names;
@@ -51,6 +54,8 @@ pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
+#[cfg(feature = "experiment")]
+pub(crate) use row::in_a_row;
 
 use collect::Kept;
 use command::Background;
@@ -202,9 +207,7 @@ impl Trial {
         Fut: Future<Output = Result<T, Error>>,
     {
         let begun = Instant::now();
-        let (trial, step) = (self.name().to_owned(), name.to_owned());
-        let machines = hosts.iter().map(|host| host.name().to_owned()).collect();
-        self.inner.cluster.emit(UserEvent::StepStarted { trial, step, machines });
+        self.tell_step(name, hosts.iter().map(|host| host.name().to_owned()).collect());
         let parts = hosts.into_iter().enumerate().map(|(place, host)| {
             let part = part(host.stage(name));
             async move { (place, part.await) }
@@ -216,11 +219,19 @@ impl Trial {
                 Err(error) => errors.push(error),
             }
         }
-        let (trial, step) = (self.name().to_owned(), name.to_owned());
-        let (ok, took) = (errors.is_empty(), begun.elapsed());
-        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, took });
+        self.tell_end_of_step(name, begun, errors.is_empty());
         values.sort_by_key(|(place, _)| *place);
         gravest(errors).map_or(Ok(values.into_iter().map(|(_, value)| value).collect()), Err)
+    }
+
+    fn tell_step(&self, step: &str, machines: Vec<String>) {
+        let (trial, step) = (self.name().to_owned(), step.to_owned());
+        self.inner.cluster.emit(UserEvent::StepStarted { trial, step, machines });
+    }
+
+    fn tell_end_of_step(&self, step: &str, begun: Instant, ok: bool) {
+        let (trial, step, took) = (self.name().to_owned(), step.to_owned(), begun.elapsed());
+        self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, took });
     }
 
     /// Waits until the trial is over before its time, because a machine was interrupted.
@@ -307,9 +318,10 @@ impl TrialHost {
     }
 }
 
-/// A command made of a script of tsunami's own, of which logs and events show the name.
+/// A command made of a script of tsunami's own, of which whoever shows it shows the name and the arguments.
 fn own_script(name: &str, script: &str) -> Command {
-    Command::shell(format!(r#"exec sh -c "$TSUNAMI_SCRIPT" {name} "$@""#)).env("TSUNAMI_SCRIPT", script)
+    let run = Command::program("sh").arg("-c").arg(r#"eval "$TSUNAMI_SCRIPT""#).arg(name);
+    run.env("TSUNAMI_SCRIPT", compact_script(script))
 }
 
 /// Locks; a panic elsewhere is no reason to leave anything running.

@@ -23,6 +23,9 @@ const UNTIL: &str = include_str!("until.sh");
 /// Waits for a server; its beginning says how.
 const LISTENING: &str = include_str!("listening.sh");
 
+/// What it says once a server may start.
+const LOOKED: &str = "looked\n";
+
 /// What errors call the commands that ask.
 const CHECKING: &str = "the check whether it is ready";
 
@@ -73,16 +76,16 @@ impl Ready {
         host: &TrialHost,
         mut command: HostCommand,
     ) -> Result<(HostCommand, Waiting), Error> {
-        let (mut before, mut log) = (String::new(), None);
+        let (mut listener, mut log) = (None, None);
         match &self.sign {
-            Sign::Port(port) => before = listeners(host, *port).await?,
+            Sign::Port(port) => listener = Some(watch_for_listener(host, *port).await?),
             Sign::Log(text) => {
                 let (watcher, seen) = LogWatcher::new(text);
                 (command, log) = (command.watched_by(watcher), Some(seen));
             }
             Sign::Command(_) => {}
         }
-        let waiting = Waiting { ready: self, host: host.clone(), command: command.clone(), before, log };
+        let waiting = Waiting { ready: self, host: host.clone(), command: command.clone(), listener, log };
         Ok((command, waiting))
     }
 }
@@ -92,23 +95,22 @@ pub(super) struct Waiting {
     ready: Ready,
     host: TrialHost,
     command: HostCommand,
-    /// The sockets that listened before.
-    before: String,
+    /// What waits for a listener, and knows which there were before.
+    listener: Option<Process>,
     log: Option<oneshot::Receiver<()>>,
 }
 
 impl Waiting {
     /// Waits until a started command is ready, or ends instead.
     pub(super) async fn until_ready(self, line: &str, process: &mut Process) -> Result<(), Error> {
-        let Self { ready: Ready { sign, timeout: limit }, host, command, before, log } = self;
+        let Self { ready: Ready { sign, timeout: limit }, host, command, mut listener, log } = self;
         // What is asked again and again is no part of the story, nor of the server's own log.
         let is_ready = async {
             match &sign {
-                Sign::Port(port) => {
-                    let script = listening("wait", *port).arg(before).arg(own_addresses(&host));
-                    let script = script.arg(host.name()).arg(host.trial.name()).arg(host.stage_name());
-                    host.host.command(script).called(CHECKING).unobserved().run().await.map(drop)
-                }
+                Sign::Port(_) => match &mut listener {
+                    Some(listener) => has_succeeded(&host, listener).await,
+                    None => Ok(()),
+                },
                 Sign::Command(line) => {
                     let until = command.alike(own_script("until", UNTIL).arg(line)).stdin(Stdin::Null);
                     until.called(CHECKING).unobserved().run().await.map(drop)
@@ -157,9 +159,29 @@ async fn missing(host: &TrialHost, sign: &Sign) -> String {
     }
 }
 
+/// Has the machine wait for a listener of the host's stage, beside those that are there when this returns.
+async fn watch_for_listener(host: &TrialHost, port: u16) -> Result<Process, Error> {
+    let script = listening("wait", port).arg(own_addresses(host));
+    let script = script.arg(host.name()).arg(host.trial.name()).arg(host.stage_name());
+    let (watcher, looked) = LogWatcher::new(LOOKED);
+    let mut waiting = host.host.command(script).called(CHECKING).unobserved().watched_by(watcher).start();
+    if looked.await.is_err() {
+        // It has ended without a word, and tells why.
+        has_succeeded(host, &mut waiting).await?;
+    }
+    Ok(waiting)
+}
+
+async fn has_succeeded(host: &Host, check: &mut Process) -> Result<(), Error> {
+    match check.wait().await? {
+        output if output.exit.success() => Ok(()),
+        output => Err(ended_early(host, CHECKING.to_owned(), &output)),
+    }
+}
+
 /// The sockets that listen on a port, as the script has them.
 async fn listeners(host: &TrialHost, port: u16) -> Result<String, Error> {
-    let command = host.host.command(listening("before", port)).called(CHECKING).unobserved();
+    let command = host.host.command(listening("list", port)).called(CHECKING).unobserved();
     let output = command.run().await?;
     Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
 }
@@ -229,6 +251,10 @@ impl LogWatcher {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::process::Stdio;
+
     use super::super::STEP;
     use super::*;
 
@@ -250,36 +276,34 @@ mod tests {
         assert!(seeing.try_recv().is_ok());
     }
 
-    /// Whether the script that waits for a listener is done soon. It can see whose a socket is, or, as somebody else,
-    /// it can't.
-    fn is_ready(port: u16, before: &str, own: &str, hidden: bool) -> bool {
+    /// Whether the script that waits for a listener is done soon, when one comes at this address after it has looked. It
+    /// can see whose a socket is, or, as somebody else, it can't.
+    fn is_ready(port: u16, comes: Option<&str>, own: &str, hidden: bool) -> bool {
         let mut command = std::process::Command::new("timeout");
         command.args(["3", "setpriv"]);
         if hidden {
             command.args(["--reuid=65534", "--clear-groups"]);
         }
-        command.args([
-            "sh",
-            "-c",
-            LISTENING,
-            "sh",
-            "wait",
-            &format!("{port:04X}"),
-            before,
-            own,
-            "a-0",
-            "1",
-            "serve",
-        ]);
-        command.env("TSUNAMI_RUN_ID", "x").status().unwrap().success()
+        command.args(["sh", "-c", LISTENING, "sh", "wait", &format!("{port:04X}"), own, "a-0", "1", "serve"]);
+        let mut waiting = command.env("TSUNAMI_RUN_ID", "x").stdout(Stdio::piped()).spawn().unwrap();
+        let mut looked = [0; LOOKED.len()];
+        waiting.stdout.as_mut().unwrap().read_exact(&mut looked).unwrap();
+        assert_eq!(looked, LOOKED.as_bytes());
+        let _listener = comes.map(|address| TcpListener::bind((address, port)).unwrap());
+        waiting.wait().unwrap().success()
+    }
+
+    /// A port at which nobody listens.
+    fn free_port(address: &str) -> u16 {
+        TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
     }
 
     #[test]
     fn a_stranger_makes_nobody_ready() {
-        let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = stranger.local_addr().unwrap().port();
         let own = hexadecimal("127.0.0.1").unwrap();
-        assert!(!is_ready(port, "", &own, false), "this process is no step's");
+        assert!(!is_ready(port, None, &own, false), "this process is no step's");
         let mut server = std::process::Command::new("perl");
         let listen = "IO::Socket::INET->new(LocalAddr => '127.0.0.2', LocalPort => shift, Listen => 1) or die; sleep 100";
         // Its environment is its parent's business.
@@ -290,7 +314,7 @@ mod tests {
             [("TSUNAMI_RUN_ID", "x"), ("TSUNAMI_NAME", "a-0"), ("TSUNAMI_TRIAL", "1"), (STEP, "serve")];
         let mut server =
             std::os::unix::process::CommandExt::process_group(server.envs(marks), 0).spawn().unwrap();
-        let ready = is_ready(port, "", "", false);
+        let ready = is_ready(port, None, "", false);
         let group = rustix::process::Pid::from_child(&server);
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         server.wait().unwrap();
@@ -303,21 +327,21 @@ mod tests {
             // Whose processes could not be seen?
             return a_stranger_makes_nobody_ready();
         }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let own = hexadecimal("127.0.0.1").unwrap();
-        let before = std::process::Command::new("sh")
-            .args(["-c", LISTENING, "sh", "before", &format!("{port:04X}")])
-            .output();
-        let before = String::from_utf8(before.unwrap().stdout).unwrap();
-        assert!(is_ready(port, "", &own, true));
-        assert!(!is_ready(port, before.trim(), &own, true), "it was there before");
-        assert!(
-            !is_ready(port, "", &hexadecimal("127.0.0.9").unwrap(), true),
-            "the address is another machine's"
-        );
-        assert!(!is_ready(port, "", "", true), "nobody else can reach it");
-        let wildcard = std::net::TcpListener::bind("[::]:0").unwrap();
-        assert!(is_ready(wildcard.local_addr().unwrap().port(), "", &own, true));
+        let (own, other) = (hexadecimal("127.0.0.1").unwrap(), hexadecimal("127.0.0.9").unwrap());
+        assert!(!is_ready(port, None, &own, true), "it was there before");
+        assert!(is_ready(
+            port,
+            Some("127.0.0.2"),
+            &format!("{own} {}", hexadecimal("127.0.0.2").unwrap()),
+            true
+        ));
+        drop(listener);
+        let comes = |own: &str| is_ready(free_port("127.0.0.1"), Some("127.0.0.1"), own, true);
+        assert!(comes(&own));
+        assert!(!comes(&other), "the address is another machine's");
+        assert!(!comes(""), "nobody else can reach it");
+        assert!(is_ready(free_port("::"), Some("::"), &own, true));
     }
 }
