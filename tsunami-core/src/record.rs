@@ -290,7 +290,7 @@ impl RunEntry {
         self.write("record.json", &Numbered { schema: RECORD_SCHEMA, record })
     }
 
-    pub(crate) fn write_machines(&self, machines: &[Machine]) -> Result<(), Error> {
+    pub(crate) fn write_machines(&self, machines: &[&Machine]) -> Result<(), Error> {
         self.write("machines.json", machines)
     }
 

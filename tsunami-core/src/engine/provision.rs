@@ -147,7 +147,7 @@ impl Run {
 pub(crate) struct Provisioner {
     pub(super) run: Arc<Run>,
     pub(super) plan: Arc<Plan>,
-    pub(super) watch: Watch,
+    pub(super) watch: Arc<Watch>,
     /// The machines that were replaced.
     replaced: Arc<Mutex<BTreeMap<Slot, MachineId>>>,
 }
@@ -160,7 +160,7 @@ impl Provisioner {
             Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
         let hosts = gathering.until_all_are_up().await?;
         // It makes other processes faster; what there is they ask the provider.
-        let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
+        let machines: Vec<&Machine> = hosts.values().map(Host::machine).collect();
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::machine::machine_name;
@@ -745,17 +746,11 @@ impl Provider for FakeCloud {
         let mut befallen = self.befallen.subscribe();
         loop {
             let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
-            let noticed = async {
-                match at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = noticed => break,
-                // `self` keeps the sender alive.
-                _ = befallen.changed() => {}
+            // `self` keeps the sender alive.
+            match at {
+                Some(at) if Box::pin(timeout_at(at, befallen.changed())).await.is_err() => break,
+                Some(_) => {}
+                None => drop(befallen.changed().await),
             }
         }
         "the fake cloud told the machine that it takes it back".to_owned()
@@ -1098,7 +1093,8 @@ impl Session for FakeSession {
             Some(reply) => reply,
             None => self.shell(command)?,
         };
-        let running = async {
+        // Pinned here, once: whoever is handed a future by value may hold it twice.
+        let running = pin!(async {
             for (stream, bytes) in &reply.output {
                 let written = output.write(*stream, bytes);
                 written
@@ -1106,7 +1102,7 @@ impl Session for FakeSession {
             }
             sleep(reply.after).await;
             Ok(())
-        };
+        });
         let ended = || {
             let directory = resolve(Path::new(HOME), command.cwd.as_deref().unwrap_or_default());
             let mut inner = self.cloud.lock();
@@ -1115,10 +1111,11 @@ impl Session for FakeSession {
             }
             Ok(reply.exit)
         };
+        let calling = pin!(self.cloud.session_call(Call::Exec, running, ended));
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
-            done = self.unless_broken(self.cloud.session_call(Call::Exec, running, ended)) => done,
+            done = self.unless_broken(calling) => done,
         }
     }
 
