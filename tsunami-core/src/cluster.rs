@@ -459,9 +459,8 @@ impl Host {
 
     /// Waits until the machine's provider says that it is gone, or that it takes it back, unless that is no matter.
     async fn leaving(&self, despite_interruption: bool) {
-        let is_over = |liveness: &Liveness| {
-            liveness.gone || (liveness.interrupted.is_some() && !despite_interruption)
-        };
+        let is_over =
+            |liveness: &Liveness| liveness.gone || (liveness.interrupted.is_some() && !despite_interruption);
         self.until(is_over).await;
     }
 
@@ -481,6 +480,10 @@ impl Host {
         let reason = self.liveness().interrupted.clone()?;
         let (machine, stage) = (self.name().to_owned(), self.stage.to_string());
         Some(Error::Interrupted { machine, id: self.inner.machine.id.clone(), stage, reason })
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.liveness().interrupted.is_some()
     }
 
     pub(crate) fn session(&self) -> &Arc<dyn Session> {
@@ -592,9 +595,12 @@ impl HostCommand {
     /// # Errors
     ///
     /// [`Error::Command`] for any other end, and for the rest as [`output`](Self::output) has them.
-    pub async fn run(self) -> Result<Output, Error> {
-        let output = self.execute().await?;
-        self.succeeded(output)
+    #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+    pub fn run(self) -> impl Future<Output = Result<Output, Error>> + Send {
+        async move {
+            let output = self.execute().await?;
+            self.succeeded(output)
+        }
     }
 
     /// What it wrote, if it has succeeded.
@@ -620,8 +626,9 @@ impl HostCommand {
     /// [`Error::Timeout`] once its time is over, [`Error::Cancelled`] when it is ended on purpose or the run ends,
     /// [`Error::Interrupted`] or [`Error::Lost`] when the machine does, and [`Error::Session`] where it could not be begun,
     /// or its output not be taken ([`OutputRefused`]).
-    pub async fn output(self) -> Result<Output, Error> {
-        self.execute().await
+    #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+    pub fn output(self) -> impl Future<Output = Result<Output, Error>> + Send {
+        async move { self.execute().await }
     }
 
     async fn execute(&self) -> Result<Output, Error> {

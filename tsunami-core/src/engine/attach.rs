@@ -167,10 +167,7 @@ impl Tsunami {
 
 impl Run {
     /// Connects to machines that an earlier process left up.
-    async fn reconnect(
-        self: &Arc<Self>,
-        wanted: impl Fn(&Machine) -> bool,
-    ) -> Result<Vec<Host>, Error> {
+    async fn reconnect(self: &Arc<Self>, wanted: impl Fn(&Machine) -> bool) -> Result<Vec<Host>, Error> {
         let mut tasks = JoinSet::new();
         for machine in self.machines_up(wanted).await? {
             let run = self.clone();

@@ -72,7 +72,7 @@ impl Provisioner {
         let Err(error) = setup(host.clone()).await else { return Ok(()) };
         if matches!(error, Error::Lost { .. }) {
             self.watch.look_now();
-            let _ = timeout(REASON_TIMEOUT, host.interrupted()).await;
+            let _ = Box::pin(timeout(REASON_TIMEOUT, host.interrupted())).await;
         }
         Err(host.interruption().unwrap_or(error))
     }
@@ -99,9 +99,11 @@ impl Provisioner {
             price: machine.price,
         });
         *stage = "connect";
+        // On the heap from now on: until they run, all machines of a run wait, and none needs room for what comes then.
+        let connecting = self.run.connect_and_verify(machine, pending.deadline, self.plan.connect_timeout);
         let host = tokio::select! {
             biased;
-            host = self.run.connect_and_verify(machine, pending.deadline, self.plan.connect_timeout) => host?,
+            host = Box::pin(connecting) => host?,
             machine = self.watch.leaving(&pending.id) => {
                 return Err(Box::pin(self.gone(name, stage, machine)).await);
             }

@@ -229,40 +229,40 @@ impl Watch {
 }
 
 impl Run {
-    /// Tells a host's commands from now on what is known of its machine.
+    /// Tells a host's commands from now on when the provider, or the machine itself, says that the machine is going, or
+    /// gone: the connection may take long to notice.
     pub(super) fn follow(self: &Arc<Self>, host: &Host, watch: &Arc<Watch>) {
-        self.spawn_until_cancelled(follow(self.clone(), host.clone(), watch.clone()));
+        let (run, host, watch) = (self.clone(), host.clone(), watch.clone());
+        // It is there for as long as the machine: what is rare is on the heap.
+        self.spawn_until_cancelled(async move {
+            let id = &host.machine().id;
+            tokio::select! {
+                biased;
+                machine = watch.leaving(id) => run.interrupted(&host, machine.interrupted.clone()),
+                reason = run.provider.interruption_notice(host.machine(), host.session()) => {
+                    run.interrupted(&host, Some(reason));
+                }
+            }
+            watch.until(id, is_out).await;
+            run.events.emit(EventKind::MachineGone { machine: host.name().to_owned(), id: id.clone() });
+            if !host.is_interrupted()
+                && let Ok(machine) = Box::pin(timeout(REASON_TIMEOUT, watch.interrupted(id))).await
+            {
+                run.interrupted(&host, machine.interrupted.clone());
+            }
+            host.set_gone();
+            if !host.is_interrupted() {
+                // Too late for what ran there, and not for a replacement.
+                run.interrupted(&host, watch.interrupted(id).await.interrupted.clone());
+            }
+        });
     }
-}
 
-/// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
-/// connection may take long to notice. It takes memory for as long as the machine lives.
-async fn follow(run: Arc<Run>, host: Host, watch: Arc<Watch>) {
-    let (machine, id) = (host.name(), &host.machine().id);
-    let interrupted = |reason: Option<String>| {
+    fn interrupted(&self, host: &Host, reason: Option<String>) {
         let Some(reason) = reason else { return };
-        let (machine, id) = (machine.to_owned(), id.clone());
-        run.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
+        let (machine, id) = (host.name().to_owned(), host.machine().id.clone());
+        self.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
         host.set_interrupted(reason);
-    };
-    tokio::select! {
-        biased;
-        machine = watch.leaving(id) => interrupted(machine.interrupted.clone()),
-        reason = run.provider.interruption_notice(host.machine(), host.session()) => {
-            interrupted(Some(reason));
-        }
-    }
-    watch.until(id, is_out).await;
-    run.events.emit(EventKind::MachineGone { machine: machine.to_owned(), id: id.clone() });
-    if host.interruption().is_none()
-        && let Ok(machine) = Box::pin(timeout(REASON_TIMEOUT, watch.interrupted(id))).await
-    {
-        interrupted(machine.interrupted.clone());
-    }
-    host.set_gone();
-    if host.interruption().is_none() {
-        // Too late for what ran there, and not for a replacement.
-        interrupted(watch.interrupted(id).await.interrupted.clone());
     }
 }
 

@@ -218,12 +218,9 @@ impl Provisioner {
     /// take. It is no error if there is none: there may be nothing to repair.
     async fn hear_of_interruptions(&self, cluster: &Cluster) {
         self.watch.look_now();
-        let unheard =
-            |host: &Host| host.interruption().is_none() && self.watch.is_unexplained(&host.machine().id);
+        let unheard = |host: &Host| !host.is_interrupted() && self.watch.is_unexplained(&host.machine().id);
         let heard = async {
-            while !cluster.hosts().iter().any(|host| host.interruption().is_some())
-                || cluster.hosts().iter().any(unheard)
-            {
+            while !cluster.hosts().iter().any(Host::is_interrupted) || cluster.hosts().iter().any(unheard) {
                 sleep(POLL_INTERRUPTIONS).await;
             }
         };
