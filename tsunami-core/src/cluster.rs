@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Provisioner;
@@ -138,20 +138,22 @@ pub struct Host {
 
 struct HostInner {
     name: String,
-    machine: Machine,
+    machine: Arc<Machine>,
     session: Arc<dyn Session>,
     events: Events,
     /// The run is ending.
     cancel: CancellationToken,
-    liveness: watch::Receiver<Liveness>,
+    liveness: Mutex<Liveness>,
+    /// Tells of a change of that.
+    changed: Notify,
 }
 
 /// What is known of whether a machine stays. Whoever watches the machine tells it, and nobody else.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Liveness {
+#[derive(Debug, Default)]
+struct Liveness {
     /// Why its provider takes it back, or took it. Files can still be fetched from it, for as long as it is there.
-    pub(crate) interrupted: Option<String>,
-    pub(crate) gone: bool,
+    interrupted: Option<String>,
+    gone: bool,
 }
 
 impl fmt::Debug for Host {
@@ -164,16 +166,32 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// A machine with a session to it, and where to tell whether it stays.
+    /// A machine with a session to it.
     pub(crate) fn new(
-        machine: Machine,
+        machine: Arc<Machine>,
         session: Arc<dyn Session>,
         events: Events,
         cancel: CancellationToken,
-    ) -> (Self, watch::Sender<Liveness>) {
-        let (sender, liveness) = watch::channel(Liveness::default());
-        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness };
-        (Self { inner: Arc::new(inner), stage: "run".into() }, sender)
+    ) -> Self {
+        let (liveness, changed) = (Mutex::default(), Notify::new());
+        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness, changed };
+        Self { inner: Arc::new(inner), stage: "run".into() }
+    }
+
+    /// Notes that its provider takes it back, or took it.
+    pub(crate) fn set_interrupted(&self, reason: String) {
+        self.liveness().interrupted = Some(reason);
+        self.inner.changed.notify_waiters();
+    }
+
+    /// Notes that it is gone.
+    pub(crate) fn set_gone(&self) {
+        self.liveness().gone = true;
+        self.inner.changed.notify_waiters();
+    }
+
+    fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        self.inner.liveness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same machine in another stage. The stage names what is going on, in events, errors and logs:
@@ -300,11 +318,11 @@ impl Host {
             return Err(self.error(format!("a command of {} can't run here", other.host.name())));
         }
         let lines: Vec<Command> = commands.iter().map(|command| command.command.clone()).collect();
-        let turn = watch::Sender::new(Turn::first());
+        let turn = CurrentTurn::first();
         let list = Arc::new(List { commands, keep, turns, turn, progress: Mutex::default() });
         let stop = self.inner.cancel.child_token();
         let running = self.inner.session.exec_all(&lines, list.clone(), &stop);
-        let result = self.attend(&list.commands, list.turn.subscribe(), &stop, running).await;
+        let result = self.attend(&list.commands, &list.turn, &stop, running).await;
         let Progress { begun, ended, mut outputs } = std::mem::take(&mut *list.progress());
         match (result, list.commands.get(ended), begun) {
             (Ok(()), Some(_), Some(begun)) => {
@@ -331,24 +349,20 @@ impl Host {
     async fn attend<T>(
         &self,
         commands: &[HostCommand],
-        mut turns: watch::Receiver<Turn>,
+        current: &CurrentTurn,
         stop: &CancellationToken,
         mut running: impl Future<Output = Result<T, SessionError>> + Unpin,
     ) -> Result<T, Error> {
-        let forever = Duration::from_secs(u32::MAX.into());
         let mut timed_out = None;
         let ended = loop {
-            let turn = *turns.borrow_and_update();
+            let turn = current.turn();
             let command = &commands[turn.index];
             tokio::select! {
                 biased;
                 result = &mut running => break Some(result),
-                Ok(()) = turns.changed() => {}
-                () = self.interrupted(), if !command.despite_interruption => {
-                    return Err(command.host.lost(&command.line()));
-                }
-                () = self.gone() => return Err(command.host.lost(&command.line())),
-                () = tokio::time::sleep_until(turn.since + command.timeout.unwrap_or(forever)) => {
+                () = current.next.notified() => {}
+                () = self.leaving(command.despite_interruption) => return Err(self.lost(&command.line())),
+                () = passed(command.timeout.map(|timeout| turn.since + timeout)) => {
                     timed_out = Some(turn.index);
                     break None;
                 }
@@ -377,7 +391,7 @@ impl Host {
                 }
             }
             _ => {
-                let command = &commands[turns.borrow().index];
+                let command = &commands[current.turn().index];
                 Error::session(self.name(), &command.host.stage, &command.line(), error)
             }
         })
@@ -444,7 +458,7 @@ impl Host {
         tokio::select! {
             biased;
             () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
-            () = self.gone() => Err(self.lost(action)),
+            () = self.leaving(true) => Err(self.lost(action)),
             done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
         }
     }
@@ -454,28 +468,33 @@ impl Host {
         self.until(|liveness| liveness.interrupted.is_some()).await;
     }
 
-    /// Waits until the machine's provider says that it is gone.
-    async fn gone(&self) {
-        self.until(|liveness| liveness.gone).await;
+    /// Waits until the machine's provider says that it is gone, or that it takes it back, unless that is no matter.
+    async fn leaving(&self, despite_interruption: bool) {
+        let is_over =
+            |liveness: &Liveness| liveness.gone || (liveness.interrupted.is_some() && !despite_interruption);
+        self.until(is_over).await;
     }
 
     async fn until(&self, reached: impl Fn(&Liveness) -> bool) {
-        let mut liveness = self.inner.liveness.clone();
-        let watched = liveness.wait_for(|liveness| reached(liveness)).await.is_ok();
-        if !watched {
-            // Nobody watches the machine any more.
-            std::future::pending().await
+        loop {
+            // It hears of whatever comes after the look.
+            let changed = self.inner.changed.notified();
+            if reached(&self.liveness()) {
+                return;
+            }
+            changed.await;
         }
     }
 
     /// The error of a machine that its provider takes back, or took, before its time.
     pub fn interruption(&self) -> Option<Error> {
-        self.inner.liveness.borrow().interrupted.as_ref().map(|reason| Error::Interrupted {
-            machine: self.name().to_owned(),
-            id: self.inner.machine.id.clone(),
-            stage: self.stage.to_string(),
-            reason: reason.clone(),
-        })
+        let reason = self.liveness().interrupted.clone()?;
+        let (machine, stage) = (self.name().to_owned(), self.stage.to_string());
+        Some(Error::Interrupted { machine, id: self.inner.machine.id.clone(), stage, reason })
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.liveness().interrupted.is_some()
     }
 
     pub(crate) fn session(&self) -> &Arc<dyn Session> {
@@ -587,9 +606,12 @@ impl HostCommand {
     /// # Errors
     ///
     /// [`Error::Command`] for any other end, and for the rest as [`output`](Self::output) has them.
-    pub async fn run(self) -> Result<Output, Error> {
-        let output = self.execute().await?;
-        self.succeeded(output)
+    #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+    pub fn run(self) -> impl Future<Output = Result<Output, Error>> + Send {
+        async move {
+            let output = self.execute().await?;
+            self.succeeded(output)
+        }
     }
 
     /// What it wrote, if it has succeeded.
@@ -615,8 +637,9 @@ impl HostCommand {
     /// [`Error::Timeout`] once its time is over, [`Error::Cancelled`] when it is ended on purpose or the run ends,
     /// [`Error::Interrupted`] or [`Error::Lost`] when the machine does, and [`Error::Session`] where it could not be begun,
     /// or its output not be taken ([`OutputRefused`]).
-    pub async fn output(self) -> Result<Output, Error> {
-        self.execute().await
+    #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+    pub fn output(self) -> impl Future<Output = Result<Output, Error>> + Send {
+        async move { self.execute().await }
     }
 
     async fn execute(&self) -> Result<Output, Error> {
@@ -624,8 +647,7 @@ impl HostCommand {
         let inner = &self.host.inner;
         let stop = inner.cancel.child_token();
         let running = inner.session.exec(&self.command, begun.capture.clone(), &stop);
-        let turn = watch::Sender::new(Turn::first());
-        let result = self.host.attend(slice::from_ref(self), turn.subscribe(), &stop, running).await;
+        let result = self.host.attend(slice::from_ref(self), &CurrentTurn::first(), &stop, running).await;
         self.settle(begun, result)
     }
 
@@ -710,9 +732,25 @@ struct Turn {
     since: Instant,
 }
 
-impl Turn {
+/// Tells the one who waits for them about the turns.
+struct CurrentTurn {
+    turn: Mutex<Turn>,
+    next: Notify,
+}
+
+impl CurrentTurn {
+    /// It is the first one's turn.
     fn first() -> Self {
-        Self { index: 0, since: Instant::now() }
+        Self { turn: Mutex::new(Turn { index: 0, since: Instant::now() }), next: Notify::new() }
+    }
+
+    fn turn(&self) -> Turn {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, turn: Turn) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+        self.next.notify_one();
     }
 }
 
@@ -735,7 +773,7 @@ struct List {
     /// Whether somebody wants all that they wrote.
     keep: bool,
     turns: Arc<dyn Turns>,
-    turn: watch::Sender<Turn>,
+    turn: CurrentTurn,
     progress: Mutex<Progress>,
 }
 
@@ -768,7 +806,7 @@ impl SequenceObserver for List {
     fn begins(&self, index: usize) -> Arc<dyn OutputSink> {
         let begun = self.begin(index);
         let capture = begun.capture.clone();
-        self.turn.send_replace(Turn { index, since: begun.at });
+        self.turn.take(Turn { index, since: begun.at });
         self.progress().begun = Some(begun);
         capture
     }
@@ -792,10 +830,19 @@ fn not_confirmed<T>(_: Elapsed) -> Result<T, SessionError> {
     Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message))
 }
 
-/// Resolves when the token fires; never without one.
+/// Resolves when the time has come; never without one. It takes memory only where there is one, as for most commands there
+/// isn't.
+async fn passed(time: Option<Instant>) {
+    match time {
+        Some(time) => Box::pin(sleep_until(time)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the token fires; never without one, which takes no memory.
 async fn cancelled(token: Option<&CancellationToken>) {
     match token {
-        Some(token) => token.cancelled().await,
+        Some(token) => Box::pin(token.cancelled()).await,
         None => std::future::pending().await,
     }
 }

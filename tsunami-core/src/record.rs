@@ -13,7 +13,7 @@
 //! What another user may have written is named, and neither read nor touched: see [`private`].
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -290,7 +290,7 @@ impl RunEntry {
         self.write("record.json", &Numbered { schema: RECORD_SCHEMA, record })
     }
 
-    pub(crate) fn write_machines(&self, machines: &[Machine]) -> Result<(), Error> {
+    pub(crate) fn write_machines(&self, machines: &[&Machine]) -> Result<(), Error> {
         self.write("machines.json", machines)
     }
 
@@ -347,8 +347,12 @@ impl RunEntry {
 
     fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), Error> {
         let path = self.path.join(name);
-        let written = serde_json::to_vec_pretty(value).map_err(io::Error::from);
-        let written = written.and_then(|bytes| private::write(&path, &bytes));
+        // Never whole in memory: machines are many.
+        let written = private::write_whole(&path, 0o600, |file| {
+            let mut file = BufWriter::new(file);
+            serde_json::to_writer_pretty(&mut file, value)?;
+            file.flush()
+        });
         written.map_err(|source| Error::record("write", &path, source))
     }
 }

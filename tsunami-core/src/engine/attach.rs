@@ -5,7 +5,6 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -13,7 +12,7 @@ use tokio::time::timeout;
 use super::Tsunami;
 use super::monitor::{LIST_TIMEOUT, Watch, not_listed};
 use super::run::{BodyOutcome, Run};
-use crate::cluster::{Cluster, Host, Liveness};
+use crate::cluster::{Cluster, Host};
 use crate::error::{Error, in_time};
 use crate::limits::DURATION_LIMIT;
 use crate::machine::{Deadline, Machine, MachineState};
@@ -133,7 +132,7 @@ impl Tsunami {
         };
         match run.cancel.run_until_cancelled(connecting).await.unwrap_or(Err(Error::Cancelled)) {
             Ok(hosts) => {
-                let hosts = run.follow_all(hosts);
+                run.follow_all(&hosts);
                 let cluster = Cluster::new(run.id.clone(), hosts, run.events.clone(), None);
                 Ok(AttachedRun { connections, cluster, experiment: record.experiment })
             }
@@ -168,21 +167,18 @@ impl Tsunami {
 
 impl Run {
     /// Connects to machines that an earlier process left up.
-    async fn reconnect(
-        self: &Arc<Self>,
-        wanted: impl Fn(&Machine) -> bool,
-    ) -> Result<Vec<(Host, watch::Sender<Liveness>)>, Error> {
+    async fn reconnect(self: &Arc<Self>, wanted: impl Fn(&Machine) -> bool) -> Result<Vec<Host>, Error> {
         let mut tasks = JoinSet::new();
         for machine in self.machines_up(wanted).await? {
             let run = self.clone();
-            tasks.spawn(async move { run.connect_and_renew(machine, RECONNECT_TIMEOUT).await });
+            tasks.spawn(async move { run.connect_and_renew(machine.into(), RECONNECT_TIMEOUT).await });
         }
         let (mut hosts, mut failures) = (BTreeMap::new(), Vec::new());
         while let Some(joined) = tasks.join_next().await {
             match joined.map_err(Error::other).flatten() {
-                Ok((host, liveness)) => {
+                Ok(host) => {
                     let order = self.groups.iter().position(|group| group.name == host.group());
-                    hosts.insert((order, host.index()), (host, liveness));
+                    hosts.insert((order, host.index()), host);
                 }
                 Err(error) => failures.push(error),
             }
@@ -217,16 +213,12 @@ impl Run {
     }
 
     /// Keeps an eye on machines that an earlier process left up.
-    fn follow_all(self: &Arc<Self>, hosts: Vec<(Host, watch::Sender<Liveness>)>) -> Vec<Host> {
+    fn follow_all(self: &Arc<Self>, hosts: &[Host]) {
         let (watcher, watch) = Watch::new(self.clone());
         self.spawn_until_cancelled(watcher);
         watch.calm_down();
         watch.look_now();
-        let follow = |(host, liveness)| {
-            self.follow(&host, liveness, &watch);
-            host
-        };
-        hosts.into_iter().map(follow).collect()
+        hosts.iter().for_each(|host| self.follow(host, &watch));
     }
 
     /// Moves the end on these machines, where the provider keeps it, and in the record.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use tokio::time::Instant;
 
 use crate::machine::{Login, Machine, MachineId, RunId};
@@ -34,8 +34,8 @@ impl Panicked {
 }
 
 /// Awaits foreign code.
-pub(super) async fn caught<T>(doing: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(doing).catch_unwind().await.map_err(|panic| Panicked::new(&*panic))
+pub(super) fn caught<T>(doing: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
+    AssertUnwindSafe(doing).catch_unwind().map_err(|panic| Panicked::new(&*panic))
 }
 
 /// Calls foreign code.
@@ -52,11 +52,11 @@ pub(super) fn has_panicked(error: &ProviderError) -> bool {
 #[derive(Debug)]
 pub(super) struct Guarded<T: ?Sized>(pub(super) Arc<T>);
 
-async fn asked<T>(
+fn asked<T>(
     operation: &str,
     asking: impl Future<Output = Result<T, ProviderError>>,
-) -> Result<T, ProviderError> {
-    caught(asking).await.map_err(|panic| panicked(operation, panic))?
+) -> impl Future<Output = Result<T, ProviderError>> {
+    caught(asking).map(move |answer| answer.map_err(|panic| panicked(operation, panic))?)
 }
 
 fn panicked(operation: &str, panic: Panicked) -> ProviderError {

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::monitor::REASON_TIMEOUT;
 use super::provision::{Provisioner, TaskResult};
 use super::run::Run;
 use crate::ErrorChain;
-use crate::cluster::{Host, Liveness};
+use crate::cluster::Host;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::machine::{Machine, MachineId, MachineState, machine_name};
@@ -73,7 +72,7 @@ impl Provisioner {
         let Err(error) = setup(host.clone()).await else { return Ok(()) };
         if matches!(error, Error::Lost { .. }) {
             self.watch.look_now();
-            let _ = timeout(REASON_TIMEOUT, host.interrupted()).await;
+            let _ = Box::pin(timeout(REASON_TIMEOUT, host.interrupted())).await;
         }
         Err(host.interruption().unwrap_or(error))
     }
@@ -86,9 +85,12 @@ impl Provisioner {
         pending: &PendingMachine,
         stage: &mut &'static str,
     ) -> Result<Host, Error> {
-        let machine = self.running(name, pending).await?;
+        let mut machine = self.running(name, pending).await?;
         // The launch's answer decides which machine is which, not the order of a listing.
-        let machine = Machine { group: group.to_owned(), index: pending.index, ..machine };
+        if (machine.group.as_str(), machine.index) != (group, pending.index) {
+            let machine = Arc::make_mut(&mut machine);
+            (machine.group, machine.index) = (group.to_owned(), pending.index);
+        }
         self.run.events.emit(EventKind::Running {
             machine: name.to_owned(),
             id: machine.id.clone(),
@@ -97,17 +99,21 @@ impl Provisioner {
             price: machine.price,
         });
         *stage = "connect";
-        let (host, liveness) = tokio::select! {
+        // On the heap from now on: until they run, all machines of a run wait, and none needs room for what comes then.
+        let connecting = self.run.connect_and_verify(machine, pending.deadline, self.plan.connect_timeout);
+        let host = tokio::select! {
             biased;
-            host = self.run.connect_and_verify(machine, pending.deadline, self.plan.connect_timeout) => host?,
-            machine = self.watch.leaving(&pending.id) => return Err(self.gone(name, stage, machine).await),
+            host = Box::pin(connecting) => host?,
+            machine = self.watch.leaving(&pending.id) => {
+                return Err(Box::pin(self.gone(name, stage, machine)).await);
+            }
         };
-        self.run.follow(&host, liveness, &self.watch);
+        self.run.follow(&host, &self.watch);
         Ok(host)
     }
 
     /// Waits until a machine runs and has an address.
-    async fn running(&self, name: &str, pending: &PendingMachine) -> Result<Machine, Error> {
+    async fn running(&self, name: &str, pending: &PendingMachine) -> Result<Arc<Machine>, Error> {
         let running = timeout_at(pending.deadline, self.watch.running(&pending.id)).await;
         let not_seen = "it was not seen running with an address";
         let machine = running.map_err(|_| Error::Connect {
@@ -117,16 +123,16 @@ impl Provisioner {
             source: SessionError::new(SessionErrorKind::Connect, not_seen),
         })?;
         if machine.state != MachineState::Running || machine.interrupted.is_some() {
-            return Err(self.gone(name, "launch", machine).await);
+            return Err(Box::pin(self.gone(name, "launch", machine)).await);
         }
         Ok(machine)
     }
 
     /// The error of a machine that leaves before there is a host to tell.
-    async fn gone(&self, name: &str, stage: &str, machine: Machine) -> Error {
-        let machine = self.watch.explained(machine).await;
-        let Some(reason) = machine.interrupted else {
-            let why = machine.ended.map(|why| format!(": {why}")).unwrap_or_default();
+    async fn gone(&self, name: &str, stage: &str, machine: Arc<Machine>) -> Error {
+        let interrupted = timeout(REASON_TIMEOUT, self.watch.interrupted(&machine.id)).await;
+        let Some(reason) = interrupted.ok().and_then(|machine| machine.interrupted.clone()) else {
+            let why = machine.ended.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
             return Error::Lost {
                 machine: name.to_owned(),
                 stage: stage.to_owned(),
@@ -139,7 +145,12 @@ impl Provisioner {
             id: machine.id.clone(),
             reason: reason.clone(),
         });
-        Error::Interrupted { machine: name.to_owned(), id: machine.id, stage: stage.to_owned(), reason }
+        Error::Interrupted {
+            machine: name.to_owned(),
+            id: machine.id.clone(),
+            stage: stage.to_owned(),
+            reason,
+        }
     }
 }
 
@@ -147,11 +158,11 @@ impl Run {
     /// Connects to a new machine and has its provider check it.
     async fn connect_and_verify(
         &self,
-        machine: Machine,
+        machine: Arc<Machine>,
         deadline: Instant,
         within: Duration,
-    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
-        let (host, liveness) = self.connect(machine, deadline, within).await?;
+    ) -> Result<Host, Error> {
+        let host = self.connect(machine, deadline, within).await?;
         let verifying = self.provider.verify(host.machine(), host.session());
         let unanswered = |_| {
             let after = humantime::format_duration(within + VERIFY_GRACE);
@@ -161,17 +172,17 @@ impl Run {
         };
         let verified = timeout_at(deadline + VERIFY_GRACE, verifying).await.unwrap_or_else(unanswered);
         verified.map_err(unfit(&host))?;
-        Ok((host, liveness))
+        Ok(host)
     }
 
     /// Connects to a machine that an earlier process left up, and has its provider see to it.
     pub(super) async fn connect_and_renew(
         &self,
-        machine: Machine,
+        machine: Arc<Machine>,
         within: Duration,
-    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+    ) -> Result<Host, Error> {
         let deadline = Instant::now() + within;
-        let (host, liveness) = self.connect(machine, deadline, within).await?;
+        let host = self.connect(machine, deadline, within).await?;
         let renewing = self.provider.renew(host.machine(), host.session());
         let unanswered = |_| {
             let message = "what its provider keeps on the machine could not be renewed in time";
@@ -179,16 +190,16 @@ impl Run {
         };
         let renewed = timeout_at(deadline + VERIFY_GRACE, renewing).await.unwrap_or_else(unanswered);
         renewed.map_err(unfit(&host))?;
-        Ok((host, liveness))
+        Ok(host)
     }
 
     /// Connects to a machine, until the deadline.
     async fn connect(
         &self,
-        machine: Machine,
+        machine: Arc<Machine>,
         deadline: Instant,
         within: Duration,
-    ) -> Result<(Host, watch::Sender<Liveness>), Error> {
+    ) -> Result<Host, Error> {
         let launched = deadline - within;
         let connecting = self.connector.connect(&machine, deadline);
         // The connector says best what it saw last, and gets the time for that.
@@ -205,7 +216,7 @@ impl Run {
         self.sessions().push(session.clone());
         let id = Some(machine.id.clone());
         self.events.emit(EventKind::Connected { machine: machine.name(), id });
-        Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
+        Ok(Host::new(machine, session, self.events.clone(), self.cancel.clone()))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::run::Run;
 use crate::backoff::Backoff;
-use crate::cluster::{Host, Liveness};
+use crate::cluster::Host;
 use crate::event::EventKind;
-use crate::machine::{Machine, MachineId, MachineState};
+use crate::machine::{InvalidMachine, Machine, MachineId, MachineState};
 use crate::provider::{ProviderError, ProviderErrorKind, RunFilter};
 
 /// The pause between two listings while machines are awaited.
@@ -36,10 +36,11 @@ pub(super) const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// times the provider's [consistency](crate::Provider::consistency) after the last one with it.
 const MISSES: u32 = 3;
 
-/// What is known of a machine, and who wants to hear of it. One channel a machine wakes only that machine's task.
-#[derive(Debug)]
+/// What is known of a machine, and who wants to hear of it: what is new wakes only that machine's task.
+#[derive(Debug, Default)]
 struct Known {
-    machine: watch::Sender<Option<Machine>>,
+    machine: Option<Arc<Machine>>,
+    changed: Arc<Notify>,
     /// `None` before the first listing with it, and once it counts as gone.
     listed: Option<Listed>,
 }
@@ -53,51 +54,45 @@ struct Listed {
     misses: u32,
 }
 
-impl Default for Known {
-    fn default() -> Self {
-        Self { machine: watch::Sender::new(None), listed: None }
-    }
-}
-
 impl Known {
-    /// Notes what a listing shows. Nobody is woken by what was known before.
-    fn show(&mut self, machine: Machine, at: Instant) {
+    /// Notes what a listing shows, unless that can't be a machine. Nobody is woken by what was known before.
+    fn show(&mut self, machine: Machine, at: Instant) -> Result<(), InvalidMachine> {
+        if self.machine.as_deref() != Some(&machine) {
+            machine.check()?;
+            self.machine = Some(Arc::new(machine));
+            self.changed.notify_waiters();
+        }
         self.listed = Some(Listed { at, misses: 0 });
-        self.machine.send_if_modified(|known| {
-            let changed = known.as_ref() != Some(&machine);
-            *known = Some(machine);
-            changed
-        });
+        Ok(())
     }
 
     /// Notes that a listing that was begun at `begun` does not show it, or that it was too early to tell.
     fn miss(&mut self, begun: Instant, patience: Duration) {
         let is_gone = |listed: &mut Listed| listed.misses >= MISSES && begun - listed.at >= patience;
-        if self.listed.take_if(is_gone).is_some() {
-            self.machine.send_if_modified(|known| {
-                known.as_mut().is_some_and(|machine| {
-                    std::mem::replace(&mut machine.state, MachineState::Gone) != MachineState::Gone
-                })
-            });
+        if self.listed.take_if(is_gone).is_some()
+            && let Some(machine) = self.machine.as_mut().filter(|machine| machine.state != MachineState::Gone)
+        {
+            Arc::make_mut(machine).state = MachineState::Gone;
+            self.changed.notify_waiters();
         }
     }
 }
 
 /// Steers the watcher, and hears from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Watch {
     /// By id, so that a listing wakes tasks in the same order every time.
-    known: Arc<Mutex<BTreeMap<MachineId, Known>>>,
-    calm: Arc<AtomicBool>,
-    now: Arc<Notify>,
+    known: Mutex<BTreeMap<MachineId, Known>>,
+    calm: AtomicBool,
+    now: Notify,
     /// Why the last listing was refused, if only a person can change that.
-    refused: Arc<watch::Sender<Option<ProviderError>>>,
+    refused: watch::Sender<Option<ProviderError>>,
 }
 
 impl Watch {
     /// Makes the watcher of a run and the handle to it.
-    pub(super) fn new(run: Arc<Run>) -> (impl Future<Output = ()> + Send + 'static, Self) {
-        let watch = Self::default();
+    pub(super) fn new(run: Arc<Run>) -> (impl Future<Output = ()> + Send + 'static, Arc<Self>) {
+        let watch = Arc::new(Self::default());
         (watch.clone().poll(run), watch)
     }
 
@@ -118,45 +113,30 @@ impl Watch {
     }
 
     /// Waits until a machine runs and has an address, or is on its way out, or soon will be.
-    pub(super) async fn running(&self, id: &MachineId) -> Machine {
+    pub(super) async fn running(&self, id: &MachineId) -> Arc<Machine> {
         let is_decided = |machine: &Machine| match machine.state {
             _ if machine.interrupted.is_some() => true,
             MachineState::Pending => false,
             MachineState::Running => machine.addresses.internal().is_some() || machine.login.host.is_some(),
             MachineState::Stopping | MachineState::Gone => true,
         };
-        self.until(id, |machine| is_decided(machine).then(|| machine.clone())).await
+        self.until(id, is_decided).await
     }
 
     /// Waits until a machine is on its way out, or its provider says that it will be.
-    pub(super) async fn leaving(&self, id: &MachineId) -> Machine {
-        let is_leaving = |machine: &Machine| is_out(machine) || machine.interrupted.is_some();
-        self.until(id, |machine| is_leaving(machine).then(|| machine.clone())).await
-    }
-
-    /// Waits until a machine is on its way out.
-    pub(super) async fn gone(&self, id: &MachineId) {
-        self.until(id, |machine| is_out(machine).then_some(())).await;
+    pub(super) async fn leaving(&self, id: &MachineId) -> Arc<Machine> {
+        self.until(id, is_leaving).await
     }
 
     /// Whether a machine is on its way out, and its provider has not said that it takes it back.
     pub(super) fn is_unexplained(&self, id: &MachineId) -> bool {
-        let unexplained = |machine: &Machine| is_out(machine) && machine.interrupted.is_none();
-        self.sender(id, |sender| sender.borrow().as_ref().is_some_and(unexplained))
+        self.machine(id).is_some_and(|machine| is_out(&machine) && !is_interrupted(&machine))
     }
 
-    /// Waits until a machine's provider says that it takes the machine back, or why it took it.
-    pub(super) async fn interrupted(&self, id: &MachineId) -> String {
-        self.until(id, |machine| machine.interrupted.clone()).await
-    }
-
-    /// Adds the reason to a machine that is leaving, where there is one: it may show later than the state.
-    pub(super) async fn explained(&self, machine: Machine) -> Machine {
-        if machine.interrupted.is_some() {
-            return machine;
-        }
-        let reason = timeout(REASON_TIMEOUT, self.interrupted(&machine.id)).await;
-        Machine { interrupted: reason.ok(), ..machine }
+    /// Waits until a machine's provider says that it takes the machine back, or why it took it: the reason may show
+    /// later than the state.
+    pub(super) async fn interrupted(&self, id: &MachineId) -> Arc<Machine> {
+        self.until(id, is_interrupted).await
     }
 
     /// Waits until a listing is refused for good, without which nothing more is seen of any machine.
@@ -171,25 +151,29 @@ impl Watch {
         }
     }
 
-    /// Waits until what is known of a machine comes to something, and returns that alone: each machine waits here for as
-    /// long as it lives, and a whole one takes memory.
-    async fn until<T>(&self, id: &MachineId, reached: impl Fn(&Machine) -> Option<T>) -> T {
-        let mut known = self.sender(id, watch::Sender::subscribe);
+    /// Waits until what is known of a machine is so.
+    async fn until(&self, id: &MachineId, is_so: impl Fn(&Machine) -> bool) -> Arc<Machine> {
+        let changed = self.known().entry(id.clone()).or_default().changed.clone();
         loop {
-            if let Some(reached) = known.borrow_and_update().as_ref().and_then(&reached) {
-                return reached;
+            // It hears of whatever comes after the look.
+            let next = changed.notified();
+            if let Some(machine) = self.machine(id).filter(|machine| is_so(machine)) {
+                return machine;
             }
-            // `self` keeps the sender alive.
-            let _ = known.changed().await;
+            next.await;
         }
     }
 
-    fn sender<T>(&self, id: &MachineId, with: impl FnOnce(&watch::Sender<Option<Machine>>) -> T) -> T {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        with(&known.entry(id.clone()).or_default().machine)
+    /// What is known of a machine.
+    fn machine(&self, id: &MachineId) -> Option<Arc<Machine>> {
+        self.known().get(id)?.machine.clone()
     }
 
-    async fn poll(self, run: Arc<Run>) {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<MachineId, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn poll(self: Arc<Self>, run: Arc<Run>) {
         let mut after_failure = Backoff::new(POLL_PENDING * 2, POLL_FAILED);
         let patience = run.provider.consistency() * MISSES;
         self.now.notified().await;
@@ -200,12 +184,9 @@ impl Watch {
             let pause = match listed.unwrap_or_else(not_listed) {
                 Ok(machines) => {
                     self.refused.send_replace(None);
-                    let (machines, odd): (Vec<_>, Vec<_>) =
-                        machines.into_iter().partition(|machine| machine.check().is_ok());
-                    for error in odd.iter().filter_map(|machine| machine.check().err()) {
-                        run.events.emit(EventKind::ListingFailed { error: error.to_string() });
+                    for odd in self.apply_listing(machines, begun, patience) {
+                        run.events.emit(EventKind::ListingFailed { error: odd.to_string() });
                     }
-                    self.apply_listing(machines, begun, patience);
                     let pause = if self.calm.load(Ordering::Relaxed) { POLL_UP } else { POLL_PENDING };
                     after_failure = Backoff::new(pause * 2, POLL_FAILED);
                     pause
@@ -225,53 +206,63 @@ impl Watch {
     }
 
     /// Tells the machines' tasks what a listing says that was begun at `begun`. Where listings are eventually
-    /// consistent, some that lack a machine prove little, however many come in a moment.
-    fn apply_listing(&self, machines: Vec<Machine>, begun: Instant, patience: Duration) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    /// consistent, some that lack a machine prove little, however many come in a moment. Returns what is wrong with
+    /// those that can't be machines.
+    fn apply_listing(
+        &self,
+        machines: Vec<Machine>,
+        begun: Instant,
+        patience: Duration,
+    ) -> Vec<InvalidMachine> {
+        let mut known = self.known();
         for listed in known.values_mut().filter_map(|known| known.listed.as_mut()) {
             listed.misses += 1;
         }
-        for machine in machines {
-            known.entry(machine.id.clone()).or_default().show(machine, begun);
-        }
+        let mut show = |machine: Machine| match known.get_mut(&machine.id) {
+            Some(known) => known.show(machine, begun),
+            None => known.entry(machine.id.clone()).or_default().show(machine, begun),
+        };
+        let odd = machines.into_iter().filter_map(|machine| show(machine).err()).collect();
         known.values_mut().for_each(|known| known.miss(begun, patience));
+        odd
     }
 }
 
 impl Run {
-    /// Tells a host's commands from now on what is known of its machine.
-    pub(super) fn follow(self: &Arc<Self>, host: &Host, liveness: watch::Sender<Liveness>, watch: &Watch) {
-        let following = follow(self.clone(), host.clone(), liveness, watch.clone());
-        self.spawn_until_cancelled(following);
+    /// Tells a host's commands from now on when the provider, or the machine itself, says that the machine is going, or
+    /// gone: the connection may take long to notice.
+    pub(super) fn follow(self: &Arc<Self>, host: &Host, watch: &Arc<Watch>) {
+        let (run, host, watch) = (self.clone(), host.clone(), watch.clone());
+        // It is there for as long as the machine: what is rare is on the heap.
+        self.spawn_until_cancelled(async move {
+            let id = &host.machine().id;
+            tokio::select! {
+                biased;
+                machine = watch.leaving(id) => run.interrupted(&host, machine.interrupted.clone()),
+                reason = run.provider.interruption_notice(host.machine(), host.session()) => {
+                    run.interrupted(&host, Some(reason));
+                }
+            }
+            watch.until(id, is_out).await;
+            run.events.emit(EventKind::MachineGone { machine: host.name().to_owned(), id: id.clone() });
+            if !host.is_interrupted()
+                && let Ok(machine) = Box::pin(timeout(REASON_TIMEOUT, watch.interrupted(id))).await
+            {
+                run.interrupted(&host, machine.interrupted.clone());
+            }
+            host.set_gone();
+            if !host.is_interrupted() {
+                // Too late for what ran there, and not for a replacement.
+                run.interrupted(&host, watch.interrupted(id).await.interrupted.clone());
+            }
+        });
     }
-}
 
-/// Tells a host's commands when the provider, or the machine itself, says that the machine is going, or gone: the
-/// connection may take long to notice.
-async fn follow(run: Arc<Run>, host: Host, liveness: watch::Sender<Liveness>, watch: Watch) {
-    let (machine, id) = (host.name(), &host.machine().id);
-    let interrupted = |reason: String| {
-        let (machine, id) = (machine.to_owned(), id.clone());
-        run.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
-        liveness.send_modify(|liveness| liveness.interrupted = Some(reason));
-    };
-    tokio::select! {
-        biased;
-        reason = watch.interrupted(id) => interrupted(reason),
-        reason = run.provider.interruption_notice(host.machine(), host.session()) => interrupted(reason),
-        () = watch.gone(id) => {}
-    }
-    watch.gone(id).await;
-    run.events.emit(EventKind::MachineGone { machine: machine.to_owned(), id: id.clone() });
-    if host.interruption().is_none()
-        && let Ok(reason) = timeout(REASON_TIMEOUT, watch.interrupted(id)).await
-    {
-        interrupted(reason);
-    }
-    liveness.send_modify(|liveness| liveness.gone = true);
-    if host.interruption().is_none() {
-        // Too late for what ran there, and not for a replacement.
-        interrupted(watch.interrupted(id).await);
+    fn interrupted(&self, host: &Host, reason: Option<String>) {
+        let Some(reason) = reason else { return };
+        let (machine, id) = (host.name().to_owned(), host.machine().id.clone());
+        self.events.emit(EventKind::Interrupted { machine, id, reason: reason.clone() });
+        host.set_interrupted(reason);
     }
 }
 
@@ -283,6 +274,14 @@ pub(super) fn not_listed<T>(_: Elapsed) -> Result<T, ProviderError> {
 
 fn is_out(machine: &Machine) -> bool {
     matches!(machine.state, MachineState::Stopping | MachineState::Gone)
+}
+
+fn is_interrupted(machine: &Machine) -> bool {
+    machine.interrupted.is_some()
+}
+
+fn is_leaving(machine: &Machine) -> bool {
+    is_out(machine) || is_interrupted(machine)
 }
 
 #[cfg(test)]
@@ -306,7 +305,7 @@ mod tests {
             ended: None,
             interrupted: None,
         };
-        let state = || watch.sender(&machine.id, |sender| sender.borrow().as_ref().map(|known| known.state));
+        let state = || watch.machine(&machine.id).map(|known| known.state);
         let patience = Duration::from_secs(15);
         watch.apply_listing(vec![machine.clone()], Instant::now(), patience);
         for _ in 0..10 {

@@ -147,7 +147,7 @@ impl Run {
 pub(crate) struct Provisioner {
     pub(super) run: Arc<Run>,
     pub(super) plan: Arc<Plan>,
-    pub(super) watch: Watch,
+    pub(super) watch: Arc<Watch>,
     /// The machines that were replaced.
     replaced: Arc<Mutex<BTreeMap<Slot, MachineId>>>,
 }
@@ -160,7 +160,7 @@ impl Provisioner {
             Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
         let hosts = gathering.until_all_are_up().await?;
         // It makes other processes faster; what there is they ask the provider.
-        let machines: Vec<Machine> = hosts.values().map(|host| host.machine().clone()).collect();
+        let machines: Vec<&Machine> = hosts.values().map(Host::machine).collect();
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
@@ -218,12 +218,9 @@ impl Provisioner {
     /// take. It is no error if there is none: there may be nothing to repair.
     async fn hear_of_interruptions(&self, cluster: &Cluster) {
         self.watch.look_now();
-        let unheard =
-            |host: &Host| host.interruption().is_none() && self.watch.is_unexplained(&host.machine().id);
+        let unheard = |host: &Host| !host.is_interrupted() && self.watch.is_unexplained(&host.machine().id);
         let heard = async {
-            while !cluster.hosts().iter().any(|host| host.interruption().is_some())
-                || cluster.hosts().iter().any(unheard)
-            {
+            while !cluster.hosts().iter().any(Host::is_interrupted) || cluster.hosts().iter().any(unheard) {
                 sleep(POLL_INTERRUPTIONS).await;
             }
         };

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use tokio::task::{JoinError, JoinHandle};
+use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -109,7 +110,7 @@ impl Run {
         &self,
         doing: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<Option<()>> {
-        self.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(doing))
+        self.tasks.spawn(doing.with_cancellation_token_owned(self.cancel.clone()))
     }
 
     /// Leaves the machines as they are.

@@ -4,20 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
-    Addresses, Command, Connector, Download, Exit, LaunchRequest, Leftover, Login, Machine, MachineId,
-    MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError, ProviderErrorKind, Quote,
-    RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    Addresses, Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Login, Machine,
+    MachineId, MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError,
+    ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind,
+    Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -224,13 +226,18 @@ struct Inner {
     undecided: Vec<(u32, LaunchRequest)>,
 }
 
-struct FakeMachine {
+/// What the machines of a launch have in common.
+struct Batch {
     run: RunId,
     group: String,
-    index: u32,
-    number: u32,
     authorized_key: String,
     is_replacement: bool,
+}
+
+struct FakeMachine {
+    batch: Arc<Batch>,
+    index: u32,
+    number: u32,
     launched_at: Instant,
     runs_at: Option<Instant>,
     ends_at: Instant,
@@ -245,7 +252,7 @@ struct FakeMachine {
 
 impl FakeMachine {
     fn name(&self) -> String {
-        machine_name(&self.group, self.index)
+        machine_name(&self.batch.group, self.index)
     }
 
     fn is_listed(&self) -> bool {
@@ -261,7 +268,9 @@ impl FakeMachine {
     fn suffer(&mut self, fault: MachineFault) {
         let end = |after: Duration| (self.launched_at + after).max(Instant::now());
         match fault {
-            MachineFault::Interrupted(after) | MachineFault::Notified(after) if !self.is_replacement => {
+            MachineFault::Interrupted(after) | MachineFault::Notified(after)
+                if !self.batch.is_replacement =>
+            {
                 self.ends_at = self.ends_at.min(end(after));
                 self.notice_at = Some(self.launched_at + after.saturating_sub(NOTICE));
                 self.notice_listed = matches!(fault, MachineFault::Interrupted(_));
@@ -590,7 +599,7 @@ impl Begun {
         loop {
             let fault = self.cloud.lock().faults.remove(&(self.call, self.nth));
             match fault {
-                Some(Fault::Slow(time)) => sleep(time).await,
+                Some(Fault::Slow(time)) => Box::pin(sleep(time)).await,
                 fault => return fault,
             }
         }
@@ -606,44 +615,48 @@ impl Drop for Begun {
 impl Inner {
     fn launch(&mut self, request: &LaunchRequest, at_most: u32) -> Vec<MachineId> {
         let of_request = |(id, machine): &(&MachineId, &FakeMachine)| {
-            machine.run == request.run && machine.group == request.group && !request.replace.contains(id)
+            let Batch { run, group, .. } = &*machine.batch;
+            *run == request.run && *group == request.group && !request.replace.contains(id)
         };
         // Of several in one place, the first.
         let existing = self.machines.iter().filter(of_request).rev();
         let mut existing: BTreeMap<u32, MachineId> =
             existing.map(|(id, machine)| (machine.index, id.clone())).collect();
+        let batch = Arc::new(Batch {
+            run: request.run.clone(),
+            group: request.group.clone(),
+            authorized_key: request.authorized_key.clone(),
+            is_replacement: !request.replace.is_empty(),
+        });
         let mut ids = Vec::new();
         for index in 0..request.count.get() {
             if let Some(id) = existing.remove(&index) {
                 ids.push(id);
             } else if ids.len() < at_most as usize {
-                ids.push(self.boot(request, index));
+                ids.push(self.boot(&batch, request.deadline, index));
             }
         }
         ids
     }
 
-    fn boot(&mut self, request: &LaunchRequest, index: u32) -> MachineId {
+    fn boot(&mut self, batch: &Arc<Batch>, deadline: Deadline, index: u32) -> MachineId {
         self.next += 1;
         let id = MachineId::new(format!("fake-{:04}", self.next));
         let now = Instant::now();
         let mut machine = FakeMachine {
-            run: request.run.clone(),
-            group: request.group.clone(),
+            batch: batch.clone(),
             index,
             number: self.next,
-            authorized_key: request.authorized_key.clone(),
-            is_replacement: !request.replace.is_empty(),
             launched_at: now,
             runs_at: Some(now + Duration::from_millis(self.rng.u64(5_000..20_000))),
-            ends_at: now + request.deadline.lifetime,
-            expires: request.deadline.at,
+            ends_at: now + deadline.lifetime,
+            expires: deadline.at,
             listed_at: now + Duration::from_millis(self.rng.u64(0..=self.lag.as_millis() as u64)),
             notice_at: None,
             notice_listed: true,
         };
         if let Some((then, time)) = self.clock {
-            let left = request.deadline.at.duration_since(time).unwrap_or_default();
+            let left = deadline.at.duration_since(time).unwrap_or_default();
             machine.ends_at = machine.ends_at.min(then + left);
         }
         let name = machine.name();
@@ -717,12 +730,14 @@ impl Provider for FakeCloud {
         let listing = || {
             let inner = self.lock();
             let wanted = |machine: &FakeMachine| match filter {
-                RunFilter::Run(run) => machine.run == *run,
+                RunFilter::Run(run) => machine.batch.run == *run,
                 RunFilter::All => true,
             };
             let wanted = |machine: &FakeMachine| wanted(machine) && machine.is_listed();
             let machines = inner.machines.iter().filter(|(_, machine)| wanted(machine));
-            machines.map(|(id, machine)| describe(id, machine)).collect()
+            let mut listed = Vec::with_capacity(inner.machines.len());
+            listed.extend(machines.map(|(id, machine)| describe(id, machine)));
+            listed
         };
         self.call(Call::List, listing).await
     }
@@ -745,17 +760,11 @@ impl Provider for FakeCloud {
         let mut befallen = self.befallen.subscribe();
         loop {
             let at = self.lock().machines.get(&machine.id).and_then(|machine| machine.notice_at);
-            let noticed = async {
-                match at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = noticed => break,
-                // `self` keeps the sender alive.
-                _ = befallen.changed() => {}
+            // `self` keeps the sender alive.
+            match at {
+                Some(at) if Box::pin(timeout_at(at, befallen.changed())).await.is_err() => break,
+                Some(_) => {}
+                None => drop(befallen.changed().await),
             }
         }
         "the fake cloud told the machine that it takes it back".to_owned()
@@ -763,7 +772,7 @@ impl Provider for FakeCloud {
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         let extend = || {
-            for machine in self.lock().machines.values_mut().filter(|machine| machine.run == *run) {
+            for machine in self.lock().machines.values_mut().filter(|machine| machine.batch.run == *run) {
                 match until.duration_since(machine.expires) {
                     Ok(longer) => machine.ends_at += longer,
                     Err(shorter) => machine.ends_at -= shorter.duration(),
@@ -787,7 +796,7 @@ impl Provider for FakeCloud {
                     _ => None,
                 })
                 .collect();
-            let of_run = |machine: &FakeMachine| machine.run == *run && machine.is_listed();
+            let of_run = |machine: &FakeMachine| machine.batch.run == *run && machine.is_listed();
             for machine in inner.machines.values_mut().filter(|machine| of_run(machine)) {
                 let ends_at = now + slow.get(&machine.name()).copied().unwrap_or_default();
                 machine.ends_at = machine.ends_at.min(ends_at);
@@ -813,8 +822,8 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
     let running = state == MachineState::Running;
     Machine {
         id: id.clone(),
-        run: machine.run.clone(),
-        group: machine.group.clone(),
+        run: machine.batch.run.clone(),
+        group: machine.batch.group.clone(),
         index: machine.index,
         state,
         addresses: Addresses {
@@ -869,7 +878,7 @@ impl Connector for FakeCloud {
                     let message = "the machine showed another host key";
                     return Err(SessionError::new(SessionErrorKind::HostKey, message));
                 }
-                if known.authorized_key != login_key(&machine.run) {
+                if known.batch.authorized_key != login_key(&machine.run) {
                     let message = "permission denied (publickey)";
                     return Err(SessionError::new(SessionErrorKind::Connect, message));
                 }
@@ -923,10 +932,9 @@ impl FakeSession {
             match at {
                 Some(at) if at <= Instant::now() => return lost("the connection broke"),
                 at => {
-                    tokio::select! {
-                        biased;
-                        () = self.closed.cancelled() => return lost("the session is closed"),
-                        () = sleep_until(at.map_or(look, |at| at.min(look))) => {}
+                    let next = at.map_or(look, |at| at.min(look));
+                    if timeout_at(next, self.closed.cancelled()).await.is_ok() {
+                        return lost("the session is closed");
                     }
                 }
             }
@@ -1098,15 +1106,16 @@ impl Session for FakeSession {
             Some(reply) => reply,
             None => self.shell(command)?,
         };
-        let running = async {
+        // Pinned here, once: whoever is handed a future by value may hold it twice.
+        let running = pin!(async {
             for (stream, bytes) in &reply.output {
                 let written = output.write(*stream, bytes);
                 written
                     .map_err(|error| SessionError::new(SessionErrorKind::Local, "output").source(error))?;
             }
-            sleep(reply.after).await;
+            Box::pin(sleep(reply.after)).await;
             Ok(())
-        };
+        });
         let ended = || {
             let directory = resolve(Path::new(HOME), command.cwd.as_deref().unwrap_or_default());
             let mut inner = self.cloud.lock();
@@ -1115,11 +1124,14 @@ impl Session for FakeSession {
             }
             Ok(reply.exit)
         };
-        tokio::select! {
+        let done = tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
-            done = self.unless_broken(self.cloud.session_call(Call::Exec, running, ended)) => done,
-        }
+            () = cancel.cancelled() => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
+            error = self.broken() => Err(error),
+            done = self.cloud.session_call(Call::Exec, running, ended) => done,
+        };
+        self.cloud.alive().await;
+        done
     }
 
     async fn exec_all(
