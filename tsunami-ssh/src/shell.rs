@@ -59,7 +59,7 @@ pub(crate) fn supervisor_line(run: &str, base: Option<&str>, script: &str) -> Re
 }
 
 /// A script without what only people read. `sh` reads its line byte by byte.
-fn compact(script: &str) -> String {
+pub(crate) fn compact(script: &str) -> String {
     let lines = script.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     // A line break between quotes is a line by itself.
     lines.collect::<Vec<_>>().join("\n")
