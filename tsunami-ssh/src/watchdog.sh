@@ -326,7 +326,7 @@ keep_watch() {
         up=${up%%.*}
         if [ "$up" -ge "$look" ]; then
             now=$(date +%s) || break
-            end=$((up + clock - now)) look=$((up + 60))
+            end=$((clock - now + up)) look=$((up + 60))
             [ $((end + 1)) -lt "$boot" ] || end=$boot
         fi
         [ "$up" -lt "$end" ] || break

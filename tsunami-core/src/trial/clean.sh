@@ -3,16 +3,15 @@
 # is mounted, and nothing that was uploaded. Standard input has the names of that: `//./a/file///tmp/absolute//`.
 #
 # If something that matches stays, says `kept` and the file by whose time it can be told what is newer.
-cwd=$1 kept=''
-base=$(pwd -P) uploaded=$(cat)
-base=${base%/}
+cwd=$1 kept='' mounts=''
+uploaded=$(cat)
+cd -P . || exit 0
+base=${PWD%/}
 n='
 '
-# Mount points, in which the kernel writes spaces and the like as numbers.
-mounts=$n$(while read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
 shift
-cd -- "${cwd:-.}" 2>/dev/null || exit 0
-here=$(pwd -P)
+cd -- "${cwd:-.}" 2>/dev/null && cd -P . || exit 0
+here=$PWD
 IFS=
 
 # Whether a link is on the way to a relative name.
@@ -28,6 +27,9 @@ through_a_link() {
 
 # Removes an absolute name without links on its way, except for what is to stay below it.
 remove() {
+    # Mount points, in which the kernel writes spaces and the like as numbers.
+    [ -n "$mounts" ] ||
+        mounts=$n$(while IFS=' ' read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
     case $uploaded in *"//./${1#"$base/"}//"* | *"//$1//"*) return ;; esac
     case $mounts in *"$n$1$n"*) return ;; esac
     case $mounts$uploaded in
