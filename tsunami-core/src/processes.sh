@@ -1,4 +1,4 @@
-# shellcheck disable=SC1007,SC2034,SC2046,SC2086 # numbers are split on purpose, and whoever comes after reads the rest
+# shellcheck disable=SC1007,SC2013,SC2034,SC2046,SC2086 # numbers are split on purpose, and whoever comes after reads the rest
 # Finds processes with all that belongs to them, and keeps them. Other scripts begin with this one.
 #
 # Whoever is ended takes with it what leads to its children: they are adopted elsewhere. So what was found once stays
@@ -19,13 +19,20 @@ gather() {
     for pid; do
         [ "$pid" -gt 1 ] && numbers="$numbers $pid"
     done
-    for file in /proc/[0-9]*/stat; do
-        { read -r line <"$file"; } 2>/dev/null || continue
+    [ -n "$numbers$known" ] || return 0
+    # A name has no line break there. `read` would take each byte by itself.
+    set -f -- /proc/[0-9]*/stat
+    IFS='
+'
+    for line in $(cat "$@" 2>/dev/null); do
+        unset IFS
         pid=${line%% *}
         set -- ${line##*) }
         case $pid:$1 in 1:* | *:Z | *:X) continue ;; esac
         all="$all $pid:${20}:$2:$3:$4"
     done
+    unset IFS
+    set +f
     for one in $known; do
         case "$all " in
         *" $one:"*) ;;

@@ -11,12 +11,12 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-use tsunami_core::{Leftover, PROCESSES_SCRIPT, RunId};
+use tsunami_core::{Leftover, PROCESSES_SCRIPT, RunId, compact_script};
 
 /// The script; the beginning of its second part says how to call it.
 pub(crate) fn script() -> &'static str {
     static SCRIPT: LazyLock<String> =
-        LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("watchdog.sh")].concat());
+        LazyLock::new(|| compact_script(&[PROCESSES_SCRIPT, include_str!("watchdog.sh")].concat()));
     &SCRIPT
 }
 
@@ -274,23 +274,32 @@ mod tests {
         for (who, may) in [(me, may_make_control_groups()), (as_a_user, false)] {
             // For who is an ordinary user anyway, both are the same.
             let may = if rustix::process::geteuid().is_root() { may } else { may_make_control_groups() };
-            for shell in shells() {
+            // A watchdog tells which group it is; where there is none that tells, all are searched.
+            for (shell, tells) in
+                shells().into_iter().flat_map(|shell| [(shell.clone(), false), (shell, true)])
+            {
                 let place = Place::new("control-groups");
                 let file = place.above.path().join("number");
                 fs::set_permissions(place.above.path(), fs::Permissions::from_mode(0o777)).unwrap();
                 let directory = place.above.path().join("theirs");
                 assert!(who("mkdir").arg(&directory).status().unwrap().success());
-                let run_script = |mode: &str| {
-                    let mut command = who(shell[0]);
-                    command.args(&shell[1..]).args(["-c", script(), "sh", mode, &place.run]).arg(&directory);
+                let run_script = |called: &str, mode: &str| {
+                    let mut command = who("setsid");
+                    command.args(&shell).args(["-c", script(), called, mode, &place.run]).arg(&directory);
                     command
                 };
-                let mut watch = run_script("watch");
+                let run: RunId = place.run.parse().unwrap();
+                let name = name(&run, directory.to_str().unwrap());
+                let mut watch = run_script(if tells { &name } else { "sh" }, "watch");
                 let mut watchdog = watch.args(["600", "ensure"]).env(VARIABLE, script()).current_dir("/");
                 watchdog = watchdog.stdin(Stdio::null()).stdout(Stdio::piped());
                 let mut watchdog = watchdog.spawn().unwrap();
                 let mut said = String::new();
                 io::Read::read_to_string(&mut watchdog.stdout.take().unwrap(), &mut said).unwrap();
+                if tells {
+                    let again = said_by(run_script(&name, "watch").args(["600", "ensure"]));
+                    assert_eq!(again, said, "{shell:?}");
+                }
                 let group = armed(&said).unwrap();
                 assert_eq!(group.is_some(), may, "{shell:?}: {said}");
                 let daemon =
@@ -304,7 +313,7 @@ mod tests {
                     .env("TSUNAMI_RUN_ID", &place.run);
                 assert!(command.status().unwrap().success());
                 let number = number_in(&file);
-                assert_eq!(said_by(&mut run_script("reap")), "", "{shell:?}");
+                assert_eq!(said_by(&mut run_script("sh", "reap")), "", "{shell:?}");
                 assert_eq!(runs(number), !may, "{shell:?}: {said}");
                 if let Some(ControlGroup(path)) = group {
                     assert!(!Path::new(&path).exists(), "{shell:?}: {path} is left");

@@ -1,10 +1,10 @@
 # shellcheck disable=SC1007,SC2010,SC2013,SC2015,SC2044,SC2046,SC2059,SC2086,SC2154 # process numbers are split on purpose, `a && b || c` is read as it stands, and processes.sh sets the rest
 # Ends the processes of a run. Runs on the machine itself: beside the machines of `local`, on each of `hosts`.
 #
-#   watch RUN DIRECTORY SECONDS HOW
+#   watch RUN DIRECTORY SECONDS HOW [new]
 #                        says "armed", with the run's control group if it has one, and does what `reap` does in
 #                        SECONDS, or as soon as DIRECTORY is gone. HOW is `ensure`: an older watchdog of the run goes
-#                        on in its place; or `replace`: it ends them.
+#                        on in its place; or `replace`: it ends them. There is none in a directory that is new.
 #   again RUN DIRECTORY CLOCK BOOT
 #                        is how a watchdog goes on that its shell has given up, for want of a process: with the
 #                        moments that it waits for.
@@ -19,112 +19,178 @@
 # what is in that belongs to the run, whatever else it has left behind. Nothing depends on a pid that somebody did not
 # come to write down.
 # A watchdog keeps its deadline in itself, where no command of the run can reach it: two moments, by the clock and
-# since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It is known
-# by its name, $0, which is the same for the same run and directory, and has this script in $TSUNAMI_WATCHDOG. What it
-# can't find out counts as the end.
-mode=$1 run=$2 dir=$3 name=tsunami-watchdog:$2:$3
+# since boot, whichever comes first, so that neither a changed clock nor a suspended machine puts it off. It looks at
+# the directory and the time since boot every five seconds, and every minute at the clock. It is known
+# by its name, $0, which is the same for the same run and directory, and has this script in $TSUNAMI_WATCHDOG. It works
+# in the run's control group, or in /proc where there can be none. What it can't find out counts as the end.
+# All of this costs the machine little: what is cheap is asked first, and the rest only where that leaves a question.
+mode=$1 run=$2 dir=$3 name=tsunami-watchdog:$2:$3 own_start=
+n='
+'
 
 # The directory as the kernel calls it, or as it was called if it is gone. Without a fork, which a watchdog may be
 # refused.
 tree=$dir from=$PWD
 cd -P -- "$dir" 2>/dev/null && tree=$PWD
 cd -- "$from" || cd /
+# It would be in the environment of what this starts.
+unset OLDPWD
 
-# The run's control groups, if this user has made any.
-control_groups() {
-    while read -r _ _ _ _ mounted rest; do
-        case $rest in *' - cgroup2 '*) find "$mounted" -type d -name "tsunami-$run" 2>/dev/null ;; esac
-    done </proc/self/mountinfo | while read -r group; do
-        [ ! -O "$group" ] || echo "$group"
+# Sets `pids` to the processes of those of the files $3… in /proc that have the text $2, as grep's option $1 has it.
+pick() {
+    pids= option=$1 text=$2
+    shift 2
+    [ $# -gt 0 ] || return 0
+    for file in $(grep "$option" -- "$text" "$@" 2>/dev/null); do
+        file=${file#/proc/}
+        pids="$pids ${file%%/*}"
     done
 }
 
-# Says which control group the run's commands join: the run's, made below this process's own unless it is there. Says
-# nothing where there can be none.
-offer_control_group() {
-    for group in $(control_groups); do
-        echo "$group"
-        return
+# Whether a process is a watchdog that is older than this one: of two that begin at once, one is.
+is_older() {
+    [ -n "$own_start" ] || { look_at $$ && own_start=$started; } || return 1
+    look_at "$1" && [ "$group" = "$1" ] && [ -O "/proc/$1" ] || return 1
+    case $state in Z | X | T) return 1 ;; esac
+    [ "$started" -lt "$own_start" ] || { [ "$started" = "$own_start" ] && [ "$1" -lt $$ ]; }
+}
+
+# Sets `marked`, `listeners` and `watchdogs`, which are the older ones; and `mounted` if something may be mounted in the
+# run's directory. A single pass looks for the run's name, and what has it is looked at closer. The pattern does not find
+# itself.
+look_around() {
+    environs= cmdlines= watchdogs= mounted=
+    case $tree in *"$run"*) ;; *) mounted=yes ;; esac
+    for file in $(LC_ALL=C grep -lE "[=:]$run|${run}[ /]" /proc/self/mountinfo /proc/[0-9]*/environ \
+        /proc/[0-9]*/cmdline 2>/dev/null); do
+        case $file in
+        /proc/$$/*) ;;
+        */environ) environs="$environs $file" ;;
+        */cmdline) cmdlines="$cmdlines $file" ;;
+        *) mounted=yes ;;
+        esac
     done
-    own=$(grep '^0::/' /proc/self/cgroup 2>/dev/null) || return
-    while read -r _ _ _ root mounted rest; do
+    pick -lzxF "TSUNAMI_RUN_ID=$run" $environs
+    marked=$pids
+    pick -lzxF "$name" $cmdlines
+    named=$pids
+    for pid in $named; do
+        ! is_older "$pid" || watchdogs="$watchdogs $pid"
+    done
+    others=
+    for file in $cmdlines; do
+        pid=${file#/proc/}
+        case "$named " in *" ${pid%%/*} "*) ;; *) others="$others $file" ;; esac
+    done
+    pick -lF "$run/local/" $others
+    others=
+    for pid in $pids; do
+        others="$others /proc/$pid/cmdline"
+    done
+    pick -lF sshd_config $others
+    listeners=$pids
+}
+
+# Sets `controls` to the run's control groups, if this user has made any: the one that one of these watchdogs works in.
+# Where none of them tells, there may be some anywhere.
+find_control_groups() {
+    controls= told= from=$PWD
+    for pid; do
+        cd -P -- "/proc/$pid/cwd" 2>/dev/null || continue
+        case $PWD in
+        /proc) told=yes ;;
+        */"tsunami-$run") [ ! -e cgroup.procs ] || [ ! -O . ] || controls=$PWD told=yes ;;
+        esac
+    done
+    cd -- "$from" || cd /
+    [ -z "$told" ] || return 0
+    while read -r _ _ _ _ mounted_at rest; do
         case $rest in *' - cgroup2 '*) ;; *) continue ;; esac
-        # A container may be shown only what is below its own.
-        below=${own#0::}
-        case $below/ in "${root%/}/"*) below=${below#"${root%/}"} ;; esac
-        group=$mounted${below%/}/tsunami-$run
-        mkdir -- "$group" 2>/dev/null || [ -O "$group" ] || continue
-        echo "$group"
-        return
+        for control in $(find "$mounted_at" -type d -name "tsunami-$run" 2>/dev/null); do
+            [ ! -O "$control" ] || controls="$controls $control"
+        done
     done </proc/self/mountinfo
 }
 
-# The processes in the run's control groups, but no sshd: it is the host's own that a command has restarted.
-controlled() {
-    for group in $(control_groups); do
-        for pid in $(find "$group" -name cgroup.procs -exec cat {} + 2>/dev/null); do
+# Sets `controls` to a group that is made below this process's own, where that can be.
+make_control_group() {
+    own=
+    while read -r line; do
+        case $line in 0::/*) own=${line#0::} ;; esac
+    done </proc/self/cgroup
+    [ -n "$own" ] || return
+    while read -r _ _ _ root mounted_at rest; do
+        case $rest in *' - cgroup2 '*) ;; *) continue ;; esac
+        # A container may be shown only what is below its own.
+        below=$own
+        case $below/ in "${root%/}/"*) below=${below#"${root%/}"} ;; esac
+        control=$mounted_at${below%/}
+        [ -w "$control" ] && mkdir -- "$control/tsunami-$run" 2>/dev/null || [ -O "$control/tsunami-$run" ] || continue
+        controls=$control/tsunami-$run
+        return
+    done </proc/self/mountinfo
+} 2>/dev/null
+
+# Whether there is a process in a control group, or below it.
+is_populated() {
+    while read -r key value; do
+        [ "$key:$value" != populated:0 ] || return 1
+    done <"$1/cgroup.events"
+} 2>/dev/null
+
+# Sets `controlled` to the processes in the run's control groups, but no sshd: it is the host's own that a command has
+# restarted.
+find_controlled() {
+    controlled=
+    for control in $controls; do
+        is_populated "$control" || continue
+        for pid in $(find "$control" -name cgroup.procs -exec cat {} + 2>/dev/null); do
             { read -r name_of <"/proc/$pid/comm"; } 2>/dev/null || continue
-            [ "$name_of" = sshd ] || echo "$pid"
+            [ "$name_of" = sshd ] || controlled="$controlled $pid"
         done
     done
 }
 
 # Those that are empty, which they are once their processes have ended.
 remove_control_groups() {
-    for group in $(control_groups); do
-        find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null
+    for control in $controls; do
+        rmdir -- "$control" 2>/dev/null || find "$control" -depth -type d -exec rmdir {} \; 2>/dev/null
     done
     return 0
 }
 
-# The run's watchdogs that are older than this process: of two that begin at once, one is.
-older_watchdogs() {
-    look_at $$ || return
-    own_start=$started
-    for pid in $(grep -lzxF -- "$name" /proc/[0-9]*/cmdline 2>/dev/null | cut -d / -f 3); do
-        look_at "$pid" && [ "$group" = "$pid" ] && [ -O "/proc/$pid" ] || continue
-        case $state in Z | X | T) continue ;; esac
-        [ "$started" -lt "$own_start" ] || { [ "$started" = "$own_start" ] && [ "$pid" -lt $$ ]; } || continue
-        echo "$pid"
-    done
-}
-
+# Ends the watchdogs that are known.
 end_watchdogs() {
     tries=0
-    while left=$(older_watchdogs) && [ -n "$left" ] && [ $tries -lt 50 ]; do
-        for pid in $left; do
+    while [ -n "$watchdogs" ] && [ $tries -lt 70 ]; do
+        ending=$watchdogs watchdogs=
+        for pid in $ending; do
+            is_older "$pid" || continue
             kill -s KILL -- "-$pid" 2>/dev/null
+            watchdogs="$watchdogs $pid"
         done
+        # It takes a moment.
         tries=$((tries + 1))
-        sleep 0.1
+        [ -z "$watchdogs" ] || [ $tries -lt 20 ] || sleep 0.1
     done
-}
-
-marked() {
-    grep -lzxF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3
-}
-
-listeners() {
-    set -- $(grep -lF -- "$run/local/" /proc/[0-9]*/cmdline 2>/dev/null)
-    [ $# -eq 0 ] || grep -lF sshd_config "$@" 2>/dev/null | cut -d / -f 3
 }
 
 # The sockets that listen at an address of the run's machines, as the kernel calls them. Those of `local` alone have
 # addresses that are nobody else's.
 sockets() {
-    case $dir in */"$run/local") ;; *) return ;; esac
-    for config in "$dir"/*/sshd_config; do
+    hex=$(for config in "$dir"/*/sshd_config; do
         { read -r key address <"$config"; } 2>/dev/null && [ "$key" = ListenAddress ] || continue
         IFS=.
         set -- ${address%:*}
         unset IFS
         [ $# = 4 ] && [ "$1" = 127 ] && [ "$2" -ge 64 ] && [ "$2" -lt 128 ] || continue
-        hex=$(printf '%02X%02X%02X%02X' "$4" "$3" "$2" "$1")
-        # Listening over TCP, or bound over UDP.
-        grep -hE ": [0-9A-F]*$hex:[0-9A-F]{4} 0+:0000 (0A|07) " /proc/net/tcp /proc/net/tcp6 /proc/net/udp \
-            /proc/net/udp6 2>/dev/null |
-            while read -r _ _ _ _ _ _ _ _ _ inode _; do echo "socket:[$inode]"; done
-    done 2>/dev/null
+        printf '|%02X%02X%02X%02X' "$4" "$3" "$2" "$1"
+    done 2>/dev/null)
+    [ -n "$hex" ] || return
+    # Listening over TCP, or bound over UDP.
+    grep -hE ": [0-9A-F]*(${hex#|}):[0-9A-F]{4} 0+:0000 (0A|07) " /proc/net/tcp /proc/net/tcp6 /proc/net/udp \
+        /proc/net/udp6 2>/dev/null |
+        while read -r _ _ _ _ _ _ _ _ _ inode _; do echo "socket:[$inode]"; done
 }
 
 # Whether what the kernel says of a process leads to the run's directory, or is one of the sockets $2.
@@ -137,8 +203,19 @@ leads_here() {
     esac
 }
 
-# The processes that the run's directory shows, or one of the sockets given, beside those that are left anyway. Those
-# with a terminal are somebody's who looks around, and those above this one are on their way here.
+# Sets `shown` to the links to the run's directory, or to one of the sockets given, that processes have, as `ls` puts
+# them. A name may hold a line break and make up a line: it only says where to look.
+look_at_links() {
+    signs=/fd:$n"-> $tree"
+    for socket; do
+        signs=$signs$n$socket
+    done
+    shown=$(ls -ln /proc/[0-9]*/cwd /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null | grep -F -- "$signs")
+    case $shown in *' -> '*) ;; *) shown= ;; esac
+}
+
+# The processes that these links show, beside those that are left anyway. Those with a terminal are somebody's who looks
+# around, and those above this one are on their way here.
 attached() {
     sockets=$* above= pid=$$
     while [ "${pid:-0}" -gt 1 ]; do
@@ -147,9 +224,7 @@ attached() {
         pid=$parent
     done
     seen="$above $left"
-    signs=$(printf '%s\n' /fd: "-> $tree" "$@")
-    # A name may hold a line break and make up a line: it only says where to look.
-    ls -ln /proc/[0-9]*/cwd /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null | grep -F -- "$signs" |
+    printf '%s\n' "$shown" |
         while read -r line; do
             case $line in
             /proc/*/fd:)
@@ -173,16 +248,27 @@ attached() {
         done
 }
 
+# Adds what is attached to what is known.
+gather_attached() {
+    look_at_links "$@"
+    [ -z "$shown" ] || gather $(attached "$@")
+}
+
 find_more() {
-    gather $(listeners) $(marked) $(controlled)
-    [ -n "$left" ] || gather $(attached)
+    look_around
+    find_controlled
+    gather $listeners $marked $controlled
+    [ -n "$left" ] || gather_attached
 }
 
 # Ends the run's processes, or says which are left. A machine's address may be another's as soon as its sshd has ended,
 # so listeners are looked for only before that.
 end_processes() {
-    gather $(listeners) $(marked) $(controlled)
-    gather $(attached $(sockets))
+    look_around
+    [ "$mode" != reap ] || find_control_groups $watchdogs
+    find_controlled
+    gather $listeners $marked $controlled
+    case $dir in */"$run/local") gather_attached $(sockets) ;; *) gather_attached ;; esac
     end_all && return
     for pid in $left; do
         printf 'process %s: %s\tit does not end\n' "$pid" \
@@ -202,13 +288,18 @@ mounts() {
 
 # Removes the run's directory, but nothing that is mounted in it, and says what is left.
 remove_directory() {
-    why=$(mounts)
+    why=
+    [ -z "$mounted" ] || why=$(mounts)
     if [ -n "$why" ]; then
         why="it is not removed with what is mounted in it; unmount that first: $why"
     else
-        only=
-        rm --one-file-system -f -- 2>/dev/null && only=--one-file-system
+        only=--one-file-system
         rm -rf $only -- "$dir" 2>/dev/null && return
+        # Not every rm knows that.
+        if ! rm -f $only -- 2>/dev/null; then
+            only=
+            rm -rf -- "$dir" 2>/dev/null && return
+        fi
         # Some directories are made read-only, a cache of Go's modules among them.
         find "$dir" -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null
         rm -rf $only -- "$dir" 2>/dev/null && return
@@ -224,16 +315,22 @@ reap() {
     end_processes && remove_control_groups && remove_directory
 }
 
-# Waits until the moment $clock, or $boot, and ends the run. A shell that can't fork ends, and is begun again.
+# Waits until the moment $clock, or $boot, and ends the run. A shell that can't fork ends, and is begun again. The clock
+# is looked at when the machine has been up for $look seconds. Unless it has been set, it says what the other one says,
+# give or take the second that both leave out.
 keep_watch() {
     trap '' HUP INT TERM
     trap 'exec sh -c "$TSUNAMI_WATCHDOG" "$name" again "$run" "$dir" "$clock" "$boot"' EXIT
-    while [ -d "$dir" ]; do
-        now=$(date +%s) && read -r up _ </proc/uptime || break
-        left=$((boot - ${up%%.*}))
-        [ $left -lt $((clock - now)) ] || left=$((clock - now))
-        [ $left -gt 0 ] || break
-        sleep $((left < 2 ? left : 2))
+    end=$boot
+    while [ -d "$dir" ] && read -r up _ </proc/uptime; do
+        up=${up%%.*}
+        if [ "$up" -ge "$look" ]; then
+            now=$(date +%s) || break
+            end=$((clock - now + up)) look=$((up + 60))
+            [ $((end + 1)) -lt "$boot" ] || end=$boot
+        fi
+        [ "$up" -lt "$end" ] || break
+        sleep $((end - up < 5 ? end - up : 5))
     done
     while reap; [ -n "$left" ]; do
         sleep 10
@@ -246,19 +343,26 @@ reap)
     reap && end_watchdogs
     ;;
 watch)
-    clock=$(date +%s) && read -r boot _ </proc/uptime || exit
-    clock=$((clock + $4)) boot=$((${boot%%.*} + $4))
-    if [ "$5" = replace ]; then
-        end_watchdogs
-    elif [ -n "$(older_watchdogs)" ]; then
-        echo "armed $(offer_control_group)"
+    clock=$(date +%s) && read -r up _ </proc/uptime || exit
+    up=${up%%.*}
+    clock=$((clock + $4)) boot=$((up + $4)) look=$((up + 60)) controls=
+    if [ -z "$6" ]; then
+        look_around
+        find_control_groups $watchdogs
+    fi
+    [ "$5" = ensure ] || end_watchdogs
+    [ -n "$controls$watchdogs" ] || make_control_group
+    set -- $controls
+    if [ -n "$watchdogs" ]; then
+        echo "armed $1"
         exit
     fi
-    cd / && echo "armed $(offer_control_group)" && exec >/dev/null 2>&1 || exit
+    cd -- "${1:-/proc}" && echo "armed $1" && exec >/dev/null 2>&1 || exit
     keep_watch
     ;;
 again)
-    clock=$4 boot=$5
+    clock=$4 boot=$5 look=0
+    find_control_groups $$
     keep_watch
     ;;
 esac

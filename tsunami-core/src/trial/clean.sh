@@ -5,14 +5,12 @@
 #
 # Says a line for each part: `kept` if something that matches stays. Then comes the name of the file by whose time it can
 # be told what is newer.
-base=$(pwd -P) uploaded=$(cat)
-base=${base%/}
+uploaded=$(cat)
+cd -P . || exit
+base=${PWD%/}
 n='
 '
-# Mount points, in which the kernel writes spaces and the like as numbers.
-# shellcheck disable=SC2046 # so that each is a word
-mounts=$n$(set -f && printf '%b\n' $(cut -d ' ' -f 2 /proc/self/mounts 2>/dev/null))$n
-IFS= said='' began=$base/.tsunami-trial
+IFS= said='' mounts='' began=$base/.tsunami-trial
 
 # Whether a link is on the way to a relative name.
 through_a_link() {
@@ -27,6 +25,9 @@ through_a_link() {
 
 # Removes an absolute name without links on its way, except for what is to stay below it.
 remove() {
+    # Mount points, in which the kernel writes spaces and the like as numbers.
+    [ -n "$mounts" ] ||
+        mounts=$n$(while IFS=' ' read -r _ at _; do printf '%b\n' "$at"; done </proc/self/mounts 2>/dev/null)$n
     case $uploaded in *"//./${1#"$base/"}//"* | *"//$1//"*) return ;; esac
     case $mounts in *"$n$1$n"*) return ;; esac
     case $mounts$uploaded in

@@ -3,9 +3,10 @@
 # a group or a session of theirs: TERM, five seconds, KILL. Names those that are left, and fails then.
 trial=$1
 
+# What has the trial's mark is rare, and looked at closer.
 marked() {
-    set -- $(grep -lzxF -- "TSUNAMI_RUN_ID=$TSUNAMI_RUN_ID" /proc/[0-9]*/environ 2>/dev/null)
-    [ $# -eq 0 ] || grep -lzxF -- "TSUNAMI_TRIAL=$trial" "$@" 2>/dev/null | cut -d / -f 3
+    set -- $(grep -lzxF -- "TSUNAMI_TRIAL=$trial" /proc/[0-9]*/environ 2>/dev/null)
+    [ $# -eq 0 ] || grep -lzxF -- "TSUNAMI_RUN_ID=$TSUNAMI_RUN_ID" "$@" 2>/dev/null | cut -d / -f 3
 }
 
 find_more() {

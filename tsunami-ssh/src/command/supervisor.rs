@@ -562,6 +562,38 @@ mod tests {
         }
     }
 
+    /// Whether an ordinary user can look into it or not.
+    #[test]
+    fn a_list_goes_on_beside_what_strangers_start_and_not_beside_what_a_command_has_hidden() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let sleep = directory.path().join("sleep");
+        std::fs::copy("/bin/sleep", &sleep).unwrap();
+        // Nobody can look into a process of a program that they can't read.
+        for (path, mode) in [(sleep.as_path(), 0o111), (directory.path(), 0o755)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        // They end by themselves where the test fails.
+        let mut starts = std::process::Command::new("sh");
+        starts.args(["-c", "while kill -0 $PPID; do sleep 0.02; done"]);
+        let mut starts = starts.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        let user: &[_] = &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        for shell in shells() {
+            // What the other tests start descends from this process, which must not be above the supervisor.
+            let shell = [&["setsid", "--fork"][..], if is_root { user } else { &[] }, &shell].concat();
+            let commands = ["sleep 0.1"; 4].map(Command::shell);
+            let (_, stderr) = supervise_all(&shell, &commands);
+            assert_eq!(exits(&stderr).len(), 4, "{shell:?}");
+            let hides = Command::shell("setsid \"$SLEEP\" 0.5 </dev/null >/dev/null 2>&1 & sleep 0.1");
+            let commands = [hides.env("SLEEP", &sleep), Command::shell("echo unreached")];
+            let (_, stderr) = supervise_once(&shell, &commands);
+            assert_eq!(exits(&stderr), [(Exit::Status(0), false)], "{shell:?}");
+        }
+        starts.kill().unwrap();
+        starts.wait().unwrap();
+    }
+
     #[test]
     fn a_supervisor_that_is_told_to_begins_no_other_command() {
         for shell in shells() {

@@ -1,4 +1,4 @@
-# shellcheck disable=SC2016,SC2154,SC3013 # the lines that it reads set what begins with `_`; -ef is in POSIX since 2024
+# shellcheck disable=SC2016,SC2086,SC2154,SC3013 # the lines that it reads set what begins with `_`, numbers are split on purpose, -ef is in POSIX since 2024
 # Runs commands under supervision, one after another, until one fails. Expects lines of shell on standard input, made
 # by the controller: the first is about the whole conversation; then comes one for each command, with its environment,
 # its directory and its arguments. Where there is one command, what follows is its own input; several read nothing.
@@ -35,19 +35,48 @@ _jobs() {
     jobs
     printf '%ssaid\n' "$_mark"
 } >&3
+# Sets _parent and _began of a process.
+_look_at() {
+    IFS= read -r _stat <"/proc/$1/stat" || return
+    set -- ${_stat##*) }
+    _parent=$2 _began=${20}
+}
+# Whether a process is a stranger's: it descends from one that began before this supervisor and is not above it. What
+# the command has left descends from the supervisor, or was adopted, which only process 1 and what is above it do.
+_is_strangers() {
+    _ancestor=$1
+    if [ -z "$_above" ]; then
+        _look_at "$$" || return
+        _since=$_began _found=" 0 1 $$ "
+        while [ "$_parent" -gt 1 ]; do
+            _found="$_found$_parent "
+            _look_at "$_parent" || return
+        done
+        _above=$_found
+    fi
+    while :; do
+        case $_above in *" $_ancestor "*) return 1 ;; esac
+        _look_at "$_ancestor" || return
+        [ "$_began" -ge "$_since" ] || return 0
+        _ancestor=$_parent
+    done
+}
 # Whether the command may have left something that holds the outputs: in its group, or among the processes that began
 # after it. In doubt it has. It takes no fork. Kernel threads have no command line.
 _is_held() {
     kill -0 "-$_pid" && return
     read -r _ _ _ _ _newest </proc/loadavg || return 0
     [ "$_newest" -ge "$_pid" ] && [ $((_newest - _pid)) -le 4096 ] || return 0
-    _other=$_pid
+    _other=$_pid _above=
     while [ "$_other" -lt "$_newest" ]; do
         _other=$((_other + 1))
         _words=
         [ -e "/proc/$_other" ] && IFS= read -r _words <"/proc/$_other/cmdline"
         [ -n "$_words" ] || continue
-        [ -r "/proc/$_other/fd" ] || [ ! -e "/proc/$_other/fd" ] || return 0
+        if [ ! -r "/proc/$_other/fd" ]; then
+            _is_strangers "$_other" || [ ! -e "/proc/$_other/fd" ] || return 0
+            continue
+        fi
         for _file in "/proc/$_other/fd/"*; do
             [ "$_file" -ef /proc/self/fd/1 ] || [ "$_file" -ef /proc/self/fd/3 ] || continue
             # Whoever only reads it is sshd; and by now it may be gone.

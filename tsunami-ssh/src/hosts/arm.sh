@@ -9,27 +9,36 @@ TSUNAMI_WATCHDOG=$1 machine=$2 mode=$3 run=$4 directory=$5 seconds=$6 how=$7
 export TSUNAMI_WATCHDOG
 umask 077
 new=
-[ -d "$directory" ] || new=yes
-mkdir -p -- "$directory" && cd -- "$directory" || {
+if [ ! -d "$directory" ]; then
+    [ -d "${directory%/*}" ] || mkdir -p -- "${directory%/*}"
+    ! mkdir -- "$directory" || new=new
+fi
+cd -- "$directory" || {
     ls -ld -- "${directory%/*}" "$directory" >&2
     exit 1
 }
-(set -C && printf '%s\n' "$machine" >.tsunami-machine) 2>/dev/null
+set -C
+{ printf '%s\n' "$machine" >.tsunami-machine; } 2>/dev/null
+set +C
 read -r taken <.tsunami-machine || exit
 [ "$taken" = "$machine" ] || {
     echo "the host is $taken of this run already, and can't be two machines" >&2
     exit 1
 }
-set -- "$mode" "$run" "$PWD" "$seconds" "$how"
+directory=$PWD
+# A watchdog has no need of the run's name in its environment, where it would have to be looked at closer.
+cd /
+unset OLDPWD
 # It holds its outputs until it watches.
-said=$(setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$PWD" "$@" </dev/null &)
+said=$(setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$directory" "$mode" "$run" "$directory" "$seconds" \
+    "$how" "$new" </dev/null &)
 case $said in
 armed*)
-    [ "$said" = "armed " ] || printf '%s\n' "${said#armed }" >.tsunami-control-group
+    [ "$said" = "armed " ] || printf '%s\n' "${said#armed }" >"$directory/.tsunami-control-group"
     echo "$said"
     ;;
 *)
-    [ -z "$new" ] || { rm -f .tsunami-machine && rmdir -- "$PWD"; }
+    [ -z "$new" ] || { rm -f -- "$directory/.tsunami-machine" && rmdir -- "$directory"; }
     echo "the watchdog of the run does not start: it said \`$said\`" >&2
     exit 1
     ;;
