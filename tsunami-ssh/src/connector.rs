@@ -29,9 +29,10 @@ use crate::config::{
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
 use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
+use crate::pool::Parked;
 use crate::session::SshSession;
 use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
-use crate::transport::{ConnectError, Connection, Reason, ShownKey, Transport, TransportKind};
+use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
 use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
@@ -74,7 +75,7 @@ pub(crate) struct RunSsh {
     writing: tokio::sync::Mutex<()>,
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
-    parked: Mutex<HashMap<String, Arc<dyn Connection>>>,
+    parked: Mutex<HashMap<String, Parked>>,
     /// Ends all connections of this process's own once the run is finished, whoever still holds a session.
     over: CancellationToken,
     /// Gone once the run is finished, whoever still holds a session.
@@ -240,8 +241,8 @@ impl Connector for SshConnector {
 impl SshConnector {
     async fn open(&self, machine: &Machine, deadline: Instant) -> Result<SshSession, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
-        if let Some(connection) = ssh.unpark(&machine.name()) {
-            return Ok(SshSession::new(ssh, machine, connection));
+        if let Some(parked) = ssh.unpark(&machine.name()) {
+            return Ok(SshSession::resume(ssh, machine, parked));
         }
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
@@ -291,13 +292,13 @@ impl RunSsh {
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.
-    pub(crate) fn park(&self, alias: &str, connection: Arc<dyn Connection>) {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), connection);
+    pub(crate) fn park(&self, alias: &str, parked: Parked) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), parked);
     }
 
-    fn unpark(&self, alias: &str) -> Option<Arc<dyn Connection>> {
-        let connection = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
-        connection.filter(|connection| !connection.is_closed())
+    fn unpark(&self, alias: &str) -> Option<Parked> {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        parked.filter(Parked::is_alive)
     }
 
     /// Starts a master for a machine, or for one more connection to it.
