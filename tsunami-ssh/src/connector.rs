@@ -30,8 +30,9 @@ use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
 use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
 use crate::pool::Parked;
+use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
-use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
+use crate::transport::openssh::master::{Master, arguments};
 use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
 use crate::{keys, probe};
 
@@ -54,6 +55,7 @@ pub struct SshConnector {
     /// One run is prepared once, whoever asks for it at the same time.
     preparing: tokio::sync::Mutex<()>,
     defaults: OnceCell<Arc<Resolved>>,
+    resolver: Arc<Resolver>,
 }
 
 /// What is shared by the connections of a run in this process.
@@ -63,6 +65,7 @@ pub(crate) struct RunSsh {
     options: SshOptions,
     /// What ssh does without any configuration, once somebody has asked.
     defaults: OnceCell<Arc<Resolved>>,
+    resolver: Arc<Resolver>,
     /// What the run's ssh_config says about hosts that existed before it.
     entries: Mutex<HashMap<String, Entry>>,
     jump: OnceCell<Master>,
@@ -121,7 +124,7 @@ impl SshConnector {
 
 async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
     let mut ssh = Command::new("ssh");
-    Ok(Arc::new(resolved(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?))
+    Ok(Arc::new(resolver::ask(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?.0))
 }
 
 /// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
@@ -195,6 +198,7 @@ impl Connector for SshConnector {
             files,
             options,
             defaults,
+            resolver: self.resolver.clone(),
             entries: Mutex::default(),
             jump: OnceCell::new(),
             jump_written: OnceCell::new(),
@@ -280,7 +284,7 @@ impl SshConnector {
 
     /// The name or address that ssh would connect to for a host.
     async fn host_name(&self, host: &HostAddress) -> Result<String, SessionError> {
-        let resolved = resolve(&self.options, host, self.options.user.as_deref(), true).await?;
+        let resolved = self.resolver.resolve(&self.options, host, self.options.user.as_deref(), true).await?;
         Ok(resolved.get("hostname").unwrap_or(&host.host).to_owned())
     }
 }
@@ -411,7 +415,8 @@ impl RunSsh {
             }
             None => {
                 let host = HostAddress::of(&machine.login);
-                let resolved = resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
+                let resolved =
+                    self.resolver.resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
                 let through = match (&self.options.jump, resolved.jumps()) {
                     (Some(_), _) => Some(JUMP.to_owned()),
                     (None, Some(jumps)) => Some(self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?),
@@ -457,7 +462,7 @@ impl RunSsh {
             })?;
             // A key that was given is for hosts that were named beside it, not for what the user's ssh_config
             // names.
-            let resolved = resolve(&self.options, host, None, last.is_some()).await?;
+            let resolved = self.resolver.resolve(&self.options, host, None, last.is_some()).await?;
             if through.is_none()
                 && let Some(jumps) = resolved.jumps()
             {
@@ -595,49 +600,6 @@ fn remembered(files: &Files, options: &SshOptions) -> io::Result<SshOptions> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Asks ssh what it would do to reach a host that existed before the run, as `user` if nobody else is named
-/// for it, and with the options' key if that is meant for it.
-async fn resolve(
-    options: &SshOptions,
-    host: &HostAddress,
-    user: Option<&str>,
-    with_key: bool,
-) -> Result<Resolved, SessionError> {
-    // What comes from a run's directory has not been read as an address yet.
-    let odd = |_| {
-        SessionError::new(SessionErrorKind::Local, format!("`{}` names no host", host.host.escape_debug()))
-    };
-    host.to_string().parse::<HostAddress>().map_err(odd)?;
-    let mut command = Command::new("ssh");
-    command.arg("-G");
-    if let Some(config) = &options.config {
-        // It may name programs.
-        private::check_chosen(config)
-            .map_err(|error| local(format!("ssh_config {} is refused", config.display()), error))?;
-        command.arg("-F").arg(config);
-    }
-    if let Some(user) = host.user.as_deref().or(user) {
-        command.args(["-l", user]);
-    }
-    if let Some(port) = host.port {
-        command.args(["-p", &port.to_string()]);
-    }
-    if let Some(key) = options.key.as_ref().filter(|_| with_key) {
-        command.arg("-i").arg(key);
-    }
-    resolved(command.arg("--").arg(&host.host)).await
-}
-
-/// What `ssh -G` says.
-async fn resolved(ssh: &mut Command) -> Result<Resolved, SessionError> {
-    let output = ssh.stdin(Stdio::null()).output().await.map_err(|error| cannot_run_ssh(&error))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(SessionError::new(SessionErrorKind::Local, said));
-    }
-    Ok(Resolved::parse(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Where control sockets may go, as templates: below `preferred` if that path is short enough.
@@ -876,8 +838,9 @@ mod tests {
         let (mut alias, mut passed) = (last, Vec::new());
         loop {
             let mut ask = Command::new("ssh");
-            let entry = resolved(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
-            let entry = entry.await.unwrap();
+            let entry =
+                resolver::ask(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
+            let entry = entry.await.unwrap().0;
             passed.push(format!("{}:{}", entry.get("hostname").unwrap(), entry.get("port").unwrap()));
             let Some(through) = entry.get("proxycommand") else { break };
             alias = through.rsplit_once(' ').unwrap().1.to_owned();

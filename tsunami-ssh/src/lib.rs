@@ -111,6 +111,7 @@ mod pool;
 mod probe;
 #[cfg(feature = "experiment")]
 mod registration;
+mod resolver;
 mod session;
 mod shell;
 mod transport;
