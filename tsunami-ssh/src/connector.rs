@@ -22,7 +22,7 @@ use tsunami_core::{
     Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
 };
 
-use crate::blocking::blocking;
+use crate::blocking::{Together, blocking};
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
 };
@@ -72,10 +72,8 @@ pub(crate) struct RunSsh {
     /// Done once the way through the jump host is written down.
     jump_written: OnceCell<()>,
     next_socket: AtomicU32,
-    /// Entries for files of the run, to be written together by whoever is next: a write takes as long as the
-    /// disk does.
-    unwritten: Mutex<Vec<Unwritten>>,
-    writing: tokio::sync::Mutex<()>,
+    /// Entries for files of the run.
+    unwritten: Together<Unwritten>,
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
     parked: Mutex<HashMap<String, Parked>>,
@@ -86,7 +84,7 @@ pub(crate) struct RunSsh {
 }
 
 /// An entry on its way into a file, where it takes the place of the one that begins with `key`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Unwritten {
     file: PathBuf,
     key: String,
@@ -203,8 +201,7 @@ impl Connector for SshConnector {
             jump: OnceCell::new(),
             jump_written: OnceCell::new(),
             next_socket: AtomicU32::new(0),
-            unwritten: Mutex::default(),
-            writing: tokio::sync::Mutex::default(),
+            unwritten: Together::default(),
             parked: Mutex::default(),
             over: CancellationToken::new(),
             janitor: Mutex::new(Some(janitor)),
@@ -498,26 +495,17 @@ impl RunSsh {
     }
 
     fn put(&self, file: &Path, key: String, entry: String) {
-        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        unwritten.push(Unwritten { file: file.to_owned(), key, entry });
+        self.unwritten.put(Unwritten { file: file.to_owned(), key, entry });
     }
 
     /// Waits until what was put is in its files.
     async fn written(&self) -> Result<(), SessionError> {
-        let _one_at_a_time = self.writing.lock().await;
-        let unwritten = || self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = std::mem::take(&mut *unwritten());
-        if entries.is_empty() {
-            return Ok(());
-        }
         let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
-        let batch = entries.clone();
-        let write = move || files.iter().try_for_each(|file| put_all(file, &batch));
-        blocking(write).await.map_err(|error| {
-            // Each of the others shall hear of it too.
-            unwritten().extend(entries);
-            local(format!("cannot write beside {}", self.files.config.display()), error)
-        })
+        let write = move |batch: &[Unwritten]| files.iter().try_for_each(|file| put_all(file, batch));
+        self.unwritten
+            .done(write)
+            .await
+            .map_err(|error| local(format!("cannot write beside {}", self.files.config.display()), error))
     }
 
     /// Adds to an error what the user can do about it.
