@@ -184,7 +184,7 @@ pub fn open_appending(path: &Path) -> io::Result<File> {
 }
 
 /// Makes renames and new names in a directory durable.
-pub(crate) fn sync(directory: &Path) -> io::Result<()> {
+pub fn sync(directory: &Path) -> io::Result<()> {
     // A plain name's directory is the one that it is used in.
     let directory = if directory == Path::new("") { Path::new(".") } else { directory };
     match File::open(directory)?.sync_all() {

@@ -664,12 +664,27 @@ pub(crate) struct Resolved {
 
 impl Resolved {
     pub(crate) fn parse(output: &str) -> Self {
-        let options = output.lines().filter_map(|line| line.split_once(' '));
+        // Where the user's own ssh would have its socket is never taken over, and is another place for each host.
+        let options =
+            output.lines().filter_map(|line| line.split_once(' ')).filter(|it| it.0 != "controlpath");
         Self { options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).collect() }
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.options.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The same of another host.
+    pub(crate) fn renamed(&self, host: &str, host_name: &str) -> Self {
+        let renamed = |(key, value): &(String, String)| {
+            let value = match key.as_str() {
+                "host" => host,
+                "hostname" => host_name,
+                _ => value,
+            };
+            (key.clone(), value.to_owned())
+        };
+        Self { options: self.options.iter().map(renamed).collect() }
     }
 
     fn all(&self, key: &str) -> Vec<&str> {
@@ -705,6 +720,34 @@ impl Resolved {
         }
         names
     }
+}
+
+/// Whether a pattern with `*` and `?` fits a name, whatever their case.
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut at, mut from) = (0, 0);
+    // The last `*`, and how much of the name it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while from < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, from));
+                at += 1;
+            }
+            Some(&c) if c == b'?' || c.eq_ignore_ascii_case(&name[from]) => {
+                at += 1;
+                from += 1;
+            }
+            _ => match &mut star {
+                Some((star, taken)) => {
+                    *taken += 1;
+                    (at, from) = (*star + 1, *taken);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|c| *c == b'*')
 }
 
 /// A path as sshd_config takes it.

@@ -22,16 +22,18 @@ use tsunami_core::{
     Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
 };
 
-use crate::blocking::blocking;
+use crate::blocking::{Together, blocking};
 use crate::config::{
     self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
 use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
+use crate::pool::Parked;
+use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
-use crate::transport::openssh::master::{Master, arguments, cannot_run_ssh};
-use crate::transport::{ConnectError, Connection, Reason, ShownKey, Transport, TransportKind};
+use crate::transport::openssh::master::{Master, arguments};
+use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
 use crate::{keys, probe};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
@@ -53,6 +55,7 @@ pub struct SshConnector {
     /// One run is prepared once, whoever asks for it at the same time.
     preparing: tokio::sync::Mutex<()>,
     defaults: OnceCell<Arc<Resolved>>,
+    resolver: Arc<Resolver>,
 }
 
 /// What is shared by the connections of a run in this process.
@@ -62,19 +65,18 @@ pub(crate) struct RunSsh {
     options: SshOptions,
     /// What ssh does without any configuration, once somebody has asked.
     defaults: OnceCell<Arc<Resolved>>,
+    resolver: Arc<Resolver>,
     /// What the run's ssh_config says about hosts that existed before it.
     entries: Mutex<HashMap<String, Entry>>,
     jump: OnceCell<Master>,
     /// Done once the way through the jump host is written down.
     jump_written: OnceCell<()>,
     next_socket: AtomicU32,
-    /// Entries for files of the run, to be written together by whoever is next: a write takes as long as the
-    /// disk does.
-    unwritten: Mutex<Vec<Unwritten>>,
-    writing: tokio::sync::Mutex<()>,
+    /// Entries for files of the run.
+    unwritten: Together<Unwritten>,
     /// Connections of closed sessions to machines that existed before the run, which teardown visits once
     /// more.
-    parked: Mutex<HashMap<String, Arc<dyn Connection>>>,
+    parked: Mutex<HashMap<String, Parked>>,
     /// Ends all connections of this process's own once the run is finished, whoever still holds a session.
     over: CancellationToken,
     /// Gone once the run is finished, whoever still holds a session.
@@ -82,7 +84,7 @@ pub(crate) struct RunSsh {
 }
 
 /// An entry on its way into a file, where it takes the place of the one that begins with `key`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Unwritten {
     file: PathBuf,
     key: String,
@@ -120,7 +122,7 @@ impl SshConnector {
 
 async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
     let mut ssh = Command::new("ssh");
-    Ok(Arc::new(resolved(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?))
+    Ok(Arc::new(resolver::ask(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?.0))
 }
 
 /// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
@@ -194,12 +196,12 @@ impl Connector for SshConnector {
             files,
             options,
             defaults,
+            resolver: self.resolver.clone(),
             entries: Mutex::default(),
             jump: OnceCell::new(),
             jump_written: OnceCell::new(),
             next_socket: AtomicU32::new(0),
-            unwritten: Mutex::default(),
-            writing: tokio::sync::Mutex::default(),
+            unwritten: Together::default(),
             parked: Mutex::default(),
             over: CancellationToken::new(),
             janitor: Mutex::new(Some(janitor)),
@@ -240,8 +242,8 @@ impl Connector for SshConnector {
 impl SshConnector {
     async fn open(&self, machine: &Machine, deadline: Instant) -> Result<SshSession, SessionError> {
         let ssh = self.prepared(&machine.run).ok_or_else(|| not_prepared(&machine.run))?;
-        if let Some(connection) = ssh.unpark(&machine.name()) {
-            return Ok(SshSession::new(ssh, machine, connection));
+        if let Some(parked) = ssh.unpark(&machine.name()) {
+            return Ok(SshSession::resume(ssh, machine, parked));
         }
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
@@ -279,7 +281,7 @@ impl SshConnector {
 
     /// The name or address that ssh would connect to for a host.
     async fn host_name(&self, host: &HostAddress) -> Result<String, SessionError> {
-        let resolved = resolve(&self.options, host, self.options.user.as_deref(), true).await?;
+        let resolved = self.resolver.resolve(&self.options, host, self.options.user.as_deref(), true).await?;
         Ok(resolved.get("hostname").unwrap_or(&host.host).to_owned())
     }
 }
@@ -291,13 +293,13 @@ impl RunSsh {
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.
-    pub(crate) fn park(&self, alias: &str, connection: Arc<dyn Connection>) {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), connection);
+    pub(crate) fn park(&self, alias: &str, parked: Parked) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), parked);
     }
 
-    fn unpark(&self, alias: &str) -> Option<Arc<dyn Connection>> {
-        let connection = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
-        connection.filter(|connection| !connection.is_closed())
+    fn unpark(&self, alias: &str) -> Option<Parked> {
+        let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        parked.filter(Parked::is_alive)
     }
 
     /// Starts a master for a machine, or for one more connection to it.
@@ -410,7 +412,8 @@ impl RunSsh {
             }
             None => {
                 let host = HostAddress::of(&machine.login);
-                let resolved = resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
+                let resolved =
+                    self.resolver.resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
                 let through = match (&self.options.jump, resolved.jumps()) {
                     (Some(_), _) => Some(JUMP.to_owned()),
                     (None, Some(jumps)) => Some(self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?),
@@ -456,7 +459,7 @@ impl RunSsh {
             })?;
             // A key that was given is for hosts that were named beside it, not for what the user's ssh_config
             // names.
-            let resolved = resolve(&self.options, host, None, last.is_some()).await?;
+            let resolved = self.resolver.resolve(&self.options, host, None, last.is_some()).await?;
             if through.is_none()
                 && let Some(jumps) = resolved.jumps()
             {
@@ -492,26 +495,17 @@ impl RunSsh {
     }
 
     fn put(&self, file: &Path, key: String, entry: String) {
-        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        unwritten.push(Unwritten { file: file.to_owned(), key, entry });
+        self.unwritten.put(Unwritten { file: file.to_owned(), key, entry });
     }
 
     /// Waits until what was put is in its files.
     async fn written(&self) -> Result<(), SessionError> {
-        let _one_at_a_time = self.writing.lock().await;
-        let unwritten = || self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = std::mem::take(&mut *unwritten());
-        if entries.is_empty() {
-            return Ok(());
-        }
         let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
-        let batch = entries.clone();
-        let write = move || files.iter().try_for_each(|file| put_all(file, &batch));
-        blocking(write).await.map_err(|error| {
-            // Each of the others shall hear of it too.
-            unwritten().extend(entries);
-            local(format!("cannot write beside {}", self.files.config.display()), error)
-        })
+        let write = move |batch: &[Unwritten]| files.iter().try_for_each(|file| put_all(file, batch));
+        self.unwritten
+            .done(write)
+            .await
+            .map_err(|error| local(format!("cannot write beside {}", self.files.config.display()), error))
     }
 
     /// Adds to an error what the user can do about it.
@@ -594,49 +588,6 @@ fn remembered(files: &Files, options: &SshOptions) -> io::Result<SshOptions> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Asks ssh what it would do to reach a host that existed before the run, as `user` if nobody else is named
-/// for it, and with the options' key if that is meant for it.
-async fn resolve(
-    options: &SshOptions,
-    host: &HostAddress,
-    user: Option<&str>,
-    with_key: bool,
-) -> Result<Resolved, SessionError> {
-    // What comes from a run's directory has not been read as an address yet.
-    let odd = |_| {
-        SessionError::new(SessionErrorKind::Local, format!("`{}` names no host", host.host.escape_debug()))
-    };
-    host.to_string().parse::<HostAddress>().map_err(odd)?;
-    let mut command = Command::new("ssh");
-    command.arg("-G");
-    if let Some(config) = &options.config {
-        // It may name programs.
-        private::check_chosen(config)
-            .map_err(|error| local(format!("ssh_config {} is refused", config.display()), error))?;
-        command.arg("-F").arg(config);
-    }
-    if let Some(user) = host.user.as_deref().or(user) {
-        command.args(["-l", user]);
-    }
-    if let Some(port) = host.port {
-        command.args(["-p", &port.to_string()]);
-    }
-    if let Some(key) = options.key.as_ref().filter(|_| with_key) {
-        command.arg("-i").arg(key);
-    }
-    resolved(command.arg("--").arg(&host.host)).await
-}
-
-/// What `ssh -G` says.
-async fn resolved(ssh: &mut Command) -> Result<Resolved, SessionError> {
-    let output = ssh.stdin(Stdio::null()).output().await.map_err(|error| cannot_run_ssh(&error))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(SessionError::new(SessionErrorKind::Local, said));
-    }
-    Ok(Resolved::parse(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Where control sockets may go, as templates: below `preferred` if that path is short enough.
@@ -894,8 +845,9 @@ mod tests {
         let (mut alias, mut passed) = (last, Vec::new());
         loop {
             let mut ask = Command::new("ssh");
-            let entry = resolved(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
-            let entry = entry.await.unwrap();
+            let entry =
+                resolver::ask(ask.arg("-F").arg(run_config(&directory).unwrap()).args(["-G", &alias]));
+            let entry = entry.await.unwrap().0;
             passed.push(format!("{}:{}", entry.get("hostname").unwrap(), entry.get("port").unwrap()));
             let Some(through) = entry.get("proxycommand") else { break };
             alias = through.rsplit_once(' ').unwrap().1.to_owned();

@@ -96,6 +96,7 @@
 //! that could not do what it was asked (no shell, no such directory), `Transfer` for files, `Local` for this computer. Its
 //! message has what ssh or the machine said, its help what the user can do.
 
+mod attendant;
 mod blocking;
 mod command;
 mod config;
@@ -110,6 +111,7 @@ mod pool;
 mod probe;
 #[cfg(feature = "experiment")]
 mod registration;
+mod resolver;
 mod session;
 mod shell;
 mod transport;

@@ -4,7 +4,7 @@
 //! sshd takes so many channels on a connection (`MaxSessions`), and says how many only by refusing one more. So the
 //! pool counts those that are open, learns the number, opens further connections when all channels are taken, and has
 //! the others wait. A command may begin only if it can be ended: the pool keeps a channel for that, on a connection of
-//! its own where one takes a single channel. Where the machine gives a single channel in all, one command runs at a
+//! its own where one takes a single channel. There its attendant waits, which runs scripts as well. Where the machine gives a single channel in all, one command runs at a
 //! time, and what ends it begins with another connection in the place of the command's.
 
 use std::io::{self, PipeReader, PipeWriter};
@@ -18,6 +18,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 use tsunami_core::{SessionError, SessionErrorKind};
 
+use crate::attendant::Attendant;
 use crate::shell;
 use crate::transport::{Channel, Connection, Transport};
 
@@ -47,8 +48,8 @@ pub(crate) struct Pool {
     freed: Arc<Notify>,
     /// Held by who opens a connection.
     growing: AsyncMutex<()>,
-    /// What is kept for ending a command.
-    spare: AsyncMutex<Option<Shell>>,
+    /// What is kept for scripts, and for ending a command.
+    attendant: AsyncMutex<Option<Attendant>>,
     /// Whether the machine gives a single channel in all.
     has_one_channel: AtomicBool,
     /// Whether another connection is about to take the place of the only one.
@@ -90,11 +91,6 @@ impl Slot {
         link.busy.fetch_add(1, Ordering::Relaxed);
         Self { link: link.clone(), freed: freed.clone() }
     }
-
-    /// Why its connection has ended.
-    pub(crate) fn reason(&self) -> SessionError {
-        self.link.connection.reason()
-    }
 }
 
 impl Drop for Slot {
@@ -113,16 +109,37 @@ pub(crate) struct Shell {
     pub(crate) slot: Slot,
 }
 
+/// What a pool leaves to the next one to the same machine. Dropping it closes the connection.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    link: Arc<Link>,
+    freed: Arc<Notify>,
+    attendant: Option<Attendant>,
+}
+
+impl Parked {
+    /// Whether its connection has not ended.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.link.connection.is_closed()
+    }
+}
+
 impl Pool {
     /// A pool that begins with one connection.
     pub(crate) fn new(machine: String, transport: Arc<dyn Transport>, first: Arc<dyn Connection>) -> Self {
+        let link = Link::new(first, CHANNELS);
+        Self::resume(machine, transport, Parked { link, freed: Arc::default(), attendant: None })
+    }
+
+    /// A pool that begins with what another one has left.
+    pub(crate) fn resume(machine: String, transport: Arc<dyn Transport>, parked: Parked) -> Self {
         Self {
             machine,
             transport,
-            links: Mutex::new(vec![Link::new(first, CHANNELS)]),
-            freed: Arc::default(),
+            links: Mutex::new(vec![parked.link]),
+            freed: parked.freed,
             growing: AsyncMutex::default(),
-            spare: AsyncMutex::default(),
+            attendant: AsyncMutex::new(parked.attendant),
             has_one_channel: AtomicBool::new(false),
             starting_over: AtomicBool::new(false),
         }
@@ -175,25 +192,51 @@ impl Pool {
     }
 
     /// Sees to it that a command can be ended: at last, by keeping a channel for that.
-    pub(crate) async fn keep_spare(&self) -> Result<(), SessionError> {
-        let mut spare = self.spare.lock().await;
-        while spare.is_none() && !self.has_one_channel() {
+    pub(crate) async fn keep_attendant(&self) -> Result<(), SessionError> {
+        let mut attendant = self.attendant.lock().await;
+        while attendant.is_none() && !self.has_one_channel() {
             match timeout(ANSWER_TIMEOUT, self.shell(None)).await {
-                Ok(shell) => *spare = Some(shell?),
-                Err(_) if self.busy() <= 1 => {
-                    tracing::warn!(machine = self.machine, "it gives one channel in all");
-                    self.has_one_channel.store(true, Ordering::Relaxed);
-                }
+                Ok(shell) => *attendant = Some(Attendant::new(shell?)),
+                Err(_) if self.busy() <= 1 => self.note_one_channel(),
                 Err(_) => {}
             }
         }
         Ok(())
     }
 
-    /// What is kept for ending a command, unless another command is being ended by it.
-    pub(crate) fn take_spare(&self) -> Option<Shell> {
+    /// What is kept for scripts and for ending a command, unless it is at one of these.
+    pub(crate) fn take_attendant(&self) -> Option<Attendant> {
         // Whoever holds it for long is making one, and may wait for what is to be ended.
-        self.spare.try_lock().ok().and_then(|mut spare| spare.take())
+        self.attendant.try_lock().ok().and_then(|mut attendant| attendant.take())
+    }
+
+    /// Keeps an attendant that waits again, or another one in its place, unless there is one.
+    pub(crate) fn give_back(&self, attendant: Attendant) {
+        let is_closed = self.lock().is_empty();
+        if !is_closed
+            && !self.has_one_channel()
+            && let Ok(mut kept) = self.attendant.try_lock()
+        {
+            kept.get_or_insert(attendant);
+        }
+    }
+
+    /// Where a machine gives a single channel in all, whoever waits for one is given the attendant's. It gives one if no
+    /// other was to be had since then.
+    fn give_up_attendant(&self, since: Instant) -> bool {
+        if since.elapsed() < ANSWER_TIMEOUT || self.busy() > 1 || self.has_one_channel() {
+            return false;
+        }
+        let attendant = self.take_attendant();
+        if attendant.is_some() {
+            self.note_one_channel();
+        }
+        attendant.is_some()
+    }
+
+    fn note_one_channel(&self) {
+        tracing::warn!(machine = self.machine, "it gives one channel in all");
+        self.has_one_channel.store(true, Ordering::Relaxed);
     }
 
     /// Whether the machine gives a single channel in all, as far as is known.
@@ -201,7 +244,7 @@ impl Pool {
         self.has_one_channel.load(Ordering::Relaxed)
     }
 
-    /// Opens a channel to a `sh` that ends a command, when there is no spare one. Where the command has the only
+    /// Opens a channel to a `sh` that ends a command, when there is no attendant for it. Where the command has the only
     /// channel, its connection is given up for another.
     pub(crate) async fn shell_to_end(&self) -> Result<Shell, SessionError> {
         let slot = if self.has_one_channel() { self.start_over().await? } else { self.slot().await? };
@@ -268,16 +311,22 @@ impl Pool {
         }
     }
 
-    /// Gives up all channels. Returns the first connection, if nobody uses it any more.
-    pub(crate) async fn close(&self) -> Option<Arc<dyn Connection>> {
-        drop(self.spare.lock().await.take());
+    /// Gives up all channels. Returns a connection that nobody else uses any more, with the attendant if there is one.
+    pub(crate) async fn close(&self) -> Option<Parked> {
+        let attendant = self.attendant.lock().await.take();
         let links = std::mem::take(&mut *self.lock());
         self.freed.notify_waiters();
-        links.into_iter().next().and_then(Arc::into_inner).map(|link| link.connection)
+        let link = match &attendant {
+            Some(attendant) => attendant.slot().link.clone(),
+            None => links.into_iter().next()?,
+        };
+        let own = usize::from(attendant.is_some());
+        (link.busy() == own).then(|| Parked { link, freed: self.freed.clone(), attendant })
     }
 
     /// Waits for a channel to be free: on a connection that has room, or else on a new connection.
     async fn slot(&self) -> Result<Slot, SessionError> {
+        let since = Instant::now();
         loop {
             let mut freed = pin!(self.freed.notified());
             freed.as_mut().enable();
@@ -286,7 +335,7 @@ impl Pool {
             }
             tokio::select! {
                 () = &mut freed => {}
-                grown = self.grow() => if !grown {
+                grown = self.grow() => if !grown && !self.give_up_attendant(since) {
                     // The others still work: wait for them.
                     let _ = timeout(ANSWER_TIMEOUT, freed).await;
                 },
@@ -430,10 +479,10 @@ mod tests {
     async fn what_ends_a_command_is_there_before_it_begins_on_a_connection_of_its_own_if_need_be() {
         let (pool, fake) = pool_of(Fake::with(1, 2)).await;
         let command = soon(pool.shell(None)).await.unwrap();
-        soon(pool.keep_spare()).await.unwrap();
+        soon(pool.keep_attendant()).await.unwrap();
         assert!(!pool.has_one_channel() && fake.asked.load(Ordering::Relaxed) == 2);
-        let spare = pool.take_spare().unwrap();
-        assert!(!Arc::ptr_eq(&spare.slot.link, &command.slot.link));
+        let attendant = pool.take_attendant().unwrap();
+        assert!(!Arc::ptr_eq(&attendant.slot().link, &command.slot.link));
     }
 
     #[tokio::test]

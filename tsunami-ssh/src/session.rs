@@ -10,7 +10,7 @@ use tsunami_core::{Command, Download, Exit, Machine, OutputSink, SequenceObserve
 use crate::command::{Commands, Input};
 use crate::connector::RunSsh;
 use crate::files;
-use crate::pool::Pool;
+use crate::pool::{Parked, Pool};
 use crate::transport::Connection;
 
 /// A session over SSH.
@@ -24,7 +24,13 @@ pub(crate) struct SshSession {
 impl SshSession {
     pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, connection: Arc<dyn Connection>) -> Self {
         let pool = Pool::new(machine.name(), ssh.transport(machine), connection);
-        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine)) }
+        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine, false)) }
+    }
+
+    /// A session over what another one has left.
+    pub(crate) fn resume(ssh: Arc<RunSsh>, machine: &Machine, parked: Parked) -> Self {
+        let pool = Pool::resume(machine.name(), ssh.transport(machine), parked);
+        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine, true)) }
     }
 
     /// Makes sure that the machine runs commands at all.
@@ -70,11 +76,10 @@ impl Session for SshSession {
     }
 
     async fn close(&self) -> Result<(), SessionError> {
-        self.commands.wait_idle().await;
-        let connection = self.commands.pool().close().await;
+        let parked = self.commands.close().await;
         // A machine that existed before the run is visited once more.
-        if let (Some(connection), Some(_)) = (connection, &self.machine.login.directory) {
-            self.ssh.park(&self.machine.name(), connection);
+        if let (Some(parked), Some(_)) = (parked, &self.machine.login.directory) {
+            self.ssh.park(&self.machine.name(), parked);
         }
         Ok(())
     }

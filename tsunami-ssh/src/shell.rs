@@ -58,6 +58,11 @@ pub(crate) fn supervisor_line(run: &str, base: Option<&str>, script: &str) -> Re
     Ok(line)
 }
 
+/// A mark that nobody on the machine can guess. It begins with a byte that texts don't have.
+pub(crate) fn mark(nonce: u64) -> String {
+    format!("\u{1e}tsunami-{nonce:016x} ")
+}
+
 /// Quotes bytes for `sh` so that they stay on one line.
 pub(crate) fn one_line(text: &[u8]) -> Result<Vec<u8>, SessionError> {
     if text.contains(&0) {

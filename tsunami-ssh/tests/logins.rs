@@ -6,6 +6,7 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, OutputSink, Provider,
-    RunFilter, RunId, Session, SessionError, SessionErrorKind, Stdin, Stream,
+    RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind, Stdin, Stream,
 };
 use tsunami_ssh::{HostAddress, HostsProvider, HostsSpec, SshConnector, SshOptions, TransportKind};
 
@@ -39,6 +40,7 @@ over_each_transport!(
     a_script_of_a_providers_is_none_of_the_runs_commands,
     a_host_that_has_lost_its_watchdog_gets_another_from_whoever_connects,
     a_host_under_two_names_is_one_machine_only,
+    a_host_costs_a_run_two_sessions,
 );
 
 /// A host whose login is a script of the test's own, with what `ssh` asks for in `$SSH_ORIGINAL_COMMAND`, and a run
@@ -86,10 +88,15 @@ impl Taken {
 
     /// Has the host's sshd take so many channels on a connection.
     async fn allow_sessions(&self, count: u32) {
+        self.configure(&format!("MaxSessions {count}")).await;
+    }
+
+    /// Adds a line to the configuration of the host's sshd.
+    async fn configure(&self, line: &str) {
         let machine = self.existing.directory().join("local/node-0");
         let config = machine.join("sshd_config");
         let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, format!("{text}MaxSessions {count}\n")).unwrap();
+        fs::write(&config, format!("{text}{line}\n")).unwrap();
         let known: serde_json::Value =
             serde_json::from_slice(&fs::read(machine.join("machine.json")).unwrap()).unwrap();
         let sshd = i32::try_from(known["sshd"]["pid"].as_i64().unwrap()).unwrap();
@@ -280,6 +287,8 @@ async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown(transport:
     assert!(tsunami_core::ErrorChain(&error).to_string().contains("more than 256 KiB"), "{error:?}");
     fs::remove_file(&flood).unwrap();
     taken.connect().await.unwrap().close().await.unwrap();
+    // What leaves it comes anew.
+    taken.connector.finish(&taken.run).await;
     fs::write(&flood, "").unwrap();
     let left = taken.provider.terminate(&taken.run).await.unwrap();
     assert!(left.len() == 1 && left[0].why.contains("more than 256 KiB"), "{left:?}");
@@ -501,4 +510,34 @@ async fn a_host_under_two_names_is_one_machine_only(transport: TransportKind) {
     assert!(error.message.contains("node-0 of this run already"), "{error:?}");
     taken.connect().await.unwrap().close().await.unwrap();
     taken.leave().await;
+}
+
+/// Counts the commands of a list that have succeeded.
+#[derive(Debug, Default)]
+struct Succeeded(AtomicUsize);
+
+impl SequenceObserver for Succeeded {
+    fn begins(&self, _: usize) -> Arc<dyn OutputSink> {
+        Arc::new(())
+    }
+
+    fn ended(&self, _: usize, exit: Exit) {
+        self.0.fetch_add(usize::from(exit.success()), Ordering::Relaxed);
+    }
+}
+
+/// One for the attendant, by which the host is met, armed and reaped, and one for the list of set-up commands.
+async fn a_host_costs_a_run_two_sessions(transport: TransportKind) {
+    let taken = Taken::with_login(transport, "exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
+    taken.configure("LogLevel VERBOSE").await;
+    let session = taken.connect().await.unwrap();
+    let (commands, succeeded) = (["true", "true"].map(Command::shell), Arc::new(Succeeded::default()));
+    session.exec_all(&commands, succeeded.clone(), &CancellationToken::new()).await.unwrap();
+    assert_eq!(succeeded.0.load(Ordering::Relaxed), 2);
+    session.close().await.unwrap();
+    let log = taken.existing.directory().join("local/node-0/sshd.log");
+    let _existing = taken.leave().await;
+    let log = fs::read_to_string(log).unwrap();
+    let count = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    assert_eq!((count("Accepted publickey"), count("Starting session")), (1, 2), "{log}");
 }

@@ -22,10 +22,11 @@ use tsunami_core::{
     Command, Exit, Machine, OutputSink, SequenceObserver, SessionError, SessionErrorKind, Stdin,
 };
 
+use crate::attendant::{Answer, Attendant, PIPE_BYTES};
 use crate::files::UploadArchive;
-use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
+use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
 use crate::shell;
-use conversation::{FramedOutput, Outputs};
+use conversation::Outputs;
 use pump::{Ended, Pump};
 
 /// How long ending a process group may take: five seconds of grace, three after the kill, and the way there.
@@ -34,9 +35,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a command has ended and all that it wrote is here, others may hold its outputs open. What comes within this
 /// time is still read, and no more, however much flows.
 const TRAILING_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// The input that is written without a task of its own, since a pipe holds it: 64 KiB on Linux.
-const PIPE_BYTES: usize = 60 << 10;
 
 /// The lines of the commands of one conversation: what a pipe holds beside the supervisor itself.
 const HEADERS_BYTES: usize = 32 << 10;
@@ -61,11 +59,12 @@ pub(crate) struct StdoutConsumer {
 }
 
 impl Commands {
-    pub(crate) fn new(pool: Pool, machine: &Machine) -> Self {
+    /// Commands on a machine whose login is known to run our `sh`, or not yet.
+    pub(crate) fn new(pool: Pool, machine: &Machine, greeted: bool) -> Self {
         Self {
             pool,
             machine: machine.clone(),
-            greeted: AtomicBool::new(false),
+            greeted: AtomicBool::new(greeted),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
         }
@@ -77,14 +76,18 @@ impl Commands {
 
     /// Makes sure that the machine's login runs our `sh`. Until it is known to, the machine is not given a word.
     pub(crate) async fn meet(&self) -> Result<(), SessionError> {
-        let mut shell = self.pool.shell(None).await?;
-        self.greet(&mut Outputs::of(&mut shell.channel)).await
+        if !self.greeted.load(Ordering::Relaxed) {
+            let attendant = self.attendant().await?;
+            self.pool.give_back(attendant);
+        }
+        Ok(())
     }
 
-    /// Waits until nothing goes on any more.
-    pub(crate) async fn wait_idle(&self) {
+    /// Gives up all channels. Returns a connection for who comes next to the machine, unless somebody still uses it.
+    pub(crate) async fn close(&self) -> Option<Parked> {
         self.tasks.close();
         self.tasks.wait().await;
+        self.pool.close().await.filter(|_| self.greeted.load(Ordering::Relaxed))
     }
 
     /// Runs a command.
@@ -188,18 +191,43 @@ impl Commands {
     }
 
     async fn answer_to(&self, line: Vec<u8>) -> Result<String, SessionError> {
-        let Shell { mut feed, mut channel, slot } = self.pool.shell(None).await?;
-        let mut outputs = Outputs::of(&mut channel);
-        self.greet(&mut outputs).await?;
-        // It fits into the pipe, or is read as it is written. That nobody reads it shows in the status.
-        let _ = spawn_blocking(move || feed.write_all(&line)).await;
-        let Outputs { mut stdout, mut stderr, mut out, mut err } = outputs;
-        tokio::try_join!(out.read_on(&mut stdout, |_| false), err.read_on(&mut stderr, |_| false))?;
-        if channel.end.await.map_err(|_| slot.reason())? {
-            return Ok(out.text().into_owned());
+        let kept = match self.pool.take_attendant() {
+            Some(kept) => Some(self.asked(kept, &line).await?),
+            None => None,
+        };
+        let answer = match kept {
+            Some(answer) if answer.has_begun() => answer,
+            // It is busy, or the machine has lost it.
+            _ => self.asked(self.attendant().await?, &line).await?,
+        };
+        match answer {
+            Answer::Ended { succeeded: true, stdout, .. } => {
+                Ok(String::from_utf8_lossy(&stdout).into_owned())
+            }
+            Answer::Ended { stderr, .. } => Err(failed(&stderr)),
+            Answer::Cut { stderr, slot, .. } => {
+                self.pool.check_connection(&slot).await?;
+                Err(failed(&stderr))
+            }
         }
-        self.pool.check_connection(&slot).await?;
-        Err(SessionError::new(SessionErrorKind::Remote, err.text().trim().to_owned()))
+    }
+
+    /// An attendant to a login that is known to run our `sh`.
+    async fn attendant(&self) -> Result<Attendant, SessionError> {
+        let mut shell = self.pool.shell(None).await?;
+        let mut outputs = Outputs::of(&mut shell.channel);
+        self.greet(&mut outputs).await?;
+        outputs.leave_to(&mut shell.channel);
+        Ok(Attendant::new(shell))
+    }
+
+    /// Has an attendant run a script, and keeps it for the next one if it can run another.
+    async fn asked(&self, attendant: Attendant, line: &[u8]) -> Result<Answer, SessionError> {
+        let (answer, attendant) = attendant.run(line).await?;
+        if let Some(attendant) = attendant {
+            self.pool.give_back(attendant);
+        }
+        Ok(answer)
     }
 
     /// Makes sure, once, that what reads a channel's standard input is our `sh`.
@@ -220,29 +248,28 @@ impl Commands {
     async fn end(&self, group: u32, supervisor: Option<u32>) -> bool {
         let ending = async {
             let line = supervisor::kill_line(self.machine.run.as_str(), group, supervisor).ok()?;
-            if let Some(spare) = self.pool.take_spare()
-                && let Some(gone) = told_to_end(spare, &line).await
+            if let Some(kept) = self.pool.take_attendant()
+                && let Some(gone) = self.told_to_end(kept, &line).await
             {
                 return Some(gone);
             }
-            // Another command is being ended by it, or the machine has lost it.
-            told_to_end(self.pool.shell_to_end().await.ok()?, &line).await
+            // Another command is being ended by it, it runs a script, or the machine has lost it.
+            self.told_to_end(Attendant::new(self.pool.shell_to_end().await.ok()?), &line).await
         };
         let connecting = if self.pool.has_one_channel() { ANSWER_TIMEOUT } else { Duration::ZERO };
         timeout(END_TIMEOUT + connecting, ending).await.ok().flatten().unwrap_or(false)
     }
-}
 
-/// Has a `sh` end a process group, and says whether that is gone; `None` if it says nothing of it.
-async fn told_to_end(mut by: Shell, line: &[u8]) -> Option<bool> {
-    by.feed.write_all(line).ok()?;
-    drop(by.feed);
-    let mut said = FramedOutput::default();
-    said.read_on(&mut by.channel.stdout, |_| false).await.ok()?;
-    match said.text().trim() {
-        "gone" => Some(true),
-        "left" => Some(false),
-        _ => None,
+    /// Has an attendant end a process group, and says whether that is gone; `None` if it says nothing of it.
+    async fn told_to_end(&self, by: Attendant, line: &[u8]) -> Option<bool> {
+        match self.asked(by, line).await {
+            Ok(Answer::Ended { stdout, .. }) => match stdout.trim_ascii() {
+                b"gone" => Some(true),
+                b"left" => Some(false),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -316,7 +343,7 @@ impl Supervised {
         let mut outputs = Outputs::of(&mut channel);
         // Until the greeting is over nothing has begun.
         stop.run_until_cancelled(commands.greet(&mut outputs)).await.ok_or_else(cancelled)??;
-        stop.run_until_cancelled(commands.pool.keep_spare()).await.ok_or_else(cancelled)??;
+        stop.run_until_cancelled(commands.pool.keep_attendant()).await.ok_or_else(cancelled)??;
         if commands.pool.has_one_channel() {
             // What ends a command ends the conversation as well, and no supervisor could say that it begins no other.
             headers.truncate(1);
@@ -360,6 +387,11 @@ fn no_shell(machine: &Machine, said: &str) -> SessionError {
     )
 }
 
+/// The error of a script that says why it failed.
+fn failed(stderr: &[u8]) -> SessionError {
+    SessionError::new(SessionErrorKind::Remote, String::from_utf8_lossy(stderr).trim())
+}
+
 fn local(message: &str, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, message).source(error)
 }
@@ -381,7 +413,7 @@ mod tests {
     async fn commands_on(fake: Fake) -> Arc<Commands> {
         let fake = Arc::new(fake);
         let pool = Pool::new("m-0".to_owned(), fake.clone(), fake.connected().await);
-        Arc::new(Commands::new(pool, &machine()))
+        Arc::new(Commands::new(pool, &machine(), false))
     }
 
     /// Cancels a command once it has said something.

@@ -98,8 +98,8 @@ impl Pump {
         Self {
             commands,
             slot,
-            stdout: Half::new(outputs.stdout, outputs.out.preamble, mark),
-            stderr: Half::new(outputs.stderr, outputs.err.preamble, mark),
+            stdout: Half::new(outputs.stdout, outputs.out, mark),
+            stderr: Half::new(outputs.stderr, outputs.err, mark),
             observer,
             index,
             left: count.saturating_sub(1),

@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind, names};
 
 use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
+pub(super) use crate::shell::mark;
 use crate::shell::{self, one_line};
 
 const SUPERVISOR: &str = include_str!("supervisor.sh");
@@ -99,11 +100,6 @@ fn arguments<'a>(line: &mut Vec<u8>, args: impl Iterator<Item = &'a OsStr>) -> R
         push(line, &[b" ", &shell::word(arg)?]);
     }
     Ok(())
-}
-
-/// A mark that the command can't guess.
-pub(super) fn mark(nonce: u64) -> String {
-    format!("{}tsunami-{nonce:016x} ", char::from(SEPARATOR))
 }
 
 /// What the supervisor says.

@@ -21,7 +21,7 @@ use tsunami_core::{
     RunStore, Session, SessionError, SessionErrorKind, private,
 };
 
-use crate::blocking::blocking;
+use crate::blocking::{Together, blocking};
 use crate::config::Word;
 use crate::config::is_user;
 use crate::watchdog::{self, Arming};
@@ -48,6 +48,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct HostsProvider {
     root: PathBuf,
     connector: Arc<dyn Connector>,
+    /// Notes that are not written yet.
+    untouched: Together<PathBuf>,
 }
 
 /// The hosts of a group: the [`MachineSpec`] of a [`HostsProvider`].
@@ -154,7 +156,7 @@ impl HostsProvider {
     /// Keeps track of runs in `<root>/<run-id>/hosts`, and reaches hosts through `connector`, which should be
     /// the engine's own.
     pub fn new(root: impl Into<PathBuf>, connector: Arc<dyn Connector>) -> Self {
-        Self { root: root.into(), connector }
+        Self { root: root.into(), connector, untouched: Together::default() }
     }
 
     fn directory(&self, run: &RunId) -> PathBuf {
@@ -184,8 +186,22 @@ impl HostsProvider {
     /// Notes that something is about to be put on a host: from now on, teardown visits it.
     async fn note_touched(&self, machine: &Machine) -> Result<(), ProviderError> {
         let path = self.touched(machine);
-        let note = path.clone();
-        blocking(move || private::write(&note, b"")).await.map_err(|error| {
+        self.untouched.put(path.clone());
+        let noted = async {
+            self.untouched.done(make_all).await?;
+            match path.exists() {
+                true => Ok(()),
+                // What kept it from being made is its own fault, or its run's.
+                false => {
+                    blocking({
+                        let path = path.clone();
+                        move || private::write(&path, b"")
+                    })
+                    .await
+                }
+            }
+        };
+        noted.await.map_err(|error| {
             let message = format!("cannot write {}", path.display());
             ProviderError::new(ProviderErrorKind::Other, "verify", message).source(error)
         })
@@ -390,6 +406,13 @@ impl HostsProvider {
         let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();
         Ok(address.map_or(name, |address| address.ip().to_string()))
     }
+}
+
+/// Makes those of these empty files that can be made, so that they stay. They are in few directories.
+fn make_all(files: &[PathBuf]) -> io::Result<()> {
+    let made = files.iter().filter(|file| private::open_appending(file).is_ok());
+    let directories: BTreeSet<_> = made.filter_map(|file| file.parent()).collect();
+    directories.into_iter().try_for_each(private::sync)
 }
 
 /// The machines that the run took, whose directory for them this is. What can't be read, or could be another user's, is an error: hosts

@@ -4,6 +4,8 @@ use data_encoding::BASE64;
 use ring::hmac;
 use russh::keys::{Algorithm, Certificate, HashAlg, PublicKey, PublicKeyOrCertificate};
 
+use crate::config::fits;
+
 /// What is known about the keys of one host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownKeys {
@@ -152,34 +154,6 @@ fn is_hash(salt_and_hash: &str, name: &str) -> Option<bool> {
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &BASE64.decode(salt.as_bytes()).ok()?);
     let hash = BASE64.decode(hash.as_bytes()).ok()?;
     Some(hmac::verify(&key, name.as_bytes(), &hash).is_ok())
-}
-
-/// Whether a pattern with `*` and `?` fits a name, whatever their case.
-pub(super) fn fits(pattern: &str, name: &str) -> bool {
-    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    let (mut at, mut from) = (0, 0);
-    // The last `*`, and how much of the name it has taken.
-    let mut star: Option<(usize, usize)> = None;
-    while from < name.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, from));
-                at += 1;
-            }
-            Some(&c) if c == b'?' || c.eq_ignore_ascii_case(&name[from]) => {
-                at += 1;
-                from += 1;
-            }
-            _ => match &mut star {
-                Some((star, taken)) => {
-                    *taken += 1;
-                    (at, from) = (*star + 1, *taken);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|c| *c == b'*')
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use russh::keys::{Algorithm, EcdsaCurve};
 use russh::{Limits, cipher, kex, mac};
 use tsunami_core::{SessionError, SessionErrorKind};
 
-use crate::config::Setting;
+use crate::config::{Setting, fits};
 
 /// Where a connection goes, and how.
 #[derive(Clone, Debug)]
@@ -334,7 +334,7 @@ fn chosen<T: Clone + AsRef<str>>(
         Some((how @ ("+" | "^" | "-"), names)) => (how, names),
         _ => ("", list),
     };
-    let is_in = |name: &str| names.split(',').any(|pattern| super::known_hosts::fits(pattern, name));
+    let is_in = |name: &str| names.split(',').any(|pattern| fits(pattern, name));
     let mut listed: Vec<T> = Vec::new();
     for name in names.split(',').filter_map(&named) {
         if !listed.iter().any(|it| it.as_ref() == name.as_ref()) {

@@ -1,0 +1,43 @@
+# shellcheck disable=SC3013 # -ef is in POSIX since 2024
+# Runs scripts of tsunami's own, one after another, each in a `sh` of its own that reads nothing. Two lines at a time
+# come on standard input: a mark, and a script. On both outputs the mark comes before what the script says, and after
+# that once more, with the script's status and
+#
+#   next                         another script may come
+#   last                         none runs here any more: something of this one may hold the outputs
+_is_held() {
+    read -r _ _ _ _ _newest </proc/loadavg || return 0
+    [ "$_newest" -ge "$_other" ] && [ $((_newest - _other)) -le 4096 ] || return 0
+    while [ "$_other" -lt "$_newest" ]; do
+        _other=$((_other + 1))
+        _words=
+        # Kernel threads have no command line.
+        [ -e "/proc/$_other" ] && IFS= read -r _words <"/proc/$_other/cmdline"
+        [ -n "$_words" ] || continue
+        [ -r "/proc/$_other/fd" ] || [ ! -e "/proc/$_other/fd" ] || return 0
+        for _file in "/proc/$_other/fd/"*; do
+            [ "$_file" -ef /proc/self/fd/1 ] || [ "$_file" -ef /proc/self/fd/3 ] || continue
+            # Whoever only reads it is sshd, which is about to start something else; and by now it may be gone.
+            _flags=
+            { read -r _ _ && read -r _ _flags; } <"/proc/$_other/fdinfo/${_file##*/}"
+            case $_flags in *0) ;; *) [ ! -e "$_file" ] || return 0 ;; esac
+        done
+    done
+    return 1
+}
+# What is in the background reads nothing, in shells other than bash, unless its input comes by another descriptor; and no
+# shell says there how it ended.
+exec 3>&2 4<&0 2>/dev/null
+while IFS= read -r _mark; do
+    printf %s "$_mark"
+    printf %s "$_mark" >&3
+    sh -c 'IFS= read -r _line && exec </dev/null && eval "$_line"' <&4 2>&3 3>&- 4<&- &
+    _other=$!
+    wait "$!"
+    _status=$?
+    _then=next
+    ! _is_held || _then=last
+    printf '%s%s %s\n' "$_mark" "$_status" "$_then"
+    printf '%s%s %s\n' "$_mark" "$_status" "$_then" >&3
+    [ "$_then" = next ] || break
+done
