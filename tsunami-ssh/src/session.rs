@@ -19,12 +19,14 @@ pub(crate) struct SshSession {
     ssh: Arc<RunSsh>,
     machine: Machine,
     commands: Arc<Commands>,
+    places: files::Places,
 }
 
 impl SshSession {
     pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, connection: Arc<dyn Connection>) -> Self {
         let pool = Pool::new(machine.name(), ssh.transport(machine), connection);
-        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine)) }
+        let commands = Arc::new(Commands::new(pool, machine));
+        Self { ssh, machine: machine.clone(), commands, places: files::Places::default() }
     }
 
     /// Makes sure that the machine runs commands at all.
@@ -58,7 +60,7 @@ impl Session for SshSession {
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        files::upload(&self.commands, from, to).await
+        files::upload(&self.commands, &self.places, from, to).await
     }
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
