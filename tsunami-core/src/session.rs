@@ -108,7 +108,7 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// is later done to one place shows in another.
     ///
     /// Is dropped at any await when the run is cancelled or the machine is gone. Nothing more is sent then, and what has
-    /// arrived stays, perhaps a part of a file.
+    /// arrived stays, perhaps a part of a file. Of one large file by itself nothing may stay.
     ///
     /// # Errors
     ///

@@ -1,8 +1,11 @@
 //! What transfers send, and over how many channels.
 
 mod common;
+#[path = "common/sshd.rs"]
+mod sshd;
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +19,16 @@ use tokio::time::{Instant, sleep_until};
 use tsunami_core::{Command, Connector, Session};
 use tsunami_ssh::TransportKind;
 
-over_each_transport!(what_is_there_is_not_sent_again);
+over_each_transport!(
+    what_is_there_is_not_sent_again,
+    a_long_upload_to_a_far_machine_goes_over_many_channels,
+    a_long_upload_needs_no_more_than_one_channel,
+    a_long_upload_needs_no_more_than_two_channels,
+    a_long_upload_that_is_dropped_leaves_nothing,
+);
+
+/// A way that one channel fills with 13 MiB/s.
+const FAR: Duration = Duration::from_millis(75);
 
 /// A machine behind a way that counts what is sent to it, and takes time.
 struct Far {
@@ -27,8 +39,10 @@ struct Far {
 }
 
 impl Far {
-    async fn reach(transport: TransportKind, delay: Duration) -> Self {
+    /// Reaches a machine that takes so many channels on a connection.
+    async fn reach(transport: TransportKind, delay: Duration, channels: u32) -> Self {
         let machines = Machines::launch(1, transport).await;
+        sshd::allow_sessions(&machines, channels).await;
         let mut machine = machines.machines[0].clone();
         let to = (machine.addresses.internal().unwrap().to_owned(), machine.login.port.unwrap());
         let sent = Arc::<AtomicU64>::default();
@@ -48,8 +62,25 @@ impl Far {
         self.sent.load(Ordering::Relaxed) - before
     }
 
-    fn home(&self) -> std::path::PathBuf {
+    fn home(&self) -> PathBuf {
         self.machines.directory().join("local/node-0/home")
+    }
+
+    /// How many further channels an upload has there.
+    fn sides(&self) -> usize {
+        let stripes = self.home().join(".tsunami-stripes");
+        let is_one = |process: &fs::DirEntry| {
+            let brings = fs::read_link(process.path().join("fd/3")).unwrap_or_default();
+            let runs = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            runs == "cat\n" && brings.to_string_lossy().starts_with(&*stripes.to_string_lossy())
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter(is_one).count()
+    }
+
+    /// What is in the home directory.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.home()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 }
 
@@ -110,7 +141,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 async fn what_is_there_is_not_sent_again(transport: TransportKind) {
-    let far = Far::reach(transport, Duration::ZERO).await;
+    let far = Far::reach(transport, Duration::ZERO, 10).await;
     let content = noise(1 << 20);
     let whole = content.len() as u64;
     assert!(far.upload(&content, "trial-1/data").await > whole);
@@ -122,4 +153,53 @@ async fn what_is_there_is_not_sent_again(transport: TransportKind) {
     let cancel = Default::default();
     far.session.exec(&Command::shell(change), Arc::new(()), &cancel).await.unwrap();
     assert!(far.upload(&content, "trial-1/data").await > whole);
+}
+
+/// Uploads for seconds. Returns the further channels that were seen at a time.
+async fn uploads_what_is_long(transport: TransportKind, channels: u32) -> usize {
+    let far = Far::reach(transport, FAR, channels).await;
+    let (before, mut content, mut sides) = (far.names().len(), noise(40 << 20), 0);
+    // Not in whole blocks.
+    content.truncate((40 << 20) - 12_345);
+    let uploading = far.upload(&content, "data");
+    tokio::pin!(uploading);
+    loop {
+        tokio::select! {
+            _ = &mut uploading => break,
+            () = tokio::time::sleep(Duration::from_millis(50)) => sides = far.sides().max(sides),
+        }
+    }
+    assert_eq!(far.names().len(), before + 1, "{:?}", far.names());
+    sides
+}
+
+async fn a_long_upload_to_a_far_machine_goes_over_many_channels(transport: TransportKind) {
+    let sides = uploads_what_is_long(transport, 10).await;
+    assert!((3..=7).contains(&sides), "{sides}");
+}
+
+async fn a_long_upload_needs_no_more_than_one_channel(transport: TransportKind) {
+    uploads_what_is_long(transport, 1).await;
+}
+
+async fn a_long_upload_needs_no_more_than_two_channels(transport: TransportKind) {
+    uploads_what_is_long(transport, 2).await;
+}
+
+async fn a_long_upload_that_is_dropped_leaves_nothing(transport: TransportKind) {
+    let far = Far::reach(transport, FAR, 10).await;
+    let before = far.names();
+    let content = noise(64 << 20);
+    let used = async {
+        while far.sides() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = far.upload(&content, "data") => panic!("it is too fast"),
+        () = used => {}
+    }
+    far.session.close().await.unwrap();
+    assert_eq!(far.names(), before);
+    assert_eq!(far.sides(), 0);
 }

@@ -4,6 +4,7 @@ mod archive;
 mod download;
 mod present;
 mod progress;
+mod stripes;
 mod tree;
 mod unpack;
 mod upload;
@@ -23,6 +24,7 @@ use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
 pub(crate) use present::Places;
 use progress::Progress;
+pub(crate) use stripes::FurtherChannel;
 pub(crate) use upload::UploadArchive;
 
 /// Copies a file or a directory to the machine, without what `places` and the machine say is there already.
@@ -38,11 +40,18 @@ pub(crate) async fn upload(
     let mut archive = UploadArchive::new(from, to)?;
     let archive = blocking(move || archive.list().map(|()| archive)).await;
     let mut archive = archive.map_err(local)?;
+    let sides = archive.stripe(commands.pool().distance());
     let (answers, put) = (archive.ask(places).map_err(local)?, archive.places());
     let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
     let unpack = own_script(upload::UNPACK, [&archive.directory, &archive.mode]);
     let said = Arc::new(CapturedOutput::default());
-    let sending = commands.run(&unpack, Input::Archive(archive), answers, said.clone(), &cancel);
+    let sending = commands.run(&unpack, Input::Archive(Box::new(archive)), answers, said.clone(), &cancel);
+    let sending = async {
+        match sides {
+            Some(sides) => sides.beside(commands, sending, &cancel).await,
+            None => sending.await,
+        }
+    };
     let exit = progress.watch(sending, &cancel, || commands.pool().check()).await?;
     if exit.success() {
         put.into_iter().for_each(|(size, place)| places.note(size, place));

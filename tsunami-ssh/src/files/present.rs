@@ -5,7 +5,7 @@
 //! hard link, so that what later changes one place in place leaves the other alone; file systems that can share blocks
 //! until then do so by themselves. Nothing is kept beside the files, so there is nothing to remove.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -18,8 +18,9 @@ use data_encoding::HEXLOWER;
 use ring::digest::{Context, SHA256};
 use tokio::sync::oneshot;
 
-use super::progress::Progress;
+use super::progress::{Counting, Progress};
 use super::upload::{Named, mode, modified, open};
+use crate::command::StdoutConsumer;
 use crate::limits::PLACES_LIMIT;
 use crate::shell::{AfterPreamble, one_line};
 
@@ -79,34 +80,25 @@ pub(super) fn is_asked_for(size: u64) -> bool {
     (WORTH_ASKING..NEVER_ASKED).contains(&size)
 }
 
-/// The files that a machine may have, and where its answers come.
-#[derive(Debug)]
-pub(super) struct Questions {
-    /// By the names in the archive: where else to look.
-    files: Vec<(PathBuf, Vec<PathBuf>)>,
-    answers: PipeReader,
-    /// Dropped when nobody reads answers any more.
-    _done: oneshot::Sender<()>,
-}
+/// The files that a machine may have, by their names in the archive, and where else to look for them.
+#[derive(Debug, Default)]
+pub(super) struct Questions(Vec<(PathBuf, Vec<PathBuf>)>);
 
 impl Questions {
-    /// What to ask about files, by their names in an archive that is unpacked in `directory` and their sizes. `answers`
-    /// makes the way that answers come; it isn't called if there is nothing to ask.
+    /// What to ask about files, by their names in an archive that is unpacked in `directory`, and their sizes.
     pub(super) fn about<'a>(
         files: impl Iterator<Item = (&'a PathBuf, u64)>,
         directory: &Path,
         places: &Places,
-        answers: impl FnOnce() -> io::Result<(PipeReader, oneshot::Sender<()>)>,
-    ) -> io::Result<Option<Self>> {
+    ) -> Self {
         let asked = |(name, size): (&PathBuf, u64)| {
             places.of(size, &directory.join(name)).map(|elsewhere| (name.clone(), elsewhere))
         };
-        let files: Vec<_> = files.filter_map(asked).collect();
-        if files.is_empty() {
-            return Ok(None);
-        }
-        let (answers, done) = answers()?;
-        Ok(Some(Self { files, answers, _done: done }))
+        Self(files.filter_map(asked).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Writes the questions, each a line of [`UNPACK`](super::upload::UNPACK)'s. Returns the names in them.
@@ -117,7 +109,7 @@ impl Questions {
         into: &mut impl Write,
     ) -> io::Result<Vec<&Path>> {
         let mut asked = Vec::new();
-        for (name, elsewhere) in &self.files {
+        for (name, elsewhere) in &self.0 {
             // What vanishes, or is written to, is not asked for.
             let Some((file, metadata)) = open(&from(name))? else { continue };
             let Some(digest) = digest(file, &metadata, progress)? else { continue };
@@ -132,23 +124,29 @@ impl Questions {
         }
         Ok(asked)
     }
+}
 
-    /// Reads the answers: which of those that were asked for are there.
-    pub(super) fn answered<'a>(
-        &self,
-        asked: Vec<&'a Path>,
-        progress: &Progress,
-    ) -> io::Result<HashSet<&'a Path>> {
-        let mut answers = vec![0; asked.len()];
-        let read = AfterPreamble::new(progress.counting(&self.answers)).read_exact(&mut answers);
+/// Where answers come, each of them one byte.
+#[derive(Debug)]
+pub(super) struct Answers {
+    from: AfterPreamble<Counting<PipeReader>>,
+    /// Dropped when nobody reads answers any more.
+    _done: oneshot::Sender<()>,
+}
+
+impl Answers {
+    pub(super) fn new(progress: &Progress) -> io::Result<(Self, StdoutConsumer)> {
+        let ((from, pipe), (finished, done)) = (io::pipe()?, oneshot::channel());
+        let from = AfterPreamble::new(progress.counting(from));
+        Ok((Self { from, _done: finished }, StdoutConsumer { pipe, done }))
+    }
+
+    /// Waits for the next one, and says whether it is yes.
+    pub(super) fn next(&mut self) -> io::Result<bool> {
+        let mut answer = [0];
         // Whoever should have answered has ended, and its status says why.
-        read.map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(asked
-            .into_iter()
-            .zip(answers)
-            .filter(|(_, answer)| *answer == b'y')
-            .map(|(name, _)| name)
-            .collect())
+        self.from.read_exact(&mut answer).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(answer == *b"y")
     }
 }
 

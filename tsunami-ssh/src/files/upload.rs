@@ -9,15 +9,16 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{OFlags, SeekFrom, seek};
 use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
-use tokio::sync::oneshot;
 use tsunami_core::{SessionError, SessionErrorKind};
 
 use super::archive::Piece;
-use super::present::{Places, Questions, is_asked_for};
+use super::present::{Answers, Places, Questions, is_asked_for};
 use super::progress::Progress;
+use super::stripes::{self, FAR, STRIPED_BYTES, Sides, Stripes};
 use crate::command::StdoutConsumer;
 use crate::shell::one_line;
 
@@ -55,7 +56,11 @@ pub(crate) struct UploadArchive {
     pub(super) progress: Progress,
     files: Files,
     directories: Directories,
-    questions: Option<Questions>,
+    /// The bytes in the files.
+    bytes: u64,
+    questions: Questions,
+    answers: Option<Answers>,
+    stripes: Option<Stripes>,
 }
 
 impl UploadArchive {
@@ -86,42 +91,51 @@ impl UploadArchive {
     }
 
     fn of(from: PathBuf, name: Option<String>, directory: String, mode: String) -> Self {
-        let (files, directories) = (Vec::new(), Vec::new());
         Self {
             from,
             name,
             directory,
             mode,
             progress: Progress::default(),
-            files,
-            directories,
-            questions: None,
+            files: Vec::new(),
+            directories: Vec::new(),
+            bytes: 0,
+            questions: Questions::default(),
+            answers: None,
+            stripes: None,
         }
     }
 
     /// Finds out what there is to send. It may wait for a disk.
     pub(super) fn list(&mut self) -> io::Result<()> {
-        (self.files, self.directories) = match &self.name {
-            Some(name) => {
-                let size = size_to_ask_for(&fs::metadata(&self.from)?);
-                (vec![(Path::new("./").join(name), size)], Vec::new())
-            }
-            None => entries(&self.from)?,
-        };
+        if let Some(name) = &self.name {
+            let metadata = fs::metadata(&self.from)?;
+            self.files = vec![(Path::new("./").join(name), size_to_ask_for(&metadata))];
+            self.bytes = sent_bytes(&metadata);
+            return Ok(());
+        }
+        (self.files, self.directories, self.bytes) = entries(&self.from)?;
         Ok(())
+    }
+
+    /// Has a long one sent over several channels, if the machine is as far away as this. Returns what opens them.
+    pub(super) fn stripe(&mut self, distance: Duration) -> Option<Sides> {
+        let (stripes, sides) = (self.bytes >= STRIPED_BYTES && distance >= FAR).then(stripes::stripes)?;
+        self.stripes = Some(stripes);
+        Some(sides)
     }
 
     /// Has the machine asked for what it may have already, before anything is sent. Returns where the answers go, if
     /// there is anything to ask.
     pub(super) fn ask(&mut self, places: &Places) -> io::Result<Option<StdoutConsumer>> {
-        let mut consumer = None;
         let files = self.files.iter().map(|(name, size)| (name, *size));
-        self.questions = Questions::about(files, Path::new(&self.directory), places, || {
-            let ((from, pipe), (finished, done)) = (io::pipe()?, oneshot::channel());
-            consumer = Some(StdoutConsumer { pipe, done });
-            Ok((from, finished))
-        })?;
-        Ok(consumer)
+        self.questions = Questions::about(files, Path::new(&self.directory), places);
+        if self.questions.is_empty() && self.stripes.is_none() {
+            return Ok(None);
+        }
+        let (answers, consumer) = Answers::new(&self.progress)?;
+        self.answers = Some(answers);
+        Ok(Some(consumer))
     }
 
     /// Where files are, once all is there, that it may be worth to look for later.
@@ -131,36 +145,84 @@ impl UploadArchive {
     }
 
     /// Writes the directories, the questions and, once those are answered, the tar stream.
-    pub(crate) fn pack(&self, into: impl Write) -> io::Result<()> {
-        let mut into = self.progress.counting(into);
+    pub(crate) fn pack(mut self, into: impl Write) -> io::Result<()> {
+        let mut into = self.progress.clone().counting(into);
         write_directories(&self.directories, &mut into)?;
-        // A single file is sent under the name that it gets there.
-        let from = |name: &Path| match self.name {
-            Some(_) => (self.from.clone(), true),
-            None => (self.from.join(name), false),
-        };
-        let mut present = HashSet::new();
-        if let Some(questions) = &self.questions {
-            let asked = questions.write(from, &self.progress, &mut into)?;
-            into.write_all(b"\n")?;
-            into.flush()?;
-            present = questions.answered(asked, &self.progress)?;
-        } else {
-            into.write_all(b"\n")?;
+        self.leave_out_what_is_there(&mut into)?;
+        let stripes = self.agree_on_stripes(&mut into)?;
+        into.write_all(b"\n")?;
+        match stripes {
+            Some(stripes) => self.write_archive(stripes.over(into)?)?.finish(),
+            None => self.write_archive(into)?.flush(),
         }
+    }
+
+    fn leave_out_what_is_there(&mut self, into: &mut impl Write) -> io::Result<()> {
+        let Some(answers) = &mut self.answers else { return Ok(()) };
+        let from = |name: &Path| named(&self.from, self.name.is_some(), name);
+        let asked = self.questions.write(from, &self.progress, into)?;
+        into.flush()?;
+        let mut present = HashSet::new();
+        for name in asked {
+            if answers.next()? {
+                present.insert(name);
+            }
+        }
+        self.files.retain(|(name, size)| {
+            let is_sent = !present.contains(name.as_path());
+            self.bytes -= if is_sent { 0 } else { *size };
+            is_sent
+        });
+        Ok(())
+    }
+
+    /// What is still long enough to go over several channels does so, if the machine can take it like that.
+    fn agree_on_stripes(&mut self, into: &mut impl Write) -> io::Result<Option<Stripes>> {
+        let stripes = self.stripes.take().filter(|_| self.bytes >= STRIPED_BYTES);
+        let (Some(stripes), Some(answers)) = (stripes, &mut self.answers) else { return Ok(None) };
+        let quoted = |name: &str| one_line(name.as_bytes()).map_err(io::Error::other);
+        write!(into, "s {}", stripes.directory())?;
+        // A file takes its name when all of it is there.
+        let part = self.name.as_ref().map(|_| stripes.part());
+        for name in part.iter().chain(&self.name) {
+            into.write_all(b" ./")?;
+            into.write_all(&quoted(name)?)?;
+        }
+        into.write_all(b"\n")?;
+        into.flush()?;
+        if !answers.next()? {
+            return Ok(None);
+        }
+        if let (Some(part), [(name, _)]) = (part, &mut self.files[..]) {
+            *name = Path::new("./").join(part);
+        }
+        Ok(Some(stripes))
+    }
+
+    fn write_archive<W: Write>(&self, into: W) -> io::Result<W> {
         let mut builder = Builder::new(into);
-        for (name, _) in self.files.iter().filter(|(name, _)| !present.contains(name.as_path())) {
-            let from = from(name);
+        for (name, _) in &self.files {
+            let from = named(&self.from, self.name.is_some(), name);
             append(&mut builder, &from, name).map_err(|error| told(error, &from.0))?;
         }
-        builder.into_inner()?.flush()
+        builder.into_inner()
     }
+}
+
+/// What has this name in an archive of `from`: a single file is sent under the name that it gets there.
+fn named(from: &Path, is_single: bool, name: &Path) -> Named {
+    if is_single { (from.to_owned(), true) } else { (from.join(name), false) }
 }
 
 /// The size of a file whose content may be asked for, else 0. One with holes is sent without them.
 fn size_to_ask_for(metadata: &Metadata) -> u64 {
     let size = metadata.len();
     if metadata.is_file() && is_asked_for(size) && !has_holes(metadata) { size } else { 0 }
+}
+
+/// The bytes of a file that is sent without its holes.
+fn sent_bytes(metadata: &Metadata) -> u64 {
+    metadata.len().min(metadata.blocks().saturating_mul(BLOCK))
 }
 
 fn has_holes(metadata: &Metadata) -> bool {
@@ -170,9 +232,9 @@ fn has_holes(metadata: &Metadata) -> bool {
 /// The files and links below a directory, and the directories, each after the one that it is in.
 ///
 /// What is neither, as a socket, means nothing on another machine and is left out.
-fn entries(root: &Path) -> io::Result<(Files, Directories)> {
+fn entries(root: &Path) -> io::Result<(Files, Directories, u64)> {
     let is_sent = |kind: FileType| kind.is_file() || kind.is_symlink();
-    let (mut files, mut directories) = (Vec::new(), Vec::new());
+    let (mut files, mut directories, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
     let mut stack = vec![PathBuf::from(".")];
     while let Some(directory) = stack.pop() {
         let from = root.join(&directory);
@@ -186,14 +248,15 @@ fn entries(root: &Path) -> io::Result<(Files, Directories)> {
                 directories.push((name.clone(), mode(&metadata)));
                 stack.push(name);
             } else if is_sent(kind) {
-                let size = entry.metadata().map(|metadata| size_to_ask_for(&metadata)).unwrap_or_default();
-                files.push((name, size));
+                let metadata = entry.metadata().ok();
+                bytes = bytes.saturating_add(metadata.as_ref().map(sent_bytes).unwrap_or_default());
+                files.push((name, metadata.as_ref().map(size_to_ask_for).unwrap_or_default()));
             } else {
                 tracing::debug!(path = %from.join(entry.file_name()).display(), "left out of an upload");
             }
         }
     }
-    Ok((files, directories))
+    Ok((files, directories, bytes))
 }
 
 /// Writes lines for [`UNPACK`]. Those of one mode that follow each other share one.
@@ -410,7 +473,7 @@ fn told(error: io::Error, path: &Path) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::ffi::OsStr;
     use std::fs::Permissions;
     use std::io::Seek;
@@ -422,7 +485,7 @@ mod tests {
     use super::*;
 
     /// Shells and tars that a machine may have: programs with their first arguments, and a `PATH`.
-    fn machines(tools: &Path) -> Vec<(Vec<&'static str>, String)> {
+    pub(in super::super) fn machines(tools: &Path) -> Vec<(Vec<&'static str>, String)> {
         fs::create_dir_all(tools).unwrap();
         symlink("/bin/busybox", tools.join("tar")).unwrap();
         let runs = |program: &str| Process::new(program).arg("--help").output().is_ok();
@@ -445,14 +508,14 @@ mod tests {
     }
 
     /// Unpacks a archive as a machine does whose working directory is `place`. Returns how many bytes were sent.
-    fn unpack((shell, path): &(Vec<&'static str>, String), place: &Path, archive: &UploadArchive) -> u64 {
+    fn unpack((shell, path): &(Vec<&'static str>, String), place: &Path, archive: UploadArchive) -> u64 {
         unpack_answering((shell, path), place, archive, Stdio::null())
     }
 
     fn unpack_answering(
         (shell, path): (&[&str], &str),
         place: &Path,
-        archive: &UploadArchive,
+        archive: UploadArchive,
         answers: impl Into<Stdio>,
     ) -> u64 {
         let mut command = Process::new(shell[0]);
@@ -475,8 +538,9 @@ mod tests {
             answers.pipe.write_all(b"\x1etsunami\n").unwrap();
             answers.pipe
         });
-        let sent = unpack_answering(machine, place, &archive, answers.map_or_else(Stdio::null, Stdio::from));
-        archive.places().into_iter().for_each(|(size, place)| places.note(size, place));
+        let put = archive.places();
+        let sent = unpack_answering(machine, place, archive, answers.map_or_else(Stdio::null, Stdio::from));
+        put.into_iter().for_each(|(size, place)| places.note(size, place));
         sent
     }
 
@@ -601,7 +665,7 @@ mod tests {
             set_mode(place.path(), 0o755);
             set_mode(&at("shared"), 0o1777);
             for to in [".", "fresh"] {
-                unpack(&machine, place.path(), &archive(to));
+                unpack(&machine, place.path(), archive(to));
             }
             assert_eq!((mode_of(place.path()), mode_of(&at("shared"))), (0o755, 0o1777), "{machine:?}");
             for (name, mode) in
@@ -642,7 +706,7 @@ mod tests {
             let place = tempfile::tempdir().unwrap();
             // Twice: what is there is replaced.
             for _ in 0..2 {
-                unpack(&machine, place.path(), &archive(&tree, "to"));
+                unpack(&machine, place.path(), archive(&tree, "to"));
             }
             let to = place.path().join("to");
             for name in &names {
@@ -681,12 +745,11 @@ mod tests {
             file.write_all(format!("piece {index}").as_bytes()).unwrap();
         }
         file.set_len((60 << 20) + 7).unwrap();
-        let archive = archive(&tree, "to");
         let mut packed = Vec::new();
-        archive.pack(&mut packed).unwrap();
+        archive(&tree, "to").pack(&mut packed).unwrap();
         assert!(packed.len() < 1 << 20, "{}", packed.len());
         let place = tempfile::tempdir().unwrap();
-        unpack(&(vec!["sh"], std::env::var("PATH").unwrap()), place.path(), &archive);
+        unpack(&(vec!["sh"], std::env::var("PATH").unwrap()), place.path(), archive(&tree, "to"));
         let (here, there) =
             (fs::read(tree.join("disk")).unwrap(), fs::read(place.path().join("to/disk")).unwrap());
         assert!(here == there, "{} {}", here.len(), there.len());
