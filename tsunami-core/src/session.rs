@@ -103,10 +103,12 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// Copies a local file or directory to the machine, modes and links kept.
     ///
     /// A directory's contents arrive in the directory `to`, a file as the file `to`, or under its own name in
-    /// `to` if that ends in `/`. Missing parents are made. Relative to the session's directory.
+    /// `to` if that ends in `/`. Missing parents are made. Relative to the session's directory. A content that the machine
+    /// has already, in that place or another, need not be sent again, but what arrives is as if it had been: nothing that
+    /// is later done to one place shows in another.
     ///
     /// Is dropped at any await when the run is cancelled or the machine is gone. Nothing more is sent then, and what has
-    /// arrived stays, perhaps a part of a file.
+    /// arrived stays, perhaps a part of a file. Of one large file by itself nothing may stay.
     ///
     /// # Errors
     ///

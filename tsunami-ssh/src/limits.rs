@@ -14,6 +14,10 @@ pub const NOTE_LIMIT: usize = 256 << 10;
 /// the file system does not tell where they are, at gigabytes in a few seconds.
 pub const TRANSFER_STALL_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Sizes of files for which a session remembers where it has put them on its machine, with up to four paths each. With
+/// one more all are forgotten.
+pub const PLACES_LIMIT: usize = 4096;
+
 /// The greatest number that Linux gives to a process, or to a group of processes.
 pub const PROCESS_LIMIT: u32 = 1 << 22;
 

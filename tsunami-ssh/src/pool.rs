@@ -10,7 +10,7 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(crate) struct Pool {
     has_one_channel: AtomicBool,
     /// Whether another connection is about to take the place of the only one.
     starting_over: AtomicBool,
+    /// How long it took to open a channel, in microseconds, at best.
+    distance: AtomicU64,
 }
 
 /// A connection, and how many of its channels are taken.
@@ -142,6 +144,7 @@ impl Pool {
             attendant: AsyncMutex::new(parked.attendant),
             has_one_channel: AtomicBool::new(false),
             starting_over: AtomicBool::new(false),
+            distance: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -150,6 +153,26 @@ impl Pool {
     pub(crate) async fn shell(&self, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
         let slot = self.slot().await?;
         self.shell_in(slot, stdout).await
+    }
+
+    /// As [`shell`](Self::shell), but only if a connection that there is takes one more channel at once.
+    pub(crate) async fn shell_now(&self) -> Result<Shell, SessionError> {
+        let slot =
+            self.free()?.ok_or_else(|| SessionError::new(SessionErrorKind::Remote, "no channel is free"))?;
+        let (stdin, feed) = io::pipe().map_err(no_pipe)?;
+        let opened = self.open(&slot.link, &stdin, None).await;
+        let opened = opened.inspect_err(|error| {
+            let busy = slot.link.busy();
+            if error.kind == SessionErrorKind::Remote && busy > 1 {
+                slot.link.limit.store(busy - 1, Ordering::Relaxed);
+            }
+        });
+        Ok(Shell { feed, channel: opened?, slot })
+    }
+
+    /// How long it takes to open a channel, at best: once to the machine and back.
+    pub(crate) fn distance(&self) -> Duration {
+        Duration::from_micros(self.distance.load(Ordering::Relaxed))
     }
 
     async fn shell_in(&self, mut slot: Slot, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
@@ -188,7 +211,11 @@ impl Pool {
         let stdin = stdin.try_clone().map_err(no_pipe)?;
         let stdout = stdout.map(PipeWriter::try_clone).transpose().map_err(no_pipe)?;
         let opening = link.connection.open(shell::LINE, stdin.into(), stdout.map(OwnedFd::from));
-        timeout(ANSWER_TIMEOUT, opening).await.unwrap_or_else(|_| Err(silent()))
+        let begun = Instant::now();
+        let opened = timeout(ANSWER_TIMEOUT, opening).await.unwrap_or_else(|_| Err(silent()))?;
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.distance.fetch_min(took, Ordering::Relaxed);
+        Ok(opened)
     }
 
     /// Sees to it that a command can be ended: at last, by keeping a channel for that.

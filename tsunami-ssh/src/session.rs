@@ -19,18 +19,23 @@ pub(crate) struct SshSession {
     ssh: Arc<RunSsh>,
     machine: Machine,
     commands: Arc<Commands>,
+    places: files::Places,
 }
 
 impl SshSession {
     pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, connection: Arc<dyn Connection>) -> Self {
         let pool = Pool::new(machine.name(), ssh.transport(machine), connection);
-        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine, false)) }
+        Self::of(ssh, machine, Commands::new(pool, machine, false))
     }
 
     /// A session over what another one has left.
     pub(crate) fn resume(ssh: Arc<RunSsh>, machine: &Machine, parked: Parked) -> Self {
         let pool = Pool::resume(machine.name(), ssh.transport(machine), parked);
-        Self { ssh, machine: machine.clone(), commands: Arc::new(Commands::new(pool, machine, true)) }
+        Self::of(ssh, machine, Commands::new(pool, machine, true))
+    }
+
+    fn of(ssh: Arc<RunSsh>, machine: &Machine, commands: Commands) -> Self {
+        Self { ssh, machine: machine.clone(), commands: Arc::new(commands), places: files::Places::default() }
     }
 
     /// Makes sure that the machine runs commands at all.
@@ -64,7 +69,7 @@ impl Session for SshSession {
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        files::upload(&self.commands, from, to).await
+        files::upload(&self.commands, &self.places, from, to).await
     }
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {

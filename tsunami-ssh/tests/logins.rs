@@ -1,6 +1,8 @@
 //! Logins that aren't a POSIX shell: whatever reads our words is known before it gets any.
 
 mod common;
+#[path = "common/sshd.rs"]
+mod sshd;
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -84,28 +86,6 @@ impl Taken {
         .authorized_key(connector.prepare(&run, &root.path().join(run.as_str())).await.unwrap());
         provider.launch(&request).await.unwrap();
         Self { existing, provider, connector, run, root }
-    }
-
-    /// Has the host's sshd take so many channels on a connection.
-    async fn allow_sessions(&self, count: u32) {
-        self.configure(&format!("MaxSessions {count}")).await;
-    }
-
-    /// Adds a line to the configuration of the host's sshd.
-    async fn configure(&self, line: &str) {
-        let machine = self.existing.directory().join("local/node-0");
-        let config = machine.join("sshd_config");
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, format!("{text}{line}\n")).unwrap();
-        let known: serde_json::Value =
-            serde_json::from_slice(&fs::read(machine.join("machine.json")).unwrap()).unwrap();
-        let sshd = i32::try_from(known["sshd"]["pid"].as_i64().unwrap()).unwrap();
-        let sshd = rustix::process::Pid::from_raw(sshd).unwrap();
-        rustix::process::kill_process(sshd, rustix::process::Signal::HUP).unwrap();
-        let listening = || fs::read_to_string(machine.join("sshd.log")).unwrap();
-        while listening().matches("Server listening on").count() < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     fn home(&self) -> PathBuf {
@@ -299,7 +279,7 @@ async fn a_host_that_floods_keeps_neither_a_connection_nor_a_teardown(transport:
 /// However few channels a host's sshd takes on a connection, what was started there can be ended.
 async fn all_commands_can_be_ended_with(transport: TransportKind, sessions: u32) {
     let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
-    taken.allow_sessions(sessions).await;
+    sshd::allow_sessions(&taken.existing, sessions).await;
     let session = taken.connect().await.unwrap();
     let cancel = CancellationToken::new();
     let stubborn = |name: &str| Command::shell(format!("trap '' TERM; touch {name}; sleep 1000 & wait"));
@@ -352,7 +332,7 @@ async fn narrow_way(to: (String, u16)) -> u16 {
 /// Nothing can end a command that has the only channel, but its connection can give way to another one.
 async fn a_command_can_be_ended_where_a_host_takes_a_single_channel_in_all(transport: TransportKind) {
     let taken = Taken::with_login(transport, "exec bash -c \"$SSH_ORIGINAL_COMMAND\"").await;
-    taken.allow_sessions(1).await;
+    sshd::allow_sessions(&taken.existing, 1).await;
     let existing = &taken.existing.machines[0];
     let (address, port) = (existing.addresses.internal().unwrap(), existing.login.port.unwrap());
     let way = narrow_way((address.to_owned(), port)).await;
@@ -529,7 +509,7 @@ impl SequenceObserver for Succeeded {
 /// One for the attendant, by which the host is met, armed and reaped, and one for the list of set-up commands.
 async fn a_host_costs_a_run_two_sessions(transport: TransportKind) {
     let taken = Taken::with_login(transport, "exec sh -c \"$SSH_ORIGINAL_COMMAND\"").await;
-    taken.configure("LogLevel VERBOSE").await;
+    sshd::configure(&taken.existing, "LogLevel VERBOSE").await;
     let session = taken.connect().await.unwrap();
     let (commands, succeeded) = (["true", "true"].map(Command::shell), Arc::new(Succeeded::default()));
     session.exec_all(&commands, succeeded.clone(), &CancellationToken::new()).await.unwrap();

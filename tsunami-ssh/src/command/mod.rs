@@ -23,7 +23,7 @@ use tsunami_core::{
 };
 
 use crate::attendant::{Answer, Attendant, PIPE_BYTES};
-use crate::files::UploadArchive;
+use crate::files::{FurtherChannel, UploadArchive};
 use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
 use crate::shell;
 use conversation::Outputs;
@@ -277,21 +277,26 @@ impl Commands {
 #[derive(Debug)]
 pub(crate) enum Input {
     Given(Stdin),
-    Archive(UploadArchive),
+    Archive(Box<UploadArchive>),
+    /// What comes once the command is ready for it. It runs only if a channel is free.
+    Later(Arc<FurtherChannel>),
 }
 
 impl Input {
     /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all.
     fn feed(self, header: Vec<u8>, mut pipe: PipeWriter) -> Option<tokio::task::JoinHandle<io::Result<()>>> {
         let small = match &self {
-            Self::Given(Stdin::Null) => header.len(),
+            Self::Given(Stdin::Null) | Self::Later(_) => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
             Self::Given(_) | Self::Archive(_) => usize::MAX,
         };
         let write = move || {
+            if let Self::Later(channel) = &self {
+                return channel.begin(&header, pipe);
+            }
             pipe.write_all(&header)?;
             match self {
-                Self::Given(Stdin::Null) => Ok(()),
+                Self::Given(Stdin::Null) | Self::Later(_) => Ok(()),
                 Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
                 Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
@@ -336,7 +341,12 @@ impl Supervised {
         let output = observer.begins(index);
         let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
-        let opening = commands.pool.shell(stdout.as_ref());
+        let opening = async {
+            match &input {
+                Input::Later(_) => commands.pool.shell_now().await,
+                _ => commands.pool.shell(stdout.as_ref()).await,
+            }
+        };
         let Shell { feed, mut channel, slot } =
             stop.run_until_cancelled(opening).await.ok_or_else(cancelled)??;
         drop(stdout);

@@ -2,7 +2,9 @@
 
 mod archive;
 mod download;
+mod present;
 mod progress;
+mod stripes;
 mod tree;
 mod unpack;
 mod upload;
@@ -17,20 +19,42 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
 use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream};
 
+use crate::blocking::blocking;
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
+pub(crate) use present::Places;
 use progress::Progress;
+pub(crate) use stripes::FurtherChannel;
 pub(crate) use upload::UploadArchive;
 
-/// Copies a file or a directory to the machine.
-pub(crate) async fn upload(commands: &Arc<Commands>, from: &Path, to: &str) -> Result<(), SessionError> {
-    let archive = UploadArchive::new(from, to)?;
+/// Copies a file or a directory to the machine, without what `places` and the machine say is there already.
+pub(crate) async fn upload(
+    commands: &Arc<Commands>,
+    places: &Places,
+    from: &Path,
+    to: &str,
+) -> Result<(), SessionError> {
+    let local = |error| {
+        SessionError::new(SessionErrorKind::Local, format!("cannot read {}", from.display())).source(error)
+    };
+    let mut archive = UploadArchive::new(from, to)?;
+    let archive = blocking(move || archive.list().map(|()| archive)).await;
+    let mut archive = archive.map_err(local)?;
+    let sides = archive.stripe(commands.pool().distance());
+    let (answers, put) = (archive.ask(places).map_err(local)?, archive.places());
     let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
     let unpack = own_script(upload::UNPACK, [&archive.directory, &archive.mode]);
     let said = Arc::new(CapturedOutput::default());
-    let sending = commands.run(&unpack, Input::Archive(archive), None, said.clone(), &cancel);
+    let sending = commands.run(&unpack, Input::Archive(Box::new(archive)), answers, said.clone(), &cancel);
+    let sending = async {
+        match sides {
+            Some(sides) => sides.beside(commands, sending, &cancel).await,
+            None => sending.await,
+        }
+    };
     let exit = progress.watch(sending, &cancel, || commands.pool().check()).await?;
     if exit.success() {
+        put.into_iter().for_each(|(size, place)| places.note(size, place));
         return Ok(());
     }
     let message = format!("unpacking ended with {exit}: {}", said.text().trim());

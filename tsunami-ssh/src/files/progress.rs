@@ -30,7 +30,8 @@ impl Progress {
         Counting { stream, progress: self.clone() }
     }
 
-    fn moved(&self) -> u64 {
+    /// How many bytes were read and written so far.
+    pub(super) fn moved(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
