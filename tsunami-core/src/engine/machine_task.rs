@@ -205,7 +205,7 @@ impl Run {
         self.sessions().push(session.clone());
         let id = Some(machine.id.clone());
         self.events.emit(EventKind::Connected { machine: machine.name(), id });
-        Ok(Host::new(machine, session, self.events.clone(), self.cancel.child_token()))
+        Ok(Host::new(machine, session, self.events.clone(), self.spreads.clone(), self.cancel.child_token()))
     }
 }
 
