@@ -8,8 +8,8 @@ use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeWriter, Write};
 use std::panic::resume_unwind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,7 +22,7 @@ use tsunami_core::{
     Command, Exit, Machine, OutputSink, SequenceObserver, SessionError, SessionErrorKind, Stdin,
 };
 
-use crate::files::UploadArchive;
+use crate::files::{UploadArchive, pack_digested};
 use crate::pool::{ANSWER_TIMEOUT, Pool, Shell};
 use crate::shell;
 use conversation::{FramedOutput, Outputs};
@@ -251,6 +251,8 @@ async fn told_to_end(mut by: Shell, line: &[u8]) -> Option<bool> {
 pub(crate) enum Input {
     Given(Stdin),
     Archive(UploadArchive),
+    /// Sets the digest of all that it sends.
+    Kept(UploadArchive, Arc<OnceLock<String>>),
 }
 
 impl Input {
@@ -259,7 +261,7 @@ impl Input {
         let small = match &self {
             Self::Given(Stdin::Null) => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
-            Self::Given(_) | Self::Archive(_) => usize::MAX,
+            Self::Given(_) | Self::Archive(_) | Self::Kept(..) => usize::MAX,
         };
         let write = move || {
             pipe.write_all(&header)?;
@@ -269,6 +271,9 @@ impl Input {
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
                 Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
                 Self::Archive(archive) => archive.pack(io::BufWriter::with_capacity(PIPE_BYTES, pipe)),
+                Self::Kept(archive, digest) => {
+                    pack_digested(&archive, io::BufWriter::with_capacity(PIPE_BYTES, pipe), &digest)
+                }
             }
         };
         if small > PIPE_BYTES {

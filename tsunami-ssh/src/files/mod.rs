@@ -3,6 +3,7 @@
 mod archive;
 mod download;
 mod progress;
+mod spread;
 mod tree;
 mod unpack;
 mod upload;
@@ -20,6 +21,7 @@ use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
 use progress::Progress;
+pub(crate) use spread::{KeptContents, Spread, pack_digested};
 pub(crate) use upload::UploadArchive;
 
 /// Copies a file or a directory to the machine.
