@@ -380,8 +380,8 @@ impl Host {
     /// any await; what has arrived stays.
     ///
     /// What three or more machines of a run may want, and is larger than 4 MiB, leaves this computer once for each of their
-    /// [networks](crate::Addresses::network), where the session can do that: others who want the same at the same `to`
-    /// wait for it, and have it from those who have it.
+    /// [networks](crate::Addresses::network), where the session can do that: others who want the same wait
+    /// for it, and have it from those who have it. A file must get the same name on them.
     ///
     /// # Errors
     ///

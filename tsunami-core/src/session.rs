@@ -145,6 +145,7 @@ pub trait Session: Debug + Send + Sync + 'static {
 
     /// Does what [`upload_kept`](Self::upload_kept) does, but the machine has the content from the one that offers it,
     /// whose connector is the same. Nothing arrives at `to` unless it is what was sent to the first of them, byte for byte.
+    /// `from` is the same, and a file gets the same name.
     ///
     /// May be dropped at any await. What has arrived stays then, as with an upload.
     ///

@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,8 +67,9 @@ pub(crate) struct Spreads {
 
 #[derive(Debug)]
 struct Inner {
-    /// How many machines the run has.
+    /// How many machines the run has, and of how many there is a session.
     machines: u32,
+    connected: AtomicU32,
     events: Events,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
@@ -89,7 +91,8 @@ struct State {
 struct Key {
     network: String,
     from: PathBuf,
-    to: String,
+    /// A file's name on the machine; empty for a directory.
+    name: String,
     print: u64,
 }
 
@@ -165,7 +168,20 @@ impl Spreads {
     /// For a run of so many machines. Is called on its runtime.
     pub(crate) fn new(machines: u32, events: Events) -> Self {
         let runtime = tokio::runtime::Handle::current();
-        Self { inner: Arc::new(Inner { machines, events, runtime, state: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                machines,
+                connected: AtomicU32::new(0),
+                events,
+                runtime,
+                state: Mutex::default(),
+            }),
+        }
+    }
+
+    /// There is a session to one more machine.
+    pub(crate) fn connected(&self) {
+        self.inner.connected.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Brings a file or a directory to a machine as [`Session::upload`] does, perhaps from another machine. May be dropped
@@ -214,7 +230,11 @@ impl Spreads {
 
     /// Joins those who want the same content, if it is worth it and the machine can have it from others.
     async fn join(&self, host: &Host, from: &Path, to: &str) -> Option<Member> {
-        if self.inner.machines < FEWEST_MACHINES || !host.session().spreads() {
+        // Only while machines come up there will be more than there are.
+        let held = lock(&self.inner.state).held > 0;
+        let connected = self.inner.connected.load(Ordering::Relaxed);
+        let machines = if held { self.inner.machines.max(connected) } else { connected };
+        if machines < FEWEST_MACHINES || !host.session().spreads() {
             return None;
         }
         let addresses = &host.machine().addresses;
@@ -235,7 +255,7 @@ impl Spreads {
         if size < WORTHWHILE {
             return None;
         }
-        let key = Key { network, from: from.to_owned(), to: to.to_owned(), print };
+        let key = Key { network, from: from.to_owned(), name: name_there(&metadata, from, to), print };
         let mut state = lock(&self.inner.state);
         let State { contents, named, .. } = &mut *state;
         let content = contents.entry(key.clone()).or_insert_with(|| {
@@ -501,6 +521,14 @@ impl Drop for Taking {
                 source.offer = Offering::Kept;
             }
         });
+    }
+}
+
+fn name_there(metadata: &Metadata, from: &Path, to: &str) -> String {
+    match to.rsplit_once('/').map_or(to, |(_, name)| name) {
+        _ if metadata.is_dir() => String::new(),
+        "" => from.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        name => name.to_owned(),
     }
 }
 

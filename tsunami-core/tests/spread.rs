@@ -100,14 +100,14 @@ async fn what_many_machines_are_given_leaves_this_computer_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_directory_is_as_good_as_a_file() {
+async fn a_directory_is_as_good_as_a_file_wherever_it_arrives() {
     let world = World::with(LARGE);
     let from = world.directory.path().join("tree");
     fs::create_dir_all(from.join("sub")).unwrap();
     fs::copy(&world.file, from.join("sub/load")).unwrap();
     let setup = move |host: Host| {
         let from = from.clone();
-        async move { host.upload(from, "tree").await }
+        async move { host.upload(from, &format!("tree-{}", host.index())).await }
     };
     let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()).count(4).setup(setup));
     world.run_with(plan, async |_| Ok(())).await.unwrap();

@@ -203,6 +203,7 @@ impl Run {
         })?;
         let session: Arc<dyn Session> = session.into();
         self.sessions().push(session.clone());
+        self.spreads.connected();
         let id = Some(machine.id.clone());
         self.events.emit(EventKind::Connected { machine: machine.name(), id });
         Ok(Host::new(machine, session, self.events.clone(), self.spreads.clone(), self.cancel.child_token()))

@@ -1208,7 +1208,7 @@ impl Session for FakeSession {
                 return Err(SessionError::new(SessionErrorKind::Transfer, "it keeps no such thing"));
             }
             self.keep(content, true);
-            Ok(ContentOffer::new(self.id.clone()))
+            Ok(ContentOffer::new((self.id.clone(), content.name.clone())))
         };
         self.unless_broken(self.cloud.session_call(Call::Offer, async { Ok(()) }, offer)).await
     }
@@ -1221,10 +1221,12 @@ impl Session for FakeSession {
         content: &SharedContent,
     ) -> Result<(), SessionError> {
         let take = || {
-            let is_offered = offer.details().is_some_and(|id: &MachineId| {
+            let is_offered = offer.details().is_some_and(|source: &(MachineId, String)| {
                 let inner = self.cloud.lock();
-                let runs = inner.machines.get(id).is_some_and(|known| known.state() == MachineState::Running);
-                runs && inner.kept.get(&(id.clone(), content.name.clone())) == Some(&true)
+                // A machine of another provider ends when the fake can't know.
+                let machine = inner.machines.get(&source.0);
+                let runs = machine.is_none_or(|machine| machine.state() == MachineState::Running);
+                runs && inner.kept.get(source) == Some(&true)
             });
             if !is_offered {
                 return Err(SessionError::new(SessionErrorKind::Transfer, "nobody offers it any more"));

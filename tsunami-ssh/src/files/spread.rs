@@ -13,7 +13,7 @@ use ring::digest::{Context, SHA256};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
+use tsunami_core::limits::{SCRIPT_OUTPUT_LIMIT, SHOWN_MESSAGE_LIMIT};
 use tsunami_core::{
     Command, ContentOffer, Machine, OutputSink, PROCESSES_SCRIPT, SessionError, SessionErrorKind,
     SharedContent, Stdin, Stream,
@@ -220,7 +220,8 @@ impl Said {
     }
 
     fn error(&self, what: &str) -> SessionError {
-        failed(&format!("{what}: {}", self.text(Stream::Stderr).trim()))
+        let said = self.text(Stream::Stderr);
+        failed(&format!("{what}: {}", said.trim().chars().take(SHOWN_MESSAGE_LIMIT).collect::<String>()))
     }
 }
 
