@@ -20,7 +20,9 @@ use tsunami_core::{
     Plan, Provider, ProviderError, Quote, Recorder, RunFilter, RunId, RunStore, Session, SharedContent,
     Tsunami,
 };
-use tsunami_ssh::{LocalProvider, SshConnector, SshOptions, TransportKind};
+use tsunami_ssh::{
+    HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind,
+};
 
 over_each_transport!(
     a_file_leaves_this_computer_once,
@@ -28,6 +30,7 @@ over_each_transport!(
     what_is_not_what_was_sent_is_not_taken,
     nobody_else_gets_anything,
     nothing_is_left_of_what_was_dropped,
+    hosts_hand_on_what_one_was_given,
 );
 
 /// Local machines whose controller reaches them through one narrow line, which counts.
@@ -347,9 +350,58 @@ async fn nothing_is_left_of_what_was_dropped(transport: TransportKind) {
     drop(Pair::with(1 << 20, transport).await);
 }
 
+/// On machines that aren't the run's, also where the run fails before anything is withdrawn.
+async fn hosts_hand_on_what_one_was_given(transport: TransportKind) {
+    let existing = Machines::launch(3, transport).await;
+    let (mut hosts, mut known) = (Vec::new(), String::new());
+    for machine in &existing.machines {
+        let (host, port) = (machine.addresses.internal().unwrap().to_owned(), machine.login.port);
+        known += &format!("[{host}]:{} {}\n", port.unwrap(), machine.login.host_key.as_deref().unwrap());
+        hosts.push(HostAddress { user: machine.login.user.clone(), host, port });
+    }
+    let root = tempfile::tempdir().unwrap();
+    let (file, known_hosts) = (root.path().join("load"), root.path().join("known"));
+    fs::write(&known_hosts, known).unwrap();
+    fs::write(&file, noise(5 << 20)).unwrap();
+    let options = SshOptions::default().key(existing.directory().join("ssh/id_ed25519"));
+    let options = options.known_hosts(known_hosts).transport(transport);
+    for fails in [false, true] {
+        let connector = Arc::new(SshConnector::new(options.clone()));
+        let provider = Arc::new(HostsProvider::new(root.path().join("runs"), connector.clone()));
+        let tsunami = Tsunami::new(provider, connector).state(RunStore::at(root.path().join("runs")));
+        let (from, place) = (file.clone(), existing.root.path().to_owned());
+        let (sources, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let there = (sources.clone(), seen.clone());
+        let setup = move |host: Host| {
+            let (from, place, (sources, seen)) = (from.clone(), place.clone(), there.clone());
+            async move {
+                host.upload(&from, "bin/load").await?;
+                // The last one sees all.
+                let listening = left_in(&place).iter().filter(|line| line.contains("[listener]")).count();
+                sources.fetch_max(listening as u64, Ordering::Relaxed);
+                let is_last = seen.fetch_add(1, Ordering::Relaxed) == 2;
+                if fails && is_last { Err(host.error("it fails")) } else { Ok(()) }
+            }
+        };
+        let group = Group::new("node", MachineSpec::new(HostsSpec::new(hosts.clone()))).count(3);
+        let (place, length) = (existing.root.path().to_owned(), 5 << 20);
+        let run = tsunami.run(Plan::new("test").group(group.setup(setup)), move |cluster| async move {
+            assert_eq!(left_in(&place), Vec::<String>::new());
+            for host in cluster.hosts() {
+                assert_eq!(host.run("wc -c <bin/load").await?.stdout().trim(), length.to_string());
+            }
+            Ok::<_, Error>(())
+        });
+        assert_eq!(run.await.is_err(), fails);
+        assert!(sources.load(Ordering::Relaxed) > 0);
+        assert_eq!(left_in(existing.root.path()), Vec::<String>::new());
+    }
+}
+
 /// How long it takes over a line of 20 Mbit/s until 32 machines have 64 MiB, beside one: `--ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it measures, for minutes"]
+#[expect(clippy::print_stdout, reason = "that is what it is for")]
 async fn how_long_it_takes_over_a_narrow_line() {
     const LENGTH: usize = 64 << 20;
     for count in [1, 32] {
