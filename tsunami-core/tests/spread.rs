@@ -249,6 +249,47 @@ async fn what_has_changed_meanwhile_is_sent_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whatever_goes_wrong_who_is_told_that_it_is_there_has_it() {
+    for seed in 0..60 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let world = World::with(LARGE);
+        let (mut failing, mut hanging) = (0, 0);
+        for _ in 0..rng.u32(1..6) {
+            let call = [Call::Upload, Call::Offer, Call::Take][rng.usize(..3)];
+            let fault = match rng.u32(..4) {
+                0 => Fault::Error(ProviderErrorKind::Other),
+                1 => Fault::LostReply(ProviderErrorKind::Other),
+                2 => Fault::Slow(Duration::from_secs(rng.u64(1..100))),
+                _ => Fault::Hang,
+            };
+            failing += usize::from(call == Call::Upload);
+            hanging += u32::from(matches!(fault, Fault::Hang));
+            world.cloud.fault(call, rng.u32(1..10), fault);
+        }
+        let (file, cloud) = (world.file.clone(), world.cloud.clone());
+        let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()).count(8));
+        let lost = world.run_with(plan, move |cluster| async move {
+            let uploads = cluster.hosts().iter().map(async |host| {
+                // Longer than all patience.
+                let limit = Duration::from_secs(100 * u64::from(2 + hanging));
+                let uploaded = timeout(limit, host.upload(&file, "load")).await;
+                if !uploaded.is_ok_and(|uploaded| uploaded.is_ok()) {
+                    return Ok(1);
+                }
+                let there = host.run("cat load").await?.stdout().len();
+                assert_eq!(there, LARGE, "seed {seed}: {}", host.name());
+                Ok::<_, Error>(0)
+            });
+            let lost: usize = try_join_all(uploads).await?.into_iter().sum();
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(cloud.kept(), [], "seed {seed}");
+            Ok(lost)
+        });
+        assert!(lost.await.unwrap() <= failing, "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_run_that_is_cancelled_in_the_middle_of_it_ends() {
     for call in [Call::Upload, Call::Offer, Call::Take, Call::Withdraw] {
         let world = World::with(LARGE);

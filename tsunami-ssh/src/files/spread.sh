@@ -38,7 +38,7 @@ is_whole() {
 }
 
 keep() {
-    if begin "$1"; then
+    if command -v tee >/dev/null && begin "$1"; then
         shift
         # The one may fail, or the other be done, before all has been read.
         tee "$dir/content" | { unpack "$@" && cat >/dev/null; }
