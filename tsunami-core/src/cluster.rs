@@ -23,6 +23,7 @@ use crate::session::{
     Command, Download, Exit, OutputSink, SequenceObserver, Session, SessionError, SessionErrorKind, Stdin,
     Stream,
 };
+use crate::spread::Spreads;
 use crate::trial::LogWatcher;
 
 /// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
@@ -141,6 +142,7 @@ struct HostInner {
     machine: Arc<Machine>,
     session: Arc<dyn Session>,
     events: Events,
+    spreads: Spreads,
     /// The run is ending.
     cancel: CancellationToken,
     liveness: Mutex<Liveness>,
@@ -171,10 +173,12 @@ impl Host {
         machine: Arc<Machine>,
         session: Arc<dyn Session>,
         events: Events,
+        spreads: Spreads,
         cancel: CancellationToken,
     ) -> Self {
         let (liveness, changed) = (Mutex::default(), Notify::new());
-        let inner = HostInner { name: machine.name(), machine, session, events, cancel, liveness, changed };
+        let name = machine.name();
+        let inner = HostInner { name, machine, session, events, spreads, cancel, liveness, changed };
         Self { inner: Arc::new(inner), stage: "run".into() }
     }
 
@@ -400,6 +404,10 @@ impl Host {
     /// Copies a local file or directory to the machine; see [`Session::upload`] for where it arrives. May be dropped at
     /// any await; what has arrived stays.
     ///
+    /// What three or more machines of a run may want, and is larger than 4 MiB, leaves this computer once for each of their
+    /// [networks](crate::Addresses::network), where the session can do that: others who want the same wait
+    /// for it, and have it from those who have it. A file must get the same name on them.
+    ///
     /// # Errors
     ///
     /// [`Error::Session`] if it can't be read here or written there, [`Error::Lost`] or [`Error::Interrupted`] if the
@@ -408,7 +416,7 @@ impl Host {
         let from = from.as_ref();
         let begun = Instant::now();
         let action = format!("upload of {} to {to}", from.display());
-        self.attempt(&action, self.inner.session.upload(from, to)).await?;
+        self.attempt(&action, self.inner.spreads.upload(self, from, to)).await?;
         self.inner.events.emit(EventKind::Uploaded {
             machine: self.name().to_owned(),
             id: self.id(),

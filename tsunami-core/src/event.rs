@@ -162,7 +162,7 @@ pub enum EventKind {
         #[serde(with = "seconds")]
         delay: Duration,
     },
-    /// The provider says what happens on the way.
+    /// The provider says what happens on the way, or the engine why a machine has its files from here and not from another.
     Note { group: String, text: String },
     /// A group was launched.
     Launched { group: String, machines: Vec<MachineId> },

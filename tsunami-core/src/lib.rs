@@ -67,6 +67,7 @@ mod report;
 pub mod results;
 mod seconds;
 mod session;
+mod spread;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
@@ -95,8 +96,8 @@ pub use provider::{
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};
 pub use session::{
-    Command, Connector, Download, Exit, OutputSink, Program, SequenceObserver, Session, SessionError,
-    SessionErrorKind, Stdin, Stream,
+    Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver, Session,
+    SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};

@@ -1,5 +1,6 @@
 //! What connects to machines and runs commands on them.
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::io;
@@ -116,6 +117,66 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// was lost. What has arrived stays.
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError>;
 
+    /// Whether machines can give each other what they were given: whether the session has [`upload_kept`](Self::upload_kept)
+    /// and the three methods after it. Those who don't leave all of them as they are written here.
+    fn spreads(&self) -> bool {
+        false
+    }
+
+    /// Does what [`upload`](Self::upload) does, and has the machine keep what was sent as `content`, so that
+    /// [`offer`](Self::offer) can give it to others. That it could not be kept is no error: then it can't be
+    /// offered.
+    ///
+    /// Is dropped as an upload is. What is kept stays until [`withdraw`](Self::withdraw).
+    async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {
+        let _ = content;
+        self.upload(from, to).await
+    }
+
+    /// Gives what the machine keeps as `content` to those who have the offer, until [`withdraw`](Self::withdraw).
+    ///
+    /// May be dropped at any await; `withdraw` ends what was begun.
+    ///
+    /// # Errors
+    ///
+    /// Why the machine can't give it.
+    async fn offer(&self, content: &SharedContent) -> Result<ContentOffer, SessionError> {
+        let message = format!("{} can't be offered by this session", content.name);
+        Err(SessionError::new(SessionErrorKind::Local, message))
+    }
+
+    /// Does what [`upload_kept`](Self::upload_kept) does, but the machine has the content from the one that offers it,
+    /// whose connector is the same. Nothing arrives at `to` unless it is what was sent to the first of them, byte for byte.
+    /// `from` is the same, and a file gets the same name.
+    ///
+    /// May be dropped at any await. What has arrived stays then, as with an upload.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be had. It can still be uploaded.
+    async fn take(
+        &self,
+        offer: &ContentOffer,
+        from: &Path,
+        to: &str,
+        content: &SharedContent,
+    ) -> Result<(), SessionError> {
+        let _ = (offer, from, to);
+        let message = format!("{} can't be taken by this session", content.name);
+        Err(SessionError::new(SessionErrorKind::Local, message))
+    }
+
+    /// Ends what goes on on the machine about `content`, whoever began it, and removes what it keeps of it. Idempotent. May
+    /// be dropped at any await; what is left then ends with the run.
+    ///
+    /// # Errors
+    ///
+    /// That something is left, or that contact was lost.
+    async fn withdraw(&self, content: &SharedContent) -> Result<(), SessionError> {
+        let _ = content;
+        Ok(())
+    }
+
     /// Brings files home. Returns how many matches each pattern had, in order.
     ///
     /// The machine isn't trusted with names, links and modes. What nobody asked for, or would land or lead outside of
@@ -140,6 +201,46 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// Ends the connection, after what was dropped is confirmed gone. Idempotent. Is dropped at any await when that takes
     /// longer than ten seconds; the machine is about to end then, or stays with what runs on it.
     async fn close(&self) -> Result<(), SessionError>;
+}
+
+/// What machines of a run give each other.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SharedContent {
+    /// A short word, which names no other content of the run.
+    pub name: String,
+    /// Its bytes, more or less.
+    pub size: u64,
+}
+
+impl SharedContent {
+    /// So many bytes under this name.
+    pub fn new(name: impl Into<String>, size: u64) -> Self {
+        Self { name: name.into(), size }
+    }
+}
+
+/// What one machine offers to others. Only sessions of its connector know what is in it. Cheap to clone.
+#[derive(Clone)]
+pub struct ContentOffer(Arc<dyn Any + Send + Sync>);
+
+impl ContentOffer {
+    /// An offer with what [`Session::take`] needs to know.
+    pub fn new(details: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(details))
+    }
+
+    /// What it was made with, if that was of this type.
+    pub fn details<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+/// It may hold keys.
+impl Debug for ContentOffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentOffer").finish_non_exhaustive()
+    }
 }
 
 /// Runs commands one after another, each by itself.

@@ -61,6 +61,13 @@
 //! channel in all, one command runs at a time, and what ends it comes over a new connection in the place of the
 //! command's. More commands than channels get further connections, up to eight, and then wait.
 //!
+//! # Machines that hand on what was uploaded
+//!
+//! What was uploaded to one machine, others take from it: it keeps the tar stream in a private directory of the run's (which
+//! takes the room of the content once more, and is not done where that would leave less than 64 MiB), and starts an sshd of
+//! the login's user on a free port of its private address, with keys that are made for that alone. The others need `ssh`,
+//! and both `sha256sum`. [`Session::withdraw`](tsunami_core::Session::withdraw) ends and removes all of it.
+//!
 //! # When it is dropped or cancelled
 //!
 //! - A command that is cancelled, or whose future is dropped, gets TERM with all that descends from it, KILL after five

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{Command, Download, Exit, Machine, OutputSink, SequenceObserver, Session, SessionError};
+use tsunami_core::{
+    Command, ContentOffer, Download, Exit, Machine, OutputSink, SequenceObserver, Session, SessionError,
+    SharedContent,
+};
 
 use crate::command::{Commands, Input};
 use crate::connector::RunSsh;
-use crate::files;
+use crate::files::{self, KeptContents, Places, Spread};
 use crate::pool::{Parked, Pool};
 use crate::transport::Connection;
 
@@ -19,7 +22,8 @@ pub(crate) struct SshSession {
     ssh: Arc<RunSsh>,
     machine: Machine,
     commands: Arc<Commands>,
-    places: files::Places,
+    places: Places,
+    kept: KeptContents,
 }
 
 impl SshSession {
@@ -35,7 +39,17 @@ impl SshSession {
     }
 
     fn of(ssh: Arc<RunSsh>, machine: &Machine, commands: Commands) -> Self {
-        Self { ssh, machine: machine.clone(), commands: Arc::new(commands), places: files::Places::default() }
+        Self {
+            ssh,
+            machine: machine.clone(),
+            commands: Arc::new(commands),
+            places: Places::default(),
+            kept: KeptContents::default(),
+        }
+    }
+
+    fn spread<'a>(&'a self, content: &'a SharedContent) -> Spread<'a> {
+        Spread { commands: &self.commands, machine: &self.machine, contents: &self.kept, content }
     }
 
     /// Makes sure that the machine runs commands at all.
@@ -70,6 +84,32 @@ impl Session for SshSession {
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         files::upload(&self.commands, &self.places, from, to).await
+    }
+
+    fn spreads(&self) -> bool {
+        true
+    }
+
+    async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {
+        self.spread(content).upload(from, to).await
+    }
+
+    async fn offer(&self, content: &SharedContent) -> Result<ContentOffer, SessionError> {
+        self.spread(content).offer().await
+    }
+
+    async fn take(
+        &self,
+        offer: &ContentOffer,
+        from: &Path,
+        to: &str,
+        content: &SharedContent,
+    ) -> Result<(), SessionError> {
+        self.spread(content).take(offer, from, to).await
+    }
+
+    async fn withdraw(&self, content: &SharedContent) -> Result<(), SessionError> {
+        self.spread(content).withdraw().await
     }
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {

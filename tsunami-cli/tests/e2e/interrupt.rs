@@ -170,6 +170,27 @@ fn after_kill_9_the_next_command_names_the_run_and_down_removes_it() {
     }
 }
 
+/// One machine has it then, and gives it to others.
+#[test]
+fn whatever_ends_a_run_while_machines_hand_on_files_leaves_nothing() {
+    for signal in [Signal::INT, Signal::KILL] {
+        let world = World::new();
+        fs::write(world.path("work/large"), vec![b'x'; 48 << 20]).unwrap();
+        let large = "name = 'x'\n[group.a]\ncount = 5\nupload = [{ from = 'large', to = 'in/' }]\n\
+                     [[step]]\non = 'a'\nrun = 'sleep 1001'\n";
+        let mut run = world.start(&world.write("x.toml", large));
+        run.wait_for(&["\"uploaded\""]);
+        run.signal(signal);
+        let ended = run.end();
+        if signal == Signal::KILL {
+            world.tsunami(["down", &world.runs()[0]]).assert_status(0);
+        } else {
+            ended.assert_status(5).assert_says(&["everything is gone"]);
+        }
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn after_kill_9_the_machines_end_at_their_deadline_by_themselves() {
     let world = World::new();

@@ -83,6 +83,34 @@ fn machines_of_the_runs_own_are_reached_from_within_the_process_where_the_file_s
     world.assert_clean();
 }
 
+/// What one machine was given it gives to the others, and by the first step nothing of that is left.
+#[test]
+fn a_large_upload_is_the_same_on_all_machines() {
+    let world = World::new();
+    let file = world.write(
+        "x.toml",
+        r#"name = "x"
+        [group.n]
+        count = 4
+        upload = [{ from = "large", to = "in-{{ index }}/" }]
+        [[step]]
+        on = "n"
+        run = "cksum <in-$TSUNAMI_INDEX/large >out; ls -a >>out"
+        collect = ["out"]
+        "#,
+    );
+    fs::write(world.path("work/large"), (0..5 << 20).map(|n: u32| (n >> 9) as u8).collect::<Vec<_>>())
+        .unwrap();
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    let out = fs::read_dir(world.results().join("trials/1")).unwrap().next().unwrap().unwrap().path();
+    let out = |n: u32| fs::read_to_string(out.join(format!("n-{n}/out"))).unwrap();
+    for n in 0..4 {
+        assert_eq!(out(n).lines().next(), out(0).lines().next());
+        assert!(!out(n).contains("spread"), "{}", out(n));
+    }
+    world.assert_clean();
+}
+
 #[test]
 fn a_failing_set_up_says_where_and_why() {
     let world = World::new();

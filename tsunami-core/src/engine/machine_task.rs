@@ -214,9 +214,10 @@ impl Run {
         })?;
         let session: Arc<dyn Session> = session.into();
         self.sessions().push(session.clone());
+        self.spreads.connected();
         let id = Some(machine.id.clone());
         self.events.emit(EventKind::Connected { machine: machine.name(), id });
-        Ok(Host::new(machine, session, self.events.clone(), self.cancel.clone()))
+        Ok(Host::new(machine, session, self.events.clone(), self.spreads.clone(), self.cancel.clone()))
     }
 }
 

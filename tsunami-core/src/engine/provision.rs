@@ -158,7 +158,10 @@ impl Provisioner {
         let begun = hosts.iter().map(|(place, host)| (*place, host.machine().id.clone())).collect();
         let gathering =
             Gathering { provisioner: self, tasks, hosts, begun, failures: Vec::new(), grace: None };
+        let held = self.run.spreads.hold();
         let hosts = gathering.until_all_are_up().await?;
+        drop(held);
+        self.run.spreads.settle().await;
         // It makes other processes faster; what there is they ask the provider.
         let machines: Vec<&Machine> = hosts.values().map(Host::machine).collect();
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;

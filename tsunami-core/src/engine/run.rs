@@ -25,6 +25,7 @@ use crate::machine::{MachineId, RunId, machine_name};
 use crate::provider::{Leftover, Provider};
 use crate::record::{RunEntry, RunLock, RunRecord};
 use crate::session::{Connector, Session};
+use crate::spread::Spreads;
 
 /// A run in this process: all that its tasks share.
 #[derive(Debug)]
@@ -50,6 +51,7 @@ pub(super) struct Run {
     /// Where work goes that outlives a dropped handle.
     pub(super) tasks: TaskTracker,
     sessions: Mutex<Vec<Arc<dyn Session>>>,
+    pub(super) spreads: Spreads,
     pub(super) seed: u64,
     /// Says to other processes that somebody is in charge.
     lock: Mutex<Option<RunLock>>,
@@ -70,6 +72,8 @@ impl Tsunami {
         authorized_key: String,
     ) -> Run {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
+        let events = Events::new(&self.observers, started_at);
+        let machines = record.groups.iter().map(|group| group.count).sum();
         Run {
             id: record.run.clone(),
             experiment: record.experiment.clone(),
@@ -79,7 +83,8 @@ impl Tsunami {
             authorized_key,
             provider: self.provider.clone(),
             connector: self.connector.clone(),
-            events: Events::new(&self.observers, started_at),
+            spreads: Spreads::new(machines, events.clone()),
+            events,
             cancel,
             stop_retrying: CancellationToken::new(),
             creates: TaskTracker::new(),
@@ -116,6 +121,7 @@ impl Run {
     /// Leaves the machines as they are.
     pub(super) async fn disconnect(&self) {
         self.cancel.cancel();
+        self.spreads.end().await;
         self.close_sessions().await;
         self.finish().await;
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();

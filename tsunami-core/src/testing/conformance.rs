@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
     OutputSink, Provider, ProviderError, RunFilter, RunId, SequenceObserver, Session, SessionError,
-    SessionErrorKind, Stdin, Stream,
+    SessionErrorKind, SharedContent, Stdin, Stream,
 };
 
 /// What a provider's suite needs.
@@ -159,6 +159,7 @@ macro_rules! session_conformance {
             a_script_answers_or_says_why_not,
             files_go_out_and_come_home,
             an_upload_arrives_where_it_was_sent,
+            what_is_kept_can_be_taken_until_it_is_withdrawn,
             a_download_starts_in_its_directory,
             an_absolute_name_arrives_without_its_slash,
             a_name_that_climbs_arrives_nowhere_else,
@@ -882,6 +883,29 @@ pub mod session {
         let matches = session.as_ref().download(&download(&["there.*"], &home)).await.expect("download");
         assert_eq!(matches, [1]);
         assert_eq!(fs::read(home.join("there.txt")).expect("read"), b"content\n");
+    }
+
+    /// What a machine keeps it gives to who has the offer, where its session can do that. Elsewhere it is uploaded.
+    pub async fn what_is_kept_can_be_taken_until_it_is_withdrawn(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let here = directory.path().join("here.txt");
+        fs::write(&here, "content\n").expect("write");
+        let [kept, taken] = ["kept", "taken"].map(|name| SharedContent::new(name, 8));
+        session.upload_kept(&here, "one/it.txt", &kept).await.expect("upload");
+        assert_eq!(text(session, Command::shell("cat one/it.txt")).await, "content\n");
+        if session.spreads() {
+            let offer = session.offer(&kept).await.expect("offer");
+            session.take(&offer, &here, "two/it.txt", &taken).await.expect("take");
+            assert_eq!(text(session, Command::shell("cat two/it.txt")).await, "content\n");
+            for _ in 0..2 {
+                session.withdraw(&kept).await.expect("withdraw");
+            }
+            session.take(&offer, &here, "two/it.txt", &taken).await.expect_err("it was withdrawn");
+            session.withdraw(&taken).await.expect("withdraw");
+        }
+        session.offer(&kept).await.expect_err("it is not there any more");
+        assert_eq!(text(session, Command::shell("cat one/it.txt")).await, "content\n");
     }
 
     /// No command begins after one that did not succeed.

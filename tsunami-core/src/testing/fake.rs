@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
-    Addresses, Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Login, Machine,
-    MachineId, MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError,
+    Addresses, Command, Connector, ContentOffer, Deadline, Download, Exit, LaunchRequest, Leftover, Login,
+    Machine, MachineId, MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError,
     ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind,
-    Stdin, Stream,
+    SharedContent, Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -93,6 +93,9 @@ pub enum Call {
     Connect,
     Exec,
     Upload,
+    Offer,
+    Take,
+    Withdraw,
     Download,
     Close,
 }
@@ -103,7 +106,9 @@ impl Call {
         match self {
             Self::Connect => SessionErrorKind::Connect,
             Self::Exec => SessionErrorKind::Remote,
-            Self::Upload | Self::Download => SessionErrorKind::Transfer,
+            Self::Upload | Self::Offer | Self::Take | Self::Withdraw | Self::Download => {
+                SessionErrorKind::Transfer
+            }
             Self::Close => SessionErrorKind::Lost,
             _ => SessionErrorKind::Local,
         }
@@ -214,6 +219,8 @@ struct Inner {
     on_command: Option<CommandHandler>,
     /// By their machines and their absolute paths.
     files: BTreeMap<(MachineId, PathBuf), Vec<u8>>,
+    /// The contents that machines keep for others, and whether they offer them.
+    kept: BTreeMap<(MachineId, String), bool>,
     log: Vec<(String, String)>,
     lists: Vec<(String, Vec<String>)>,
     /// What each controller has prepared and not finished.
@@ -325,6 +332,7 @@ impl FakeCloud {
             call_hooks: BTreeMap::new(),
             on_command: None,
             files: BTreeMap::new(),
+            kept: BTreeMap::new(),
             log: Vec::new(),
             lists: Vec::new(),
             prepared: BTreeSet::new(),
@@ -461,6 +469,15 @@ impl FakeCloud {
     /// The commands that were run, each with its machine's name.
     pub fn commands(&self) -> Vec<(String, String)> {
         self.lock().log.clone()
+    }
+
+    /// The machines that keep something for others, each with the name of the content.
+    pub fn kept(&self) -> Vec<(String, String)> {
+        let inner = self.lock();
+        let on =
+            |id: &MachineId| inner.machines.get(id).filter(|machine| machine.state() != MachineState::Gone);
+        let kept = inner.kept.keys().filter_map(|(id, content)| Some((on(id)?.name(), content.clone())));
+        kept.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -959,6 +976,25 @@ impl FakeSession {
         }
     }
 
+    /// Puts a local file or directory on the machine.
+    fn arrive(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+        let mut to_path = resolve(Path::new(HOME), to);
+        if to.ends_with('/') && !from.is_dir() {
+            to_path.extend(from.file_name());
+        }
+        let mut files = Vec::new();
+        local_files(from, to_path, &mut files)?;
+        let mut inner = self.cloud.lock();
+        for (path, content) in files {
+            inner.files.insert((self.id.clone(), path), content);
+        }
+        Ok(())
+    }
+
+    fn keep(&self, content: &SharedContent, offered: bool) {
+        self.cloud.lock().kept.insert((self.id.clone(), content.name.clone()), offered);
+    }
+
     fn file(&self, path: PathBuf) -> Option<Vec<u8>> {
         self.cloud.lock().files.get(&(self.id.clone(), path)).cloned()
     }
@@ -1164,20 +1200,59 @@ impl Session for FakeSession {
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        let arrive = || {
-            let mut to_path = resolve(Path::new(HOME), to);
-            if to.ends_with('/') && !from.is_dir() {
-                to_path.extend(from.file_name());
+        let arrive = || self.arrive(from, to);
+        self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
+    }
+
+    fn spreads(&self) -> bool {
+        true
+    }
+
+    async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {
+        let arrive = || self.arrive(from, to).map(|()| self.keep(content, false));
+        self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
+    }
+
+    async fn offer(&self, content: &SharedContent) -> Result<ContentOffer, SessionError> {
+        let offer = || {
+            if !self.cloud.lock().kept.contains_key(&(self.id.clone(), content.name.clone())) {
+                return Err(SessionError::new(SessionErrorKind::Transfer, "it keeps no such thing"));
             }
-            let mut files = Vec::new();
-            local_files(from, to_path, &mut files)?;
-            let mut inner = self.cloud.lock();
-            for (path, content) in files {
-                inner.files.insert((self.id.clone(), path), content);
+            self.keep(content, true);
+            Ok(ContentOffer::new((self.id.clone(), content.name.clone())))
+        };
+        self.unless_broken(self.cloud.session_call(Call::Offer, async { Ok(()) }, offer)).await
+    }
+
+    async fn take(
+        &self,
+        offer: &ContentOffer,
+        from: &Path,
+        to: &str,
+        content: &SharedContent,
+    ) -> Result<(), SessionError> {
+        let take = || {
+            let is_offered = offer.details().is_some_and(|source: &(MachineId, String)| {
+                let inner = self.cloud.lock();
+                // A machine of another provider ends when the fake can't know.
+                let machine = inner.machines.get(&source.0);
+                let runs = machine.is_none_or(|machine| machine.state() == MachineState::Running);
+                runs && inner.kept.get(source) == Some(&true)
+            });
+            if !is_offered {
+                return Err(SessionError::new(SessionErrorKind::Transfer, "nobody offers it any more"));
             }
+            self.arrive(from, to).map(|()| self.keep(content, false))
+        };
+        self.unless_broken(self.cloud.session_call(Call::Take, async { Ok(()) }, take)).await
+    }
+
+    async fn withdraw(&self, content: &SharedContent) -> Result<(), SessionError> {
+        let withdraw = || {
+            self.cloud.lock().kept.remove(&(self.id.clone(), content.name.clone()));
             Ok(())
         };
-        self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
+        self.unless_broken(self.cloud.session_call(Call::Withdraw, async { Ok(()) }, withdraw)).await
     }
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {

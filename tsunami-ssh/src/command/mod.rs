@@ -8,8 +8,8 @@ use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeWriter, Write};
 use std::panic::resume_unwind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ use tsunami_core::{
 };
 
 use crate::attendant::{Answer, Attendant, PIPE_BYTES};
-use crate::files::{FurtherChannel, UploadArchive};
+use crate::files::{FurtherChannel, UploadArchive, pack_digested};
 use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
 use crate::shell;
 use conversation::Outputs;
@@ -280,6 +280,8 @@ pub(crate) enum Input {
     Archive(Box<UploadArchive>),
     /// What comes once the command is ready for it. It runs only if a channel is free.
     Later(Arc<FurtherChannel>),
+    /// Sets the digest of all that it sends.
+    Kept(Box<UploadArchive>, Arc<OnceLock<String>>),
 }
 
 impl Input {
@@ -288,7 +290,7 @@ impl Input {
         let small = match &self {
             Self::Given(Stdin::Null) | Self::Later(_) => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
-            Self::Given(_) | Self::Archive(_) => usize::MAX,
+            Self::Given(_) | Self::Archive(_) | Self::Kept(..) => usize::MAX,
         };
         let write = move || {
             if let Self::Later(channel) = &self {
@@ -301,6 +303,9 @@ impl Input {
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
                 Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
                 Self::Archive(archive) => archive.pack(io::BufWriter::with_capacity(PIPE_BYTES, pipe)),
+                Self::Kept(archive, digest) => {
+                    pack_digested(*archive, io::BufWriter::with_capacity(PIPE_BYTES, pipe), &digest)
+                }
             }
         };
         if small > PIPE_BYTES {

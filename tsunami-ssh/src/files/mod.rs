@@ -4,6 +4,7 @@ mod archive;
 mod download;
 mod present;
 mod progress;
+mod spread;
 mod stripes;
 mod tree;
 mod unpack;
@@ -19,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
 use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream};
 
-use crate::blocking::blocking;
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
 pub(crate) use present::Places;
 use progress::Progress;
+pub(crate) use spread::{KeptContents, Spread, pack_digested};
 pub(crate) use stripes::FurtherChannel;
 pub(crate) use upload::UploadArchive;
 
@@ -34,14 +35,10 @@ pub(crate) async fn upload(
     from: &Path,
     to: &str,
 ) -> Result<(), SessionError> {
-    let local = |error| {
-        SessionError::new(SessionErrorKind::Local, format!("cannot read {}", from.display())).source(error)
-    };
-    let mut archive = UploadArchive::new(from, to)?;
-    let archive = blocking(move || archive.list().map(|()| archive)).await;
-    let mut archive = archive.map_err(local)?;
+    let mut archive = UploadArchive::listed(from, to).await?;
     let sides = archive.stripe(commands.pool().distance());
-    let (answers, put) = (archive.ask(places).map_err(local)?, archive.places());
+    let answers = archive.ask(places).map_err(|error| upload::unreadable(from, error))?;
+    let put = archive.places();
     let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
     let unpack = own_script(upload::UNPACK, [&archive.directory, &archive.mode]);
     let said = Arc::new(CapturedOutput::default());

@@ -19,6 +19,7 @@ use super::archive::Piece;
 use super::present::{Answers, Places, Questions, is_asked_for};
 use super::progress::Progress;
 use super::stripes::{self, FAR, STRIPED_BYTES, Sides, Stripes};
+use crate::blocking::blocking;
 use crate::command::StdoutConsumer;
 use crate::shell::one_line;
 
@@ -90,6 +91,13 @@ impl UploadArchive {
         Ok(Self::of(from, Some(name), dotted(directory), String::new()))
     }
 
+    /// One that knows what there is to send.
+    pub(super) async fn listed(from: &Path, to: &str) -> Result<Self, SessionError> {
+        let mut archive = Self::new(from, to)?;
+        let archive = blocking(move || archive.list().map(|()| archive)).await;
+        archive.map_err(|error| unreadable(from, error))
+    }
+
     fn of(from: PathBuf, name: Option<String>, directory: String, mode: String) -> Self {
         Self {
             from,
@@ -107,7 +115,7 @@ impl UploadArchive {
     }
 
     /// Finds out what there is to send. It may wait for a disk.
-    pub(super) fn list(&mut self) -> io::Result<()> {
+    fn list(&mut self) -> io::Result<()> {
         if let Some(name) = &self.name {
             let metadata = fs::metadata(&self.from)?;
             self.files = vec![(Path::new("./").join(name), size_to_ask_for(&metadata))];
@@ -460,7 +468,7 @@ fn dotted(directory: &str) -> String {
     if directory.starts_with('/') { directory.to_owned() } else { format!("./{directory}") }
 }
 
-fn unreadable(path: &Path, error: io::Error) -> SessionError {
+pub(super) fn unreadable(path: &Path, error: io::Error) -> SessionError {
     SessionError::new(SessionErrorKind::Local, format!("cannot read {}", path.display())).source(error)
 }
 
