@@ -80,7 +80,7 @@ impl Fleet {
                 &mut File::create(payload)?,
             )?;
         }
-        let account = Account::new(Path::new(DIRECTORY));
+        let account = Account::new(DIRECTORY);
         let mut fleet = Self { hosts: Vec::new(), delay: None, account, _alone: alone };
         for index in 0..count {
             let host = fleet.host(index)?;
