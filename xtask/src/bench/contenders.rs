@@ -10,7 +10,7 @@ use super::fleet::{DIRECTORY, place};
 use crate::setup::{find, python_environment};
 use crate::{Failure, Result, cargo, root, succeeds};
 
-/// What is built for it, in the order in which the table of contenders has it.
+/// Those that are built before they are measured. tsunami's own come first.
 pub(super) const BUILT: [&str; 4] = ["tsunami", "tsunami-in-process", MINIMAL_OPENSSH, MINIMAL_RUSSH];
 pub(super) const MINIMAL_OPENSSH: &str = "minimal-openssh";
 pub(super) const MINIMAL_RUSSH: &str = "minimal-russh";
