@@ -1,5 +1,5 @@
-//! `delay MS LISTEN TARGET ADDRESS…`: takes connections at a port of every address, and passes each on to another port
-//! there, MS later in each direction. A connection itself takes a round trip, as TCP's handshake would. (The kernel's
+//! `delay MICROSECONDS LISTEN TARGET ADDRESS…`: takes connections at a port of every address, and passes each on to
+//! another port there, so much later in each direction. A connection itself takes a round trip, as TCP's handshake would. (The kernel's
 //! own means, netem, isn't everywhere.)
 
 #![expect(clippy::print_stdout, reason = "whoever starts it waits for a word")]
@@ -23,12 +23,13 @@ const PIECES: usize = 256;
 async fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [delay, listen, target, addresses @ ..] = arguments.as_slice() else {
-        return Err(io::Error::other("usage: delay MS LISTEN TARGET ADDRESS..."));
+        return Err(io::Error::other("usage: delay MICROSECONDS LISTEN TARGET ADDRESS..."));
     };
-    let number = |text: &String| text.parse::<u16>().map_err(io::Error::other);
-    let (delay, target) = (Duration::from_millis(number(delay)?.into()), number(target)?);
+    let port = |text: &String| text.parse::<u16>().map_err(io::Error::other);
+    let (target, delay) = (port(target)?, delay.parse().map_err(io::Error::other)?);
+    let delay = Duration::from_micros(delay);
     for address in addresses {
-        let listener = TcpListener::bind((address.as_str(), number(listen)?)).await?;
+        let listener = TcpListener::bind((address.as_str(), port(listen)?)).await?;
         tokio::spawn(accept(listener, (address.clone(), target), delay));
     }
     println!("ready");

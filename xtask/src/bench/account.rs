@@ -34,7 +34,7 @@ pub(super) struct Account {
     /// have groups of their own.
     unified: Option<(PathBuf, PathBuf)>,
     /// The value of [`MARK`].
-    mark: PathBuf,
+    mark: &'static str,
 }
 
 /// Control groups that count.
@@ -54,7 +54,7 @@ impl Groups {
 }
 
 impl Account {
-    pub(super) fn new(mark: &Path) -> Self {
+    pub(super) fn new(mark: &'static str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let version_1 = mount(&mounts, "cgroup", Some("cpuacct"));
         let version_2 = mount(&mounts, "cgroup2", None);
@@ -67,7 +67,7 @@ impl Account {
             let hosts = mounted.join("tsunami-bench/hosts");
             fs::create_dir_all(&hosts).ok().map(|()| (mounted, hosts))
         });
-        Self { groups, unified, mark: mark.to_owned() }
+        Self { groups, unified, mark }
     }
 
     /// How it counts.
@@ -125,10 +125,13 @@ impl Account {
                 .filter_map(|pid| pid.parse().ok())
                 .collect(),
             None => {
-                let mark = format!("{MARK}={}", self.mark.display());
+                let mark = format!("{MARK}={}", self.mark);
+                // A master of ssh's writes its title over its environment, but stays where it is.
                 let marked = |pid: &u32| {
                     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                    environment.split(|byte| *byte == 0).any(|it| it == mark.as_bytes())
+                    let works_in = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+                    works_in.starts_with(Path::new(self.mark).join("work"))
+                        || environment.split(|byte| *byte == 0).any(|it| it == mark.as_bytes())
                 };
                 all_processes(Path::new("/proc")).into_iter().filter(marked).collect()
             }
@@ -201,7 +204,7 @@ fn usage(stat: &str) -> u64 {
 }
 
 /// The processor time of a process, and of its children that it has waited for.
-pub(super) fn times(pid: &str) -> (Duration, Duration) {
+fn times(pid: &str) -> (Duration, Duration) {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name may hold anything, and is in parentheses.
     let fields: Vec<u64> = stat

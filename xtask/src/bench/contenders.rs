@@ -6,11 +6,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::fleet::place;
+use super::fleet::{DIRECTORY, place};
 use crate::setup::{find, python_environment};
 use crate::{Failure, Result, cargo, root, succeeds};
 
-/// What is built for it, in the order in which the table of contenders has it.
+/// Those that are built before they are measured. tsunami's own come first.
 pub(super) const BUILT: [&str; 4] = ["tsunami", "tsunami-in-process", MINIMAL_OPENSSH, MINIMAL_RUSSH];
 pub(super) const MINIMAL_OPENSSH: &str = "minimal-openssh";
 pub(super) const MINIMAL_RUSSH: &str = "minimal-russh";
@@ -145,7 +145,7 @@ impl Contender {
             .env("HOME", place("work/home"))
             .env("LANG", "C.UTF-8")
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env(super::account::MARK, place(""));
+            .env(super::account::MARK, DIRECTORY);
         enter.envs(self.environment.iter().map(|(name, value)| (name, value)));
         enter.arg(self.program.as_deref().unwrap_or(Path::new("false"))).args(&self.arguments);
         enter

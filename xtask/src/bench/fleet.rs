@@ -60,7 +60,7 @@ pub(super) fn token(host: &str) -> String {
 }
 
 impl Fleet {
-    /// Starts that many hosts, with that long from one side to the other.
+    /// Starts that many hosts; with a program that delays, so many milliseconds away and back.
     pub(super) fn start(count: usize, delay: Option<(&Path, u64)>) -> Result<Self> {
         let alone = File::create("/run/tsunami-bench.lock")?;
         alone.try_lock().map_err(|_| Failure::new("another bench is under way here"))?;
@@ -80,7 +80,7 @@ impl Fleet {
                 &mut File::create(payload)?,
             )?;
         }
-        let account = Account::new(Path::new(DIRECTORY));
+        let account = Account::new(DIRECTORY);
         let mut fleet = Self { hosts: Vec::new(), delay: None, account, _alone: alone };
         for index in 0..count {
             let host = fleet.host(index)?;
@@ -144,7 +144,7 @@ impl Fleet {
     fn delay(&self, program: &Path, round_trip: u64) -> Result<Child> {
         let mut delay = Command::new("setpriv");
         delay.args(["--pdeathsig", "KILL"]).arg(program);
-        delay.args([(round_trip / 2).to_string(), DELAYED_PORT.to_string(), PORT.to_string()]);
+        delay.args([(round_trip * 1000 / 2).to_string(), DELAYED_PORT.to_string(), PORT.to_string()]);
         delay.args(self.hosts.iter().map(|host| host.address.to_string()));
         let mut child = delay.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut word = String::new();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::account::{Account, Side, times};
+use super::account::{Account, Side};
 use super::contenders::{self, BUILT, Contender};
 use super::fleet::{Fleet, place};
 use super::{command_line, last_lines};
@@ -15,8 +15,8 @@ use crate::{Failure, Result, silently};
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 const END_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long what setting up has left to do is waited for.
-const REST: Duration = Duration::from_secs(5);
+/// How long what setting up has left to do is waited for: until threads that wait for work have given up, too.
+const REST: Duration = Duration::from_secs(15);
 
 /// Sets up local machines, by each transport, and counts for so long. One command runs on one of them, which is what keeps
 /// the run from being over.
@@ -114,5 +114,15 @@ fn end(account: &Account, tsunami: &mut Child) -> Result {
 fn used_by_controller(account: &Account, tsunami: u32) -> Duration {
     let is_ssh = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ssh\n");
     let ours = account.processes().into_iter().filter(|&pid| pid == tsunami || is_ssh(pid));
-    ours.map(|pid| times(&pid.to_string()).0).sum()
+    ours.map(finely).sum()
+}
+
+/// The processor time of a process's threads, in the kernel's finest measure.
+fn finely(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let used = threads.filter_map(|thread| {
+        let used = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        used.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+    });
+    used.sum()
 }
