@@ -1025,7 +1025,21 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::machine::MachineState;
+    use crate::session::MockSession;
+
+    #[tokio::test]
+    async fn what_waits_for_a_command_is_small_since_ten_thousand_may_run_at_once() {
+        let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
+        let machine = Machine::new(MachineId::new("m-1"), run, "node", 0, MachineState::Running);
+        let events = Events::new(&[], SystemTime::UNIX_EPOCH);
+        let host = Host::new(machine.into(), Arc::new(MockSession::new()), events, CancellationToken::new());
+        let bytes = size_of_val(&host.command(Command::shell("true")).run());
+        assert!(bytes <= 1024, "{bytes} bytes");
+    }
 
     #[test]
     fn a_tail_keeps_the_last_lines_whatever_the_cuts() {

@@ -1,6 +1,7 @@
 //! Machines: how they are named, where they are, and what is known of them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use crate::text::shorten;
 ///
 /// It begins with the time of its creation (UTC), so that listings sort by age, and ends with 13 characters
 /// that hold 64 random bits: in an account that many share, no two runs get the same. It consists of ASCII
-/// letters, digits and `-` only: safe in a path, a tag and a host name.
+/// letters, digits and `-` only: safe in a path, a tag and a host name. Cheap to clone.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -26,7 +27,7 @@ use crate::text::shorten;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RunId(String);
+pub struct RunId(Arc<str>);
 
 /// A text that cannot be the id of a run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +50,7 @@ impl RunId {
         for i in 0..13 {
             id.push(char::from(ALPHABET[(seed >> (i * 5)) as usize % ALPHABET.len()]));
         }
-        Self(id)
+        Self(id.into())
     }
 
     /// The id as text.
@@ -66,7 +67,7 @@ impl std::str::FromStr for RunId {
             && !text.starts_with('-')
             && !text.is_empty()
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if usable { Ok(Self(text.to_owned())) } else { Err(InvalidRunId(text.to_owned())) }
+        if usable { Ok(Self(text.into())) } else { Err(InvalidRunId(text.to_owned())) }
     }
 }
 
@@ -80,7 +81,7 @@ impl TryFrom<String> for RunId {
 
 impl From<RunId> for String {
     fn from(id: RunId) -> Self {
-        id.0
+        id.as_str().to_owned()
     }
 }
 
@@ -90,20 +91,32 @@ impl fmt::Display for RunId {
     }
 }
 
-/// A machine's id in its provider's own words (`i-0abc…` on EC2).
+/// A machine's id in its provider's own words (`i-0abc…` on EC2). Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MachineId(String);
+#[serde(from = "String", into = "String")]
+pub struct MachineId(Arc<str>);
 
 impl MachineId {
     /// Wraps a provider's id.
     pub fn new(id: impl Into<String>) -> Self {
-        Self(id.into())
+        Self(id.into().into())
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for MachineId {
+    fn from(id: String) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<MachineId> for String {
+    fn from(id: MachineId) -> Self {
+        id.as_str().to_owned()
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::try_join_all;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -688,6 +689,25 @@ async fn machines_that_are_kept_can_be_attached_to_and_taken_down_later() {
     attached.detach().await;
     assert_eq!(world.cloud.machines().len(), 4);
 
+    world.tsunami().down(&directory).await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_are_up_are_used_after_one_listing_and_no_call_waits_for_one_that_it_does_not_need() {
+    let world = World::new();
+    world.tsunami().up(server_and_clients()).await.unwrap().keep().await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let call = Duration::from_millis(100);
+    world.cloud.latency(call..call);
+    let (listed, begun) = (world.cloud.calls(Call::List), Instant::now());
+    let attached = world.tsunami().attach(&directory, |_| true).await.unwrap();
+    let commands = attached.cluster().hosts().iter().map(|host| host.run("true"));
+    try_join_all(commands).await.unwrap();
+    // The listing beside the preparations, a connection, what its provider keeps on the machine, and the command.
+    assert!(begun.elapsed() < call * 9 / 2, "{:?}", begun.elapsed());
+    assert_eq!(world.cloud.calls(Call::List) - listed, 1);
+    attached.detach().await;
     world.tsunami().down(&directory).await.unwrap();
     world.assert_clear();
 }

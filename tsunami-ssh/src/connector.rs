@@ -6,11 +6,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use ssh_key::PublicKey;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -247,17 +249,35 @@ impl SshConnector {
         }
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
-        if let Some((host, port)) = route.as_ref().filter(|_| !transport.is_cheap()) {
+        let is_probed = !transport.is_cheap();
+        if let Some((host, port)) = route.as_ref().filter(|_| is_probed) {
             let answering = probe::until_answering(host, *port, deadline).await;
             answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
         }
+        // What costs little is tried at once, but not so often that it would find out by itself when sshd begins.
+        let mut begins = pin!(
+            async {
+                match &route {
+                    Some((host, port)) if !is_probed => probe::until_it_begins(host, *port).await,
+                    _ => std::future::pending().await,
+                }
+            }
+            .fuse()
+        );
         let mut pauses = transport.pauses();
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
         let mut before = None;
         let connection = loop {
-            let error = match (transport.connect(deadline).await, before.take()) {
+            let begun = Instant::now();
+            let mut attempt = transport.connect(deadline);
+            let connected = tokio::select! {
+                connected = &mut attempt => connected,
+                // It was begun when nobody answered, and would wait for long.
+                silent = &mut begins => if begun < silent { continue } else { attempt.await },
+            };
+            let error = match (connected, before.take()) {
                 (Ok(connection), _) => break connection,
                 // An attempt that runs out of time tells less than one that came to its end.
                 (Err(_), Some(before)) if Instant::now() >= deadline => before,
@@ -274,7 +294,10 @@ impl SshConnector {
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
             before = Some(error);
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = &mut begins => pauses = transport.pauses(),
+            }
         };
         Ok(SshSession::new(ssh, machine, connection))
     }

@@ -5,6 +5,8 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::TryFutureExt;
+use futures_util::future::try_join;
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -127,8 +129,10 @@ impl Tsunami {
         // From here on whatever happens lets go of what was prepared and connected.
         let connections = Connections::new(run.clone());
         let connecting = async {
-            run.connector.prepare(&run.id, directory.path()).await.map_err(Error::Prepare)?;
-            run.reconnect(wanted).await
+            // Neither needs the other, and both may take a while.
+            let preparing = run.connector.prepare(&run.id, directory.path()).map_err(Error::Prepare);
+            let (_, machines) = try_join(preparing, run.machines_up(wanted)).await?;
+            run.reconnect(machines).await
         };
         match run.cancel.run_until_cancelled(connecting).await.unwrap_or(Err(Error::Cancelled)) {
             Ok(hosts) => {
@@ -167,9 +171,9 @@ impl Tsunami {
 
 impl Run {
     /// Connects to machines that an earlier process left up.
-    async fn reconnect(self: &Arc<Self>, wanted: impl Fn(&Machine) -> bool) -> Result<Vec<Host>, Error> {
+    async fn reconnect(self: &Arc<Self>, machines: Vec<Machine>) -> Result<Vec<Host>, Error> {
         let mut tasks = JoinSet::new();
-        for machine in self.machines_up(wanted).await? {
+        for machine in machines {
             let run = self.clone();
             tasks.spawn(async move { run.connect_and_renew(machine.into(), RECONNECT_TIMEOUT).await });
         }
@@ -195,13 +199,14 @@ impl Run {
         let filter = RunFilter::Run(self.id.clone());
         let listing = timeout(LIST_TIMEOUT, self.provider.list(&filter)).await;
         let mut listed = listing.unwrap_or_else(not_listed).map_err(Error::other)?;
-        let known = |machine: &Machine| recorded.iter().find(|known| known.id == machine.id);
+        let recorded: BTreeMap<_, _> =
+            recorded.into_iter().map(|machine| (machine.id, machine.index)).collect();
         // The last of a name has it. Where one is being replaced, that is the one that is not recorded yet.
-        listed.sort_by_key(|machine| (machine.interrupted.is_none(), known(machine).is_none()));
+        listed.sort_by_key(|machine| (machine.interrupted.is_none(), !recorded.contains_key(&machine.id)));
         let mut machines = BTreeMap::new();
         for mut machine in listed {
             machine.check().map_err(Error::other)?;
-            machine.index = known(&machine).map_or(machine.index, |known| known.index);
+            machine.index = recorded.get(&machine.id).copied().unwrap_or(machine.index);
             // One that was replaced may live on for a while, but has no place any more.
             let group = self.groups.iter().find(|group| group.name == machine.group);
             let is_placed = group.is_none_or(|group| machine.index < group.count);
@@ -215,9 +220,8 @@ impl Run {
     /// Keeps an eye on machines that an earlier process left up.
     fn follow_all(self: &Arc<Self>, hosts: &[Host]) {
         let (watcher, watch) = Watch::new(self.clone());
-        self.spawn_until_cancelled(watcher);
         watch.calm_down();
-        watch.look_now();
+        self.spawn_until_cancelled(watcher);
         hosts.iter().for_each(|host| self.follow(host, &watch));
     }
 

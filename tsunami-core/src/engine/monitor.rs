@@ -176,7 +176,12 @@ impl Watch {
     async fn poll(self: Arc<Self>, run: Arc<Run>) {
         let mut after_failure = Backoff::new(POLL_PENDING * 2, POLL_FAILED);
         let patience = run.provider.consistency() * MISSES;
-        self.now.notified().await;
+        match self.calm.load(Ordering::Relaxed) {
+            // They were listed just now.
+            true => drop(timeout(POLL_UP, self.now.notified()).await),
+            // None is launched yet.
+            false => self.now.notified().await,
+        }
         loop {
             let begun = Instant::now();
             let filter = RunFilter::Run(run.id.clone());
