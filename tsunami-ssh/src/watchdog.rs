@@ -329,6 +329,27 @@ mod tests {
         }
     }
 
+    /// The clock may have been set, and a machine may have been suspended.
+    #[test]
+    fn whichever_moment_comes_first_ends_the_run() {
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let up = fs::read_to_string("/proc/uptime").unwrap();
+        let up: u64 = up.split('.').next().unwrap().parse().unwrap();
+        for shell in shells() {
+            for (clock, boot) in [(epoch - 5, up + 600), (epoch + 600, up)] {
+                let mut place = Place::new("clocks");
+                let run = place.run.clone();
+                place.start(Path::new("sleep"), |sleep| sleep.arg("1000").env("TSUNAMI_RUN_ID", run));
+                let mut watchdog = Command::new(shell[0]);
+                watchdog.args(&shell[1..]).args(["-c", script(), "sh", "again", &place.run]);
+                watchdog.arg(place.directory()).args([clock.to_string(), boot.to_string()]).current_dir("/");
+                assert!(watchdog.stdin(Stdio::null()).status().unwrap().success(), "{shell:?}");
+                assert!(place.started[0].try_wait().unwrap().is_some(), "{shell:?}: {clock} {boot}");
+                assert!(!place.directory().exists(), "{shell:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_a_watchdog_says_is_read_as_what_it_may_be() {
         let group = |path: &str| Some(Some(ControlGroup(path.to_owned())));

@@ -133,6 +133,7 @@ make_control_group() {
 
 # Whether there is a process in a control group, or below it.
 is_populated() {
+    [ -e "$1/cgroup.events" ] || return 0
     while read -r key value; do
         [ "$key:$value" != populated:0 ] || return 1
     done <"$1/cgroup.events"

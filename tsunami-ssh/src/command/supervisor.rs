@@ -446,8 +446,8 @@ mod tests {
 
     /// Has a supervisor in this shell run commands; returns what it and they wrote.
     ///
-    /// A list goes no further in doubt, and an ordinary user can't look into what somebody else starts on this computer
-    /// meanwhile: then it is tried again.
+    /// A list goes no further in doubt, as where an ordinary user can't look into what somebody else has started on this
+    /// computer meanwhile and left to process 1, or what descends from this process: then it is tried again.
     fn supervise_all(shell: &[&str], commands: &[Command]) -> (Vec<u8>, Vec<u8>) {
         let (mut stdout, mut stderr) = supervise_once(shell, commands);
         for _ in 0..50 {

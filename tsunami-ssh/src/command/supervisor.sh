@@ -35,14 +35,15 @@ _jobs() {
     jobs
     printf '%ssaid\n' "$_mark"
 } >&3
-# Sets _parent and _began of a process.
+# Sets _state, _parent and _began of a process.
 _look_at() {
     IFS= read -r _stat <"/proc/$1/stat" || return
     set -- ${_stat##*) }
-    _parent=$2 _began=${20}
+    _state=$1 _parent=$2 _began=${20}
 }
 # Whether a process is a stranger's: it descends from one that began before this supervisor and is not above it. What
-# the command has left descends from the supervisor, or was adopted, which only process 1 and what is above it do.
+# the command has left descends from the supervisor, or was adopted, which only process 1 and what is above it do. One
+# that has ended is nobody's.
 _is_strangers() {
     _ancestor=$1
     if [ -z "$_above" ]; then
@@ -57,12 +58,13 @@ _is_strangers() {
     while :; do
         case $_above in *" $_ancestor "*) return 1 ;; esac
         _look_at "$_ancestor" || return
+        case $_ancestor:$_state in "$1":[ZX]) return 0 ;; esac
         [ "$_began" -ge "$_since" ] || return 0
         _ancestor=$_parent
     done
 }
 # Whether the command may have left something that holds the outputs: in its group, or among the processes that began
-# after it. In doubt it has. It takes no fork. Kernel threads have no command line.
+# after it. In doubt it has. It takes no fork.
 _is_held() {
     kill -0 "-$_pid" && return
     read -r _ _ _ _ _newest </proc/loadavg || return 0
@@ -70,9 +72,7 @@ _is_held() {
     _other=$_pid _above=
     while [ "$_other" -lt "$_newest" ]; do
         _other=$((_other + 1))
-        _words=
-        [ -e "/proc/$_other" ] && IFS= read -r _words <"/proc/$_other/cmdline"
-        [ -n "$_words" ] || continue
+        [ -e "/proc/$_other" ] || continue
         if [ ! -r "/proc/$_other/fd" ]; then
             _is_strangers "$_other" || [ ! -e "/proc/$_other/fd" ] || return 0
             continue
