@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
-use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
+use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, LAST_LOOK_TIMEOUT, SSH_STDERR_LIMIT};
 use crate::pool::Parked;
 use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
@@ -247,14 +247,20 @@ impl SshConnector {
         }
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
-        if let Some((host, port)) = route.as_ref().filter(|_| !transport.is_cheap()) {
-            let answering = probe::until_answering(host, *port, deadline).await;
-            answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
-        }
-        let mut pauses = transport.pauses();
+        let mut probe = route.filter(|_| !transport.is_cheap());
+        let answering = async |probe: &mut Option<(String, u16)>, deadline| match probe.take() {
+            Some((host, port)) => probe::until_answering(&host, port, deadline)
+                .await
+                .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
+            None => Ok(()),
+        };
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
+        if is_young {
+            answering(&mut probe, deadline).await?;
+        }
+        let mut pauses = transport.pauses();
         let mut before = None;
         let connection = loop {
             let error = match (transport.connect(deadline).await, before.take()) {
@@ -270,11 +276,17 @@ impl SshConnector {
             };
             let pause = pauses.wait();
             if hopeless || Instant::now() + pause >= deadline {
+                if Instant::now() >= deadline {
+                    // An attempt that ran out of time does not tell whether anybody is there.
+                    answering(&mut probe, Instant::now() + LAST_LOOK_TIMEOUT).await?;
+                }
                 return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
             before = Some(error);
             sleep(pause).await;
+            // A host that is there lets in at once. Where it isn't, a look costs less than another attempt.
+            answering(&mut probe, deadline).await?;
         };
         Ok(SshSession::new(ssh, machine, connection))
     }

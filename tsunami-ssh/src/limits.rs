@@ -59,3 +59,7 @@ pub const SSH_STDERR_LIMIT: usize = 8 << 10;
 /// How long a host that is not known may take to show its key, after it has been refused for that. The key is
 /// for an error's help, which must not keep a run waiting.
 pub const HOST_KEY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a host that let nobody in before the time was over may take to say that there is an sshd. It is for the
+/// error, and comes on top of that time.
+pub const LAST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
