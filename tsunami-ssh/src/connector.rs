@@ -168,6 +168,7 @@ impl Connector for SshConnector {
         let options = blocking(move || remembered(&known, &options)).await.map_err(unread)?;
         let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
         options.check().map_err(unfit)?;
+        options.transport.check()?;
         let defaults = OnceCell::new();
         let kex = match (&options.kex, options.transport) {
             (Some(kex), _) => Some(kex.clone()),
@@ -322,6 +323,7 @@ impl RunSsh {
 
     /// All that the run's ssh_config says for a connection to a machine, in the order in which it counts, and what its
     /// known_hosts says beyond the files that are named there.
+    #[cfg(feature = "in-process")]
     pub(crate) async fn settings(
         &self,
         machine: &Machine,
@@ -351,11 +353,13 @@ impl RunSsh {
     }
 
     /// Cancelled once the run is over.
+    #[cfg(feature = "in-process")]
     pub(crate) fn over(&self) -> &CancellationToken {
         &self.over
     }
 
     /// Notes the key of a host that was accepted, as ssh does.
+    #[cfg(feature = "in-process")]
     pub(crate) async fn accept(&self, name_and_type: String, line: String) -> Result<(), SessionError> {
         self.put(&self.files.known_hosts, name_and_type, line);
         self.written().await
@@ -812,6 +816,15 @@ mod tests {
         }
         connector.host_name(&host).await.unwrap();
         assert!(ran.exists(), "a user's own configuration is used");
+    }
+
+    #[cfg(not(feature = "in-process"))]
+    #[tokio::test]
+    async fn a_transport_that_is_not_built_in_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let connector = SshConnector::new(SshOptions::default().transport(TransportKind::InProcess));
+        let error = connector.prepare(&run(), &root.path().join(run().as_str())).await.unwrap_err();
+        assert!(error.message.contains("in-process") && error.help.is_some(), "{error:?}");
     }
 
     #[tokio::test]
