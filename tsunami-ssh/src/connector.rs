@@ -249,7 +249,7 @@ impl SshConnector {
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
         let mut probe = route.filter(|_| !transport.is_cheap());
-        let answering = async |probe: &mut Option<(String, u16)>, deadline| match probe.take() {
+        let answering = async |probe: &mut Option<(String, u16)>| match probe.take() {
             Some((host, port)) => probe::until_answering(&host, port, deadline)
                 .await
                 .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
@@ -259,12 +259,15 @@ impl SshConnector {
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
         if is_young {
-            answering(&mut probe, deadline).await?;
+            answering(&mut probe).await?;
         }
         let mut pauses = transport.pauses();
         let mut before = None;
         let connection = loop {
-            let error = match (transport.connect(deadline).await, before.take()) {
+            // An attempt that runs out of time does not tell whether anybody is there at all.
+            let look = probe.as_ref().map(|_| LAST_LOOK_TIMEOUT.min((deadline - Instant::now()) / 4));
+            let until = deadline - look.unwrap_or_default();
+            let error = match (transport.connect(until).await, before.take()) {
                 (Ok(connection), _) => break connection,
                 // An attempt that runs out of time tells less than one that came to its end.
                 (Err(_), Some(before)) if Instant::now() >= deadline => before,
@@ -277,17 +280,13 @@ impl SshConnector {
             };
             let pause = pauses.wait();
             if hopeless || Instant::now() + pause >= deadline {
-                if Instant::now() >= deadline {
-                    // An attempt that ran out of time does not tell whether anybody is there.
-                    answering(&mut probe, Instant::now() + LAST_LOOK_TIMEOUT).await?;
-                }
                 return Err(ssh.explain(machine, error, deadline).await);
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
             before = Some(error);
             sleep(pause).await;
             // A host that is there lets in at once. Where it isn't, a look costs less than another attempt.
-            answering(&mut probe, deadline).await?;
+            answering(&mut probe).await?;
         };
         Ok(SshSession::new(ssh, machine, connection))
     }

@@ -60,6 +60,6 @@ pub const SSH_STDERR_LIMIT: usize = 8 << 10;
 /// for an error's help, which must not keep a run waiting.
 pub const HOST_KEY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a host that let nobody in before the time was over may take to say that there is an sshd. It is for the
-/// error, and comes on top of that time.
+/// How much of the time in which there must be a connection to a host is left, at most a quarter, to find out whether
+/// anybody answers there at all. It is for the error.
 pub const LAST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
