@@ -330,6 +330,7 @@ impl Setting {
     }
 }
 
+#[cfg(feature = "in-process")]
 impl Setting {
     pub(crate) fn keyword(&self) -> &'static str {
         self.keyword
@@ -370,6 +371,7 @@ impl Entry {
         self.settings.push(Setting::new(keyword, word));
     }
 
+    #[cfg(feature = "in-process")]
     pub(crate) fn settings(&self) -> &[Setting] {
         &self.settings
     }

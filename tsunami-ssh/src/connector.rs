@@ -30,7 +30,7 @@ use crate::config::{
 };
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
-use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, SSH_STDERR_LIMIT};
+use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, LAST_LOOK_TIMEOUT, SSH_STDERR_LIMIT};
 use crate::pool::Parked;
 use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
@@ -170,6 +170,7 @@ impl Connector for SshConnector {
         let options = blocking(move || remembered(&known, &options)).await.map_err(unread)?;
         let unfit = |error: Unfit| SessionError::new(SessionErrorKind::Local, error.to_string());
         options.check().map_err(unfit)?;
+        options.transport.check()?;
         let defaults = OnceCell::new();
         let kex = match (&options.kex, options.transport) {
             (Some(kex), _) => Some(kex.clone()),
@@ -249,29 +250,36 @@ impl SshConnector {
         }
         let route = ssh.route(machine).await?;
         let transport = ssh.transport(machine);
-        let is_probed = !transport.is_cheap();
-        if let Some((host, port)) = route.as_ref().filter(|_| is_probed) {
-            let answering = probe::until_answering(host, *port, deadline).await;
-            answering.map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen))?;
-        }
+        let (mut probe, cheap) = if transport.is_cheap() { (None, route) } else { (route, None) };
+        let answering = async |probe: &mut Option<(String, u16)>| match probe.take() {
+            Some((host, port)) => probe::until_answering(&host, port, deadline)
+                .await
+                .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
+            None => Ok(()),
+        };
         // What costs little is tried at once, but not so often that it would find out by itself when sshd begins.
         let mut begins = pin!(
             async {
-                match &route {
-                    Some((host, port)) if !is_probed => probe::until_it_begins(host, *port).await,
-                    _ => std::future::pending().await,
+                match &cheap {
+                    Some((host, port)) => probe::until_it_begins(host, *port).await,
+                    None => std::future::pending().await,
                 }
             }
             .fuse()
         );
-        let mut pauses = transport.pauses();
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
+        if is_young {
+            answering(&mut probe).await?;
+        }
+        let mut pauses = transport.pauses();
         let mut before = None;
         let connection = loop {
+            // An attempt that runs out of time does not tell whether anybody is there at all.
+            let look = probe.as_ref().map(|_| LAST_LOOK_TIMEOUT.min((deadline - Instant::now()) / 4));
             let begun = Instant::now();
-            let mut attempt = transport.connect(deadline);
+            let mut attempt = transport.connect(deadline - look.unwrap_or_default());
             let connected = tokio::select! {
                 connected = &mut attempt => connected,
                 // It was begun when nobody answered, and would wait for long.
@@ -298,6 +306,8 @@ impl SshConnector {
                 () = sleep(pause) => {}
                 _ = &mut begins => pauses = transport.pauses(),
             }
+            // A host that is there lets in at once. Where it isn't, a look costs less than another attempt.
+            answering(&mut probe).await?;
         };
         Ok(SshSession::new(ssh, machine, connection))
     }
@@ -333,6 +343,7 @@ impl RunSsh {
 
     /// All that the run's ssh_config says for a connection to a machine, in the order in which it counts, and what its
     /// known_hosts says beyond the files that are named there.
+    #[cfg(feature = "in-process")]
     pub(crate) async fn settings(
         &self,
         machine: &Machine,
@@ -362,11 +373,13 @@ impl RunSsh {
     }
 
     /// Cancelled once the run is over.
+    #[cfg(feature = "in-process")]
     pub(crate) fn over(&self) -> &CancellationToken {
         &self.over
     }
 
     /// Notes the key of a host that was accepted, as ssh does.
+    #[cfg(feature = "in-process")]
     pub(crate) async fn accept(&self, name_and_type: String, line: String) -> Result<(), SessionError> {
         self.put(&self.files.known_hosts, name_and_type, line);
         self.written().await
@@ -842,6 +855,15 @@ mod tests {
         }
         connector.host_name(&host).await.unwrap();
         assert!(ran.exists(), "a user's own configuration is used");
+    }
+
+    #[cfg(not(feature = "in-process"))]
+    #[tokio::test]
+    async fn a_transport_that_is_not_built_in_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let connector = SshConnector::new(SshOptions::default().transport(TransportKind::InProcess));
+        let error = connector.prepare(&run(), &root.path().join(run().as_str())).await.unwrap_err();
+        assert!(error.message.contains("in-process") && error.help.is_some(), "{error:?}");
     }
 
     #[tokio::test]

@@ -45,6 +45,7 @@
 //! - In this process, an output that is not read holds up the other channels of its connection once a mebibyte of it
 //!   waits; over OpenSSH, only itself. Commands' outputs are always read, and a download is as fast as this computer's
 //!   disk.
+//! - The one in this process takes the feature `in-process`, which is on by default.
 //!
 //! # Commands
 //!
@@ -57,9 +58,10 @@
 //! to be lost when it fails a check.
 //!
 //! A command begins only if it can be ended. sshd takes so many channels on a connection (`MaxSessions`, usually 10): one
-//! is kept for that, on a second connection where the first takes a single channel. Where the machine gives a single
-//! channel in all, one command runs at a time, and what ends it comes over a new connection in the place of the
-//! command's. More commands than channels get further connections, up to eight, and then wait.
+//! is kept for that and for scripts about the machine, on a second connection where the first takes a single channel.
+//! Where the machine gives a single channel in all, one command runs at a time, and what ends it comes over a new
+//! connection in the place of the command's. More commands than channels get further connections, up to eight, and then
+//! wait.
 //!
 //! # Machines that hand on what was uploaded
 //!

@@ -63,3 +63,7 @@ pub const SSH_STDERR_LIMIT: usize = 8 << 10;
 /// How long a host that is not known may take to show its key, after it has been refused for that. The key is
 /// for an error's help, which must not keep a run waiting.
 pub const HOST_KEY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of the time in which there must be a connection to a host is left, at most a quarter, to find out whether
+/// anybody answers there at all. It is for the error.
+pub const LAST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);

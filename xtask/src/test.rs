@@ -78,6 +78,10 @@ pub(crate) fn test(quick: bool) -> Result {
         parts.part("format", || check("fmt", &["--all", "--check"]))?;
         let lints = ["--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
         parts.part("lints", || check("clippy", &lints))?;
+        // What a program does without that it doesn't use.
+        let less =
+            ["--package", "tsunami-ssh", "--no-default-features", "--all-targets", "--", "-D", "warnings"];
+        parts.part("lints without features", || check("clippy", &less))?;
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         parts.part("docs", || Ok(succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()))?;
     }

@@ -4,6 +4,7 @@
 //! login shell reads. [`Pool`](crate::pool::Pool) alone uses them: it counts channels and decides when another
 //! connection is worth it. A further transport is a file here, and a kind with its word and what makes it.
 
+#[cfg(feature = "in-process")]
 pub(crate) mod in_process;
 pub(crate) mod openssh;
 
@@ -18,8 +19,9 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
-use tsunami_core::{Backoff, Machine, SessionError};
+use tsunami_core::{Backoff, Machine, SessionError, SessionErrorKind};
 
+#[cfg(feature = "in-process")]
 use self::in_process::InProcessTransport;
 use self::openssh::OpensshTransport;
 use crate::connector::RunSsh;
@@ -34,7 +36,8 @@ pub enum TransportKind {
     /// Connections of this process's own, without a process for each: a machine costs the controller about a tenth of
     /// what a master does. Logs in with ed25519 and ECDSA keys, and with all that an agent has; what a host's
     /// ssh_config asks for beyond that is refused by name. Key exchange is mlkem768x25519, then curve25519; sntrup761 it
-    /// hasn't, nor RSA host keys.
+    /// hasn't, nor RSA host keys. It takes the feature `in-process`, which is on by default: a run that asks for it
+    /// without that can't be prepared.
     InProcess,
 }
 
@@ -43,11 +46,22 @@ impl TransportKind {
     #[cfg(feature = "experiment")]
     pub(crate) const WORDS: [(&str, Self); 2] = [("openssh", Self::OpenSsh), ("in-process", Self::InProcess)];
 
-    /// What connects to a machine of a run.
+    /// Whether this program was built with it.
+    pub(crate) fn check(self) -> Result<(), SessionError> {
+        if self == Self::InProcess && !cfg!(feature = "in-process") {
+            let message = "this program was built without the transport \"in-process\"";
+            return Err(SessionError::new(SessionErrorKind::Local, message)
+                .help("build tsunami-ssh with its feature `in-process`, or use the transport \"openssh\""));
+        }
+        Ok(())
+    }
+
+    /// What connects to a machine of a run. No run is prepared with a kind that isn't [here](Self::check).
     pub(crate) fn to(self, machine: &Machine, ssh: &Arc<RunSsh>) -> Arc<dyn Transport> {
         match self {
-            Self::OpenSsh => Arc::new(OpensshTransport::new(ssh.clone(), machine.clone())),
+            #[cfg(feature = "in-process")]
             Self::InProcess => Arc::new(InProcessTransport::new(ssh.clone(), machine.clone())),
+            _ => Arc::new(OpensshTransport::new(ssh.clone(), machine.clone())),
         }
     }
 }
@@ -173,7 +187,6 @@ pub(crate) mod fake {
     use tokio::process::Command;
     use tokio::sync::Semaphore;
     use tokio_util::sync::CancellationToken;
-    use tsunami_core::SessionErrorKind;
 
     use super::*;
 
