@@ -358,6 +358,9 @@ impl Member {
                     };
                     taking.failed();
                     self.tell(host, &taking.name, &error, noted);
+                    // What was given up may still be at the place where the next attempt is to arrive.
+                    let ended = timeout(WITHDRAW_TIMEOUT, session.withdraw(shared)).await;
+                    tracing::debug!(machine = host.name(), ?ended, "before the next attempt");
                 }
             }
         }
