@@ -5,13 +5,12 @@
 //! that is on its way, or nothing, and then it sends the content itself. So a machine that comes late, fails or is lost
 //! changes nothing for the others. Whatever fails between two machines ends with an upload from here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::ErrorChain;
 use crate::cluster::Host;
-use crate::event::{EventKind, Events};
+use crate::event::{EventKind, Events, GroupSize};
 use crate::session::{ContentOffer, Session, SessionError, SessionErrorKind, SharedContent};
 
 /// What is smaller than this, in bytes, is there sooner than two machines have found each other.
@@ -67,9 +66,8 @@ pub(crate) struct Spreads {
 
 #[derive(Debug)]
 struct Inner {
-    /// How many machines the run has, and of how many there is a session.
-    machines: u32,
-    connected: AtomicU32,
+    /// The machines that the run has.
+    groups: Vec<GroupSize>,
     events: Events,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
@@ -79,6 +77,8 @@ struct Inner {
 struct State {
     /// How many wait for more machines, for which the contents are kept.
     held: usize,
+    /// Of how many machines there is a session.
+    connected: u32,
     contents: HashMap<Key, Arc<Content>>,
     /// By their names.
     networks: HashMap<String, Network>,
@@ -129,6 +129,8 @@ struct Sources {
     next_number: u64,
     /// The machines that may keep something of it: each joins once.
     touched: Vec<Arc<dyn Session>>,
+    /// The groups that they are of.
+    groups: BTreeSet<String>,
 }
 
 /// A machine that has it.
@@ -165,23 +167,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Spreads {
-    /// For a run of so many machines. Is called on its runtime.
-    pub(crate) fn new(machines: u32, events: Events) -> Self {
+    /// For a run of these machines. Is called on its runtime.
+    pub(crate) fn new(groups: Vec<GroupSize>, events: Events) -> Self {
         let runtime = tokio::runtime::Handle::current();
-        Self {
-            inner: Arc::new(Inner {
-                machines,
-                connected: AtomicU32::new(0),
-                events,
-                runtime,
-                state: Mutex::default(),
-            }),
-        }
+        Self { inner: Arc::new(Inner { groups, events, runtime, state: Mutex::default() }) }
     }
 
     /// There is a session to one more machine.
     pub(crate) fn connected(&self) {
-        self.inner.connected.fetch_add(1, Ordering::Relaxed);
+        let mut state = lock(&self.inner.state);
+        state.connected += 1;
+        self.inner.end_unused(&mut state);
     }
 
     /// Brings a file or a directory to a machine as [`Session::upload`] does, perhaps from another machine. May be dropped
@@ -201,15 +197,7 @@ impl Spreads {
 
     /// Ends what nobody uses or holds any more, and waits for that.
     pub(crate) async fn settle(&self) {
-        {
-            let mut state = lock(&self.inner.state);
-            let is_unused = |content: &Content| lock(&content.sources).members == 0;
-            let unused = state.contents.iter().filter(|(_, content)| is_unused(content));
-            let unused: Vec<Key> = unused.map(|(key, _)| key.clone()).collect();
-            if state.held == 0 {
-                unused.iter().for_each(|key| self.inner.end(&mut state, key));
-            }
-        }
+        self.inner.end_unused(&mut lock(&self.inner.state));
         self.until_ended().await;
     }
 
@@ -231,9 +219,11 @@ impl Spreads {
     /// Joins those who want the same content, if it is worth it and the machine can have it from others.
     async fn join(&self, host: &Host, from: &Path, to: &str) -> Option<Member> {
         // Only while machines come up there will be more than there are.
-        let held = lock(&self.inner.state).held > 0;
-        let connected = self.inner.connected.load(Ordering::Relaxed);
-        let machines = if held { self.inner.machines.max(connected) } else { connected };
+        let machines = {
+            let state = lock(&self.inner.state);
+            let planned = if state.held > 0 { self.inner.size_of(|_| true) } else { 0 };
+            planned.max(state.connected)
+        };
         if machines < FEWEST_MACHINES || !host.session().spreads() {
             return None;
         }
@@ -269,6 +259,7 @@ impl Spreads {
             return None;
         }
         sources.touched.push(host.session().clone());
+        sources.groups.insert(host.group().to_owned());
         sources.members += 1;
         drop(sources);
         Some(Member { spreads: self.inner.clone(), content: content.clone(), key })
@@ -276,6 +267,26 @@ impl Spreads {
 }
 
 impl Inner {
+    /// How many machines these groups are to have.
+    fn size_of(&self, wanted: impl Fn(&str) -> bool) -> u32 {
+        self.groups.iter().filter(|group| wanted(&group.name)).map(|group| group.count).sum()
+    }
+
+    /// Ends what nobody uses, unless it is held for machines that may come to want it: until all of the run have begun, and
+    /// all have it that are of the same groups as those who wanted it.
+    fn end_unused(&self, state: &mut State) {
+        let all_have_begun = state.connected >= self.size_of(|_| true);
+        let is_over = |content: &Content| {
+            let sources = lock(&content.sources);
+            let expected = self.size_of(|group| sources.groups.contains(group));
+            let have_all = sources.touched.len() >= expected as usize;
+            sources.members == 0 && (state.held == 0 || (all_have_begun && have_all))
+        };
+        let over = state.contents.iter().filter(|(_, content)| is_over(content));
+        let over: Vec<Key> = over.map(|(key, _)| key.clone()).collect();
+        over.iter().for_each(|key| self.end(state, key));
+    }
+
     /// Has all machines forget a content.
     fn end(&self, state: &mut State, key: &Key) {
         let Some(content) = state.contents.remove(key) else { return };
@@ -347,6 +358,9 @@ impl Member {
                     };
                     taking.failed();
                     self.tell(host, &taking.name, &error, noted);
+                    // What was given up may still be at the place where the next attempt is to arrive.
+                    let ended = timeout(WITHDRAW_TIMEOUT, session.withdraw(shared)).await;
+                    tracing::debug!(machine = host.name(), ?ended, "before the next attempt");
                 }
             }
         }
@@ -443,14 +457,8 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let mut state = lock(&self.spreads.state);
-        let members = {
-            let mut sources = lock(&self.content.sources);
-            sources.members -= 1;
-            sources.members
-        };
-        if members == 0 && state.held == 0 {
-            self.spreads.end(&mut state, &self.key);
-        }
+        lock(&self.content.sources).members -= 1;
+        self.spreads.end_unused(&mut state);
     }
 }
 

@@ -73,7 +73,6 @@ impl Tsunami {
     ) -> Run {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
         let events = Events::new(&self.observers, started_at);
-        let machines = record.groups.iter().map(|group| group.count).sum();
         Run {
             id: record.run.clone(),
             experiment: record.experiment.clone(),
@@ -83,7 +82,7 @@ impl Tsunami {
             authorized_key,
             provider: self.provider.clone(),
             connector: self.connector.clone(),
-            spreads: Spreads::new(machines, events.clone()),
+            spreads: Spreads::new(record.groups.clone(), events.clone()),
             events,
             cancel,
             stop_retrying: CancellationToken::new(),

@@ -273,3 +273,102 @@ impl Debug for Source {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::process::{Command as Process, Output, Stdio};
+
+    use super::*;
+
+    /// One machine with a shell and tools of its kind: those of this computer, or busybox's.
+    struct Place<'a> {
+        shell: &'a [&'a str],
+        path: &'a str,
+        directory: &'a Path,
+        mark: String,
+    }
+
+    impl Place<'_> {
+        fn run(&self, script: &str, args: &[&str], input: &[u8]) -> Output {
+            let mut child = Process::new(self.shell[0])
+                .args(&self.shell[1..])
+                .args(["-c", script, "sh"])
+                .args(args)
+                .current_dir(self.directory)
+                .env("PATH", self.path)
+                .env(MARK, if script == SCRIPT { &self.mark } else { "" })
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(input).unwrap();
+            child.wait_with_output().unwrap()
+        }
+
+        fn say(&self, script: &str, args: &[&str], input: &[u8]) -> String {
+            let output = self.run(script, args, input);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{:?} {}: {} {said}", self.shell, self.path, output.status);
+            String::from_utf8(output.stdout).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_content_goes_from_one_to_another_in_every_shell() {
+        let root = tempfile::tempdir().unwrap();
+        let (tools, file) = (root.path().join("tools"), root.path().join("it's"));
+        fs::create_dir(&tools).unwrap();
+        for tool in ["tee", "tar", "df", "id", "grep", "sha256sum", "setsid", "tail", "sleep", "cut"] {
+            symlink("/bin/busybox", tools.join(tool)).unwrap();
+        }
+        fs::write(&file, vec![b'x'; 100_000]).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let busybox = format!("{}:{path}", tools.display());
+        let (archive, digest) = (UploadArchive::new(&file, "to/load").unwrap(), OnceLock::new());
+        let mut sent = Vec::new();
+        pack_digested(&archive, &mut sent, &digest).unwrap();
+        let digest = digest.get().unwrap();
+        let shells: [&[&str]; 3] = [&["dash"], &["bash", "--posix"], &["busybox", "sh"]];
+        let runs = |shell: &&&[&str]| Process::new(shell[0]).arg("--help").output().is_ok();
+        for (number, (shell, path)) in
+            shells.iter().filter(runs).flat_map(|shell| [(shell, &path), (shell, &busybox)]).enumerate()
+        {
+            let place = |name: &str| root.path().join(format!("{name}-{number}"));
+            let directories = [place("one"), place("two")];
+            let [one, two] = directories.each_ref().map(|directory| {
+                fs::create_dir(directory).unwrap();
+                Place { shell, path, directory, mark: format!("test/{}", directory.display()) }
+            });
+            let unpack = [upload::UNPACK, &archive.directory, &archive.mode];
+            one.say(SCRIPT, &[&["keep", "./kept", "1"], unpack.as_slice()].concat(), &sent);
+            assert_eq!(fs::read(directories[0].join("kept/content")).unwrap(), sent);
+            let (host, key) = (KeyPair::new().unwrap(), KeyPair::new().unwrap());
+            let address = format!("127.77.{}.{}", std::process::id() % 250, number + 1);
+            let offer = ["offer", "./kept", digest, &address, &key.public, "21177", "21178"];
+            let said = one.say(SCRIPT, &offer, host.private.as_bytes());
+            let (port, user) = said.trim().split_once(' ').unwrap();
+            let take = ["take", "./kept", "1", digest, &address, port, user, &host.public];
+            let take = [take.as_slice(), &unpack].concat();
+            two.say(SCRIPT, &take, key.private.as_bytes());
+            for directory in &directories {
+                assert_eq!(fs::read(directory.join("to/load")).unwrap(), fs::read(&file).unwrap());
+            }
+            // What there is no room for is not kept, and not taken.
+            let no_room = "1000000000000";
+            let keep = [&["keep", "./none", no_room], unpack.as_slice()].concat();
+            one.say(SCRIPT, &keep, &sent);
+            assert!(!directories[0].join("none").exists());
+            let mut roomless = take.clone();
+            roomless[2] = no_room;
+            assert!(!two.run(SCRIPT, &roomless, key.private.as_bytes()).status.success());
+            for place in [&one, &two] {
+                place.say(&WITHDRAW, &["./kept", &place.mark], b"");
+                assert!(!place.directory.join("kept").exists());
+            }
+            assert!(!two.run(SCRIPT, &take, key.private.as_bytes()).status.success(), "it was withdrawn");
+        }
+    }
+}
