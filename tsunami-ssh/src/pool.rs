@@ -156,11 +156,11 @@ impl Pool {
     }
 
     /// As [`shell`](Self::shell), but only if a connection that there is takes one more channel at once.
-    pub(crate) async fn shell_now(&self) -> Result<Shell, SessionError> {
+    pub(crate) async fn shell_now(&self, stdout: Option<&PipeWriter>) -> Result<Shell, SessionError> {
         let slot =
             self.free()?.ok_or_else(|| SessionError::new(SessionErrorKind::Remote, "no channel is free"))?;
         let (stdin, feed) = io::pipe().map_err(no_pipe)?;
-        let opened = self.open(&slot.link, &stdin, None).await;
+        let opened = self.open(&slot.link, &stdin, stdout).await;
         let opened = opened.inspect_err(|error| {
             let busy = slot.link.busy();
             if error.kind == SessionErrorKind::Remote && busy > 1 {
@@ -168,6 +168,11 @@ impl Pool {
             }
         });
         Ok(Shell { feed, channel: opened?, slot })
+    }
+
+    /// Whether what comes from the machine is slow on one channel, however fast the network.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.transport.is_narrow()
     }
 
     /// How long it takes to open a channel, at best: once to the machine and back.

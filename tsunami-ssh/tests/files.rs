@@ -6,6 +6,7 @@ mod sshd;
 
 use std::fs;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tsunami_core::{Command, Connector, Session};
+use tsunami_core::{Command, Connector, Download, Session};
 use tsunami_ssh::TransportKind;
 
 over_each_transport!(
@@ -25,6 +26,9 @@ over_each_transport!(
     a_long_upload_needs_no_more_than_one_channel,
     a_long_upload_needs_no_more_than_two_channels,
     a_long_upload_that_is_dropped_leaves_nothing,
+    a_long_download_comes_over_as_many_channels_as_help,
+    a_long_download_needs_no_more_than_one_channel,
+    a_long_download_that_is_dropped_leaves_nothing,
 );
 
 /// A way that one channel fills with 13 MiB/s.
@@ -75,6 +79,33 @@ impl Far {
             runs == "cat\n" && brings.to_string_lossy().starts_with(&*stripes.to_string_lossy())
         };
         fs::read_dir("/proc").unwrap().flatten().filter(is_one).count()
+    }
+
+    /// Waits for something that uses several channels. Returns what came of it, and the further channels that were seen
+    /// at a time.
+    async fn watch<T>(&self, transfer: impl Future<Output = T>) -> (T, usize) {
+        let (mut transfer, mut sides) = (pin!(transfer), 0);
+        loop {
+            tokio::select! {
+                done = &mut transfer => return (done, sides),
+                () = tokio::time::sleep(Duration::from_millis(50)) => sides = self.sides().max(sides),
+            }
+        }
+    }
+
+    /// Drops something once it uses several channels, and waits until nothing goes on.
+    async fn drop_when_it_flows<T>(&self, transfer: impl Future<Output = T>) {
+        let flows = async {
+            while self.sides() < 2 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            _ = transfer => panic!("it is too fast"),
+            () = flows => {}
+        }
+        self.session.close().await.unwrap();
+        assert_eq!(self.sides(), 0);
     }
 
     /// What is in the home directory.
@@ -158,17 +189,10 @@ async fn what_is_there_is_not_sent_again(transport: TransportKind) {
 /// Uploads for seconds. Returns the further channels that were seen at a time.
 async fn uploads_what_is_long(transport: TransportKind, channels: u32) -> usize {
     let far = Far::reach(transport, FAR, channels).await;
-    let (before, mut content, mut sides) = (far.names().len(), noise(40 << 20), 0);
+    let (before, mut content) = (far.names().len(), noise(40 << 20));
     // Not in whole blocks.
     content.truncate((40 << 20) - 12_345);
-    let uploading = far.upload(&content, "data");
-    tokio::pin!(uploading);
-    loop {
-        tokio::select! {
-            _ = &mut uploading => break,
-            () = tokio::time::sleep(Duration::from_millis(50)) => sides = far.sides().max(sides),
-        }
-    }
+    let (_, sides) = far.watch(far.upload(&content, "data")).await;
     assert_eq!(far.names().len(), before + 1, "{:?}", far.names());
     sides
 }
@@ -190,16 +214,39 @@ async fn a_long_upload_that_is_dropped_leaves_nothing(transport: TransportKind) 
     let far = Far::reach(transport, FAR, 10).await;
     let before = far.names();
     let content = noise(64 << 20);
-    let used = async {
-        while far.sides() < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::select! {
-        _ = far.upload(&content, "data") => panic!("it is too fast"),
-        () = used => {}
-    }
-    far.session.close().await.unwrap();
+    far.drop_when_it_flows(far.upload(&content, "data")).await;
     assert_eq!(far.names(), before);
-    assert_eq!(far.sides(), 0);
+}
+
+/// Downloads for seconds. Returns the further channels that were seen at a time.
+async fn downloads_what_is_long(transport: TransportKind, channels: u32) -> usize {
+    let far = Far::reach(transport, FAR, channels).await;
+    let (content, home) = (noise(40 << 20), far.here.path().join("home"));
+    fs::write(far.home().join("data"), &content).unwrap();
+    let before = far.names();
+    let (matches, sides) = far.watch(far.session.download(&Download::new(["data", "none"], &home))).await;
+    assert_eq!(matches.unwrap(), [1, 0]);
+    assert!(fs::read(home.join("data")).unwrap() == content);
+    assert_eq!(far.names(), before);
+    sides
+}
+
+async fn a_long_download_comes_over_as_many_channels_as_help(transport: TransportKind) {
+    let sides = downloads_what_is_long(transport, 10).await;
+    let expected = if transport == TransportKind::OpenSsh { 2..=6 } else { 0..=0 };
+    assert!(expected.contains(&sides), "{sides}");
+}
+
+async fn a_long_download_needs_no_more_than_one_channel(transport: TransportKind) {
+    downloads_what_is_long(transport, 1).await;
+}
+
+async fn a_long_download_that_is_dropped_leaves_nothing(transport: TransportKind) {
+    if transport == TransportKind::OpenSsh {
+        let far = Far::reach(transport, FAR, 10).await;
+        fs::write(far.home().join("data"), noise(64 << 20)).unwrap();
+        let (before, home) = (far.names(), far.here.path().join("home"));
+        far.drop_when_it_flows(far.session.download(&Download::new(["data"], &home))).await;
+        assert_eq!(far.names(), before);
+    }
 }

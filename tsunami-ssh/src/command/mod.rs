@@ -152,7 +152,8 @@ impl Commands {
         Ok((headers, Input::Given(Stdin::Null)))
     }
 
-    fn base(&self) -> Option<&str> {
+    /// The session's directory, relative to the login's own if it is not absolute; `None` is that.
+    pub(crate) fn base(&self) -> Option<&str> {
         self.machine.login.directory.as_deref()
     }
 
@@ -282,13 +283,15 @@ pub(crate) enum Input {
     Later(Arc<FurtherChannel>),
     /// Sets the digest of all that it sends.
     Kept(Box<UploadArchive>, Arc<OnceLock<String>>),
+    /// Nothing. It runs only if a channel is free.
+    NothingIfFree,
 }
 
 impl Input {
     /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all.
     fn feed(self, header: Vec<u8>, mut pipe: PipeWriter) -> Option<tokio::task::JoinHandle<io::Result<()>>> {
         let small = match &self {
-            Self::Given(Stdin::Null) | Self::Later(_) => header.len(),
+            Self::Given(Stdin::Null) | Self::Later(_) | Self::NothingIfFree => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
             Self::Given(_) | Self::Archive(_) | Self::Kept(..) => usize::MAX,
         };
@@ -298,7 +301,7 @@ impl Input {
             }
             pipe.write_all(&header)?;
             match self {
-                Self::Given(Stdin::Null) | Self::Later(_) => Ok(()),
+                Self::Given(Stdin::Null) | Self::Later(_) | Self::NothingIfFree => Ok(()),
                 Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
                 Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
@@ -348,7 +351,7 @@ impl Supervised {
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
         let opening = async {
             match &input {
-                Input::Later(_) => commands.pool.shell_now().await,
+                Input::Later(_) | Input::NothingIfFree => commands.pool.shell_now(stdout.as_ref()).await,
                 _ => commands.pool.shell(stdout.as_ref()).await,
             }
         };

@@ -24,6 +24,11 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much is read at a time.
 const CHUNK_BYTES: usize = 16 << 10;
 
+/// Bytes of an output that are read although they have to wait for the other one. What that one is behind by lies in
+/// sshd, which sends from both by turns and holds no more than a channel's window, 16 MiB at most; to leave any of this
+/// unread would close the window to both.
+const AHEAD_BYTES: usize = 32 << 20;
+
 /// One output of a conversation.
 struct Half {
     /// `None` at its end, and where somebody else takes it.
@@ -37,6 +42,12 @@ struct Half {
 impl Half {
     fn new(from: Option<Output>, preamble: Preamble, mark: &str) -> Self {
         Self { from, preamble, statuses: StatusDecoder::new(mark), ahead: VecDeque::new() }
+    }
+
+    /// Whether more is read, though it waits for the other output.
+    fn reads_ahead(&self) -> bool {
+        let length = |piece: &Piece| if let Piece::Output(bytes) = piece { bytes.len() } else { 0 };
+        self.ahead.iter().map(length).sum::<usize>() < AHEAD_BYTES
     }
 
     /// Takes what was read; nothing is the end.
@@ -126,7 +137,8 @@ impl Pump {
         let mut told = None;
         let mut alarm: Option<Instant> = None;
         while self.stdout.from.is_some() || self.stderr.from.is_some() {
-            let (stdout_waits, stderr_waits) = (self.stdout_waits(), self.stderr_waits());
+            let reads_stdout = !self.stdout_waits() || self.stdout.reads_ahead();
+            let reads_stderr = !self.stderr_waits() || self.stderr.reads_ahead();
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => stopping = true,
@@ -136,11 +148,11 @@ impl Pump {
                 }
                 // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
-                count = read_some(&mut self.stderr.from, err), if !stderr_waits => {
+                count = read_some(&mut self.stderr.from, err), if reads_stderr => {
                     let taken = self.stderr.take(&err[..count]);
                     self.advance(taken);
                 }
-                count = read_some(&mut self.stdout.from, out), if !stdout_waits => {
+                count = read_some(&mut self.stdout.from, out), if reads_stdout => {
                     let taken = self.stdout.take(&out[..count]);
                     self.advance(taken);
                 }

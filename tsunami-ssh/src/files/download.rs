@@ -84,6 +84,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::process::Command as Process;
 
+    use super::super::progress::Progress;
+    use super::super::stripes::joined;
     use super::super::unpack::unpack;
     use super::*;
 
@@ -160,19 +162,34 @@ mod tests {
         let path = std::env::var("PATH").unwrap();
         for path in [path.clone(), format!("{}:{path}", tools.display())] {
             for shell in shells.iter().filter(|shell| runs(shell[0])) {
-                let mut command = Process::new(shell[0]);
-                command.args(&shell[1..]).args(["-c", PACK, "sh"]).args(&patterns);
-                let output = command.current_dir(&there).env("PATH", &path).output().unwrap();
-                let home = tempfile::tempdir().unwrap();
-                let unpacked = unpack(output.stdout.as_slice(), home.path(), &patterns, || false);
-                let exit = Exit::Status(output.status.code().unwrap().try_into().unwrap());
-                let said = String::from_utf8_lossy(&output.stderr);
-                let matches = outcome(Ok(exit), unpacked, patterns.len(), &said);
-                assert_eq!(matches.unwrap(), [1, 2, 1, 2, 0], "{shell:?} {path}");
-                let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
-                assert_eq!((read("d/a"), read("d/l")), ("d/a".to_owned(), "d/a".to_owned()));
-                assert_eq!((read(".config/x"), read(".profile")), (".config/x".into(), ".profile".into()));
-                assert!(!home.path().join("other").exists());
+                for stripes in ["", "stripes"] {
+                    let mut command = Process::new(shell[0]);
+                    command.args(&shell[1..]).args(["-c", PACK, "sh", stripes]).args(&patterns);
+                    command.current_dir(&there).env("PATH", &path).env("HOME", place.path());
+                    let output = command.output().unwrap();
+                    assert!(!place.path().join("stripes").exists());
+                    let home = tempfile::tempdir().unwrap();
+                    let unpacked = match stripes {
+                        "" => unpack(output.stdout.as_slice(), home.path(), &patterns, || false),
+                        _ => unpack(
+                            joined(output.stdout.as_slice(), &Progress::default()).0,
+                            home.path(),
+                            &patterns,
+                            || false,
+                        ),
+                    };
+                    let exit = Exit::Status(output.status.code().unwrap().try_into().unwrap());
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    let matches = outcome(Ok(exit), unpacked, patterns.len(), &said);
+                    assert_eq!(matches.unwrap(), [1, 2, 1, 2, 0], "{shell:?} {path}");
+                    let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
+                    assert_eq!((read("d/a"), read("d/l")), ("d/a".to_owned(), "d/a".to_owned()));
+                    assert_eq!(
+                        (read(".config/x"), read(".profile")),
+                        (".config/x".into(), ".profile".into())
+                    );
+                    assert!(!home.path().join("other").exists());
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ mod tree;
 mod unpack;
 mod upload;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,6 +25,7 @@ use crate::shell::AfterPreamble;
 pub(crate) use present::Places;
 use progress::Progress;
 pub(crate) use spread::{KeptContents, Spread, pack_digested};
+use stripes::FAR;
 pub(crate) use stripes::FurtherChannel;
 pub(crate) use upload::UploadArchive;
 
@@ -63,21 +64,36 @@ pub(crate) async fn download(
     commands: &Arc<Commands>,
     download: &Download,
 ) -> Result<Vec<usize>, SessionError> {
-    let mut pack = own_script(download::PACK, &download.patterns);
-    pack.cwd.clone_from(&download.cwd);
     let local = |message: &str, error| SessionError::new(SessionErrorKind::Local, message).source(error);
     let (from, pipe) = io::pipe().map_err(|error| local("no more pipes", error))?;
     let (progress, cancel) = (Progress::default(), CancellationToken::new());
-    let from = progress.counting(from);
+    let from = AfterPreamble::new(progress.counting(from));
+    let pool = commands.pool();
+    let (from, bringers): (Box<dyn Read + Send>, _) = if pool.is_narrow() && pool.distance() >= FAR {
+        let (joined, bringers) = stripes::joined(from, &progress);
+        (Box::new(joined), Some(bringers))
+    } else {
+        (Box::new(from), None)
+    };
+    let directory = bringers.as_ref().map(|bringers| bringers.directory(commands.base()));
+    let mut pack =
+        own_script(download::PACK, [&directory.unwrap_or_default()].into_iter().chain(&download.patterns));
+    pack.cwd.clone_from(&download.cwd);
     let (into, patterns) = (download.into.clone(), download.patterns.clone());
     let (finished, done) = oneshot::channel();
     let unpacking = spawn_blocking(move || {
-        let unpacked = unpack::unpack(AfterPreamble::new(from), &into, &patterns, || finished.is_closed());
+        let unpacked = unpack::unpack(from, &into, &patterns, || finished.is_closed());
         let _ = finished.send(());
         unpacked
     });
     let (consumer, said) = (StdoutConsumer { pipe, done }, Arc::new(CapturedOutput::default()));
     let packing = commands.run(&pack, Input::Given(Stdin::Null), Some(consumer), said.clone(), &cancel);
+    let packing = async {
+        match bringers {
+            Some(bringers) => bringers.beside(commands, packing, &cancel).await,
+            None => packing.await,
+        }
+    };
     let packed = progress.watch(packing, &cancel, || commands.pool().check()).await;
     let unpacked = unpacking.await.map_err(|error| local("unpacking failed", io::Error::other(error)))?;
     download::outcome(packed, unpacked, download.patterns.len(), &said.text())

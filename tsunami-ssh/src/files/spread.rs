@@ -327,9 +327,11 @@ mod tests {
         fs::write(&file, vec![b'x'; 100_000]).unwrap();
         let path = std::env::var("PATH").unwrap();
         let busybox = format!("{}:{path}", tools.display());
-        let (archive, digest) = (UploadArchive::new(&file, "to/load").unwrap(), OnceLock::new());
-        let mut sent = Vec::new();
-        pack_digested(&archive, &mut sent, &digest).unwrap();
+        let mut archive = UploadArchive::new(&file, "to/load").unwrap();
+        archive.list().unwrap();
+        let (directory, mode) = (archive.directory.clone(), archive.mode.clone());
+        let (mut sent, digest) = (Vec::new(), OnceLock::new());
+        pack_digested(archive, &mut sent, &digest).unwrap();
         let digest = digest.get().unwrap();
         let shells: [&[&str]; 3] = [&["dash"], &["bash", "--posix"], &["busybox", "sh"]];
         let runs = |shell: &&&[&str]| Process::new(shell[0]).arg("--help").output().is_ok();
@@ -342,7 +344,7 @@ mod tests {
                 fs::create_dir(directory).unwrap();
                 Place { shell, path, directory, mark: format!("test/{}", directory.display()) }
             });
-            let unpack = [upload::UNPACK, &archive.directory, &archive.mode];
+            let unpack = [upload::UNPACK, &directory, &mode];
             one.say(SCRIPT, &[&["keep", "./kept", "1"], unpack.as_slice()].concat(), &sent);
             assert_eq!(fs::read(directories[0].join("kept/content")).unwrap(), sent);
             let (host, key) = (KeyPair::new().unwrap(), KeyPair::new().unwrap());

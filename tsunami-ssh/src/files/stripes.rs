@@ -1,31 +1,43 @@
-//! An upload over several channels at once.
+//! Transfers over several channels at once.
 //!
 //! sshd takes 2 MiB on a channel before it has answered, however far away it is: at a sixth of a second there and back,
 //! that is 12 MiB/s. So what is long goes to a far machine in blocks, by turns over the channel of the script that
 //! unpacks and over further ones, as many as are free. Those end in named pipes, from which the script takes the blocks
 //! in order; a line on its own channel says where the next one comes from. Nothing is written twice.
 //!
+//! A download comes likewise, where this side takes no more on a channel either. Nobody knows how long it will be, so
+//! further channels are opened once something has come.
+//!
 //! SSH itself sees to it that what a channel brings is what was sent. Whether it has brought all of it, its status
-//! says: an upload is done when all that took part have succeeded.
+//! says: a transfer is done when all that took part have succeeded.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, PipeWriter, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{Command, Exit, OutputSink, SessionError, SessionErrorKind, Stream};
 
-use crate::command::{Commands, Input};
+use super::progress::{Counting, Progress};
+use crate::command::{Commands, Input, StdoutConsumer};
+use crate::shell::AfterPreamble;
 
-/// What a further channel runs.
+/// What a further channel of an upload runs.
 const SIDE: &str = include_str!("side.sh");
+
+/// What a further channel of a download runs.
+const BRING: &str = include_str!("bring.sh");
 
 /// The bytes of an upload from which it goes over several channels: until they are open, a single one brings as much.
 pub(super) const STRIPED_BYTES: u64 = 16 << 20;
+
+/// The bytes of a download after which further channels are opened.
+const DOWNLOADED_BYTES: usize = 4 << 20;
 
 /// How far away a machine is then, there and back. Nearer ones take 100 MiB/s and more over a single channel.
 pub(super) const FAR: Duration = Duration::from_millis(20);
@@ -60,11 +72,15 @@ pub(super) struct Sides {
 
 /// Both ends of one upload.
 pub(super) fn stripes() -> (Stripes, Sides) {
-    let directory = format!(".tsunami-stripes-{:016x}", RandomState::new().hash_one(0));
+    let directory = unique_directory();
     let (begin, (ready, sides)) = (Arc::<Notify>::default(), channel());
     let stripes =
         Stripes { directory: directory.clone(), begin: begin.clone(), sides: Mutex::new(Some(sides)) };
     (stripes, Sides { directory, begin, ready })
+}
+
+fn unique_directory() -> String {
+    format!(".tsunami-stripes-{:016x}", RandomState::new().hash_one(0))
 }
 
 impl Stripes {
@@ -150,27 +166,13 @@ impl Sides {
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError> {
         let over = CancellationToken::new();
-        let sending = async {
-            if over.run_until_cancelled(self.begin.notified()).await.is_some() {
-                try_join_all(NUMBERS.map(|number| self.side(commands, number, cancel, &over))).await?;
+        let sides = async {
+            if over.run_until_cancelled(self.begin.notified()).await.is_none() {
+                return Ok(());
             }
-            over.cancelled().await;
-            Ok(())
+            try_join_all(NUMBERS.map(|number| self.side(commands, number, cancel, &over))).await.map(drop)
         };
-        tokio::pin!(main, sending);
-        tokio::select! {
-            exit = &mut main => {
-                over.cancel();
-                // Where one of them has failed, that is why.
-                let exit = exit?;
-                sending.await.map(|()| exit)
-            }
-            Err(error) = &mut sending => {
-                cancel.cancel();
-                let _ = main.await;
-                Err(error)
-            }
-        }
+        beside(main, sides, &over, cancel).await
     }
 
     /// One channel, if there is one. It goes when the upload is over and has not used it.
@@ -209,6 +211,34 @@ impl Sides {
                 let message = format!("one of the upload's channels ended with {exit}");
                 Err(SessionError::new(SessionErrorKind::Transfer, message))
             }
+        }
+    }
+}
+
+/// Waits for what goes over several channels; `over` tells the further ones that the first has ended.
+async fn beside(
+    main: impl Future<Output = Result<Exit, SessionError>>,
+    sides: impl Future<Output = Result<(), SessionError>>,
+    over: &CancellationToken,
+    cancel: &CancellationToken,
+) -> Result<Exit, SessionError> {
+    let sides = async {
+        sides.await?;
+        over.cancelled().await;
+        Ok(())
+    };
+    tokio::pin!(main, sides);
+    tokio::select! {
+        exit = &mut main => {
+            over.cancel();
+            // Where one of them has failed, that is why.
+            let exit = exit?;
+            sides.await.map(|()| exit)
+        }
+        Err(error) = &mut sides => {
+            cancel.cancel();
+            let _ = main.await;
+            Err(error)
         }
     }
 }
@@ -260,10 +290,171 @@ impl OutputSink for FurtherChannel {
     }
 }
 
+/// Where a further channel of a download brings something.
+type Brings = (u8, AfterPreamble<Counting<PipeReader>>, oneshot::Sender<()>);
+
+/// Reads a download that comes over several channels, or may.
+#[derive(Debug)]
+pub(super) struct Joined<R> {
+    main: R,
+    sides: Receiver<Brings>,
+    open: Vec<Brings>,
+    from: Source,
+    /// What is still to come of the present block.
+    left: usize,
+    received: usize,
+    begin: Arc<Notify>,
+    /// Numbers of channels that have brought something, as bits.
+    used: Arc<AtomicU16>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Main,
+    Side(u8),
+    /// The first one brings all the rest.
+    Rest,
+}
+
+/// The other end of it.
+#[derive(Debug)]
+pub(super) struct Bringers {
+    directory: String,
+    begin: Arc<Notify>,
+    sides: Sender<Brings>,
+    used: Arc<AtomicU16>,
+    progress: Progress,
+}
+
+/// Both ends of a download whose first channel is `main`.
+pub(super) fn joined<R: Read>(main: R, progress: &Progress) -> (Joined<R>, Bringers) {
+    let (begin, used, (sides, ready)) = (Arc::<Notify>::default(), Arc::<AtomicU16>::default(), channel());
+    let bringers = Bringers {
+        directory: unique_directory(),
+        begin: begin.clone(),
+        sides,
+        used: used.clone(),
+        progress: progress.clone(),
+    };
+    let (from, open) = (Source::Main, Vec::new());
+    (Joined { main, sides: ready, open, from, left: 0, received: 0, begin, used }, bringers)
+}
+
+impl<R: Read> Joined<R> {
+    /// Reads where the next block comes from. Returns whether there is one.
+    fn next(&mut self) -> io::Result<bool> {
+        let mut line = [0; 2];
+        match self.main.read_exact(&mut line) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            read => read?,
+        }
+        self.left = BLOCK_BYTES;
+        self.from = match line {
+            [b'-', b'\n'] => Source::Rest,
+            [b'9', b'\n'] => Source::Main,
+            [digit @ b'3'..=b'8', b'\n'] => Source::Side(digit - b'0'),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not in blocks")),
+        };
+        Ok(true)
+    }
+}
+
+impl<R: Read> Read for Joined<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Source::Rest = self.from {
+            return self.main.read(buffer);
+        }
+        if self.left == 0 && !self.next()? {
+            return Ok(0);
+        }
+        let most = buffer.len().min(self.left);
+        let buffer = &mut buffer[..most];
+        let count = match self.from {
+            Source::Rest => return self.main.read(buffer),
+            Source::Main => self.main.read(buffer)?,
+            Source::Side(number) => {
+                self.open.extend(self.sides.try_iter());
+                self.used.fetch_or(1 << number, Ordering::Relaxed);
+                let side = self.open.iter_mut().find(|side| side.0 == number);
+                let none = || io::Error::new(io::ErrorKind::InvalidData, "it comes over no channel");
+                side.ok_or_else(none)?.1.read(buffer)?
+            }
+        };
+        self.left -= count;
+        self.received = self.received.saturating_add(count);
+        if self.received >= DOWNLOADED_BYTES {
+            self.begin.notify_one();
+        }
+        Ok(count)
+    }
+}
+
+impl Bringers {
+    /// The directory of the named pipes, for the script that packs.
+    pub(super) fn directory(&self, base: Option<&str>) -> String {
+        base.map_or_else(|| self.directory.clone(), |base| format!("{base}/{}", self.directory))
+    }
+
+    /// Brings over further channels, once enough has come, as long as `main` does its part.
+    pub(super) async fn beside(
+        self,
+        commands: &Arc<Commands>,
+        main: impl Future<Output = Result<Exit, SessionError>>,
+        cancel: &CancellationToken,
+    ) -> Result<Exit, SessionError> {
+        let over = CancellationToken::new();
+        let sides = async {
+            if over.run_until_cancelled(self.begin.notified()).await.is_none() {
+                return Ok(());
+            }
+            try_join_all((3..=8).map(|number| self.side(commands, number, cancel, &over))).await.map(drop)
+        };
+        beside(main, sides, &over, cancel).await
+    }
+
+    async fn side(
+        &self,
+        commands: &Arc<Commands>,
+        number: u8,
+        cancel: &CancellationToken,
+        over: &CancellationToken,
+    ) -> Result<(), SessionError> {
+        let bring = Command::program("sh").arg("-c").arg(BRING).arg("sh");
+        let bring = bring.arg(format!("{}/{number}", self.directory));
+        let no_pipe = |error| SessionError::new(SessionErrorKind::Local, "no more pipes").source(error);
+        let (from, pipe) = io::pipe().map_err(no_pipe)?;
+        let (finished, done) = oneshot::channel();
+        let from = AfterPreamble::new(self.progress.counting(from));
+        if self.sides.send((number, from, finished)).is_err() {
+            return Ok(());
+        }
+        let consumer = Some(StdoutConsumer { pipe, done });
+        let is_used = || self.used.load(Ordering::Relaxed) & (1 << number) != 0;
+        let running = commands.run(&bring, Input::NothingIfFree, consumer, Arc::new(()), cancel);
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => ended,
+            () = over.cancelled() => if is_used() { running.await } else { return Ok(()) },
+        };
+        match ended {
+            Ok(exit) if exit.success() => Ok(()),
+            ended if !is_used() => {
+                tracing::debug!(number, ?ended, "no further channel for a download");
+                Ok(())
+            }
+            Ok(exit) => {
+                let message = format!("one of the download's channels ended with {exit}");
+                Err(SessionError::new(SessionErrorKind::Transfer, message))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
-    use std::io::Read;
     use std::os::fd::OwnedFd;
     use std::process::{Child, Command as Process, Stdio};
 

@@ -115,7 +115,7 @@ impl UploadArchive {
     }
 
     /// Finds out what there is to send. It may wait for a disk.
-    fn list(&mut self) -> io::Result<()> {
+    pub(super) fn list(&mut self) -> io::Result<()> {
         if let Some(name) = &self.name {
             let metadata = fs::metadata(&self.from)?;
             self.files = vec![(Path::new("./").join(name), size_to_ask_for(&metadata))];

@@ -77,6 +77,11 @@ pub(crate) trait Transport: Debug + Send + Sync {
         false
     }
 
+    /// Whether this side takes no more on a channel than sshd does before it has answered.
+    fn is_narrow(&self) -> bool {
+        true
+    }
+
     /// The pauses between two attempts at a machine that is not ready yet.
     fn pauses(&self) -> Backoff {
         Backoff::new(Duration::from_millis(100), Duration::from_secs(2))

@@ -79,6 +79,10 @@ impl Transport for InProcessTransport {
         true
     }
 
+    fn is_narrow(&self) -> bool {
+        false
+    }
+
     fn pauses(&self) -> Backoff {
         Backoff::new(Duration::from_millis(20), Duration::from_secs(1))
     }
