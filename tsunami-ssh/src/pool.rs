@@ -4,8 +4,9 @@
 //! sshd takes so many channels on a connection (`MaxSessions`), and says how many only by refusing one more. So the
 //! pool counts those that are open, learns the number, opens further connections when all channels are taken, and has
 //! the others wait. A command may begin only if it can be ended: the pool keeps a channel for that, on a connection of
-//! its own where one takes a single channel. There its attendant waits, which runs scripts as well. Where the machine gives a single channel in all, one command runs at a
-//! time, and what ends it begins with another connection in the place of the command's.
+//! its own where one takes a single channel. There an attendant waits, which runs scripts as well. Where the machine
+//! gives a single channel in all, one command runs at a time, and what ends it begins with another connection in the
+//! place of the command's.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;

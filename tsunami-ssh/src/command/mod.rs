@@ -457,6 +457,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_script_waits_for_no_other_and_an_attendant_that_was_ended_is_replaced() {
+        let commands = commands_on(Fake::with(10, 1)).await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = [directory.path().join("made").to_str().unwrap().to_owned()];
+        // It waits for what the second makes.
+        let first = "until [ -e \"$1\" ]; do sleep 0.05; done; echo first";
+        let (first, second) = tokio::join!(
+            commands.administer(first, &file),
+            commands.administer("echo second; >\"$1\"", &file)
+        );
+        assert_eq!((first.unwrap().as_str(), second.unwrap().as_str()), ("first\n", "second\n"));
+        commands.administer("kill -9 $PPID", &[]).await.unwrap_err();
+        assert_eq!(commands.administer("echo third", &[]).await.unwrap(), "third\n");
+    }
+
+    #[tokio::test]
     async fn a_command_that_has_the_only_channel_can_be_ended() {
         let commands = commands_on(Fake::with(1, 1)).await;
         for _ in 0..2 {
