@@ -1036,7 +1036,8 @@ mod tests {
         let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
         let machine = Machine::new(MachineId::new("m-1"), run, "node", 0, MachineState::Running);
         let events = Events::new(&[], SystemTime::UNIX_EPOCH);
-        let host = Host::new(machine.into(), Arc::new(MockSession::new()), events, CancellationToken::new());
+        let (session, spreads) = (Arc::new(MockSession::new()), Spreads::new(Vec::new(), events.clone()));
+        let host = Host::new(machine.into(), session, events, spreads, CancellationToken::new());
         let bytes = size_of_val(&host.command(Command::shell("true")).run());
         assert!(bytes <= 1024, "{bytes} bytes");
     }
