@@ -61,7 +61,8 @@ impl Attendant {
     pub(crate) async fn run(mut self, line: &[u8]) -> Result<(Answer, Option<Self>), SessionError> {
         let mark = shell::mark(RandomState::new().hash_one(0));
         let told = if self.is_told { Vec::new() } else { shell::script_line(SCRIPT, &[""; 0])? };
-        self.feed([&told, mark.as_bytes(), b"\n", line].concat()).await;
+        let length = line.len().to_string();
+        self.feed([&told, mark.as_bytes(), b"\n", length.as_bytes(), b"\n", line].concat()).await;
         self.is_told = true;
         let channel = &mut self.shell.channel;
         let (out, err) = (&mut channel.stdout, &mut channel.stderr);
@@ -157,7 +158,11 @@ pub(crate) fn too_much(error: impl Into<BoxError>) -> SessionError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::{Command, Stdio};
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::pool::Pool;
@@ -218,6 +223,36 @@ mod tests {
             }
         }
         panic!("no attendant runs them all");
+    }
+
+    #[test]
+    fn a_long_script_is_read_with_and_without_a_dd_that_reads_all_of_it() {
+        let tools = tempfile::tempdir().unwrap();
+        let dd = tools.path().join("dd");
+        fs::write(&dd, "#!/bin/sh\nexit 1\n").unwrap();
+        fs::set_permissions(&dd, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let without = format!("{}:{path}", tools.path().display());
+        let line = format!(": {}; echo said\n", "x".repeat(20_000));
+        let lines = format!("mark\n{}\n{line}", line.len());
+        for shell in [["dash", "-c"].as_slice(), &["bash", "--posix", "-c"], &["busybox", "sh", "-c"]] {
+            for path in [&path, &without] {
+                let mut attendant = Command::new(shell[0]);
+                attendant.args(&shell[1..]).arg(SCRIPT).env("PATH", path);
+                let piped =
+                    attendant.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+                let Ok(mut attendant) = piped else { continue };
+                // It comes in pieces, as it does over a network.
+                let mut stdin = attendant.stdin.take().unwrap();
+                for piece in lines.as_bytes().chunks(9000) {
+                    stdin.write_all(piece).unwrap();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                drop(stdin);
+                let said = String::from_utf8(attendant.wait_with_output().unwrap().stdout).unwrap();
+                assert!(said.starts_with("marksaid\nmark0 "), "{shell:?} {path}: {said}");
+            }
+        }
     }
 
     #[tokio::test]

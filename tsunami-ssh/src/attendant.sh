@@ -1,10 +1,12 @@
-# shellcheck disable=SC3013 # -ef is in POSIX since 2024
-# Runs scripts of tsunami's own, one after another, each in a `sh` of its own that reads nothing. Two lines at a time
-# come on standard input: a mark, and a script. On both outputs the mark comes before what the script says, and after
-# that once more, with the script's status and
+# shellcheck disable=SC2016,SC3013 # what is quoted is another shell's, -ef is in POSIX since 2024
+# Runs scripts of tsunami's own, one after another, each in a `sh` of its own that reads nothing. Three lines at a time
+# come on standard input: a mark, the length of a script in bytes, and the script. On both outputs the mark comes before
+# what the script says, and after that once more, with the script's status and
 #
 #   next                         another script may come
 #   last                         none runs here any more: something of this one may hold the outputs
+#
+# `read` takes a byte at a time, so a long script is read by `dd`, where there is one that reads all of it.
 _is_held() {
     read -r _ _ _ _ _newest </proc/loadavg || return 0
     [ "$_newest" -ge "$_other" ] && [ $((_newest - _other)) -le 4096 ] || return 0
@@ -28,10 +30,12 @@ _is_held() {
 # What is in the background reads nothing, in shells other than bash, unless its input comes by another descriptor; and no
 # shell says there how it ended.
 exec 3>&2 4<&0 2>/dev/null
-while IFS= read -r _mark; do
+_run='[ "$1" -gt 4096 ] && _line=$(dd bs="$1" count=1 iflag=fullblock 2>/dev/null) || IFS= read -r _line || exit
+exec </dev/null && eval "$_line"'
+while IFS= read -r _mark && IFS= read -r _length; do
     printf %s "$_mark"
     printf %s "$_mark" >&3
-    sh -c 'IFS= read -r _line && exec </dev/null && eval "$_line"' <&4 2>&3 3>&- 4<&- &
+    sh -c "$_run" sh "$_length" <&4 2>&3 3>&- 4<&- &
     _other=$!
     wait "$!"
     _status=$?

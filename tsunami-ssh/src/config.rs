@@ -55,6 +55,10 @@ pub struct SshOptions {
     pub kex: Option<String>,
     /// How sessions are made.
     pub transport: TransportKind,
+    /// Whether what many machines are given goes from machine to machine, at their private addresses. By default it
+    /// does, unless those are loopback addresses: there a machine reaches only itself, or nothing leaves this computer
+    /// anyway.
+    pub spread: Option<bool>,
 }
 
 impl Default for SshOptions {
@@ -69,6 +73,7 @@ impl Default for SshOptions {
             keepalive: Duration::from_secs(5),
             kex: None,
             transport: TransportKind::default(),
+            spread: None,
         }
     }
 }
@@ -125,6 +130,12 @@ impl SshOptions {
     /// Sets how sessions are made.
     pub fn transport(mut self, transport: TransportKind) -> Self {
         self.transport = transport;
+        self
+    }
+
+    /// Sets whether what many machines are given goes from machine to machine.
+    pub fn spread(mut self, spread: bool) -> Self {
+        self.spread = Some(spread);
         self
     }
 }

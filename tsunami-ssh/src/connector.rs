@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -323,6 +324,12 @@ impl RunSsh {
     /// What connects to a machine.
     pub(crate) fn transport(self: &Arc<Self>, machine: &Machine) -> Arc<dyn Transport> {
         self.options.transport.to(machine, self)
+    }
+
+    /// Whether a machine can hand on to others what it was given.
+    pub(crate) fn spreads(&self, machine: &Machine) -> bool {
+        let address = machine.addresses.private.as_deref().map(str::parse::<IpAddr>);
+        self.options.spread.unwrap_or_else(|| !matches!(address, Some(Ok(address)) if address.is_loopback()))
     }
 
     /// Keeps a connection for whoever opens the next session to the machine.

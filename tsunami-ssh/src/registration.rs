@@ -27,6 +27,11 @@ const SSH_KEYS: &[Key] = &[
     Key::new("kex", Form::Text, "the key exchange algorithms, as in `KexAlgorithms`"),
     Key::new("transport", Form::Choice(&words(&TransportKind::WORDS)), "what carries the sessions")
         .default("\"openssh\""),
+    Key::new(
+        "spread",
+        Form::Boolean,
+        "whether machines hand on large uploads among each other; by default where their addresses aren't loopback",
+    ),
 ];
 
 /// The keys of a group of hosts.
@@ -87,6 +92,7 @@ impl MakeConnector for OverSsh {
                     let chosen = values.choice(value, key, &TransportKind::WORDS);
                     options.transport = chosen.unwrap_or(options.transport);
                 }
+                "spread" => options.spread = values.boolean(value),
                 _ => {}
             }
         }
@@ -345,12 +351,13 @@ hosts = ["b", 3]"#,
     #[test]
     fn what_ssh_says_reaches_the_connector() {
         let text = "name = 'x'\n[ssh]\njump = 'me@bastion'\nkeepalive = '9s'\nconnect_timeout = '3m'\nkex = 'a,b'\n\
-                    transport = 'openssh'\n[group.a]\n";
+                    transport = 'openssh'\nspread = false\n[group.a]\n";
         let experiment = load(text).unwrap();
         assert_eq!(experiment.plan().connect_timeout, Duration::from_secs(180));
         let options = options(&experiment.connection.settings, true);
         assert_eq!((options.jump.as_deref(), options.kex.as_deref()), (Some("me@bastion"), Some("a,b")));
         assert!(options.keepalive == Duration::from_secs(9) && options.accept_new_hosts);
+        assert_eq!(options.spread, Some(false));
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Session for SshSession {
     }
 
     fn spreads(&self) -> bool {
-        true
+        self.ssh.spreads(&self.machine)
     }
 
     async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {

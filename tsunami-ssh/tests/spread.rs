@@ -157,7 +157,7 @@ async fn upload(
     let line = Arc::new(Line { rate, ..Line::default() });
     let machines = LocalProvider::new(root.path().join("runs"));
     let uplink = Uplink { machines, line: line.clone(), ports: Mutex::default(), private };
-    let connector = SshConnector::new(SshOptions::default().transport(transport));
+    let connector = SshConnector::new(SshOptions::default().transport(transport).spread(true));
     let events = Arc::new(Recorder::default());
     let tsunami = Tsunami::new(Arc::new(uplink), Arc::new(connector))
         .observer(events.clone())
@@ -363,7 +363,7 @@ async fn hosts_hand_on_what_one_was_given(transport: TransportKind) {
     let (file, known_hosts) = (root.path().join("load"), root.path().join("known"));
     fs::write(&known_hosts, known).unwrap();
     fs::write(&file, noise(5 << 20)).unwrap();
-    let options = SshOptions::default().key(existing.directory().join("ssh/id_ed25519"));
+    let options = SshOptions::default().spread(true).key(existing.directory().join("ssh/id_ed25519"));
     let options = options.known_hosts(known_hosts).transport(transport);
     for fails in [false, true] {
         let connector = Arc::new(SshConnector::new(options.clone()));

@@ -49,7 +49,7 @@ pub(crate) struct Machines {
 
 impl Machines {
     pub(crate) async fn launch(count: u32, transport: TransportKind) -> Self {
-        Self::launch_with(count, SshOptions::default().transport(transport)).await
+        Self::launch_with(count, SshOptions::default().transport(transport).spread(true)).await
     }
 
     pub(crate) async fn launch_with(count: u32, options: SshOptions) -> Self {

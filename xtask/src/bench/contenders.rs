@@ -76,7 +76,7 @@ pub(super) fn all(machines: usize) -> Vec<Contender> {
         says: Says::Done,
     };
     let tsunami = |name, file| {
-        let program = std::env::var_os("TSUNAMI_BIN").map_or_else(|| built("tsunami"), PathBuf::from);
+        let program = given_tsunami().unwrap_or_else(|| built("tsunami"));
         let file = place(file).display().to_string();
         let arguments = ["run", "-v", "--json", "-o", "results", &file];
         Contender { says: Says::Events, ..contender(name, Some(program), &arguments) }
@@ -178,13 +178,24 @@ impl Says {
     }
 }
 
+/// The tsunami to measure in place of one that is built.
+fn given_tsunami() -> Option<PathBuf> {
+    let given = PathBuf::from(std::env::var_os("TSUNAMI_BIN")?);
+    // It is run in another directory.
+    Some(std::path::absolute(&given).unwrap_or(given))
+}
+
 /// Builds what is measured in release mode: tsunami, unless it is given, and the minimal programs.
 pub(super) fn build() -> Result {
+    let given = given_tsunami();
+    if let Some(given) = given.as_deref().filter(|given| !given.is_file()) {
+        return Err(Failure::new(format!("TSUNAMI_BIN is {}, which is no file", given.display())));
+    }
     let mut build = cargo(["build", "--release", "--target-dir"]);
     build.arg(root().join("target/without-aws"));
     build.args(["--package", "xtask", "--features", "xtask/bench", "--no-default-features"]);
     build.args(["--bin", MINIMAL_OPENSSH, "--bin", MINIMAL_RUSSH, "--bin", "delay"]);
-    if std::env::var_os("TSUNAMI_BIN").is_none() {
+    if given.is_none() {
         // Without EC2, which has no part in it and takes long to compile.
         build.args(["--package", "tsunami-cli", "--bin", "tsunami"]);
     }
