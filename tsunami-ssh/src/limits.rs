@@ -67,3 +67,6 @@ pub const HOST_KEY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of the time in which there must be a connection to a host is left, at most a quarter, to find out whether
 /// anybody answers there at all. It is for the error.
 pub const LAST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes of an upload that are handed on at a time, and wait in a pipe.
+pub(crate) const BULK_BYTES: usize = 128 << 10;

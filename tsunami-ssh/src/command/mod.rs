@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::pipe::fcntl_setpipe_size;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
@@ -24,6 +25,7 @@ use tsunami_core::{
 
 use crate::attendant::{Answer, Attendant, PIPE_BYTES};
 use crate::files::{FurtherChannel, UploadArchive, pack_digested};
+use crate::limits::BULK_BYTES;
 use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
 use crate::shell;
 use conversation::Outputs;
@@ -305,10 +307,8 @@ impl Input {
                 Self::Given(Stdin::Bytes(bytes)) => pipe.write_all(&bytes),
                 Self::Given(Stdin::File(path)) => io::copy(&mut File::open(path)?, &mut pipe).map(drop),
                 Self::Given(_) => Err(io::ErrorKind::Unsupported.into()),
-                Self::Archive(archive) => archive.pack(io::BufWriter::with_capacity(PIPE_BYTES, pipe)),
-                Self::Kept(archive, digest) => {
-                    pack_digested(*archive, io::BufWriter::with_capacity(PIPE_BYTES, pipe), &digest)
-                }
+                Self::Archive(archive) => archive.pack(in_bulk(pipe)),
+                Self::Kept(archive, digest) => pack_digested(*archive, in_bulk(pipe), &digest),
             }
         };
         if small > PIPE_BYTES {
@@ -318,6 +318,14 @@ impl Input {
         let _ = write();
         None
     }
+}
+
+/// Hands on much at a time. sshd makes room for 256 KiB and clears that again for each piece that reaches it, however
+/// small, so that small pieces cost the machine several times what the content does.
+fn in_bulk(pipe: PipeWriter) -> io::BufWriter<PipeWriter> {
+    // A user may have only so much in pipes; then it stays as it is.
+    let _ = fcntl_setpipe_size(&pipe, BULK_BYTES);
+    io::BufWriter::with_capacity(BULK_BYTES, pipe)
 }
 
 /// Follows a single command.

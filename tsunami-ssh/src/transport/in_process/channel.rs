@@ -13,15 +13,17 @@ use bytes::{Bytes, BytesMut};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use rustix::fs::{FileType, fstat};
+use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncReadExt, AsyncWrite, DuplexStream, duplex};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::BULK_BYTES;
 use crate::transport::{Channel, Output};
 
-/// How much is read of an input at a time: what goes into one packet.
+/// How much is read of a file at a time.
 const CHUNK_BYTES: usize = 32 << 10;
 
 /// How much of an output waits for its reader. Beyond that the whole connection waits: russh opens a window again as
@@ -97,10 +99,13 @@ impl Input {
     async fn send(mut self, to: &ChannelWriteHalf<Msg>) -> Result<(), russh::Error> {
         loop {
             // An idle channel holds no buffer.
+            let mut bytes = CHUNK_BYTES;
             if let Self::Pipe(pipe) = &self {
                 pipe.readable().await?;
+                let waiting = ioctl_fionread(pipe).map_err(io::Error::from)?;
+                bytes = usize::try_from(waiting).unwrap_or(usize::MAX).clamp(1, BULK_BYTES);
             }
-            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            let mut chunk = BytesMut::with_capacity(bytes);
             let count = match &mut self {
                 Self::Pipe(pipe) => match pipe.try_read_buf(&mut chunk) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
