@@ -17,7 +17,7 @@ use crate::pool::{Shell, Slot};
 use crate::shell;
 use crate::transport::Output;
 
-const SCRIPT: &str = include_str!("attendant.sh");
+const SCRIPT: &str = concat!(include_str!("held.sh"), include_str!("attendant.sh"));
 
 /// What a pipe holds, and so is written without a thread of its own: 64 KiB on Linux.
 pub(crate) const PIPE_BYTES: usize = 60 << 10;

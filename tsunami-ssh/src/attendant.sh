@@ -7,26 +7,6 @@
 #   last                         none runs here any more: something of this one may hold the outputs
 #
 # `read` takes a byte at a time, so a long script is read by `dd`, where there is one that reads all of it.
-_is_held() {
-    read -r _ _ _ _ _newest </proc/loadavg || return 0
-    [ "$_newest" -ge "$_other" ] && [ $((_newest - _other)) -le 4096 ] || return 0
-    while [ "$_other" -lt "$_newest" ]; do
-        _other=$((_other + 1))
-        _words=
-        # Kernel threads have no command line.
-        [ -e "/proc/$_other" ] && IFS= read -r _words <"/proc/$_other/cmdline"
-        [ -n "$_words" ] || continue
-        [ -r "/proc/$_other/fd" ] || [ ! -e "/proc/$_other/fd" ] || return 0
-        for _file in "/proc/$_other/fd/"*; do
-            [ "$_file" -ef /proc/self/fd/1 ] || [ "$_file" -ef /proc/self/fd/3 ] || continue
-            # Whoever only reads it is sshd, which is about to start something else; and by now it may be gone.
-            _flags=
-            { read -r _ _ && read -r _ _flags; } <"/proc/$_other/fdinfo/${_file##*/}"
-            case $_flags in *0) ;; *) [ ! -e "$_file" ] || return 0 ;; esac
-        done
-    done
-    return 1
-}
 # What is in the background reads nothing, in shells other than bash, unless its input comes by another descriptor; and no
 # shell says there how it ended.
 exec 3>&2 4<&0 2>/dev/null
@@ -36,11 +16,11 @@ while IFS= read -r _mark && IFS= read -r _length; do
     printf %s "$_mark"
     printf %s "$_mark" >&3
     sh -c "$_run" sh "$_length" <&4 2>&3 3>&- 4<&- &
-    _other=$!
-    wait "$!"
+    _script=$!
+    wait "$_script"
     _status=$?
     _then=next
-    ! _is_held || _then=last
+    ! _is_held_after "$_script" || _then=last
     printf '%s%s %s\n' "$_mark" "$_status" "$_then"
     printf '%s%s %s\n' "$_mark" "$_status" "$_then" >&3
     [ "$_then" = next ] || break

@@ -15,7 +15,7 @@ use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 pub(super) use crate::shell::mark;
 use crate::shell::{self, one_line};
 
-const SUPERVISOR: &str = include_str!("supervisor.sh");
+const SUPERVISOR: &str = concat!(include_str!("../held.sh"), include_str!("supervisor.sh"));
 
 /// The script that ends a process group; the beginning of its second part says which it does not.
 static KILL: LazyLock<String> = LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("kill.sh")].concat());

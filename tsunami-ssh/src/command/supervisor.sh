@@ -35,58 +35,6 @@ _jobs() {
     jobs
     printf '%ssaid\n' "$_mark"
 } >&3
-# Sets _state, _parent and _began of a process.
-_look_at() {
-    IFS= read -r _stat <"/proc/$1/stat" || return
-    set -- ${_stat##*) }
-    _state=$1 _parent=$2 _began=${20}
-}
-# Whether a process is a stranger's: it descends from one that began before this supervisor and is not above it. What
-# the command has left descends from the supervisor, or was adopted, which only process 1 and what is above it do. One
-# that has ended is nobody's.
-_is_strangers() {
-    _ancestor=$1
-    if [ -z "$_above" ]; then
-        _look_at "$$" || return
-        _since=$_began _found=" 0 1 $$ "
-        while [ "$_parent" -gt 1 ]; do
-            _found="$_found$_parent "
-            _look_at "$_parent" || return
-        done
-        _above=$_found
-    fi
-    while :; do
-        case $_above in *" $_ancestor "*) return 1 ;; esac
-        _look_at "$_ancestor" || return
-        case $_ancestor:$_state in "$1":[ZX]) return 0 ;; esac
-        [ "$_began" -ge "$_since" ] || return 0
-        _ancestor=$_parent
-    done
-}
-# Whether the command may have left something that holds the outputs: in its group, or among the processes that began
-# after it. In doubt it has. It takes no fork.
-_is_held() {
-    kill -0 "-$_pid" && return
-    read -r _ _ _ _ _newest </proc/loadavg || return 0
-    [ "$_newest" -ge "$_pid" ] && [ $((_newest - _pid)) -le 4096 ] || return 0
-    _other=$_pid _above=
-    while [ "$_other" -lt "$_newest" ]; do
-        _other=$((_other + 1))
-        [ -e "/proc/$_other" ] || continue
-        if [ ! -r "/proc/$_other/fd" ]; then
-            _is_strangers "$_other" || [ ! -e "/proc/$_other/fd" ] || return 0
-            continue
-        fi
-        for _file in "/proc/$_other/fd/"*; do
-            [ "$_file" -ef /proc/self/fd/1 ] || [ "$_file" -ef /proc/self/fd/3 ] || continue
-            # Whoever only reads it is sshd; and by now it may be gone.
-            _flags=
-            { read -r _ _ && read -r _ _flags; } <"/proc/$_other/fdinfo/${_file##*/}"
-            case $_flags in *0) ;; *) [ ! -e "$_file" ] || return 0 ;; esac
-        done
-    done
-    return 1
-}
 _setsid=setsid
 if [ -n "$BASH_VERSION" ]; then
     _setsid=
@@ -115,7 +63,7 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
     _second=$?
     _then=last
     case $_first:$_second in
-    0:* | *:0) [ "$_left" -gt 0 ] && ! _is_held && _then=next ;;
+    0:* | *:0) [ "$_left" -gt 0 ] && ! kill -0 "-$_pid" && ! _is_held_after "$_pid" && _then=next ;;
     esac
     # What the command has left in the background may write on. Once nobody else reads it, somebody must: from pipes
     # that were never closed in between, and long after the command's own output was taken.
