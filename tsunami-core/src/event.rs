@@ -10,10 +10,12 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
 
+use crate::condition::{Account, Facts};
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
 use crate::seconds::{self, Milliseconds};
 use crate::session::{Exit, Stream};
+use crate::trial::{Measured, SweepPlan, VoidReason};
 
 /// The number of the form in which events are saved, as [`EventsHeader`] says it. The first had neither that line nor
 /// [`seq`](Event::seq), nor the ids of commands.
@@ -248,18 +250,52 @@ pub enum EventKind {
     MachineGone { machine: String, id: MachineId },
     /// The provider's listing failed; it is tried again.
     ListingFailed { error: String },
+    /// What trials there will be. It is told once, before the first set of machines.
+    SweepPlanned { plan: SweepPlan },
+    /// The trials of a set of machines begin. What is told from here on is of this set.
+    SetStarted { set: u32, run: RunId },
+    /// What a machine is.
+    Fingerprint {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        facts: Facts,
+    },
+    /// A machine differs from the others of its group.
+    OddMachine { machine: String, differences: Vec<String> },
+    /// A machine was measured by itself: what, and how much, more being better.
+    Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     /// A trial begins.
     TrialStarted { trial: String },
-    /// A trial ended.
+    /// A number was read of a trial, or could not be.
+    Measured {
+        trial: String,
+        #[serde(flatten)]
+        measured: Measured,
+    },
+    /// What happened on a machine during a trial.
+    Accounted {
+        trial: String,
+        #[serde(flatten)]
+        account: Account,
+    },
+    /// A trial ended. `error` says why it failed, unless an older stream tells of it.
     TrialFinished {
         trial: String,
         ok: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
         #[serde(rename = "seconds", with = "seconds")]
         took: Duration,
     },
     /// A trial was interrupted with these machines; it is done again on their replacements, and what it brought
     /// home is set aside.
     TrialInterrupted { trial: String, machines: Vec<String> },
+    /// A trial doesn't count, for a cause outside of the experiment. From here on it is called `attempt`, as what it
+    /// brought home is; it is done again, or the sweep ends without it.
+    TrialVoided { trial: String, attempt: String, reason: VoidReason, text: String, machines: Vec<String> },
+    /// No more trials are done: so many of those that count were, of all in the plan. `why` says it if that is not all.
+    SweepFinished { done: u32, of: u32, why: Option<String> },
     /// A step begins on these machines.
     StepStarted { trial: String, step: String, machines: Vec<String> },
     /// A step ended.
@@ -311,8 +347,22 @@ impl EventKind {
             Self::StillThere { leftovers } | Self::TornDown { leftovers, .. } => {
                 leftovers.iter_mut().for_each(|leftover| visit(&mut leftover.why));
             }
-            Self::RunFinished { error, .. } => error.iter_mut().for_each(visit),
-            Self::RunStarted { .. }
+            Self::RunFinished { error, .. } | Self::TrialFinished { error, .. } => {
+                error.iter_mut().for_each(visit);
+            }
+            Self::TrialVoided { text, .. } => visit(text),
+            Self::SweepFinished { why, .. } => why.iter_mut().for_each(visit),
+            Self::Measured { measured, .. } => measured.missing.iter_mut().for_each(visit),
+            Self::Fingerprint { facts, .. } => facts.values_mut().for_each(visit),
+            Self::OddMachine { differences, .. } => differences.iter_mut().for_each(visit),
+            Self::Accounted { account, .. } => {
+                account.kernel_messages.iter_mut().for_each(&mut visit);
+                account.disturbed.iter_mut().for_each(visit);
+            }
+            Self::SweepPlanned { .. }
+            | Self::SetStarted { .. }
+            | Self::Canary { .. }
+            | Self::RunStarted { .. }
             | Self::Launching { .. }
             | Self::Launched { .. }
             | Self::Connected { .. }
@@ -321,7 +371,6 @@ impl EventKind {
             | Self::Collected { .. }
             | Self::MachineGone { .. }
             | Self::TrialStarted { .. }
-            | Self::TrialFinished { .. }
             | Self::TrialInterrupted { .. }
             | Self::StepStarted { .. }
             | Self::StepFinished { .. }
@@ -349,9 +398,18 @@ fn for_each_text_of(value: &mut serde_json::Value, visit: &mut dyn FnMut(&mut St
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is the event of the same name")]
 pub enum UserEvent {
+    SweepPlanned { plan: SweepPlan },
+    SetStarted { set: u32, run: RunId },
+    Fingerprint { machine: String, id: Option<MachineId>, facts: Facts },
+    OddMachine { machine: String, differences: Vec<String> },
+    Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     TrialStarted { trial: String },
-    TrialFinished { trial: String, ok: bool, took: Duration },
+    Measured { trial: String, measured: Measured },
+    Accounted { trial: String, account: Account },
+    TrialFinished { trial: String, ok: bool, error: Option<String>, took: Duration },
     TrialInterrupted { trial: String, machines: Vec<String> },
+    TrialVoided { trial: String, attempt: String, reason: VoidReason, text: String, machines: Vec<String> },
+    SweepFinished { done: u32, of: u32, why: Option<String> },
     StepStarted { trial: String, step: String, machines: Vec<String> },
     StepFinished { trial: String, step: String, ok: bool, took: Duration },
     Custom { name: String, data: serde_json::Value },
@@ -360,10 +418,21 @@ pub enum UserEvent {
 impl From<UserEvent> for EventKind {
     fn from(event: UserEvent) -> Self {
         match event {
+            UserEvent::SweepPlanned { plan } => Self::SweepPlanned { plan },
+            UserEvent::SetStarted { set, run } => Self::SetStarted { set, run },
+            UserEvent::Fingerprint { machine, id, facts } => Self::Fingerprint { machine, id, facts },
+            UserEvent::OddMachine { machine, differences } => Self::OddMachine { machine, differences },
+            UserEvent::Canary { machine, results } => Self::Canary { machine, results },
             UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
-            UserEvent::TrialFinished { trial, ok, took } => {
-                Self::TrialFinished { trial, ok, took: cut(took) }
+            UserEvent::Measured { trial, measured } => Self::Measured { trial, measured },
+            UserEvent::Accounted { trial, account } => Self::Accounted { trial, account },
+            UserEvent::TrialFinished { trial, ok, error, took } => {
+                Self::TrialFinished { trial, ok, error, took: cut(took) }
             }
+            UserEvent::TrialVoided { trial, attempt, reason, text, machines } => {
+                Self::TrialVoided { trial, attempt, reason, text, machines }
+            }
+            UserEvent::SweepFinished { done, of, why } => Self::SweepFinished { done, of, why },
             UserEvent::TrialInterrupted { trial, machines } => Self::TrialInterrupted { trial, machines },
             UserEvent::StepStarted { trial, step, machines } => Self::StepStarted { trial, step, machines },
             UserEvent::StepFinished { trial, step, ok, took } => {

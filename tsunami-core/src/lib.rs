@@ -45,6 +45,7 @@
 
 mod backoff;
 mod cluster;
+pub mod condition;
 mod engine;
 mod error;
 mod event;
@@ -68,6 +69,7 @@ pub mod results;
 mod seconds;
 mod session;
 mod spread;
+pub mod statistics;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
@@ -94,7 +96,9 @@ pub use provider::{
     ProviderErrorKind, Quote, RunFilter, Survey,
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
-pub use report::{CommandReport, MachineReport, Replaced, Report, StepReport, TrialReport};
+pub use report::{
+    CommandReport, MachineReport, Replaced, Report, SetReport, StepReport, SweepEnd, TrialReport, Voided,
+};
 pub use session::{
     Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver, Session,
     SessionError, SessionErrorKind, SharedContent, Stdin, Stream,

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::condition::{Account, Facts};
 use crate::event::{Event, EventKind, GroupSize, known};
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
 use crate::seconds;
 use crate::session::Exit;
+use crate::trial::{Measured, SweepPlan, VoidReason};
 
 /// The summary of a run, built from its events alone: now, or from a saved stream later.
 ///
@@ -35,6 +37,18 @@ pub struct Report {
     /// The trials that began, in the order in which they did. One that was done again is there again.
     #[serde(default)]
     pub trials: Vec<TrialReport>,
+    /// What trials were planned, if any were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepPlan>,
+    /// How the trials ended, if they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swept: Option<SweepEnd>,
+    /// The number of the set of machines that this tells of, from 1; 0 if there are no sets.
+    #[serde(default)]
+    pub set: u32,
+    /// The sets before it, in order: each has its own run. Their trials are among all others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_sets: Vec<SetReport>,
     /// When the last machine was ready, if all were.
     #[serde(default, with = "seconds::optional")]
     pub ready: Option<Duration>,
@@ -97,6 +111,59 @@ pub struct MachineReport {
     pub gone: Option<Duration>,
     /// Why it could not be connected or set up.
     pub error: Option<String>,
+    /// What it is, by name.
+    #[serde(default, skip_serializing_if = "Facts::is_empty")]
+    pub facts: Facts,
+    /// In what it differs from the others of its group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
+    /// What it was measured to do by itself, each time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canaries: Vec<BTreeMap<String, f64>>,
+}
+
+/// How a sweep ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SweepEnd {
+    /// How many trials that count were done.
+    pub done: u32,
+    /// How many there were to be.
+    pub of: u32,
+    /// Why that is not all, if so.
+    pub why: Option<String>,
+}
+
+/// A set of machines whose trials are over, and that others followed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SetReport {
+    /// Its number, from 1.
+    pub set: u32,
+    /// Its run.
+    pub run: Option<RunId>,
+    /// Its groups.
+    pub groups: Vec<GroupSize>,
+    /// Its machines by name.
+    pub machines: BTreeMap<String, MachineReport>,
+    /// When its run began.
+    #[serde(with = "seconds")]
+    pub started: Option<SystemTime>,
+    /// When the last of its machines was ready, if all were.
+    #[serde(default, with = "seconds::optional")]
+    pub ready: Option<Duration>,
+    /// When its teardown began.
+    #[serde(default, with = "seconds::optional")]
+    pub teardown: Option<Duration>,
+    /// When its run was over.
+    #[serde(default, with = "seconds::optional")]
+    pub finished: Option<Duration>,
+    /// What may remain of it.
+    pub leftovers: Vec<Leftover>,
+    /// Whether its run succeeded.
+    pub ok: Option<bool>,
+    /// Why it did not.
+    pub error: Option<String>,
 }
 
 /// A machine that was interrupted and replaced.
@@ -156,8 +223,38 @@ pub struct TrialReport {
     pub took: Option<Duration>,
     /// Whether a machine was taken back meanwhile, so that it was done again.
     pub interrupted: bool,
+    /// The number of the set of machines it was done on, from 1; 0 if there are no sets.
+    #[serde(default)]
+    pub set: u32,
+    /// Why it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Why it doesn't count, if it doesn't. Its name is that of the attempt then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voided: Option<Voided>,
+    /// What was read of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<Measured>,
+    /// What happened on its machines meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accounts: Vec<Account>,
     /// Its steps that began, in the order in which they did.
     pub steps: Vec<StepReport>,
+}
+
+/// Why a trial doesn't count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Voided {
+    /// The trial's name in the plan.
+    pub trial: String,
+    /// The kind of cause.
+    pub reason: VoidReason,
+    /// The cause in words.
+    pub text: String,
+    /// The machines that it came from.
+    #[serde(default)]
+    pub machines: Vec<String>,
 }
 
 /// The summary of one step of a trial.
@@ -184,6 +281,7 @@ impl Report {
         let now = event.elapsed;
         match &event.kind {
             EventKind::RunStarted { run, experiment, groups, .. } => {
+                self.put_set_aside();
                 self.run = Some(run.clone());
                 self.experiment = Some(experiment.clone());
                 self.groups.clone_from(groups);
@@ -242,13 +340,46 @@ impl Report {
                     took: *took,
                 });
             }
-            EventKind::TrialStarted { trial } => {
-                self.trials.push(TrialReport { name: trial.clone(), started: now, ..TrialReport::default() })
+            EventKind::SweepPlanned { plan } => self.sweep = Some(plan.clone()),
+            EventKind::SetStarted { set, .. } => self.set = *set,
+            EventKind::Fingerprint { machine, facts, .. } => {
+                self.machine(machine).facts.clone_from(facts);
             }
-            EventKind::TrialFinished { trial, ok, took } => {
+            EventKind::OddMachine { machine, differences } => {
+                self.machine(machine).differences.clone_from(differences);
+            }
+            EventKind::Canary { machine, results } => self.machine(machine).canaries.push(results.clone()),
+            EventKind::TrialStarted { trial } => {
+                let set = self.set;
+                let trial = TrialReport { name: trial.clone(), started: now, set, ..TrialReport::default() };
+                self.trials.push(trial);
+            }
+            EventKind::Measured { trial, measured } => {
+                if let Some(trial) = self.trial(trial) {
+                    trial.measured.push(measured.clone());
+                }
+            }
+            EventKind::Accounted { trial, account } => {
+                if let Some(trial) = self.trial(trial) {
+                    trial.accounts.push(account.clone());
+                }
+            }
+            EventKind::TrialFinished { trial, ok, error, took } => {
                 if let Some(trial) = self.trial(trial) {
                     (trial.ok, trial.took) = (Some(*ok), Some(*took));
+                    trial.error.clone_from(error);
                 }
+            }
+            EventKind::TrialVoided { trial, attempt, reason, text, machines } => {
+                if let Some(known) = self.trial(trial) {
+                    let (trial, reason) = (trial.clone(), *reason);
+                    let (text, machines) = (text.clone(), machines.clone());
+                    known.name.clone_from(attempt);
+                    known.voided = Some(Voided { trial, reason, text, machines });
+                }
+            }
+            EventKind::SweepFinished { done, of, why } => {
+                self.swept = Some(SweepEnd { done: *done, of: *of, why: why.clone() });
             }
             EventKind::TrialInterrupted { trial, .. } => {
                 if let Some(trial) = self.trial(trial) {
@@ -291,23 +422,42 @@ impl Report {
         }
     }
 
+    /// Makes room for the run of another set of machines.
+    fn put_set_aside(&mut self) {
+        if self.set == 0 {
+            return;
+        }
+        let now = std::mem::take(self);
+        *self = Self {
+            sweep: now.sweep,
+            swept: now.swept,
+            earlier_sets: now.earlier_sets,
+            commands: now.commands,
+            trials: now.trials,
+            ..Self::default()
+        };
+        self.earlier_sets.push(SetReport {
+            set: now.set,
+            run: now.run,
+            groups: now.groups,
+            machines: now.machines,
+            started: now.started,
+            ready: now.ready,
+            teardown: now.teardown,
+            finished: now.finished,
+            leftovers: now.leftovers,
+            ok: now.ok,
+            error: now.error,
+        });
+    }
+
     /// What the machines cost, in US dollars: an estimate, from when each ran with an address to the end of the
     /// run. `None` if a price is not known.
     pub fn estimated_cost(&self) -> Option<f64> {
-        let end = self.finished.or(self.teardown)?;
-        let cost = |price: Price, running: Option<Duration>| {
-            let time = running.map(|running| end.saturating_sub(running));
-            price.dollars(1, time.unwrap_or_default())
-        };
-        let machines = self.machines.values().filter(|machine| machine.id.is_some());
-        let mut sum = 0.0;
-        for machine in machines {
-            sum += cost(machine.price, machine.running)?;
-            for replaced in &machine.replaced {
-                sum += cost(replaced.price, replaced.running)?;
-            }
-        }
-        Some(sum)
+        let earlier =
+            self.earlier_sets.iter().map(|set| cost_of(&set.machines, set.finished.or(set.teardown)));
+        let all = earlier.chain([cost_of(&self.machines, self.finished.or(self.teardown))]);
+        all.sum()
     }
 
     /// The last attempt at a trial.
@@ -318,6 +468,24 @@ impl Report {
     fn machine(&mut self, name: &str) -> &mut MachineReport {
         self.machines.entry(name.to_owned()).or_default()
     }
+}
+
+/// What machines cost until `end`; `None` if that or a price is not known.
+fn cost_of(machines: &BTreeMap<String, MachineReport>, end: Option<Duration>) -> Option<f64> {
+    let end = end?;
+    let cost = |price: Price, running: Option<Duration>| {
+        let time = running.map(|running| end.saturating_sub(running));
+        price.dollars(1, time.unwrap_or_default())
+    };
+    let machines = machines.values().filter(|machine| machine.id.is_some());
+    let mut sum = 0.0;
+    for machine in machines {
+        sum += cost(machine.price, machine.running)?;
+        for replaced in &machine.replaced {
+            sum += cost(replaced.price, replaced.running)?;
+        }
+    }
+    Some(sum)
 }
 
 impl<'a> FromIterator<&'a Event> for Report {

@@ -106,6 +106,7 @@ async fn a_program_tells_of_its_trials_and_of_what_only_it_knows() {
                 cluster.emit(UserEvent::StepFinished { trial, step, ok, took: Duration::from_secs(2) });
             }
             cluster.emit(UserEvent::TrialFinished {
+                error: None,
                 trial: trial.clone(),
                 ok: !fails,
                 took: Duration::from_millis(4500),

@@ -134,7 +134,7 @@ impl Text {
                 (Quiet, Style::Warning, "", what)
             }
             EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
-            EventKind::TrialFinished { trial, ok, took } => ended(format!("trial {trial}"), *ok, *took),
+            EventKind::TrialFinished { trial, ok, took, .. } => ended(format!("trial {trial}"), *ok, *took),
             EventKind::StepStarted { trial, step, machines } => {
                 let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
                 if machines.len() > NAMED {
@@ -399,7 +399,10 @@ pub(crate) mod tests {
                 9.1,
                 StepFinished { trial: trial(), step: step(), ok: false, took: Duration::from_millis(5600) },
             ),
-            at(9.2, TrialFinished { trial: trial(), ok: true, took: Duration::from_millis(5700) }),
+            at(
+                9.2,
+                TrialFinished { trial: trial(), ok: true, error: None, took: Duration::from_millis(5700) },
+            ),
             at(9.3, TearingDown { reason: "a step failed".into() }),
             at(
                 75.0,

@@ -30,8 +30,8 @@ use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::values::{Place, Table, Values};
 use super::{
-    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Ready, ReadyWhen, Secret, Setup, Step, Upload,
-    machine_name,
+    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Per, Ready, ReadyWhen, Secret, Setup, Step,
+    Upload, machine_name,
 };
 use crate::registry::{
     Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, Settings, TableReader,
@@ -582,6 +582,8 @@ impl<'a> Reader<'a> {
             on_error: on_error.unwrap_or_default(),
             env,
             cwd,
+            per: Per::default(),
+            metrics: Vec::new(),
         })
     }
 

@@ -40,6 +40,7 @@ use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
 use crate::provider::MachineSpec;
 use crate::registry::{Connection, Registry, Settings};
+use crate::trial::{Metric, Parameters, Trials};
 
 pub use self::problem::{Problem, Problems};
 pub use self::run::{ExperimentRun, RunOptions};
@@ -71,6 +72,54 @@ pub struct Experiment {
     pub set: Vec<(String, String)>,
     /// What its provider has read for itself.
     pub settings: Settings,
+    /// What is done on this computer, in the file's directory, before anything is launched.
+    pub prepare: Vec<String>,
+    /// Which trials there are.
+    pub trials: Trials,
+    /// What is done between trials.
+    pub resets: Vec<Reset>,
+    /// The sets of machines whose groups depend on parameters, the first of which `groups` and all that belongs to them
+    /// are; empty if no group depends on any.
+    pub sets: Vec<MachineSet>,
+}
+
+/// The machines of an experiment for some values of the parameters that they depend on.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct MachineSet {
+    /// Those parameters.
+    pub parameters: Parameters,
+    /// The groups.
+    pub groups: Vec<Group>,
+    /// What is done on them.
+    pub steps: Vec<Step>,
+    /// What is done on them between trials.
+    pub resets: Vec<Reset>,
+    /// What the provider has read for itself.
+    pub settings: Settings,
+}
+
+/// What is done on some machines at once between trials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reset {
+    /// The names of the machines, in the order of the file; at least one.
+    pub on: Vec<String>,
+    /// The command.
+    pub command: Template,
+    /// How long it may take.
+    pub timeout: Option<Duration>,
+}
+
+/// How often a step is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Per {
+    /// In each trial.
+    #[default]
+    Trial,
+    /// Once on each set of machines, before its first trial. What it starts goes on until the last is over.
+    Run,
 }
 
 /// What happens when a provider takes a machine back.
@@ -183,6 +232,10 @@ pub struct Step {
     pub env: Vec<(String, EnvValue)>,
     /// The directory it is done in, if not the machine's working directory.
     pub cwd: Option<Template>,
+    /// How often it is done.
+    pub per: Per,
+    /// What is read of what it prints and collects.
+    pub metrics: Vec<Metric>,
 }
 
 /// What a step does.
@@ -366,6 +419,10 @@ impl<'a> Loader<'a> {
                 steps: contents.steps,
                 set: self.set,
                 source,
+                prepare: Vec::new(),
+                trials: Trials::default(),
+                resets: Vec::new(),
+                sets: Vec::new(),
             }),
             _ => Err(Problems::new(path, &text, notes)),
         }

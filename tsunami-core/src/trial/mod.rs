@@ -30,9 +30,11 @@
 mod collect;
 mod command;
 mod context;
+mod metrics;
 mod ready;
 #[cfg(feature = "experiment")]
 mod row;
+mod schedule;
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -43,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Host, Output};
 use crate::compact_script;
-use crate::error::{Error, in_time};
+use crate::error::{Error, ErrorChain, in_time};
 use crate::event::UserEvent;
 use crate::names;
 use crate::outcome::gravest;
@@ -52,10 +54,15 @@ use crate::session::Command;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
+pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
+pub use schedule::{
+    Compare, OddMachines, Order, Parameter, ParameterValue, Parameters, PlannedTrial, SweepPlan, Trials,
+    VoidReason,
+};
 
 use collect::Kept;
 use command::Background;
@@ -137,7 +144,8 @@ impl Cluster {
         let errors = [failed, stopped.err(), swept.err(), interrupted].into_iter().flatten();
         let result = gravest(errors.collect()).map_or(Ok(value), Err);
         let (ok, took) = (result.is_ok(), begun.elapsed());
-        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, took });
+        let error = result.as_ref().err().map(|error| ErrorChain(error).to_string());
+        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, error, took });
         result?.ok_or(Error::Cancelled)
     }
 }
