@@ -54,6 +54,8 @@ use crate::session::Command;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
+#[expect(unused_imports, reason = "the trials of files read metrics")]
+pub(crate) use metrics::MachineText;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
