@@ -79,6 +79,11 @@ impl Account {
         }
     }
 
+    /// Whether processes count that live, and that nobody has waited for.
+    pub(super) fn counts_all(&self) -> bool {
+        self.groups.is_some()
+    }
+
     /// Where version 2 of control groups is mounted, if the hosts can have their own.
     pub(super) fn unified(&self) -> Option<&Path> {
         self.unified.as_ref().map(|(mounted, _)| mounted.as_path())

@@ -15,6 +15,9 @@ pub(super) const BUILT: [&str; 4] = ["tsunami", "tsunami-in-process", MINIMAL_OP
 pub(super) const MINIMAL_OPENSSH: &str = "minimal-openssh";
 pub(super) const MINIMAL_RUSSH: &str = "minimal-russh";
 
+/// What the experiment is called, and with it the one run that is up.
+const RUN: &str = "bench";
+
 /// The peer that PyPI has not, and the newest version of it that the Rust of this repository compiles.
 const BSSH: &str = "bssh@2.2.3";
 
@@ -26,6 +29,9 @@ pub(super) struct Contender {
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
     says: Says,
+    /// What sets machines up, if it is tsunami.
+    file: Option<String>,
+    attached: bool,
 }
 
 /// How a contender says that a host is set up.
@@ -37,6 +43,8 @@ enum Says {
     Events,
     /// Ansible's last lines.
     Recap,
+    /// Its exit status, for all of them.
+    Status,
 }
 
 fn built(program: &str) -> PathBuf {
@@ -74,12 +82,15 @@ pub(super) fn all(machines: usize) -> Vec<Contender> {
         arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
         environment: Vec::new(),
         says: Says::Done,
+        file: None,
+        attached: false,
     };
     let tsunami = |name, file| {
         let program = given_tsunami().unwrap_or_else(|| built("tsunami"));
         let file = place(file).display().to_string();
         let arguments = ["run", "-v", "--json", "-o", "results", &file];
-        Contender { says: Says::Events, ..contender(name, Some(program), &arguments) }
+        let tsunami = contender(name, Some(program), &arguments);
+        Contender { says: Says::Events, file: Some(file.clone()), ..tsunami }
     };
     let source = |file: &str| sources().join(file).display().to_string();
     let python = |name, library: &str, script| {
@@ -136,8 +147,42 @@ impl Contender {
         self.program.as_ref().is_some_and(|program| program.exists())
     }
 
+    /// In tsunami's place, its two ways to run a command on machines that are up; anybody else as they are.
+    pub(super) fn attached(self) -> Vec<Self> {
+        let Some(file) = self.file.as_deref() else { return vec![self] };
+        let names = match self.name {
+            "tsunami" => ["tsunami exec", "tsunami run --on"],
+            _ => ["tsunami-in-process exec", "tsunami-in-process run --on"],
+        };
+        let exec = vec!["exec", RUN, "--", "true"];
+        let run = vec!["run", "--on", RUN, "-o", "results", file];
+        let ways = names.into_iter().zip([exec, run]).map(|(name, arguments)| Self {
+            name,
+            program: self.program.clone(),
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            environment: self.environment.clone(),
+            says: Says::Status,
+            file: self.file.clone(),
+            attached: true,
+        });
+        ways.collect()
+    }
+
+    /// What has its machines up before it runs, and what takes them down after it, if that is how it is measured.
+    pub(super) fn around(&self) -> Option<[Vec<&str>; 2]> {
+        let file = self.file.as_deref().filter(|_| self.attached)?;
+        Some([vec!["up", "-o", "up", file], vec!["down", RUN]])
+    }
+
+    /// What is measured, in the place where it is.
+    pub(super) fn command(&self, enter: Command) -> Command {
+        let mut command = self.program(enter);
+        command.args(&self.arguments);
+        command
+    }
+
     /// Adds its program to what enters the place where it is measured. Nothing of our own environment reaches it.
-    pub(super) fn command(&self, mut enter: Command) -> Command {
+    pub(super) fn program(&self, mut enter: Command) -> Command {
         let system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let homes = [python_home(), cargo_home()].map(|home| home.join("bin").display().to_string());
         enter.env_clear().env("PATH", format!("{}:{system}", homes.join(":")));
@@ -147,13 +192,16 @@ impl Contender {
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env(super::account::MARK, DIRECTORY);
         enter.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        enter.arg(self.program.as_deref().unwrap_or(Path::new("false"))).args(&self.arguments);
+        enter.arg(self.program.as_deref().unwrap_or(Path::new("false")));
         enter
     }
 
-    /// The hosts that it says it has set up, by number.
-    pub(super) fn done(&self, output: &str) -> BTreeSet<usize> {
-        output.lines().filter_map(|line| self.says.done(line)).collect()
+    /// The hosts that it says it has set up, by number: of so many, with what it has printed and whether it succeeded.
+    pub(super) fn done(&self, output: &str, succeeded: bool, machines: usize) -> BTreeSet<usize> {
+        match self.says {
+            Says::Status => (0..if succeeded { machines } else { 0 }).collect(),
+            says => output.lines().filter_map(|line| says.done(line)).collect(),
+        }
     }
 }
 
@@ -174,6 +222,7 @@ impl Says {
                 let done = is_zero("unreachable=0") && is_zero("failed=0");
                 if done { number(name.trim()) } else { None }
             }
+            Self::Status => None,
         }
     }
 }
@@ -232,5 +281,19 @@ mod tests {
                      h1                         : ok=1    changed=0    unreachable=1    failed=0    skipped=0\n\
                      h2                         : ok=1    changed=0    unreachable=0    failed=10   skipped=0\n";
         assert_eq!(done(Says::Recap, recap), [0]);
+    }
+
+    #[test]
+    fn only_tsunami_finds_machines_up_and_by_its_status_all_of_them_are_done() {
+        let measured: Vec<Contender> = all(2).into_iter().flat_map(Contender::attached).collect();
+        let around: Vec<&str> =
+            measured.iter().filter(|it| it.around().is_some()).map(|it| it.name).collect();
+        let ours =
+            ["exec", "run --on"].map(|way| [format!("tsunami {way}"), format!("tsunami-in-process {way}")]);
+        let [[exec, exec_in_process], [run, run_in_process]] = &ours;
+        assert_eq!(around, [exec, run, exec_in_process, run_in_process]);
+        assert_eq!(measured[0].done("", true, 2), BTreeSet::from([0, 1]));
+        assert_eq!(measured[0].done("done h0", false, 2), BTreeSet::new());
+        assert!(measured.iter().any(|it| it.name == MINIMAL_RUSSH));
     }
 }

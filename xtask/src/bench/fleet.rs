@@ -193,13 +193,31 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until nothing runs on the hosts but sshd, for what the last contender has left there to end by itself. On
-    /// how many something still does.
-    pub(super) fn settle(&self) -> usize {
+    /// An empty directory for a contender to work in, with a home.
+    pub(super) fn workplace(&self) -> Result<PathBuf> {
+        let work = place("work");
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        fs::create_dir_all(work.join("home"))?;
+        Ok(work)
+    }
+
+    /// Waits until nothing runs on the hosts but sshd, for what the last contender has left there to end by itself; on
+    /// those that are up and watched, until nobody is logged in. On how many it is not so.
+    pub(super) fn settle(&self, up: bool) -> usize {
         let begun = Instant::now();
         loop {
-            let idle = |host: &&Host| account::all_processes(&host.file("/proc")).len() > 1;
-            let busy = self.hosts.iter().filter(idle).count();
+            let is_busy = |host: &&Host| {
+                let proc = host.file("/proc");
+                let is_sshd = |pid: &u32| {
+                    let name = fs::read_to_string(proc.join(pid.to_string()).join("comm"));
+                    name.is_ok_and(|name| name.starts_with("sshd"))
+                };
+                let counts = |pid: &u32| !up || is_sshd(pid);
+                account::all_processes(&proc).into_iter().filter(counts).count() > 1
+            };
+            let busy = self.hosts.iter().filter(is_busy).count();
             if busy == 0 || begun.elapsed() > SETTLE_TIMEOUT {
                 return busy;
             }
@@ -207,7 +225,7 @@ impl Fleet {
         }
     }
 
-    /// Removes what the last contender has left in the hosts' home directories, and what sshd has said of it.
+    /// Removes what the last contender has left in the hosts' home directories.
     pub(super) fn clean(&self) -> Result {
         for host in &self.hosts {
             for entry in fs::read_dir(host.file("/root"))? {
@@ -218,6 +236,13 @@ impl Fleet {
                     false => fs::remove_file(entry.path())?,
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Removes what sshd has said of those who came.
+    pub(super) fn forget_visits(&self) -> Result {
+        for host in &self.hosts {
             // sshd appends to it.
             File::options().write(true).open(place("log").join(&host.name))?.set_len(0)?;
         }

@@ -42,7 +42,7 @@ const SAMPLE_PAUSE: Duration = Duration::from_millis(50);
 /// installed: against sshd processes on this computer, which it starts. As root.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
-    /// What to set machines up with; several make several tables
+    /// What to set machines up with, or to do where they are up; several make several tables
     #[arg(short, long, value_enum, value_delimiter = ',', default_value = "W2")]
     workload: Vec<Workload>,
     /// How many machines; several numbers make several tables
@@ -72,7 +72,8 @@ pub(crate) struct Bench {
     /// Measure what the engine costs by itself instead
     #[arg(long, exclusive = true)]
     engine: bool,
-    /// Measure instead what local machines cost tsunami, in so many seconds, while nothing is done on them
+    /// Measure instead what machines that are up cost tsunami and themselves, for so many seconds in which nothing is
+    /// done on them
     #[arg(long, value_name = "SECONDS")]
     idle: Option<u64>,
 }
@@ -85,7 +86,10 @@ pub(crate) fn bench(bench: &Bench) -> Result {
         let measured = succeeds(&mut cargo(["bench", "--package", "tsunami-core", "--bench", "engine"]))?;
         return if measured { Ok(()) } else { Err(Failure::new("the engine was not measured: see above")) };
     }
-    let chosen = if bench.idle.is_some() { Vec::new() } else { bench.chosen()? };
+    let mut chosen = bench.chosen()?;
+    if bench.idle.is_some() {
+        chosen.retain(|name| BUILT[..2].contains(name));
+    }
     if !is_root() {
         let message = "this takes root: every machine has namespaces of its own".to_owned();
         return Err(Failure { message, status: 2 });
@@ -95,16 +99,17 @@ pub(crate) fn bench(bench: &Bench) -> Result {
         Some(file) => Some(File::options().create(true).append(true).open(file)?),
         None => None,
     };
-    if bench.idle.is_some() || bench.rtt > 0 || chosen.iter().any(|name| BUILT.contains(name)) {
+    if bench.rtt > 0 || chosen.iter().any(|name| BUILT.contains(name)) {
         contenders::build()?;
-    }
-    if let Some(seconds) = bench.idle {
-        return idle::idle(&bench.machines, Duration::from_secs(seconds), bench.kex.as_deref());
     }
     println!("`{}`\n", command_line());
     let delay = contenders::delay();
     let most = bench.machines.iter().copied().max().unwrap_or_default();
     let fleet = Fleet::start(most, (bench.rtt > 0).then_some((delay.as_path(), bench.rtt)))?;
+    if let Some(seconds) = bench.idle {
+        let kex = bench.kex.as_deref();
+        return idle::idle(&fleet, &bench.machines, &chosen, Duration::from_secs(seconds), kex);
+    }
     for &machines in &bench.machines {
         for &workload in &bench.workload {
             let table = bench.table(&fleet, workload, machines, &chosen)?;
@@ -154,6 +159,9 @@ impl Bench {
         fleet.describe(workload, machines, self.kex.as_deref())?;
         let mut contenders = contenders::all(machines);
         contenders.retain(|contender| chosen.contains(&contender.name));
+        if workload == Workload::Attached {
+            contenders = contenders.into_iter().flat_map(Contender::attached).collect();
+        }
         let row = |contender: &Contender| Row { name: contender.name, runs: Vec::new(), memory: None };
         let mut rows: Vec<Row> = contenders.iter().map(row).collect();
         let site = Site { fleet, workload, machines };
@@ -201,13 +209,16 @@ impl Site<'_> {
     fn run(&self, contender: &Contender, memory: bool) -> Result<Run> {
         let Self { fleet, workload, machines } = *self;
         let account = &fleet.account;
-        let (work, output, errors) = (place("work"), place("output"), place("errors"));
-        if work.exists() {
-            fs::remove_dir_all(&work)?;
-        }
-        fs::create_dir_all(work.join("home"))?;
-        fleet.settle();
+        let (output, errors) = (place("output"), place("errors"));
+        let work = fleet.workplace()?;
+        let around = contender.around();
+        fleet.settle(false);
         fleet.clean()?;
+        if let Some([up, _]) = &around {
+            aside(account, contender, up)?;
+            fleet.settle(true);
+        }
+        fleet.forget_visits()?;
         if !memory {
             calm();
         }
@@ -218,21 +229,25 @@ impl Site<'_> {
         command.current_dir(&work).stdin(Stdio::null());
         command.stdout(File::create(&output)?).stderr(File::create(&errors)?);
         let before = (used(Side::Controller), used(Side::Hosts), busy());
-        let (wall, peak) = watched(account, &mut command, memory)?;
+        let (wall, succeeded, peak) = watched(account, &mut command, memory)?;
         let (controller, server) = (used(Side::Controller) - before.0, used(Side::Hosts) - before.1);
         let others = (busy() - before.2).saturating_sub(controller + server);
         account.kill();
         // What a contender leaves its hosts to do is theirs, too.
-        let unsettled = fleet.settle();
+        let unsettled = fleet.settle(around.is_some());
         let server = used(Side::Hosts) - before.1;
 
         let said = fs::read(&output)?.into_iter().chain(fs::read(&errors)?).collect::<Vec<u8>>();
         let said = String::from_utf8_lossy(&said);
-        let told = contender.done(&said);
+        let told = contender.done(&said, succeeded, machines);
         let (found, visits) = fleet.seen(workload, machines)?;
         let shown = |host: usize| !workload.shows() || said.contains(&token(&format!("h{host}")));
         let finished =
             found.iter().enumerate().filter(|(host, found)| **found && told.contains(host) && shown(*host));
+        let finished = finished.count();
+        if let Some([_, down]) = &around {
+            aside(account, contender, down)?;
+        }
         let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let run = Run {
             wall,
@@ -241,7 +256,7 @@ impl Site<'_> {
             others: others.as_secs_f64() / wall.as_secs_f64() / processors,
             connections: visits.connections,
             sessions: visits.sessions,
-            finished: finished.count(),
+            finished,
             memory: peak,
         };
         eprintln!(
@@ -283,8 +298,21 @@ fn calm() {
     }
 }
 
-/// Runs a command to its end, or until it has taken too long: how long it took, and how much memory it held.
-fn watched(account: &Account, command: &mut Command, memory: bool) -> Result<(Duration, Option<u64>)> {
+/// Has a contender do what is not measured.
+fn aside(account: &Account, contender: &Contender, arguments: &[&str]) -> Result {
+    let errors = place("errors");
+    let mut command = contender.program(account.enter(Side::Controller, None)?);
+    command.args(arguments).current_dir(place("work")).stdin(Stdio::null()).stdout(Stdio::null());
+    if command.stderr(File::create(&errors)?).status()?.success() {
+        return Ok(());
+    }
+    last_lines(&fs::read_to_string(errors)?);
+    Err(Failure::new(format!("{} does not get {} done: see above", contender.name, arguments[0])))
+}
+
+/// Runs a command to its end, or until it has taken too long: how long it took, whether it succeeded, and how much memory
+/// it held.
+fn watched(account: &Account, command: &mut Command, memory: bool) -> Result<(Duration, bool, Option<u64>)> {
     let (ended, end) = mpsc::channel::<()>();
     let begun = Instant::now();
     let mut child = command.spawn()?;
@@ -305,7 +333,6 @@ fn watched(account: &Account, command: &mut Command, memory: bool) -> Result<(Du
         let wall = begun.elapsed();
         drop(ended);
         let peak = watcher.join().unwrap_or_default();
-        waited?;
-        Ok((wall, peak))
+        Ok((wall, waited?.success(), peak))
     })
 }

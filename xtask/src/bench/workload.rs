@@ -25,6 +25,9 @@ pub(super) enum Workload {
     /// Upload 8 MiB.
     #[value(name = "W4", alias = "w4")]
     Upload,
+    /// Run one command where tsunami has machines up already, by `exec` and by `run --on`. Everybody else does W1.
+    #[value(name = "attached")]
+    Attached,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,7 @@ enum Step {
 
 impl Workload {
     pub(super) fn name(self) -> &'static str {
-        ["W1", "W2", "W3", "W4"][self as usize]
+        ["W1", "W2", "W3", "W4", "attached"][self as usize]
     }
 
     /// The size of the upload that begins it, in bytes.
@@ -44,7 +47,7 @@ impl Workload {
         match self {
             Self::SetUp => Some(256 << 10),
             Self::Upload => Some(8 << 20),
-            Self::Connect | Self::Commands => None,
+            Self::Connect | Self::Commands | Self::Attached => None,
         }
     }
 
@@ -60,7 +63,7 @@ impl Workload {
 
     fn steps(self) -> Vec<Step> {
         match self {
-            Self::Connect => vec![Step::Run("true")],
+            Self::Connect | Self::Attached => vec![Step::Run("true")],
             Self::SetUp => {
                 let mut steps = vec![Step::Run("sleep 0.2"); 5];
                 steps.push(Step::Show("cat /root/token"));
@@ -98,7 +101,7 @@ impl Workload {
             .join(" && ")
     }
 
-    /// The same as the set-up of a group of `hosts`.
+    /// The same as the set-up of a group of `hosts`; what is done when they are up, as a step.
     pub(super) fn experiment(self, hosts: &[String], payload: &Path, ssh: &[(&str, &str)]) -> String {
         // JSON's texts and lists are TOML's, too.
         let text = |value: &str| json!(value).to_string();
@@ -109,8 +112,12 @@ impl Workload {
             }
             None => String::new(),
         };
+        let step = match self {
+            Self::Attached => "\n[[step]]\non = \"h\"\nrun = \"true\"\n",
+            _ => "",
+        };
         format!(
-            "name = \"bench\"\nprovider = \"hosts\"\n\n[ssh]\n{ssh}\n[group.h]\nhosts = {}\n{upload}setup = {}\n",
+            "name = \"bench\"\nprovider = \"hosts\"\n\n[ssh]\n{ssh}\n[group.h]\nhosts = {}\n{upload}setup = {}\n{step}",
             json!(hosts),
             json!(self.commands()),
         )
