@@ -375,6 +375,11 @@ impl Report {
                     let (trial, reason) = (trial.clone(), *reason);
                     let (text, machines) = (text.clone(), machines.clone());
                     known.name.clone_from(attempt);
+                    known.interrupted = matches!(reason, VoidReason::Interrupted | VoidReason::Lost);
+                    if known.interrupted {
+                        let steps = known.steps.iter_mut().filter(|step| step.ok != Some(true));
+                        steps.for_each(|step| step.interrupted = true);
+                    }
                     known.voided = Some(Voided { trial, reason, text, machines });
                 }
             }

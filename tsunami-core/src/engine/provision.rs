@@ -167,7 +167,8 @@ impl Provisioner {
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
-        Ok(Cluster::new(self.run.id.clone(), hosts, events, Some(self.clone())))
+        let deadline = self.run.deadline.clone();
+        Ok(Cluster::new(self.run.id.clone(), hosts, events, deadline, Some(self.clone())))
     }
 
     /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget
