@@ -60,6 +60,12 @@ impl Cluster {
         self.inner.deadline.read().at.duration_since(self.inner.events.now()).unwrap_or_default()
     }
 
+    /// Whether any machine may be [replaced](Self::repair).
+    pub(crate) fn may_be_repaired(&self) -> bool {
+        let groups = self.inner.provisioner.as_ref().map(|provisioner| &*provisioner.plan.groups);
+        groups.into_iter().flatten().any(|group| group.replace_interrupted)
+    }
+
     /// Whether the run was cancelled.
     pub(crate) fn is_ending(&self) -> bool {
         self.hosts().iter().any(|host| host.inner.cancel.is_cancelled())

@@ -53,6 +53,9 @@ pub const TEMPLATE_FUEL: u64 = 150_000;
 /// short template takes fifty, so that a hundred fit for each of ten thousand machines.
 pub const TEMPLATES_FUEL: u64 = 50_000_000;
 
+/// The longest file that metrics are read from, in bytes: it is held in memory as long as that takes.
+pub const METRIC_FILE_LIMIT: u64 = 64 << 20;
+
 /// The longest text that a template may become, in bytes. Commands are far shorter; files are uploaded.
 pub const TEMPLATE_OUTPUT_LIMIT: usize = 1 << 20;
 

@@ -146,7 +146,7 @@ impl Run {
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioner {
     pub(super) run: Arc<Run>,
-    pub(super) plan: Arc<Plan>,
+    pub(crate) plan: Arc<Plan>,
     pub(super) watch: Arc<Watch>,
     /// The machines that were replaced.
     replaced: Arc<Mutex<BTreeMap<Slot, MachineId>>>,

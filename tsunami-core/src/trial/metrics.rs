@@ -116,7 +116,6 @@ pub(crate) struct MachineText {
 
 impl Metric {
     /// Reads it from what its step's machines printed or brought home: the value of each, then that of the trial.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the trials of files read metrics"))]
     pub(crate) fn read(&self, step: &str, texts: &[MachineText]) -> Vec<Measured> {
         let missing = |machine: Option<&String>| Measured {
             step: step.to_owned(),

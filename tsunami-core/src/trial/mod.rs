@@ -56,7 +56,7 @@ use crate::statistics::Direction;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
-#[expect(unused_imports, reason = "the trials of files read metrics")]
+#[cfg(feature = "experiment")]
 pub(crate) use metrics::MachineText;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 pub(crate) use ready::LogWatcher;
@@ -68,9 +68,8 @@ pub use schedule::{
     VoidReason,
 };
 
-pub(crate) use sweep::Measure;
 #[cfg(feature = "experiment")]
-pub(crate) use sweep::Sweep;
+pub(crate) use sweep::{Measure, Sweep, new_seed};
 
 use collect::Kept;
 use command::Background;
@@ -230,7 +229,8 @@ impl Trial {
         self.tell_measured(measured);
     }
 
-    fn tell_measured(&self, measured: Measured) {
+    /// Tells a number that was read, or why it could not be.
+    pub(crate) fn tell_measured(&self, measured: Measured) {
         let trial = self.name().to_owned();
         self.inner.cluster.emit(UserEvent::Measured { trial, measured });
     }
@@ -394,6 +394,6 @@ fn own_script(name: &str, script: &str) -> Command {
 }
 
 /// Locks; a panic elsewhere is no reason to leave anything running.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

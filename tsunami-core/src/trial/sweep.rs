@@ -211,6 +211,15 @@ impl Sweep {
         lock(&self.progress.0)
     }
 
+    pub(crate) fn plan(&self) -> &SweepPlan {
+        &self.plan
+    }
+
+    /// Whether it is more than a single trial that nobody made a plan for.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
     /// How many trials that count are done, and how many there are to be.
     pub(crate) fn done(&self) -> (u32, u32) {
         self.progress.done()
@@ -505,6 +514,9 @@ fn loss(error: &Error) -> Option<(VoidReason, Vec<String>)> {
 
 /// Replaces the machines that were interrupted; fails with `error` if there are none.
 async fn repaired(cluster: &Cluster, error: Error) -> Result<Cluster, Error> {
+    if !cluster.may_be_repaired() {
+        return Err(error);
+    }
     let repaired = cluster.repair().await?;
     let mut pairs = cluster.hosts().iter().zip(repaired.hosts());
     let is_another = pairs.any(|(old, new)| old.machine().id != new.machine().id);
