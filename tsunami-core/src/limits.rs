@@ -104,3 +104,9 @@ pub const SET_VALUE_LIMIT: usize = 64 << 10;
 
 /// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.
 pub const NAME_LIMIT: usize = 100;
+
+/// How many values one machine's text may have for one metric.
+pub const METRIC_VALUES_LIMIT: usize = 1_000_000;
+
+/// How long one histogram of a log may be once it is unpacked, in bytes.
+pub const HISTOGRAM_LIMIT: u64 = 64 << 20;

@@ -31,6 +31,8 @@ mod collect;
 mod command;
 mod context;
 mod metrics;
+#[cfg(feature = "experiment")]
+mod reading;
 mod ready;
 #[cfg(feature = "experiment")]
 mod row;
@@ -56,9 +58,9 @@ use crate::statistics::Direction;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
-#[cfg(feature = "experiment")]
-pub(crate) use metrics::MachineText;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
+#[cfg(feature = "experiment")]
+pub(crate) use reading::MachineText;
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
