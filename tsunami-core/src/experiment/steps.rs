@@ -109,7 +109,7 @@ impl Steps<'_> {
     }
 
     fn scope(&self, me: &MachineContext) -> Scope {
-        Scope::step(me, self.trial.machines(), self.trial.name(), &self.experiment.set)
+        Scope::step(me, self.trial.machines(), self.trial.name(), self.experiment.values.clone())
     }
 
     /// One machine's part of a step.
@@ -140,7 +140,8 @@ impl Steps<'_> {
             command = command.collect(self.collect(step, &host)?);
         }
         if let Some(group) = self.experiment.group(host.group()) {
-            for (name, value) in environment(&group.env, &Scope::setup(&me, &self.experiment.set))? {
+            for (name, value) in environment(&group.env, &Scope::setup(&me, self.experiment.values.clone()))?
+            {
                 command = command.env(name, value);
             }
         }
@@ -174,7 +175,7 @@ impl Steps<'_> {
     /// What was uploaded to a machine.
     fn uploads(&self, host: &TrialHost) -> Result<Uploads, Error> {
         let Some(group) = self.experiment.group(host.group()) else { return Ok(Uploads::default()) };
-        let scope = Scope::setup(&host.context(), &self.experiment.set);
+        let scope = Scope::setup(&host.context(), self.experiment.values.clone());
         let files = group.upload.iter().map(|upload| Ok((upload.from.clone(), render(&upload.to, &scope)?)));
         let scripts = group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
         Ok(Uploads {

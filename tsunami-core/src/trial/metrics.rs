@@ -105,6 +105,12 @@ pub struct Measured {
     pub missing: Option<String>,
 }
 
+/// The regular expression of a metric, over texts of any encoding.
+#[cfg(feature = "experiment")]
+pub(crate) fn regex(text: &str) -> Result<regex::bytes::Regex, regex::Error> {
+    regex::bytes::RegexBuilder::new(text).size_limit(crate::limits::REGEX_LIMIT).build()
+}
+
 /// What one machine has of the text that a metric is in.
 #[derive(Clone, Debug)]
 pub(crate) struct MachineText {

@@ -56,6 +56,8 @@ pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
 #[expect(unused_imports, reason = "the trials of files read metrics")]
 pub(crate) use metrics::MachineText;
+#[cfg(feature = "experiment")]
+pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
