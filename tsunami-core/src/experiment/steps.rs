@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
 use rustix::fs::OFlags;
@@ -22,8 +22,8 @@ use crate::outcome::gravest;
 use crate::results::Results;
 use crate::session::Command;
 use crate::trial::{
-    Collect, MachineContext, MachineText, Measure, Ready as Sign, Trial, TrialCommand, TrialHost, Uploaded,
-    in_a_row, lock,
+    Collect, MachineContext, MachineText, Measure, Measured, Parameters, Ready as Sign, Trial, TrialCommand,
+    TrialHost, Uploaded, in_a_row, lock,
 };
 
 /// What is done between trials is called so, in events and logs.
@@ -37,7 +37,9 @@ pub(super) struct FileTrials<'a> {
 
 impl FileTrials<'_> {
     fn steps(&self, trial: Trial, per: Per) -> Steps<'_> {
-        Steps { experiment: self.experiment, results: self.results, trial, per, unread: Mutex::default() }
+        let parameters = Arc::new(trial.parameters().clone());
+        let (experiment, results, unread) = (self.experiment, self.results, Mutex::default());
+        Steps { experiment, results, trial, per, parameters, unread }
     }
 }
 
@@ -47,9 +49,7 @@ impl Measure for FileTrials<'_> {
     }
 
     async fn prepare(&self, trial: Trial) -> Result<(), Error> {
-        let steps = self.steps(trial, Per::Run);
-        steps.clean().await?;
-        steps.all().await
+        self.steps(trial, Per::Run).all().await
     }
 
     async fn measure(&self, trial: Trial, is_first: bool) -> Result<(), Error> {
@@ -72,6 +72,7 @@ struct Steps<'a> {
     results: &'a Results,
     trial: Trial,
     per: Per,
+    parameters: Arc<Parameters>,
     /// Why metrics could not be read.
     unread: Mutex<Vec<Error>>,
 }
@@ -171,16 +172,19 @@ impl Steps<'_> {
                 MachineText { machine: machine.clone(), text }
             });
             let texts = join_all(texts).await;
-            let (name, measured) = (&metric.name, metric.read(&step.name, &texts));
+            // There may be much of it.
+            let (read, name) = (metric.clone(), step.name.clone());
+            let measured = spawn_blocking(move || read.read(&name, &texts)).await.unwrap_or_default();
+            let of_machine = |measured: &&Measured| measured.missing.is_some() && measured.machine.is_some();
+            let is_told = measured.iter().any(|measured| of_machine(&measured));
             for measured in measured {
-                if let Some(missing) = &measured.missing {
-                    let error = format!("metric {name} can't be read: {missing}");
-                    let host = measured.machine.as_deref().and_then(|machine| self.trial.host(machine).ok());
-                    let error = match host {
+                let host = measured.machine.as_deref().and_then(|machine| self.trial.host(machine).ok());
+                if let Some(missing) = measured.missing.as_ref().filter(|_| host.is_some() || !is_told) {
+                    let error = format!("metric {} can't be read: {missing}", metric.name);
+                    lock(&self.unread).push(match host {
                         Some(host) => host.stage(&step.name).error(error),
                         None => Error::other(format!("step {}: {error}", step.name)),
-                    };
-                    lock(&self.unread).push(error);
+                    });
                 }
                 self.trial.tell_measured(measured);
             }
@@ -206,7 +210,11 @@ impl Steps<'_> {
     }
 
     fn scope(&self, me: &MachineContext) -> Scope {
-        Scope::step(me, self.trial.machines(), self.trial.name(), &self.experiment.set)
+        let (machines, values) = (self.trial.machines(), self.experiment.values.clone());
+        match self.per {
+            Per::Run => Scope::run(me, machines, values),
+            Per::Trial => Scope::step(me, machines, self.trial.name(), values).with(self.parameters.clone()),
+        }
     }
 
     /// One machine's part of a step, and what it printed if metrics are read from that.
@@ -258,7 +266,7 @@ impl Steps<'_> {
         me: &MachineContext,
     ) -> Result<TrialCommand, Error> {
         if let Some(group) = self.experiment.group(group) {
-            for (name, value) in environment(&group.env, &Scope::setup(me, &self.experiment.set))? {
+            for (name, value) in environment(&group.env, &Scope::setup(me, self.experiment.values.clone()))? {
                 command = command.env(name, value);
             }
         }
@@ -283,7 +291,7 @@ impl Steps<'_> {
     /// What was uploaded to a machine.
     fn uploads(&self, host: &TrialHost) -> Result<Uploads, Error> {
         let Some(group) = self.experiment.group(host.group()) else { return Ok(Uploads::default()) };
-        let scope = Scope::setup(&host.context(), &self.experiment.set);
+        let scope = Scope::setup(&host.context(), self.experiment.values.clone());
         let files = group.upload.iter().map(|upload| Ok((upload.from.clone(), render(&upload.to, &scope)?)));
         let scripts = group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
         Ok(Uploads {

@@ -176,7 +176,8 @@ impl Results {
     pub fn write_index(&self, plan: &SweepPlan) -> Result<(), ResultsError> {
         let (trials, path) = (self.directory.join("trials"), self.directory.join("trials/index.csv"));
         files::make_directory(&trials).map_err(ResultsError::file("make", &trials))?;
-        files::write(&path, index::of(plan)).map_err(ResultsError::file("write", &path))
+        let index = index::of(plan).map_err(io::Error::from);
+        index.and_then(|index| files::write(&path, index)).map_err(ResultsError::file("write", &path))
     }
 
     /// What writes to the directory as the run goes on. Events and output are written by a thread of their own, and in

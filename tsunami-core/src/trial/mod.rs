@@ -58,6 +58,8 @@ use crate::statistics::Direction;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
+#[cfg(feature = "experiment")]
+pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
 pub(crate) use reading::MachineText;

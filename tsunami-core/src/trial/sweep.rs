@@ -159,6 +159,8 @@ struct TrialState {
     voided: u32,
     /// How often this process has begun it.
     begun: u32,
+    /// Whether a process that was killed has left it as it was.
+    is_cut: bool,
 }
 
 impl Progress {
@@ -188,6 +190,8 @@ pub(crate) struct Sweep {
     odd: OddMachines,
     /// Whether events tell of anything beside the trials themselves.
     told: bool,
+    /// What parameters are in the part that is done.
+    only: Arc<[(String, String)]>,
 }
 
 /// What came of an attempt.
@@ -204,7 +208,60 @@ impl Sweep {
         let trials = vec![TrialState::default(); plan.trials.len()];
         let (shared, took, errors) = (Arc::new(plan.clone()), BTreeMap::new(), Vec::new());
         let state = State { plan, trials, took, errors, is_planned: false };
-        Self { progress: Progress(Arc::new(Mutex::new(state))), plan: shared, odd, told }
+        let progress = Progress(Arc::new(Mutex::new(state)));
+        Self { progress, plan: shared, odd, told, only: Arc::default() }
+    }
+
+    /// The rest of a sweep that has come as far as its report says.
+    pub(crate) fn resumed(plan: SweepPlan, odd: OddMachines, report: &Report) -> Self {
+        let sweep = Self::new(plan, odd, true);
+        {
+            let state = &mut *sweep.state();
+            state.is_planned = true;
+            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
+                let attempts = report.trials.iter().filter(|known| known.of() == planned.name);
+                for known in attempts {
+                    match (&known.voided, known.ok) {
+                        (Some(_), _) => trial.voided += 1,
+                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
+                    }
+                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
+                        state.took.entry(kind(planned)).or_default().push(took);
+                    }
+                }
+            }
+        }
+        sweep
+    }
+
+    /// Does a part alone: the trials in which these parameters are so.
+    ///
+    /// # Errors
+    ///
+    /// There is no such part, or it would cut rounds.
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, Error> {
+        for (name, value) in &only {
+            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
+            else {
+                return Err(Error::other(format!("there is no parameter {name}")));
+            };
+            if parameter.values.iter().all(|known| known.to_string() != *value) {
+                return Err(Error::other(format!("parameter {name} is never {value}")));
+            }
+            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
+                return Err(Error::other(format!("{name} is compared: rounds are done whole")));
+            }
+        }
+        self.only = only.into();
+        Ok(self)
+    }
+
+    /// Whether a trial is of the part that is done.
+    fn is_wanted(&self, planned: &PlannedTrial) -> bool {
+        let is_so = |(name, value): &(String, String)| {
+            planned.parameters.get(name).is_some_and(|known| known.to_string() == *value)
+        };
+        self.only.iter().all(is_so)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -220,6 +277,11 @@ impl Sweep {
         self.told
     }
 
+    /// The number of its last set of machines.
+    pub(crate) fn set_count(&self) -> u32 {
+        self.plan.trials.iter().map(|trial| trial.set).max().unwrap_or(1)
+    }
+
     /// How many trials that count are done, and how many there are to be.
     pub(crate) fn done(&self) -> (u32, u32) {
         self.progress.done()
@@ -229,16 +291,33 @@ impl Sweep {
     pub(crate) fn is_done(&self, set: u32) -> bool {
         let state = self.state();
         let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
-            planned.set == set && !planned.warmup && trial.counted.is_none()
+            planned.set == set && !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
         };
         !self.plan.trials.iter().zip(&state.trials).any(left)
+    }
+
+    /// Whether a trial that was to be done is not.
+    fn is_given_up(&self) -> bool {
+        let state = self.state();
+        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
+            !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
+        };
+        self.plan.trials.iter().zip(&state.trials).any(left)
+    }
+
+    fn why_not_all(&self) -> String {
+        if self.is_given_up() {
+            return GIVEN_UP.to_owned();
+        }
+        let only: Vec<_> = self.only.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("only {} was to be done", only.join(", "))
     }
 
     /// Tells that no more trials are done.
     pub(crate) fn finish(&self, cluster: &Cluster, why: Option<String>) {
         if self.told {
             let (done, of) = self.done();
-            let why = why.or_else(|| (done < of).then(|| GIVEN_UP.to_owned()));
+            let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
             cluster.emit(UserEvent::SweepFinished { done, of, why });
         }
     }
@@ -247,8 +326,8 @@ impl Sweep {
     pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
         let (done, of) = self.done();
         let mut errors = mem::take(&mut self.state().errors);
-        if done < of {
-            let why = stopped.unwrap_or_else(|| GIVEN_UP.to_owned());
+        if done < of && (stopped.is_some() || self.is_given_up()) {
+            let why = stopped.unwrap_or_else(|| self.why_not_all());
             errors.push(Error::Incomplete { done, of, why });
         } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
             errors.push(Error::other("trials failed before the sweep was resumed"));
@@ -302,7 +381,7 @@ impl Sweep {
             }
         };
         ending.is_over = true;
-        let is_last = self.plan.trials.iter().all(|trial| trial.set <= set);
+        let is_last = (set + 1..=self.set_count()).all(|set| self.is_done(set));
         match &ended {
             Ok(None) if !is_last => {}
             Ok(why) => self.finish(&cluster, why.clone()),
@@ -320,7 +399,7 @@ impl Sweep {
         measure: &M,
     ) -> Result<Option<String>, Error> {
         let mut is_first = true;
-        let of_set = |planned: &&PlannedTrial| planned.set == set;
+        let of_set = |planned: &&PlannedTrial| planned.set == set && self.is_wanted(planned);
         let indexed = self.plan.trials.iter().enumerate().filter(|(_, planned)| of_set(planned));
         let (warmups, counted): (Vec<_>, Vec<_>) = indexed.partition(|(_, planned)| planned.warmup);
         let rounds = rounds(&counted);
@@ -379,10 +458,16 @@ impl Sweep {
         round: Range<usize>,
     ) -> Result<(), Error> {
         for at in round {
-            let counted = self.state().trials[at].counted.take();
-            if counted.is_some() {
-                let text = "the round is done again whole".to_owned();
-                self.void(at, cluster, measure, VoidReason::Round, text, Vec::new())?;
+            let (counted, is_cut) = {
+                let trial = &mut self.state().trials[at];
+                (trial.counted.take(), mem::take(&mut trial.is_cut))
+            };
+            let voided = match counted {
+                Some(_) => Some((VoidReason::Round, "the round is done again whole")),
+                None => is_cut.then_some((VoidReason::Cut, CUT)),
+            };
+            if let Some((reason, text)) = voided {
+                self.void(at, cluster, measure, reason, text.to_owned(), Vec::new())?;
             }
         }
         Ok(())
