@@ -106,7 +106,7 @@ proptest! {
     #[test]
     fn any_text_is_a_template_or_refused(pieces in vec(prop_oneof![9 => select(EXPRESSION).prop_map(str::to_owned), 1 => any::<String>()], 0..30)) {
         let machines = Machines::from(vec![facts("server", 0), facts("client", 0), facts("client", 1)]);
-        let scope = Scope::step(&machines.all()[1], &machines, "1", &[]);
+        let scope = Scope::step(&machines.all()[1], &machines, "1", crate::trial::Parameters::new());
         for source in [pieces.concat(), format!("{{{{ {} }}}}", pieces.concat())] {
             match Template::new(source.as_str()).and_then(|template| template.render(&scope)) {
                 Ok(text) => assert!(text.len() <= TEMPLATE_OUTPUT_LIMIT),

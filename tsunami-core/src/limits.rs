@@ -53,6 +53,9 @@ pub const TEMPLATE_FUEL: u64 = 150_000;
 /// short template takes fifty, so that a hundred fit for each of ten thousand machines.
 pub const TEMPLATES_FUEL: u64 = 50_000_000;
 
+/// The longest file that metrics are read from, in bytes: it is held in memory as long as that takes.
+pub const METRIC_FILE_LIMIT: u64 = 64 << 20;
+
 /// The longest text that a template may become, in bytes. Commands are far shorter; files are uploaded.
 pub const TEMPLATE_OUTPUT_LIMIT: usize = 1 << 20;
 
@@ -98,6 +101,27 @@ pub const STEP_MACHINES_LIMIT: usize = 200_000;
 
 /// The longest value that is given beside an experiment file, in bytes.
 pub const SET_VALUE_LIMIT: usize = 64 << 10;
+
+/// The most parameters of an experiment. Each of them multiplies its trials.
+pub const PARAMETER_LIMIT: usize = 10;
+
+/// The longest value of a parameter, in bytes. Every trial and every line of results has it; what is longer is a file's
+/// name rather than the file.
+pub const PARAMETER_VALUE_LIMIT: usize = 256;
+
+/// The most sets of machines of an experiment, and so the most combinations of the parameters that machines depend on.
+/// They are launched one after another, and each lives for minutes.
+pub const SET_LIMIT: usize = 100;
+
+/// The most metrics of an experiment. Each is compared with each other variant.
+pub const METRIC_LIMIT: usize = 200;
+
+/// The most memory that a regular expression may take, in bytes, which bounds how long it takes to compile, too. One for a
+/// line of text takes a tenth.
+pub const REGEX_LIMIT: usize = 1 << 20;
+
+/// The longest unit of a metric, in bytes. It stands behind every number.
+pub const UNIT_LIMIT: usize = 32;
 
 /// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.
 pub const NAME_LIMIT: usize = 100;

@@ -4,9 +4,12 @@
 //! next. What can't be read is noted and left out, and the walk goes on; what was read counts only if
 //! nothing was noted.
 
+mod metrics;
+mod sets;
+mod trials;
 pub(super) mod value;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -21,22 +24,22 @@ use crate::plan::DEFAULT_LIFETIME;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use self::value::{entries, key, number, unreadable};
+use self::value::{entries, key, unreadable};
 use super::keys::{
-    FROM_ENV_KEYS, GROUP_KEYS, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, UPLOAD_KEYS, names, top_keys,
+    FROM_ENV_KEYS, GROUP_KEYS, PER, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, UPLOAD_KEYS, names, top_keys,
 };
 use super::problem::{NotedProblems, Problem, suggest};
 use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::values::{Place, Table, Values};
 use super::{
-    Action, EnvValue, Group, OnError, OnInterruption, Pattern, Per, Ready, ReadyWhen, Secret, Setup, Step,
-    Upload, machine_name,
+    Action, EnvValue, Group, MachineSet, OnError, OnInterruption, Pattern, Per, Ready, ReadyWhen, Secret,
+    Setup, Step, Upload, machine_name,
 };
 use crate::registry::{
-    Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, Settings, TableReader,
+    Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, TableReader,
 };
-use crate::trial::DEFAULT_READY_TIMEOUT;
+use crate::trial::{DEFAULT_READY_TIMEOUT, Parameters, Trials};
 
 /// The keys of [`Common`].
 const COMMON_KEYS: [&str; 2] = ["user", "on_interruption"];
@@ -50,17 +53,37 @@ pub(super) struct Contents {
     pub(super) name: String,
     /// The provider's name.
     pub(super) provider: String,
-    /// What the provider has read for itself.
-    pub(super) settings: Settings,
     pub(super) lifetime: Duration,
     pub(super) budget: Option<f64>,
     pub(super) connection: Connection,
-    pub(super) groups: Vec<Group>,
-    pub(super) steps: Vec<Step>,
-    /// Whether every group of the file is among `groups`.
-    pub(super) groups_are_whole: bool,
-    /// Whether every template of the file is among those that [`Reader::finish`] gives.
+    pub(super) prepare: Vec<String>,
+    pub(super) trials: Trials,
+    /// What templates know by name in every trial.
+    pub(super) values: Arc<Parameters>,
+    /// The names of parameters and of values that the file gives, with their places.
+    pub(super) named: Vec<(String, Span, Named)>,
+    /// The names that keys use, where their templates are for no machine.
+    pub(super) used: HashSet<String>,
+    /// The machines, for each combination of the parameters that they depend on; at least one.
+    pub(super) sets: Vec<SetContents>,
+    /// Whether every template of the file is among the sets' sites.
     pub(super) templates_are_whole: bool,
+}
+
+/// What a name in a file stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    Parameter,
+    Value,
+}
+
+/// A file's machines, for some values of the parameters that they depend on.
+#[derive(Debug)]
+pub(super) struct SetContents {
+    pub(super) machines: MachineSet,
+    /// Whether every group of the file is among them.
+    pub(super) groups_are_whole: bool,
+    pub(super) sites: Vec<TemplateSite>,
 }
 
 /// The provider of a file, and what reads its keys, if there is one.
@@ -85,7 +108,16 @@ pub(super) struct TemplateSite {
     pub(super) role: TemplateRole,
     /// The machines it is rendered for.
     pub(super) machines: Rc<HashSet<String>>,
-    pub(super) in_step: bool,
+    pub(super) used: Used,
+}
+
+/// When a template is rendered, which decides what it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Used {
+    Setup,
+    /// Once for all trials.
+    Run,
+    Trial,
 }
 
 /// What a template's text is used as.
@@ -102,7 +134,7 @@ pub(super) enum TemplateRole {
 #[derive(Debug, Clone)]
 struct TemplateScope {
     machines: Rc<HashSet<String>>,
-    in_step: bool,
+    used: Used,
 }
 
 /// Reads one file.
@@ -111,6 +143,8 @@ pub(super) struct Reader<'a> {
     source: &'a str,
     dir: &'a Path,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The values given beside the file, and what they are called.
+    set: (&'a str, &'a [(String, String)]),
     notes: NotedProblems,
     placed: Vec<TemplateSite>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
@@ -122,6 +156,18 @@ pub(super) struct Reader<'a> {
     step_machines: usize,
     /// What belongs to the machines of all groups.
     common: Common,
+    /// What the templates of keys became, by where they stand; `None` where that failed.
+    rendered: HashMap<usize, Option<String>>,
+    /// Whether the machines are read again and again, and what was noted then.
+    seen: Option<Vec<Problem>>,
+    /// For which values, if not for the first.
+    again: Option<String>,
+    /// Whether something is done on this computer before files are uploaded, which may make them.
+    prepares: bool,
+    /// The names of parameters.
+    parameters: HashSet<String>,
+    /// The names of metrics, with their steps.
+    metrics: BTreeMap<String, String>,
 }
 
 impl<'a> Reader<'a> {
@@ -130,12 +176,14 @@ impl<'a> Reader<'a> {
         source: &'a str,
         dir: &'a Path,
         lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
+        set: (&'a str, &'a [(String, String)]),
     ) -> Self {
         Self {
             registry,
             source,
             dir,
             lookup_env,
+            set,
             notes: NotedProblems::default(),
             placed: vec![],
             sizes: vec![],
@@ -143,12 +191,18 @@ impl<'a> Reader<'a> {
             is_absent: false,
             step_machines: 0,
             common: Common::default(),
+            rendered: HashMap::new(),
+            seen: None,
+            again: None,
+            prepares: false,
+            parameters: HashSet::new(),
+            metrics: BTreeMap::new(),
         }
     }
 
-    /// What was noted, and the templates found.
-    pub(super) fn finish(self) -> (NotedProblems, Vec<TemplateSite>) {
-        (self.notes, self.placed)
+    /// What was noted.
+    pub(super) fn finish(self) -> NotedProblems {
+        self.notes
     }
 
     /// Reads the file; `None` if it isn't TOML.
@@ -181,56 +235,85 @@ impl<'a> Reader<'a> {
             registry.providers().filter(|known| !known.keys().is_empty()).map(|known| known.name()).collect();
         let top_keys = top_keys(registry);
         let known = names(&top_keys).chain(tables.iter().copied());
-        self.named(root, known.chain(registry.absent_names()), &["prepare", "repeat", "matrix"]);
+        self.named(root, known.chain(registry.absent_names()));
         let name = self.experiment_name(root);
         let provider = self.provider(root.get("provider"));
         let lifetime =
             root.get("lifetime").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_LIFETIME);
         let budget = root.get("budget").and_then(|value| self.dollars(value));
-        self.common = self.common(root, provider.as_ref(), &COMMON_KEYS);
-        let mut reader = provider.as_ref().map(|provider| provider.reader());
-        let mut own = None;
-        for (name, span, value) in entries(root) {
-            match &provider {
-                Some(provider) if provider.name() == name && tables.contains(&name) => {
-                    own = self.table(value);
-                    if let Some(table) = own {
-                        self.keys(table, provider.keys(), &[]);
-                    }
-                }
-                Some(_) if tables.contains(&name) || registry.absent(name).is_some() => {
-                    let help = format!("set `provider = \"{name}\"`");
-                    let message = format!("`[{name}]` is for the provider \"{name}\"");
-                    self.note(Problem::at(span, message).help(help));
-                }
-                _ => {}
+        let prepare = self.prepare(root);
+        let (mut trials, mut named) = self.trials(root);
+        self.parameters = named.iter().map(|(name, ..)| name.clone()).collect();
+        let values = Arc::new(self.values(root, &mut named));
+        for (name, span, _) in entries(root) {
+            if provider.as_ref().is_some_and(|provider| provider.name() != name)
+                && (tables.contains(&name) || registry.absent(name).is_some())
+            {
+                let help = format!("set `provider = \"{name}\"`");
+                let message = format!("`[{name}]` is for the provider \"{name}\"");
+                self.note(Problem::at(span, message).help(help));
             }
-        }
-        if let Some((provider, table)) = provider.as_ref().zip(own) {
-            let own: Vec<&str> = names(provider.keys()).filter(|key| COMMON_KEYS.contains(key)).collect();
-            self.common = self.common(table, Some(provider), &own).or(&self.common);
-        }
-        if let Some((reader, table)) = reader.as_mut().zip(own) {
-            reader.all(Table(table), &mut Values(self));
         }
         let connection =
             registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
-        let mut reading = provider.as_ref().zip(reader.as_deref_mut());
-        let groups = self.groups(root, &mut reading);
-        let steps = self.steps(root);
+        let (used, depends) = sets::dependencies(root, provider.as_ref(), &trials.parameters);
+        let sets = self.sets(root, provider.as_ref(), &values, &depends);
+        trials.compare = self.compare(root, &trials.parameters, &depends);
+        let first = sets.first().map(|set| set.machines.steps.as_slice()).unwrap_or_default();
+        trials.metrics = first.iter().flat_map(metrics::plans).collect();
         Some(Contents {
             name: name.unwrap_or_default(),
             provider: provider.map(|provider| provider.name().to_owned()).unwrap_or_default(),
-            settings: reader.map(|reader| reader.settings()).unwrap_or_default(),
             lifetime,
             budget,
             connection,
-            groups_are_whole: groups.len() == self.sizes.len()
-                && self.sizes.iter().all(|(_, size)| size.is_some()),
-            groups,
-            steps,
+            prepare,
+            trials,
+            values,
+            named,
+            used,
+            sets,
             templates_are_whole: self.templates_are_whole,
         })
+    }
+
+    /// The machines for some values of the parameters that they depend on, of a file in which those stand in place of
+    /// the templates of keys.
+    fn set(
+        &mut self,
+        root: &DeTable<'_>,
+        provider: Option<&Arc<dyn Registration>>,
+        parameters: Parameters,
+    ) -> SetContents {
+        self.sizes.clear();
+        self.metrics.clear();
+        self.common = self.common(root, provider, &COMMON_KEYS);
+        let mut reader = provider.map(|provider| provider.reader());
+        let own = provider.filter(|provider| !provider.keys().is_empty());
+        if let Some((provider, value)) = own.and_then(|own| Some((own, root.get(own.name())?)))
+            && let Some(table) = self.table(value)
+        {
+            self.keys(table, provider.keys());
+            let own: Vec<&str> = names(provider.keys()).filter(|key| COMMON_KEYS.contains(key)).collect();
+            self.common = self.common(table, Some(provider), &own).or(&self.common);
+            if let Some(reader) = &mut reader {
+                reader.all(Table(table), &mut Values(self));
+            }
+        }
+        let mut reading = provider.zip(reader.as_deref_mut());
+        let groups = self.groups(root, &mut reading);
+        let steps = self.steps(root);
+        let resets = self.resets(root);
+        let groups_are_whole =
+            groups.len() == self.sizes.len() && self.sizes.iter().all(|(_, size)| size.is_some());
+        if let Some(provider) = provider
+            && self.notes.is_empty()
+        {
+            provider.check(&groups).into_iter().for_each(|wrong| self.note(Problem::general(wrong)));
+        }
+        let settings = reader.map(|reader| reader.settings()).unwrap_or_default();
+        let machines = MachineSet { parameters, groups, steps, resets, settings };
+        SetContents { machines, groups_are_whole, sites: std::mem::take(&mut self.placed) }
     }
 
     fn experiment_name(&mut self, root: &DeTable<'_>) -> Option<String> {
@@ -286,7 +369,7 @@ impl<'a> Reader<'a> {
     fn connection(&mut self, root: &DeTable<'_>, maker: &Arc<dyn MakeConnector>) -> Option<Connection> {
         let table = root.get(maker.name()).filter(|_| !maker.keys().is_empty())?;
         let table = self.table(table)?;
-        self.keys(table, maker.keys(), &[]);
+        self.keys(table, maker.keys());
         Some(maker.read(Table(table), &mut Values(self)))
     }
 
@@ -367,7 +450,7 @@ impl<'a> Reader<'a> {
             *known = size;
         }
         let names = (0..size.unwrap_or(0)).map(|index| machine_name(name, index)).collect();
-        let used = TemplateScope { machines: Rc::new(names), in_step: false };
+        let used = TemplateScope { machines: Rc::new(names), used: Used::Setup };
         let setup = table.get("setup").map(|value| self.setups(value, &used)).unwrap_or_default();
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
@@ -432,11 +515,11 @@ impl<'a> Reader<'a> {
     }
 
     fn count(&mut self, value: &Value<'_>) -> Option<NonZeroU32> {
-        let DeValue::Integer(integer) = value.get_ref() else {
+        let Some(number) = self.whole_number(value) else {
             self.wrong_type(value, "a number of machines");
             return None;
         };
-        let count = number(integer).filter(|count| *count <= MACHINE_LIMIT).and_then(NonZeroU32::new);
+        let count = number.filter(|count| *count <= MACHINE_LIMIT).and_then(NonZeroU32::new);
         if count.is_none() {
             self.note(Problem::at(value.span(), format!("a group has from 1 to {MACHINE_LIMIT} machines")));
         }
@@ -454,7 +537,7 @@ impl<'a> Reader<'a> {
         match value.get_ref() {
             DeValue::String(_) => self.template(value, TemplateRole::Command, used).map(Setup::Command),
             DeValue::Table(table) => {
-                self.keys(table, SCRIPT_KEYS, &[]);
+                self.keys(table, SCRIPT_KEYS);
                 let script = self.required(table, "script", value.span())?;
                 self.script(script).map(Setup::Script)
             }
@@ -483,11 +566,15 @@ impl<'a> Reader<'a> {
 
     fn upload(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Upload> {
         let table = self.table(value)?;
-        self.keys(table, UPLOAD_KEYS, &[]);
+        self.keys(table, UPLOAD_KEYS);
         let from = self.required(table, "from", value.span());
         let to = self.required(table, "to", value.span());
         let from = from.and_then(|value| {
-            let (path, metadata) = self.existing(value)?;
+            let (path, metadata) = match self.prepares {
+                true => self.perhaps_existing(value)?,
+                false => self.existing(value).map(|(path, metadata)| (path, Some(metadata)))?,
+            };
+            let Some(metadata) = metadata else { return Some(path) };
             // To read a pipe or a device might take forever.
             if !metadata.is_file() && !metadata.is_dir() {
                 let message = format!("`{}` is neither a file nor a directory", path.display());
@@ -518,7 +605,7 @@ impl<'a> Reader<'a> {
         let DeValue::Table(table) = value.get_ref() else {
             return self.template(value, TemplateRole::Value, used).map(EnvValue::Text);
         };
-        self.keys(table, FROM_ENV_KEYS, &[]);
+        self.keys(table, FROM_ENV_KEYS);
         let value = self.required(table, "from_env", value.span())?;
         let variable = self.text(value)?.to_owned();
         match (self.lookup_env)(&variable) {
@@ -543,19 +630,35 @@ impl<'a> Reader<'a> {
     fn steps(&mut self, root: &DeTable<'_>) -> Vec<Step> {
         let mut names = HashMap::new();
         let mut number = 0;
+        let mut before = None;
         self.list_of(root, "step", |reader, value| {
             number += 1;
             if number == STEP_LIMIT + 1 {
                 let message = format!("an experiment has at most {STEP_LIMIT} steps");
                 reader.note(Problem::at(value.span(), message));
             }
-            if number > STEP_LIMIT { None } else { reader.step(value, number, &mut names) }
+            if number > STEP_LIMIT {
+                return None;
+            }
+            let step = reader.step(value, number, &mut names)?;
+            match (&before, step.per) {
+                (Some(name), Per::Run) => {
+                    let message = format!(
+                        "this step is done once for all trials, and step {name} before it in each of them"
+                    );
+                    let help = "put what is done once before all else, as it is done".to_owned();
+                    reader.note(Problem::at(value.span(), message).help(help));
+                }
+                (None, Per::Trial) => before = Some(step.name.clone()),
+                _ => {}
+            }
+            Some(step)
         })
     }
 
     fn step(&mut self, value: &Value<'_>, number: usize, names: &mut HashMap<String, usize>) -> Option<Step> {
         let table = self.table(value)?;
-        self.keys(table, STEP_KEYS, &[]);
+        self.keys(table, STEP_KEYS);
         let name = match table.get("name") {
             Some(value) => self.name(value),
             None => Some(number.to_string()),
@@ -566,14 +669,24 @@ impl<'a> Reader<'a> {
             let span = table.get("name").map_or(value.span(), Spanned::span);
             self.note(Problem::at(span, format!("step {number} has the name of step {other}, `{name}`")));
         }
+        let per = table.get("per").and_then(|value| self.choice(value, "per", &PER)).unwrap_or_default();
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let used = TemplateScope { machines: Rc::new(on.iter().flatten().cloned().collect()), in_step: true };
+        let machines = Rc::new(on.iter().flatten().cloned().collect());
+        let used = TemplateScope { machines, used: if per == Per::Run { Used::Run } else { Used::Trial } };
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
         let on_error =
             table.get("on_error").and_then(|value| self.choice(value, "on_error", &OnError::WORDS));
         let env = self.env(table, &used);
         let cwd = table.get("cwd").and_then(|value| self.template(value, TemplateRole::Path, &used));
+        if per == Per::Run {
+            for key in ["collect", "metrics"] {
+                let message = format!("`{key}` is not for a step that is done once for all trials");
+                self.refuse(table, key, &message, "do it in a step of each trial".to_owned());
+            }
+        }
+        let machines = on.as_ref().map_or(0, Vec::len);
+        let metrics = self.metrics(table, name.as_deref().unwrap_or_default(), machines, &collect);
         Some(Step {
             name: name?,
             on: on?,
@@ -582,8 +695,8 @@ impl<'a> Reader<'a> {
             on_error: on_error.unwrap_or_default(),
             env,
             cwd,
-            per: Per::default(),
-            metrics: Vec::new(),
+            per,
+            metrics,
         })
     }
 
@@ -707,7 +820,7 @@ impl<'a> Reader<'a> {
 
     fn ready(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Ready> {
         let table = self.table(value)?;
-        self.keys(table, READY_KEYS, &[]);
+        self.keys(table, READY_KEYS);
         let port = table.get("port").map(|value| self.port(value).map(ReadyWhen::Port));
         let command = table
             .get("command")
@@ -728,11 +841,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn port(&mut self, value: &Value<'_>) -> Option<u16> {
-        let DeValue::Integer(integer) = value.get_ref() else {
+        let Some(number) = self.whole_number(value) else {
             self.wrong_type(value, "a port number");
             return None;
         };
-        let port = number(integer).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        let port = number.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
         if port.is_none() {
             self.note(Problem::at(value.span(), "a port is a number from 1 to 65535"));
         }

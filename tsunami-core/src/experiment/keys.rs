@@ -1,8 +1,10 @@
 //! The keys of an experiment file: each in one place, with what may stand behind it and what it means.
 
-use super::{OnError, OnInterruption};
+use super::{OnError, OnInterruption, Per};
 use crate::limits::MACHINE_LIMIT;
 use crate::registry::Registry;
+use crate::statistics::Direction;
+use crate::trial::{Across, OddMachines, Order, Reduce, Trials};
 
 /// A key of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ impl Key {
 pub enum Form {
     /// A string.
     Text,
+    /// A string, a number, `true` or `false`.
+    Scalar,
     /// A string in which `{{ }}` stands for facts.
     Template,
     /// The path of a file or directory on this computer, relative to the experiment file.
@@ -120,11 +124,118 @@ pub(crate) const TOP_KEYS: &[Key] = &[
     Key::new("provider", Form::Text, "where its machines come from").default("\"local\""),
     Key::new("lifetime", Form::Duration, "when every machine ends, whatever happens").default("\"1h\""),
     Key::new("budget", Form::Number, "the most that the machines may cost, in US dollars"),
+    Key::new(
+        "prepare",
+        Form::OneOrMore(&Form::Text),
+        "commands on this computer, in the file's directory, before anything is launched; never templates",
+    ),
+    Key::new("repeat", REPEAT, "the same as in `[trials]`").default("1"),
     Key::new("on_interruption", ON_INTERRUPTION, ON_INTERRUPTION_DOC).default("\"fail\""),
     Key::new("user", Form::Text, "who to log in as, on all machines"),
     Key::new("group", Form::Map(&Form::Table(GROUP_KEYS)), "the groups of machines, by their names")
         .required(),
+    Key::new(
+        "vars",
+        Form::Map(&Form::Scalar),
+        "values by their names, unless others are given beside the file",
+    ),
+    Key::new(
+        "matrix",
+        Form::Map(&Form::List(&Form::Scalar)),
+        "parameters by their names: every combination of their values is a trial",
+    ),
+    Key::new("trials", Form::Table(TRIALS_KEYS), "how often and in which order trials are done"),
+    Key::new("compare", Form::Table(COMPARE_KEYS), "which trials are compared"),
     Key::new("step", Form::List(&Form::Table(STEP_KEYS)), "what is done on them, in order"),
+    Key::new("reset", Form::List(&Form::Table(RESET_KEYS)), "what is done on them between trials, in order"),
+];
+
+/// The most trials, counted as far as a key can.
+#[expect(clippy::cast_possible_truncation, reason = "it is far smaller")]
+const TRIAL_LIMIT: u32 = Trials::LIMIT as u32;
+
+/// How often something is done.
+pub(super) const REPEAT: Form = Form::Integer(1, TRIAL_LIMIT);
+/// The same, if at all.
+pub(super) const WARMUP: Form = Form::Integer(0, TRIAL_LIMIT);
+
+pub(super) const ORDERS: [(&str, Order); 2] = [("balanced", Order::Balanced), ("random", Order::Random)];
+pub(super) const ODD: [(&str, OddMachines); 2] = [("warn", OddMachines::Warn), ("void", OddMachines::Void)];
+pub(super) const PER: [(&str, Per); 2] = [("trial", Per::Trial), ("run", Per::Run)];
+pub(super) const DIRECTIONS: [(&str, Direction); 2] =
+    [("higher", Direction::Higher), ("lower", Direction::Lower)];
+pub(super) const REDUCE: [(&str, Reduce); 6] = [
+    ("mean", Reduce::Mean),
+    ("median", Reduce::Median),
+    ("sum", Reduce::Sum),
+    ("min", Reduce::Min),
+    ("max", Reduce::Max),
+    ("last", Reduce::Last),
+];
+pub(super) const ACROSS: [(&str, Across); 6] = [
+    ("sum", Across::Sum),
+    ("mean", Across::Mean),
+    ("median", Across::Median),
+    ("max", Across::Max),
+    ("min", Across::Min),
+    ("merge", Across::Merge),
+];
+
+/// The keys of `[trials]`.
+pub(super) const TRIALS_KEYS: &[Key] = &[
+    Key::new("repeat", REPEAT, "how often each combination is a trial").default("1"),
+    Key::new("order", Form::Choice(&words(&ORDERS)), "in which order trials are done")
+        .default("\"balanced\""),
+    Key::new(
+        "warmup",
+        WARMUP,
+        "how many trials of each combination come first on its machines, and don't count",
+    )
+    .default("0"),
+    Key::new("canary", Form::Boolean, "whether machines are measured by themselves").default("false"),
+    Key::new("odd", Form::Choice(&words(&ODD)), "what happens with machines that differ from their group")
+        .default("\"warn\""),
+];
+
+/// The keys of `[compare]`.
+pub(super) const COMPARE_KEYS: &[Key] = &[
+    Key::new("by", Form::Text, "the parameter whose values are compared").required(),
+    Key::new("baseline", Form::Scalar, "the value that the others are compared with").default("the first"),
+    Key::new("margin", Form::Text, "smaller differences than this don't matter").default("\"3%\""),
+    Key::new(
+        "fail_if",
+        Form::OneOrMore(&Form::Text),
+        "a metric's ratios to the baseline with which the experiment fails, as `rps < 0.95`",
+    ),
+];
+
+/// The keys of a reset.
+pub(super) const RESET_KEYS: &[Key] = &[
+    Key::new("on", ON, ON_DOC).required(),
+    Key::new("run", Form::Template, "a command").required(),
+    Key::new("timeout", Form::Duration, "how long it may take"),
+];
+
+/// The keys of a metric.
+pub(super) const METRIC_KEYS: &[Key] = &[
+    Key::new("file", Form::Text, "the collected file that it is in").default("the step's standard output"),
+    Key::new("csv", Form::Text, "the column of CSV that has it"),
+    Key::new(
+        "json",
+        Form::Text,
+        "the JSON pointer that leads to it, as `/latency/p99`; of each line if there are several",
+    ),
+    Key::new("regex", Form::Text, "the regular expression whose one group it is"),
+    Key::new(
+        "hdr",
+        Form::Text,
+        "what of a HdrHistogram log it is: `p99`, `p99.9`, `max`, `min`, `mean` or `count`",
+    ),
+    Key::new("where", Form::Map(&Form::Scalar), "what other columns or fields hold where it counts"),
+    Key::new("reduce", Form::Choice(&words(&REDUCE)), "how several values on a machine become one"),
+    Key::new("across", Form::Choice(&words(&ACROSS)), "how those of several machines become one"),
+    Key::new("better", Form::Choice(&words(&DIRECTIONS)), "which direction is better"),
+    Key::new("unit", Form::Text, "its unit"),
 ];
 
 const ON_INTERRUPTION: Form = Form::Choice(&words(&OnInterruption::WORDS));
@@ -132,7 +243,7 @@ const ON_INTERRUPTION_DOC: &str = "what happens when the provider takes a machin
 
 /// The keys of a group, beside the provider's own.
 pub(super) const GROUP_KEYS: &[Key] = &[
-    Key::new("count", Form::Integer(1, MACHINE_LIMIT), "how many machines it has").default("1"),
+    Key::new("count", COUNT, "how many machines it has").default("1"),
     Key::new("setup", Form::Either(&[SETUP, Form::List(&SETUP)]), "what prepares each of them, in order"),
     Key::new(
         "upload",
@@ -144,6 +255,7 @@ pub(super) const GROUP_KEYS: &[Key] = &[
     Key::new("user", Form::Text, "who to log in as"),
 ];
 
+const COUNT: Form = Form::Either(&[Form::Integer(1, MACHINE_LIMIT), Form::Template]);
 const SETUP: Form = Form::Either(&[Form::Template, Form::Table(SCRIPT_KEYS)]);
 const ENV: Form = Form::Map(&Form::Either(&[Form::Template, Form::Table(FROM_ENV_KEYS)]));
 
@@ -162,15 +274,13 @@ pub(super) const FROM_ENV_KEYS: &[Key] =
     &[Key::new("from_env", Form::Text, "the variable of tsunami's own environment, whose value is secret")
         .required()];
 
+const ON: Form = Form::Either(&[Form::Text, Form::List(&Form::Text)]);
+const ON_DOC: &str = "a group, a machine, a list of those, or \"all\"";
+
 /// The keys of a step.
 pub(super) const STEP_KEYS: &[Key] = &[
     Key::new("name", Form::Text, "its name").default("its number, from 1"),
-    Key::new(
-        "on",
-        Form::Either(&[Form::Text, Form::List(&Form::Text)]),
-        "a group, a machine, a list of those, or \"all\"",
-    )
-    .required(),
+    Key::new("on", ON, ON_DOC).required(),
     Key::new("run", Form::Template, "a command to be run to its end"),
     Key::new("start", Form::Template, "a command that goes on until the trial ends"),
     Key::new("ready", Form::Table(READY_KEYS), "how to tell that what was started has come up"),
@@ -184,6 +294,17 @@ pub(super) const STEP_KEYS: &[Key] = &[
         .default("\"fail\""),
     Key::new("env", ENV, "its environment, on top of the group's"),
     Key::new("cwd", Form::Template, "the directory it is done in").default("the machine's working directory"),
+    Key::new(
+        "per",
+        Form::Choice(&words(&PER)),
+        "how often it is done: in each trial, or once on its machines, before the first",
+    )
+    .default("\"trial\""),
+    Key::new(
+        "metrics",
+        Form::Map(&Form::Table(METRIC_KEYS)),
+        "what is read of what it prints and collects, by its name",
+    ),
 ];
 
 /// The keys of `ready`, of which one beside `timeout` is given.

@@ -33,6 +33,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
@@ -46,7 +47,7 @@ pub use self::problem::{Problem, Problems};
 pub use self::run::{ExperimentRun, RunOptions};
 pub use self::template::{Scope, Template, TemplateError};
 
-use self::file::Reader;
+use self::file::{Contents, Reader};
 
 /// An experiment file, read and checked.
 #[derive(Debug, Clone)]
@@ -70,6 +71,9 @@ pub struct Experiment {
     pub source: String,
     /// The values given beside the file.
     pub set: Vec<(String, String)>,
+    /// What templates know by name in every trial: the file's values, or those given beside it, and the parameters that
+    /// the machines depend on.
+    pub values: Arc<Parameters>,
     /// What its provider has read for itself.
     pub settings: Settings,
     /// What is done on this computer, in the file's directory, before anything is launched.
@@ -318,6 +322,36 @@ impl Experiment {
         })
     }
 
+    /// On how many sets of machines it is done: one after another, where they depend on parameters.
+    pub fn set_count(&self) -> u32 {
+        u32::try_from(self.sets.len().max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// The number of the set of machines, from 1, on which trials with these parameters are done.
+    pub fn set_of(&self, parameters: &Parameters) -> u32 {
+        let fits =
+            |set: &MachineSet| set.parameters.iter().all(|(name, value)| parameters.get(name) == Some(value));
+        let at = self.sets.iter().position(fits).unwrap_or_default();
+        u32::try_from(at + 1).unwrap_or(u32::MAX)
+    }
+
+    /// The same experiment on the set of machines of this number, from 1: its groups, steps, resets, settings and values
+    /// are that set's. It is the experiment itself where there is no such set.
+    #[must_use]
+    pub fn on_set(&self, number: u32) -> Self {
+        let mut experiment = self.clone();
+        if let Some(set) = number.checked_sub(1).and_then(|at| self.sets.get(at as usize)) {
+            experiment.take(set.clone());
+        }
+        experiment
+    }
+
+    fn take(&mut self, set: MachineSet) {
+        let MachineSet { parameters, groups, steps, resets, settings } = set;
+        (self.groups, self.steps, self.resets, self.settings) = (groups, steps, resets, settings);
+        Arc::make_mut(&mut self.values).extend(parameters);
+    }
+
     /// The group of this name.
     pub fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|group| group.name == name)
@@ -395,37 +429,47 @@ impl<'a> Loader<'a> {
         };
         // A line's ending is nothing that a command should see.
         let text = source.replace("\r\n", "\n");
-        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env);
+        let set = (self.values_called, &*self.set);
+        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env, set);
         let contents = reader.read();
-        let (mut notes, templates) = reader.finish();
+        let mut notes = reader.finish();
         if let Some(contents) = &contents {
-            if let Some(provider) = self.registry.find(&contents.provider)
-                && notes.is_empty()
-            {
-                notes.extend(provider.check(&contents.groups).into_iter().map(Problem::general));
-            }
-            let set = (self.values_called, &*self.set);
-            check::templates(&text, contents, &templates, set, &mut notes, TEMPLATES_FUEL);
+            check::templates(&text, contents, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
-            Some(contents) if notes.is_empty() => Ok(Experiment {
-                name: contents.name,
-                provider: contents.provider,
-                settings: contents.settings,
-                lifetime: contents.lifetime,
-                budget: contents.budget,
-                connection: contents.connection,
-                groups: contents.groups,
-                steps: contents.steps,
-                set: self.set,
-                source,
-                prepare: Vec::new(),
-                trials: Trials::default(),
-                resets: Vec::new(),
-                sets: Vec::new(),
-            }),
+            Some(contents) if notes.is_empty() => Ok(Self::experiment(contents, self.set, source)),
             _ => Err(Problems::new(path, &text, notes)),
         }
+    }
+
+    fn experiment(contents: Contents, set: Vec<(String, String)>, source: String) -> Experiment {
+        let mut sets: Vec<_> = contents.sets.into_iter().map(|set| set.machines).collect();
+        let mut experiment = Experiment {
+            name: contents.name,
+            provider: contents.provider,
+            settings: Settings::default(),
+            lifetime: contents.lifetime,
+            budget: contents.budget,
+            connection: contents.connection,
+            groups: Vec::new(),
+            steps: Vec::new(),
+            set,
+            values: contents.values,
+            source,
+            prepare: contents.prepare,
+            trials: contents.trials,
+            resets: Vec::new(),
+            sets: Vec::new(),
+        };
+        match &sets[..] {
+            [only] if only.parameters.is_empty() => sets.drain(..).for_each(|only| experiment.take(only)),
+            [first, ..] => {
+                experiment.take(first.clone());
+                experiment.sets = sets;
+            }
+            [] => {}
+        }
+        experiment
     }
 }
 

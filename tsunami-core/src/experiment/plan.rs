@@ -11,7 +11,7 @@ use crate::cluster::Host;
 use crate::error::Error;
 use crate::plan::{Group as PlanGroup, Plan};
 use crate::session::Command;
-use crate::trial::{MachineContext, Machines};
+use crate::trial::{MachineContext, Machines, Parameters};
 
 impl Experiment {
     /// The plan of the experiment.
@@ -27,7 +27,7 @@ impl Experiment {
             let experiment = experiment.clone();
             let setup = move |host: Host| {
                 let experiment = experiment.clone();
-                async move { set_up(&host, &experiment.groups[index], &experiment.set).await }
+                async move { set_up(&host, &experiment.groups[index], &experiment.values).await }
             };
             let planned =
                 PlanGroup::new(&group.name, group.spec.clone()).count(group.count.get()).setup(setup);
@@ -38,9 +38,9 @@ impl Experiment {
 }
 
 /// Brings a machine's files and runs its set-up, in the file's order.
-async fn set_up(host: &Host, group: &Group, set: &[(String, String)]) -> Result<(), Error> {
+async fn set_up(host: &Host, group: &Group, values: &Arc<Parameters>) -> Result<(), Error> {
     let me = MachineContext::of(host);
-    let scope = Scope::setup(&me, set);
+    let scope = Scope::setup(&me, values.clone());
     for upload in &group.upload {
         host.upload(&upload.from, &render(&upload.to, &scope)?).await?;
     }

@@ -35,6 +35,17 @@ impl Problem {
         Self { message: message.into(), help: None, span: None }
     }
 
+    /// Adds to what is wrong.
+    pub(super) fn adding(mut self, more: &str) -> Self {
+        self.message += more;
+        self
+    }
+
+    /// Where it begins in the file, in bytes.
+    pub(super) fn start(&self) -> Option<usize> {
+        self.span.as_ref().map(|span| span.start)
+    }
+
     /// Adds what to do about it.
     pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();

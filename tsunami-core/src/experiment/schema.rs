@@ -14,10 +14,16 @@ impl Experiment {
     /// that complete and check them. What it accepts, [`load`](Self::load) may still refuse: whether files are there,
     /// what templates become, and which keys go together.
     pub fn schema(registry: &Registry) -> Value {
-        let mut schema = table(top_keys(registry).iter().chain(own_tables(registry).iter()));
-        let group = table(GROUP_KEYS.iter().chain(group_keys(registry).iter()));
+        let tops = top_keys(registry);
+        let mut schema = table(
+            tops.iter().map(|key| (key, false)).chain(own_tables(registry).iter().map(|key| (key, true))),
+        );
+        let own = group_keys(registry);
+        let group = table(GROUP_KEYS.iter().map(|key| (key, false)).chain(own.iter().map(|key| (key, true))));
         let properties = &mut schema["properties"];
-        properties["group"]["propertyNames"] = json!({ "pattern": GROUP_NAME_PATTERN });
+        for named in ["group", "vars", "matrix"] {
+            properties[named]["propertyNames"] = json!({ "pattern": GROUP_NAME_PATTERN });
+        }
         properties["group"]["minProperties"] = json!(1);
         properties["group"]["additionalProperties"] = group;
         properties["provider"]["enum"] = registry.names().collect();
@@ -61,11 +67,12 @@ fn group_keys(registry: &Registry) -> Vec<Key> {
     keys.map(|key| Key { required: false, ..*key }).collect()
 }
 
-/// The schema of a table. Where several keys have one name, any of them will do.
-fn table<'k>(keys: impl Iterator<Item = &'k Key>) -> Value {
+/// The schema of a table, of keys with whether a template may stand behind each. Where several keys have one name, any of
+/// them will do.
+fn table<'k>(keys: impl Iterator<Item = (&'k Key, bool)>) -> Value {
     let (mut properties, mut required) = (Map::new(), Vec::new());
-    for key in keys {
-        let mut schema = of(&key.form);
+    for (key, templated) in keys {
+        let mut schema = of(&key.form, templated);
         schema["description"] = json!(described(key));
         match properties.get_mut(key.name) {
             Some(known) if *known != schema => *known = json!({ "anyOf": [known.clone(), schema] }),
@@ -76,22 +83,28 @@ fn table<'k>(keys: impl Iterator<Item = &'k Key>) -> Value {
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
-fn of(form: &Form) -> Value {
-    match form {
-        Form::Text | Form::Template | Form::Path => json!({ "type": "string" }),
+fn of(form: &Form, templated: bool) -> Value {
+    let within = |form| of(form, templated);
+    let schema = match form {
+        Form::Text | Form::Template | Form::Path => return json!({ "type": "string" }),
+        Form::Scalar => json!({ "type": ["string", "number", "boolean"] }),
         Form::Boolean => json!({ "type": "boolean" }),
         Form::Integer(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
         Form::Number => json!({ "type": "number", "exclusiveMinimum": 0 }),
-        Form::Duration => json!({ "type": "string", "examples": ["90s", "45m", "1h30m"] }),
-        Form::Size => json!({ "type": "string", "examples": ["30GiB"] }),
+        Form::Duration => return json!({ "type": "string", "examples": ["90s", "45m", "1h30m"] }),
+        Form::Size => return json!({ "type": "string", "examples": ["30GiB"] }),
         Form::Choice(words) => json!({ "type": "string", "enum": words }),
-        Form::List(form) => json!({ "type": "array", "items": of(form) }),
+        Form::List(form) => return json!({ "type": "array", "items": within(form) }),
         Form::OneOrMore(form) => {
-            json!({ "anyOf": [of(form), { "type": "array", "items": of(form), "minItems": 1 }] })
+            return json!({ "anyOf": [within(form), { "type": "array", "items": within(form), "minItems": 1 }] });
         }
-        Form::Table(keys) => table(keys.iter()),
-        Form::Map(form) => json!({ "type": "object", "additionalProperties": of(form) }),
-        Form::Either(forms) => json!({ "anyOf": forms.iter().map(of).collect::<Vec<_>>() }),
+        Form::Table(keys) => return table(keys.iter().map(|key| (key, templated))),
+        Form::Map(form) => return json!({ "type": "object", "additionalProperties": within(form) }),
+        Form::Either(forms) => return json!({ "anyOf": forms.iter().map(within).collect::<Vec<_>>() }),
+    };
+    match templated {
+        true => json!({ "anyOf": [schema, { "type": "string", "pattern": r"\{\{" }] }),
+        false => schema,
     }
 }
 
@@ -137,6 +150,7 @@ fn inner(form: &Form) -> Option<(&'static [Key], &'static str)> {
 fn words(form: &Form) -> String {
     match form {
         Form::Text => "a string".to_owned(),
+        Form::Scalar => "a string, a number, `true` or `false`".to_owned(),
         Form::Template => "a template".to_owned(),
         Form::Path => "a path on this computer".to_owned(),
         Form::Boolean => "`true` or `false`".to_owned(),
@@ -161,7 +175,10 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::keys::{FROM_ENV_KEYS, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, TOP_KEYS, UPLOAD_KEYS};
+    use super::super::keys::{
+        COMPARE_KEYS, FROM_ENV_KEYS, METRIC_KEYS, READY_KEYS, RESET_KEYS, SCRIPT_KEYS, STEP_KEYS, TOP_KEYS,
+        TRIALS_KEYS, UPLOAD_KEYS,
+    };
     use super::super::tests::{WIRE_KEYS, registry};
     use super::*;
 
@@ -174,6 +191,8 @@ mod tests {
             Some("number") => value.is_number(),
             Some("array") => value.is_array(),
             Some("object") => value.is_object(),
+            // The types of a scalar.
+            _ if schema["type"].is_array() => value.is_string() || value.is_number() || value.is_boolean(),
             _ => true,
         };
         let listed = schema["enum"].as_array().is_none_or(|words| words.contains(value));
@@ -221,12 +240,13 @@ mod tests {
         }
         assert!(count > 0);
         let right = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'l'\n[group.a]\nsize = 's'\ncount = 2\nsetup = 'x'\n\
-                     env = { A = 'b', C = { from_env = 'C' } }\n[[step]]\non = ['a']\nstart = 'y'\nready = { port = 80 }\n";
+                     env = { A = 'b', C = { from_env = 'C' } }\n[matrix]\nn = [1, 'a', 0.5, true]\n[[step]]\non = ['a']\nstart = 'y'\nready = { port = 80 }\n";
         check(right).unwrap();
         for (from, to, wrong) in [
             ("'cloud'", "'clowd'", ".provider"),
             ("size = 's'", "sice = 's'", ".group.a.sice is not known"),
             ("count = 2", "count = 0", ".group.a.count"),
+            ("0.5, true", "[]", ".matrix.n"),
             ("on = ['a']", "cwd = 'a'", "\"on\" is missing"),
             ("port = 80", "port = 'http'", ".step.ready.port"),
         ] {
@@ -243,7 +263,7 @@ mod tests {
         let step = format!("{group}[[step]]\non = 'a'\nrun = 'x'\n");
         /// A file with a date behind a key.
         type Place<'a> = &'a dyn Fn(&str) -> String;
-        let places: [(&[Key], Place<'_>); 7] = [
+        let places: [(&[Key], Place<'_>); 11] = [
             (TOP_KEYS, &|key| match key {
                 "name" => "name = 1979-05-27\n[group.a]\n".to_owned(),
                 "group" => "name = 'x'\ngroup = 1979-05-27\n".to_owned(),
@@ -257,6 +277,15 @@ mod tests {
             (READY_KEYS, &|key| {
                 format!("{group}[[step]]\non = 'a'\nstart = 'x'\nready = {{ {key} = 1979-05-27 }}\n")
             }),
+            (TRIALS_KEYS, &|key| format!("{group}[trials]\n{key} = 1979-05-27\n")),
+            (COMPARE_KEYS, &|key| {
+                format!(
+                    "{group}[matrix]\nn = [1, 2]\n[compare]\n{}{key} = 1979-05-27\n",
+                    if key == "by" { "" } else { "by = 'n'\n" }
+                )
+            }),
+            (RESET_KEYS, &|key| format!("{group}[[reset]]\n{key} = 1979-05-27\n")),
+            (METRIC_KEYS, &|key| format!("{step}[step.metrics]\nm = {{ {key} = 1979-05-27 }}\n")),
             (UPLOAD_KEYS, &|key| format!("{group}upload = [{{ {key} = 1979-05-27 }}]\n")),
             (SCRIPT_KEYS, &|key| format!("{group}setup = {{ {key} = 1979-05-27 }}\n")),
             (FROM_ENV_KEYS, &|key| format!("{group}env = {{ A = {{ {key} = 1979-05-27 }} }}\n")),
@@ -282,7 +311,8 @@ mod tests {
     fn the_reference_has_every_key_and_its_default() {
         let reference = Experiment::reference(&registry());
         for key in
-            [&*top_keys(&registry()), WIRE_KEYS, GROUP_KEYS, STEP_KEYS, READY_KEYS, UPLOAD_KEYS].concat()
+            [&*top_keys(&registry()), WIRE_KEYS, GROUP_KEYS, STEP_KEYS, READY_KEYS, UPLOAD_KEYS, METRIC_KEYS]
+                .concat()
         {
             assert!(reference.contains(&format!("`{}`", key.name)), "{}", key.name);
         }

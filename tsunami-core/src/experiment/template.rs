@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use crate::limits::TEMPLATE_OUTPUT_LIMIT;
-use crate::trial::{MachineContext, Machines};
+use crate::trial::{MachineContext, Machines, ParameterValue, Parameters};
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr, Value};
 use minijinja::{Error, ErrorKind};
 
@@ -250,41 +250,105 @@ fn find_word(text: &str, word: &str) -> Option<usize> {
 pub struct Scope(Arc<Context>);
 
 impl Scope {
-    /// In set-up a machine knows itself; the others may not be there yet.
-    pub fn setup(me: &MachineContext, set: &[(String, String)]) -> Self {
-        Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step: None }))
+    /// Before there are machines, only values are known.
+    pub(super) fn plain(values: impl Into<Arc<Parameters>>) -> Self {
+        Self::of(None, Where::File, values.into())
     }
 
-    /// In a step it also knows the trial and every machine.
-    pub fn step(me: &MachineContext, all: &Machines, trial: &str, set: &[(String, String)]) -> Self {
-        let step = Some((all.clone(), trial.to_owned()));
-        Self(Arc::new(Context { me: Arc::new(me.clone()), set: set.to_vec(), step }))
+    /// In set-up a machine knows itself, and values by their names; the others may not be there yet.
+    pub fn setup(me: &MachineContext, values: impl Into<Arc<Parameters>>) -> Self {
+        Self::of(Some(me), Where::Setup, values.into())
+    }
+
+    /// In what is done once for all trials it also knows every machine.
+    pub fn run(me: &MachineContext, all: &Machines, values: impl Into<Arc<Parameters>>) -> Self {
+        Self::of(Some(me), Where::Run(all.clone()), values.into())
+    }
+
+    /// In a step it also knows the trial.
+    pub fn step(
+        me: &MachineContext,
+        all: &Machines,
+        trial: &str,
+        values: impl Into<Arc<Parameters>>,
+    ) -> Self {
+        Self::of(Some(me), Where::Trial(all.clone(), trial.to_owned()), values.into())
+    }
+
+    /// Adds the parameters of a trial.
+    #[must_use]
+    pub fn with(self, parameters: impl Into<Arc<Parameters>>) -> Self {
+        let context = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Context { parameters: parameters.into(), ..context }))
+    }
+
+    fn of(me: Option<&MachineContext>, at: Where, values: Arc<Parameters>) -> Self {
+        let me = me.map(|me| Arc::new(me.clone()));
+        Self(Arc::new(Context { me, values, parameters: Arc::default(), at }))
     }
 }
 
 /// The names at the top of a template.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Context {
-    me: Arc<MachineContext>,
-    set: Vec<(String, String)>,
-    step: Option<(Machines, String)>,
+    me: Option<Arc<MachineContext>>,
+    values: Arc<Parameters>,
+    parameters: Arc<Parameters>,
+    at: Where,
+}
+
+/// Where a template stands.
+#[derive(Debug, Clone)]
+enum Where {
+    /// In a key that is read before there are machines.
+    File,
+    /// In what prepares a machine.
+    Setup,
+    /// In what is done once for all trials.
+    Run(Machines),
+    /// In what is done in a trial.
+    Trial(Machines, String),
 }
 
 impl Context {
+    fn machines(&self) -> Option<&Machines> {
+        match &self.at {
+            Where::Run(machines) | Where::Trial(machines, _) => Some(machines),
+            Where::File | Where::Setup => None,
+        }
+    }
+
     fn help_for(&self, name: &str) -> Option<String> {
-        if ATTRIBUTES.contains(&name) {
+        if self.me.is_some() && ATTRIBUTES.contains(&name) {
             // Known, but this machine has no such address. There is nothing to suggest.
             return None;
         }
-        let set = self.set.iter().map(|(name, _)| name.as_str());
-        let own: Vec<_> = ATTRIBUTES.iter().copied().chain(["run_id"]).chain(set).collect();
-        match &self.step {
-            Some((machines, _)) => {
-                let groups = machines.groups();
-                suggest(name, own.into_iter().chain(["trial"]).chain(groups))
+        let values = self.values.keys().chain(self.parameters.keys()).map(String::as_str);
+        let own = ATTRIBUTES.iter().copied().chain(["run_id"]).filter(|_| self.me.is_some());
+        let own: Vec<_> = own.chain(values).collect();
+        let groups = self.machines().into_iter().flat_map(Machines::groups);
+        let only = match &self.at {
+            Where::Trial(..) => return suggest(name, own.into_iter().chain(["trial"]).chain(groups)),
+            Where::Run(_) => {
+                let help = "what is done once for all trials knows no `trial`, and only parameters that machines depend on";
+                return likely(name, own.into_iter().chain(groups)).or_else(|| Some(help.to_owned()));
             }
-            None => likely(name, own.iter().copied())
-                .or_else(|| Some(format!("set-up knows only what is the machine's own: {}", own.join(", ")))),
+            Where::Setup => "set-up knows only what is the machine's own",
+            Where::File if own.is_empty() => "this knows only parameters, and there are none",
+            Where::File => "this knows only parameters and values",
+        };
+        let known = if own.is_empty() { String::new() } else { format!(": {}", own.join(", ")) };
+        likely(name, own).or_else(|| Some(format!("{only}{known}")))
+    }
+}
+
+impl From<&ParameterValue> for Value {
+    fn from(value: &ParameterValue) -> Self {
+        match value {
+            ParameterValue::Boolean(value) => Self::from(*value),
+            ParameterValue::Integer(value) => Self::from(*value),
+            ParameterValue::Float(value) => Self::from(*value),
+            ParameterValue::Text(value) => Self::from(value),
         }
     }
 }
@@ -292,17 +356,15 @@ impl Context {
 impl Object for Context {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let name = key.as_str()?;
-        let me = &self.me;
-        match name {
-            "run_id" => return Some(Value::from(&me.run_id)),
-            "trial" => return self.step.as_ref().map(|(_, trial)| Value::from(trial)),
+        let value = || self.parameters.get(name).or_else(|| self.values.get(name)).map(Value::from);
+        let Some(me) = &self.me else { return value() };
+        match (name, &self.at) {
+            ("run_id", _) => return Some(Value::from(&me.run_id)),
+            ("trial", Where::Trial(_, trial)) => return Some(Value::from(trial)),
             _ => {}
         }
-        attribute(me, me, name).unwrap_or_else(|| {
-            if let Some((_, value)) = self.set.iter().find(|(set, _)| set == name) {
-                return Some(Value::from(value));
-            }
-            let (machines, _) = self.step.as_ref()?;
+        attribute(me, me, name).or_else(|| value().map(Some)).unwrap_or_else(|| {
+            let machines = self.machines()?;
             machines.group(name)?;
             Some(Value::from_object(GroupValue {
                 seen_by: me.clone(),
@@ -496,8 +558,11 @@ mod tests {
     /// Renders a step's template on `client-0`.
     fn on_client(template: &str) -> Result<String, TemplateError> {
         let machines = machines();
-        let set = [("n".to_owned(), "a b".to_owned())];
-        Template::new(template)?.render(&Scope::step(&machines.all()[1], &machines, "7", &set))
+        let values = Parameters::from([("n".to_owned(), "a b".into())]);
+        let parameters =
+            Parameters::from([("clients".to_owned(), 4.into()), ("fast".to_owned(), true.into())]);
+        let scope = Scope::step(&machines.all()[1], &machines, "7", values).with(parameters);
+        Template::new(template)?.render(&scope)
     }
 
     #[track_caller]
@@ -516,7 +581,7 @@ mod tests {
         let unknown =
             MachineContext { ip: None, addresses: Addresses::default(), ..machine("x", 0, "1", None) };
         let machines = Machines::from(vec![unknown.clone(), machine("y", 0, "2", None)]);
-        let scope = Scope::step(&unknown, &machines, "7", &[]);
+        let scope = Scope::step(&unknown, &machines, "7", Parameters::new());
         for template in ["{{ ip }}", "{{ x.ip }}", "{{ public_ip }}"] {
             let error = Template::new(template).unwrap().render(&scope).unwrap_err();
             assert!(error.to_string().contains("undefined"), "{template}: {error}");
@@ -606,7 +671,8 @@ mod tests {
         assert_eq!(error.to_string(), "`trail` is undefined; did you mean `trial`?");
         let machines = machines();
         let all = Template::new("{{ '}}' ~ x }} {{ ip }} {{ {'a': {'b': y}}.a.b }}").unwrap();
-        let errors = all.check(&Scope::step(&machines.all()[0], &machines, "1", &[])).unwrap_err();
+        let errors =
+            all.check(&Scope::step(&machines.all()[0], &machines, "1", Parameters::new())).unwrap_err();
         let ranges: Vec<_> = errors.into_iter().map(|error| error.range).collect();
         assert_eq!(ranges, [Some(10..11), Some(39..40)]);
     }
@@ -630,8 +696,14 @@ mod tests {
         renders("{{ m | default('5') }} {{ '**' }}", "5 **");
         renders(
             "{{ client[0] == client[0] }} {{ client[0] in client }} {{ server[0] in client }}",
-            "True True False",
+            "true true false",
         );
+    }
+
+    #[test]
+    fn parameters_keep_their_types() {
+        renders("{{ clients + 1 }} {{ clients }} {{ clients | int * 2 }} {{ n }}", "5 4 8 a b");
+        renders("{{ fast }} {{ fast | q }} {{ '--fast' if fast else '' }}", "true true --fast");
     }
 
     #[test]
@@ -735,7 +807,7 @@ mod tests {
     #[test]
     fn setup_knows_only_itself() {
         let machines = machines();
-        let scope = Scope::setup(&machines.all()[0], &[]);
+        let scope = Scope::setup(&machines.all()[0], Parameters::new());
         assert_eq!(Template::new("{{ name }}").unwrap().render(&scope).as_deref(), Ok("server-0"));
         for template in ["{{ trial }}", "{{ client[0].ip }}", "{{ server.ip }}"] {
             assert!(Template::new(template).unwrap().render(&scope).is_err(), "{template}");

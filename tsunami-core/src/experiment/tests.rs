@@ -11,6 +11,8 @@ use crate::registry::{
     Backend, ConnectRequest, Form, GroupTable, Key, Machines, MakeConnector, Registration, Table,
     TableReader, Values,
 };
+use crate::statistics::Direction;
+use crate::trial::{Across, Compare, OddMachines, Order, Parameter, Reduce, Source};
 use crate::{Connector, ProviderError, RunRecord};
 
 const CLOUD_KEYS: &[Key] = &[
@@ -464,15 +466,13 @@ fn a_tilde_is_no_home() {
 fn rendering_all_templates_has_an_end() {
     let source = group("count = 100\nsetup = [\"{{ ip }}\", \"{{ ip | q }}\"]");
     let registry = registry();
-    let mut reader = Reader::new(&registry, &source, Path::new("."), &|_| None);
-    let contents = reader.read().unwrap();
-    let (_, templates) = reader.finish();
+    let contents = Reader::new(&registry, &source, Path::new("."), &|_| None, ("--set", &[])).read().unwrap();
     for (fuel, message) in [
         (10_000, None),
-        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
+        (5000, Some("rendering all templates for all machines and trials takes too much work, from here on")),
     ] {
         let mut notes = NotedProblems::default();
-        check::templates(&source, &contents, &templates, ("--set", &[]), &mut notes, fuel);
+        check::templates(&source, &contents, ("--set", &[]), &mut notes, fuel);
         let problems = Problems::new(Path::new("x.toml"), &source, notes);
         assert_eq!(problems.iter().next().map(Problem::message), message);
     }
@@ -669,19 +669,348 @@ fn names() {
     );
 }
 
+const SWEEP: &str = r#"
+name = "sweep"
+prepare = ["make"]
+[vars]
+requests = 100000
+[matrix]
+variant = ["old", "new"]
+clients = [1, 4, 16]
+[trials]
+repeat = 10
+warmup = 1
+canary = true
+odd = "void"
+[compare]
+by = "variant"
+baseline = "new"
+margin = "2.5 %"
+fail_if = ["rps < 0.95", "p99>1.1"]
+[group.server]
+[group.client]
+count = 2
+[[step]]
+on = "server"
+start = "serve"
+per = "run"
+[[step]]
+name = "load"
+on = "client"
+run = "load {{ server.ip }} {{ variant }} {{ clients + 1 }} -n {{ requests }} {{ trial }}"
+collect = ["out.csv"]
+[step.metrics]
+rps = { file = "out.csv", csv = "rps", where = { test = "GET", size = 8 }, across = "sum", better = "higher", unit = "1/s" }
+p99 = { regex = 'p99=([0-9.]+) ?ms', reduce = "last", across = "max", better = "lower" }
+tail = { hdr = "p99.9", across = "merge" }
+[[reset]]
+on = "server"
+run = "flush {{ ip }} {{ clients }}"
+timeout = "5s"
+"#;
+
 #[test]
-fn what_is_not_built_yet_says_so() {
+fn a_sweep_is_read() {
+    let experiment = Dir::new().load(SWEEP, &[("requests", "7")]).unwrap();
+    let Trials { parameters, repeat, warmup, order, canary, odd, compare, metrics, .. } = &experiment.trials;
+    assert_eq!(
+        parameters[..],
+        [Parameter::new("variant", ["old", "new"]), Parameter::new("clients", [1, 4, 16])]
+    );
+    let wanted = (10, 1, Order::Balanced, true, OddMachines::Void);
+    assert_eq!((*repeat, *warmup, *order, *canary, *odd), wanted);
+    let mut wanted = Compare::new("variant", "new");
+    (wanted.margin, wanted.fail_if) = (0.025, vec!["rps < 0.95".to_owned(), "p99>1.1".to_owned()]);
+    assert_eq!(compare.as_ref(), Some(&wanted));
+    let named: Vec<_> = metrics.iter().map(|metric| (&*metric.name, &*metric.step)).collect();
+    assert_eq!(named, [("rps", "load"), ("p99", "load"), ("tail", "load")]);
+    assert_eq!((&experiment.prepare[..], experiment.sets.len()), (&["make".to_owned()][..], 0));
+    assert_eq!(*experiment.values, Parameters::from([("requests".to_owned(), 7.into())]), "of the same type");
+
+    let [start, load] = &experiment.steps[..] else { panic!() };
+    assert_eq!((start.per, load.per), (Per::Run, Per::Trial));
+    let [rps, p99, tail] = &load.metrics[..] else { panic!() };
+    assert_eq!((rps.file.as_deref(), &rps.source), (Some("out.csv"), &Source::Csv("rps".to_owned())));
+    let select: Vec<_> = rps.select.iter().map(|(name, value)| (&**name, &**value)).collect();
+    assert_eq!(select, [("size", "8"), ("test", "GET")]);
+    let (across, better, unit) = (Some(Across::Sum), Some(Direction::Higher), Some("1/s"));
+    assert_eq!((rps.across, rps.better, rps.unit.as_deref()), (across, better, unit));
+    assert_eq!((&p99.file, p99.reduce, p99.across), (&None, Some(Reduce::Last), Some(Across::Max)));
+    assert_eq!((&tail.source, tail.across), (&Source::Hdr("p99.9".to_owned()), Some(Across::Merge)));
+    let [reset] = &experiment.resets[..] else { panic!() };
+    assert_eq!((&*reset.on, reset.timeout), (&["server-0".to_owned()][..], Some(Duration::from_secs(5))));
+}
+
+#[test]
+fn without_a_matrix_there_is_one_trial() {
+    let experiment = Dir::new().load(group("count = 2"), &[]).unwrap();
+    assert_eq!(experiment.trials, Trials::default());
+    assert_eq!(experiment.trials.combinations().len(), 1);
+    let experiment = Dir::new().load(format!("repeat = 3\n{}", group("")), &[]).unwrap();
+    assert_eq!(experiment.trials.repeat, 3);
+}
+
+#[test]
+fn parameters_and_values() {
     refuses(
         r#"name = "x"
-repeat = 3
-prepare = []
+[vars]
+a = 1
+b = [1]
+ip = 1
+server = 1
+"9" = 1
+used = 1
+c = 12345678901234567890
 [matrix]
-[group.a]"#,
+a = [1, "1", true, 1.5, inf, "x\u0007", 1979-05-27, { from_env = "TOKEN" }]
+d = []
+e = 5
+f = [1]
+g = ["1", "2"]
+[group.server]
+[[step]]
+on = "all"
+run = "{{ a }} {{ used }} {{ f }} {{ g + 1 }} {{ d }} {{ e }} {{ c }}"
+"#,
         &[
-            "2:1 `repeat` is not supported yet",
-            "3:1 `prepare` is not supported yet",
-            "4:2 `matrix` is not supported yet",
+            "3:1 `a` is a parameter",
+            "4:1 no template uses `b`",
+            "4:5 expected a string, a number, true or false, found a list",
+            "5:1 `ip` can't name a value: it already has a meaning in templates",
+            "5:1 no template uses `ip`",
+            "6:1 `server` can't name a value: it is a group",
+            "6:1 no template uses `server`",
+            "7:1 `9` can't name a value (use a lower-case letter, then lower-case letters, digits and `_`)",
+            "9:5 no number has more than 18 digits",
+            "11:9 1 is there twice",
+            "11:25 this is no finite number",
+            "11:30 a parameter's value can't hold control characters",
+            "11:41 expected a string, a number, true or false, found a date or time",
+            "11:53 a secret can't be a parameter, which results show (a step's or a group's `env` has secrets)",
+            "12:5 this list is empty",
+            "13:5 expected a list of values, found an integer",
+            "19:45 tried to use + operator on unsupported types string and number",
         ],
+    );
+    let text = "name = 'x'\n[vars]\nn = 1\nf = 1.5\nb = true\n[group.a]\nsetup = '{{ n }} {{ f }} {{ b }}'\n";
+    assert_eq!(
+        Dir::new().problems(text, &[("n", "1.5"), ("f", "x"), ("b", "yes")]),
+        [
+            "--set n: `1.5` is not a whole number, as the file has it",
+            "--set f: `x` is not a number, as the file has it",
+            "--set b: `yes` is not true or false, as the file has it",
+        ]
+    );
+    let text =
+        "name = 'x'\n[matrix]\nn = [1, 2]\nm = ['a']\n[group.a]\n[[step]]\non = 'a'\nrun = '{{ n }}'\n";
+    assert_eq!(
+        Dir::new().problems(text, &[("n", "1")]),
+        [
+            "4:1 no template uses `m` (so all of its trials are the same; if they are to be, name it in a command's comment)",
+            "--set n: `n` is a parameter",
+        ]
+    );
+}
+
+#[test]
+fn how_many_trials() {
+    refuses(
+        "name = 'x'\nrepeat = 0\n[trials]\nrepeat = 2\norder = 'sorted'\nwarmup = -1\nseed = 1\n[group.a]\n",
+        &[
+            "2:10 `repeat` is said twice: at the top, and in `[trials]` (say it once)",
+            "2:10 this is no whole number from 1 to 100000",
+            "5:9 `order` can't be \"sorted\" (known here: balanced, random)",
+            "6:10 this is no whole number from 0 to 100000",
+            "7:1 unknown key `seed` (known here: repeat, order, warmup, canary, odd)",
+        ],
+    );
+    let step = "[group.a]\n[[step]]\non = 'a'\nrun = '{{ a }}'\n";
+    let text = format!("name = 'x'\nrepeat = 50001\n[matrix]\na = [1, 2]\n{step}");
+    refuses(&text, &["3:2 these are 100002 trials: 100000 are the most"]);
+    let many: String = (0..11).map(|number| format!("p{number} = [1]\n")).collect();
+    let uses: String = (0..10).map(|number| format!("{{{{ p{number} }}}}")).collect();
+    refuses(
+        &format!("name = 'x'\n[matrix]\n{many}{}", step.replace("{{ a }}", &uses)),
+        &["13:1 an experiment has at most 10 parameters"],
+    );
+}
+
+#[test]
+fn what_is_compared() {
+    let text = |compare: &str| {
+        SWEEP.replace("[compare]\nby = \"variant\"\nbaseline = \"new\"\nmargin = \"2.5 %\"\nfail_if = [\"rps < 0.95\", \"p99>1.1\"]", compare)
+    };
+    refuses(
+        &text("[compare]\nby = 'varient'\nmargin = '3'\nfail_if = ['rps', 'rpm < 1', 'rps <= 1', 'p99 > 0']"),
+        &[
+            "15:6 there is no parameter `varient` (did you mean `variant`?)",
+            "16:10 `3` is no margin (write it as `3%`, from 0 to 100 %)",
+            "17:12 `rps` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:19 there is no metric `rpm` (did you mean `rps`?)",
+            "17:30 `rps <= 1` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:42 `p99 > 0` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+        ],
+    );
+    refuses(
+        &text("[compare]\nby = 'clients'\nbaseline = '4'\nmargin = '101%'"),
+        &[
+            "16:12 4 is no value of `clients` (known here: 1, 4, 16)",
+            "17:10 `101%` is no margin (write it as `3%`, from 0 to 100 %)",
+        ],
+    );
+    refuses(&text("[compare]\nmargin = '1%'"), &["14:2 `by` is missing here"]);
+    let one = text("[compare]\nby = 'variant'").replace("[\"old\", \"new\"]", "[\"old\"]");
+    refuses(&one, &["15:6 `variant` has but one value, and nothing to compare it with"]);
+}
+
+#[test]
+fn metrics() {
+    refuses(
+        &step(
+            r#"run = "a {{ n }}"
+collect = ["*.csv", "d"]
+[step.metrics]
+a = { csv = "x", json = "/x" }
+b = { file = "out.txt", json = "x" }
+c = { file = "out.csv", regex = "(" }
+d = { file = "d/x", regex = "a", across = "merge" }
+"e-f" = { csv = "x" }
+f = { hdr = "p101", across = "sum", better = "more" }
+g = { hdr = "p50", across = "merge", where = { a = 1 } }
+h = { csv = "x", across = "max", where = { a = 0.5, b = true }, file = "../x" }
+n = { csv = "x", across = "max", unit = "a\nb" }
+[[step]]
+on = "client-0"
+start = "x"
+[step.metrics]
+g = { csv = "x" }
+i = { csv = "x", file = "x.csv" }
+[matrix]
+n = [1, 2]
+"#,
+        ),
+        &[
+            "10:5 a metric has one of `csv`, `json`, `regex` and `hdr`",
+            "11:32 `x` is no JSON pointer (write it as `/latency/p99`; `~0` stands for `~`, `~1` for `/`)",
+            "12:33 this is no regular expression: unclosed group",
+            "13:29 this has 0 groups, and needs one (the number stands in a group `(…)`; others are written `(?:…)`)",
+            "14:1 `e-f` can't name a metric (use letters, digits and `_`, not beginning with a digit)",
+            "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
+            "15:46 `better` can't be \"more\" (known here: higher, lower)",
+            "16:38 `where` is for `csv` and `json` (a regular expression or a histogram has no rows)",
+            "17:48 expected a string, found a float (write it as a string: \"0.5\")",
+            "17:72 this leaves the step's directory",
+            "18:1 `n` can't name a metric: it is a parameter",
+            "18:41 a unit is a short word",
+            "23:1 step 1 has a metric `g` already",
+            "24:1 what is started prints until the trial ends",
+        ],
+    );
+}
+
+#[test]
+fn what_is_done_once_for_all_trials() {
+    let text = |steps: &str| {
+        format!(
+            "name = 'x'\n[matrix]\nn = [1, 2]\n[group.a]\n[[step]]\non = 'a'\nrun = '{{{{ n }}}}'\n{steps}"
+        )
+    };
+    refuses(
+        &text(
+            "[[step]]\non = 'a'\nrun = 'x {{ n }} {{ trial }} {{ a.ip }}'\nper = 'run'\ncollect = ['x']\n[step.metrics]\n",
+        ),
+        &[
+            "8:1 this step is done once for all trials, and step 1 before it in each of them (put what is done once before all else, as it is done)",
+            "10:13 `n` is undefined (what is done once for all trials knows no `trial`, and only parameters that machines depend on)",
+            "10:21 `trial` is undefined (what is done once for all trials knows no `trial`, and only parameters that machines depend on)",
+            "12:1 `collect` is not for a step that is done once for all trials (do it in a step of each trial)",
+            "13:7 `metrics` is not for a step that is done once for all trials (do it in a step of each trial)",
+        ],
+    );
+    refuses(
+        &text("[[reset]]\non = 'b'\nrun = ''\ntimeout = '0s'\nwhen = 1\n[[reset]]\n"),
+        &[
+            "9:6 there is no group or machine `b` (known here: a, all, a-0)",
+            "10:7 this is empty",
+            "11:11 this can't be zero",
+            "12:1 unknown key `when` (known here: on, run, timeout)",
+            "13:1 `on` is missing here",
+            "13:1 `run` is missing here",
+        ],
+    );
+}
+
+#[test]
+fn machines_may_depend_on_parameters() {
+    let text = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = '{{ size }}'\n[matrix]\nn = [1, 3]\nm = [5, 6]\n\
+                size = ['small', 'large']\n[group.a]\ncount = '{{ n }}'\nsetup = 'x {{ n + 1 }} {{ size }}'\n[group.b]\n\
+                size = 'medium'\n[[step]]\non = 'a'\nrun = '{{ m }} {{ n }} {{ a | length }}'\n";
+    let experiment = Dir::new().load(text, &[]).unwrap();
+    let of = |set: &MachineSet| {
+        let sizes: Vec<_> = set
+            .groups
+            .iter()
+            .map(|group| (group.spec.get::<String>().unwrap().clone(), group.count.get()))
+            .collect();
+        (set.parameters["n"].to_string(), set.parameters["size"].to_string(), sizes, set.steps[0].on.len())
+    };
+    let seen: Vec<_> = experiment.sets.iter().map(of).collect();
+    let set = |n: u32, size: &str| {
+        (n.to_string(), size.to_owned(), vec![(size.to_owned(), n), ("medium".to_owned(), 1)], n as usize)
+    };
+    assert_eq!(seen, [set(1, "small"), set(1, "large"), set(3, "small"), set(3, "large")]);
+    assert_eq!((experiment.set_count(), experiment.groups[0].count.get()), (4, 1), "the first is its own");
+    let combinations = experiment.trials.combinations();
+    let sets: Vec<_> = combinations.iter().map(|parameters| experiment.set_of(parameters)).collect();
+    assert_eq!(sets, [1, 2, 1, 2, 3, 4, 3, 4]);
+    let third = experiment.on_set(3);
+    assert_eq!((third.machines().count(), third.values["n"].clone()), (4, 3.into()));
+}
+
+#[test]
+fn what_machines_cannot_depend_on() {
+    let text = |n: &str| {
+        format!(
+            "name = 'x'\nprovider = 'cloud'\n[matrix]\nn = {n}\n[group.a]\ncount = '{{{{ n }}}}'\nsize = '{{{{ m }}}}'\n\
+             [[step]]\non = 'a-1'\nrun = 'x'\n[compare]\nby = 'n'\n"
+        )
+    };
+    let undefined = "7:12 `m` is undefined (did you mean `n`?)";
+    let compared = "12:6 what is compared runs on the same machines, and the group `a` depends on `n` (use it in steps only, or \
+                    compare by another parameter)";
+    refuses(
+        &text("[2, 1, 0, 'x']"),
+        &[
+            "6:9 a group has from 1 to 10000 machines, once rendered: \"0\", where n = 0",
+            "6:9 expected a number of machines, found a string, once rendered: \"x\", where n = x",
+            undefined,
+            "9:6 there is no machine `a-1` (`a` has one machine, a-0), where n = 1",
+            compared,
+        ],
+    );
+    let many: Vec<_> = (2..103).collect();
+    refuses(
+        &text(&format!("{many:?}")),
+        &[
+            undefined,
+            compared,
+            "machines depend on `n`, so that there would be 101 sets of them: 100 are the most",
+        ],
+    );
+}
+
+#[test]
+fn what_is_prepared() {
+    refuses(
+        "name = 'x'\nprepare = ['', 5]\n[group.a]\nupload = [{ from = 'none', to = 'x' }]\n",
+        &["2:12 this is empty", "2:16 expected a string, found an integer (write it as a string: \"5\")"],
+    );
+    let text = "name = 'x'\nprepare = 'make {{ no }}'\n[group.a]\nupload = [{ from = 'none', to = 'x' }]\n";
+    assert_eq!(
+        Dir::new().load(text, &[]).unwrap().prepare,
+        ["make {{ no }}"],
+        "it may make the file, and is no template"
     );
 }
 

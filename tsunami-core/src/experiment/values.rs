@@ -108,11 +108,11 @@ impl Values<'_, '_> {
             Form::Integer(least, most) => (*least, *most),
             _ => (0, u32::MAX),
         };
-        let DeValue::Integer(integer) = value.0.get_ref() else {
+        let Some(integer) = self.0.whole_number(value.0) else {
             self.0.wrong_type(value.0, "a whole number");
             return None;
         };
-        let integer = value::number(integer).filter(|integer| (least..=most).contains(integer));
+        let integer = integer.filter(|integer| (least..=most).contains(integer));
         if integer.is_none() {
             let message = match (least, most) {
                 (1, u32::MAX) => "this is no whole number above zero, or far too large".to_owned(),
@@ -183,7 +183,7 @@ impl Values<'_, '_> {
 
     /// Notes every key of a table but these.
     pub fn keys(&mut self, table: Table<'_>, known: &[Key]) {
-        self.0.keys(table.0, known, &[]);
+        self.0.keys(table.0, known);
     }
 
     /// A list.

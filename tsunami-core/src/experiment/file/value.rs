@@ -38,8 +38,8 @@ impl Reader<'_> {
         }
         match Template::new(text) {
             Ok(template) => {
-                let TemplateScope { machines, in_step } = used.clone();
-                self.placed.push(TemplateSite { template: template.clone(), span, role, machines, in_step });
+                let TemplateScope { machines, used } = used.clone();
+                self.placed.push(TemplateSite { template: template.clone(), span, role, machines, used });
                 Some(template)
             }
             Err(error) => {
@@ -102,6 +102,9 @@ impl Reader<'_> {
     pub(in crate::experiment) fn boolean(&mut self, value: &Value<'_>) -> Option<bool> {
         match value.get_ref() {
             DeValue::Boolean(boolean) => Some(*boolean),
+            DeValue::String(text) if self.is_rendered(value) && matches!(&**text, "true" | "false") => {
+                Some(text == "true")
+            }
             _ => {
                 self.wrong_type(value, "true or false");
                 None
@@ -114,6 +117,7 @@ impl Reader<'_> {
         let dollars = match value.get_ref() {
             DeValue::Float(float) => float.as_str().replace('_', "").parse::<f64>().ok(),
             DeValue::Integer(integer) => number(integer).map(f64::from),
+            DeValue::String(text) if self.is_rendered(value) => text.parse::<f64>().ok(),
             _ => {
                 self.wrong_type(value, "an amount of US dollars, such as 2.5");
                 return None;
@@ -138,16 +142,7 @@ impl Reader<'_> {
 
     /// A file or directory that is there.
     pub(in crate::experiment) fn existing(&mut self, value: &Value<'_>) -> Option<(PathBuf, fs::Metadata)> {
-        let text = self.text(value)?;
-        if text.is_empty() {
-            self.note(Problem::at(value.span(), "this is empty"));
-            return None;
-        }
-        let home = || (self.lookup_env)("HOME").map(PathBuf::from);
-        let path = match text.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
-            Some(path) => path,
-            None => self.dir.join(text),
-        };
+        let path = self.path(value)?;
         match fs::metadata(&path) {
             Ok(metadata) => Some((path, metadata)),
             Err(error) => {
@@ -155,6 +150,44 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// A file or directory that is there, or may be one day.
+    pub(super) fn perhaps_existing(&mut self, value: &Value<'_>) -> Option<(PathBuf, Option<fs::Metadata>)> {
+        let path = self.path(value)?;
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some((path, None)),
+            _ => self.existing(value).map(|(path, metadata)| (path, Some(metadata))),
+        }
+    }
+
+    fn path(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+        let text = self.text(value)?;
+        if text.is_empty() {
+            self.note(Problem::at(value.span(), "this is empty"));
+            return None;
+        }
+        let home = || (self.lookup_env)("HOME").map(PathBuf::from);
+        Some(match text.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
+            Some(path) => path,
+            None => self.dir.join(text),
+        })
+    }
+
+    /// A whole number, if it is one at all: `None` within if it is below zero or far too large.
+    pub(in crate::experiment) fn whole_number(&self, value: &Value<'_>) -> Option<Option<u32>> {
+        match value.get_ref() {
+            DeValue::Integer(integer) => Some(number(integer)),
+            DeValue::String(text) if self.is_rendered(value) => {
+                text.trim().parse::<i64>().ok().map(|number| u32::try_from(number).ok())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether this was a template, so that it has any type that it looks like.
+    fn is_rendered(&self, value: &Value<'_>) -> bool {
+        self.rendered.contains_key(&value.span().start)
     }
 
     pub(in crate::experiment) fn text<'t>(&mut self, value: &'t Value<'_>) -> Option<&'t str> {
@@ -219,13 +252,31 @@ impl Reader<'_> {
 
     // Notes
 
-    pub(in crate::experiment) fn note(&mut self, problem: Problem) {
+    /// Notes a problem, unless the same was noted of other values of the parameters.
+    pub(in crate::experiment) fn note(&mut self, mut problem: Problem) {
+        match problem.start().and_then(|start| self.rendered.get(&start)) {
+            // It was said what is wrong with it.
+            Some(None) => return,
+            Some(Some(text)) => problem = problem.adding(&format!(", once rendered: {:?}", excerpt(text))),
+            None => {}
+        }
+        if let Some(seen) = &mut self.seen {
+            if seen.contains(&problem) {
+                return;
+            }
+            if !self.notes.is_full() {
+                seen.push(problem.clone());
+            }
+            if let Some(values) = &self.again {
+                problem = problem.adding(&format!(", where {values}"));
+            }
+        }
         self.notes.note(problem);
     }
 
-    /// Notes every key but the known ones. The later ones are promised, but not there yet.
-    pub(in crate::experiment) fn keys(&mut self, table: &DeTable<'_>, known: &[Key], later: &[&str]) {
-        self.named(table, names(known), later);
+    /// Notes every key but the known ones.
+    pub(in crate::experiment) fn keys(&mut self, table: &DeTable<'_>, known: &[Key]) {
+        self.named(table, names(known));
     }
 
     /// The same for keys of which only the names matter.
@@ -233,12 +284,9 @@ impl Reader<'_> {
         &mut self,
         table: &DeTable<'_>,
         known: impl Iterator<Item = &'k str> + Clone,
-        later: &[&str],
     ) {
         for (key, span, _) in entries(table) {
-            if later.contains(&key) {
-                self.note(Problem::at(span, format!("`{key}` is not supported yet")));
-            } else if !known.clone().any(|known| known == key) {
+            if !known.clone().any(|known| known == key) {
                 let help = suggest(key, known.clone());
                 self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
             }
@@ -308,4 +356,10 @@ pub(in crate::experiment) fn key<'t>(table: &'t DeTable<'t>, name: &str) -> Opti
 
 pub(in crate::experiment) fn number(integer: &DeInteger<'_>) -> Option<u32> {
     u32::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
+
+/// So much of a text as is shown.
+pub(in crate::experiment) fn excerpt(text: &str) -> String {
+    const EXCERPT: usize = 200;
+    text.chars().take(EXCERPT).collect()
 }

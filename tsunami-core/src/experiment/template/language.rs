@@ -123,7 +123,10 @@ pub(super) static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
     engine.set_fuel(Some(TEMPLATE_FUEL));
     engine.set_formatter(|out, state, value| {
         must_be_text(value)?;
-        escape_formatter(out, state, value)
+        match boolean(value) {
+            Some(word) => out.write_str(word).map_err(Error::from),
+            None => escape_formatter(out, state, value),
+        }
     });
     add_filters(&mut engine);
     add_tests(&mut engine);
@@ -231,9 +234,17 @@ fn must_be_text(value: &Value) -> Result<(), Error> {
     }
 }
 
+/// True and false as the file spells them, and as shells have them. The engine would write `True`.
+fn boolean(value: &Value) -> Option<&'static str> {
+    (value.kind() == ValueKind::Bool).then(|| if value.is_true() { "true" } else { "false" })
+}
+
 /// `q`: one word for the shell, whatever is in it.
 fn quote(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
     must_be_text(value)?;
+    if let Some(word) = boolean(value) {
+        return Ok(word.to_owned());
+    }
     let text = StringInput::new(state, value)?;
     let quoted = shlex::try_quote(text.as_str());
     quoted.map(String::from).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))

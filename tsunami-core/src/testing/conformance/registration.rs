@@ -87,7 +87,7 @@ fn wrong_values(form: &Form) -> Vec<WrongValue> {
         Form::Duration => values.push(whole("'0s'")),
         Form::Size => values.push(whole("'0GiB'")),
         Form::Choice(_) => values.push(whole("'none of them'")),
-        Form::Text | Form::Template | Form::Path | Form::Boolean => {}
+        Form::Text | Form::Scalar | Form::Template | Form::Path | Form::Boolean => {}
     }
     values
 }
