@@ -68,6 +68,7 @@ pub mod results;
 mod seconds;
 mod session;
 mod spread;
+pub mod statistics;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;
