@@ -57,7 +57,6 @@ pub use context::{MachineContext, Machines};
 #[expect(unused_imports, reason = "the trials of files read metrics")]
 pub(crate) use metrics::MachineText;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
-pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
@@ -329,7 +328,7 @@ impl TrialHost {
 }
 
 /// A command made of a script of tsunami's own, of which whoever shows it shows the name and the arguments.
-fn own_script(name: &str, script: &str) -> Command {
+pub(crate) fn own_script(name: &str, script: &str) -> Command {
     let run = Command::program("sh").arg("-c").arg(r#"eval "$TSUNAMI_SCRIPT""#).arg(name);
     run.env("TSUNAMI_SCRIPT", compact_script(script))
 }
