@@ -63,7 +63,6 @@ pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
 pub(crate) use reading::MachineText;
-pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
@@ -392,7 +391,7 @@ impl TrialHost {
 }
 
 /// A command made of a script of tsunami's own, of which whoever shows it shows the name and the arguments.
-fn own_script(name: &str, script: &str) -> Command {
+pub(crate) fn own_script(name: &str, script: &str) -> Command {
     let run = Command::program("sh").arg("-c").arg(r#"eval "$TSUNAMI_SCRIPT""#).arg(name);
     run.env("TSUNAMI_SCRIPT", compact_script(script))
 }
