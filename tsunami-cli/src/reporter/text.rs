@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::text::{Lines, number, sanitize_bytes};
+use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
@@ -19,6 +20,69 @@ pub(super) struct Text {
     width: usize,
     /// What has no end of line yet, by command and stream.
     partial: HashMap<u64, [Lines; 2]>,
+    sweep: Sweep,
+}
+
+/// What is known of the trials of a run that has many.
+#[derive(Debug, Default)]
+struct Sweep {
+    /// How many of them count.
+    trials: usize,
+    /// The parameters of each, in words.
+    parameters: HashMap<String, String>,
+    units: HashMap<String, String>,
+    /// What was measured in the trial that goes on, in words.
+    measured: Vec<String>,
+}
+
+impl Sweep {
+    fn of(plan: &SweepPlan) -> Self {
+        let order = |trial: &PlannedTrial| {
+            let part = |name: &String| Some(format!("{name}={}", trial.parameters.get(name)?));
+            plan.parameters.iter().filter_map(|parameter| part(&parameter.name)).collect::<Vec<_>>().join(" ")
+        };
+        let metrics = plan.metrics.iter();
+        Self {
+            trials: plan.trials.iter().filter(|trial| !trial.warmup).count(),
+            parameters: plan.trials.iter().map(|trial| (trial.name.clone(), order(trial))).collect(),
+            units: metrics.filter_map(|metric| Some((metric.name.clone(), metric.unit.clone()?))).collect(),
+            measured: Vec::new(),
+        }
+    }
+
+    fn has_many(&self) -> bool {
+        self.parameters.len() > 1
+    }
+
+    /// The trial as people see which of many it is.
+    fn called(&self, trial: &str) -> String {
+        let parameters = self.parameters.get(trial).filter(|parameters| !parameters.is_empty());
+        let parameters = parameters.map(|parameters| format!(" ({parameters})")).unwrap_or_default();
+        match trial.parse::<u32>() {
+            Ok(number) if self.has_many() => format!("trial {number} of {}{parameters}", self.trials),
+            _ if self.has_many() => format!("warm-up {trial}{parameters}"),
+            _ => format!("trial {trial}"),
+        }
+    }
+
+    fn note(&mut self, measured: &Measured) {
+        if let (None, Some(value)) = (&measured.machine, measured.value) {
+            let unit = self.units.get(&measured.metric).map(|unit| format!(" {unit}")).unwrap_or_default();
+            self.measured.push(format!("{} {}{unit}", measured.metric, figure(value)));
+        }
+    }
+}
+
+/// A measured number as one reads it: four digits that count.
+fn figure(value: f64) -> String {
+    let digits = match value.abs() {
+        size if size >= 1000.0 || size == 0.0 => 0,
+        size if size >= 100.0 => 1,
+        size if size >= 10.0 => 2,
+        size if size >= 1.0 => 3,
+        _ => return format!("{value:.3e}").replace("e0", ""),
+    };
+    format!("{value:.digits$}")
 }
 
 /// Where a line begins, when there is no time to show.
@@ -30,7 +94,7 @@ const NAMED: usize = 6;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new() }
+        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new(), sweep: Sweep::default() }
     }
 
     /// Appends what there is to say of an event, as whole lines.
@@ -50,8 +114,13 @@ impl Text {
             EventKind::CommandFinished { machine, stage, command_id, .. } => {
                 self.finish(*command_id, machine, stage, out)
             }
+            EventKind::SweepPlanned { plan } => self.sweep = Sweep::of(plan),
+            EventKind::TrialStarted { .. } => self.sweep.measured.clear(),
+            EventKind::Measured { measured, .. } => self.sweep.note(measured),
             _ => {}
         }
+        // Of many trials each is a line.
+        let detail = if self.sweep.has_many() { Verbose } else { Normal };
         let (level, style, who, what) = match &event.kind {
             EventKind::RunStarted { run, experiment, deadline, groups } => {
                 let groups: Vec<_> = groups.iter().map(|g| format!("{} × {}", g.count, g.name)).collect();
@@ -133,17 +202,73 @@ impl Text {
                 );
                 (Quiet, Style::Warning, "", what)
             }
-            EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
-            EventKind::TrialFinished { trial, ok, took, .. } => ended(format!("trial {trial}"), *ok, *took),
+            EventKind::SweepPlanned { plan } => {
+                let rounds = plan.trials.iter().map(|trial| trial.round).max().unwrap_or_default() as usize;
+                let (trials, rounds) = (number(self.sweep.trials, "trial"), number(rounds, "round"));
+                let level = if self.sweep.has_many() { Normal } else { Verbose };
+                (level, Style::Plain, "", format!("{trials} in {rounds}, in the order of seed {}", plan.seed))
+            }
+            EventKind::SetStarted { set, .. } => {
+                let level = if *set > 1 { Normal } else { Verbose };
+                (level, Style::Plain, "", format!("the trials of machine set {set} begin"))
+            }
+            EventKind::Fingerprint { machine, facts, .. } => {
+                let facts: Vec<_> = facts.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+                (Verbose, Style::Faint, machine.as_str(), facts.join(", "))
+            }
+            EventKind::OddMachine { machine, differences } => {
+                let what = format!("differs from the others of its group: {}", differences.join(", "));
+                (Quiet, Style::Warning, machine.as_str(), what)
+            }
+            EventKind::Canary { machine, results } => {
+                let results: Vec<_> =
+                    results.iter().map(|(name, value)| format!("{name} {}", figure(*value))).collect();
+                (Verbose, Style::Faint, machine.as_str(), format!("by itself: {}", results.join(", ")))
+            }
+            EventKind::TrialStarted { trial } => (detail, Style::Plain, "", self.sweep.called(trial)),
+            EventKind::Measured { trial, measured } => match &measured.missing {
+                Some(missing) if measured.machine.is_none() => {
+                    let (trial, metric) = (self.sweep.called(trial), &measured.metric);
+                    (Quiet, Style::Bad, "", format!("{trial}: {metric} can't be read: {missing}"))
+                }
+                missing => {
+                    let value = measured.value.map(figure).or(missing.clone()).unwrap_or_default();
+                    let who = measured.machine.as_deref().unwrap_or_default();
+                    (Verbose, Style::Faint, who, format!("{}: {value}", measured.metric))
+                }
+            },
+            EventKind::Accounted { account, .. } => {
+                let what = format!("trial watched for {:.1}s", account.seconds);
+                (Verbose, Style::Faint, account.machine.as_str(), what)
+            }
+            EventKind::TrialFinished { trial, ok, took, .. } => {
+                let (level, style, who, mut what) = ended(self.sweep.called(trial), *ok, *took);
+                if *ok && self.sweep.has_many() && !self.sweep.measured.is_empty() {
+                    let _ = write!(what, ": {}", self.sweep.measured.join(", "));
+                }
+                (level, style, who, what)
+            }
+            EventKind::TrialVoided { trial, text, attempt, .. } => {
+                let trial = self.sweep.called(trial);
+                (Quiet, Style::Warning, "", format!("{trial} doesn't count and is kept as {attempt}: {text}"))
+            }
+            EventKind::SweepFinished { done, of, why } => match why {
+                Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
+                None => {
+                    let level = if self.sweep.has_many() { Normal } else { Verbose };
+                    (level, Style::Good, "", format!("all of {}", number(*of as usize, "trial")))
+                }
+            },
             EventKind::StepStarted { trial, step, machines } => {
                 let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
                 if machines.len() > NAMED {
                     let _ = write!(on, " and {} more", machines.len() - NAMED);
                 }
-                (Normal, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
+                (detail, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
             }
             EventKind::StepFinished { trial, step, ok, took } => {
-                ended(format!("trial {trial}: step {step}"), *ok, *took)
+                let (level, style, who, what) = ended(format!("trial {trial}: step {step}"), *ok, *took);
+                (if *ok { detail } else { level }, style, who, what)
             }
             EventKind::TearingDown { reason } => {
                 (Normal, Style::Plain, "", format!("tearing down: {reason}"))
@@ -175,6 +300,17 @@ impl Text {
         };
         if level <= self.verbosity {
             self.lines(event.elapsed, who, style, &what, out);
+        }
+    }
+
+    /// What goes on, if this begins something that takes a while.
+    pub(super) fn phase(&self, event: &Event) -> Option<String> {
+        match &event.kind {
+            EventKind::TrialStarted { trial } => Some(one_line(&self.sweep.called(trial))),
+            EventKind::StepStarted { trial, step, .. } => {
+                Some(one_line(&format!("{}: {step}", self.sweep.called(trial))))
+            }
+            _ => None,
         }
     }
 
@@ -413,6 +549,59 @@ pub(crate) mod tests {
             ),
             at(75.0, RunFinished { ok: false, error: Some("…".into()) }),
         ]
+    }
+
+    #[test]
+    fn each_of_many_trials_is_a_line_that_says_which_and_what_was_measured() {
+        use EventKind::*;
+        let plan = r#"{"seed":7,"order":"balanced","repeat":1,"parameters":[{"name":"variant","values":["old","new"]}],
+            "metrics":[{"name":"rps","unit":"1/s"}],"trials":[
+            {"name":"w1","warmup":true,"set":1,"round":0,"place":0,"parameters":{"variant":"old"}},
+            {"name":"1","set":1,"round":1,"place":0,"parameters":{"variant":"old"}},
+            {"name":"2","set":1,"round":1,"place":1,"parameters":{"variant":"new"}}]}"#;
+        let measured = |value, missing: Option<&str>| {
+            let mut measured = tsunami_core::trial::Measured::default();
+            (measured.metric, measured.value) = ("rps".into(), value);
+            measured.missing = missing.map(Into::into);
+            Measured { trial: "1".into(), measured }
+        };
+        let finished = |trial: &str| {
+            let took = Duration::from_millis(1500);
+            TrialFinished { trial: trial.into(), ok: true, error: None, took }
+        };
+        let machines = Vec::new();
+        let voided = TrialVoided {
+            trial: "1".into(),
+            attempt: "1.1".into(),
+            reason: tsunami_core::trial::VoidReason::Disturbed,
+            text: "others used 40 %".into(),
+            machines,
+        };
+        let kinds = [
+            SweepPlanned { plan: serde_json::from_str(plan).unwrap() },
+            TrialStarted { trial: "w1".into() },
+            finished("w1"),
+            TrialStarted { trial: "1".into() },
+            StepStarted { trial: "1".into(), step: "load".into(), machines: vec!["client-0".into()] },
+            measured(Some(77_400.4), None),
+            finished("1"),
+            voided,
+            TrialStarted { trial: "2".into() },
+            measured(None, Some("the text is empty")),
+            SweepFinished { done: 1, of: 2, why: Some("its lifetime is over".into()) },
+        ];
+        let written = Shared::default();
+        let plain = Plain::new(Box::new(written.clone()), Verbosity::Normal, false);
+        kinds.into_iter().for_each(|kind| plain.event(&at(1.0, kind)));
+        assert_eq!(
+            written.text().replace("[  1.0s] ", ""),
+            "2 trials in 1 round, in the order of seed 7\n\
+             warm-up w1 (variant=old) done after 1.5s\n\
+             trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
+             trial 1 of 2 (variant=old) doesn't count and is kept as 1.1: others used 40 %\n\
+             trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
+             1 of 2 trials: its lifetime is over\n"
+        );
     }
 
     fn told(verbosity: Verbosity, colour: bool) -> String {
