@@ -4,6 +4,8 @@
 //! Each script runs in a `sh` of its own, so nothing of it reaches the next one. Two marks, which nobody else knows, tell
 //! its outputs from what comes before and after. Where something that a script has left may write on, the attendant
 //! ends, and the outputs are read until nobody holds them.
+//!
+//! The watchdog's script is long, and wanted twice. So it is sent once: whom it was sent to first hands it on.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
@@ -16,6 +18,7 @@ use tsunami_core::{BoxError, SessionError, SessionErrorKind};
 use crate::pool::{Shell, Slot};
 use crate::shell;
 use crate::transport::Output;
+use crate::watchdog;
 
 const SCRIPT: &str = concat!(include_str!("held.sh"), include_str!("attendant.sh"));
 
@@ -28,6 +31,30 @@ pub(crate) struct Attendant {
     shell: Shell,
     /// Whether it has been told what to do.
     is_told: bool,
+    /// Whether it has the watchdog's script.
+    has_watchdog: bool,
+}
+
+/// The line of a script.
+#[derive(Debug)]
+pub(crate) struct Line {
+    whole: Vec<u8>,
+    /// The same for who has the watchdog's script, as `$2`, where that is an argument.
+    short: Option<Vec<u8>>,
+}
+
+impl Line {
+    /// The line that runs a script with arguments.
+    pub(crate) fn new(script: &str, args: &[impl AsRef<str>]) -> Result<Self, SessionError> {
+        let quoted = args.iter().map(|arg| shell::one_line(arg.as_ref().as_bytes()));
+        let mut words = quoted.collect::<Result<Vec<_>, _>>()?;
+        let whole = shell::script_line(script, &words)?;
+        let Some(at) = args.iter().position(|arg| arg.as_ref() == watchdog::script()) else {
+            return Ok(Self { whole, short: None });
+        };
+        words[at] = b"\"$2\"".to_vec();
+        Ok(Self { whole, short: Some(shell::script_line(script, &words)?) })
+    }
 }
 
 /// What became of a script.
@@ -48,7 +75,7 @@ impl Answer {
 impl Attendant {
     /// Makes one of a `sh` that waits for its line. Nothing is sent yet.
     pub(crate) fn new(shell: Shell) -> Self {
-        Self { shell, is_told: false }
+        Self { shell, is_told: false, has_watchdog: false }
     }
 
     /// Its channel's place.
@@ -56,14 +83,14 @@ impl Attendant {
         &self.shell.slot
     }
 
-    /// Runs a script, by a line as [`shell::script_line`] makes it. Returns the attendant if it can run another. When
-    /// this is dropped, the script goes on and the attendant does not.
-    pub(crate) async fn run(mut self, line: &[u8]) -> Result<(Answer, Option<Self>), SessionError> {
+    /// Runs a script. Returns the attendant if it can run another. When this is dropped, the script goes on and the
+    /// attendant does not.
+    pub(crate) async fn run(mut self, line: &Line) -> Result<(Answer, Option<Self>), SessionError> {
         let mark = shell::mark(RandomState::new().hash_one(0));
-        let told = if self.is_told { Vec::new() } else { shell::script_line(SCRIPT, &[""; 0])? };
-        let length = line.len().to_string();
-        self.feed([&told, mark.as_bytes(), b"\n", length.as_bytes(), b"\n", line].concat()).await;
+        let lines = self.lines(line, &mark)?;
+        self.has_watchdog |= self.gets_watchdog_with(line);
         self.is_told = true;
+        self.feed(lines).await;
         let channel = &mut self.shell.channel;
         let (out, err) = (&mut channel.stdout, &mut channel.stderr);
         let (out, err) = tokio::try_join!(hear(out, mark.as_bytes()), hear(err, mark.as_bytes()))?;
@@ -73,6 +100,26 @@ impl Attendant {
         };
         let goes_on = goes_on && out.end == err.end;
         Ok((Answer::Ended { succeeded, stdout: out.bytes, stderr: err.bytes }, goes_on.then_some(self)))
+    }
+
+    /// Whether it is told what to do with this line, which wants the watchdog's script.
+    fn gets_watchdog_with(&self, line: &Line) -> bool {
+        !self.is_told && line.short.is_some()
+    }
+
+    /// What it has to read for a script.
+    fn lines(&self, line: &Line, mark: &str) -> Result<Vec<u8>, SessionError> {
+        let gets_watchdog = self.gets_watchdog_with(line);
+        let told = if self.is_told {
+            Vec::new()
+        } else if gets_watchdog {
+            shell::long_line(&shell::script_line(SCRIPT, &[shell::one_line(watchdog::script().as_bytes())?])?)
+        } else {
+            shell::script_line(SCRIPT, &[""; 0])?
+        };
+        let line = line.short.as_ref().filter(|_| self.has_watchdog || gets_watchdog).unwrap_or(&line.whole);
+        let length = line.len().to_string();
+        Ok([&told, mark.as_bytes(), b"\n", length.as_bytes(), b"\n", line].concat())
     }
 
     /// That nobody reads it shows in the answer.
@@ -175,7 +222,7 @@ mod tests {
     }
 
     async fn run(attendant: Attendant, script: &str) -> (Answer, Option<Attendant>) {
-        attendant.run(&shell::script_line(script, &["it's"]).unwrap()).await.unwrap()
+        attendant.run(&Line::new(script, &["it's"]).unwrap()).await.unwrap()
     }
 
     /// Says all that a script can change for itself.
@@ -233,24 +280,48 @@ mod tests {
         fs::set_permissions(&dd, fs::Permissions::from_mode(0o755)).unwrap();
         let path = std::env::var("PATH").unwrap();
         let without = format!("{}:{path}", tools.path().display());
-        let line = format!(": {}; echo said\n", "x".repeat(20_000));
-        let lines = format!("mark\n{}\n{line}", line.len());
+        let line = format!(": {}; echo \"said ${{#2}}\"\n", "x".repeat(20_000));
+        let told = shell::script_line(SCRIPT, &[format!("'{}'", "y".repeat(10_000))]).unwrap();
+        let lines = [&*shell::long_line(&told), format!("mark\n{}\n{line}", line.len()).as_bytes()].concat();
         for shell in [["dash", "-c"].as_slice(), &["bash", "--posix", "-c"], &["busybox", "sh", "-c"]] {
             for path in [&path, &without] {
                 let mut attendant = Command::new(shell[0]);
-                attendant.args(&shell[1..]).arg(SCRIPT).env("PATH", path);
+                attendant.args(&shell[1..]).arg("IFS= read -r _line && eval \"$_line\"").env("PATH", path);
                 let piped =
                     attendant.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
                 let Ok(mut attendant) = piped else { continue };
                 // It comes in pieces, as it does over a network.
                 let mut stdin = attendant.stdin.take().unwrap();
-                for piece in lines.as_bytes().chunks(9000) {
+                for piece in lines.chunks(9000) {
                     stdin.write_all(piece).unwrap();
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 drop(stdin);
                 let said = String::from_utf8(attendant.wait_with_output().unwrap().stdout).unwrap();
-                assert!(said.starts_with("marksaid\nmark0 "), "{shell:?} {path}: {said}");
+                assert!(said.starts_with("marksaid 10000\nmark0 "), "{shell:?} {path}: {said}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_watchdogs_script_is_sent_once_and_reaches_every_script_that_wants_it() {
+        let line = Line::new("printf %s \"$2\"", &["it's", watchdog::script()]).unwrap();
+        for is_told_before in [false, true] {
+            let mut kept = Some(attendant().await);
+            if is_told_before {
+                kept = run(kept.unwrap(), "").await.1;
+            }
+            for nth in 0..2 {
+                let attendant = kept.expect("it goes on");
+                let sent = attendant.lines(&line, "").unwrap().len();
+                assert_eq!(sent < 1000, nth > 0 && !is_told_before, "{sent}");
+                let (Answer::Ended { succeeded: true, stdout, .. }, next) =
+                    attendant.run(&line).await.unwrap()
+                else {
+                    panic!("{nth}")
+                };
+                assert!(stdout == watchdog::script().as_bytes(), "{}", String::from_utf8_lossy(&stdout));
+                kept = next;
             }
         }
     }
@@ -284,8 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_floods_is_an_error() {
-        let line =
-            shell::script_line("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done", &[""; 0]).unwrap();
+        let line = Line::new("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done", &[""; 0]).unwrap();
         assert!(attendant().await.run(&line).await.is_err());
     }
 

@@ -1,7 +1,8 @@
 # shellcheck disable=SC2016,SC3013 # what is quoted is another shell's, -ef is in POSIX since 2024
 # Runs scripts of tsunami's own, one after another, each in a `sh` of its own that reads nothing. Three lines at a time
-# come on standard input: a mark, the length of a script in bytes, and the script. On both outputs the mark comes before
-# what the script says, and after that once more, with the script's status and
+# come on standard input: a mark, the length of a script in bytes, and the script. Each has as $2 what this one was
+# given as $1. On both outputs the mark comes before what the script says, and after that once more, with the script's
+# status and
 #
 #   next                         another script may come
 #   last                         none runs here any more: something of this one may hold the outputs
@@ -15,7 +16,7 @@ exec </dev/null && eval "$_line"'
 while IFS= read -r _mark && IFS= read -r _length; do
     printf %s "$_mark"
     printf %s "$_mark" >&3
-    sh -c "$_run" sh "$_length" <&4 2>&3 3>&- 4<&- &
+    sh -c "$_run" sh "$_length" "$1" <&4 2>&3 3>&- 4<&- &
     _script=$!
     wait "$_script"
     _status=$?
