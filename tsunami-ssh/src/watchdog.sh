@@ -47,7 +47,7 @@ pick() {
     done
 }
 
-# Whether a process is a watchdog that is older than this one: of two that begin at once, one is.
+# Whether a process that may be a watchdog is older than this one: of two that begin at once, one is.
 is_older() {
     [ -n "$own_start" ] || { look_at $$ && own_start=$started; } || return 1
     look_at "$1" && [ "$group" = "$1" ] && [ -O "/proc/$1" ] || return 1
@@ -55,18 +55,13 @@ is_older() {
     [ "$started" -lt "$own_start" ] || { [ "$started" = "$own_start" ] && [ "$1" -lt $$ ]; }
 }
 
-# Sets `named` to the processes of these command lines that have a watchdog's. They are few and short, and it takes no
-# fork; `read` leaves out what is between the words.
-find_named() {
-    named=
-    for file; do
-        while IFS= read -r line || [ -n "$line" ]; do
-            case $line in *"${name}watch$run$dir"* | *"${name}again$run$dir"*) ;; *) continue ;; esac
-            file=${file#/proc/}
-            named="$named ${file%%/*}"
-            break
-        done <"$file"
-    done
+# Whether a command line is a watchdog's of this run and directory. It is short, so this takes no fork; `read` leaves out
+# what is between the words.
+is_watchdogs() {
+    while IFS= read -r line || [ -n "$line" ]; do
+        case $line in *"${name}watch$run$dir"* | *"${name}again$run$dir"*) return ;; esac
+    done <"$1"
+    return 1
 } 2>/dev/null
 
 # Sets `marked`, `listeners` and `watchdogs`, which are the older ones; and `mounted` if something may be mounted in the
@@ -86,14 +81,15 @@ look_around() {
     done
     pick -lzxF "TSUNAMI_RUN_ID=$run" $environs
     marked=$pids
-    find_named $cmdlines
-    for pid in $named; do
-        ! is_older "$pid" || watchdogs="$watchdogs $pid"
-    done
     others=
     for file in $cmdlines; do
         pid=${file#/proc/}
-        case "$named " in *" ${pid%%/*} "*) ;; *) others="$others $file" ;; esac
+        pid=${pid%%/*}
+        if is_older "$pid" && is_watchdogs "$file"; then
+            watchdogs="$watchdogs $pid"
+        else
+            others="$others $file"
+        fi
     done
     pick -lF "$run/local/" $others
     others=
