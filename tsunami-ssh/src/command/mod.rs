@@ -319,8 +319,7 @@ impl Input {
     }
 }
 
-/// Hands on much at a time. sshd makes room for 256 KiB and clears that again for each piece that reaches it, however
-/// small, so that small pieces cost the machine several times what the content does.
+/// Hands on much at a time, since each piece costs every process on its way a system call or two.
 fn in_bulk(pipe: PipeWriter) -> io::BufWriter<PipeWriter> {
     // A user may have only so much in pipes; then it stays as it is.
     let _ = fcntl_setpipe_size(&pipe, BULK_BYTES);
