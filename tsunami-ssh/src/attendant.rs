@@ -4,6 +4,9 @@
 //! Each script runs in a `sh` of its own, so nothing of it reaches the next one. Two marks, which nobody else knows, tell
 //! its outputs from what comes before and after. Where something that a script has left may write on, the attendant
 //! ends, and the outputs are read until nobody holds them.
+//!
+//! The watchdog's script is long, and wanted twice. So it is sent once, with the attendant's own, where the first script
+//! wants it: the attendant hands it to each.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
@@ -16,11 +19,15 @@ use tsunami_core::{BoxError, SessionError, SessionErrorKind};
 use crate::pool::{Shell, Slot};
 use crate::shell;
 use crate::transport::Output;
+use crate::watchdog;
 
 const SCRIPT: &str = concat!(include_str!("held.sh"), include_str!("attendant.sh"));
 
 /// What a pipe holds, and so is written without a thread of its own: 64 KiB on Linux.
 pub(crate) const PIPE_BYTES: usize = 60 << 10;
+
+/// The longest line that is handed over in the environment: a kernel takes 128 KiB in one variable.
+const VARIABLE_BYTES: usize = 64 << 10;
 
 /// See the module. Dropping it closes its channel, which ends no script.
 #[derive(Debug)]
@@ -28,6 +35,30 @@ pub(crate) struct Attendant {
     shell: Shell,
     /// Whether it has been told what to do.
     is_told: bool,
+    /// Whether it has the watchdog's script.
+    has_watchdog: bool,
+}
+
+/// The line of a script.
+#[derive(Debug)]
+pub(crate) struct Line {
+    whole: Vec<u8>,
+    /// The same for who has the watchdog's script, as `$2`, where that is an argument.
+    short: Option<Vec<u8>>,
+}
+
+impl Line {
+    /// The line that runs a script with arguments.
+    pub(crate) fn new(script: &str, args: &[impl AsRef<str>]) -> Result<Self, SessionError> {
+        let quoted = args.iter().map(|arg| shell::one_line(arg.as_ref().as_bytes()));
+        let mut words = quoted.collect::<Result<Vec<_>, _>>()?;
+        let whole = shell::script_line(script, &words)?;
+        let Some(at) = args.iter().position(|arg| arg.as_ref() == watchdog::script()) else {
+            return Ok(Self { whole, short: None });
+        };
+        words[at] = b"\"$2\"".to_vec();
+        Ok(Self { whole, short: Some(shell::script_line(script, &words)?) })
+    }
 }
 
 /// What became of a script.
@@ -48,7 +79,7 @@ impl Answer {
 impl Attendant {
     /// Makes one of a `sh` that waits for its line. Nothing is sent yet.
     pub(crate) fn new(shell: Shell) -> Self {
-        Self { shell, is_told: false }
+        Self { shell, is_told: false, has_watchdog: false }
     }
 
     /// Its channel's place.
@@ -56,14 +87,14 @@ impl Attendant {
         &self.shell.slot
     }
 
-    /// Runs a script, by a line as [`shell::script_line`] makes it. Returns the attendant if it can run another. When
-    /// this is dropped, the script goes on and the attendant does not.
-    pub(crate) async fn run(mut self, line: &[u8]) -> Result<(Answer, Option<Self>), SessionError> {
+    /// Runs a script. Returns the attendant if it can run another. When this is dropped, the script goes on and the
+    /// attendant does not.
+    pub(crate) async fn run(mut self, line: &Line) -> Result<(Answer, Option<Self>), SessionError> {
         let mark = shell::mark(RandomState::new().hash_one(0));
-        let told = if self.is_told { Vec::new() } else { shell::script_line(SCRIPT, &[""; 0])? };
-        let length = line.len().to_string();
-        self.feed([&told, mark.as_bytes(), b"\n", length.as_bytes(), b"\n", line].concat()).await;
+        let lines = self.lines(line, &mark)?;
+        self.has_watchdog |= !self.is_told && line.short.is_some();
         self.is_told = true;
+        self.feed(lines).await;
         let channel = &mut self.shell.channel;
         let (out, err) = (&mut channel.stdout, &mut channel.stderr);
         let (out, err) = tokio::try_join!(hear(out, mark.as_bytes()), hear(err, mark.as_bytes()))?;
@@ -73,6 +104,27 @@ impl Attendant {
         };
         let goes_on = goes_on && out.end == err.end;
         Ok((Answer::Ended { succeeded, stdout: out.bytes, stderr: err.bytes }, goes_on.then_some(self)))
+    }
+
+    /// What it has to read for a script.
+    fn lines(&self, line: &Line, mark: &str) -> Result<Vec<u8>, SessionError> {
+        let (watchdog, line) = match &line.short {
+            Some(short) if self.has_watchdog || !self.is_told => (watchdog::script(), short),
+            _ => ("", &line.whole),
+        };
+        let is_handed_over = !self.is_told && line.len() <= VARIABLE_BYTES;
+        let mut lines = Vec::new();
+        if !self.is_told {
+            let first = if is_handed_over { line.trim_ascii_end() } else { b"" };
+            let words = [watchdog.as_bytes(), mark.as_bytes(), first].map(shell::one_line);
+            let words = words.into_iter().collect::<Result<Vec<_>, _>>()?;
+            lines = shell::long_line(&shell::script_line(SCRIPT, &words)?);
+        }
+        if !is_handed_over {
+            lines.extend_from_slice(format!("{mark}\n{}\n", line.len()).as_bytes());
+            lines.extend_from_slice(line);
+        }
+        Ok(lines)
     }
 
     /// That nobody reads it shows in the answer.
@@ -175,7 +227,7 @@ mod tests {
     }
 
     async fn run(attendant: Attendant, script: &str) -> (Answer, Option<Attendant>) {
-        attendant.run(&shell::script_line(script, &["it's"]).unwrap()).await.unwrap()
+        attendant.run(&Line::new(script, &["it's"]).unwrap()).await.unwrap()
     }
 
     /// Says all that a script can change for itself.
@@ -233,26 +285,69 @@ mod tests {
         fs::set_permissions(&dd, fs::Permissions::from_mode(0o755)).unwrap();
         let path = std::env::var("PATH").unwrap();
         let without = format!("{}:{path}", tools.path().display());
-        let line = format!(": {}; echo said\n", "x".repeat(20_000));
-        let lines = format!("mark\n{}\n{line}", line.len());
+        let line = format!(": {}; echo \"said ${{#2}}\"", "x".repeat(20_000));
+        let told = |first: &str| {
+            let words = ["y".repeat(10_000), "mark".to_owned(), format!("'{first}'")];
+            shell::long_line(&shell::script_line(SCRIPT, &words).unwrap())
+        };
+        let read = [&*told(""), format!("mark\n{}\n{line}\n", line.len() + 1).as_bytes()].concat();
+        let ways = [(&path, told(&line)), (&path, read.clone()), (&without, told(&line)), (&without, read)];
         for shell in [["dash", "-c"].as_slice(), &["bash", "--posix", "-c"], &["busybox", "sh", "-c"]] {
-            for path in [&path, &without] {
+            for (path, lines) in &ways {
                 let mut attendant = Command::new(shell[0]);
-                attendant.args(&shell[1..]).arg(SCRIPT).env("PATH", path);
+                attendant.args(&shell[1..]).arg("IFS= read -r _line && eval \"$_line\"").env("PATH", path);
                 let piped =
                     attendant.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
                 let Ok(mut attendant) = piped else { continue };
                 // It comes in pieces, as it does over a network.
                 let mut stdin = attendant.stdin.take().unwrap();
-                for piece in lines.as_bytes().chunks(9000) {
+                for piece in lines.chunks(9000) {
                     stdin.write_all(piece).unwrap();
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 drop(stdin);
                 let said = String::from_utf8(attendant.wait_with_output().unwrap().stdout).unwrap();
-                assert!(said.starts_with("marksaid\nmark0 "), "{shell:?} {path}: {said}");
+                assert!(said.starts_with("marksaid 10000\nmark0 "), "{shell:?} {path}: {said}");
             }
         }
+    }
+
+    /// Has one attendant run scripts that want the watchdog's; `None` where it was in doubt and has ended.
+    async fn hand_on(is_told_before: bool) -> Option<()> {
+        let line = Line::new("printf %s \"$2\"", &["it's", watchdog::script()]).unwrap();
+        let mut attendant = attendant().await;
+        if is_told_before {
+            attendant = run(attendant, "").await.1?;
+        }
+        for nth in 0..2 {
+            let sent = attendant.lines(&line, "").unwrap().len();
+            assert_eq!(sent < 1000, nth > 0 && !is_told_before, "{sent}");
+            let (Answer::Ended { stdout, .. }, next) = attendant.run(&line).await.unwrap() else {
+                panic!("{nth}")
+            };
+            assert_eq!(String::from_utf8_lossy(&stdout), watchdog::script());
+            attendant = next?;
+        }
+        Some(())
+    }
+
+    #[tokio::test]
+    async fn the_watchdogs_script_is_sent_once_and_reaches_every_script_that_wants_it() {
+        for is_told_before in [false, true] {
+            let mut tries = 0..50;
+            while hand_on(is_told_before).await.is_none() {
+                tries.next().expect("an attendant that runs them all");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_script_may_be_longer_than_a_variable() {
+        let script = format!("printf %s '{}' | wc -c", "x".repeat(200_000));
+        let (Answer::Ended { stdout, .. }, _) = run(attendant().await, &script).await else {
+            panic!("it says nothing")
+        };
+        assert_eq!(String::from_utf8_lossy(&stdout).trim(), "200000");
     }
 
     #[tokio::test]
@@ -284,8 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_floods_is_an_error() {
-        let line =
-            shell::script_line("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done", &[""; 0]).unwrap();
+        let line = Line::new("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done", &[""; 0]).unwrap();
         assert!(attendant().await.run(&line).await.is_err());
     }
 

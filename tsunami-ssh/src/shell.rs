@@ -25,18 +25,27 @@ const SIGN: &[u8] = b"\x1etsunami\n";
 /// The beginning of each line of script: `$_n` is a line break, by which scripts of several lines become one.
 const LINE_BREAK: &str = r#"_n=${IFS#??} _n=${_n%"${_n#?}"}; "#;
 
-/// The line that runs a script of tsunami's own with arguments.
-pub(crate) fn script_line(script: &str, args: &[impl AsRef<str>]) -> Result<Vec<u8>, SessionError> {
-    let mut line = LINE_BREAK.as_bytes().to_vec();
-    line.extend_from_slice(b"set --");
-    for arg in args {
+/// The line that runs a script of tsunami's own with arguments, which are words of shell.
+pub(crate) fn script_line(script: &str, words: &[impl AsRef<[u8]>]) -> Result<Vec<u8>, SessionError> {
+    let mut line = [LINE_BREAK.as_bytes(), b"set --"].concat();
+    for word in words {
         line.push(b' ');
-        line.extend(one_line(arg.as_ref().as_bytes())?);
+        line.extend_from_slice(word.as_ref());
     }
     line.extend_from_slice(b"; eval ");
     line.extend(one_line(compact_script(script).as_bytes())?);
     line.push(b'\n');
     Ok(line)
+}
+
+/// The line that runs a line of shell, which follows it. `dd` reads that at once, where there is one that can; `read`
+/// takes a byte at a time.
+pub(crate) fn long_line(line: &[u8]) -> Vec<u8> {
+    let length = line.len();
+    let read = format!(
+        "_line=$(dd bs={length} count=1 iflag=fullblock 2>/dev/null) || IFS= read -r _line && eval \"$_line\"\n"
+    );
+    [LINE_BREAK.as_bytes(), read.as_bytes(), line].concat()
 }
 
 /// The line that runs a script of tsunami's own in place of this `sh`, marked as the run's, in bash if there is one:
@@ -192,7 +201,7 @@ mod tests {
         let script =
             "# not for machines\nif true; then\n    dir='a\nb'\n    printf '%s|%s|' \"$1\" \"$dir\"\nfi\ncat";
         for shell in login_shells() {
-            let line = script_line(script, &[odd]).unwrap();
+            let line = script_line(script, &[one_line(odd.as_bytes()).unwrap()]).unwrap();
             assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
             let (stdout, _) = through(&shell, &[&line, b"input".as_slice()].concat());
             let mut preamble = Preamble::default();

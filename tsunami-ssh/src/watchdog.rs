@@ -23,6 +23,9 @@ pub(crate) fn script() -> &'static str {
 /// The variable in which a watchdog has its script, to begin again where its shell gives up.
 pub(crate) const VARIABLE: &str = "TSUNAMI_WATCHDOG";
 
+/// What a watchdog's shell is given, so that its command line stays short. `arm.sh` has it, too.
+pub(crate) const BEGIN: &str = r#"eval "$TSUNAMI_WATCHDOG""#;
+
 /// What a watchdog says once it watches, before the path of the run's control group.
 const ARMED: &str = "armed";
 
@@ -419,12 +422,7 @@ mod tests {
         let until = SystemTime::now() + Duration::from_secs(4);
         let path = directory.path().to_str().unwrap();
         let mut watchdog = as_a_user("setsid");
-        watchdog.args(["sh", "-c", script(), &name(&run, path)]).args(watch(
-            &run,
-            path,
-            until,
-            Arming::Ensure,
-        ));
+        watchdog.args(["sh", "-c", BEGIN, &name(&run, path)]).args(watch(&run, path, until, Arming::Ensure));
         watchdog.env(VARIABLE, script()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut watchdog = spawn(&mut watchdog);
         let mut said = String::new();

@@ -47,13 +47,22 @@ pick() {
     done
 }
 
-# Whether a process is a watchdog that is older than this one: of two that begin at once, one is.
+# Whether a process that may be a watchdog is older than this one: of two that begin at once, one is.
 is_older() {
     [ -n "$own_start" ] || { look_at $$ && own_start=$started; } || return 1
     look_at "$1" && [ "$group" = "$1" ] && [ -O "/proc/$1" ] || return 1
     case $state in Z | X | T) return 1 ;; esac
     [ "$started" -lt "$own_start" ] || { [ "$started" = "$own_start" ] && [ "$1" -lt $$ ]; }
 }
+
+# Whether a command line is a watchdog's of this run and directory. It is short, so this takes no fork; `read` leaves out
+# what is between the words.
+is_watchdogs() {
+    while IFS= read -r line || [ -n "$line" ]; do
+        case $line in *"${name}watch$run$dir"* | *"${name}again$run$dir"*) return ;; esac
+    done <"$1"
+    return 1
+} 2>/dev/null
 
 # Sets `marked`, `listeners` and `watchdogs`, which are the older ones; and `mounted` if something may be mounted in the
 # run's directory. A single pass looks for the run's name, and what has it is looked at closer. The pattern does not find
@@ -72,15 +81,15 @@ look_around() {
     done
     pick -lzxF "TSUNAMI_RUN_ID=$run" $environs
     marked=$pids
-    pick -lzxF "$name" $cmdlines
-    named=$pids
-    for pid in $named; do
-        ! is_older "$pid" || watchdogs="$watchdogs $pid"
-    done
     others=
     for file in $cmdlines; do
         pid=${file#/proc/}
-        case "$named " in *" ${pid%%/*} "*) ;; *) others="$others $file" ;; esac
+        pid=${pid%%/*}
+        if is_older "$pid" && is_watchdogs "$file"; then
+            watchdogs="$watchdogs $pid"
+        else
+            others="$others $file"
+        fi
     done
     pick -lF "$run/local/" $others
     others=
@@ -112,24 +121,31 @@ find_control_groups() {
     done </proc/self/mountinfo
 }
 
-# Sets `controls` to a group that is made below this process's own, where that can be.
+# Sets `controls` to a group that is made below this process's own, where that can be. Nearly always the groups are in
+# one of two places: a long list of what is mounted is read only where they aren't.
 make_control_group() {
     own=
     while read -r line; do
         case $line in 0::/*) own=${line#0::} ;; esac
     done </proc/self/cgroup
     [ -n "$own" ] || return
+    for mounted_at in /sys/fs/cgroup /sys/fs/cgroup/unified; do
+        [ -e "$mounted_at/cgroup.controllers" ] && make_group_in "$mounted_at${own%/}" && return
+    done
     while read -r _ _ _ root mounted_at rest; do
         case $rest in *' - cgroup2 '*) ;; *) continue ;; esac
         # A container may be shown only what is below its own.
         below=$own
         case $below/ in "${root%/}/"*) below=${below#"${root%/}"} ;; esac
-        control=$mounted_at${below%/}
-        [ -w "$control" ] && mkdir -- "$control/tsunami-$run" 2>/dev/null || [ -O "$control/tsunami-$run" ] || continue
-        controls=$control/tsunami-$run
-        return
+        ! make_group_in "$mounted_at${below%/}" || return
     done </proc/self/mountinfo
 } 2>/dev/null
+
+make_group_in() {
+    [ -e "$1/cgroup.procs" ] || return
+    [ -w "$1" ] && mkdir -- "$1/tsunami-$run" || [ -O "$1/tsunami-$run" ] || return
+    controls=$1/tsunami-$run
+}
 
 # Whether there is a process in a control group, or below it.
 is_populated() {
@@ -160,19 +176,24 @@ remove_control_groups() {
     return 0
 }
 
-# Ends the watchdogs that are known.
+# Ends the watchdogs that are known, and keeps those that stay. What has ended has no program any more, which is asked
+# without a fork, and at first at once.
 end_watchdogs() {
-    tries=0
-    while [ -n "$watchdogs" ] && [ $tries -lt 70 ]; do
-        ending=$watchdogs watchdogs=
-        for pid in $ending; do
-            is_older "$pid" || continue
-            kill -s KILL -- "-$pid" 2>/dev/null
-            watchdogs="$watchdogs $pid"
+    ending=$watchdogs watchdogs=
+    for pid in $ending; do
+        is_older "$pid" || continue
+        kill -s KILL -- "-$pid" 2>/dev/null
+        tries=0
+        while [ -e "/proc/$pid/exe" ]; do
+            tries=$((tries + 1))
+            [ $tries -gt 500 ] || continue
+            is_older "$pid" || break
+            if [ $tries -gt 550 ]; then
+                watchdogs="$watchdogs $pid"
+                break
+            fi
+            sleep 0.1
         done
-        # It takes a moment.
-        tries=$((tries + 1))
-        [ -z "$watchdogs" ] || [ $tries -lt 20 ] || sleep 0.1
     done
 }
 
@@ -207,12 +228,12 @@ leads_here() {
 # Sets `shown` to the links to the run's directory, or to one of the sockets given, that processes have, as `ls` puts
 # them. A name may hold a line break and make up a line: it only says where to look.
 look_at_links() {
-    signs=/fd:$n"-> $tree"
-    for socket; do
-        signs=$signs$n$socket
+    signs=/fd: links=$(ls -ln /proc/[0-9]*/cwd /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null)
+    for sign in "-> $tree" "$@"; do
+        case $links in *"$sign"*) signs=$signs$n$sign ;; esac
     done
-    shown=$(ls -ln /proc/[0-9]*/cwd /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null | grep -F -- "$signs")
-    case $shown in *' -> '*) ;; *) shown= ;; esac
+    shown=
+    [ "$signs" = /fd: ] || shown=$(printf '%s\n' "$links" | grep -F -- "$signs")
 }
 
 # The processes that these links show, beside those that are left anyway. Those with a terminal are somebody's who looks
@@ -321,7 +342,7 @@ reap() {
 # give or take the second that both leave out.
 keep_watch() {
     trap '' HUP INT TERM
-    trap 'exec sh -c "$TSUNAMI_WATCHDOG" "$name" again "$run" "$dir" "$clock" "$boot"' EXIT
+    trap 'exec sh -c '\''eval "$TSUNAMI_WATCHDOG"'\'' "$name" again "$run" "$dir" "$clock" "$boot"' EXIT
     end=$boot
     while [ -d "$dir" ] && read -r up _ </proc/uptime; do
         up=${up%%.*}
@@ -358,7 +379,9 @@ watch)
         echo "armed $1"
         exit
     fi
-    cd -- "${1:-/proc}" && echo "armed $1" && exec >/dev/null 2>&1 || exit
+    # Whoever waits for the end of standard output finds the other one closed as well: a shell may keep what one `exec`
+    # puts aside until it has done all of it.
+    cd -- "${1:-/proc}" && echo "armed $1" && exec 2>/dev/null && exec >&2 || exit
     keep_watch
     ;;
 again)

@@ -23,11 +23,10 @@ use tsunami_core::{
     Command, Exit, Machine, OutputSink, SequenceObserver, SessionError, SessionErrorKind, Stdin,
 };
 
-use crate::attendant::{Answer, Attendant, PIPE_BYTES};
+use crate::attendant::{Answer, Attendant, Line, PIPE_BYTES};
 use crate::files::{FurtherChannel, UploadArchive, pack_digested};
 use crate::limits::BULK_BYTES;
 use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
-use crate::shell;
 use conversation::Outputs;
 use pump::{Ended, Pump};
 
@@ -187,13 +186,13 @@ impl Commands {
     /// Runs a script that is about the machine, outside of the run's directory and unmarked as the run's. Returns what
     /// it printed.
     pub(crate) async fn administer(&self, script: &str, args: &[String]) -> Result<String, SessionError> {
-        let answered = timeout(SCRIPT_TIMEOUT, self.answer_to(shell::script_line(script, args)?));
+        let answered = timeout(SCRIPT_TIMEOUT, self.answer_to(Line::new(script, args)?));
         let seconds = SCRIPT_TIMEOUT.as_secs();
         let silent = |_| SessionError::new(SessionErrorKind::Remote, format!("no answer within {seconds} s"));
         answered.await.map_err(silent)?
     }
 
-    async fn answer_to(&self, line: Vec<u8>) -> Result<String, SessionError> {
+    async fn answer_to(&self, line: Line) -> Result<String, SessionError> {
         let kept = match self.pool.take_attendant() {
             Some(kept) => Some(self.asked(kept, &line).await?),
             None => None,
@@ -225,7 +224,7 @@ impl Commands {
     }
 
     /// Has an attendant run a script, and keeps it for the next one if it can run another.
-    async fn asked(&self, attendant: Attendant, line: &[u8]) -> Result<Answer, SessionError> {
+    async fn asked(&self, attendant: Attendant, line: &Line) -> Result<Answer, SessionError> {
         let (answer, attendant) = attendant.run(line).await?;
         if let Some(attendant) = attendant {
             self.pool.give_back(attendant);
@@ -264,7 +263,7 @@ impl Commands {
     }
 
     /// Has an attendant end a process group, and says whether that is gone; `None` if it says nothing of it.
-    async fn told_to_end(&self, by: Attendant, line: &[u8]) -> Option<bool> {
+    async fn told_to_end(&self, by: Attendant, line: &Line) -> Option<bool> {
         match self.asked(by, line).await {
             Ok(Answer::Ended { stdout, .. }) => match stdout.trim_ascii() {
                 b"gone" => Some(true),
@@ -320,8 +319,7 @@ impl Input {
     }
 }
 
-/// Hands on much at a time. sshd makes room for 256 KiB and clears that again for each piece that reaches it, however
-/// small, so that small pieces cost the machine several times what the content does.
+/// Hands on much at a time, since each piece costs every process on its way a system call or two.
 fn in_bulk(pipe: PipeWriter) -> io::BufWriter<PipeWriter> {
     // A user may have only so much in pipes; then it stays as it is.
     let _ = fcntl_setpipe_size(&pipe, BULK_BYTES);

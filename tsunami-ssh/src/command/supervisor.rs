@@ -11,11 +11,15 @@ use std::sync::LazyLock;
 
 use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind, names};
 
+use crate::attendant::Line;
 use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
 pub(super) use crate::shell::mark;
 use crate::shell::{self, one_line};
 
-const SUPERVISOR: &str = concat!(include_str!("../held.sh"), include_str!("supervisor.sh"));
+const SUPERVISOR: &str = include_str!("supervisor.sh");
+
+/// The same, and what says whether the next command of a list may begin.
+const SUPERVISOR_OF_SEVERAL: &str = concat!(include_str!("../held.sh"), include_str!("supervisor.sh"));
 
 /// The script that ends a process group; the beginning of its second part says which it does not.
 static KILL: LazyLock<String> = LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("kill.sh")].concat());
@@ -32,7 +36,11 @@ pub(super) fn opening(
     count: usize,
     marks: bool,
 ) -> Result<Vec<u8>, SessionError> {
-    Ok([shell::supervisor_line(run, base, SUPERVISOR)?, conversation(mark, count, marks)?].concat())
+    Ok([shell::supervisor_line(run, base, script_for(count))?, conversation(mark, count, marks)?].concat())
+}
+
+fn script_for(count: usize) -> &'static str {
+    if count > 1 { SUPERVISOR_OF_SEVERAL } else { SUPERVISOR }
 }
 
 /// The supervisor's first line. What it reads further is a single command's input, and several have none.
@@ -46,9 +54,9 @@ fn conversation(mark: &str, count: usize, marks: bool) -> Result<Vec<u8>, Sessio
 
 /// The line that ends a process group of the run's, and says whether it is gone. Where a supervisor has more commands to
 /// begin, it is told first to begin none.
-pub(super) fn kill_line(run: &str, group: u32, supervisor: Option<u32>) -> Result<Vec<u8>, SessionError> {
+pub(super) fn kill_line(run: &str, group: u32, supervisor: Option<u32>) -> Result<Line, SessionError> {
     let supervisor = supervisor.map(|process| process.to_string()).unwrap_or_default();
-    shell::script_line(&KILL, &[run, &group.to_string(), &supervisor])
+    Line::new(&KILL, &[run, &group.to_string(), &supervisor])
 }
 
 /// The line that tells the supervisor what to run.
@@ -464,15 +472,15 @@ mod tests {
         let headers = commands.iter().flat_map(|command| header(command, None).unwrap());
         let lines: Vec<u8> =
             conversation(&mark(7), commands.len(), true).unwrap().into_iter().chain(headers).collect();
-        let mut child = supervisor(shell).spawn().unwrap();
+        let mut child = supervisor(shell, commands.len()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(&lines).unwrap();
         let output = child.wait_with_output().unwrap();
         (output.stdout, output.stderr)
     }
 
-    fn supervisor(shell: &[&str]) -> std::process::Command {
+    fn supervisor(shell: &[&str], count: usize) -> std::process::Command {
         let mut child = std::process::Command::new(shell[0]);
-        child.args(&shell[1..]).args(["-c", SUPERVISOR]).env("TSUNAMI_RUN_ID", "mine");
+        child.args(&shell[1..]).args(["-c", script_for(count)]).env("TSUNAMI_RUN_ID", "mine");
         child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         child
     }
@@ -594,7 +602,7 @@ mod tests {
     fn a_supervisor_that_is_told_to_begins_no_other_command() {
         for shell in shells() {
             let deaf = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
-            let mut child = supervisor(&shell).spawn().unwrap();
+            let mut child = supervisor(&shell, 2).spawn().unwrap();
             let mut stdin = child.stdin.take().unwrap();
             stdin.write_all(&conversation(&mark(7), 2, true).unwrap()).unwrap();
             for line in [deaf, "echo unreached"] {
@@ -678,7 +686,7 @@ mod tests {
                 "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
             let command = Command::shell(beat).env("FILE", file.path());
             let lines = [conversation(&mark(7), 1, true).unwrap(), header(&command, None).unwrap()].concat();
-            let mut child = supervisor(&shell).process_group(0).spawn().unwrap();
+            let mut child = supervisor(&shell, 1).process_group(0).spawn().unwrap();
             child.stdin.take().unwrap().write_all(&lines).unwrap();
             let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
             let (mut notes, mut found, mut chunk) = (StatusDecoder::new(&mark(7)), Vec::new(), [0; 4096]);

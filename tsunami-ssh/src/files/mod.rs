@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
-use tsunami_core::{Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream};
+use tsunami_core::{
+    Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream, compact_script,
+};
 
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
@@ -101,7 +103,7 @@ pub(crate) async fn download(
 
 /// A command made of a script of tsunami's own.
 fn own_script<'a>(script: &str, args: impl IntoIterator<Item = &'a String>) -> Command {
-    let command = Command::program("sh").arg("-c").arg(script).arg("sh");
+    let command = Command::program("sh").arg("-c").arg(compact_script(script)).arg("sh");
     args.into_iter().fold(command, |command, arg| command.arg(arg))
 }
 

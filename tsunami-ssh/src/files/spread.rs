@@ -16,17 +16,20 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::{SCRIPT_OUTPUT_LIMIT, SHOWN_MESSAGE_LIMIT};
 use tsunami_core::{
     Command, ContentOffer, Machine, OutputSink, PROCESSES_SCRIPT, SessionError, SessionErrorKind,
-    SharedContent, Stdin, Stream,
+    SharedContent, Stdin, Stream, compact_script,
 };
 
 use super::{UploadArchive, own_script, upload};
 use crate::command::{Commands, Input};
 
+/// What unpacks an upload.
+static UNPACK: LazyLock<String> = LazyLock::new(|| compact_script(upload::UNPACK));
+
 /// How machines give each other what was uploaded; its beginning says how.
 const SCRIPT: &str = include_str!("spread.sh");
 
 static WITHDRAW: LazyLock<String> =
-    LazyLock::new(|| [PROCESSES_SCRIPT, include_str!("withdraw.sh")].concat());
+    LazyLock::new(|| compact_script(&[PROCESSES_SCRIPT, include_str!("withdraw.sh")].concat()));
 
 /// By this variable of their environment the processes of one content are known.
 const MARK: &str = "TSUNAMI_SPREAD";
@@ -84,7 +87,7 @@ impl Spread<'_> {
     pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         let archive = UploadArchive::listed(from, to).await?;
         let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
-        let script = self.script("keep", &[&self.room(), upload::UNPACK, &archive.directory, &archive.mode]);
+        let script = self.script("keep", &[&self.room(), &UNPACK, &archive.directory, &archive.mode]);
         let (said, digest) = (Arc::new(Said::default()), Arc::new(OnceLock::new()));
         let input = Input::Kept(Box::new(archive), digest.clone());
         let sending = self.commands.run(&script, input, None, said.clone(), &cancel);
@@ -129,17 +132,8 @@ impl Spread<'_> {
         let archive = UploadArchive::new(from, to)?;
         let (room, port) = (self.room(), source.port.to_string());
         let Source { kept, address, user, host_key, key, .. } = source;
-        let args: [&str; 9] = [
-            &room,
-            &kept.digest,
-            address,
-            &port,
-            user,
-            host_key,
-            upload::UNPACK,
-            &archive.directory,
-            &archive.mode,
-        ];
+        let args: [&str; 9] =
+            [&room, &kept.digest, address, &port, user, host_key, &UNPACK, &archive.directory, &archive.mode];
         self.run(&self.script("take", &args), key).await?;
         self.note(Kept { checked: true, ..kept.clone() });
         Ok(())
@@ -344,7 +338,7 @@ mod tests {
                 fs::create_dir(directory).unwrap();
                 Place { shell, path, directory, mark: format!("test/{}", directory.display()) }
             });
-            let unpack = [upload::UNPACK, &directory, &mode];
+            let unpack = [UNPACK.as_str(), &directory, &mode];
             one.say(SCRIPT, &[&["keep", "./kept", "1"], unpack.as_slice()].concat(), &sent);
             assert_eq!(fs::read(directories[0].join("kept/content")).unwrap(), sent);
             let (host, key) = (KeyPair::new().unwrap(), KeyPair::new().unwrap());

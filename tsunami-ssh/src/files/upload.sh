@@ -18,7 +18,7 @@ _n='
 late='' full='' part='' single='' stripes='' me='' home=$PWD
 trap '[ -z "$part$stripes" ] || rm -rf -- ${part:+"$part"} ${stripes:+"$stripes"}' EXIT
 trap 'exit 143' HUP INT TERM
-mkdir -p ${2:+-m "$2"} -- "$1" || exit
+[ -d "$1" ] || mkdir -p ${2:+-m "$2"} -- "$1" || exit
 cd -- "$1" || exit
 d() {
     mode=$1
@@ -104,7 +104,9 @@ join() {
 while IFS= read -r line && [ -n "$line" ]; do
     eval "$line"
 done
-if [ -z "$stripes" ]; then
+if [ -z "$stripes$late" ]; then
+    exec tar -xpof -
+elif [ -z "$stripes" ]; then
     tar -xpof - || exit
 else
     tar -xpof - <"$stripes/all" 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&- &

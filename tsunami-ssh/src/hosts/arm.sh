@@ -1,4 +1,4 @@
-# shellcheck disable=SC2015 # `a && b || c` is read as it stands
+# shellcheck disable=SC2015,SC2016 # `a && b || c` is read as it stands, and what is quoted is another shell's
 # Makes the run's directory on a host, and has a watchdog end the run's processes there. $1 is the watchdog's script, $2
 # the machine that the host is, and what follows are the watchdog's own arguments, of which the third is the directory.
 # Says what the watchdog says.
@@ -10,8 +10,13 @@ export TSUNAMI_WATCHDOG
 umask 077
 new=
 if [ ! -d "$directory" ]; then
-    [ -d "${directory%/*}" ] || mkdir -p -- "${directory%/*}"
-    ! mkdir -- "$directory" || new=new
+    # Both at once, if nobody else makes one meanwhile: then it counts as an older one.
+    if [ ! -d "${directory%/*}" ] && mkdir -- "${directory%/*}" "$directory" 2>/dev/null; then
+        new=new
+    else
+        [ -d "${directory%/*}" ] || mkdir -p -- "${directory%/*}"
+        ! mkdir -- "$directory" || new=new
+    fi
 fi
 cd -- "$directory" || {
     ls -ld -- "${directory%/*}" "$directory" >&2
@@ -30,7 +35,7 @@ directory=$PWD
 cd /
 unset OLDPWD
 # It holds its outputs until it watches.
-said=$(setsid sh -c "$TSUNAMI_WATCHDOG" "tsunami-watchdog:$run:$directory" "$mode" "$run" "$directory" "$seconds" \
+said=$(setsid sh -c 'eval "$TSUNAMI_WATCHDOG"' "tsunami-watchdog:$run:$directory" "$mode" "$run" "$directory" "$seconds" \
     "$how" "$new" </dev/null &)
 case $said in
 armed*)

@@ -48,7 +48,7 @@ impl RunPlace {
     ) -> io::Result<Option<ControlGroup>> {
         let directory = self.directory.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
         let mut watchdog = Command::new("setsid");
-        watchdog.args(["sh", "-c", watchdog::script(), &watchdog::name(run, directory)]);
+        watchdog.args(["sh", "-c", watchdog::BEGIN, &watchdog::name(run, directory)]);
         watchdog
             .args(watchdog::watch(run, directory, until, arming))
             .env(watchdog::VARIABLE, watchdog::script());

@@ -16,7 +16,7 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncReadExt, AsyncWrite, DuplexStream, duplex};
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,18 @@ use crate::transport::{Channel, Output};
 
 /// How much is read of a file at a time.
 const CHUNK_BYTES: usize = 32 << 10;
+
+/// How much of an input may be on its way to a near machine. sshd holds what its command has not read yet, up to 2 MiB, in
+/// one buffer, which it copies into fresh memory for each packet that comes: the more is there, the more a packet costs.
+const AHEAD_BYTES: usize = 128 << 10;
+
+/// How much more for each millisecond that the machine is away, so that distance alone leaves 100 MiB/s, and sshd's own
+/// bound is reached at 20 ms.
+const AHEAD_BYTES_PER_MS: usize = 100 << 10;
+
+/// How long a machine may leave unsaid that it has taken some of it, before it is given as much as it takes. sshd says so
+/// at once; others say so after half of what they take.
+const TAKING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How much of an output waits for its reader. Beyond that the whole connection waits: russh opens a window again as
 /// soon as it has received, so that this is what bounds memory.
@@ -43,9 +55,10 @@ const PIPE_BYTES: usize = 64 << 10;
 /// ends.
 const UNREAD_BYTES: usize = 1 << 20;
 
-/// Makes a channel of an open one, on which nothing runs yet.
+/// Makes a channel of an open one, on which nothing runs yet. `distance` is how long it takes to the machine and back.
 pub(super) async fn run(
     channel: russh::Channel<Msg>,
+    distance: Duration,
     line: &str,
     stdin: OwnedFd,
     stdout: Option<OwnedFd>,
@@ -64,13 +77,15 @@ pub(super) async fn run(
     let (read, write) = channel.split();
     let dropped = CancellationToken::new();
     let (told, told_end) = oneshot::channel();
+    let (window, ahead) = Ahead::of(distance);
     let pump = Pump {
         outputs: [OutputQueue::new(stdout), OutputQueue::new(Sink::Memory(stderr))],
         told: Some(told),
+        window,
         read,
         is_ending: false,
     };
-    tokio::spawn(pump.run(write, input, dropped.clone(), closed));
+    tokio::spawn(pump.run(write, (input, ahead), dropped.clone(), closed));
     let output = |stream: DuplexStream| -> Output { Box::new(stream) };
     let guard = dropped.drop_guard();
     let end = Box::pin(async move {
@@ -96,14 +111,15 @@ impl Input {
     }
 
     /// Sends all of it, and its end.
-    async fn send(mut self, to: &ChannelWriteHalf<Msg>) -> Result<(), russh::Error> {
+    async fn send(mut self, mut ahead: Ahead, to: &ChannelWriteHalf<Msg>) -> Result<(), russh::Error> {
         loop {
+            let room = ahead.room().await;
             // An idle channel holds no buffer.
-            let mut bytes = CHUNK_BYTES;
+            let mut bytes = CHUNK_BYTES.min(room);
             if let Self::Pipe(pipe) = &self {
                 pipe.readable().await?;
                 let waiting = ioctl_fionread(pipe).map_err(io::Error::from)?;
-                bytes = usize::try_from(waiting).unwrap_or(usize::MAX).clamp(1, BULK_BYTES);
+                bytes = usize::try_from(waiting).unwrap_or(usize::MAX).clamp(1, BULK_BYTES.min(room));
             }
             let mut chunk = BytesMut::with_capacity(bytes);
             let count = match &mut self {
@@ -116,8 +132,48 @@ impl Input {
             if count == 0 {
                 return to.eof().await;
             }
+            ahead.sent(count);
             to.data_bytes(chunk.freeze()).await?;
         }
+    }
+}
+
+/// How far an input may be ahead of what the machine has taken of it.
+struct Ahead {
+    /// How much the machine would take, as it last said, less what was sent by then.
+    window: watch::Receiver<u32>,
+    /// The most that it would take, as far as is known: then nothing was on its way.
+    largest: u32,
+    most: usize,
+    room: usize,
+}
+
+impl Ahead {
+    /// Also returns where to put what the machine says.
+    fn of(distance: Duration) -> (watch::Sender<u32>, Self) {
+        let away = usize::try_from(distance.as_micros()).unwrap_or(usize::MAX);
+        let most = AHEAD_BYTES.saturating_add(away.saturating_mul(AHEAD_BYTES_PER_MS) / 1000);
+        let (said, window) = watch::channel(0);
+        (said, Self { window, largest: 0, most, room: most })
+    }
+
+    /// How much may be sent now. Waits until that is anything.
+    async fn room(&mut self) -> usize {
+        while self.room == 0 || self.window.has_changed().unwrap_or(false) {
+            if !matches!(timeout(TAKING_TIMEOUT, self.window.changed()).await, Ok(Ok(()))) {
+                (self.most, self.room) = (usize::MAX, usize::MAX);
+                break;
+            }
+            let window = *self.window.borrow_and_update();
+            self.largest = self.largest.max(window);
+            let on_its_way = usize::try_from(self.largest - window).unwrap_or(usize::MAX);
+            self.room = self.most.saturating_sub(on_its_way);
+        }
+        self.room
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.room = self.room.saturating_sub(bytes);
     }
 }
 
@@ -231,6 +287,8 @@ enum Over {
 struct Pump {
     outputs: [OutputQueue; 2],
     told: Option<oneshot::Sender<bool>>,
+    /// Where it goes how much the machine would take.
+    window: watch::Sender<u32>,
     read: ChannelReadHalf,
     /// Whether the machine will close it by itself.
     is_ending: bool,
@@ -240,12 +298,12 @@ impl Pump {
     async fn run(
         mut self,
         write: ChannelWriteHalf<Msg>,
-        input: Input,
+        (input, ahead): (Input, Ahead),
         dropped: CancellationToken,
         closed: CancellationToken,
     ) {
         let over = {
-            let mut sending = pin!(input.send(&write));
+            let mut sending = pin!(input.send(ahead, &write));
             let mut is_sent = false;
             let mut receiving = pin!(self.receive(&closed));
             loop {
@@ -309,6 +367,7 @@ impl Pump {
                     self.is_ending = false;
                     return Over::Unwanted;
                 }
+                Some(ChannelMsg::WindowAdjusted { new_size }) => drop(self.window.send_replace(new_size)),
                 Some(ChannelMsg::Close) | None => return Over::Closed,
                 Some(_) => {}
             }
@@ -342,5 +401,29 @@ impl Pump {
         if let Some(told) = self.told.take() {
             let _ = told.send(succeeded);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_input_is_so_far_ahead_of_the_machine_and_no_further_unless_that_says_nothing() {
+        const WINDOW: u32 = 2 << 20;
+        let (said, mut ahead) = Ahead::of(Duration::ZERO);
+        assert_eq!(ahead.room().await, AHEAD_BYTES);
+        ahead.sent(AHEAD_BYTES);
+        assert!(timeout(TAKING_TIMEOUT / 2, ahead.room()).await.is_err());
+        said.send_replace(WINDOW);
+        assert_eq!(ahead.room().await, AHEAD_BYTES);
+        // What comes late tells the same.
+        said.send_replace(WINDOW - 1000);
+        said.send_replace(WINDOW - 3000);
+        assert_eq!(ahead.room().await, AHEAD_BYTES - 3000);
+        ahead.sent(AHEAD_BYTES - 3000);
+        assert!(ahead.room().await > usize::MAX / 2);
+        let (_said, mut far) = Ahead::of(Duration::from_millis(20));
+        assert!(far.room().await >= WINDOW as usize);
     }
 }
