@@ -166,25 +166,25 @@ impl Tables {
     pub(crate) fn pairing(&mut self) {
         self.header(
             "Pairing: the width of `compare`'s interval over that of an unpaired t interval",
-            "σp is a trial's own noise, 2 %; σs is what the trials of a round share. Median of the ratio over the \
-             simulations; within 15 % of what is expected, σp / √(σs² + σp²), is asked for, and at most 1.1 where \
-             nothing is shared.",
-            &["σs", "expected", "5 rounds", "10 rounds", "20 rounds"],
+            "A trial's own noise is 2 % (σp); σs is what the trials of a round share. Medians over the simulations. In \
+             parentheses: what is expected, σp / √(σs² + σp²), times the ratio of Student's t with n − 1 degrees of \
+             freedom to that with 2n − 2. Within 15 % of that is asked for, and at most 1.1 where nothing is shared.",
+            &["σs", "5 rounds", "10 rounds", "20 rounds"],
         );
         for (number, shared) in (40..).zip([0.0, 0.02, 0.04, 0.08]) {
             let scenario = Scenario { noise: NOISE, shared, ..Scenario::default() };
-            let expected = NOISE / f64::hypot(NOISE, shared);
-            let mut cells = vec![format!("{expected:.2}")];
-            cells.extend(ROUNDS.map(|count| {
+            let cells = ROUNDS.map(|count| {
+                let expected =
+                    NOISE / f64::hypot(NOISE, shared) * t_quantile(count - 1) / t_quantile(2 * (count - 1));
                 let ratios = self.simulate(number, count, |chance| {
                     let rounds = scenario.rounds(count, &[0.0, 0.0], chance);
-                    width(compared(&rounds).interval) / width(unpaired(&rounds))
+                    width(compared(&rounds).interval) / unpaired(&rounds)
                 });
                 let ratio = median(&ratios);
                 let most = if shared == 0.0 { 1.1 } else { 1.15 * expected };
                 let held = (0.85 * expected..=most).contains(&ratio);
-                self.mark(format!("{ratio:.2}"), held)
-            }));
+                self.mark(format!("{ratio:.2}"), held) + &format!(" ({expected:.2})")
+            });
             self.row(&percent(shared), &cells);
         }
     }
@@ -195,18 +195,27 @@ impl Tables {
         self.header(
             "\"About 8 more repeats, 4 to 17, would tell\"",
             &format!(
-                "True differences are anything from −12 to +12 %, the margin is 3 %. Where the verdict is \"can't be \
+                "The margin is 3 %; what is not said of the true difference is anything from −12 to +12 %. Where the verdict is \"can't be \
                  told\", rounds are added until it isn't. {simulations} such cases a row. Asked for: the number lies in \
                  the range in 75 to 85 %, and the median estimate is within 15 % of the median number."
             ),
-            &["noise a trial, rounds", "in the range", "median estimate", "median number"],
+            &["noise a trial, rounds, true difference", "in the range", "median estimate", "median number"],
         );
-        for (number, (noise, count)) in (50..).zip([(0.02, 5), (0.04, 5), (0.04, 10), (0.06, 10), (0.08, 20)])
-        {
+        let cases = [
+            (0.02, 5, None),
+            (0.04, 5, None),
+            (0.04, 10, None),
+            (0.06, 10, None),
+            (0.08, 20, None),
+            (0.04, 10, Some(0.0)),
+            (0.04, 10, Some(0.03)),
+            (0.04, 10, Some(0.05)),
+        ];
+        for (number, (noise, count, effect)) in (50..).zip(cases) {
             let scenario = Scenario { noise, ..Scenario::default() };
             let cases = simulated(self.seed, number, count, simulations, |chance| {
                 loop {
-                    let effect = chance.between(-0.12, 0.12).ln_1p();
+                    let effect = effect.unwrap_or_else(|| chance.between(-0.12, 0.12)).ln_1p();
                     let mut rounds = scenario.rounds(count, &[0.0, effect], chance);
                     let told = verdict(&compared(&rounds), MARGIN, Some(Direction::Higher));
                     let Verdict::CannotTell { more: Some(more) } = told else { continue };
@@ -230,7 +239,8 @@ impl Tables {
                 self.mark(format!("{estimate:.0}"), near),
                 format!("{needed:.0}"),
             ];
-            self.row(&format!("{}, {count}", percent(noise)), &cells);
+            let effect = effect.map_or(String::new(), |effect| format!(", {}", percent(effect)));
+            self.row(&format!("{}, {count}{effect}", percent(noise)), &cells);
         }
     }
 
@@ -286,25 +296,25 @@ fn tells(comparison: &Comparison) -> bool {
     low > 1.0 || high < 1.0 || (1.0 - MARGIN <= low && high <= 1.0 + MARGIN)
 }
 
-/// As if values of a round had nothing to do with each other: a t interval of the difference of both means, of equal
-/// variance.
-fn unpaired(rounds: &[Round]) -> Interval {
-    let logs = |variant: usize| -> Vec<f64> {
-        rounds.iter().filter_map(|round| round.values[variant]).map(|placed| placed.value.ln()).collect()
+/// How wide a t interval of the difference of both means is, on logarithms, as if values of a round had nothing to do
+/// with each other.
+fn unpaired(rounds: &[Round]) -> f64 {
+    let error = |variant: usize| {
+        let placed = rounds.iter().filter_map(|round| round.values[variant]);
+        let logs: Vec<f64> = placed.map(|placed| placed.value.ln()).collect();
+        t_interval(&logs, CONFIDENCE).expect("there are two").standard_error
     };
-    let (baseline, variant) = (logs(0), logs(1));
-    let means = [&baseline, &variant].map(|values| t_interval(values, CONFIDENCE).expect("there are two"));
-    // A sample with these very degrees of freedom and this very standard error, to have its quantile.
-    let error = f64::hypot(means[0].standard_error, means[1].standard_error);
-    let freedom = 2 * (rounds.len() - 1);
-    let alike: Vec<f64> = (0..=freedom).map(|number| number as f64).collect();
-    let scale = t_interval(&alike, CONFIDENCE).expect("there are more than two");
-    let reach = error * scale.interval.width() / 2.0 / scale.standard_error;
-    let middle = means[1].mean - means[0].mean;
-    Interval { low: (middle - reach).exp(), high: (middle + reach).exp() }
+    2.0 * t_quantile(2 * (rounds.len() - 1)) * f64::hypot(error(0), error(1))
 }
 
-/// On logarithms, as both intervals were made.
+/// How many standard errors an interval reaches to each side, seen in a sample that has these degrees of freedom.
+fn t_quantile(freedom: usize) -> f64 {
+    let sample: Vec<f64> = (0..=freedom).map(|number| number as f64).collect();
+    let seen = t_interval(&sample, CONFIDENCE).expect("there are two");
+    seen.interval.width() / 2.0 / seen.standard_error
+}
+
+/// On logarithms, as the interval was made.
 fn width(interval: Interval) -> f64 {
     interval.high.ln() - interval.low.ln()
 }

@@ -289,6 +289,8 @@ fn any_round() -> impl Strategy<Value = Round> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn nothing_that_is_measured_panics(
         rounds in vec(any_round(), 0..40),
