@@ -32,6 +32,7 @@ fn main() {
     let mut tables = Tables { seed, simulations, judged: bench, missed: 0, text: String::new() };
     tables.coverage();
     tables.three_variants();
+    tables.many();
     tables.other_machines();
     tables.power();
     tables.pairing();

@@ -15,8 +15,9 @@ pub(super) const ALWAYS_ADJUSTED: usize = 8;
 /// With fewer degrees of freedom than this, places are never adjusted for.
 const FEWEST_FREE: usize = 2;
 
-/// What counts as clear: the chance of seeing it where places don't matter.
-const CLEAR: f64 = 0.02;
+/// What counts as clear: a chance of seeing it where places don't matter that is so much of the chance that the interval
+/// is wrong. Else that choice would make intervals that are to be very sure much less so.
+const CLEAR: f64 = 0.4;
 
 /// Values beyond this don't count, since their squares would be infinite.
 const LARGEST: f64 = 1e150;
@@ -143,7 +144,7 @@ pub fn bonferroni(confidence: f64, comparisons: usize) -> f64 {
 /// What a place in the round does is estimated and taken away: a slope over places and, where rounds are of more than two,
 /// what the first of a round has besides (it finds cold caches, say). That costs a degree of freedom for each, which is
 /// dear where rounds are few. So with fewer than 8 rounds (16 where it takes two) it is done only if places clearly matter
-/// (an F test, p < 2 %).
+/// (an F test: p < 2 % for 95 % confidence, and in proportion for others).
 ///
 /// # Errors
 ///
@@ -155,7 +156,7 @@ pub fn compare(
     confidence: f64,
 ) -> Result<Comparison, TooFew> {
     let pairs = Pairs::of(rounds, baseline, variant)?;
-    let fit = pairs.fit();
+    let fit = pairs.fit(confidence);
     let reach = t_quantile(confidence, fit.degrees_of_freedom) * fit.standard_error;
     Ok(pairs.comparison(&fit, reach, confidence))
 }
@@ -172,7 +173,7 @@ pub fn across_sets(
     seed: u64,
 ) -> Option<Comparison> {
     let pairs = Pairs::of(rounds, baseline, variant).ok()?;
-    let mut fit = pairs.fit();
+    let mut fit = pairs.fit(confidence);
     let mut by_set = BTreeMap::<u32, (f64, f64)>::new();
     for (pair, difference) in pairs.pairs.iter().zip(&fit.adjusted) {
         let (sum, count) = by_set.entry(pair.set).or_default();
@@ -336,7 +337,7 @@ impl Pairs {
         Ok(Self { scale, baseline_mean, left_out, pairs })
     }
 
-    fn fit(&self) -> Fit {
+    fn fit(&self, confidence: f64) -> Fit {
         let differences: Vec<f64> = self.pairs.iter().map(Pair::difference).collect();
         let (count, n) = (differences.len(), differences.len() as f64);
         let (middle, total) = (mean(&differences), squares(&differences));
@@ -357,7 +358,7 @@ impl Pairs {
             explained => f_p_value(explained / coefficients as f64 / residual, coefficients as f64, free),
         };
         fit.place = Some((places.second_over_first(), p_value));
-        if count < ALWAYS_ADJUSTED * coefficients && p_value > CLEAR {
+        if count < ALWAYS_ADJUSTED * coefficients && p_value > CLEAR * (1.0 - confidence) {
             return fit;
         }
         fit.adjusted_for_place = true;
