@@ -87,6 +87,17 @@ def figures():
             }
             for name, values in samples.items()
         ],
+        "t_quantiles": [
+            {"confidence": confidence, "freedom": freedom, "quantile": float(stats.t.ppf((1 + confidence) / 2, freedom))}
+            for confidence in [0.5, 0.95, 0.99995]
+            for freedom in [1, 2, 7, 38, 1000]
+        ],
+        "f_p_values": [
+            {"ratio": ratio, "above": above, "below": below, "p_value": float(stats.f.sf(ratio, above, below))}
+            for ratio in [0.3, 4.0, 200.0]
+            for above in [1, 2]
+            for below in [2, 8, 300]
+        ],
         "power_of_paired_t": [
             {"effect": effect, "rounds": rounds, "power": power(effect, rounds)}
             for effect in [0.01, 0.02, 0.03, 0.05]

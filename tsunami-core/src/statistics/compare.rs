@@ -106,22 +106,13 @@ pub struct Comparison {
 
 /// Why there is no comparison: it takes two rounds in which both variants have a finite value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a comparison takes at least 2 rounds with both values; there are {rounds}{}", self.rest())]
+#[error("it takes 2 rounds in which both variants have a value, and of {} there are {rounds}", rounds + left_out)]
 #[non_exhaustive]
 pub struct TooFew {
     /// How many there are: 0 or 1.
     pub rounds: usize,
     /// How many rounds were left out, since one value is missing or isn't finite.
     pub left_out: usize,
-}
-
-impl TooFew {
-    fn rest(self) -> String {
-        match self.left_out {
-            0 => String::new(),
-            left_out => format!(", and {left_out} without"),
-        }
-    }
 }
 
 /// The confidence that each of several intervals needs, so that all of them together hold with the one that is given.

@@ -46,7 +46,8 @@ pub enum Warning {
     Unbalanced,
     /// What a trial measured clearly depends on its place in the round.
     PlaceMatters {
-        /// By how much the second is above the first: relative where values are compared as ratios, else in the metric's unit.
+        /// By how much the second is above the first: relative where values are compared as ratios, else in the metric's
+        /// unit.
         change: f64,
         /// Whether it was taken away.
         adjusted: bool,
@@ -77,21 +78,32 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FewRounds { rounds } => write!(f, "{rounds} rounds are few: the interval rests on the assumption that rounds differ as a normal distribution does"),
+            Self::FewRounds { rounds } => write!(
+                f,
+                "{rounds} rounds are few: the interval is right only if rounds differ as a normal distribution does"
+            ),
             Self::NoSpread => f.write_str("all rounds say exactly the same, so the interval has no width"),
-            Self::AlwaysTheSameOrder => f.write_str("the variants always ran in the same order: what the order does can't be told from what they do"),
-            Self::Unbalanced => f.write_str("one variant ran first much more often: what the order does may be taken for what they do"),
-            Self::PlaceMatters { adjusted, .. } => {
-                f.write_str("the place in the round matters")?;
-                f.write_str(if *adjusted { "; it was adjusted for" } else { ", and there are too few rounds to adjust for it" })
+            Self::AlwaysTheSameOrder => f.write_str(
+                "the variants always ran in the same order: what the order does may be taken for what they do",
+            ),
+            Self::Unbalanced => f.write_str(
+                "one variant ran first much more often: what the order does may be taken for what they do",
+            ),
+            Self::PlaceMatters { adjusted: true, .. } => {
+                f.write_str("the place in the round matters; that was taken away")
+            }
+            Self::PlaceMatters { adjusted: false, .. } => {
+                f.write_str("the place in the round matters, and rounds are too few to take that away")
             }
             Self::Outliers { rounds: 1 } => f.write_str("one round is far from the others"),
             Self::Outliers { rounds } => write!(f, "{rounds} rounds are far from the others"),
             Self::Drift { change } => {
                 let way = if *change > 0.0 { "rose" } else { "fell" };
-                write!(f, "what was measured {way} along the run; that cancels within rounds")
+                write!(f, "what was measured {way} along the run; within rounds that cancels")
             }
-            Self::Correlated { .. } => f.write_str("trials that follow each other are alike: the interval may be too narrow"),
+            Self::Correlated { .. } => {
+                f.write_str("trials that follow each other are alike: the interval may be too narrow")
+            }
             Self::LeftOut { rounds: 1 } => f.write_str("one round was left out, since a value is missing"),
             Self::LeftOut { rounds } => write!(f, "{rounds} rounds were left out, since a value is missing"),
         }

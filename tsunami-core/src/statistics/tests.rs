@@ -71,6 +71,20 @@ fn scipy_has_the_same_figures() {
 }
 
 #[test]
+fn scipy_has_the_same_distributions() {
+    let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    for row in reference["t_quantiles"].as_array().unwrap() {
+        let ours = sample::t_quantile(number(row, "confidence"), number(row, "freedom"));
+        near(ours, &row["quantile"], 1e-6 * ours, "t");
+    }
+    for row in reference["f_p_values"].as_array().unwrap() {
+        let ours = sample::f_p_value(number(row, "ratio"), number(row, "above"), number(row, "below"));
+        near(ours, &row["p_value"], 1e-6, "F");
+    }
+}
+
+#[test]
 fn what_places_do_is_taken_away() {
     // The second of a round is 20 % higher, and the variant 10 %.
     let noise = [1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01, 0.99];
@@ -131,7 +145,7 @@ fn rounds_without_both_values_are_left_out() {
     assert_eq!(few, TooFew { rounds: 1, left_out: 5 });
     assert_eq!(
         few.to_string(),
-        "a comparison takes at least 2 rounds with both values; there are 1, and 5 without"
+        "it takes 2 rounds in which both variants have a value, and of 6 there are 1"
     );
     assert_eq!(compare(&all, 0, 7, 0.95).unwrap_err().rounds, 0);
 }
