@@ -7,6 +7,7 @@ mod contract;
 mod emulator;
 mod guest;
 mod setup;
+mod statistics;
 mod test;
 
 use std::ffi::OsString;
@@ -47,6 +48,8 @@ enum Task {
     Chaos(test::Chaos),
     /// What it takes to set machines up over SSH, beside what people would use in tsunami's place; as root.
     Bench(bench::Bench),
+    /// How often statements about measurements are right: simulations, as the tables of docs/TRUST.md, and scipy's figures.
+    Statistics(statistics::Statistics),
     /// Build the machine that tests boot, a small Debian; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Task::Demo { arguments } => demo(&arguments),
         Task::Test { quick } => test::test(quick),
         Task::Bench(bench) => bench::bench(&bench),
+        Task::Statistics(statistics) => statistics::statistics(&statistics),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
         Task::AwsContract(contract) => contract::contract(&contract),

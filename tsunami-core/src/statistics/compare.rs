@@ -6,16 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use super::Interval;
 use super::condition::{self, Trial, Warning};
-use super::sample::{mean, squares, t_p_value, t_quantile, variance};
+use super::sample::{f_p_value, mean, squares, t_quantile, variance};
 
-/// With fewer rounds than this, a degree of freedom is dear: places are adjusted for only where they clearly matter.
-const ALWAYS_ADJUSTED: usize = 8;
+/// With fewer rounds than this for each coefficient, a degree of freedom is dear: places are adjusted for only where they
+/// clearly matter.
+pub(super) const ALWAYS_ADJUSTED: usize = 8;
 
-/// With fewer rounds than this, places are never adjusted for.
-const FEWEST_ADJUSTED: usize = 4;
+/// With fewer degrees of freedom than this, places are never adjusted for.
+const FEWEST_FREE: usize = 2;
 
-/// What counts as clear: the chance of seeing it where places don't matter.
-const CLEAR: f64 = 0.05;
+/// What counts as clear: a chance of seeing it where places don't matter that is so much of the chance that the interval
+/// is wrong. Else that choice would make intervals that are to be very sure much less so.
+const CLEAR: f64 = 0.4;
 
 /// Values beyond this don't count, since their squares would be infinite.
 const LARGEST: f64 = 1e150;
@@ -104,22 +106,13 @@ pub struct Comparison {
 
 /// Why there is no comparison: it takes two rounds in which both variants have a finite value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a comparison takes at least 2 rounds with both values; there are {rounds}{}", self.rest())]
+#[error("it takes 2 rounds in which both variants have a value, and of {} there are {rounds}", rounds + left_out)]
 #[non_exhaustive]
 pub struct TooFew {
     /// How many there are: 0 or 1.
     pub rounds: usize,
     /// How many rounds were left out, since one value is missing or isn't finite.
     pub left_out: usize,
-}
-
-impl TooFew {
-    fn rest(self) -> String {
-        match self.left_out {
-            0 => String::new(),
-            left_out => format!(", and {left_out} without"),
-        }
-    }
 }
 
 /// The confidence that each of several intervals needs, so that all of them together hold with the one that is given.
@@ -139,9 +132,10 @@ pub fn bonferroni(confidence: f64, comparisons: usize) -> f64 {
 /// within rounds or, where a value is ≤ 0, of the mean difference. The interval is over rounds: it holds for the
 /// machines that they ran on. Rounds are given in the order in which they ran.
 ///
-/// What a place in the round does (the first trial finds cold caches, say) is estimated as a slope over places and taken
-/// away, at the cost of a degree of freedom. With fewer than eight rounds that costs more than it brings, so there it is
-/// done only if the slope is clear (p < 5 %).
+/// What a place in the round does is estimated and taken away: a slope over places and, where rounds are of more than two,
+/// what the first of a round has besides (it finds cold caches, say). That costs a degree of freedom for each, which is
+/// dear where rounds are few. So with fewer than 8 rounds (16 where it takes two) it is done only if places clearly matter
+/// (an F test: p < 2 % for 95 % confidence, and in proportion for others).
 ///
 /// # Errors
 ///
@@ -153,7 +147,7 @@ pub fn compare(
     confidence: f64,
 ) -> Result<Comparison, TooFew> {
     let pairs = Pairs::of(rounds, baseline, variant)?;
-    let fit = pairs.fit();
+    let fit = pairs.fit(confidence);
     let reach = t_quantile(confidence, fit.degrees_of_freedom) * fit.standard_error;
     Ok(pairs.comparison(&fit, reach, confidence))
 }
@@ -170,7 +164,7 @@ pub fn across_sets(
     seed: u64,
 ) -> Option<Comparison> {
     let pairs = Pairs::of(rounds, baseline, variant).ok()?;
-    let mut fit = pairs.fit();
+    let mut fit = pairs.fit(confidence);
     let mut by_set = BTreeMap::<u32, (f64, f64)>::new();
     for (pair, difference) in pairs.pairs.iter().zip(&fit.adjusted) {
         let (sum, count) = by_set.entry(pair.set).or_default();
@@ -214,6 +208,75 @@ impl Pair {
     fn places(&self) -> f64 {
         f64::from(self.variant.place) - f64::from(self.baseline.place)
     }
+
+    /// Whether the variant ran first of its round (1), or the baseline (−1).
+    fn first(&self) -> f64 {
+        f64::from(self.variant.place == 0) - f64::from(self.baseline.place == 0)
+    }
+}
+
+/// What places do to differences, by least squares: a slope over places, and what the first of a round has besides.
+#[derive(Debug)]
+struct Places {
+    slope: f64,
+    /// `None` if it can't be told from the slope, as where rounds are of two.
+    first: Option<f64>,
+    /// How much of the sum of squares that explains.
+    explained: f64,
+    /// What it comes to in the mean round.
+    at_mean: f64,
+    /// How much its error adds to that of the mean, in residual variances.
+    leverage: f64,
+}
+
+impl Places {
+    /// `None` if places don't differ, or rounds are too few.
+    fn of(pairs: &[Pair], differences: &[f64]) -> Option<Self> {
+        let places: Vec<f64> = pairs.iter().map(Pair::places).collect();
+        let first: Vec<f64> = pairs.iter().map(Pair::first).collect();
+        let (place, ran_first) = (mean(&places), mean(&first));
+        let (xx, zz) = (products(&places, &places), products(&first, &first));
+        let (xz, xy, zy) =
+            (products(&places, &first), products(&places, differences), products(&first, differences));
+        let determinant = xx * zz - xz * xz;
+        // Sums of squares of small whole numbers: what is not zero is far from it.
+        if determinant > 1e-6 * xx * zz && pairs.len() >= FEWEST_FREE + 3 {
+            let (slope, first) = ((zz * xy - xz * zy) / determinant, (xx * zy - xz * xy) / determinant);
+            return Some(Self {
+                slope,
+                first: Some(first),
+                explained: slope * xy + first * zy,
+                at_mean: slope * place + first * ran_first,
+                leverage: (zz * place * place - 2.0 * xz * place * ran_first + xx * ran_first * ran_first)
+                    / determinant,
+            });
+        }
+        (xx > 0.0 && pairs.len() >= FEWEST_FREE + 2).then(|| Self {
+            slope: xy / xx,
+            first: None,
+            explained: xy * xy / xx,
+            at_mean: xy / xx * place,
+            leverage: place * place / xx,
+        })
+    }
+
+    fn coefficients(&self) -> usize {
+        1 + usize::from(self.first.is_some())
+    }
+
+    fn effect(&self, pair: &Pair) -> f64 {
+        self.slope * pair.places() + self.first.unwrap_or(0.0) * pair.first()
+    }
+
+    fn second_over_first(&self) -> f64 {
+        self.slope - self.first.unwrap_or(0.0)
+    }
+}
+
+/// The sum of products of both distances from the means.
+fn products(left: &[f64], right: &[f64]) -> f64 {
+    let (middle, other) = (mean(left), mean(right));
+    left.iter().zip(right).map(|(left, right)| (left - middle) * (right - other)).sum()
 }
 
 #[derive(Debug)]
@@ -231,8 +294,9 @@ struct Fit {
     standard_error: f64,
     degrees_of_freedom: f64,
     adjusted_for_place: bool,
-    /// What a place does, and how often it seems to do that much if it does nothing; where places differ.
-    slope: Option<(f64, f64)>,
+    /// By how much the second of a round is above the first, and how often places seem to do that much if they do
+    /// nothing; where that can be estimated.
+    place: Option<(f64, f64)>,
     /// Each round's difference, without what places do if that is taken away.
     adjusted: Vec<f64>,
 }
@@ -264,41 +328,38 @@ impl Pairs {
         Ok(Self { scale, baseline_mean, left_out, pairs })
     }
 
-    fn fit(&self) -> Fit {
+    fn fit(&self, confidence: f64) -> Fit {
         let differences: Vec<f64> = self.pairs.iter().map(Pair::difference).collect();
-        let places: Vec<f64> = self.pairs.iter().map(Pair::places).collect();
-        let n = differences.len() as f64;
-        let (middle, place, apart) = (mean(&differences), mean(&places), squares(&places));
-        let total = squares(&differences);
-        let plain = Fit {
+        let (count, n) = (differences.len(), differences.len() as f64);
+        let (middle, total) = (mean(&differences), squares(&differences));
+        let mut fit = Fit {
             estimate: middle,
             standard_error: (total / (n - 1.0) / n).sqrt(),
             degrees_of_freedom: n - 1.0,
             adjusted_for_place: false,
-            slope: None,
-            adjusted: differences.clone(),
+            place: None,
+            adjusted: differences,
         };
-        if differences.len() < FEWEST_ADJUSTED || apart == 0.0 {
-            return plain;
-        }
-        let together: f64 = places.iter().zip(&differences).map(|(x, y)| (x - place) * (y - middle)).sum();
-        let slope = together / apart;
-        let residual = (total - slope * together).max(0.0) / (n - 2.0);
-        let p_value = match (slope, residual) {
-            (0.0, _) => 1.0,
-            _ => t_p_value(slope / (residual / apart).sqrt(), n - 2.0),
+        let Some(places) = Places::of(&self.pairs, &fit.adjusted) else { return fit };
+        let coefficients = places.coefficients();
+        let free = n - 1.0 - coefficients as f64;
+        let residual = (total - places.explained).max(0.0) / free;
+        let p_value = match places.explained {
+            ..=0.0 => 1.0,
+            explained => f_p_value(explained / coefficients as f64 / residual, coefficients as f64, free),
         };
-        if differences.len() < ALWAYS_ADJUSTED && p_value > CLEAR {
-            return Fit { slope: Some((slope, p_value)), ..plain };
+        fit.place = Some((places.second_over_first(), p_value));
+        if count < ALWAYS_ADJUSTED * coefficients && p_value > CLEAR * (1.0 - confidence) {
+            return fit;
         }
-        Fit {
-            estimate: middle - slope * place,
-            standard_error: (residual * (1.0 / n + place * place / apart)).sqrt(),
-            degrees_of_freedom: n - 2.0,
-            adjusted_for_place: true,
-            slope: Some((slope, p_value)),
-            adjusted: places.iter().zip(&differences).map(|(x, y)| y - slope * x).collect(),
+        fit.adjusted_for_place = true;
+        fit.estimate -= places.at_mean;
+        fit.standard_error = (residual * (1.0 / n + places.leverage)).sqrt();
+        fit.degrees_of_freedom = free;
+        for (difference, pair) in fit.adjusted.iter_mut().zip(&self.pairs) {
+            *difference -= places.effect(pair);
         }
+        fit
     }
 
     fn comparison(&self, fit: &Fit, reach: f64, confidence: f64) -> Comparison {
@@ -323,8 +384,10 @@ impl Pairs {
 
     fn warnings(&self, fit: &Fit) -> Vec<Warning> {
         let places: Vec<f64> = self.pairs.iter().map(Pair::places).collect();
-        let mut warnings = condition::of_places(&places, fit.adjusted_for_place, fit.slope, self.scale);
-        warnings.extend(condition::of_differences(&fit.adjusted));
+        let mut warnings = condition::of_places(&places, fit.adjusted_for_place, fit.place, self.scale);
+        let values = self.pairs.iter().flat_map(|pair| [pair.baseline.value, pair.variant.value]);
+        let largest = values.fold(0.0, |largest, value| value.abs().max(largest));
+        warnings.extend(condition::of_differences(&fit.adjusted, largest));
         let mut trials = Vec::with_capacity(2 * self.pairs.len());
         for pair in &self.pairs {
             let baseline = Trial { set: pair.set, of_variant: false, placed: pair.baseline };

@@ -8,7 +8,13 @@ use super::compare::{Placed, Scale};
 use super::sample::{mad, mean, median, squares, t_p_value};
 
 /// With fewer rounds than this, little is known of how rounds differ.
-const FEW_ROUNDS: usize = 5;
+const FEW_ROUNDS: usize = 6;
+
+/// With fewer rounds than this, one that is far from the others is no wonder.
+const FEWEST_FOR_OUTLIERS: usize = 8;
+
+/// What is this small beside the values is due to their rounding.
+const ROUNDING: f64 = 1e-14;
 
 /// A round this many times as far from the median as is usual is an outlier.
 const FAR: f64 = 6.0;
@@ -27,7 +33,7 @@ const FEWEST_IN_SEQUENCE: usize = 8;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Warning {
-    /// There are fewer than five rounds.
+    /// There are fewer than six rounds.
     FewRounds {
         /// How many there are.
         rounds: usize,
@@ -38,9 +44,10 @@ pub enum Warning {
     AlwaysTheSameOrder,
     /// One variant ran first much more often, and what places do wasn't taken away.
     Unbalanced,
-    /// What ran one place later clearly measured something else.
+    /// What a trial measured clearly depends on its place in the round.
     PlaceMatters {
-        /// Relative where values are compared as ratios, else in the metric's unit.
+        /// By how much the second is above the first: relative where values are compared as ratios, else in the metric's
+        /// unit.
         change: f64,
         /// Whether it was taken away.
         adjusted: bool,
@@ -71,18 +78,32 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FewRounds { rounds } => write!(f, "{rounds} rounds are few: the interval rests on the assumption that rounds differ as a normal distribution does"),
+            Self::FewRounds { rounds } => write!(
+                f,
+                "{rounds} rounds are few: the interval is right only if rounds differ as a normal distribution does"
+            ),
             Self::NoSpread => f.write_str("all rounds say exactly the same, so the interval has no width"),
-            Self::AlwaysTheSameOrder => f.write_str("the variants always ran in the same order: what the order does can't be told from what they do"),
-            Self::Unbalanced => f.write_str("one variant ran first much more often: what the order does may be taken for what they do"),
-            Self::PlaceMatters { adjusted, .. } => {
-                f.write_str("the place in the round matters")?;
-                f.write_str(if *adjusted { "; it was adjusted for" } else { ", and there are too few rounds to adjust for it" })
+            Self::AlwaysTheSameOrder => f.write_str(
+                "the variants always ran in the same order: what the order does may be taken for what they do",
+            ),
+            Self::Unbalanced => f.write_str(
+                "one variant ran first much more often: what the order does may be taken for what they do",
+            ),
+            Self::PlaceMatters { adjusted: true, .. } => {
+                f.write_str("the place in the round matters; that was taken away")
+            }
+            Self::PlaceMatters { adjusted: false, .. } => {
+                f.write_str("the place in the round matters, and rounds are too few to take that away")
             }
             Self::Outliers { rounds: 1 } => f.write_str("one round is far from the others"),
             Self::Outliers { rounds } => write!(f, "{rounds} rounds are far from the others"),
-            Self::Drift { .. } => f.write_str("what was measured drifted along the run"),
-            Self::Correlated { .. } => f.write_str("trials that follow each other are alike: the interval may be too narrow"),
+            Self::Drift { change } => {
+                let way = if *change > 0.0 { "rose" } else { "fell" };
+                write!(f, "what was measured {way} along the run; within rounds that cancels")
+            }
+            Self::Correlated { .. } => {
+                f.write_str("trials that follow each other are alike: the interval may be too narrow")
+            }
             Self::LeftOut { rounds: 1 } => f.write_str("one round was left out, since a value is missing"),
             Self::LeftOut { rounds } => write!(f, "{rounds} rounds were left out, since a value is missing"),
         }
@@ -97,12 +118,12 @@ fn change(scale: Scale, worked: f64) -> f64 {
     }
 }
 
-/// Of how many places the variant ran after the baseline, and of what a place does: its slope, and how probable that is
-/// by chance.
+/// Of how many places the variant ran after the baseline, and of what places do: by how much the second is above the
+/// first, and how probable what they do is by chance.
 pub(super) fn of_places(
     places: &[f64],
     adjusted: bool,
-    slope: Option<(f64, f64)>,
+    place: Option<(f64, f64)>,
     scale: Scale,
 ) -> Vec<Warning> {
     let mut warnings = Vec::new();
@@ -113,27 +134,27 @@ pub(super) fn of_places(
         // The mean is more than half of what it would be in always the same order.
         warnings.push(Warning::Unbalanced);
     }
-    if let Some((slope, p_value)) = slope
+    if let Some((second, p_value)) = place
         && p_value < BY_CHANCE
     {
-        warnings.push(Warning::PlaceMatters { change: change(scale, slope), adjusted });
+        warnings.push(Warning::PlaceMatters { change: change(scale, second), adjusted });
     }
     warnings
 }
 
-/// Of the differences within rounds.
-pub(super) fn of_differences(differences: &[f64]) -> Vec<Warning> {
+/// Of the differences within rounds, and the size of the largest value.
+pub(super) fn of_differences(differences: &[f64], largest: f64) -> Vec<Warning> {
     let mut warnings = Vec::new();
     if differences.len() < FEW_ROUNDS {
         warnings.push(Warning::FewRounds { rounds: differences.len() });
     }
-    if squares(differences) == 0.0 {
+    if differences.iter().all(|value| (value - differences[0]).abs() <= ROUNDING * largest) {
         warnings.push(Warning::NoSpread);
     }
     // 1.4826 makes the MAD of a normal distribution its standard deviation.
     let (middle, usual) = (median(differences), 1.4826 * mad(differences));
     let far = differences.iter().filter(|value| (*value - middle).abs() > FAR * usual).count();
-    if far > 0 && usual > 0.0 && differences.len() >= FEW_ROUNDS {
+    if far > 0 && usual > 0.0 && differences.len() >= FEWEST_FOR_OUTLIERS {
         warnings.push(Warning::Outliers { rounds: far });
     }
     warnings

@@ -36,6 +36,8 @@
 mod compare;
 mod condition;
 mod sample;
+#[cfg(test)]
+mod tests;
 mod threshold;
 mod verdict;
 mod words;

@@ -1,13 +1,16 @@
 //! One sample: its summary, and intervals for what it was drawn from.
 
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+use statrs::distribution::{ContinuousCDF, FisherSnedecor, Normal, StudentsT};
 
 /// Resamples for the interval of a summary's median.
 const RESAMPLES: usize = 2000;
 
 /// Fewer values than this have no interval of their median: it would span all of them, and still promise too much.
 const FEWEST_FOR_MEDIAN: usize = 5;
+
+/// No interval is surer than this.
+const SUREST: f64 = 1.0 - 1e-12;
 
 /// The longest sample whose signed ranks are counted exactly.
 const MOST_EXACT: usize = 50;
@@ -89,9 +92,9 @@ pub(super) fn squares(values: &[f64]) -> f64 {
     values.iter().map(|value| (value - mean).powi(2)).sum()
 }
 
-/// The variance of the population, estimated of at least two values.
+/// The variance of the population, estimated; of fewer than two values NaN.
 pub(super) fn variance(values: &[f64]) -> f64 {
-    squares(values) / (values.len() as f64 - 1.0)
+    if values.len() < 2 { f64::NAN } else { squares(values) / (values.len() as f64 - 1.0) }
 }
 
 /// The value in the middle, or the mean of both that are; of nothing NaN.
@@ -191,14 +194,23 @@ fn students_t(degrees_of_freedom: f64) -> Option<StudentsT> {
     StudentsT::new(0.0, 1.0, degrees_of_freedom).ok()
 }
 
-/// How many standard errors to each side have that confidence.
+/// How many standard errors to each side have that confidence, which is taken as at least 0 and a little less than 1.
 pub(super) fn t_quantile(confidence: f64, degrees_of_freedom: f64) -> f64 {
+    let confidence = if confidence > 0.0 { confidence.min(SUREST) } else { 0.0 };
     students_t(degrees_of_freedom).map_or(f64::INFINITY, |t| -t.inverse_cdf((1.0 - confidence) / 2.0))
 }
 
 /// How often Student's t is at least that far from zero.
 pub(super) fn t_p_value(t: f64, degrees_of_freedom: f64) -> f64 {
     students_t(degrees_of_freedom).map_or(1.0, |distribution| 2.0 * distribution.cdf(-t.abs()))
+}
+
+/// How often a ratio of variances is at least that much.
+pub(super) fn f_p_value(ratio: f64, above: f64, below: f64) -> f64 {
+    if ratio.is_infinite() {
+        return 0.0;
+    }
+    FisherSnedecor::new(above, below).map_or(1.0, |distribution| distribution.sf(ratio))
 }
 
 /// What Wilcoxon's signed-rank test says of differences.

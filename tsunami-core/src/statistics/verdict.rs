@@ -2,11 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::compare::{Comparison, Scale};
-use super::sample::{quantile, t_quantile};
+use super::compare::{ALWAYS_ADJUSTED, Comparison, Scale};
+use super::sample::t_quantile;
 
 /// How many futures are drawn to say how many more repeats it takes. They are always the same ones.
 const FUTURES: usize = 400;
+
+/// Variances that rest on more than this are as good as known.
+const MOST_FREE: f64 = 1000.0;
 
 /// Further repeats than this aren't looked at.
 pub const MOST_MORE_REPEATS: usize = 1000;
@@ -14,6 +17,7 @@ pub const MOST_MORE_REPEATS: usize = 1000;
 /// Which values are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Direction {
     /// The higher, as of throughput.
     Higher,
@@ -46,9 +50,9 @@ pub enum Verdict {
 pub struct MoreRepeats {
     /// In half of them so many are enough.
     pub estimate: usize,
-    /// In a tenth of them so many are enough.
+    /// Fewer are enough in no more than a tenth of them.
     pub low: usize,
-    /// In nine tenths of them so many are enough; [`MOST_MORE_REPEATS`] if it takes more.
+    /// From `low` to here it takes in about four of five of them; [`MOST_MORE_REPEATS`] if it takes more.
     pub high: usize,
 }
 
@@ -113,17 +117,23 @@ fn more_repeats(comparison: &Comparison, margin: Margin) -> Option<MoreRepeats> 
     let n = comparison.rounds as f64;
     let estimate = comparison.scale.work(comparison.estimate);
     let freedom = comparison.degrees_of_freedom;
-    let squares = comparison.standard_error.powi(2) * n * freedom;
+    let variance = comparison.standard_error.powi(2) * n;
+    let known = freedom.min(MOST_FREE).floor();
+    // From so many rounds on, places will cost a degree of freedom where they don't yet.
+    let places = |rounds: usize| !comparison.adjusted_for_place && rounds >= ALWAYS_ADJUSTED;
     let reaches: Vec<f64> = (1..=MOST_MORE_REPEATS)
-        .map(|more| t_quantile(comparison.confidence, freedom + more as f64))
+        .map(|more| {
+            let further = more as f64 - f64::from(places(comparison.rounds.saturating_add(more)));
+            t_quantile(comparison.confidence, freedom + further)
+        })
         .collect();
     let mut random = Normals(fastrand::Rng::with_seed(0x7e11), None);
-    let needed: Vec<f64> = (0..FUTURES)
+    let mut needed: Vec<usize> = (0..FUTURES)
         .map(|_| {
-            let chi_squared: f64 = (0..freedom as usize).map(|_| random.next().powi(2)).sum();
-            let deviation = (squares / chi_squared).sqrt();
+            let chi_squared: f64 = (0..known as usize).map(|_| random.next().powi(2)).sum();
+            let deviation = (variance * known / chi_squared).sqrt();
             let truth = estimate + random.next() * deviation / n.sqrt();
-            let (mut count, mut mean, mut squares, mut freedom) = (n, estimate, squares, freedom);
+            let (mut count, mut mean, mut squares, mut freedom) = (n, estimate, variance * freedom, freedom);
             let told = reaches.iter().position(|reach| {
                 let away = truth + random.next() * deviation - mean;
                 count += 1.0;
@@ -133,12 +143,19 @@ fn more_repeats(comparison: &Comparison, margin: Margin) -> Option<MoreRepeats> 
                 let reach = reach * (squares / freedom / count).sqrt();
                 margin.tells(mean - reach, mean + reach)
             });
-            told.map_or(MOST_MORE_REPEATS, |before| before + 1) as f64
+            told.map_or(MOST_MORE_REPEATS, |before| before + 1)
         })
         .collect();
-    let part = |fraction| quantile(&needed, fraction).round() as usize;
-    let estimate = part(0.5);
-    (estimate < MOST_MORE_REPEATS).then(|| MoreRepeats { estimate, low: part(0.1), high: part(0.9) })
+    needed.sort_unstable();
+    let (estimate, low) = (needed[FUTURES / 2], needed[FUTURES / 10]);
+    // Often many are the same: then those below `low` are far fewer than a tenth, and the range ends where the part in
+    // it comes closest to four fifths.
+    let wanted = needed.partition_point(|more| *more < low) + FUTURES * 4 / 5;
+    let last = needed[wanted.min(FUTURES) - 1];
+    let (before, with) =
+        (needed.partition_point(|more| *more < last), needed.partition_point(|more| *more <= last));
+    let high = if with - wanted > wanted - before { needed[before - 1].max(low) } else { last };
+    (estimate < MOST_MORE_REPEATS).then_some(MoreRepeats { estimate, low, high })
 }
 
 /// Normal values, by pairs as Marsaglia's polar method makes them.

@@ -7,7 +7,7 @@ use super::verdict::{MOST_MORE_REPEATS, Verdict};
 const TIMES: f64 = 3.0;
 
 /// More decimals than this aren't shown.
-const MOST_DECIMALS: usize = 6;
+const MOST_DECIMALS: usize = 12;
 
 /// What the sentences speak of. Names are put in as they are: whoever prints them on a terminal sees to what is harmless
 /// there.
@@ -35,7 +35,8 @@ impl Words<'_> {
                 (interval.low, interval.high, *unit, margin * comparison.baseline_mean.abs())
             }
         };
-        let shown = Shown::new(low, high, margin);
+        let line = if *verdict == Verdict::Same { margin } else { 0.0 };
+        let shown = Shown::new(low, high, line);
         let with_unit = |number: String| match unit {
             Some(unit) => format!("{number} {unit}"),
             None => number,
@@ -50,7 +51,7 @@ impl Words<'_> {
                 };
                 if comparison.scale == Scale::Ratio && interval.low >= TIMES {
                     let times =
-                        Shown::new(interval.low, interval.high, 1.0).range(interval.low, interval.high);
+                        Shown::new(interval.low, interval.high, 0.0).range(interval.low, interval.high);
                     return format!("{metric} of {variant} is {times} times that of {baseline}{better}");
                 }
                 let (way, near, far) = if *higher { ("higher", low, high) } else { ("lower", -high, -low) };
@@ -86,25 +87,26 @@ fn percent(ratio: f64) -> f64 {
     100.0 * (ratio - 1.0)
 }
 
-/// A number with as few decimals as it has, and no more than six.
+/// A number above zero with three digits that count, or fewer if the others are zero.
 fn plain(number: f64) -> String {
-    let text = format!("{number:.MOST_DECIMALS$}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    let decimals = (2.0 - number.log10().floor()).clamp(0.0, MOST_DECIMALS as f64) as usize;
+    let text = format!("{number:.decimals$}");
+    if decimals == 0 { text } else { text.trim_end_matches('0').trim_end_matches('.').to_owned() }
 }
 
 /// How many decimals an interval is shown with: so few that it reads well, so many that no end seems to lie on another
-/// side of zero or the margin than it does, and that its width is seen.
+/// side of zero or of a line than it does, and that its width is seen.
 #[derive(Clone, Copy, Debug)]
 struct Shown(usize);
 
 impl Shown {
-    fn new(low: f64, high: f64, margin: f64) -> Self {
+    fn new(low: f64, high: f64, line: f64) -> Self {
         let same_sides = |decimals: usize| {
             let unit = 10_f64.powi(-(decimals as i32));
             let rounded = |value: f64| (value / unit).round() * unit;
             let wide = (high - low) >= 2.0 * unit || high == low;
             let sides = [low, high].into_iter().all(|value| {
-                [-margin, 0.0, margin].into_iter().all(|line| {
+                [-line, 0.0, line].into_iter().all(|line| {
                     let (truly, seemingly) = (value.total_cmp(&line), (rounded(value) - line));
                     value == line || (seemingly.abs() > unit / 10.0 && seemingly.total_cmp(&0.0) == truly)
                 })
