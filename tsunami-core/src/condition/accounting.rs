@@ -383,16 +383,14 @@ fn account(before: &Snapshot, after: &Snapshot, shared: bool, controller: Option
         kernel_messages: after.messages.clone(),
         ..Account::default()
     };
-    let others = match (own, theirs) {
-        (Some(own), Some((_, names))) if shared => {
-            Some(((busy - kernel.unwrap_or_default() - own).max(0.0), names))
+    let others = own.zip(theirs).map(|(own, (_, mut names))| {
+        let rest = (busy - kernel.unwrap_or_default() - own).max(0.0);
+        if shared {
+            return (rest, names);
         }
-        (_, Some((_, mut names))) => {
-            names.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
-            Some((names.iter().map(|(_, seconds)| seconds).sum(), names))
-        }
-        _ => None,
-    };
+        names.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
+        (names.iter().map(|(_, seconds)| seconds).sum::<f64>().min(rest), names)
+    });
     account.disturbed = disturbed(&account, others, kernel.is_some());
     account
 }
@@ -442,7 +440,11 @@ fn divide(before: &[Process], after: &[Process], controller: Option<Identity>) -
     for process in after {
         match own.get(&process.id) {
             Some(with_reaped) => ticks += gained(process, *with_reaped),
-            None => *others.entry(&process.name).or_default() += gained(process, true),
+            // What others have waited for may have been theirs for long. Only housekeeping is done by many in turn.
+            None => {
+                let with_reaped = HOUSEKEEPING.contains(&process.name.as_str());
+                *others.entry(&process.name).or_default() += gained(process, with_reaped);
+            }
         }
     }
     // What has ended is in its parent's account by now, with what it had had before.
@@ -506,4 +508,203 @@ fn members(
         }
     }
     members
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::super::tests::{SHELLS, says};
+    use super::*;
+
+    const RUN: &str = "20260101-000000-aaaa";
+    const CONTROLLER: Identity = Identity { pid: 50, start: 500 };
+
+    /// What a quiet computer of two processors says after so many seconds, in which somebody had so many ticks, with
+    /// these processes beside init and the kernel.
+    fn snapshot(uptime: f64, busy: u64, processes: &[&str]) -> Snapshot {
+        let processes: String = processes.iter().map(|process| format!("process {process}\n")).collect();
+        let said = format!(
+            "uptime {uptime}\nboot 9c3e208c\ncpus 2\ncpu  {busy} 0 0 5000 7 0 30 40 0 0\noom_kill 3\n\
+             pressure cpu 1000000\npressure io 5\nkernel 100\n\
+             process 1 0 1 1 20 20 500 500 2 0 systemd\n{processes}"
+        );
+        Snapshot::read(&said, RUN).unwrap()
+    }
+
+    fn between(before: &Snapshot, after: &Snapshot, shared: bool) -> Account {
+        let controller = Controller { boot: "9c3e208c".to_owned(), process: CONTROLLER };
+        account(before, after, shared, Some(&controller))
+    }
+
+    #[track_caller]
+    fn is_about(number: Option<f64>, expected: f64) {
+        assert!(
+            number.is_some_and(|number| (number - expected).abs() < 1e-6),
+            "{number:?} is not {expected}"
+        );
+    }
+
+    /// The program that does the run with an ssh of its own, everybody's sshd with a session of the run's and another's,
+    /// and in the first a command that has a child.
+    const PROCESSES: [&str; 9] = [
+        "50 40 40 40 100 0 0 0 500 0 tsunami",
+        "51 50 51 51 10 0 0 0 510 0 ssh",
+        "60 1 60 60 5 0 7000 0 10 0 sshd",
+        "61 60 61 61 5 0 0 0 520 0 sshd",
+        "62 61 62 62 0 0 0 0 530 1 sh",
+        "63 62 62 62 300 0 0 0 540 0 load",
+        "70 60 70 70 5 0 0 0 20 0 sshd",
+        "71 70 70 70 5 0 0 0 21 0 vim",
+        "80 1 80 80 1000 0 0 0 30 0 hog",
+    ];
+
+    #[test]
+    fn what_the_runs_processes_did_is_its_own_however_they_ended() {
+        let before = snapshot(10.0, 0, &PROCESSES);
+        // The load has ended, and its parent knows; it left something, which is init's by now, and something unmarked that
+        // has a session of its own. Two of the run's commands began since, one through a new session. Everybody's sshd has
+        // waited for the session of somebody else.
+        let after = snapshot(
+            20.0,
+            2000,
+            &[
+                "50 40 40 40 150 0 0 0 500 0 tsunami",
+                "51 50 51 51 20 0 0 0 510 0 ssh",
+                "52 50 52 52 3 0 0 0 900 0 sh",
+                "60 1 60 60 6 0 9000 0 10 0 sshd",
+                "61 60 61 61 7 0 0 0 520 0 sshd",
+                "62 61 62 62 0 0 400 0 530 1 sh",
+                "64 1 62 62 20 0 0 0 600 0 left",
+                "65 1 65 65 30 0 0 0 601 1 daemon",
+                "66 60 66 66 2 0 0 0 610 0 sshd",
+                "67 66 67 67 40 0 0 0 611 1 sh",
+                "80 1 80 80 1900 0 0 0 30 0 hog",
+            ],
+        );
+        let account = between(&before, &after, true);
+        let expected = 50 + 10 + 3 + 1 + 2 + (400 - 300) + 20 + 30 + 2 + 40;
+        is_about(account.own_cpu, f64::from(expected) / 100.0);
+        is_about(account.cpu, 20.0);
+        is_about(Some(account.seconds), 10.0);
+        assert_eq!((account.oom_kills, account.memory_pressure), (Some(0), None));
+        let disturbed = account.disturbed.unwrap();
+        assert_eq!(disturbed, "processes that are not the run's used 1.74 of a processor: hog 0.90");
+    }
+
+    #[test]
+    fn a_control_group_knows_what_init_has_waited_for() {
+        let said = |usage: u64| {
+            format!(
+                "uptime {0}\nboot b\ncpu  {1} 0 0 0\nkernel 0\nprocess 1 0 1 1 0 0 0 0 2 0 init\n\
+                 cgroup usage_usec {1}0000 /sys/fs/cgroup/a/tsunami-{RUN}/cpu.stat\n\
+                 cgroup usage_usec 77777777 /sys/fs/cgroup/a/cpu.stat\n\
+                 cgroup throttled_usec {1} /sys/fs/cgroup/a/cpu.stat\n\
+                 cgroup throttled_usec {1} /sys/fs/cgroup/cpu.stat\n",
+                usage + 1,
+                usage
+            )
+        };
+        let of = |usage| Snapshot::read(&said(usage), RUN).unwrap();
+        let account = account(&of(0), &of(500), true, None);
+        is_about(account.own_cpu, 5.0);
+        is_about(account.throttled, 0.001);
+        assert_eq!(account.disturbed, None);
+    }
+
+    #[test]
+    fn others_disturb_a_shared_computer_and_housekeeping_and_a_hypervisor_any() {
+        let disturbed = |name: &str, ticks: u64, shared: bool| {
+            let process = |ticks| format!("80 1 80 80 {ticks} 0 0 0 30 0 {name}");
+            let before = snapshot(100.0, 0, &[&process(0)]);
+            between(&before, &snapshot(110.0, ticks, &[&process(ticks)]), shared).disturbed
+        };
+        assert_eq!(disturbed("cron", 100, true), None, "that little is everywhere");
+        let said = "processes that are not the run's used 0.50 of a processor: hog 0.50";
+        assert_eq!(disturbed("hog", 500, true).as_deref(), Some(said));
+        assert_eq!(disturbed("postgres", 500, false), None, "it may well be what is measured");
+        assert!(disturbed("unattended-upgr", 500, false).is_some());
+        let (before, mut after) = (snapshot(1.0, 0, &[]), snapshot(11.0, 100, &[]));
+        after.steal += 0.1;
+        assert_eq!(between(&before, &after, false).disturbed, None);
+        after.steal += 0.9;
+        let said = "the hypervisor gave 1.0 of 2.0 processor seconds to others";
+        assert_eq!(between(&before, &after, false).disturbed.as_deref(), Some(said));
+    }
+
+    #[test]
+    fn what_does_not_show_is_not_known_and_what_is_hostile_is_passed_over() {
+        for said in ["", "uptime x", "uptime NaN", "uptime -1", "boot a\ncpu 1 2 3"] {
+            assert!(Snapshot::read(said, RUN).is_none(), "{said}");
+        }
+        let most = u64::MAX;
+        let hostile = format!(
+            "uptime 5\ncpu  {most} {most} x\noom_kill -3\npressure cpu 1e9\npressure\ncgroup usage_usec\nkernel 1 2\n\
+             process 1 2 3\nprocess 5 4294967296 0 0 0 0 0 0 0 0 x\n\
+             process 6 6 6 6 {most} {most} {most} {most} {most} 1 \u{1b}[31mred\nprocess 6 6 6 6 0 0 0 0 0 1 twice\n{}",
+            "message \u{9b}2J\u{202e}x\n".repeat(1000)
+        );
+        let snapshot = Snapshot::read(&hostile, RUN).unwrap();
+        assert_eq!(snapshot.messages, vec!["x"; MESSAGES_LIMIT]);
+        let processes = snapshot.processes.as_ref().unwrap();
+        assert_eq!((processes.len(), processes[0].name.as_str()), (2, "red"));
+        let later = Snapshot { uptime: 6.0, ..Snapshot::read(&hostile, RUN).unwrap() };
+        let account = account(&snapshot, &later, true, None);
+        assert_eq!((account.cpu_pressure, account.oom_kills, account.throttled), (None, None, None));
+        assert_eq!((account.cpu, account.disturbed), (Some(0.0), None));
+        // It was started anew.
+        assert_eq!(between(&later, &snapshot, true), Account::default());
+        // There are more processes than were told of.
+        let more = |uptime| {
+            Snapshot::read(&format!("uptime {uptime}\ncpu  1 1 1\nprocess 1 0 1 1 0 0 0 0 2 0 a\nmore"), RUN)
+        };
+        let account = between(&more(1).unwrap(), &more(2).unwrap(), true);
+        assert_eq!((account.cpu, account.own_cpu, account.disturbed), (Some(0.0), None, None));
+    }
+
+    #[test]
+    fn every_shell_sees_the_same_computer() {
+        for shell in SHELLS {
+            let mut child = Command::new("sleep").arg("100").env("TSUNAMI_RUN_ID", RUN).spawn().unwrap();
+            let said = says(shell, SCRIPT, &[RUN, "0"], &[("LC_ALL", "de_DE.UTF-8")]);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let snapshot = Snapshot::read(&said, RUN).unwrap();
+            let own = Controller::find().unwrap();
+            assert_eq!(snapshot.boot, own.boot, "{shell:?}");
+            assert!(snapshot.busy > 0.0 && said.len() < 250_000, "{shell:?}: {said}");
+            let processes = snapshot.processes.unwrap();
+            let seen = |pid: u32| processes.iter().find(|process| process.id.pid == pid);
+            assert!(
+                seen(child.id()).is_some_and(|child| child.marked && child.name == "sleep"),
+                "{shell:?}: {said}"
+            );
+            let this = seen(std::process::id()).unwrap();
+            assert_eq!((this.id, this.marked), (own.process, false), "{shell:?}");
+        }
+    }
+
+    #[test]
+    fn where_the_kernel_shows_little_the_rest_is_told() {
+        if !rustix::process::geteuid().is_root() {
+            // An ordinary user mounts nothing; these tests run as root too.
+            return;
+        }
+        let hidden = "mount -t proc -o hidepid=2 proc /proc && mount -t tmpfs none /proc/pressure && \
+                      exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+        for shell in SHELLS {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", hidden, "sh"]).args(shell);
+            command.args(["-c", &crate::compact_script(SCRIPT), "sh", RUN, "0"]).env("TSUNAMI_RUN_ID", RUN);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && output.stderr.is_empty(), "{shell:?}: {output:?}");
+            let snapshot = Snapshot::read(&said, RUN).unwrap();
+            assert!(snapshot.busy > 0.0, "{shell:?}: {said}");
+            assert_eq!((snapshot.cpu_pressure, snapshot.kernel), (None, None), "{shell:?}");
+            let processes = snapshot.processes.unwrap();
+            assert!(processes.iter().any(|process| process.marked), "{shell:?}: {said}");
+            assert!(processes.iter().all(|process| process.id.pid > 1), "{shell:?}: {said}");
+        }
+    }
 }

@@ -36,7 +36,7 @@ while IFS=: read -r _ controllers path; do
         path=${path%/*}
     done
 done 2>/dev/null </proc/self/cgroup
-marked=$(grep -lsF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ)
+marked=$(grep -lszxF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ)
 {
     printf '%s\n' "$marked"
     grep -s '' /proc/uptime /proc/sys/kernel/random/boot_id /proc/stat /proc/vmstat /proc/pressure/cpu \
