@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::Account;
 use crate::cluster::Host;
 use crate::error::in_time;
+use crate::limits::KERNEL_MESSAGES_LIMIT;
 use crate::text::{sanitize, shorten};
 
 const SCRIPT: &str = include_str!("snapshot.sh");
@@ -50,12 +51,6 @@ const STEAL_LIMIT: f64 = 0.05;
 
 /// What is no disturbance however short the trial, in seconds: the kernel counts in ticks.
 const SLACK: f64 = 0.1;
-
-/// The longest message of the kernel that is kept, in characters.
-const MESSAGE_LIMIT: usize = 200;
-
-/// How many messages of the kernel are kept.
-const MESSAGES_LIMIT: usize = 10;
 
 /// What systems do by themselves, by the names of its processes, which have 15 characters at most.
 const HOUSEKEEPING: &[&str] = &[
@@ -163,9 +158,9 @@ impl Accounting {
     }
 }
 
-/// Looks at the computer of these machines by the first that answers.
+/// Looks at the computer of these machines by the first that answers, or the second: more would take too long.
 async fn look(hosts: &[Host], since: Option<f64>) -> Option<Snapshot> {
-    for host in hosts {
+    for host in hosts.iter().take(2) {
         let run = host.machine().run.as_str();
         let args = [run.to_owned(), since.map(|since| format!("{since:.2}")).unwrap_or_default()];
         let said = timeout(TIMEOUT, host.stage("account").administer(ACTION, SCRIPT, &args)).await;
@@ -241,6 +236,8 @@ struct Snapshot {
     io_pressure: Option<f64>,
     throttled: Option<f64>,
     oom_kills: Option<u64>,
+    /// Of the control group that commands run in, where the kernel doesn't count for the computer.
+    group_oom_kills: Option<u64>,
     /// Of the run's own control group.
     group_cpu: Option<f64>,
     /// Of the kernel's own threads.
@@ -277,11 +274,16 @@ impl Snapshot {
                     };
                     *of = words.next().and_then(|total| scaled(total, 1e6));
                 }
-                "oom_kill" => add(&mut snapshot.oom_kills, rest.trim().parse().ok()),
+                "oom_kill" => snapshot.oom_kills = rest.trim().parse().ok(),
                 "cgroup" => match (words.next(), words.next(), words.next()) {
                     (Some("usage_usec"), Some(usage), Some(file)) if file.ends_with(&group) => {
                         snapshot.group_cpu = scaled(usage, 1e6);
                     }
+                    // The nearest counts what is below it, too.
+                    (Some("oom_kill"), Some(count), _) if snapshot.group_oom_kills.is_none() => {
+                        snapshot.group_oom_kills = count.parse().ok();
+                    }
+                    // Each counts for itself, and the tightest may be any.
                     (Some("throttled_usec"), Some(time), _) => {
                         add(&mut snapshot.throttled, scaled(time, 1e6))
                     }
@@ -293,8 +295,8 @@ impl Snapshot {
                 "kernel" => snapshot.kernel = scaled(rest, TICKS),
                 "process" => processes.extend(Process::read(rest)),
                 "more" => all = false,
-                "message" if snapshot.messages.len() < MESSAGES_LIMIT => {
-                    snapshot.messages.push(shorten(&sanitize(rest), MESSAGE_LIMIT).into_owned());
+                "message" if snapshot.messages.len() < KERNEL_MESSAGES_LIMIT.0 => {
+                    snapshot.messages.push(shorten(&sanitize(rest), KERNEL_MESSAGES_LIMIT.1).into_owned());
                 }
                 _ => {}
             }
@@ -348,8 +350,13 @@ fn scaled(count: &str, a_second: f64) -> Option<f64> {
     Some(count.trim().parse::<u64>().ok()? as f64 / a_second)
 }
 
-fn add<T: std::ops::Add<Output = T> + Default + Copy>(sum: &mut Option<T>, more: Option<T>) {
+fn add(sum: &mut Option<f64>, more: Option<f64>) {
     *sum = more.map_or(*sum, |more| Some(sum.unwrap_or_default() + more));
+}
+
+/// To the millisecond, which is more than the kernel tells.
+fn cut(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
 }
 
 /// What happened between two looks at a computer.
@@ -359,27 +366,29 @@ fn account(before: &Snapshot, after: &Snapshot, shared: bool, controller: Option
         // It was started anew, and has forgotten all.
         return Account::default();
     }
-    let more = |before: Option<f64>, after: Option<f64>| Some((after? - before?).max(0.0));
+    let killed = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?));
+    let more = |before: Option<f64>, after: Option<f64>| Some(cut((after? - before?).max(0.0)));
     let controller = controller.filter(|own| own.boot == after.boot).map(|own| own.process);
     let theirs = match (&before.processes, &after.processes) {
         (Some(before), Some(after)) => Some(divide(before, after, controller)),
         _ => None,
     };
-    let busy = (after.busy - before.busy).max(0.0);
+    let busy = cut((after.busy - before.busy).max(0.0));
     let kernel = more(before.kernel, after.kernel);
     let group = more(before.group_cpu, after.group_cpu).unwrap_or_default();
     // One is counted exactly and the other by samples, so that it may seem to be more than all.
-    let own = theirs.as_ref().map(|(own, _)| own.max(group).min(busy));
+    let own = theirs.as_ref().map(|(own, _)| cut(own.max(group).min(busy)));
     let mut account = Account {
-        seconds: between,
+        seconds: cut(between),
         cpu: Some(busy),
         own_cpu: own,
-        steal: Some((after.steal - before.steal).max(0.0)),
+        steal: more(Some(before.steal), Some(after.steal)),
         cpu_pressure: more(before.cpu_pressure, after.cpu_pressure),
         memory_pressure: more(before.memory_pressure, after.memory_pressure),
         io_pressure: more(before.io_pressure, after.io_pressure),
         throttled: more(before.throttled, after.throttled),
-        oom_kills: after.oom_kills.zip(before.oom_kills).map(|(after, before)| after.saturating_sub(before)),
+        oom_kills: killed(before.oom_kills, after.oom_kills)
+            .or_else(|| killed(before.group_oom_kills, after.group_oom_kills)),
         kernel_messages: after.messages.clone(),
         ..Account::default()
     };
@@ -645,7 +654,7 @@ mod tests {
             "message \u{9b}2J\u{202e}x\n".repeat(1000)
         );
         let snapshot = Snapshot::read(&hostile, RUN).unwrap();
-        assert_eq!(snapshot.messages, vec!["x"; MESSAGES_LIMIT]);
+        assert_eq!(snapshot.messages, vec!["x"; KERNEL_MESSAGES_LIMIT.0]);
         let processes = snapshot.processes.as_ref().unwrap();
         assert_eq!((processes.len(), processes[0].name.as_str()), (2, "red"));
         let later = Snapshot { uptime: 6.0, ..Snapshot::read(&hostile, RUN).unwrap() };
@@ -660,6 +669,36 @@ mod tests {
         };
         let account = between(&more(1).unwrap(), &more(2).unwrap(), true);
         assert_eq!((account.cpu, account.own_cpu, account.disturbed), (Some(0.0), None, None));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_machine_says_is_no_reason_to_panic(
+            numbers in proptest::collection::vec((0usize..12, proptest::prelude::any::<u64>(), 0u64..9), 0..60)
+        ) {
+            let said = |skip: usize| {
+                let lines = numbers.iter().skip(skip).map(|(kind, large, small)| match kind {
+                    0 => format!("cpu  {large} {small} {large} 0 0 0 0 {small}\n"),
+                    1 => format!("oom_kill {large}\nkernel {small}\n"),
+                    2 => format!("pressure io {large}\n"),
+                    3 => format!("cgroup throttled_time {large} /\ncgroup oom_kill {small} /\n"),
+                    kind => format!(
+                        "process {small} {} {} {small} {large} {large} {large} {small} {small} {} sshd\n",
+                        large.wrapping_add(*small) % 9,
+                        large % 9,
+                        kind % 2
+                    ),
+                });
+                format!("uptime {}\nboot a\n{}", skip + 1, lines.collect::<String>())
+            };
+            let [before, after] = [0, 1].map(|skip| Snapshot::read(&said(skip), RUN).unwrap());
+            let controller = Controller { boot: "a".to_owned(), process: Identity { pid: 3, start: 3 } };
+            for shared in [false, true] {
+                let account = account(&before, &after, shared, Some(&controller));
+                let numbers = [account.cpu, account.own_cpu, account.steal, account.throttled];
+                assert!(numbers.into_iter().flatten().all(|number| number >= 0.0), "{account:?}");
+            }
+        }
     }
 
     #[test]
