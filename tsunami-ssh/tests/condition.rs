@@ -100,6 +100,7 @@ fn stranger(begins: f64, lasts: f64) {
 /// are, and half as many have somebody else keep a processor busy for half of their time. It is a measurement, on a
 /// computer that does nothing else.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stderr, reason = "it is a measurement")]
 async fn others_are_noticed_and_nobody_else_is() {
     let Some(quiet) = std::env::var("TSUNAMI_ACCOUNTING_TRIALS").ok().and_then(|count| count.parse().ok())
     else {

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Account;
+use super::{Account, TICKS};
 use crate::cluster::Host;
 use crate::error::in_time;
 use crate::limits::KERNEL_MESSAGES_LIMIT;
@@ -36,9 +36,6 @@ const ACTION: &str = "look at what the machine has done so far";
 
 /// How long a machine may take to answer. A trial waits no longer for one that doesn't.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Ticks a second, in which the kernel tells of processor time. It is the same on every Linux that there is.
-const TICKS: f64 = 100.0;
 
 /// Processor time of others, as a part of the trial's time, that disturbs it: so much of one processor.
 const OTHERS_LIMIT: f64 = 0.15;
@@ -75,6 +72,17 @@ const HOUSEKEEPING: &[&str] = &[
 ];
 
 /// Looks at machines while a trial runs. It is passive: between its beginning and its end nothing runs anywhere.
+///
+/// A trial is [disturbed](Account::disturbed) where
+///
+/// - on a computer that others use, as this one or one of [`hosts`](crate::Login::directory), processes that are not the
+///   run's had more than 0.15 of a processor on average and a tenth of a second in all (0.3 in a container, where the
+///   kernel's own threads can't be told from them). What init or a container engine starts is not the run's there: servers
+///   that are measured are started by the run's commands;
+/// - on a machine that belongs to the run, what systems do by themselves had as much: updates, indexing, rotation of logs;
+/// - a hypervisor gave more than 5 % of the processor time that was wanted to others, and a tenth of a second in all.
+///
+/// The rest of an account is told, and disturbs nothing: the run itself may have caused it.
 ///
 /// ```
 /// # use tsunami_core::condition::Accounting;

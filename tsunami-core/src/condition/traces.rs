@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
+use super::TICKS;
 use crate::cluster::{Host, OutputWatcher, Process};
 use crate::error::{Error, in_time};
 use crate::limits::UNWRITTEN_TRACES_LIMIT;
@@ -40,9 +41,6 @@ pub const TRACE_COLUMNS: [&str; 8] =
 
 /// How many lines a trace has a second each, how many more of two seconds each, of four, and so on: a day takes 1 MB.
 const LINES_OF_A_KIND: u64 = 3600;
-
-/// Ticks a second, in which the kernel tells of processor time.
-const TICKS: f64 = 100.0;
 
 /// Notes what machines do, once a second, in a file for each: `<machine>.csv`, with [`TRACE_COLUMNS`]. A long trace gets
 /// coarser towards its end, so that a day takes a megabyte.
