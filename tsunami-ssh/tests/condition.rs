@@ -93,7 +93,8 @@ fn check_trace(file: &Path) {
 
 /// Starts something that keeps a processor busy, as a stranger: no child of this program.
 fn stranger(begins: f64, lasts: f64) {
-    let line = format!("(sleep {begins}; {}) </dev/null >/dev/null 2>&1 &", busy(lasts));
+    // Its own parent waits for it.
+    let line = format!("(sleep {begins}; {}; sleep 3) </dev/null >/dev/null 2>&1 &", busy(lasts));
     let started = Process::new("setsid").args(["sh", "-c", &line]).stdin(Stdio::null()).status().unwrap();
     assert!(started.success());
 }

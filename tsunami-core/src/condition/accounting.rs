@@ -9,7 +9,8 @@
 //!
 //! - By process: those with the run's mark in their environment, what descends from them, the sshds above them, and,
 //!   where the program that does the run shows on the computer, that and what descends from it. The kernel adds the time of
-//!   a process that has ended to its parent's, so nothing is missed but what was left to init and ended meanwhile.
+//!   a process that has ended to its parent's, so nothing is missed but what was left to init and ended meanwhile. That
+//!   may have been anybody's, and is held against nobody.
 //! - By control group, where the run has one: nothing of its commands is missed, but what is not a command is.
 //!
 //! The rest, without the kernel's own threads, which work for whoever asks, is somebody else's. On a computer that others
@@ -143,7 +144,7 @@ impl Accounting {
 
     /// Looks at them again, and says what happened: an account for each computer, by the name of the first of its
     /// machines. Call it while what the trial began still runs, that is before the trial ends: what was left to init and
-    /// has ended since may otherwise pass for somebody else's. May be dropped at any await.
+    /// has ended since is not counted as the run's, unless the run has a control group. May be dropped at any await.
     pub async fn end(self) -> Vec<Account> {
         let Self { computers, controller } = self;
         let accounts = computers.into_iter().enumerate().map(|(place, Computer { hosts, before })| {
@@ -336,9 +337,18 @@ impl Process {
         })
     }
 
-    /// Ticks that it has had, and those that it waited for if that is asked.
-    fn ticks(&self, with_reaped: bool) -> i128 {
-        i128::from(self.own) + if with_reaped { i128::from(self.reaped) } else { 0 }
+    fn own(&self) -> i128 {
+        i128::from(self.own)
+    }
+
+    /// Ticks that it has had, and those that it waited for.
+    fn with_reaped(&self) -> i128 {
+        i128::from(self.own) + i128::from(self.reaped)
+    }
+
+    /// Whether orphans become its own, as those of init, or of a user's systemd.
+    fn adopts(&self) -> bool {
+        self.id.pid == 1 || self.name == "systemd"
     }
 
     /// Whether it is one of those through which commands come.
@@ -377,15 +387,15 @@ fn account(before: &Snapshot, after: &Snapshot, shared: bool, controller: Option
     let killed = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?));
     let more = |before: Option<f64>, after: Option<f64>| Some(cut((after? - before?).max(0.0)));
     let controller = controller.filter(|own| own.boot == after.boot).map(|own| own.process);
-    let theirs = match (&before.processes, &after.processes) {
-        (Some(before), Some(after)) => Some(divide(before, after, controller)),
+    let division = match (&before.processes, &after.processes) {
+        (Some(before), Some(after)) => Some(Division::between(before, after, controller)),
         _ => None,
     };
     let busy = cut((after.busy - before.busy).max(0.0));
     let kernel = more(before.kernel, after.kernel);
-    let group = more(before.group_cpu, after.group_cpu).unwrap_or_default();
+    let group = more(before.group_cpu, after.group_cpu);
     // One is counted exactly and the other by samples, so that it may seem to be more than all.
-    let own = theirs.as_ref().map(|(own, _)| cut(own.max(group).min(busy)));
+    let own = division.as_ref().map(|division| cut(division.own.max(group.unwrap_or_default()).min(busy)));
     let mut account = Account {
         seconds: cut(between),
         cpu: Some(busy),
@@ -400,13 +410,14 @@ fn account(before: &Snapshot, after: &Snapshot, shared: bool, controller: Option
         kernel_messages: after.messages.clone(),
         ..Account::default()
     };
-    let others = own.zip(theirs).map(|(own, (_, mut names))| {
+    let others = own.zip(division).map(|(own, Division { adopted, mut others, .. })| {
         let rest = (busy - kernel.unwrap_or_default() - own).max(0.0);
         if shared {
-            return (rest, names);
+            // A control group knows what of it was the run's.
+            return ((rest - if group.is_some() { 0.0 } else { adopted }).max(0.0), others);
         }
-        names.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
-        (names.iter().map(|(_, seconds)| seconds).sum::<f64>().min(rest), names)
+        others.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
+        (others.iter().map(|(_, seconds)| seconds).sum::<f64>().min(rest), others)
     });
     account.disturbed = disturbed(&account, others, kernel.is_some());
     account
@@ -443,42 +454,66 @@ fn disturbed(
     (!said.is_empty()).then(|| said.join("; "))
 }
 
-/// Divides what processes had in between: the run's own had so many seconds, and of the others each, by its name, so
-/// many, the greatest first.
-fn divide(before: &[Process], after: &[Process], controller: Option<Identity>) -> (f64, Vec<(String, f64)>) {
-    let mut own = members(before, controller, &HashMap::new());
-    own.extend(members(after, controller, &own));
-    let earlier: HashMap<Identity, &Process> = before.iter().map(|process| (process.id, process)).collect();
-    let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
-    let gained = |process: &Process, with_reaped| {
-        process.ticks(with_reaped) - earlier.get(&process.id).map_or(0, |earlier| earlier.ticks(with_reaped))
-    };
-    let (mut ticks, mut others) = (0, HashMap::<&str, i128>::new());
-    for process in after {
-        match own.get(&process.id) {
-            Some(with_reaped) => ticks += gained(process, *with_reaped),
-            // What others have waited for may have been theirs for long. Only housekeeping is done by many in turn.
-            None => {
-                let with_reaped = HOUSEKEEPING.contains(&process.name.as_str());
-                *others.entry(&process.name).or_default() += gained(process, with_reaped);
+/// What processes had between two looks, in seconds.
+#[derive(Debug)]
+struct Division {
+    /// The run's own.
+    own: f64,
+    /// Those that began and ended in between as init's, as far as it can be told: anybody may have left them.
+    adopted: f64,
+    /// The others that are known, by their names, the greatest first.
+    others: Vec<(String, f64)>,
+}
+
+impl Division {
+    fn between(before: &[Process], after: &[Process], controller: Option<Identity>) -> Self {
+        let mut members_of_run = members(before, controller, &HashMap::new());
+        members_of_run.extend(members(after, controller, &members_of_run));
+        let earlier: HashMap<Identity, &Process> =
+            before.iter().map(|process| (process.id, process)).collect();
+        let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
+        let gained = |process: &Process, ticks: fn(&Process) -> i128| {
+            ticks(process) - earlier.get(&process.id).map_or(0, |earlier| ticks(earlier))
+        };
+        let (mut own, mut adopted, mut others) = (0, 0, HashMap::<&str, i128>::new());
+        for process in after {
+            match members_of_run.get(&process.id) {
+                Some(true) => own += gained(process, Process::with_reaped),
+                Some(false) => own += gained(process, Process::own),
+                None => {
+                    if process.adopts() {
+                        adopted += gained(process, |process| i128::from(process.reaped));
+                    }
+                    // What others have waited for may have been theirs for long. Only housekeeping is done by many in
+                    // turn.
+                    let is_housekeeping = HOUSEKEEPING.contains(&process.name.as_str());
+                    let ticks = if is_housekeeping { Process::with_reaped } else { Process::own };
+                    *others.entry(&process.name).or_default() += gained(process, ticks);
+                }
             }
         }
-    }
-    // What has ended is in its parent's account by now, with what it had had before.
-    let by_pid: HashMap<u32, &Process> = before.iter().map(|process| (process.id.pid, process)).collect();
-    for process in before.iter().filter(|process| !later.contains(&process.id)) {
-        let Some(with_reaped) = own.get(&process.id) else { continue };
-        let above = std::iter::successors(by_pid.get(&process.parent), |above| by_pid.get(&above.parent));
-        let mut above = above.take(before.len()).take_while(|above| own.get(&above.id) == Some(&true));
-        if above.any(|above| later.contains(&above.id)) {
-            ticks -= process.ticks(*with_reaped);
+        // What has ended is in the account of whoever is left above it, with what it had had before.
+        let by_pid: HashMap<u32, &Process> = before.iter().map(|process| (process.id.pid, process)).collect();
+        for process in before.iter().filter(|process| !later.contains(&process.id)) {
+            let above = std::iter::successors(by_pid.get(&process.parent), |above| by_pid.get(&above.parent));
+            let Some(heir) = above.take(before.len()).find(|above| later.contains(&above.id)) else {
+                continue;
+            };
+            let with_reaped = members_of_run.get(&process.id) != Some(&false);
+            let ticks = if with_reaped { process.with_reaped() } else { process.own() };
+            match members_of_run.get(&heir.id) {
+                Some(true) if members_of_run.contains_key(&process.id) => own -= ticks,
+                None if heir.adopts() => adopted -= ticks,
+                _ => {}
+            }
         }
+        let in_seconds = |ticks: i128| seconds(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX));
+        let others = others.into_iter().map(|(name, ticks)| (name.to_owned(), in_seconds(ticks)));
+        let mut others: Vec<(String, f64)> = others.filter(|(_, seconds)| *seconds > 0.0).collect();
+        others
+            .sort_by(|(name, seconds), (other, more)| more.total_cmp(seconds).then_with(|| name.cmp(other)));
+        Self { own: in_seconds(own), adopted: in_seconds(adopted), others }
     }
-    let in_seconds = |ticks: i128| seconds(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX));
-    let others = others.into_iter().map(|(name, ticks)| (name.to_owned(), in_seconds(ticks)));
-    let mut others: Vec<(String, f64)> = others.filter(|(_, seconds)| *seconds > 0.0).collect();
-    others.sort_by(|(name, seconds), (other, more)| more.total_cmp(seconds).then_with(|| name.cmp(other)));
-    (in_seconds(ticks), others)
 }
 
 /// The run's own processes, and of each whether what it has waited for is the run's too. `known` are those of an earlier
@@ -535,16 +570,19 @@ mod tests {
     use super::*;
 
     const RUN: &str = "20260101-000000-aaaa";
+    const INIT: &str = "1 0 1 1 20 20 500 500 2 0 systemd";
     const CONTROLLER: Identity = Identity { pid: 50, start: 500 };
 
     /// What a quiet computer of two processors says after so many seconds, in which somebody had so many ticks, with
     /// these processes beside init and the kernel.
     fn snapshot(uptime: f64, busy: u64, processes: &[&str]) -> Snapshot {
-        let processes: String = processes.iter().map(|process| format!("process {process}\n")).collect();
+        let init = if processes.iter().any(|process| process.starts_with("1 ")) { "" } else { INIT };
+        let processes = std::iter::once(&init).chain(processes).map(|process| format!("process {process}\n"));
+        let processes: String = processes.collect();
         let said = format!(
             "uptime {uptime}\nboot 9c3e208c\ncpus 2\ncpu  {busy} 0 0 5000 7 0 30 40 0 0\noom_kill 3\n\
              pressure cpu 1000000\npressure io 5\nkernel 100\n\
-             process 1 0 1 1 20 20 500 500 2 0 systemd\n{processes}"
+             {processes}"
         );
         Snapshot::read(&said, RUN).unwrap()
     }
@@ -627,6 +665,21 @@ mod tests {
         is_about(account.own_cpu, 5.0);
         is_about(account.throttled, 0.001);
         assert_eq!(account.disturbed, None);
+    }
+
+    #[test]
+    fn what_was_left_to_init_and_has_ended_is_held_against_nobody() {
+        let init = |reaped: u64| format!("1 0 1 1 0 0 {reaped} 0 2 0 init");
+        // A stranger's process with a child of its own, which had run for long, ends as well.
+        let (old, child) = ("90 1 90 90 300 0 0 0 40 0 old", "91 90 90 90 100 0 0 0 41 0 child");
+        let before = snapshot(10.0, 0, &[&init(1000), old, child]);
+        let reaped = 1000 + 400 + 250;
+        let after = snapshot(20.0, 300, &[&init(reaped)]);
+        let account = between(&before, &after, true);
+        assert_eq!((account.own_cpu, account.disturbed), (Some(0.0), None));
+        let stayed = snapshot(20.0, 800, &[&init(reaped), "92 1 92 92 500 0 0 0 50 0 hog"]);
+        let said = "processes that are not the run's used 0.55 of a processor: hog 0.50";
+        assert_eq!(between(&before, &stayed, true).disturbed.as_deref(), Some(said));
     }
 
     #[test]
