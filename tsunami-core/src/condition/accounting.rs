@@ -230,6 +230,8 @@ struct Process {
     /// Ticks that those had which it has waited for.
     reaped: u64,
     marked: bool,
+    /// It has ended, and nobody has waited for it yet.
+    ended: bool,
     name: String,
 }
 
@@ -323,7 +325,7 @@ impl Process {
         for place in &mut numbers {
             *place = number()?;
         }
-        let [pid, parent, group, session, user, system, reaped_user, reaped_system, start, marked] = numbers;
+        let [pid, parent, group, session, user, system, reaped_user, reaped_system, start, kind] = numbers;
         let narrow = |number| u32::try_from(number).ok();
         Some(Self {
             id: Identity { pid: narrow(pid)?, start },
@@ -332,7 +334,8 @@ impl Process {
             session: narrow(session)?,
             own: user.saturating_add(system),
             reaped: reaped_user.saturating_add(reaped_system),
-            marked: marked == 1,
+            marked: kind == 1,
+            ended: kind == 2,
             name: shorten(&sanitize(words.next().unwrap_or_default()), 15).into_owned(),
         })
     }
@@ -469,6 +472,7 @@ impl Division {
     fn between(before: &[Process], after: &[Process], controller: Option<Identity>) -> Self {
         let mut members_of_run = members(before, controller, &HashMap::new());
         members_of_run.extend(members(after, controller, &members_of_run));
+        let by_pid: HashMap<u32, &Process> = after.iter().map(|process| (process.id.pid, process)).collect();
         let earlier: HashMap<Identity, &Process> =
             before.iter().map(|process| (process.id, process)).collect();
         let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
@@ -480,6 +484,12 @@ impl Division {
             match members_of_run.get(&process.id) {
                 Some(true) => own += gained(process, Process::with_reaped),
                 Some(false) => own += gained(process, Process::own),
+                // Init may take its time.
+                None if process.ended
+                    && by_pid.get(&process.parent).is_some_and(|parent| parent.adopts()) =>
+                {
+                    adopted += gained(process, Process::with_reaped);
+                }
                 None => {
                     if process.adopts() {
                         adopted += gained(process, |process| i128::from(process.reaped));
@@ -676,6 +686,9 @@ mod tests {
         let reaped = 1000 + 400 + 250;
         let after = snapshot(20.0, 300, &[&init(reaped)]);
         let account = between(&before, &after, true);
+        assert_eq!((account.own_cpu, account.disturbed), (Some(0.0), None));
+        let zombie = "93 1 93 93 250 0 0 0 60 2 sh";
+        let account = between(&before, &snapshot(20.0, 300, &[&init(reaped - 250), zombie]), true);
         assert_eq!((account.own_cpu, account.disturbed), (Some(0.0), None));
         let stayed = snapshot(20.0, 800, &[&init(reaped), "92 1 92 92 500 0 0 0 50 0 hog"]);
         let said = "processes that are not the run's used 0.55 of a processor: hog 0.50";
