@@ -436,7 +436,7 @@ fn disturbed(
     if let Some((others, names)) = others {
         let limit = if kernel_shows { OTHERS_LIMIT } else { OTHERS_AND_KERNEL_LIMIT };
         if others > limit * account.seconds + SLACK {
-            let share = |seconds: f64| seconds / account.seconds;
+            let share = |seconds: f64| seconds.min(others) / account.seconds;
             let most = names.into_iter().filter(|(_, seconds)| *seconds > others / 10.0).take(3);
             let most: Vec<String> =
                 most.map(|(name, seconds)| format!("{name} {:.2}", share(seconds))).collect();
