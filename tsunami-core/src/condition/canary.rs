@@ -49,3 +49,27 @@ fn results_of(said: &str) -> BTreeMap<String, f64> {
     #[expect(clippy::cast_precision_loss, reason = "it is a measurement")]
     numbers.map(|(name, value)| (name.to_owned(), value as f64)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{SHELLS, says};
+    use super::*;
+
+    #[test]
+    fn every_shell_measures_in_any_language_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = format!("cd '{}' || exit\n{SCRIPT}", directory.path().display());
+        for shell in SHELLS {
+            let results = results_of(&says(shell, &script, &[], &[("LC_ALL", "de_DE.UTF-8")]));
+            assert!(results.keys().eq(["cpu", "disk", "memory"]), "{shell:?}: {results:?}");
+            assert!(results.values().all(|rate| *rate > 0.0), "{shell:?}: {results:?}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_result_is_left_out() {
+        let said = "cpu 5\ncpu -1\nrm 7\nmemory 1e9\ndisk 99999999999999999999\ndisk\n\u{1b}[2J 3\n";
+        assert_eq!(results_of(said), BTreeMap::from([("cpu".to_owned(), 5.0)]));
+    }
+}

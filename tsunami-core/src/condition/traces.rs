@@ -12,8 +12,10 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
+use super::TICKS;
 use crate::cluster::{Host, OutputWatcher, Process};
 use crate::error::{Error, in_time};
+use crate::limits::UNWRITTEN_TRACES_LIMIT;
 use crate::outcome::gravest;
 use crate::session::Stream;
 use crate::text::Lines;
@@ -40,12 +42,6 @@ pub const TRACE_COLUMNS: [&str; 8] =
 /// How many lines a trace has a second each, how many more of two seconds each, of four, and so on: a day takes 1 MB.
 const LINES_OF_A_KIND: u64 = 3600;
 
-/// How many pieces of machines' output may wait to be written. More are dropped, so that a slow disk holds up nobody.
-const UNWRITTEN_LIMIT: usize = 1024;
-
-/// Ticks a second, in which the kernel tells of processor time.
-const TICKS: f64 = 100.0;
-
 /// Notes what machines do, once a second, in a file for each: `<machine>.csv`, with [`TRACE_COLUMNS`]. A long trace gets
 /// coarser towards its end, so that a day takes a megabyte.
 ///
@@ -68,7 +64,7 @@ impl Traces {
     ///
     /// Outside of a tokio runtime.
     pub fn start(hosts: &[Host], directory: impl Into<PathBuf>) -> Self {
-        let (pieces, receiver) = sync_channel(UNWRITTEN_LIMIT);
+        let (pieces, receiver) = sync_channel(UNWRITTEN_TRACES_LIMIT);
         let names: Vec<String> = hosts.iter().map(|host| host.name().to_owned()).collect();
         let directory = directory.into();
         let writer =
@@ -223,4 +219,86 @@ fn numbers(said: &str) -> Option<[f64; 8]> {
         .map_while(|word| word.parse().ok().filter(|number: &f64| (0.0..1e18).contains(number)))
         .collect();
     words.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    use super::super::tests::SHELLS;
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn every_shell_tells_numbers_in_any_language_until_it_is_ended() {
+        for shell in SHELLS {
+            let mut command = Command::new(shell[0]);
+            command
+                .args(&shell[1..])
+                .args(["-c", &crate::compact_script(SCRIPT)])
+                .env("LC_ALL", "de_DE.UTF-8");
+            let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let said: Vec<String> = lines.take(2).collect::<Result<_, _>>().unwrap();
+            let group = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process_group(group, rustix::process::Signal::TERM).unwrap();
+            child.wait().unwrap();
+            let [first, second] = [0, 1].map(|place| numbers(&said[place]).unwrap());
+            assert!(second[0] > first[0] && second[1] > first[1] && second[3] > 0.0, "{shell:?}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn lines_are_rates_by_the_clock_of_the_run() {
+        let mut trace = Trace::default();
+        assert_eq!(trace.line(at(1000), "50.00 100 5 4 1000 2000 10 20"), None);
+        // It came late.
+        let line = trace.line(at(1009), "52.00 300 7 8 3000 2000 12 28").unwrap();
+        assert_eq!(line, "1002.000,1.00,0.01,8192,1000,0,512,2048\n");
+        assert_eq!(line.split(',').count(), TRACE_COLUMNS.len());
+    }
+
+    #[test]
+    fn what_a_machine_says_is_numbers_or_nothing_and_no_more_than_a_long_trace_holds() {
+        let mut trace = Trace::default();
+        for hostile in
+            ["", "1 2 3", "1 2 3 4 5 6 7 8 9", "1 2 3 4 5 6 7 nan", "1 2 3 4 5 6 7 1e300", "-1 2 3 4 5 6 7 8"]
+        {
+            assert_eq!(trace.line(at(0), hostile), None, "{hostile}");
+        }
+        let mut count = 0;
+        for second in 0..200_000 {
+            count += u32::from(trace.line(at(0), &format!("{second} 0 0 0 0 0 0 0")).is_some());
+            assert_eq!(trace.line(at(0), "0 9 9 9 9 9 9 9"), None, "time goes one way");
+        }
+        // The first hour in seconds, the next two in twos, the next four in fours, and so on.
+        assert!((18_000..22_000).contains(&count), "{count} lines");
+    }
+
+    #[test]
+    fn a_trace_goes_on_in_its_file_and_through_no_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let trace = |name: &str| {
+            let (sender, receiver) = sync_channel(10);
+            let said = ["1 0 0 0 0 0 0 0\n2 0 0 ", "0 0 0 0 0\n3 100 0 0 0 0 0 0\n"];
+            for piece in said {
+                sender.send(Some((0, at(10), piece.as_bytes().to_vec()))).unwrap();
+            }
+            drop(sender);
+            write(directory.path(), vec![name.to_owned()], &receiver)
+        };
+        trace("a-0").unwrap();
+        trace("a-0").unwrap();
+        let text = std::fs::read_to_string(directory.path().join("a-0.csv")).unwrap();
+        let rows = "11.000,0.00,0.00,0,0,0,0,0\n12.000,1.00,0.00,0,0,0,0,0\n";
+        assert_eq!(text, format!("{}\n{rows}{rows}", TRACE_COLUMNS.join(",")));
+        std::os::unix::fs::symlink("outside", directory.path().join("b-0.csv")).unwrap();
+        trace("b-0").unwrap_err();
+        assert!(!directory.path().join("outside").exists());
+    }
 }
