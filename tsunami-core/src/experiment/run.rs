@@ -156,7 +156,7 @@ impl ExperimentRun {
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
         // A single trial that measures nothing is nothing but its steps.
         let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
-        let sweep = Sweep::new(plan, trials.odd, told).only(options.only.clone())?;
+        let sweep = Sweep::new(plan, trials, told).only(options.only.clone())?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
@@ -187,7 +187,7 @@ impl ExperimentRun {
             return Err(ResultsError::NotResumable(directory.to_owned()).into());
         };
         let is_left = |trial: &str| results.has_trial(trial);
-        let sweep = Sweep::resumed(plan, experiment.trials.odd, &report, is_left);
+        let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
         let sweep = sweep.only(options.only.clone())?;
         Ok(Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options))
     }
