@@ -86,6 +86,9 @@ pub enum ResultsError {
     /// There is nothing of a sweep in the directory.
     #[error("{} has no trials to resume: none had begun", .0.display())]
     NotResumable(PathBuf),
+    /// There are no such trials as are to be done.
+    #[error("{0}")]
+    NoSuchPart(String),
     /// What the trials of a run were made with is not as it was.
     #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
     Changed(PathBuf),

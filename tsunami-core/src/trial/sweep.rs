@@ -273,17 +273,17 @@ impl Sweep {
     /// # Errors
     ///
     /// There is no such part, or it would cut rounds.
-    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, Error> {
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
         for (name, value) in &only {
             let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
             else {
-                return Err(Error::other(format!("there is no parameter {name}")));
+                return Err(format!("there is no parameter {name}"));
             };
             if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(Error::other(format!("parameter {name} is never {value}")));
+                return Err(format!("parameter {name} is never {value}"));
             }
             if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
-                return Err(Error::other(format!("{name} is compared: rounds are done whole")));
+                return Err(format!("{name} is compared: rounds are done whole"));
             }
         }
         self.only = only.into();
