@@ -62,6 +62,8 @@ pub(super) struct Contents {
     pub(super) values: Arc<Parameters>,
     /// The names of parameters and of values that the file gives, with their places.
     pub(super) named: Vec<(String, Span, Named)>,
+    /// The names of those whose values could not be read.
+    pub(super) unread: HashSet<String>,
     /// The names that keys use, where their templates are for no machine.
     pub(super) used: HashSet<String>,
     /// The machines, for each combination of the parameters that they depend on; at least one.
@@ -166,6 +168,8 @@ pub(super) struct Reader<'a> {
     prepares: bool,
     /// The names of parameters.
     parameters: HashSet<String>,
+    /// The names of parameters and values that could not be read.
+    unread: HashSet<String>,
     /// The names of metrics, with their steps.
     metrics: BTreeMap<String, String>,
 }
@@ -196,6 +200,7 @@ impl<'a> Reader<'a> {
             again: None,
             prepares: false,
             parameters: HashSet::new(),
+            unread: HashSet::new(),
             metrics: BTreeMap::new(),
         }
     }
@@ -271,6 +276,7 @@ impl<'a> Reader<'a> {
             trials,
             values,
             named,
+            unread: std::mem::take(&mut self.unread),
             used,
             sets,
             templates_are_whole: self.templates_are_whole,
