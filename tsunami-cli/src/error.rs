@@ -190,6 +190,7 @@ fn option_for(remedy: Remedy) -> Option<&'static str> {
     match remedy {
         Remedy::TrustNewHosts => Some("or trust it for this run: pass --accept-new-hosts"),
         Remedy::RemoveOldRuns => Some("`tsunami gc` removes what is left of runs that are over"),
+        Remedy::Resume => Some("`tsunami run --resume DIR` does the rest"),
         _ => None,
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Provisioner;
+use crate::engine::{Provisioner, RunDeadline};
 use crate::error::{BoxError, Error};
 use crate::event::{EventKind, Events, Origin, UserEvent, cut};
 use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
@@ -40,6 +40,7 @@ struct ClusterInner {
     run: RunId,
     hosts: Vec<Host>,
     events: Events,
+    deadline: Arc<RunDeadline>,
     provisioner: Option<Provisioner>,
 }
 
@@ -48,9 +49,30 @@ impl Cluster {
         run: RunId,
         hosts: Vec<Host>,
         events: Events,
+        deadline: Arc<RunDeadline>,
         provisioner: Option<Provisioner>,
     ) -> Self {
-        Self { inner: Arc::new(ClusterInner { run, hosts, events, provisioner }) }
+        Self { inner: Arc::new(ClusterInner { run, hosts, events, deadline, provisioner }) }
+    }
+
+    /// How long it is until the lifetime is over, as the record says it now.
+    pub(crate) fn time_left(&self) -> Duration {
+        self.inner.deadline.read().at.duration_since(self.inner.events.now()).unwrap_or_default()
+    }
+
+    /// Whether any machine may be [replaced](Self::repair).
+    pub(crate) fn may_be_repaired(&self) -> bool {
+        let groups = self.inner.provisioner.as_ref().map(|provisioner| &*provisioner.plan.groups);
+        groups.into_iter().flatten().any(|group| group.replace_interrupted)
+    }
+
+    /// Whether the run was cancelled.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.hosts().iter().any(|host| host.inner.cancel.is_cancelled())
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.inner.events
     }
 
     /// Waits until a machine is interrupted, and returns its error. May be dropped at any await.

@@ -203,6 +203,16 @@ pub enum Error {
     /// The run's lifetime is over.
     #[error("the lifetime of {} is over", humantime::format_duration(*.0))]
     LifetimeOver(Duration),
+    /// Not all trials of a sweep are done that are to count.
+    #[error("{done} of {of} trials are done: {why}")]
+    Incomplete {
+        /// How many are.
+        done: u32,
+        /// How many there were to be.
+        of: u32,
+        /// Why not all.
+        why: String,
+    },
     /// A run's end can't be moved that far. Nothing was changed.
     #[error("the lifetime would be {}, longer than {}", humantime::format_duration(*lifetime),
         humantime::format_duration(*limit))]
@@ -286,6 +296,8 @@ pub enum Remedy {
     TrustNewHosts,
     /// Remove what is left of runs that are over.
     RemoveOldRuns,
+    /// Do the trials that are left.
+    Resume,
 }
 
 /// A group that cannot be had, and why.
@@ -347,6 +359,7 @@ impl Error {
             Self::Remains { cause, .. } => cause.as_ref().map(|cause| (cause.help(), cause.remedy())),
             Self::Other(error) => error.downcast_ref().map(of_provider),
             Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
+            Self::Incomplete { .. } => Some((None, Some(Remedy::Resume))),
             Self::Plan { .. }
             | Self::Lost { .. }
             | Self::Interrupted { .. }
@@ -391,6 +404,7 @@ impl Error {
             | Self::AmbiguousRun { .. }
             | Self::Cancelled
             | Self::LifetimeOver(_)
+            | Self::Incomplete { .. }
             | Self::LifetimeTooLong { .. }
             | Self::Other(_) => None,
         }
@@ -422,6 +436,7 @@ impl Error {
             | Self::AmbiguousRun { .. }
             | Self::Cancelled
             | Self::LifetimeOver(_)
+            | Self::Incomplete { .. }
             | Self::LifetimeTooLong { .. }
             | Self::Other(_) => ["", ""],
         }

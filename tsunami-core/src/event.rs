@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::condition::{Account, Facts};
 use crate::machine::{MachineId, RunId};
 use crate::provider::{Leftover, Price};
+use crate::report::Report;
 use crate::seconds::{self, Milliseconds};
 use crate::session::{Exit, Stream};
 use crate::trial::{Measured, SweepPlan, VoidReason};
@@ -549,11 +550,24 @@ pub(crate) struct Events {
     started: Instant,
     /// How many events and how many commands there were.
     counts: Arc<(AtomicU64, AtomicU64)>,
+    /// Who sums up a part of the story, for as long as anybody wants it.
+    summaries: Arc<Mutex<Vec<Weak<Mutex<Report>>>>>,
 }
 
 impl Events {
     pub(crate) fn new(observers: &[Guarded], started_at: SystemTime) -> Self {
-        Self { observers: observers.into(), started_at, started: Instant::now(), counts: Arc::default() }
+        Self {
+            observers: observers.into(),
+            started_at,
+            started: Instant::now(),
+            counts: Arc::default(),
+            summaries: Arc::default(),
+        }
+    }
+
+    /// Sums up what is told from now on in `report`, until that is dropped.
+    pub(crate) fn sum_up_in(&self, report: &Arc<Mutex<Report>>) {
+        self.summaries.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(report));
     }
 
     /// The number of the next command.
@@ -570,6 +584,11 @@ impl Events {
         for observer in &*self.observers {
             observer.tell(|observer| observer.event(&event));
         }
+        self.summaries.lock().unwrap_or_else(PoisonError::into_inner).retain(|summary| {
+            let Some(summary) = summary.upgrade() else { return false };
+            summary.lock().unwrap_or_else(PoisonError::into_inner).add(&event);
+            true
+        });
     }
 
     pub(crate) fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {

@@ -53,6 +53,9 @@ pub const TEMPLATE_FUEL: u64 = 150_000;
 /// short template takes fifty, so that a hundred fit for each of ten thousand machines.
 pub const TEMPLATES_FUEL: u64 = 50_000_000;
 
+/// The longest file that metrics are read from, in bytes: it is held in memory as long as that takes.
+pub const METRIC_FILE_LIMIT: u64 = 64 << 20;
+
 /// The longest text that a template may become, in bytes. Commands are far shorter; files are uploaded.
 pub const TEMPLATE_OUTPUT_LIMIT: usize = 1 << 20;
 
@@ -122,3 +125,9 @@ pub const UNIT_LIMIT: usize = 32;
 
 /// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.
 pub const NAME_LIMIT: usize = 100;
+
+/// How many values one machine's text may have for one metric.
+pub const METRIC_VALUES_LIMIT: usize = 1_000_000;
+
+/// How long one histogram of a log may be once it is unpacked, in bytes.
+pub const HISTOGRAM_LIMIT: u64 = 64 << 20;

@@ -51,7 +51,8 @@ impl Outcome {
             | Error::UnknownRun { .. }
             | Error::AmbiguousRun { .. }
             | Error::LifetimeTooLong { .. } => Self::Misused,
-            Error::Command { .. }
+            Error::Incomplete { .. }
+            | Error::Command { .. }
             | Error::Timeout { .. }
             | Error::Session { .. }
             | Error::At { .. }

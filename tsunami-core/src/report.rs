@@ -242,6 +242,13 @@ pub struct TrialReport {
     pub steps: Vec<StepReport>,
 }
 
+impl TrialReport {
+    /// What the trial is called in the plan.
+    pub fn of(&self) -> &str {
+        self.voided.as_ref().map_or(&self.name, |voided| &voided.trial)
+    }
+}
+
 /// Why a trial doesn't count.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -375,6 +382,11 @@ impl Report {
                     let (trial, reason) = (trial.clone(), *reason);
                     let (text, machines) = (text.clone(), machines.clone());
                     known.name.clone_from(attempt);
+                    known.interrupted = matches!(reason, VoidReason::Interrupted | VoidReason::Lost);
+                    if known.interrupted {
+                        let steps = known.steps.iter_mut().filter(|step| step.ok != Some(true));
+                        steps.for_each(|step| step.interrupted = true);
+                    }
                     known.voided = Some(Voided { trial, reason, text, machines });
                 }
             }

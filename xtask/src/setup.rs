@@ -21,7 +21,7 @@ const TOOLS: [(&str, &str); 5] = [
 
 /// Those that only the tests call. The first three are shells that machines may have; the last ones make and boot a
 /// machine.
-const TEST_TOOLS: [(&str, &str); 12] = [
+const TEST_TOOLS: [(&str, &str); 15] = [
     ("busybox", "busybox"),
     ("tcsh", "tcsh"),
     ("fish", "fish"),
@@ -34,6 +34,9 @@ const TEST_TOOLS: [(&str, &str); 12] = [
     ("debootstrap", "debootstrap"),
     ("mke2fs", "e2fsprogs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mpirun", "openmpi-bin"),
+    ("redis-server", "redis-server"),
+    ("redis-benchmark", "redis-tools"),
 ];
 
 const INSTALL: [&str; 4] = ["apt-get", "install", "-y", "--no-install-recommends"];
@@ -157,6 +160,9 @@ fn missing(tests: bool) -> Vec<(&'static str, &'static str)> {
     // Debian's Python comes without what makes virtual environments.
     if tests && !silently(Command::new(PYTHON).args(["-c", "import ensurepip, venv"])) {
         missing.push(("python3 with venv", "python3-venv"));
+    }
+    if tests && !silently(Command::new(PYTHON).args(["-c", "import mpi4py"])) {
+        missing.push(("python3 with mpi4py", "python3-mpi4py"));
     }
     missing
 }

@@ -5,6 +5,7 @@ mod down;
 mod exec;
 mod extend;
 mod gc;
+mod inventory;
 mod logs;
 mod ls;
 mod plan;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     Exec(exec::Exec),
     Ssh(ssh::Ssh),
+    Inventory(inventory::Inventory),
     Cp(cp::Cp),
     Logs(logs::Logs),
     Extend(extend::Extend),
@@ -71,6 +73,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Ls(command) => begin(command, context).await,
         Command::Exec(command) => begin(command, context).await,
         Command::Ssh(command) => begin(command, context).await,
+        Command::Inventory(command) => begin(command, context).await,
         Command::Cp(command) => begin(command, context).await,
         Command::Logs(command) => begin(command, context).await,
         Command::Extend(command) => begin(command, context).await,

@@ -49,6 +49,16 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     world.tsunami(["ssh", "x", "a-0", "--", "kill -9 $$"]).assert_status(137);
     world.tsunami(["ssh", "x"]).assert_status(125).assert_says(&["say which machine", "a-0, b-0, b-1"]);
 
+    let plain =
+        world.shell(r#""$@" > inventory && exec ssh -F inventory b-1 pwd"#, ["inventory", &run]).output();
+    let plain = Ended::from(plain.unwrap());
+    assert!(plain.assert_status(0).stdout.trim().ends_with("b-1/home"), "{}", plain.stdout);
+    let ansible = world.tsunami(["inventory", &run, "--format", "ansible"]);
+    assert!(ansible.assert_status(0).stdout.starts_with("[a]\na-0 "), "{}", ansible.stdout);
+    let listing = world.tsunami(["inventory", &run, "--format", "json"]).assert_status(0).stdout.clone();
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
+    assert_eq!(listing["machines"][2]["name"], "b-1");
+
     fs::create_dir_all(world.path("work/tree/sub")).unwrap();
     world.write("tree/sub/file", "content");
     world.tsunami(["cp", &run, "tree", "x.toml", "b:place/"]).assert_status(0);

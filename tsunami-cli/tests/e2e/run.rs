@@ -8,13 +8,10 @@ use std::time::{Duration, Instant};
 
 use tsunami_core::{EventKind, Exit};
 
-use crate::world::{Ended, World};
+use crate::world::{Ended, World, example};
 
 fn demo() -> PathBuf {
-    let examples = std::env::var_os("TSUNAMI_EXAMPLES").map(PathBuf::from);
-    let examples =
-        examples.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")));
-    examples.join("experiments/demo/experiment.toml")
+    example("demo/experiment.toml")
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl World {
     }
 }
 
-fn binary() -> OsString {
+pub(crate) fn binary() -> OsString {
     std::env::var_os("TSUNAMI_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tsunami").into())
 }
 
@@ -229,4 +229,12 @@ impl Ended {
         }
         self
     }
+}
+
+/// A file of the experiments that people are shown.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let examples = std::env::var_os("TSUNAMI_EXAMPLES").map(PathBuf::from);
+    let examples =
+        examples.unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")));
+    examples.join("experiments").join(name)
 }

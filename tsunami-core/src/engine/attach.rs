@@ -137,7 +137,8 @@ impl Tsunami {
         match run.cancel.run_until_cancelled(connecting).await.unwrap_or(Err(Error::Cancelled)) {
             Ok(hosts) => {
                 run.follow_all(&hosts);
-                let cluster = Cluster::new(run.id.clone(), hosts, run.events.clone(), None);
+                let (events, deadline) = (run.events.clone(), run.deadline.clone());
+                let cluster = Cluster::new(run.id.clone(), hosts, events, deadline, None);
                 Ok(AttachedRun { connections, cluster, experiment: record.experiment })
             }
             Err(error) => {

@@ -15,7 +15,7 @@ const POLL_PAUSE: Duration = Duration::from_secs(60);
 
 /// A run's end, as it was last recorded. Nothing else in this process remembers it.
 #[derive(Debug)]
-pub(super) struct RunDeadline {
+pub(crate) struct RunDeadline {
     directory: RunEntry,
     known: watch::Sender<Deadline>,
 }
@@ -26,7 +26,7 @@ impl RunDeadline {
     }
 
     /// The end as it is recorded now. If the record can't be read, it is the end that was known last.
-    pub(super) fn read(&self) -> Deadline {
+    pub(crate) fn read(&self) -> Deadline {
         if let Ok(record) = self.directory.record() {
             self.moved(record.deadline);
         }

@@ -31,6 +31,7 @@ use foreign::Guarded;
 use run::joined;
 
 pub use attach::AttachedRun;
+pub(crate) use deadline::RunDeadline;
 pub(crate) use provision::Provisioner;
 pub use run::RunHandle;
 

@@ -146,7 +146,7 @@ impl Run {
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioner {
     pub(super) run: Arc<Run>,
-    pub(super) plan: Arc<Plan>,
+    pub(crate) plan: Arc<Plan>,
     pub(super) watch: Arc<Watch>,
     /// The machines that were replaced.
     replaced: Arc<Mutex<BTreeMap<Slot, MachineId>>>,
@@ -167,7 +167,8 @@ impl Provisioner {
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
-        Ok(Cluster::new(self.run.id.clone(), hosts, events, Some(self.clone())))
+        let deadline = self.run.deadline.clone();
+        Ok(Cluster::new(self.run.id.clone(), hosts, events, deadline, Some(self.clone())))
     }
 
     /// Notes that a machine no longer counts, if it may be replaced: once in each place, which is what a budget

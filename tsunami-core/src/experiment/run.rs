@@ -1,4 +1,4 @@
-//! Running an experiment: its results, its trial, and another go after an interruption.
+//! Running an experiment: its results, its sets of machines, and its trials on them.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,19 +7,18 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use super::{Experiment, steps};
+use super::Experiment;
+use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
 use crate::engine::{RunHandle, Tsunami};
-use crate::error::{Error, Failures};
-use crate::event::{Observer, UserEvent};
+use crate::error::Error;
+use crate::event::Observer;
 use crate::machine::RunId;
 use crate::outcome::Outcome;
 use crate::record::RunEntry;
 use crate::report::Report;
 use crate::results::{Redacted, Results, ResultsError, Secrets};
-
-/// The name of the only trial.
-const FIRST_TRIAL: &str = "1";
+use crate::trial::{Sweep, new_seed};
 
 /// What can be said of a run beside its file.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +81,7 @@ pub struct ExperimentRun {
     id: RunId,
     results: Arc<Results>,
     secrets: Secrets,
+    sweep: Sweep,
 }
 
 impl ExperimentRun {
@@ -106,7 +106,12 @@ impl ExperimentRun {
         let observers = results.observers().into_iter().chain(observers).collect();
         let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
         let tsunami = tsunami.observer(redacted).results(results.directory());
-        Ok(Self { experiment, tsunami, id, results, secrets })
+        let trials = &experiment.trials;
+        let plan = trials.plan(trials.seed.unwrap_or_else(new_seed), |_| 1);
+        // A single trial that measures nothing is nothing but its steps.
+        let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
+        let sweep = Sweep::new(plan, trials.odd, told);
+        Ok(Self { experiment, tsunami, id, results, secrets, sweep })
     }
 
     /// The run's id, unless it goes [on](Self::run_on) machines of another run.
@@ -130,7 +135,8 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::run`] has them, and those of the steps.
     pub async fn run(&self) -> Result<(), Error> {
-        self.tsunami.run_as(self.id.clone(), self.experiment.plan(), self.steps()).await
+        self.write_index().await?;
+        self.tsunami.run_as(self.id.clone(), self.experiment.plan(), self.trials()).await
     }
 
     /// Launches and sets up, and leaves the machines to the caller. If the future is dropped, everything is torn down.
@@ -151,9 +157,10 @@ impl ExperimentRun {
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
-        let steps = self.steps();
+        self.write_index().await?;
+        let trials = self.trials();
         let attached = attached.experiment(&self.experiment.name);
-        attached.run(async |cluster| usable.map(|()| steps(cluster))?.await).await
+        attached.run(async |cluster| usable.map(|()| trials(cluster))?.await).await
     }
 
     /// Waits until all that happened by now is written, and says why it isn't, if so: [`Results::error`], without
@@ -175,53 +182,32 @@ impl ExperimentRun {
         finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
     }
 
-    /// The experiment's steps, as a closure for the engine.
-    fn steps(&self) -> impl FnOnce(Cluster) -> SendFuture + Send + 'static {
-        let (experiment, results) = (self.experiment.clone(), self.results.clone());
-        move |cluster| Box::pin(async move { trials(&experiment, cluster, &results).await })
+    /// Writes down what trials there are.
+    async fn write_index(&self) -> Result<(), Error> {
+        if !self.sweep.is_told() {
+            return Ok(());
+        }
+        let (results, plan) = (self.results.clone(), self.sweep.plan().clone());
+        spawn_blocking(move || results.write_index(&plan)).await.map_err(Error::other)?.map_err(Error::from)
+    }
+
+    /// The experiment's trials on a set of machines, as a closure for the engine.
+    fn trials(&self) -> impl FnOnce(Cluster) -> SendFuture + Send + 'static {
+        let (experiment, results, sweep) =
+            (self.experiment.clone(), self.results.clone(), self.sweep.clone());
+        move |cluster| {
+            Box::pin(async move {
+                let measure = FileTrials { experiment: &experiment, results: &results };
+                let stopped = sweep.on_set(1, 1, cluster, &measure).await?;
+                sweep.outcome(stopped)
+            })
+        }
     }
 }
 
 type SendFuture = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
-/// The trial, and another go at it wherever machines were interrupted that may be replaced.
-async fn trials(experiment: &Experiment, mut cluster: Cluster, results: &Results) -> Result<(), Error> {
-    loop {
-        match steps::trial(experiment, &cluster, results, FIRST_TRIAL).await {
-            Err(error) if experiment.may_go_on_after(&error) => {
-                cluster = repaired(&cluster, results, error).await?;
-            }
-            ended => return ended,
-        }
-    }
-}
-
-/// Replaces the machines that were interrupted, for another go at the trial; fails with `error` if there are none.
-async fn repaired(cluster: &Cluster, results: &Results, error: Error) -> Result<Cluster, Error> {
-    let repaired = cluster.repair().await?;
-    let pairs = cluster.hosts().iter().zip(repaired.hosts());
-    let replaced = pairs.filter(|(old, new)| old.machine().id != new.machine().id);
-    let machines: Vec<String> = replaced.map(|(old, _)| old.name().to_owned()).collect();
-    if machines.is_empty() {
-        return Err(error);
-    }
-    let trial = FIRST_TRIAL.to_owned();
-    results.set_aside(&trial)?;
-    cluster.emit(UserEvent::TrialInterrupted { trial, machines });
-    Ok(repaired)
-}
-
 impl Experiment {
-    /// Whether it goes on after such an error, on a replacement of the machine.
-    fn may_go_on_after(&self, error: &Error) -> bool {
-        let lost = |error: &Error| matches!(error, Error::Interrupted { .. } | Error::Lost { .. });
-        let any_lost = match error {
-            Error::Several(Failures { first, others }) => lost(first) || others.iter().any(lost),
-            error => lost(error),
-        };
-        any_lost && self.groups.iter().any(|group| group.replace_interrupted)
-    }
-
     /// Whether a run has all machines of the experiment.
     fn check_machines(&self, hosts: &[Host]) -> Result<(), Error> {
         let has = |name: &String| hosts.iter().any(|host| host.name() == name);

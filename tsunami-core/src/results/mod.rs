@@ -4,6 +4,7 @@
 //! events and logs as they come, and [`Results::finish`] sums up. [`Secrets`] are taken out of what all of them write.
 
 mod files;
+mod index;
 mod inputs;
 mod json;
 mod logs;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tokio::task::JoinError;
 
 use crate::experiment::Experiment;
+use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
 pub use json::{Json, json};
@@ -161,18 +163,21 @@ impl Results {
         self.directory.join("trials").join(trial).join(step).join(machine)
     }
 
-    /// Keeps what an interrupted trial brought home from mixing with what the next attempt does.
-    pub fn set_aside(&self, trial: &str) -> io::Result<()> {
+    /// Keeps what a trial that doesn't count brought home from mixing with what the next attempt does.
+    pub fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
         let trials = self.directory.join("trials");
-        let aside = (1..).map(|nth| match nth {
-            1 => trials.join(format!("{trial}-interrupted")),
-            _ => trials.join(format!("{trial}-interrupted-{nth}")),
-        });
-        let free = aside.into_iter().find(|path| path.symlink_metadata().is_err());
-        match free.map(|free| fs::rename(trials.join(trial), free)) {
-            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        match fs::rename(trials.join(trial), trials.join(attempt)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Writes down what the numbers of trials mean, as `trials/index.csv`.
+    pub fn write_index(&self, plan: &SweepPlan) -> Result<(), ResultsError> {
+        let (trials, path) = (self.directory.join("trials"), self.directory.join("trials/index.csv"));
+        files::make_directory(&trials).map_err(ResultsError::file("make", &trials))?;
+        let index = index::of(plan).map_err(io::Error::from);
+        index.and_then(|index| files::write(&path, index)).map_err(ResultsError::file("write", &path))
     }
 
     /// What writes to the directory as the run goes on. Events and output are written by a thread of their own, and in

@@ -110,27 +110,3 @@ pub struct Measured {
 pub(crate) fn regex(text: &str) -> Result<regex::bytes::Regex, regex::Error> {
     regex::bytes::RegexBuilder::new(text).size_limit(crate::limits::REGEX_LIMIT).build()
 }
-
-/// What one machine has of the text that a metric is in.
-#[derive(Clone, Debug)]
-pub(crate) struct MachineText {
-    /// The machine.
-    pub(crate) machine: String,
-    /// The text, or why it isn't there.
-    pub(crate) text: Result<Vec<u8>, String>,
-}
-
-impl Metric {
-    /// Reads it from what its step's machines printed or brought home: the value of each, then that of the trial.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the trials of files read metrics"))]
-    pub(crate) fn read(&self, step: &str, texts: &[MachineText]) -> Vec<Measured> {
-        let missing = |machine: Option<&String>| Measured {
-            step: step.to_owned(),
-            metric: self.name.clone(),
-            machine: machine.cloned(),
-            value: None,
-            missing: Some("it is not read yet".to_owned()),
-        };
-        texts.iter().map(|text| missing(Some(&text.machine))).chain([missing(None)]).collect()
-    }
-}

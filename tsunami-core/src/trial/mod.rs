@@ -31,10 +31,13 @@ mod collect;
 mod command;
 mod context;
 mod metrics;
+#[cfg(feature = "experiment")]
+mod reading;
 mod ready;
 #[cfg(feature = "experiment")]
 mod row;
 mod schedule;
+mod sweep;
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -50,15 +53,16 @@ use crate::event::UserEvent;
 use crate::names;
 use crate::outcome::gravest;
 use crate::session::Command;
+use crate::statistics::Direction;
 
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
-#[expect(unused_imports, reason = "the trials of files read metrics")]
-pub(crate) use metrics::MachineText;
 #[cfg(feature = "experiment")]
 pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
+#[cfg(feature = "experiment")]
+pub(crate) use reading::MachineText;
 pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
@@ -68,8 +72,12 @@ pub use schedule::{
     VoidReason,
 };
 
+#[cfg(feature = "experiment")]
+pub(crate) use sweep::{Measure, Sweep, new_seed};
+
 use collect::Kept;
 use command::Background;
+use sweep::Progress;
 
 /// Ends what a trial has left.
 const SWEEP: &str = concat!(include_str!("../processes.sh"), include_str!("sweep.sh"));
@@ -89,8 +97,12 @@ pub struct Trial {
 #[derive(Debug)]
 struct TrialInner {
     name: String,
+    /// What the parameters are.
+    parameters: Parameters,
     cluster: Cluster,
     machines: Machines,
+    /// The sweep that it is one of.
+    sweep: Option<Progress>,
     /// Ends all that the trial has begun.
     over: CancellationToken,
     /// What goes on until the trial ends, by the number of its [`Service`].
@@ -123,11 +135,21 @@ impl Cluster {
         F: FnOnce(Trial) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let trial = Trial::new(self, name.into())?;
+        self.attempt(Trial::new(self, name.into(), Parameters::new(), None)?, true, body).await
+    }
+
+    /// Runs a trial, of which events tell if it is `told`.
+    async fn attempt<T, F, Fut>(&self, trial: Trial, told: bool, body: F) -> Result<T, Error>
+    where
+        F: FnOnce(Trial) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
         // What the trial has begun knows the trial, so that nothing but this ends it if the future is dropped.
         let unless_ended = trial.inner.over.clone().drop_guard();
         let begun = Instant::now();
-        self.emit(UserEvent::TrialStarted { trial: trial.name().to_owned() });
+        if told {
+            self.emit(UserEvent::TrialStarted { trial: trial.name().to_owned() });
+        }
         let mut doing = Box::pin(body(trial.clone()));
         let done = tokio::select! {
             biased;
@@ -149,13 +171,20 @@ impl Cluster {
         let result = gravest(errors.collect()).map_or(Ok(value), Err);
         let (ok, took) = (result.is_ok(), begun.elapsed());
         let error = result.as_ref().err().map(|error| ErrorChain(error).to_string());
-        self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, error, took });
+        if told {
+            self.emit(UserEvent::TrialFinished { trial: trial.name().to_owned(), ok, error, took });
+        }
         result?.ok_or(Error::Cancelled)
     }
 }
 
 impl Trial {
-    fn new(cluster: &Cluster, name: String) -> Result<Self, Error> {
+    fn new(
+        cluster: &Cluster,
+        name: String,
+        parameters: Parameters,
+        sweep: Option<Progress>,
+    ) -> Result<Self, Error> {
         if !names::is_experiment_name(&name) {
             let message = format!("`{name}` can't name a trial: {}", names::EXPERIMENT_NAME);
             return Err(Error::other(message));
@@ -163,6 +192,8 @@ impl Trial {
         Ok(Self {
             inner: Arc::new(TrialInner {
                 name,
+                parameters,
+                sweep,
                 cluster: cluster.clone(),
                 machines: cluster.hosts().iter().map(MachineContext::of).collect::<Vec<_>>().into(),
                 over: CancellationToken::new(),
@@ -176,6 +207,36 @@ impl Trial {
     /// The name.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// What all parameters are in this trial; none outside of a [sweep](Cluster::trials).
+    pub fn parameters(&self) -> &Parameters {
+        &self.inner.parameters
+    }
+
+    /// What a parameter is in this trial.
+    ///
+    /// # Errors
+    ///
+    /// There is no such parameter.
+    pub fn parameter(&self, name: &str) -> Result<&ParameterValue, Error> {
+        let value = self.inner.parameters.get(name);
+        value.ok_or_else(|| Error::other(format!("trial {} has no parameter {name}", self.name())))
+    }
+
+    /// Notes what was measured, and which direction is better: once a trial and metric.
+    pub fn metric(&self, name: &str, better: Direction, value: f64) {
+        if let Some(sweep) = &self.inner.sweep {
+            sweep.add_metric(&self.inner.cluster, name, better);
+        }
+        let measured = Measured { metric: name.to_owned(), value: Some(value), ..Measured::default() };
+        self.tell_measured(measured);
+    }
+
+    /// Tells a number that was read, or why it could not be.
+    pub(crate) fn tell_measured(&self, measured: Measured) {
+        let trial = self.name().to_owned();
+        self.inner.cluster.emit(UserEvent::Measured { trial, measured });
     }
 
     /// What is known of all machines of the run.
@@ -337,6 +398,6 @@ fn own_script(name: &str, script: &str) -> Command {
 }
 
 /// Locks; a panic elsewhere is no reason to leave anything running.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

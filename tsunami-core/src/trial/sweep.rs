@@ -1,0 +1,645 @@
+//! A sweep: all trials of a plan in their order, and those that don't count done again.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::schedule::{OddMachines, Parameters, PlannedTrial, SweepPlan, Trials, VoidReason};
+use super::{MetricPlan, Trial, lock};
+use crate::cluster::{Cluster, Host, OutputRefused};
+use crate::error::{Error, ErrorChain, Failures};
+use crate::event::UserEvent;
+use crate::report::{MachineReport, Report};
+use crate::statistics::Direction;
+
+/// How often a trial is begun at most: done again twice.
+const ATTEMPTS: u32 = 3;
+
+/// How long the end of a set of machines may take, after its last trial.
+const TEARDOWN_RESERVE: Duration = Duration::from_secs(20);
+
+/// How many errors of failed trials are kept to be told at the end.
+const ERRORS_KEPT: usize = 20;
+
+/// What a sweep's trials are made of.
+pub(crate) trait Measure {
+    /// Whether anything is to be [prepared](Self::prepare).
+    fn prepares(&self) -> bool {
+        false
+    }
+
+    /// What is done once on a set of machines, before its first trial. What it starts goes on until the last is over.
+    fn prepare(&self, trial: Trial) -> impl Future<Output = Result<(), Error>> {
+        let _ = trial;
+        async { Ok(()) }
+    }
+
+    /// A trial, which may be the first on its machines.
+    fn measure(&self, trial: Trial, is_first: bool) -> impl Future<Output = Result<(), Error>>;
+
+    /// Keeps what a trial that doesn't count brought home from mixing with what the next attempt does.
+    fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
+        let _ = (trial, attempt);
+        Ok(())
+    }
+}
+
+/// Trials that are measured by a program's own closure.
+struct Closure<F>(F);
+
+impl<F, Fut> Measure for Closure<F>
+where
+    F: Fn(Trial) -> Fut,
+    Fut: Future<Output = Result<(), Error>>,
+{
+    fn measure(&self, trial: Trial, _: bool) -> impl Future<Output = Result<(), Error>> {
+        (self.0)(trial)
+    }
+}
+
+impl Cluster {
+    /// Runs trials in a [planned order](Trials::plan), and reports what came of them. `body` measures one: it is called
+    /// once for each, one after another, and each is like [`trial`](Self::trial).
+    ///
+    /// A trial that fails is a result: it is reported as failed, not done again, and the others go on. What a machine
+    /// that was interrupted or lost has cut doesn't count, and is done again at most twice, with all trials of its round:
+    /// on a replacement, where the [group](crate::Group::replace_interrupted) may have one. If a trial can't be expected to
+    /// end before the lifetime is over, it is not begun, and the report says so.
+    ///
+    /// The report begins where the sweep does: what its machines did before is not in it.
+    ///
+    /// ```
+    /// use tsunami_core::statistics::Direction;
+    /// use tsunami_core::trial::{Trial, Trials};
+    /// use tsunami_core::{Cluster, Error, Report};
+    ///
+    /// async fn compare(cluster: &Cluster) -> Result<Report, Error> {
+    ///     let trials = Trials::matrix([("variant", ["old", "new"])]).compare("variant").repeat(10).seed(7);
+    ///     cluster
+    ///         .trials(trials, async |trial: Trial| {
+    ///             let line = format!("bin/{} --requests 100000", trial.parameter("variant")?);
+    ///             let output = trial.host("client-0")?.run(line).await?;
+    ///             trial.metric("rps", Direction::Higher, output.stdout().trim().parse()?);
+    ///             Ok(())
+    ///         })
+    ///         .await
+    /// }
+    /// ```
+    ///
+    /// # When the future is dropped
+    ///
+    /// The trial that is under way ends as [`trial`](Self::trial) says, and does not count.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `trials`, or an interrupted or lost machine that was not replaced.
+    pub async fn trials<F, Fut>(&self, trials: Trials, body: F) -> Result<Report, Error>
+    where
+        F: Fn(Trial) -> Fut,
+        Fut: Future<Output = Result<(), Error>>,
+    {
+        let problems = trials.problems();
+        if !problems.is_empty() {
+            return Err(Error::other(problems.join("; ")));
+        }
+        let plan = trials.plan(trials.seed.unwrap_or_else(new_seed), |_| 1);
+        let report = Arc::new(Mutex::new(self.first_report()));
+        self.events().sum_up_in(&report);
+        let sweep = Sweep::new(plan, trials.odd, true);
+        sweep.on_set(1, 1, self.clone(), &Closure(body)).await?;
+        let report = mem::take(&mut *lock(&report));
+        Ok(report)
+    }
+
+    /// What is known of the run without having heard of it.
+    fn first_report(&self) -> Report {
+        let machine = |host: &Host| {
+            let id = Some(host.machine().id.clone());
+            (host.name().to_owned(), MachineReport { id, ..MachineReport::default() })
+        };
+        let mut report = Report::default();
+        report.run = Some(self.run_id().clone());
+        report.machines = self.hosts().iter().map(machine).collect();
+        report
+    }
+}
+
+/// By what an order is drawn if nobody says so; short enough to be written into a file.
+pub(crate) fn new_seed() -> u64 {
+    RandomState::new().hash_one(std::process::id()) >> 32
+}
+
+/// How far a sweep is. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Progress(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    plan: SweepPlan,
+    /// By their place in the plan.
+    trials: Vec<TrialState>,
+    /// How long trials took, by what their parameters were.
+    took: BTreeMap<String, Vec<Duration>>,
+    /// Why trials failed: the first of them.
+    errors: Vec<Error>,
+    is_planned: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct TrialState {
+    /// Whether it succeeded, once it counts.
+    counted: Option<bool>,
+    /// How many attempts didn't count.
+    voided: u32,
+    /// How often this process has begun it.
+    begun: u32,
+    /// Whether a process that was killed has left it as it was.
+    is_cut: bool,
+}
+
+impl Progress {
+    /// Adds a metric that nobody has named beforehand.
+    pub(super) fn add_metric(&self, cluster: &Cluster, name: &str, better: Direction) {
+        let mut state = lock(&self.0);
+        if state.plan.metrics.iter().all(|metric| metric.name != name) {
+            let (name, better) = (name.to_owned(), Some(better));
+            state.plan.metrics.push(MetricPlan { name, better, ..MetricPlan::default() });
+            cluster.emit(UserEvent::SweepPlanned { plan: state.plan.clone() });
+        }
+    }
+
+    /// How many trials that count are done, and how many there are to be.
+    fn done(&self) -> (u32, u32) {
+        let state = lock(&self.0);
+        let counted = state.plan.trials.iter().zip(&state.trials).filter(|(planned, _)| !planned.warmup);
+        counted.fold((0, 0), |(done, of), (_, trial)| (done + u32::from(trial.counted.is_some()), of + 1))
+    }
+}
+
+/// The trials of a plan, on one set of machines after another. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Sweep {
+    progress: Progress,
+    plan: Arc<SweepPlan>,
+    odd: OddMachines,
+    /// Whether events tell of anything beside the trials themselves.
+    told: bool,
+    /// What parameters are in the part that is done.
+    only: Arc<[(String, String)]>,
+}
+
+/// What came of an attempt.
+enum Attempt {
+    /// It counts.
+    Counts,
+    /// It doesn't, for a reason that may have gone.
+    Void,
+}
+
+impl Sweep {
+    /// A sweep of which nothing is done. It is `told` of unless it is a single trial that nobody made a plan for.
+    pub(crate) fn new(plan: SweepPlan, odd: OddMachines, told: bool) -> Self {
+        let trials = vec![TrialState::default(); plan.trials.len()];
+        let (shared, took, errors) = (Arc::new(plan.clone()), BTreeMap::new(), Vec::new());
+        let state = State { plan, trials, took, errors, is_planned: false };
+        let progress = Progress(Arc::new(Mutex::new(state)));
+        Self { progress, plan: shared, odd, told, only: Arc::default() }
+    }
+
+    /// The rest of a sweep that has come as far as its report says.
+    pub(crate) fn resumed(plan: SweepPlan, odd: OddMachines, report: &Report) -> Self {
+        let sweep = Self::new(plan, odd, true);
+        {
+            let state = &mut *sweep.state();
+            state.is_planned = true;
+            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
+                let attempts = report.trials.iter().filter(|known| known.of() == planned.name);
+                for known in attempts {
+                    match (&known.voided, known.ok) {
+                        (Some(_), _) => trial.voided += 1,
+                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
+                    }
+                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
+                        state.took.entry(kind(planned)).or_default().push(took);
+                    }
+                }
+            }
+        }
+        sweep
+    }
+
+    /// Does a part alone: the trials in which these parameters are so.
+    ///
+    /// # Errors
+    ///
+    /// There is no such part, or it would cut rounds.
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, Error> {
+        for (name, value) in &only {
+            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
+            else {
+                return Err(Error::other(format!("there is no parameter {name}")));
+            };
+            if parameter.values.iter().all(|known| known.to_string() != *value) {
+                return Err(Error::other(format!("parameter {name} is never {value}")));
+            }
+            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
+                return Err(Error::other(format!("{name} is compared: rounds are done whole")));
+            }
+        }
+        self.only = only.into();
+        Ok(self)
+    }
+
+    /// Whether a trial is of the part that is done.
+    fn is_wanted(&self, planned: &PlannedTrial) -> bool {
+        let is_so = |(name, value): &(String, String)| {
+            planned.parameters.get(name).is_some_and(|known| known.to_string() == *value)
+        };
+        self.only.iter().all(is_so)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.progress.0)
+    }
+
+    pub(crate) fn plan(&self) -> &SweepPlan {
+        &self.plan
+    }
+
+    /// Whether it is more than a single trial that nobody made a plan for.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// The number of its last set of machines.
+    pub(crate) fn set_count(&self) -> u32 {
+        self.plan.trials.iter().map(|trial| trial.set).max().unwrap_or(1)
+    }
+
+    /// How many trials that count are done, and how many there are to be.
+    pub(crate) fn done(&self) -> (u32, u32) {
+        self.progress.done()
+    }
+
+    /// Whether nothing is left to do on a set.
+    pub(crate) fn is_done(&self, set: u32) -> bool {
+        let state = self.state();
+        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
+            planned.set == set && !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
+        };
+        !self.plan.trials.iter().zip(&state.trials).any(left)
+    }
+
+    /// Whether a trial that was to be done is not.
+    fn is_given_up(&self) -> bool {
+        let state = self.state();
+        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
+            !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
+        };
+        self.plan.trials.iter().zip(&state.trials).any(left)
+    }
+
+    fn why_not_all(&self) -> String {
+        if self.is_given_up() {
+            return GIVEN_UP.to_owned();
+        }
+        let only: Vec<_> = self.only.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("only {} was to be done", only.join(", "))
+    }
+
+    /// Tells that no more trials are done.
+    pub(crate) fn finish(&self, cluster: &Cluster, why: Option<String>) {
+        if self.told {
+            let (done, of) = self.done();
+            let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
+            cluster.emit(UserEvent::SweepFinished { done, of, why });
+        }
+    }
+
+    /// What a program ends with that shows failed trials as an error, as files do.
+    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
+        let (done, of) = self.done();
+        let mut errors = mem::take(&mut self.state().errors);
+        if done < of && (stopped.is_some() || self.is_given_up()) {
+            let why = stopped.unwrap_or_else(|| self.why_not_all());
+            errors.push(Error::Incomplete { done, of, why });
+        } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
+            errors.push(Error::other("trials failed before the sweep was resumed"));
+        }
+        let mut errors = errors.into_iter();
+        let (Some(first), others) = (errors.next(), errors.collect::<Vec<_>>()) else { return Ok(()) };
+        if others.is_empty() {
+            return Err(first);
+        }
+        Err(Error::Several(Failures { first: Box::new(first), others }))
+    }
+
+    /// Does what is left of a set on machines that are up, which are the `number`th set of the sweep, and tells the end of
+    /// the sweep if nothing is left of any. Says why it stopped before its time, if it did.
+    ///
+    /// If the future is dropped, the trial that is under way does not count.
+    pub(crate) async fn on_set<M: Measure>(
+        &self,
+        set: u32,
+        number: u32,
+        mut cluster: Cluster,
+        measure: &M,
+    ) -> Result<Option<String>, Error> {
+        if self.told {
+            if !mem::replace(&mut self.state().is_planned, true) {
+                cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
+            }
+            cluster.emit(UserEvent::SetStarted { set: number, run: cluster.run_id().clone() });
+        }
+        // Whoever drops this has nobody else to tell it.
+        let mut ending = Ending { sweep: self, cluster: cluster.clone(), is_over: false };
+        let ended = loop {
+            let ended = if measure.prepares() {
+                let trial = Trial::new(&cluster, format!("set-{number}"), Parameters::new(), None)?;
+                let body = async |trial: Trial| {
+                    measure.prepare(trial).await?;
+                    self.go(set, &cluster, measure).await
+                };
+                cluster.attempt(trial, false, body).await
+            } else {
+                self.go(set, &cluster, measure).await
+            };
+            match ended {
+                Err(error) if loss(&error).is_some() && !cluster.is_ending() => {
+                    match repaired(&cluster, error).await {
+                        Ok(repaired) => cluster = repaired,
+                        Err(error) => break Err(error),
+                    }
+                }
+                ended => break ended,
+            }
+        };
+        ending.is_over = true;
+        let is_last = (set + 1..=self.set_count()).all(|set| self.is_done(set));
+        match &ended {
+            Ok(None) if !is_last => {}
+            Ok(why) => self.finish(&cluster, why.clone()),
+            Err(error) => self.finish(&cluster, Some(ErrorChain(error).to_string())),
+        }
+        ended
+    }
+
+    /// Does what is left of a set on machines none of which is lost meanwhile. Says why it stopped, if it did before that
+    /// was done.
+    async fn go<M: Measure>(
+        &self,
+        set: u32,
+        cluster: &Cluster,
+        measure: &M,
+    ) -> Result<Option<String>, Error> {
+        let mut is_first = true;
+        let of_set = |planned: &&PlannedTrial| planned.set == set && self.is_wanted(planned);
+        let indexed = self.plan.trials.iter().enumerate().filter(|(_, planned)| of_set(planned));
+        let (warmups, counted): (Vec<_>, Vec<_>) = indexed.partition(|(_, planned)| planned.warmup);
+        let rounds = rounds(&counted);
+        if !rounds.iter().any(|round| self.may_be_done(round)) {
+            return Ok(None);
+        }
+        for (at, _) in warmups {
+            // Those of an earlier time were on other machines.
+            self.void_round(cluster, measure, at..at + 1)?;
+            if let Some(why) = self.too_late(cluster, at..at + 1) {
+                return Ok(Some(why));
+            }
+            self.attempt(at, cluster, measure, mem::take(&mut is_first)).await?;
+        }
+        for round in rounds.into_iter().filter(|round| self.may_be_done(round)) {
+            if let Some(interrupted) = cluster.hosts().iter().find_map(Host::interruption) {
+                return Err(interrupted);
+            }
+            self.void_round(cluster, measure, round.clone())?;
+            if self.plan.compare.is_some()
+                && let Some(why) = self.too_late(cluster, round.clone())
+            {
+                return Ok(Some(why));
+            }
+            for at in round {
+                while self.may_begin(at) {
+                    if let Some(why) = self.too_late(cluster, at..at + 1) {
+                        return Ok(Some(why));
+                    }
+                    match self.attempt(at, cluster, measure, mem::take(&mut is_first)).await? {
+                        Attempt::Counts => break,
+                        Attempt::Void => {}
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a round is not done, and each of its trials may be begun once more.
+    fn may_be_done(&self, round: &Range<usize>) -> bool {
+        let trials = &self.state().trials[round.clone()];
+        let is_done = trials.iter().all(|trial| trial.counted.is_some());
+        !is_done && trials.iter().all(|trial| trial.begun < ATTEMPTS)
+    }
+
+    fn may_begin(&self, at: usize) -> bool {
+        self.state().trials[at].begun < ATTEMPTS
+    }
+
+    /// Lets what is done of a round not count, before it is done again whole.
+    fn void_round<M: Measure>(
+        &self,
+        cluster: &Cluster,
+        measure: &M,
+        round: Range<usize>,
+    ) -> Result<(), Error> {
+        for at in round {
+            let (counted, is_cut) = {
+                let trial = &mut self.state().trials[at];
+                (trial.counted.take(), mem::take(&mut trial.is_cut))
+            };
+            let voided = match counted {
+                Some(_) => Some((VoidReason::Round, "the round is done again whole")),
+                None => is_cut.then_some((VoidReason::Cut, CUT)),
+            };
+            if let Some((reason, text)) = voided {
+                self.void(at, cluster, measure, reason, text.to_owned(), Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets an attempt not count, and gives it and what it brought home a name of its own.
+    fn void<M: Measure>(
+        &self,
+        at: usize,
+        cluster: &Cluster,
+        measure: &M,
+        reason: VoidReason,
+        text: String,
+        machines: Vec<String>,
+    ) -> Result<(), Error> {
+        let trial = self.plan.trials[at].name.clone();
+        let attempt = {
+            let state = &mut self.state().trials[at];
+            state.voided += 1;
+            format!("{trial}.{}", state.voided)
+        };
+        let set_aside = measure.set_aside(&trial, &attempt);
+        cluster.emit(UserEvent::TrialVoided { trial, attempt, reason, text, machines });
+        Ok(set_aside?)
+    }
+
+    /// One attempt at a trial.
+    async fn attempt<M: Measure>(
+        &self,
+        at: usize,
+        cluster: &Cluster,
+        measure: &M,
+        is_first: bool,
+    ) -> Result<Attempt, Error> {
+        let planned = &self.plan.trials[at];
+        let (name, parameters) = (planned.name.clone(), planned.parameters.clone());
+        let trial = Trial::new(cluster, name, parameters, Some(self.progress.clone()))?;
+        self.state().trials[at].begun += 1;
+        let mut under_way = UnderWay { sweep: self, at, cluster, measure, is_over: false };
+        let begun = Instant::now();
+        let ended = cluster.attempt(trial, true, |trial| measure.measure(trial, is_first)).await;
+        let took = begun.elapsed();
+        under_way.is_over = true;
+        drop(under_way);
+        let void = |reason, text, machines| self.void(at, cluster, measure, reason, text, machines);
+        let error = match ended {
+            Ok(()) => None,
+            // What fails then says nothing of the experiment.
+            Err(error) if cluster.is_ending() => {
+                void(VoidReason::Cut, CUT.to_owned(), Vec::new())?;
+                return Err(error);
+            }
+            Err(error) if OutputRefused::is_source_of(&error) => {
+                void(VoidReason::Cut, error.to_string(), Vec::new())?;
+                return Err(error);
+            }
+            Err(error) => match loss(&error) {
+                Some((reason, machines)) => {
+                    void(reason, error.to_string(), machines)?;
+                    return Err(error);
+                }
+                None => Some(error),
+            },
+        };
+        let mut state = self.state();
+        let ok = error.is_none();
+        state.trials[at].counted = Some(ok);
+        if ok {
+            state.took.entry(kind(planned)).or_default().push(took);
+        }
+        if let Some(error) = error.filter(|_| !planned.warmup && state.errors.len() < ERRORS_KEPT) {
+            state.errors.push(error);
+        }
+        Ok(Attempt::Counts)
+    }
+
+    /// Why these trials are not begun: they can't be expected to end before the lifetime is over. Where nothing is known
+    /// of such trials, they may.
+    fn too_late(&self, cluster: &Cluster, trials: Range<usize>) -> Option<String> {
+        let needed: Duration = {
+            let state = self.state();
+            let each = self.plan.trials[trials].iter().map(|planned| median(state.took.get(&kind(planned))?));
+            each.flatten().map(|median| median.mul_f64(1.5)).sum()
+        };
+        let is_late = !needed.is_zero() && cluster.time_left() < needed + TEARDOWN_RESERVE;
+        is_late.then(|| "the lifetime of the machines leaves no time for another".to_owned())
+    }
+}
+
+/// Why a sweep is not complete that went on to its end.
+const GIVEN_UP: &str = "the others were done again twice, and don't count";
+
+/// What ended a trial that did not end by itself.
+const CUT: &str = "the run was ended";
+
+/// Trials of one round follow one another.
+fn rounds(trials: &[(usize, &PlannedTrial)]) -> Vec<Range<usize>> {
+    let rounds = trials.chunk_by(|(_, one), (_, next)| one.round == next.round);
+    rounds.map(|round| round[0].0..round[0].0 + round.len()).collect()
+}
+
+/// What trials have in common that take about the same time.
+fn kind(planned: &PlannedTrial) -> String {
+    format!("{:?}", planned.parameters)
+}
+
+fn median(took: &[Duration]) -> Option<Duration> {
+    let mut sorted = took.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
+}
+
+/// Whether an error is that of machines that were interrupted or lost, and which they are.
+fn loss(error: &Error) -> Option<(VoidReason, Vec<String>)> {
+    let all: Vec<&Error> = match error {
+        Error::Several(Failures { first, others }) => std::iter::once(&**first).chain(others).collect(),
+        error => vec![error],
+    };
+    let lost = |error: &&&Error| matches!(error, Error::Interrupted { .. } | Error::Lost { .. });
+    let lost: Vec<_> = all.iter().filter(lost).collect();
+    let is_interrupted = lost.iter().any(|error| matches!(error, Error::Interrupted { .. }));
+    let reason = if is_interrupted { VoidReason::Interrupted } else { VoidReason::Lost };
+    let mut machines: Vec<_> =
+        lost.iter().filter_map(|error| error.place()).map(|(machine, _)| machine.to_owned()).collect();
+    machines.sort();
+    machines.dedup();
+    (!lost.is_empty()).then_some((reason, machines))
+}
+
+/// Replaces the machines that were interrupted; fails with `error` if there are none.
+async fn repaired(cluster: &Cluster, error: Error) -> Result<Cluster, Error> {
+    if !cluster.may_be_repaired() {
+        return Err(error);
+    }
+    let repaired = cluster.repair().await?;
+    let mut pairs = cluster.hosts().iter().zip(repaired.hosts());
+    let is_another = pairs.any(|(old, new)| old.machine().id != new.machine().id);
+    if is_another { Ok(repaired) } else { Err(error) }
+}
+
+/// A trial that is under way. If it is dropped before it is over, it doesn't count.
+struct UnderWay<'a, M: Measure> {
+    sweep: &'a Sweep,
+    at: usize,
+    cluster: &'a Cluster,
+    measure: &'a M,
+    is_over: bool,
+}
+
+impl<M: Measure> Drop for UnderWay<'_, M> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let Self { sweep, at, cluster, measure, .. } = self;
+            let voided = sweep.void(*at, cluster, *measure, VoidReason::Cut, CUT.to_owned(), Vec::new());
+            if let Err(error) = voided {
+                tracing::error!(%error, "what a trial brought home is not set aside");
+            }
+        }
+    }
+}
+
+/// A sweep that goes on. If it is dropped before it is over, it says so.
+struct Ending<'a> {
+    sweep: &'a Sweep,
+    cluster: Cluster,
+    is_over: bool,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.sweep.finish(&self.cluster, Some(CUT.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Sweeps of trials on the fake cloud and paused time. Every test ends with an empty cloud.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tsunami_core::statistics::Direction;
+use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
+use tsunami_core::trial::{Trial, Trials, VoidReason};
+use tsunami_core::{
+    Cluster, Error, Event, EventKind, Group, MachineSpec, Observer, Outcome, Plan, Recorder, Report,
+    RunStore, Tsunami,
+};
+
+/// A fake cloud, and what was heard of a run on it.
+struct World {
+    cloud: FakeCloud,
+    events: Arc<Recorder>,
+    cancel: CancellationToken,
+    directory: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cloud = FakeCloud::new(1);
+        cloud.on_command(|_, command| {
+            let line = command.to_string();
+            let seconds = line.strip_prefix("measure ")?.parse().ok()?;
+            Some(Reply::stdout("17\n").after(Duration::from_secs(seconds)))
+        });
+        Self { cloud, events: Arc::default(), cancel: CancellationToken::new(), directory }
+    }
+
+    /// Runs trials on four machines, each of which may be replaced.
+    async fn sweep<F, Fut>(&self, lifetime: Duration, trials: Trials, body: F) -> Result<Report, Error>
+    where
+        F: Fn(Trial) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), Error>> + Send,
+    {
+        let tsunami = Tsunami::new(Arc::new(self.cloud.clone()), Arc::new(self.cloud.clone()))
+            .state(RunStore::at(self.directory.path().join("runs")))
+            .cancel_on(self.cancel.clone())
+            .observer(self.events.clone() as Arc<dyn Observer>);
+        let group = Group::new("node", MachineSpec::default()).count(4).replace_interrupted(true);
+        let plan =
+            Plan::new("sweep").group(group.setup(async |host| host.run("install").await)).lifetime(lifetime);
+        let ended =
+            tsunami.run(plan, |cluster: Cluster| async move { cluster.trials(trials, body).await }).await;
+        assert!(self.cloud.is_empty(), "left: {:?}", self.cloud);
+        ended
+    }
+
+    fn report(&self) -> Report {
+        self.events.events().iter().collect()
+    }
+}
+
+/// Measures on all machines at once.
+async fn measure(trial: Trial, seconds: u64) -> Result<(), Error> {
+    let part = async |host: tsunami_core::trial::TrialHost| host.run(format!("measure {seconds}")).await;
+    let outputs = trial.step("load", trial.hosts(), part).await?;
+    trial.metric("rps", Direction::Higher, outputs[0].stdout().trim().parse()?);
+    Ok(())
+}
+
+fn two_by(repeat: u32) -> Trials {
+    Trials::matrix([("variant", ["old", "new"])]).compare("variant").repeat(repeat).seed(7)
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Which trials count, in the order in which they began.
+fn counted(report: &Report) -> Vec<&str> {
+    let counted = report.trials.iter().filter(|trial| trial.voided.is_none());
+    counted.map(|trial| trial.name.as_str()).collect()
+}
+
+/// What doesn't count, and why.
+fn voided(report: &Report) -> Vec<(&str, VoidReason)> {
+    let voided = report.trials.iter().filter_map(|trial| Some((&trial.name, trial.voided.as_ref()?)));
+    voided.map(|(name, voided)| (name.as_str(), voided.reason)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn trials_are_done_in_their_order_and_reported() {
+    let world = World::new();
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let noted = begun.clone();
+    let report = world.sweep(HOUR, two_by(4).warmup(1), move |trial| {
+        let noted = noted.clone();
+        async move {
+            noted.lock().unwrap().push((trial.name().to_owned(), trial.parameter("variant")?.to_string()));
+            measure(trial, 10).await
+        }
+    });
+    let report = report.await.unwrap();
+    let plan = report.sweep.as_ref().unwrap();
+    let planned =
+        plan.trials.iter().map(|trial| (trial.name.clone(), trial.parameters["variant"].to_string()));
+    assert_eq!(*begun.lock().unwrap(), planned.collect::<Vec<_>>());
+    assert_eq!(counted(&report), ["w1", "w2", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    assert!(report.trials.iter().all(|trial| trial.ok == Some(true) && trial.set == 1));
+    assert_eq!(report.trials[2].measured[0].value, Some(17.0));
+    assert_eq!((plan.metrics.len(), plan.metrics[0].better), (1, Some(Direction::Higher)));
+    let swept = report.swept.as_ref().unwrap();
+    assert_eq!((swept.done, swept.of, &swept.why), (8, 8, &None));
+    // What observers hear comes to the same.
+    let heard = world.report();
+    assert_eq!(
+        (heard.trials.len(), heard.swept, heard.sweep),
+        (10, report.swept.clone(), report.sweep.clone())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_is_a_result_and_the_others_go_on() {
+    let world = World::new();
+    let report = world.sweep(HOUR, two_by(3), async |trial: Trial| {
+        if trial.parameter("variant")?.to_string() == "new" {
+            trial.host("node-0")?.run("exit 3").await?;
+        }
+        measure(trial, 10).await
+    });
+    let report = report.await.unwrap();
+    assert_eq!(counted(&report).len(), 6);
+    let failed: Vec<_> = report.trials.iter().filter(|trial| trial.ok == Some(false)).collect();
+    assert_eq!(failed.len(), 3);
+    assert!(failed[0].error.as_ref().unwrap().contains("exit 3"), "{:?}", failed[0].error);
+    let swept = report.swept.unwrap();
+    assert_eq!((swept.done, swept.of, swept.why), (6, 6, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_that_lost_a_machine_is_done_again_whole_on_another_wherever_that_was() {
+    let undisturbed = {
+        let (world, begun) = (World::new(), Instant::now());
+        world.sweep(HOUR, two_by(3), async |trial| measure(trial, 100).await).await.unwrap();
+        begun.elapsed()
+    };
+    for after in (60..undisturbed.as_secs()).step_by(7) {
+        let world = World::new();
+        world.cloud.machine_fault("node-2", MachineFault::Interrupted(Duration::from_secs(after)));
+        let report = world.sweep(HOUR, two_by(3), async |trial| measure(trial, 100).await).await.unwrap();
+        let mut names = counted(&report);
+        names.sort_unstable();
+        assert_eq!(names, ["1", "2", "3", "4", "5", "6"], "after {after} s");
+        assert!(report.trials.iter().all(|trial| trial.voided.is_some() || trial.ok == Some(true)));
+        assert_eq!(report.swept.as_ref().unwrap().done, 6);
+        none_is_mixed(&world);
+    }
+}
+
+/// Each round's trials that count were measured on the same machines, one after another.
+fn none_is_mixed(world: &World) {
+    let (events, report) = (world.events.events(), world.report());
+    let machines = |from: Duration, to: Duration| {
+        let within = events.iter().filter(|event| (from..=to).contains(&event.elapsed));
+        let used = |event: &Event| match &event.kind {
+            EventKind::CommandStarted { machine, id, command, .. } if command.starts_with("measure") => {
+                Some(format!("{machine} {id:?}"))
+            }
+            _ => None,
+        };
+        within.filter_map(used).collect::<std::collections::BTreeSet<_>>()
+    };
+    let plan = report.sweep.as_ref().unwrap();
+    let counted = report.trials.iter().filter(|trial| trial.voided.is_none());
+    let mut rounds = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for trial in counted {
+        let round = plan.trial(&trial.name).unwrap().round;
+        rounds.entry(round).or_default().push(machines(trial.started, trial.started + trial.took.unwrap()));
+    }
+    for (round, machines) in rounds {
+        assert!(machines.windows(2).all(|pair| pair[0] == pair[1]), "round {round}: {machines:?}");
+        assert!(machines.iter().all(|machines| machines.len() == 4), "round {round}: {machines:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn thirteen_in_a_hundred_trials_are_interrupted_and_all_rounds_complete_soon() {
+    // Set-up takes about half a minute; a trial takes ten times as long.
+    const TRIALS: u32 = 30;
+    let day = 24 * HOUR;
+    let body = async |trial: Trial| measure(trial, 300).await;
+    let undisturbed = {
+        let (world, begun) = (World::new(), Instant::now());
+        world.sweep(day, two_by(TRIALS / 2), body).await.unwrap();
+        begun.elapsed()
+    };
+    let mut lots = fastrand::Rng::with_seed(3);
+    for _ in 0..4 {
+        let (world, begun) = (World::new(), Instant::now());
+        // Four of thirty, each of another machine.
+        for machine in 0..4 {
+            let at = Duration::from_secs_f64(60.0 + lots.f64() * (undisturbed.as_secs_f64() - 60.0));
+            world.cloud.machine_fault(format!("node-{machine}"), MachineFault::Interrupted(at));
+        }
+        let report = world.sweep(day, two_by(TRIALS / 2), body).await.unwrap();
+        assert_eq!(report.swept.as_ref().unwrap().done, TRIALS);
+        none_is_mixed(&world);
+        let times = begun.elapsed().as_secs_f64() / undisturbed.as_secs_f64();
+        assert!(times <= 1.4, "{times}: {:?}", voided(&report));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_is_done_again_twice_at_most_and_the_sweep_goes_on_without_it() {
+    let world = World::new();
+    for (machine, after) in [("node-0", 400), ("node-1", 800), ("node-2", 1200)] {
+        world.cloud.machine_fault(machine, MachineFault::Interrupted(Duration::from_secs(after)));
+    }
+    // One variant takes so long that each of its attempts loses a machine.
+    let report = world.sweep(HOUR, two_by(1), async |trial| {
+        let is_new = trial.parameter("variant")?.to_string() == "new";
+        measure(trial, if is_new { 1000 } else { 10 }).await
+    });
+    let report = report.await.unwrap();
+    let swept = report.swept.clone().unwrap();
+    assert_eq!((swept.done, swept.of), (1, 2), "{:?}", voided(&report));
+    assert!(swept.why.unwrap().contains("done again twice"));
+    let cut = report.trials.iter().filter_map(|trial| trial.voided.as_ref());
+    assert_eq!(cut.filter(|voided| voided.reason == VoidReason::Interrupted).count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_lost_and_not_replaced_ends_the_sweep() {
+    let world = World::new();
+    world.cloud.machine_fault("node-1", MachineFault::Dies(Duration::from_secs(250)));
+    let error = world.sweep(HOUR, two_by(4), async |trial| measure(trial, 100).await).await.unwrap_err();
+    assert_eq!(Outcome::of(&error), Outcome::MachineLost, "{error:?}");
+    let report = world.report();
+    assert_eq!(voided(&report).last().unwrap().1, VoidReason::Lost);
+    assert!(report.swept.unwrap().why.unwrap().contains("node-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_trial_begins_that_can_t_end_in_time() {
+    let world = World::new();
+    let lifetime = Duration::from_secs(600);
+    let report = world.sweep(lifetime, two_by(10), async |trial| measure(trial, 100).await).await.unwrap();
+    let swept = report.swept.clone().unwrap();
+    assert!(swept.done >= 2 && swept.done < 6, "{swept:?}");
+    assert!(swept.done.is_multiple_of(2), "half a round is worth nothing: {swept:?}");
+    assert!(swept.why.unwrap().contains("lifetime"));
+    assert!(voided(&report).is_empty());
+    assert!(world.report().finished.unwrap() < lifetime);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_the_lifetime_cuts_does_not_count() {
+    let world = World::new();
+    let trials = Trials::matrix([("n", [1, 1000])]).seed(1);
+    let error = world.sweep(Duration::from_secs(300), trials, async |trial| {
+        let seconds = trial.parameter("n")?.to_string().parse()?;
+        measure(trial, seconds).await
+    });
+    let error = error.await.unwrap_err();
+    assert_eq!(Outcome::of(&error), Outcome::MachineLost, "{error:?}");
+    let report = world.report();
+    assert_eq!(voided(&report).last().unwrap().1, VoidReason::Cut, "{:?}", report.trials);
+    assert!(report.swept.unwrap().why.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_is_cancelled_tells_its_end_and_what_was_under_way_does_not_count() {
+    for after in (1..400).step_by(9) {
+        let world = World::new();
+        let cancel = world.cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(after)).await;
+            cancel.cancel();
+        });
+        let ended = world.sweep(HOUR, two_by(2), async |trial| measure(trial, 50).await).await;
+        let report = world.report();
+        let Err(error) = ended else { continue };
+        assert!(matches!(error, Error::Cancelled), "{error:?}");
+        let cut = report.trials.iter().filter(|trial| trial.ok != Some(true));
+        let cut: Vec<_> = cut.map(|trial| trial.voided.as_ref().map(|voided| voided.reason)).collect();
+        assert!(
+            cut.len() <= 1 && cut.iter().all(|cut| *cut == Some(VoidReason::Cut)),
+            "{cut:?} after {after}"
+        );
+        if report.sweep.is_some() {
+            assert!(report.swept.unwrap().why.is_some());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_trial_goes_on_after_the_teardown() {
+    let world = Arc::new(World::new());
+    let swept = world.clone();
+    let panicking = tokio::spawn(async move {
+        let body = async |trial: Trial| {
+            measure(trial.clone(), 10).await?;
+            assert_ne!(trial.name(), "3", "as a test");
+            Ok(())
+        };
+        swept.sweep(HOUR, two_by(2), body).await
+    });
+    assert!(panicking.await.unwrap_err().is_panic());
+    assert!(world.cloud.is_empty());
+    let report = world.report();
+    assert_eq!((counted(&report), voided(&report)), (vec!["1", "2"], vec![("3.1", VoidReason::Cut)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trials_that_can_t_be_planned_are_an_error() {
+    let world = World::new();
+    let trials = two_by(1).baseline("other").repeat(0);
+    let error = world.sweep(HOUR, trials, async |_| Ok(())).await.unwrap_err();
+    assert!(error.to_string().contains("baseline other"), "{error}");
+}
