@@ -19,6 +19,7 @@ mod check;
 mod file;
 pub(crate) mod keys;
 mod plan;
+mod prepare;
 mod problem;
 mod run;
 mod schema;
@@ -69,6 +70,8 @@ pub struct Experiment {
     pub steps: Vec<Step>,
     /// The file's text as it was read.
     pub source: String,
+    /// The directory that paths in it are relative to.
+    pub directory: PathBuf,
     /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What templates know by name in every trial: the file's values, or those given beside it, and the parameters that
@@ -437,12 +440,20 @@ impl<'a> Loader<'a> {
             check::templates(&text, contents, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
-            Some(contents) if notes.is_empty() => Ok(Self::experiment(contents, self.set, source)),
+            Some(contents) if notes.is_empty() => {
+                let directory = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+                Ok(Self::experiment(contents, self.set, source, directory))
+            }
             _ => Err(Problems::new(path, &text, notes)),
         }
     }
 
-    fn experiment(contents: Contents, set: Vec<(String, String)>, source: String) -> Experiment {
+    fn experiment(
+        contents: Contents,
+        set: Vec<(String, String)>,
+        source: String,
+        directory: PathBuf,
+    ) -> Experiment {
         let mut sets: Vec<_> = contents.sets.into_iter().map(|set| set.machines).collect();
         let mut experiment = Experiment {
             name: contents.name,
@@ -456,6 +467,7 @@ impl<'a> Loader<'a> {
             set,
             values: contents.values,
             source,
+            directory,
             prepare: contents.prepare,
             trials: contents.trials,
             resets: Vec::new(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::Experiment;
+use super::prepare::prepare;
 use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
 use crate::engine::{RunHandle, Tsunami};
@@ -135,6 +136,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::run`] has them, and those of the steps.
     pub async fn run(&self) -> Result<(), Error> {
+        self.make_ready().await?;
         self.write_index().await?;
         self.tsunami.run_as(self.id.clone(), self.experiment.plan(), self.trials()).await
     }
@@ -145,6 +147,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::up`] has them. Everything is torn down then.
     pub async fn up(&self) -> Result<RunHandle, Error> {
+        self.make_ready().await?;
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 
@@ -155,6 +158,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::attach`] has them, those of the steps, and a machine that the experiment has and the run doesn't.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
+        self.make_ready().await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
         self.write_index().await?;
@@ -180,6 +184,17 @@ impl ExperimentRun {
         let (results, experiment) = (self.results.clone(), self.experiment.clone());
         let finished = spawn_blocking(move || results.finish(&experiment, outcome)).await;
         finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
+    }
+
+    /// Does what is to be done on this computer first, and then writes down what machines will be given.
+    async fn make_ready(&self) -> Result<(), Error> {
+        if self.experiment.prepare.is_empty() {
+            return Ok(());
+        }
+        prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        let (results, experiment) = (self.results.clone(), self.experiment.clone());
+        let written = spawn_blocking(move || results.write_inputs(&experiment)).await;
+        written.map_err(Error::other)?.map_err(Error::from)
     }
 
     /// Writes down what trials there are.

@@ -902,7 +902,6 @@ n = [1, 2]
             "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
             "15:46 `better` can't be \"more\" (known here: higher, lower)",
             "16:38 `where` is for `csv` and `json` (a regular expression or a histogram has no rows)",
-            "17:48 expected a string, found a float (write it as a string: \"0.5\")",
             "17:72 this leaves the step's directory",
             "18:1 `n` can't name a metric: it is a parameter",
             "19:1 `across` is missing here: the step runs on 3 machines (say how their values become one: `across = \"sum\"`)",

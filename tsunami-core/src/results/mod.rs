@@ -26,6 +26,7 @@ use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
 pub use json::{Json, json};
 pub use logs::Logs;
+pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
 
 use writer::Writer;
@@ -142,7 +143,10 @@ impl Results {
         }
         let failed = |source| ResultsError::File { action: "write to", path: directory.clone(), source };
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
-        inputs::write(experiment, &directory.join("inputs"))?;
+        // What is prepared may yet change them.
+        if experiment.prepare.is_empty() {
+            inputs::write(experiment, &directory.join("inputs"))?;
+        }
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
         let writer = Writer::start(files).map_err(failed)?;
         Ok(Self { directory, report: Arc::default(), writer: Arc::new(writer) })
@@ -156,6 +160,18 @@ impl Results {
     /// Where the logs of commands are: `<machine>/<stage>.log`.
     pub fn logs(&self) -> PathBuf {
         self.directory.join(logs::DIRECTORY)
+    }
+
+    /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
+    pub(crate) fn write_inputs(&self, experiment: &Experiment) -> Result<(), ResultsError> {
+        inputs::write(experiment, &self.directory.join("inputs"))
+    }
+
+    /// The log of what is done on this computer, and where it is.
+    pub(crate) fn local_log(&self, stage: &str) -> Result<(PathBuf, fs::File), ResultsError> {
+        let path = self.logs().join(format!("{stage}.log"));
+        let opened = files::make_directory(&self.logs()).and_then(|()| files::append(&path));
+        Ok((path.clone(), opened.map_err(ResultsError::file("write", path))?))
     }
 
     /// Where a step's files from a machine go.
