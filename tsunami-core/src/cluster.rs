@@ -1050,6 +1050,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::event::EventCounts;
     use crate::machine::MachineState;
     use crate::session::MockSession;
 
@@ -1057,7 +1058,7 @@ mod tests {
     async fn what_waits_for_a_command_is_small_since_ten_thousand_may_run_at_once() {
         let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
         let machine = Machine::new(MachineId::new("m-1"), run, "node", 0, MachineState::Running);
-        let events = Events::new(&[], SystemTime::UNIX_EPOCH);
+        let events = Events::new(&[], SystemTime::UNIX_EPOCH, EventCounts::default());
         let (session, spreads) = (Arc::new(MockSession::new()), Spreads::new(Vec::new(), events.clone()));
         let host = Host::new(machine.into(), session, events, spreads, CancellationToken::new());
         let bytes = size_of_val(&host.command(Command::shell("true")).run());

@@ -366,6 +366,7 @@ pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,
     values_called: &'a str,
+    directory: Option<PathBuf>,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -381,6 +382,7 @@ impl Default for Loader<'_> {
             registry: Registry::default(),
             set: Vec::new(),
             values_called: "value",
+            directory: None,
             lookup_env: &|name| std::env::var_os(name),
         }
     }
@@ -409,6 +411,32 @@ impl<'a> Loader<'a> {
         Self { values_called, ..self }
     }
 
+    /// Sets the directory that paths in the file are relative to. Default: the file's own.
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Reads and checks what a run was made from, by the directory of its results: the file as it was, with the values
+    /// that were set, and paths relative to where it was. It blocks as [`load`](Self::load) does.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, such as a file that is gone by now.
+    pub fn load_again(mut self, results: impl AsRef<Path>) -> Result<Experiment, Problems> {
+        let (results, file) = (results.as_ref(), results.as_ref().join("experiment.toml"));
+        let given = crate::results::Given::read(results).map_err(|error| {
+            Problems::one(
+                &file,
+                "",
+                Problem::general(format!("what the run was given can't be read: {error}")),
+            )
+        })?;
+        self.set.extend(given.set);
+        self.directory = self.directory.or(given.directory);
+        self.load(file)
+    }
+
     /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
     pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self { lookup_env, ..self }
@@ -426,10 +454,8 @@ impl<'a> Loader<'a> {
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let path = path.as_ref();
         let source = read(path)?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
+        let own = path.parent().filter(|own| *own != Path::new("")).unwrap_or(Path::new("."));
+        let dir = &self.directory.clone().unwrap_or_else(|| own.to_owned());
         // A line's ending is nothing that a command should see.
         let text = source.replace("\r\n", "\n");
         let set = (self.values_called, &*self.set);
@@ -441,7 +467,7 @@ impl<'a> Loader<'a> {
         }
         match contents {
             Some(contents) if notes.is_empty() => {
-                let directory = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+                let directory = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
                 Ok(Self::experiment(contents, self.set, source, directory))
             }
             _ => Err(Problems::new(path, &text, notes)),

@@ -1,6 +1,7 @@
 //! Events as lines of JSON.
 
 use std::fmt;
+use std::fs::{self, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -10,6 +11,9 @@ use crate::text::harmless;
 use crate::{Event, EventsHeader, Observer};
 use serde::Serialize;
 use serde_json::ser::Formatter;
+
+/// What the file of events is called.
+const EVENTS: &str = "events.jsonl";
 
 /// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
 /// act on.
@@ -49,7 +53,12 @@ struct State {
 impl Json {
     /// Writes to `writer`.
     pub fn new(writer: Box<dyn Write + Send>) -> Self {
-        Self(Mutex::new(State { writer, has_header: false, error: None }))
+        Self::after(writer, false)
+    }
+
+    /// The same, where the first line may be there already.
+    fn after(writer: Box<dyn Write + Send>, has_header: bool) -> Self {
+        Self(Mutex::new(State { writer, has_header, error: None }))
     }
 
     /// The error that ended the writing, if one did.
@@ -83,8 +92,28 @@ impl ResultsFile for Json {
 }
 
 pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
-    let file = files::append(&directory.join("events.jsonl"));
-    Ok(Arc::new(Json::new(Box::new(file.map_err(ResultsError::file("write to", directory))?))))
+    let path = directory.join(EVENTS);
+    let file = files::append(&path).map_err(ResultsError::file("write to", directory))?;
+    // Whoever resumes the run must find nobody else doing so. Not every file system can tell.
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        return Err(ResultsError::InUse(directory.to_owned()));
+    }
+    let has_header = file.metadata().map_err(ResultsError::file("read", &path))?.len() > 0;
+    Ok(Arc::new(Json::after(Box::new(file), has_header)))
+}
+
+/// Reads the events of a run that is resumed. A last line that was cut is removed, so that the next begins a line.
+pub(super) fn read(directory: &Path) -> Result<Vec<Event>, ResultsError> {
+    let path = directory.join(EVENTS);
+    let read = || {
+        let bytes = fs::read(&path)?;
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if end < bytes.len() {
+            files::append(&path)?.set_len(end as u64)?;
+        }
+        crate::read_events(&bytes[..end])
+    };
+    read().map_err(ResultsError::file("read", &path))
 }
 
 fn write(writer: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {

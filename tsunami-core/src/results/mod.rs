@@ -24,6 +24,7 @@ use crate::experiment::Experiment;
 use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
+pub(crate) use inputs::Given;
 pub use json::{Json, json};
 pub use logs::Logs;
 pub(crate) use secrets::Redacting;
@@ -80,6 +81,15 @@ pub enum ResultsError {
     /// There is something in the directory.
     #[error("{} isn't empty: results go to a new directory", .0.display())]
     NotEmpty(PathBuf),
+    /// Another process writes to the directory.
+    #[error("{} is in use: the run goes on", .0.display())]
+    InUse(PathBuf),
+    /// There is nothing of a sweep in the directory.
+    #[error("{} has no trials to resume: none had begun", .0.display())]
+    NotResumable(PathBuf),
+    /// What the trials of a run were made with is not as it was.
+    #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
+    Changed(PathBuf),
     /// Something could not be done with a file or directory.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -147,9 +157,45 @@ impl Results {
         if experiment.prepare.is_empty() {
             inputs::write(experiment, &directory.join("inputs"))?;
         }
+        Self::write_on(directory, Report::default())
+    }
+
+    /// Takes up the directory of a run that is resumed. Returns what was told of it so far, too. It reads all that is
+    /// uploaded, as [`create`](Self::create) does.
+    ///
+    /// # Errors
+    ///
+    /// What can't be read or written, an input that has changed, or another process that writes there.
+    pub(crate) fn resume(
+        experiment: &Experiment,
+        directory: &Path,
+    ) -> Result<(Self, Vec<Event>), ResultsError> {
+        let directory = std::path::absolute(directory).map_err(ResultsError::file("use", directory))?;
+        let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
+        checked.map_err(ResultsError::file("write results to", &directory))?;
+        inputs::check(experiment, &directory.join("inputs"))?;
+        // Whoever else writes there is found before anything is changed.
+        drop(json::create(&directory)?);
+        let events = json::read(&directory)?;
+        let report = events.iter().collect();
+        Ok((Self::write_on(directory, report)?, events))
+    }
+
+    fn write_on(directory: PathBuf, report: Report) -> Result<Self, ResultsError> {
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
-        let writer = Writer::start(files).map_err(failed)?;
-        Ok(Self { directory, report: Arc::default(), writer: Arc::new(writer) })
+        let writer = Writer::start(files).map_err(ResultsError::file("write to", &directory))?;
+        let report = Arc::new(Summary(Mutex::new(report)));
+        Ok(Self { directory, report, writer: Arc::new(writer) })
+    }
+
+    /// What is known of the run by now.
+    pub(crate) fn report(&self) -> Report {
+        lock(&self.report.0).clone()
+    }
+
+    /// Whether a trial has left anything here.
+    pub(crate) fn has_trial(&self, trial: &str) -> bool {
+        self.directory.join("trials").join(trial).symlink_metadata().is_ok()
     }
 
     /// Where it is.
@@ -167,6 +213,11 @@ impl Results {
         inputs::write(experiment, &self.directory.join("inputs"))
     }
 
+    /// Whether that is written down.
+    pub(crate) fn has_inputs(&self) -> bool {
+        self.directory.join("inputs").exists()
+    }
+
     /// The log of what is done on this computer, and where it is.
     pub(crate) fn local_log(&self, stage: &str) -> Result<(PathBuf, fs::File), ResultsError> {
         let path = self.logs().join(format!("{stage}.log"));
@@ -182,8 +233,11 @@ impl Results {
     /// Keeps what a trial that doesn't count brought home from mixing with what the next attempt does.
     pub fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
         let trials = self.directory.join("trials");
-        match fs::rename(trials.join(trial), trials.join(attempt)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // An attempt of that name may be there that a process was killed over before it could tell.
+        let names = (1..).map(|nth| if nth == 1 { attempt.to_owned() } else { format!("{attempt}-{nth}") });
+        let mut free = names.map(|name| trials.join(name)).filter(|path| path.symlink_metadata().is_err());
+        match free.next().map(|free| fs::rename(trials.join(trial), free)) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }

@@ -212,8 +212,14 @@ impl Sweep {
         Self { progress, plan: shared, odd, told, only: Arc::default() }
     }
 
-    /// The rest of a sweep that has come as far as its report says.
-    pub(crate) fn resumed(plan: SweepPlan, odd: OddMachines, report: &Report) -> Self {
+    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
+    /// of which nobody could tell.
+    pub(crate) fn resumed(
+        plan: SweepPlan,
+        odd: OddMachines,
+        report: &Report,
+        is_left: impl Fn(&str) -> bool,
+    ) -> Self {
         let sweep = Self::new(plan, odd, true);
         {
             let state = &mut *sweep.state();
@@ -229,6 +235,7 @@ impl Sweep {
                         state.took.entry(kind(planned)).or_default().push(took);
                     }
                 }
+                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
             }
         }
         sweep
