@@ -105,9 +105,13 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
     for command in &experiment.prepare {
         line(&mut text, &format!("  first, on this computer: {}", one_line(command)));
     }
-    for step in &experiment.steps {
+    for (at, step) in experiment.steps.iter().enumerate() {
         let when = if step.per == Per::Run { ", once for all trials" } else { "" };
-        line(&mut text, &format!("  step {:<11} on {}{when}", step.name, some(&step.on)));
+        // Its machines may depend on parameters.
+        let all = || sets.iter().filter_map(|set| Some(&set.experiment.steps.get(at)?.on));
+        let most = all().max_by_key(|on| on.len()).unwrap_or(&step.on);
+        let at_most = if all().any(|on| on.len() < most.len()) { " at most" } else { "" };
+        line(&mut text, &format!("  step {:<11} on {}{at_most}{when}", step.name, some(most)));
     }
     for reset in &experiment.resets {
         line(&mut text, &format!("  between trials   on {}", some(&reset.on)));
@@ -154,7 +158,7 @@ fn sweep(text: &mut String, experiment: &Experiment) {
         line(
             text,
             &format!(
-                "  a trial may take {} on average, launch and set-up included, within the lifetime",
+                "  a trial may take {} on average within the lifetime, set-up included",
                 humantime::format_duration(rounded(average))
             ),
         );
@@ -201,15 +205,11 @@ fn order(text: &mut String, trials: &Trials, plan: &SweepPlan) {
         let _ = writeln!(text, "    {:>width$}", "…");
     }
     let needed = trials.rows_needed();
-    if trials.repeat % needed != 0 && (trials.repeat > 1 || trials.compare.is_some()) {
-        let better = trials.repeat.div_ceil(needed).saturating_mul(needed);
-        line(
-            text,
-            &format!(
-                "  places in rounds are balanced for multiples of {needed} repeats, which {} is not: {better} is",
-                trials.repeat
-            ),
-        );
+    if !trials.repeat.is_multiple_of(needed) && (trials.repeat > 1 || trials.compare.is_some()) {
+        let repeats = trials.repeat;
+        let text_of =
+            format!("  places in rounds are balanced by a multiple of {needed} repeats; these are {repeats}");
+        line(text, &text_of);
     }
 }
 
@@ -268,7 +268,7 @@ fn rounded(average: Duration) -> Duration {
 /// Adds a line, which goes on below where it is too long. How far it is set in stays as it is.
 fn line(text: &mut String, whole: &str) {
     let start = whole.len() - whole.trim_start().len();
-    let mut rest = &whole[start..];
+    let mut rest = whole[start..].trim_end();
     let mut before = whole[..start].to_owned();
     loop {
         let room = WIDTH.saturating_sub(before.chars().count());
@@ -315,7 +315,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("x.toml");
         fs::write(&file, source).unwrap();
-        let experiment = Loader::new().lookup_env(&|_| Some("secret".into())).load(&file).unwrap();
+        let experiment = Loader::new().lookup_env(&|_| Some("a long secret".into())).load(&file).unwrap();
         let set = |number| {
             let experiment = experiment.on_set(number);
             let plan = experiment.plan();
@@ -367,13 +367,59 @@ run = "flush"
 
     #[test]
     fn a_sweep_says_what_it_does_and_costs() {
-        insta::assert_snapshot!(plan_of(SWEEP), @"");
+        insta::assert_snapshot!(plan_of(SWEEP), @r"
+        sweep: 31 machines, for at most 1h
+          server     1 x a machine, $0.5000/h each
+          client    30 x a machine, $0.5000/h each
+          first, on this computer: cargo build --release
+          step 1           on server-0, once for all trials
+          step load        on client-0, client-1, client-2, client-3, client-4,
+              client-5, client-6, client-7, client-8, client-9, client-10, client-11,
+              client-12, client-13, client-14, client-15, client-16, client-17,
+              client-18, client-19 and 10 more
+          between trials   on server-0
+          step load knows a secret and collects files: collected files are not redacted
+          parameter variant = old, new, newest
+          parameter clients = 1, 4
+          60 trials in 20 rounds, and 6 warm-ups, in a balanced order such as
+             1  clients = 4, variant = newest
+             2  clients = 4, variant = new
+             3  clients = 4, variant = old
+             4  clients = 1, variant = old
+             5  clients = 1, variant = newest
+             6  clients = 1, variant = new
+             …
+          places in rounds are balanced by a multiple of 6 repeats; these are 10
+          a trial may take 54s on average within the lifetime, set-up included
+          metric rps of step load, more is better, in 1/s
+          compared by variant, with old; differences below 0.1 % don't matter
+          fails if rps < 0.95
+        $15.5000 an hour as it looks now, $32.00 at most in its whole life
+        that is not within the budget of $9.00: it would not be run
+        ");
     }
 
     #[test]
     fn machines_that_depend_on_parameters_are_shown_set_by_set() {
         let source = SWEEP.replace("count = 30", "count = '{{ clients }}'");
-        insta::assert_snapshot!(plan_of(&source), @"");
+        let text = plan_of(&source);
+        let sets: Vec<_> = text.lines().take(7).collect();
+        insta::assert_snapshot!(sets.join("\n"), @r"
+        sweep: 2 sets of machines, one after another, each for at most 1h
+        set 1: 2 machines, clients = 1
+          server     1 x a machine, $0.5000/h each
+          client     1 x a machine, $0.5000/h each
+        set 2: 5 machines, clients = 4
+          server     1 x a machine, $0.5000/h each
+          client     4 x a machine, $0.5000/h each
+        ");
+        for part in [
+            "  step load        on client-0, client-1, client-2, client-3 at most\n",
+            "$2.5000 an hour as it looks now, $9.00 at most for all sets together\n",
+            "  a trial may take 1m 49s on average",
+        ] {
+            assert!(text.contains(part), "no {part} in\n{text}");
+        }
         let many: Vec<_> = (1..13).collect();
         let text = plan_of(&source.replace("[1, 4]", &format!("{many:?}")));
         assert!(text.contains("\nset 10: 11 machines, clients = 10\n"), "{text}");
@@ -389,7 +435,7 @@ run = "flush"
     #[test]
     fn long_lines_go_on_below() {
         let mut text = String::new();
-        line(&mut text, &format!("  {}", "machine-1, ".repeat(20)));
+        line(&mut text, &format!("  {}", "machine-1, ".repeat(18)));
         assert!(text.lines().count() == 3 && text.lines().all(|line| line.len() <= WIDTH), "{text}");
         let mut text = String::new();
         line(&mut text, &"é".repeat(200));
