@@ -109,7 +109,7 @@ pub(super) struct TemplateSite {
     pub(super) span: Span,
     pub(super) role: TemplateRole,
     /// The machines it is rendered for.
-    pub(super) machines: Rc<HashSet<String>>,
+    pub(super) machines: Rc<Vec<String>>,
     pub(super) used: Used,
 }
 
@@ -135,7 +135,7 @@ pub(super) enum TemplateRole {
 /// Where a template is used.
 #[derive(Debug, Clone)]
 struct TemplateScope {
-    machines: Rc<HashSet<String>>,
+    machines: Rc<Vec<String>>,
     used: Used,
 }
 
@@ -156,12 +156,14 @@ pub(super) struct Reader<'a> {
     is_absent: bool,
     /// How many machines the steps met so far have, each counted in each of its steps.
     step_machines: usize,
+    /// The place of each machine among all.
+    places: HashMap<String, usize>,
     /// What belongs to the machines of all groups.
     common: Common,
     /// What the templates of keys became, by where they stand; `None` where that failed.
     rendered: HashMap<usize, Option<String>>,
-    /// Whether the machines are read again and again, and what was noted then.
-    seen: Option<Vec<Problem>>,
+    /// Where the machines are read again and again, what was noted of them, and where.
+    seen: Option<HashSet<(Option<usize>, String)>>,
     /// For which values, if not for the first.
     again: Option<String>,
     /// Whether something is done on this computer before files are uploaded, which may make them.
@@ -194,6 +196,7 @@ impl<'a> Reader<'a> {
             templates_are_whole: true,
             is_absent: false,
             step_machines: 0,
+            places: HashMap::new(),
             common: Common::default(),
             rendered: HashMap::new(),
             seen: None,
@@ -308,6 +311,7 @@ impl<'a> Reader<'a> {
         }
         let mut reading = provider.zip(reader.as_deref_mut());
         let groups = self.groups(root, &mut reading);
+        self.places = self.all_machines().zip(0..).collect();
         let steps = self.steps(root);
         let resets = self.resets(root);
         let groups_are_whole =
@@ -677,7 +681,7 @@ impl<'a> Reader<'a> {
         }
         let per = table.get("per").and_then(|value| self.choice(value, "per", &PER)).unwrap_or_default();
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let machines = Rc::new(on.iter().flatten().cloned().collect());
+        let machines = Rc::new(on.clone().unwrap_or_default());
         let used = TemplateScope { machines, used: if per == Per::Run { Used::Run } else { Used::Trial } };
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
@@ -731,7 +735,9 @@ impl<'a> Reader<'a> {
             self.note(Problem::at(value.span(), message));
             return vec![];
         }
-        self.all_machines().filter(|machine| named.contains(machine)).collect()
+        let mut named: Vec<_> = named.into_iter().collect();
+        named.sort_by_key(|machine| self.places.get(machine));
+        named
     }
 
     fn target(&mut self, value: &Value<'_>) -> Vec<String> {
@@ -766,7 +772,8 @@ impl<'a> Reader<'a> {
             }
             None => {
                 // To look for what was meant among many takes a while.
-                let likely = if self.notes.is_full() { None } else { self.likely_target(target) };
+                let is_known = self.notes.is_full() || self.again.is_some();
+                let likely = if is_known { None } else { self.likely_target(target) };
                 let message = format!("there is no group or machine `{target}`");
                 self.note(Problem::at(value.span(), message).help(likely));
                 vec![]

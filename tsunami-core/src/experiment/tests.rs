@@ -469,7 +469,7 @@ fn rendering_all_templates_has_an_end() {
     let contents = Reader::new(&registry, &source, Path::new("."), &|_| None, ("--set", &[])).read().unwrap();
     for (fuel, message) in [
         (10_000, None),
-        (5000, Some("rendering all templates for all machines and trials takes too much work, from here on")),
+        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
     ] {
         let mut notes = NotedProblems::default();
         check::templates(&source, &contents, ("--set", &[]), &mut notes, fuel);
@@ -1003,6 +1003,22 @@ fn what_machines_cannot_depend_on() {
             "machines depend on `n`, so that there would be 101 sets of them: 100 are the most",
         ],
     );
+}
+
+#[test]
+fn templates_are_rendered_with_all_values_that_they_may_have() {
+    refuses(
+        "name = 'x'\n[matrix]\nn = [1, 'a', 2, 'b']\nm = [1, 0]\n[group.a]\ncount = 3\n[[step]]\non = 'a'\n\
+         run = 'x {{ n + 1 }} {{ 1 / m }}'\n",
+        &[
+            "9:13 tried to use + operator on unsupported types string and number, where m = 1, n = a",
+            "9:25 unable to calculate 1 / 0, where m = 0, n = 1",
+        ],
+    );
+    let values: Vec<_> = (1..10_000).collect();
+    let steps = "[[step]]\non = 'a'\nrun = '{{ n }} {{ ip }}'\n".repeat(100);
+    let text = format!("name = 'x'\n[matrix]\nn = {values:?}\n[group.a]\ncount = 100\n{steps}");
+    assert_eq!(Dir::new().load(text, &[]).unwrap().trials.parameters.len(), 1, "as far as there is fuel");
 }
 
 #[test]

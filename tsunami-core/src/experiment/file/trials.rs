@@ -322,7 +322,7 @@ impl Reader<'_> {
         let table = self.table(value)?;
         self.keys(table, RESET_KEYS);
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let machines = Rc::new(on.iter().flatten().cloned().collect());
+        let machines = Rc::new(on.clone().unwrap_or_default());
         let used = TemplateScope { machines, used: Used::Trial };
         let run = self.required(table, "run", value.span());
         let command = run.and_then(|value| self.template(value, TemplateRole::Command, &used));
