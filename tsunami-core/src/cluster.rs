@@ -1063,16 +1063,16 @@ impl OutputRefused {
 
 /// The last few kilobytes of a stream.
 #[derive(Clone, Debug, Default)]
-struct Tail(Vec<u8>);
+pub(crate) struct Tail(Vec<u8>);
 
 impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(OUTPUT_TAIL_LIMIT)..]);
         self.0.drain(..self.0.len().saturating_sub(OUTPUT_TAIL_LIMIT));
     }
 
     /// The last ten lines.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let text = String::from_utf8_lossy(&self.0);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")

@@ -113,6 +113,10 @@ pub const PARAMETER_VALUE_LIMIT: usize = 256;
 /// They are launched one after another, and each lives for minutes.
 pub const SET_LIMIT: usize = 100;
 
+/// The most that is read of an experiment file for all sets of machines together, in bytes: it is read for each. A file of
+/// 40 KiB may have a hundred sets.
+pub const SETS_SOURCE_LIMIT: usize = 4 << 20;
+
 /// The most metrics of an experiment. Each is compared with each other variant.
 pub const METRIC_LIMIT: usize = 200;
 

@@ -172,6 +172,12 @@ impl Tsunami {
         self
     }
 
+    /// What says that nothing is to be begun any more.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn cancellation(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
     /// Sets whether machines outlive their run. Default: never.
     pub fn keep(mut self, keep: Keep) -> Self {
         self.keep = keep;

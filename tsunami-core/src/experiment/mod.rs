@@ -19,6 +19,7 @@ mod check;
 mod file;
 pub(crate) mod keys;
 mod plan;
+mod prepare;
 mod problem;
 mod run;
 mod schema;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 use super::Experiment;
+use super::prepare::prepare;
 use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
 use crate::engine::{AttachedRun, Keep, RunHandle, Tsunami};
@@ -231,6 +232,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::run`] has them, and those of the trials.
     pub async fn run(&self) -> Result<(), Error> {
+        self.make_ready().await?;
         self.write_index().await?;
         self.end_abandoned().await?;
         let left: Vec<u32> = (1..=self.sweep.set_count()).filter(|set| !self.sweep.is_done(*set)).collect();
@@ -267,6 +269,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::up`] has them. Everything is torn down then.
     pub async fn up(&self) -> Result<RunHandle, Error> {
+        self.make_ready().await?;
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 
@@ -281,6 +284,7 @@ impl ExperimentRun {
             let message = "its machines depend on parameters: they can't be those of another run".to_owned();
             return Err(Error::Plan { problems: vec![Problem { about: "trials".to_owned(), message }] });
         }
+        self.make_ready().await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
         self.write_index().await?;
@@ -306,6 +310,18 @@ impl ExperimentRun {
         let (results, experiment) = (self.results.clone(), self.experiment.clone());
         let finished = spawn_blocking(move || results.finish(&experiment, outcome)).await;
         finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
+    }
+
+    /// Does what is to be done on this computer first, and then writes down what machines will be given.
+    async fn make_ready(&self) -> Result<(), Error> {
+        // What is resumed was prepared before.
+        if self.results.has_inputs() {
+            return Ok(());
+        }
+        prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        let (results, experiment) = (self.results.clone(), self.experiment.clone());
+        let written = spawn_blocking(move || results.write_inputs(&experiment)).await;
+        written.map_err(Error::other)?.map_err(Error::from)
     }
 
     /// Writes down what trials there are.

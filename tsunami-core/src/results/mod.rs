@@ -27,6 +27,7 @@ use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 pub(crate) use inputs::Given;
 pub use json::{Json, json};
 pub use logs::Logs;
+pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
 
 use writer::Writer;
@@ -157,7 +158,10 @@ impl Results {
         }
         let failed = |source| ResultsError::File { action: "write to", path: directory.clone(), source };
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
-        inputs::write(experiment, &directory.join("inputs"))?;
+        // What is prepared may yet change them.
+        if experiment.prepare.is_empty() {
+            inputs::write(experiment, &directory.join("inputs"))?;
+        }
         let in_use = json::lock_directory(&directory)?;
         Self::write_on(directory, Report::default(), in_use)
     }
@@ -212,6 +216,23 @@ impl Results {
     /// Where traces of what machines do are: `<machine>.csv`.
     pub fn traces(&self) -> PathBuf {
         self.directory.join("traces")
+    }
+
+    /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
+    pub(crate) fn write_inputs(&self, experiment: &Experiment) -> Result<(), ResultsError> {
+        inputs::write(experiment, &self.directory.join("inputs"))
+    }
+
+    /// Whether that is written down.
+    pub(crate) fn has_inputs(&self) -> bool {
+        self.directory.join("inputs").exists()
+    }
+
+    /// The log of what is done on this computer, and where it is.
+    pub(crate) fn local_log(&self, stage: &str) -> Result<(PathBuf, fs::File), ResultsError> {
+        let path = self.logs().join(format!("{stage}.log"));
+        let opened = files::make_directory(&self.logs()).and_then(|()| files::append(&path));
+        Ok((path.clone(), opened.map_err(ResultsError::file("write", path))?))
     }
 
     /// Where a step's files from a machine go.

@@ -58,11 +58,9 @@ use crate::statistics::Direction;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
-#[cfg(feature = "experiment")]
-pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
-pub(crate) use reading::MachineText;
+pub(crate) use reading::{HdrStatistic, MachineText, regex};
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
