@@ -9,7 +9,8 @@
 //!
 //! - By process: those with the run's mark in their environment, what descends from them, the sshds above them, and,
 //!   where the program that does the run shows on the computer, that and what descends from it. The kernel adds the time of
-//!   a process that has ended to its parent's, so nothing is missed but what was left to init and ended meanwhile.
+//!   a process that has ended to its parent's, so nothing is missed but what was left to init and ended meanwhile. That
+//!   may have been anybody's, and is held against nobody.
 //! - By control group, where the run has one: nothing of its commands is missed, but what is not a command is.
 //!
 //! The rest, without the kernel's own threads, which work for whoever asks, is somebody else's. On a computer that others
@@ -23,9 +24,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Account;
+use super::{Account, TICKS};
 use crate::cluster::Host;
 use crate::error::in_time;
+use crate::limits::KERNEL_MESSAGES_LIMIT;
 use crate::text::{sanitize, shorten};
 
 const SCRIPT: &str = include_str!("snapshot.sh");
@@ -35,9 +37,6 @@ const ACTION: &str = "look at what the machine has done so far";
 
 /// How long a machine may take to answer. A trial waits no longer for one that doesn't.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Ticks a second, in which the kernel tells of processor time. It is the same on every Linux that there is.
-const TICKS: f64 = 100.0;
 
 /// Processor time of others, as a part of the trial's time, that disturbs it: so much of one processor.
 const OTHERS_LIMIT: f64 = 0.15;
@@ -50,12 +49,6 @@ const STEAL_LIMIT: f64 = 0.05;
 
 /// What is no disturbance however short the trial, in seconds: the kernel counts in ticks.
 const SLACK: f64 = 0.1;
-
-/// The longest message of the kernel that is kept, in characters.
-const MESSAGE_LIMIT: usize = 200;
-
-/// How many messages of the kernel are kept.
-const MESSAGES_LIMIT: usize = 10;
 
 /// What systems do by themselves, by the names of its processes, which have 15 characters at most.
 const HOUSEKEEPING: &[&str] = &[
@@ -80,6 +73,17 @@ const HOUSEKEEPING: &[&str] = &[
 ];
 
 /// Looks at machines while a trial runs. It is passive: between its beginning and its end nothing runs anywhere.
+///
+/// A trial is [disturbed](Account::disturbed) where
+///
+/// - on a computer that others use, as this one or one of [`hosts`](crate::Login::directory), processes that are not the
+///   run's had more than 0.15 of a processor on average and a tenth of a second in all (0.3 in a container, where the
+///   kernel's own threads can't be told from them). What init or a container engine starts is not the run's there: servers
+///   that are measured are started by the run's commands;
+/// - on a machine that belongs to the run, what systems do by themselves had as much: updates, indexing, rotation of logs;
+/// - a hypervisor gave more than 5 % of the processor time that was wanted to others, and a tenth of a second in all.
+///
+/// The rest of an account is told, and disturbs nothing: the run itself may have caused it.
 ///
 /// ```
 /// # use tsunami_core::condition::Accounting;
@@ -140,7 +144,7 @@ impl Accounting {
 
     /// Looks at them again, and says what happened: an account for each computer, by the name of the first of its
     /// machines. Call it while what the trial began still runs, that is before the trial ends: what was left to init and
-    /// has ended since may otherwise pass for somebody else's. May be dropped at any await.
+    /// has ended since is not counted as the run's, unless the run has a control group. May be dropped at any await.
     pub async fn end(self) -> Vec<Account> {
         let Self { computers, controller } = self;
         let accounts = computers.into_iter().enumerate().map(|(place, Computer { hosts, before })| {
@@ -163,9 +167,9 @@ impl Accounting {
     }
 }
 
-/// Looks at the computer of these machines by the first that answers.
+/// Looks at the computer of these machines by the first that answers, or the second: more would take too long.
 async fn look(hosts: &[Host], since: Option<f64>) -> Option<Snapshot> {
-    for host in hosts {
+    for host in hosts.iter().take(2) {
         let run = host.machine().run.as_str();
         let args = [run.to_owned(), since.map(|since| format!("{since:.2}")).unwrap_or_default()];
         let said = timeout(TIMEOUT, host.stage("account").administer(ACTION, SCRIPT, &args)).await;
@@ -226,6 +230,8 @@ struct Process {
     /// Ticks that those had which it has waited for.
     reaped: u64,
     marked: bool,
+    /// It has ended, and nobody has waited for it yet.
+    ended: bool,
     name: String,
 }
 
@@ -241,6 +247,8 @@ struct Snapshot {
     io_pressure: Option<f64>,
     throttled: Option<f64>,
     oom_kills: Option<u64>,
+    /// Of the control group that commands run in, where the kernel doesn't count for the computer.
+    group_oom_kills: Option<u64>,
     /// Of the run's own control group.
     group_cpu: Option<f64>,
     /// Of the kernel's own threads.
@@ -277,11 +285,16 @@ impl Snapshot {
                     };
                     *of = words.next().and_then(|total| scaled(total, 1e6));
                 }
-                "oom_kill" => add(&mut snapshot.oom_kills, rest.trim().parse().ok()),
+                "oom_kill" => snapshot.oom_kills = rest.trim().parse().ok(),
                 "cgroup" => match (words.next(), words.next(), words.next()) {
                     (Some("usage_usec"), Some(usage), Some(file)) if file.ends_with(&group) => {
                         snapshot.group_cpu = scaled(usage, 1e6);
                     }
+                    // The nearest counts what is below it, too.
+                    (Some("oom_kill"), Some(count), _) if snapshot.group_oom_kills.is_none() => {
+                        snapshot.group_oom_kills = count.parse().ok();
+                    }
+                    // Each counts for itself, and the tightest may be any.
                     (Some("throttled_usec"), Some(time), _) => {
                         add(&mut snapshot.throttled, scaled(time, 1e6))
                     }
@@ -293,8 +306,8 @@ impl Snapshot {
                 "kernel" => snapshot.kernel = scaled(rest, TICKS),
                 "process" => processes.extend(Process::read(rest)),
                 "more" => all = false,
-                "message" if snapshot.messages.len() < MESSAGES_LIMIT => {
-                    snapshot.messages.push(shorten(&sanitize(rest), MESSAGE_LIMIT).into_owned());
+                "message" if snapshot.messages.len() < KERNEL_MESSAGES_LIMIT.0 => {
+                    snapshot.messages.push(shorten(&sanitize(rest), KERNEL_MESSAGES_LIMIT.1).into_owned());
                 }
                 _ => {}
             }
@@ -312,7 +325,7 @@ impl Process {
         for place in &mut numbers {
             *place = number()?;
         }
-        let [pid, parent, group, session, user, system, reaped_user, reaped_system, start, marked] = numbers;
+        let [pid, parent, group, session, user, system, reaped_user, reaped_system, start, kind] = numbers;
         let narrow = |number| u32::try_from(number).ok();
         Some(Self {
             id: Identity { pid: narrow(pid)?, start },
@@ -321,14 +334,24 @@ impl Process {
             session: narrow(session)?,
             own: user.saturating_add(system),
             reaped: reaped_user.saturating_add(reaped_system),
-            marked: marked == 1,
+            marked: kind == 1,
+            ended: kind == 2,
             name: shorten(&sanitize(words.next().unwrap_or_default()), 15).into_owned(),
         })
     }
 
-    /// Ticks that it has had, and those that it waited for if that is asked.
-    fn ticks(&self, with_reaped: bool) -> i128 {
-        i128::from(self.own) + if with_reaped { i128::from(self.reaped) } else { 0 }
+    fn own(&self) -> i128 {
+        i128::from(self.own)
+    }
+
+    /// Ticks that it has had, and those that it waited for.
+    fn with_reaped(&self) -> i128 {
+        i128::from(self.own) + i128::from(self.reaped)
+    }
+
+    /// Whether orphans become its own, as those of init, or of a user's systemd.
+    fn adopts(&self) -> bool {
+        self.id.pid == 1 || self.name == "systemd"
     }
 
     /// Whether it is one of those through which commands come.
@@ -348,8 +371,13 @@ fn scaled(count: &str, a_second: f64) -> Option<f64> {
     Some(count.trim().parse::<u64>().ok()? as f64 / a_second)
 }
 
-fn add<T: std::ops::Add<Output = T> + Default + Copy>(sum: &mut Option<T>, more: Option<T>) {
+fn add(sum: &mut Option<f64>, more: Option<f64>) {
     *sum = more.map_or(*sum, |more| Some(sum.unwrap_or_default() + more));
+}
+
+/// To the millisecond, which is more than the kernel tells.
+fn cut(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
 }
 
 /// What happened between two looks at a computer.
@@ -359,37 +387,40 @@ fn account(before: &Snapshot, after: &Snapshot, shared: bool, controller: Option
         // It was started anew, and has forgotten all.
         return Account::default();
     }
-    let more = |before: Option<f64>, after: Option<f64>| Some((after? - before?).max(0.0));
+    let killed = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?));
+    let more = |before: Option<f64>, after: Option<f64>| Some(cut((after? - before?).max(0.0)));
     let controller = controller.filter(|own| own.boot == after.boot).map(|own| own.process);
-    let theirs = match (&before.processes, &after.processes) {
-        (Some(before), Some(after)) => Some(divide(before, after, controller)),
+    let division = match (&before.processes, &after.processes) {
+        (Some(before), Some(after)) => Some(Division::between(before, after, controller)),
         _ => None,
     };
-    let busy = (after.busy - before.busy).max(0.0);
+    let busy = cut((after.busy - before.busy).max(0.0));
     let kernel = more(before.kernel, after.kernel);
-    let group = more(before.group_cpu, after.group_cpu).unwrap_or_default();
+    let group = more(before.group_cpu, after.group_cpu);
     // One is counted exactly and the other by samples, so that it may seem to be more than all.
-    let own = theirs.as_ref().map(|(own, _)| own.max(group).min(busy));
+    let own = division.as_ref().map(|division| cut(division.own.max(group.unwrap_or_default()).min(busy)));
     let mut account = Account {
-        seconds: between,
+        seconds: cut(between),
         cpu: Some(busy),
         own_cpu: own,
-        steal: Some((after.steal - before.steal).max(0.0)),
+        steal: more(Some(before.steal), Some(after.steal)),
         cpu_pressure: more(before.cpu_pressure, after.cpu_pressure),
         memory_pressure: more(before.memory_pressure, after.memory_pressure),
         io_pressure: more(before.io_pressure, after.io_pressure),
         throttled: more(before.throttled, after.throttled),
-        oom_kills: after.oom_kills.zip(before.oom_kills).map(|(after, before)| after.saturating_sub(before)),
+        oom_kills: killed(before.oom_kills, after.oom_kills)
+            .or_else(|| killed(before.group_oom_kills, after.group_oom_kills)),
         kernel_messages: after.messages.clone(),
         ..Account::default()
     };
-    let others = own.zip(theirs).map(|(own, (_, mut names))| {
+    let others = own.zip(division).map(|(own, Division { adopted, mut others, .. })| {
         let rest = (busy - kernel.unwrap_or_default() - own).max(0.0);
         if shared {
-            return (rest, names);
+            // A control group knows what of it was the run's.
+            return ((rest - if group.is_some() { 0.0 } else { adopted }).max(0.0), others);
         }
-        names.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
-        (names.iter().map(|(_, seconds)| seconds).sum::<f64>().min(rest), names)
+        others.retain(|(name, _)| HOUSEKEEPING.contains(&name.as_str()));
+        (others.iter().map(|(_, seconds)| seconds).sum::<f64>().min(rest), others)
     });
     account.disturbed = disturbed(&account, others, kernel.is_some());
     account
@@ -426,42 +457,73 @@ fn disturbed(
     (!said.is_empty()).then(|| said.join("; "))
 }
 
-/// Divides what processes had in between: the run's own had so many seconds, and of the others each, by its name, so
-/// many, the greatest first.
-fn divide(before: &[Process], after: &[Process], controller: Option<Identity>) -> (f64, Vec<(String, f64)>) {
-    let mut own = members(before, controller, &HashMap::new());
-    own.extend(members(after, controller, &own));
-    let earlier: HashMap<Identity, &Process> = before.iter().map(|process| (process.id, process)).collect();
-    let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
-    let gained = |process: &Process, with_reaped| {
-        process.ticks(with_reaped) - earlier.get(&process.id).map_or(0, |earlier| earlier.ticks(with_reaped))
-    };
-    let (mut ticks, mut others) = (0, HashMap::<&str, i128>::new());
-    for process in after {
-        match own.get(&process.id) {
-            Some(with_reaped) => ticks += gained(process, *with_reaped),
-            // What others have waited for may have been theirs for long. Only housekeeping is done by many in turn.
-            None => {
-                let with_reaped = HOUSEKEEPING.contains(&process.name.as_str());
-                *others.entry(&process.name).or_default() += gained(process, with_reaped);
+/// What processes had between two looks, in seconds.
+#[derive(Debug)]
+struct Division {
+    /// The run's own.
+    own: f64,
+    /// Those that began and ended in between as init's, as far as it can be told: anybody may have left them.
+    adopted: f64,
+    /// The others that are known, by their names, the greatest first.
+    others: Vec<(String, f64)>,
+}
+
+impl Division {
+    fn between(before: &[Process], after: &[Process], controller: Option<Identity>) -> Self {
+        let mut members_of_run = members(before, controller, &HashMap::new());
+        members_of_run.extend(members(after, controller, &members_of_run));
+        let by_pid: HashMap<u32, &Process> = after.iter().map(|process| (process.id.pid, process)).collect();
+        let earlier: HashMap<Identity, &Process> =
+            before.iter().map(|process| (process.id, process)).collect();
+        let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
+        let gained = |process: &Process, ticks: fn(&Process) -> i128| {
+            ticks(process) - earlier.get(&process.id).map_or(0, |earlier| ticks(earlier))
+        };
+        let (mut own, mut adopted, mut others) = (0, 0, HashMap::<&str, i128>::new());
+        for process in after {
+            match members_of_run.get(&process.id) {
+                Some(true) => own += gained(process, Process::with_reaped),
+                Some(false) => own += gained(process, Process::own),
+                // Init may take its time.
+                None if process.ended
+                    && by_pid.get(&process.parent).is_some_and(|parent| parent.adopts()) =>
+                {
+                    adopted += gained(process, Process::with_reaped);
+                }
+                None => {
+                    if process.adopts() {
+                        adopted += gained(process, |process| i128::from(process.reaped));
+                    }
+                    // What others have waited for may have been theirs for long. Only housekeeping is done by many in
+                    // turn.
+                    let is_housekeeping = HOUSEKEEPING.contains(&process.name.as_str());
+                    let ticks = if is_housekeeping { Process::with_reaped } else { Process::own };
+                    *others.entry(&process.name).or_default() += gained(process, ticks);
+                }
             }
         }
-    }
-    // What has ended is in its parent's account by now, with what it had had before.
-    let by_pid: HashMap<u32, &Process> = before.iter().map(|process| (process.id.pid, process)).collect();
-    for process in before.iter().filter(|process| !later.contains(&process.id)) {
-        let Some(with_reaped) = own.get(&process.id) else { continue };
-        let above = std::iter::successors(by_pid.get(&process.parent), |above| by_pid.get(&above.parent));
-        let mut above = above.take(before.len()).take_while(|above| own.get(&above.id) == Some(&true));
-        if above.any(|above| later.contains(&above.id)) {
-            ticks -= process.ticks(*with_reaped);
+        // What has ended is in the account of whoever is left above it, with what it had had before.
+        let by_pid: HashMap<u32, &Process> = before.iter().map(|process| (process.id.pid, process)).collect();
+        for process in before.iter().filter(|process| !later.contains(&process.id)) {
+            let above = std::iter::successors(by_pid.get(&process.parent), |above| by_pid.get(&above.parent));
+            let Some(heir) = above.take(before.len()).find(|above| later.contains(&above.id)) else {
+                continue;
+            };
+            let with_reaped = members_of_run.get(&process.id) != Some(&false);
+            let ticks = if with_reaped { process.with_reaped() } else { process.own() };
+            match members_of_run.get(&heir.id) {
+                Some(true) if members_of_run.contains_key(&process.id) => own -= ticks,
+                None if heir.adopts() => adopted -= ticks,
+                _ => {}
+            }
         }
+        let in_seconds = |ticks: i128| seconds(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX));
+        let others = others.into_iter().map(|(name, ticks)| (name.to_owned(), in_seconds(ticks)));
+        let mut others: Vec<(String, f64)> = others.filter(|(_, seconds)| *seconds > 0.0).collect();
+        others
+            .sort_by(|(name, seconds), (other, more)| more.total_cmp(seconds).then_with(|| name.cmp(other)));
+        Self { own: in_seconds(own), adopted: in_seconds(adopted), others }
     }
-    let in_seconds = |ticks: i128| seconds(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX));
-    let others = others.into_iter().map(|(name, ticks)| (name.to_owned(), in_seconds(ticks)));
-    let mut others: Vec<(String, f64)> = others.filter(|(_, seconds)| *seconds > 0.0).collect();
-    others.sort_by(|(name, seconds), (other, more)| more.total_cmp(seconds).then_with(|| name.cmp(other)));
-    (in_seconds(ticks), others)
 }
 
 /// The run's own processes, and of each whether what it has waited for is the run's too. `known` are those of an earlier
@@ -518,16 +580,19 @@ mod tests {
     use super::*;
 
     const RUN: &str = "20260101-000000-aaaa";
+    const INIT: &str = "1 0 1 1 20 20 500 500 2 0 systemd";
     const CONTROLLER: Identity = Identity { pid: 50, start: 500 };
 
     /// What a quiet computer of two processors says after so many seconds, in which somebody had so many ticks, with
     /// these processes beside init and the kernel.
     fn snapshot(uptime: f64, busy: u64, processes: &[&str]) -> Snapshot {
-        let processes: String = processes.iter().map(|process| format!("process {process}\n")).collect();
+        let init = if processes.iter().any(|process| process.starts_with("1 ")) { "" } else { INIT };
+        let processes = std::iter::once(&init).chain(processes).map(|process| format!("process {process}\n"));
+        let processes: String = processes.collect();
         let said = format!(
             "uptime {uptime}\nboot 9c3e208c\ncpus 2\ncpu  {busy} 0 0 5000 7 0 30 40 0 0\noom_kill 3\n\
              pressure cpu 1000000\npressure io 5\nkernel 100\n\
-             process 1 0 1 1 20 20 500 500 2 0 systemd\n{processes}"
+             {processes}"
         );
         Snapshot::read(&said, RUN).unwrap()
     }
@@ -613,6 +678,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_left_to_init_and_has_ended_is_held_against_nobody() {
+        let init = |reaped: u64| format!("1 0 1 1 0 0 {reaped} 0 2 0 init");
+        // A stranger's process with a child of its own, which had run for long, ends as well.
+        let (old, child) = ("90 1 90 90 300 0 0 0 40 0 old", "91 90 90 90 100 0 0 0 41 0 child");
+        let before = snapshot(10.0, 0, &[&init(1000), old, child]);
+        let reaped = 1000 + 400 + 250;
+        let after = snapshot(20.0, 300, &[&init(reaped)]);
+        let account = between(&before, &after, true);
+        assert_eq!((account.own_cpu, account.disturbed), (Some(0.0), None));
+        let zombie = "93 1 93 93 250 0 0 0 60 2 sh";
+        let account = between(&before, &snapshot(20.0, 300, &[&init(reaped - 250), zombie]), true);
+        assert_eq!((account.own_cpu, account.disturbed), (Some(0.0), None));
+        let stayed = snapshot(20.0, 800, &[&init(reaped), "92 1 92 92 500 0 0 0 50 0 hog"]);
+        let said = "processes that are not the run's used 0.55 of a processor: hog 0.50";
+        assert_eq!(between(&before, &stayed, true).disturbed.as_deref(), Some(said));
+    }
+
+    #[test]
     fn others_disturb_a_shared_computer_and_housekeeping_and_a_hypervisor_any() {
         let disturbed = |name: &str, ticks: u64, shared: bool| {
             let process = |ticks| format!("80 1 80 80 {ticks} 0 0 0 30 0 {name}");
@@ -645,7 +728,7 @@ mod tests {
             "message \u{9b}2J\u{202e}x\n".repeat(1000)
         );
         let snapshot = Snapshot::read(&hostile, RUN).unwrap();
-        assert_eq!(snapshot.messages, vec!["x"; MESSAGES_LIMIT]);
+        assert_eq!(snapshot.messages, vec!["x"; KERNEL_MESSAGES_LIMIT.0]);
         let processes = snapshot.processes.as_ref().unwrap();
         assert_eq!((processes.len(), processes[0].name.as_str()), (2, "red"));
         let later = Snapshot { uptime: 6.0, ..Snapshot::read(&hostile, RUN).unwrap() };
@@ -660,6 +743,36 @@ mod tests {
         };
         let account = between(&more(1).unwrap(), &more(2).unwrap(), true);
         assert_eq!((account.cpu, account.own_cpu, account.disturbed), (Some(0.0), None, None));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_machine_says_is_no_reason_to_panic(
+            numbers in proptest::collection::vec((0usize..12, proptest::prelude::any::<u64>(), 0u64..9), 0..60)
+        ) {
+            let said = |skip: usize| {
+                let lines = numbers.iter().skip(skip).map(|(kind, large, small)| match kind {
+                    0 => format!("cpu  {large} {small} {large} 0 0 0 0 {small}\n"),
+                    1 => format!("oom_kill {large}\nkernel {small}\n"),
+                    2 => format!("pressure io {large}\n"),
+                    3 => format!("cgroup throttled_time {large} /\ncgroup oom_kill {small} /\n"),
+                    kind => format!(
+                        "process {small} {} {} {small} {large} {large} {large} {small} {small} {} sshd\n",
+                        large.wrapping_add(*small) % 9,
+                        large % 9,
+                        kind % 2
+                    ),
+                });
+                format!("uptime {}\nboot a\n{}", skip + 1, lines.collect::<String>())
+            };
+            let [before, after] = [0, 1].map(|skip| Snapshot::read(&said(skip), RUN).unwrap());
+            let controller = Controller { boot: "a".to_owned(), process: Identity { pid: 3, start: 3 } };
+            for shared in [false, true] {
+                let account = account(&before, &after, shared, Some(&controller));
+                let numbers = [account.cpu, account.own_cpu, account.steal, account.throttled];
+                assert!(numbers.into_iter().flatten().all(|number| number >= 0.0), "{account:?}");
+            }
+        }
     }
 
     #[test]

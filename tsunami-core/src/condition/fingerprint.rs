@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Facts;
 use crate::cluster::Host;
 use crate::error::Error;
+use crate::limits::FACT_LIMIT;
 use crate::text::{sanitize, shorten};
 
 const SCRIPT: &str = include_str!("fingerprint.sh");
 
 /// What errors call that.
 const ACTION: &str = "look at what the machine is";
-
-/// The longest value of a fact, in characters. The mitigations of a processor take a thousand.
-const FACT_LIMIT: usize = 2000;
 
 /// How much of a value a difference shows, in characters.
 const SHOWN_FACT_LIMIT: usize = 100;

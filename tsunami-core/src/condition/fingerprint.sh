@@ -26,6 +26,8 @@ awk '
         if (model != "") print "cpu_model\t" model
     }
 ' /proc/cpuinfo 2>/dev/null
+# They would count for `nproc`.
+unset OMP_NUM_THREADS OMP_THREAD_LIMIT
 fact cpus "$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null)"
 said=
 for file in /sys/devices/system/cpu/vulnerabilities/*; do

@@ -21,6 +21,9 @@ pub use canary::canary;
 pub use fingerprint::{differences, fingerprint, odd};
 pub use traces::{TRACE_COLUMNS, Traces};
 
+/// Ticks a second, in which the kernel tells of processor time. It is the same on every Linux that there is.
+const TICKS: f64 = 100.0;
+
 /// What is known of a machine by name: `cpu_model`, `kernel` and so on.
 pub type Facts = BTreeMap<String, String>;
 

@@ -9,7 +9,8 @@
 #   oom_kill COUNT
 #   cgroup KEY VALUE FILE                                       the nearest first
 #   kernel TICKS                                                of all of the kernel's own threads, if they show
-#   process PID PARENT GROUP SESSION UTIME STIME CUTIME CSTIME START MARKED NAME
+#   process PID PARENT GROUP SESSION UTIME STIME CUTIME CSTIME START KIND NAME
+#                               KIND is 1 if it has the run's mark, 2 if it has ended and nobody has waited for it, else 0
 #   more                                                        not all processes were told
 #   message TEXT
 #
@@ -76,7 +77,7 @@ marked=$(grep -lszxF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ)
         name = substr(line, from + 1, length(line) - length(part[count]) - from - 1)
         pid = substr(line, 1, index(line, " ") - 1)
         print "process", pid, field[2], field[3], field[4], field[12], field[13], field[14], field[15], field[20], \
-            (pid in marked) + 0, name
+            field[1] == "Z" ? 2 : (pid in marked) + 0, name
         next
     }
     file == "/proc/stat" {

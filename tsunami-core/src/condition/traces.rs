@@ -12,8 +12,10 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
+use super::TICKS;
 use crate::cluster::{Host, OutputWatcher, Process};
 use crate::error::{Error, in_time};
+use crate::limits::UNWRITTEN_TRACES_LIMIT;
 use crate::outcome::gravest;
 use crate::session::Stream;
 use crate::text::Lines;
@@ -40,12 +42,6 @@ pub const TRACE_COLUMNS: [&str; 8] =
 /// How many lines a trace has a second each, how many more of two seconds each, of four, and so on: a day takes 1 MB.
 const LINES_OF_A_KIND: u64 = 3600;
 
-/// How many pieces of machines' output may wait to be written. More are dropped, so that a slow disk holds up nobody.
-const UNWRITTEN_LIMIT: usize = 1024;
-
-/// Ticks a second, in which the kernel tells of processor time.
-const TICKS: f64 = 100.0;
-
 /// Notes what machines do, once a second, in a file for each: `<machine>.csv`, with [`TRACE_COLUMNS`]. A long trace gets
 /// coarser towards its end, so that a day takes a megabyte.
 ///
@@ -68,7 +64,7 @@ impl Traces {
     ///
     /// Outside of a tokio runtime.
     pub fn start(hosts: &[Host], directory: impl Into<PathBuf>) -> Self {
-        let (pieces, receiver) = sync_channel(UNWRITTEN_LIMIT);
+        let (pieces, receiver) = sync_channel(UNWRITTEN_TRACES_LIMIT);
         let names: Vec<String> = hosts.iter().map(|host| host.name().to_owned()).collect();
         let directory = directory.into();
         let writer =
