@@ -179,14 +179,18 @@ struct TrialState {
 }
 
 impl Progress {
-    /// Adds a metric that nobody has named beforehand.
+    /// Adds a metric that nobody has named beforehand, for which the plan is told once more.
     pub(super) fn add_metric(&self, cluster: &Cluster, name: &str, better: Direction) {
-        let mut state = lock(&self.0);
-        if state.plan.metrics.iter().all(|metric| metric.name != name) {
+        let plan = {
+            let mut state = lock(&self.0);
+            if state.plan.metrics.iter().any(|metric| metric.name == name) {
+                return;
+            }
             let (name, better) = (name.to_owned(), Some(better));
             state.plan.metrics.push(MetricPlan { name, better, ..MetricPlan::default() });
-            cluster.emit(UserEvent::SweepPlanned { plan: state.plan.clone() });
-        }
+            state.plan.clone()
+        };
+        cluster.emit(UserEvent::SweepPlanned { plan });
     }
 
     /// How many trials that count are done, and how many there are to be.
