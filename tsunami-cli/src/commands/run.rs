@@ -127,6 +127,9 @@ impl Stage {
         let crowded = crate::too_few_open_files(experiment.machines().count());
         let run = ExperimentRun::prepare(experiment, tsunami, options).await?;
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
+        if run.prepares() && verbosity != Verbosity::Quiet {
+            say("preparing on this computer first");
+        }
         let telling = reporter.clone();
         let tell = move |line: &str| telling.say(line);
         let (shown, machines_of, attached) = (reporter.clone(), elsewhere.machines_of.clone(), on.is_some());
