@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::slice;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::select_all;
 use tokio::sync::Notify;
@@ -24,7 +24,6 @@ use crate::session::{
     Stream,
 };
 use crate::spread::Spreads;
-use crate::trial::LogWatcher;
 
 /// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
@@ -170,6 +169,8 @@ struct HostInner {
     liveness: Mutex<Liveness>,
     /// Tells of a change of that.
     changed: Notify,
+    /// What the kernel calls the computer's present life, once somebody has asked: machines that agree share a computer.
+    boot: OnceLock<String>,
 }
 
 /// What is known of whether a machine stays. Whoever watches the machine tells it, and nobody else.
@@ -198,9 +199,9 @@ impl Host {
         spreads: Spreads,
         cancel: CancellationToken,
     ) -> Self {
-        let (liveness, changed) = (Mutex::default(), Notify::new());
+        let (liveness, changed, boot) = (Mutex::default(), Notify::new(), OnceLock::new());
         let name = machine.name();
-        let inner = HostInner { name, machine, session, events, spreads, cancel, liveness, changed };
+        let inner = HostInner { name, machine, session, events, spreads, cancel, liveness, changed, boot };
         Self { inner: Arc::new(inner), stage: "run".into() }
     }
 
@@ -469,6 +470,16 @@ impl Host {
         Ok(matches)
     }
 
+    /// What the kernel calls the present life of the computer that the machine is, or is on; see `condition`.
+    pub(crate) fn boot(&self) -> &OnceLock<String> {
+        &self.inner.boot
+    }
+
+    /// The time it is, by the clock that events have.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.inner.events.now()
+    }
+
     /// The machine's id, as events have it.
     fn id(&self) -> Option<MachineId> {
         Some(self.inner.machine.id.clone())
@@ -477,6 +488,17 @@ impl Host {
     /// An error of the program's own, about this machine in its present stage.
     pub fn error(&self, error: impl Into<BoxError>) -> Error {
         Error::At { machine: self.name().to_owned(), stage: self.stage.to_string(), source: error.into() }
+    }
+
+    /// Runs a script that is about the machine and not about the experiment, as [`Session::administer`] does. No event
+    /// tells of it; errors call it `action`. May be dropped at any await; the script goes on then.
+    pub(crate) async fn administer(
+        &self,
+        action: &str,
+        script: &str,
+        args: &[String],
+    ) -> Result<String, Error> {
+        self.attempt(action, self.inner.session.administer(script, args)).await
     }
 
     /// Waits for something that the session does, unless the run is cancelled first.
@@ -557,7 +579,7 @@ pub struct HostCommand {
     cancel: Option<CancellationToken>,
     despite_interruption: bool,
     /// Who looks at its output, beside the observers.
-    watcher: Option<Arc<LogWatcher>>,
+    watcher: Option<Arc<dyn OutputWatcher>>,
 }
 
 impl HostCommand {
@@ -613,7 +635,7 @@ impl HostCommand {
     }
 
     /// Lets its output be watched.
-    pub(crate) fn watched_by(mut self, watcher: Arc<LogWatcher>) -> Self {
+    pub(crate) fn watched_by(mut self, watcher: Arc<dyn OutputWatcher>) -> Self {
         self.watcher = Some(watcher);
         self
     }
@@ -968,8 +990,18 @@ struct Capture {
     host: Host,
     /// `None` where nobody is told of the command.
     command_id: Option<u64>,
-    watcher: Option<Arc<LogWatcher>>,
+    watcher: Option<Arc<dyn OutputWatcher>>,
     kept: Mutex<Kept>,
+}
+
+/// Looks at a command's output as it passes, and must not block.
+pub(crate) trait OutputWatcher: Send + Sync + fmt::Debug {
+    fn look(&self, stream: Stream, bytes: &[u8]);
+
+    /// Whether nobody else wants the output, so that none of it is kept.
+    fn takes_all(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Default)]
@@ -996,7 +1028,9 @@ impl OutputSink for Capture {
             Stream::Stdout => &mut kept.stdout,
             Stream::Stderr => &mut kept.stderr,
         };
-        let room = bytes.len().min(OUTPUT_LIMIT - all.len());
+        let limit =
+            if self.watcher.as_ref().is_some_and(|watcher| watcher.takes_all()) { 0 } else { OUTPUT_LIMIT };
+        let room = bytes.len().min(limit - all.len());
         all.extend_from_slice(&bytes[..room]);
         kept.truncated |= room < bytes.len();
         drop(kept);
@@ -1047,8 +1081,6 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
     use crate::event::EventCounts;
     use crate::machine::MachineState;

@@ -35,6 +35,17 @@ pub const SCRIPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// first. A piece is what came over a connection at once: 16 KiB, or little more.
 pub const UNWRITTEN_LIMIT: usize = 1024;
 
+/// The longest that a machine may say it is, of one fact, in characters. The mitigations of a processor take a thousand.
+pub const FACT_LIMIT: usize = 2000;
+
+/// How many messages of a machine's kernel are kept of a trial, and how long each may be, in characters: enough to say
+/// that there was trouble, and what to look for.
+pub const KERNEL_MESSAGES_LIMIT: (usize, usize) = (10, 200);
+
+/// Pieces of machines' traces that may wait to be written. More are dropped, since a slow disk should hold up nobody. A
+/// machine sends one a second.
+pub const UNWRITTEN_TRACES_LIMIT: usize = 1024;
+
 /// The most that one file of a run's directory may hold, in bytes. The largest lists the run's machines, at
 /// less than 1 KiB each: 16 MiB are enough for ten thousand.
 pub const STATE_FILE_LIMIT: u64 = 16 << 20;

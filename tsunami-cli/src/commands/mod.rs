@@ -14,6 +14,7 @@ mod schema;
 mod ssh;
 mod up;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
@@ -116,4 +117,10 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> 
     let loader = Loader::new().registry(registry).values_called("--set");
     let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
     Ok(Arc::new(loader.load(&args.file)?))
+}
+
+/// Reads and checks what a run was made from, by the directory of its results.
+fn load_again(results: &Path, registry: &Registry) -> Result<Arc<Experiment>, Error> {
+    let loader = Loader::new().registry(registry).values_called("--set");
+    Ok(Arc::new(loader.load_again(results)?))
 }

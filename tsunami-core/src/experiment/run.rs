@@ -151,13 +151,14 @@ impl ExperimentRun {
         experiment: Arc<Experiment>,
         tsunami: Tsunami,
         options: RunOptions,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, ResultsError> {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
         // A single trial that measures nothing is nothing but its steps.
         let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
-        let sweep = Sweep::new(plan, trials.odd, told).only(options.only.clone())?;
+        let sweep =
+            Sweep::new(plan, trials, told).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
@@ -178,18 +179,18 @@ impl ExperimentRun {
         tsunami: Tsunami,
         options: RunOptions,
         directory: &Path,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, ResultsError> {
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         let (of, from) = (experiment.clone(), directory.to_owned());
         let taken_up = spawn_blocking(move || Results::resume(&of, &from)).await;
         let (results, events) = taken_up.map_err(ResultsError::unmade).flatten()?;
         let report = results.report();
         let Some(plan) = report.sweep.clone() else {
-            return Err(ResultsError::NotResumable(directory.to_owned()).into());
+            return Err(ResultsError::NotResumable(directory.to_owned()));
         };
         let is_left = |trial: &str| results.has_trial(trial);
-        let sweep = Sweep::resumed(plan, experiment.trials.odd, &report, is_left);
-        let sweep = sweep.only(options.only.clone())?;
+        let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
+        let sweep = sweep.only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         Ok(Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options))
     }
 

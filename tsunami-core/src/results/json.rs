@@ -1,7 +1,7 @@
 //! Events as lines of JSON.
 
 use std::fmt;
-use std::fs::{self, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -94,12 +94,19 @@ impl ResultsFile for Json {
 pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
     let path = directory.join(EVENTS);
     let file = files::append(&path).map_err(ResultsError::file("write to", directory))?;
-    // Whoever resumes the run must find nobody else doing so. Not every file system can tell.
-    if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(ResultsError::InUse(directory.to_owned()));
-    }
     let has_header = file.metadata().map_err(ResultsError::file("read", &path))?.len() > 0;
     Ok(Arc::new(Json::after(Box::new(file), has_header)))
+}
+
+/// Says to other processes that this one writes down the run, for as long as what is returned is kept. Not every file system
+/// can tell them.
+pub(super) fn lock_directory(directory: &Path) -> Result<File, ResultsError> {
+    let path = directory.join(EVENTS);
+    let file = files::append(&path).map_err(ResultsError::file("write to", &path))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(ResultsError::InUse(directory.to_owned())),
+        _ => Ok(file),
+    }
 }
 
 /// Reads the events of a run that is resumed. A last line that was cut is removed, so that the next begins a line.

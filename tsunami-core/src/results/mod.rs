@@ -12,7 +12,7 @@ mod run_json;
 mod secrets;
 mod writer;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -87,6 +87,9 @@ pub enum ResultsError {
     /// There is nothing of a sweep in the directory.
     #[error("{} has no trials to resume: none had begun", .0.display())]
     NotResumable(PathBuf),
+    /// There are no such trials as are to be done.
+    #[error("{0}")]
+    NoSuchPart(String),
     /// What the trials of a run were made with is not as it was.
     #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
     Changed(PathBuf),
@@ -131,6 +134,8 @@ pub struct Results {
     directory: PathBuf,
     report: Arc<Summary>,
     writer: Arc<Writer>,
+    /// Keeps others from resuming the run, until it is over.
+    in_use: Mutex<Option<File>>,
 }
 
 impl Results {
@@ -157,7 +162,8 @@ impl Results {
         if experiment.prepare.is_empty() {
             inputs::write(experiment, &directory.join("inputs"))?;
         }
-        Self::write_on(directory, Report::default())
+        let in_use = json::lock_directory(&directory)?;
+        Self::write_on(directory, Report::default(), in_use)
     }
 
     /// Takes up the directory of a run that is resumed. Returns what was told of it so far, too. It reads all that is
@@ -174,18 +180,17 @@ impl Results {
         let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
         checked.map_err(ResultsError::file("write results to", &directory))?;
         inputs::check(experiment, &directory.join("inputs"))?;
-        // Whoever else writes there is found before anything is changed.
-        drop(json::create(&directory)?);
+        let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
         let report = events.iter().collect();
-        Ok((Self::write_on(directory, report)?, events))
+        Ok((Self::write_on(directory, report, in_use)?, events))
     }
 
-    fn write_on(directory: PathBuf, report: Report) -> Result<Self, ResultsError> {
+    fn write_on(directory: PathBuf, report: Report, in_use: File) -> Result<Self, ResultsError> {
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
         let writer = Writer::start(files).map_err(ResultsError::file("write to", &directory))?;
         let report = Arc::new(Summary(Mutex::new(report)));
-        Ok(Self { directory, report, writer: Arc::new(writer) })
+        Ok(Self { directory, report, writer: Arc::new(writer), in_use: Mutex::new(Some(in_use)) })
     }
 
     /// What is known of the run by now.
@@ -206,6 +211,11 @@ impl Results {
     /// Where the logs of commands are: `<machine>/<stage>.log`.
     pub fn logs(&self) -> PathBuf {
         self.directory.join(logs::DIRECTORY)
+    }
+
+    /// Where traces of what machines do are: `<machine>.csv`.
+    pub fn traces(&self) -> PathBuf {
+        self.directory.join("traces")
     }
 
     /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
@@ -276,6 +286,7 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
+        drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
     }

@@ -61,7 +61,6 @@ pub use context::{MachineContext, Machines};
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
 pub(crate) use reading::{HdrStatistic, MachineText, regex};
-pub(crate) use ready::LogWatcher;
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
@@ -202,6 +201,11 @@ impl Trial {
         })
     }
 
+    /// The machines that commands were begun on.
+    fn used(&self) -> BTreeSet<String> {
+        lock(&self.inner.used).clone()
+    }
+
     /// The name.
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -328,7 +332,7 @@ impl Trial {
 
     /// Ends what the trial's commands have left in the background.
     async fn sweep(&self) -> Result<(), Error> {
-        let used = lock(&self.inner.used).clone();
+        let used = self.used();
         let hosts = used.iter().filter_map(|name| self.inner.cluster.host(name));
         let sweeps = hosts.map(|host| {
             let command = own_script("sweep", SWEEP).arg(self.name());
@@ -390,7 +394,7 @@ impl TrialHost {
 }
 
 /// A command made of a script of tsunami's own, of which whoever shows it shows the name and the arguments.
-fn own_script(name: &str, script: &str) -> Command {
+pub(crate) fn own_script(name: &str, script: &str) -> Command {
     let run = Command::program("sh").arg("-c").arg(r#"eval "$TSUNAMI_SCRIPT""#).arg(name);
     run.env("TSUNAMI_SCRIPT", compact_script(script))
 }

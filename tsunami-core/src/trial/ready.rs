@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::command::ended_early;
 use super::{TrialHost, lock, own_script};
-use crate::cluster::{Host, HostCommand, Process};
+use crate::cluster::{Host, HostCommand, OutputWatcher, Process};
 use crate::error::Error;
 use crate::session::{Command, Stdin, Stream};
 
@@ -211,7 +211,7 @@ fn hexadecimal(address: &str) -> Option<String> {
 
 /// Looks for a text in the output of a command as it passes.
 #[derive(Debug)]
-pub(crate) struct LogWatcher {
+pub(super) struct LogWatcher {
     text: Vec<u8>,
     state: Mutex<LogState>,
 }
@@ -230,9 +230,10 @@ impl LogWatcher {
         let state = LogState { ends: Default::default(), seen: Some(seen) };
         (Arc::new(Self { text: text.as_bytes().to_vec(), state: Mutex::new(state) }), seeing)
     }
+}
 
-    /// Looks at what passes.
-    pub(crate) fn look(&self, stream: Stream, bytes: &[u8]) {
+impl OutputWatcher for LogWatcher {
+    fn look(&self, stream: Stream, bytes: &[u8]) {
         let LogState { ends, seen } = &mut *lock(&self.state);
         if seen.is_none() {
             return;
