@@ -156,6 +156,9 @@ impl Stage {
             false => ExperimentRun::prepare(experiment, tsunami, options).await?,
         };
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
+        if run.prepares() && verbosity != Verbosity::Quiet {
+            say("preparing on this computer first");
+        }
         let telling = reporter.clone();
         let tell = move |line: &str| telling.say(line);
         let (shown, whose, attached) = (reporter.clone(), elsewhere.clone(), on.is_some());

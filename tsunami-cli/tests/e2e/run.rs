@@ -44,6 +44,32 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     world.assert_clean();
 }
 
+#[test]
+fn what_is_prepared_is_uploaded_and_what_fails_launches_nothing() {
+    let world = World::new();
+    let text = "name = 'x'\nprepare = ['echo made > made', 'cat made >&2']\n[group.n]\n\
+                upload = [{ from = 'made', to = 'in' }]\nsetup = 'grep made in'\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"plan".into(), &file]).assert_status(0);
+    assert!(!world.path("work/made").exists(), "a plan does nothing");
+    world.tsunami([&"run".into(), &file]).assert_status(0).assert_says(&["preparing on this computer"]);
+    let log = fs::read_to_string(world.results().join("logs/prepare.log")).unwrap();
+    assert!(
+        log.starts_with("$ echo made > made\n# status 0") && log.contains("$ cat made >&2\nmade\n"),
+        "{log}"
+    );
+    assert!(fs::read_to_string(world.results().join("inputs/uploads.json")).unwrap().contains("sha256"));
+    let file = world.write("x.toml", &text.replace("cat made >&2", "echo why; exit 7"));
+    let failed = world.tsunami([&"run".into(), &"-o".into(), &world.path("work/failed"), &file]);
+    failed.assert_status(1).assert_says(&[
+        "`echo why; exit 7` ended with status 7",
+        "  | why",
+        "nothing was launched",
+    ]);
+    assert!(!failed.stderr.contains("launching"), "{}", failed.stderr);
+    world.assert_clean();
+}
+
 /// There is no `ssh` at all, and the files that go there and come back are the same.
 #[test]
 fn machines_of_the_runs_own_are_reached_from_within_the_process_where_the_file_says_so() {

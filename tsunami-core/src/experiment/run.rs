@@ -313,10 +313,15 @@ impl ExperimentRun {
         finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
     }
 
+    /// Whether it begins with commands on this computer, whose log is `prepare.log` among [`Results::logs`]. What is
+    /// resumed was prepared before.
+    pub fn prepares(&self) -> bool {
+        !self.results.has_inputs()
+    }
+
     /// Does what is to be done on this computer first, and then writes down what machines will be given.
     async fn make_ready(&self) -> Result<(), Error> {
-        // What is resumed was prepared before.
-        if self.results.has_inputs() {
+        if !self.prepares() {
             return Ok(());
         }
         prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
