@@ -101,3 +101,12 @@ pub const SET_VALUE_LIMIT: usize = 64 << 10;
 
 /// The longest name of an experiment, a group or a step, in bytes. Names become those of files, at most 255 bytes long.
 pub const NAME_LIMIT: usize = 100;
+
+/// The most bytes of a `report.html`: mail and phones take it. Where there is more to show, less of it is.
+pub const REPORT_LIMIT: usize = 1_000_000;
+
+/// How much of the end of a log is read for a report, in bytes: of it, twenty lines are shown.
+pub const REPORT_TAIL_LIMIT: u64 = 8 << 10;
+
+/// How much of a machine's trace is read for a report, in bytes. A day of it has 1 MB.
+pub const REPORT_TRACE_LIMIT: u64 = 16 << 20;

@@ -128,7 +128,7 @@ fn what_earlier_versions_saved_is_reported() {
 
 #[test]
 fn a_report_is_small_however_large_the_run() {
-    let plan = sample::plan(100, &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+    let plan = sample::plan(3, &Vec::from_iter(1..=300));
     let directory = built(&sample::sweep(&plan, 1000, false));
     let page = read(directory.path(), "report.html");
     assert!(page.len() <= 1_000_000, "{}", page.len());
@@ -252,4 +252,34 @@ fn runs_stand_side_by_side_if_their_machines_are_alike() {
     fs::copy(fixture, other.path().join("events.jsonl")).unwrap();
     let runs = SideBySide::read(&[directories[0].path(), other.path()]).unwrap();
     assert!(runs.unlike()[0].contains("doesn't say what its machines were"), "{:?}", runs.unlike());
+}
+
+/// Apache Otava, unchanged, finds where twenty runs became faster.
+#[test]
+fn a_tool_for_history_reads_what_is_compared() {
+    let otava = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/otava/bin/otava");
+    assert!(otava.exists(), "otava is installed: `cargo xtask setup --tests`");
+    let home = tempfile::tempdir().unwrap();
+    let plan = sample::plan(2, &[1]);
+    let directories: Vec<_> = (0..20).map(|day| home.path().join(format!("a, {day}"))).collect();
+    for (day, directory) in (0..).zip(&directories) {
+        fs::create_dir(directory).unwrap();
+        sample::sweep_on(day, if day < 10 { 1.0 } else { 1.2 }, &plan, 1, false).write(directory);
+    }
+    fs::write(home.path().join("history.csv"), SideBySide::read(&directories).unwrap().csv()).unwrap();
+    let config = "tests:\n  redis:\n    type: csv\n    file: history.csv\n    time_column: time\n    \
+                  attributes: [run, directory]\n    metrics:\n      rps:\n        \
+                  column: 'rps[clients=1 variant=new]'\n        direction: 1\n";
+    fs::write(home.path().join("otava.yaml"), config).unwrap();
+    let found = Command::new(otava)
+        .args(["analyze", "redis"])
+        .env("OTAVA_CONFIG", "otava.yaml")
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&found.stdout);
+    assert!(found.status.success(), "{told}{}", String::from_utf8_lossy(&found.stderr));
+    let change = told.split_whitespace().find_map(|word| word.strip_prefix('+')?.strip_suffix('%'));
+    let change: f64 = change.expect(&told).parse().unwrap();
+    assert!((18.0..22.0).contains(&change), "{told}");
 }

@@ -16,18 +16,23 @@ pub(crate) const HOSTILE: &str = "</title></text><script>document.title='taken'<
 
 /// Events, each some time after the one before it.
 pub(crate) struct Story {
+    /// Days after the first.
+    day: u32,
+    /// What all values are multiplied with.
+    level: f64,
     now: Duration,
     seed: u64,
     pub(crate) events: Vec<Event>,
 }
 
 impl Story {
-    fn new() -> Self {
-        Self { now: Duration::ZERO, seed: 42, events: Vec::new() }
+    fn new(day: u32, level: f64) -> Self {
+        Self { day, level, now: Duration::ZERO, seed: 42 + u64::from(day), events: Vec::new() }
     }
 
     fn add(&mut self, kind: EventKind) {
-        let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+        let began =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000 + 86_400 * u64::from(self.day));
         self.events.push(Event::new(began + self.now, self.now, kind));
     }
 
@@ -94,7 +99,12 @@ pub(crate) fn plan(rounds: u32, clients: &[i64]) -> SweepPlan {
 
 /// A run of one server and so many clients.
 pub(crate) fn sweep(plan: &SweepPlan, clients: u32, hostile: bool) -> Story {
-    let mut story = Story::new();
+    sweep_on(0, 1.0, plan, clients, hostile)
+}
+
+/// The same on another day, when all values were as many times higher.
+pub(crate) fn sweep_on(day: u32, level: f64, plan: &SweepPlan, clients: u32, hostile: bool) -> Story {
+    let mut story = Story::new(day, level);
     let groups = vec![GroupSize::new("server", 1), GroupSize::new("client", clients)];
     let deadline = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_003_600);
     let experiment = if hostile { HOSTILE } else { "redis-io-threads" };
@@ -233,7 +243,7 @@ fn attempt(
             _ => 1.0,
         };
         let level = if metric.name == "rps" { 21_000.0 * clients.sqrt() } else { 1.7 * clients.sqrt() };
-        let value = level * drift * effect * (1.0 + 0.012 * story.noise());
+        let value = story.level * level * drift * effect * (1.0 + 0.012 * story.noise());
         let mut measured = Measured::default();
         (measured.step, measured.metric) = (metric.step.clone(), metric.name.clone());
         let mut of_machine = measured.clone();

@@ -14,7 +14,8 @@ use minijinja::value::Serde;
 use serde_json::Value;
 
 use super::built::Source;
-use crate::text::sanitize;
+use crate::limits::REPORT_LIMIT;
+use crate::text::{sanitize, shorten};
 
 /// What the file is called.
 pub(super) const NAME: &str = "report.html";
@@ -23,15 +24,12 @@ pub(super) const NAME: &str = "report.html";
 const TEMPLATE_NAME: &str = "report.html.j2";
 const TEMPLATE: &str = include_str!("report.html.j2");
 
-/// The most bytes that a report has: mail and phones take it.
-pub(super) const SIZE_LIMIT: usize = 1_000_000;
-
 pub(super) fn build(source: &Source<'_>) -> io::Result<String> {
     // Where there is too much to show, less detail is shown, and the page says so.
-    let mut room = SIZE_LIMIT;
+    let mut room = REPORT_LIMIT;
     for _ in 0..4 {
         let page = page(source, room)?;
-        if page.len() <= SIZE_LIMIT {
+        if page.len() <= REPORT_LIMIT {
             return Ok(page);
         }
         room /= 4;
@@ -50,12 +48,18 @@ fn page(source: &Source<'_>, room: usize) -> io::Result<String> {
     Ok(template.render(Serde(view)).map_err(io::Error::other)? + "\n")
 }
 
-/// Takes out of all texts what would act on a terminal, or isn't seen.
+/// The most characters of one text: of others, so much can be read.
+const TEXT: usize = 600;
+
+/// Takes out of all texts what would act on a terminal, or isn't seen, and the ends of what nobody would read. A plot is
+/// no text, and made of clean ones.
 fn clean(value: &mut Value) {
     match value {
-        Value::String(text) => *text = sanitize(text).into_owned(),
+        Value::String(text) => *text = shorten(&sanitize(text), TEXT).into_owned(),
         Value::Array(values) => values.iter_mut().for_each(clean),
-        Value::Object(fields) => fields.values_mut().for_each(clean),
+        Value::Object(fields) => {
+            fields.iter_mut().filter(|(name, _)| *name != "svg").for_each(|(_, value)| clean(value));
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

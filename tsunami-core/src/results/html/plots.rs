@@ -198,7 +198,7 @@ pub(super) fn order(
 /// Lines over time, one of each series.
 pub(super) fn lines(about: About<'_>, series: &[Vec<(f64, f64)>], axes: (&str, &str)) -> Option<String> {
     let all = || series.iter().flatten();
-    let x = bounds(&all().map(|(x, _)| *x).collect::<Vec<_>>())?;
+    let x = padded(bounds(&all().map(|(x, _)| *x).collect::<Vec<_>>())?);
     let (_, top) = padded(bounds(&all().map(|(_, y)| *y).chain([0.0]).collect::<Vec<_>>())?);
     draw(about, (WIDTH, 190), |root| {
         let mut chart = ChartBuilder::on(root)
@@ -206,7 +206,7 @@ pub(super) fn lines(about: About<'_>, series: &[Vec<(f64, f64)>], axes: (&str, &
             .margin_right(12)
             .x_label_area_size(40)
             .y_label_area_size(66)
-            .build_cartesian_2d(x.0..x.1.max(x.0 + 1.0), 0.0..top)?;
+            .build_cartesian_2d(x.0..x.1, 0.0..top)?;
         mesh(&mut chart, axes.0, axes.1, 6, 4)?;
         for (index, points) in series.iter().enumerate() {
             let colour = SERIES[index % SERIES.len()];
@@ -336,8 +336,46 @@ fn bounds(values: &[f64]) -> Option<(f64, f64)> {
     })
 }
 
-/// A little more than that on both sides.
+/// A little more than that on both sides, and never so little that a step along the axis would be lost in rounding.
 fn padded((low, high): (f64, f64)) -> (f64, f64) {
-    let room = if high > low { (high - low) * 0.06 } else { (high.abs() * 0.05).max(1e-9) };
+    let largest = low.abs().max(high.abs());
+    let room = if high > low { (high - low) * 0.06 } else { largest * 0.05 };
+    let room = room.max(largest * 1e-9).max(1e-200);
     (low - room, high + room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_any_size_are_drawn_and_the_drawing_ends() {
+        let about = About { id: 1, title: "<a>", description: "b & c" };
+        let next = f64::from_bits(1e9_f64.to_bits() + 1);
+        for (low, high) in [
+            (1e9, next),
+            (0.0, 5e-324),
+            (-1e299, 1e299),
+            (3.0, 3.0),
+            (0.0, 0.0),
+            (f64::NAN, 1.0),
+            (1.0, f64::INFINITY),
+        ] {
+            let drawn = order(about, &[(0, 1.0, low), (1, 2.0, high)], &[1.5], ("x", "y")).unwrap();
+            assert!(
+                drawn.contains("<title id=\"t1\">&lt;a&gt;</title><desc id=\"d1\">b &amp; c</desc>"),
+                "{drawn}"
+            );
+            assert!(drawn.ends_with("</svg>\n"), "{low} {high}");
+            let entry = |estimate, interval| Entry { series: 2, estimate, interval };
+            let entries = vec![entry(low, Some((low, high))), entry(1.0, Some((-1e200, 1e200)))];
+            let of = [Row { label: "size=1".to_owned(), entries }];
+            rows(about, &of, "axis", Some((-3.0, 3.0))).unwrap();
+            lines(about, &[vec![(low, 1.0), (high, 2.0)]], ("x", "y")).unwrap();
+        }
+        assert!(order(about, &[], &[], ("x", "y")).is_none() && rows(about, &[], "x", None).is_none());
+        let lane =
+            Lane { label: "n-0".to_owned(), stretches: vec![(0.0, 1e12, Phase::Launch)], critical: true };
+        timeline(about, &[lane], 1e12).unwrap();
+    }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::SIZE_LIMIT;
 use super::plots::{self, About, Entry, Lane, Phase, Row};
 use crate::analysis::label;
+use crate::limits::{REPORT_LIMIT, REPORT_TAIL_LIMIT, REPORT_TRACE_LIMIT};
 use crate::names::is_experiment_name;
 use crate::results::built::Source;
 use crate::results::files;
@@ -29,8 +29,7 @@ use crate::{
 /// How many failures are shown, each with the end of its log.
 const FAILURES: usize = 20;
 
-/// How much of the end of a log is read, in bytes, and how many lines of it are shown, each so many characters long.
-const TAIL: u64 = 8 << 10;
+/// How many lines of the end of a log are shown, each so many characters long.
 const TAIL_LINES: usize = 20;
 const TAIL_LINE: usize = 300;
 
@@ -47,14 +46,13 @@ const TABLE_ROWS: usize = 300;
 /// How many sets of machines have a timeline.
 const TIMELINES: usize = 8;
 
-/// How many machines' traces are shown, how many points each line has, and how much of a file is read for it, in bytes: an
-/// hour at one row a second has less than 1 MiB.
+/// How many machines' traces are shown, and how many points each line has.
 const TRACES: usize = 12;
 const TRACE_POINTS: usize = 200;
-const TRACE_FILE: u64 = 16 << 20;
 
-/// How many characters of a text of others are shown.
-const TEXT: usize = 600;
+/// How many conclusions, and how many metrics, are shown.
+const CONCLUSIONS: usize = 200;
+const METRICS: usize = 40;
 
 /// The page.
 #[derive(Serialize)]
@@ -217,15 +215,25 @@ impl View {
         let legend = legend.collect();
         // Where there isn't room for all, what sums up comes first.
         let timelines = timelines(report, &sets, &mut plots);
-        let mut metrics: Vec<MetricView> =
-            analysis.metrics.iter().map(|metric| metric_view(metric, source, &mut plots)).collect();
+        let mut metrics: Vec<MetricView> = analysis
+            .metrics
+            .iter()
+            .take(METRICS)
+            .map(|metric| metric_view(metric, source, &mut plots))
+            .collect();
         let traces = traces(directory, &mut plots);
         for (view, metric) in metrics.iter_mut().zip(&analysis.metrics) {
             let each = metric.combinations.iter();
             view.figures.extend(each.filter_map(|one| in_order(metric, one, &names, &mut plots)));
         }
-        let rows = if room < SIZE_LIMIT { TABLE_ROWS / 6 } else { TABLE_ROWS };
+        let rows = if room < REPORT_LIMIT { TABLE_ROWS / 6 } else { TABLE_ROWS };
+        let conclusions: Vec<Conclusion> = analysis.metrics.iter().flat_map(conclusions).collect();
         let mut left_out = Vec::new();
+        let more =
+            [(conclusions.len(), CONCLUSIONS, "conclusion"), (analysis.metrics.len(), METRICS, "metric")];
+        for (count, limit, what) in more.into_iter().filter(|(count, limit, _)| count > limit) {
+            left_out.push(format!("{} left out; results.json has all", number(count - limit, what)));
+        }
         if plots.left_out > 0 {
             left_out.push(format!(
                 "{} left out to keep this page small; results.csv has all figures",
@@ -244,7 +252,7 @@ impl View {
             facts: facts(report, &run_json, analysis.metrics.len()),
             failures,
             more_failures,
-            conclusions: analysis.metrics.iter().flat_map(conclusions).collect(),
+            conclusions: conclusions.into_iter().take(CONCLUSIONS).collect(),
             notes: page_notes(source),
             counts: counts(source),
             metrics,
@@ -358,15 +366,16 @@ fn span(time: Duration) -> String {
     }
 }
 
-fn cut(text: &str) -> String {
-    shorten(text, TEXT).into_owned()
-}
-
 /// What failed, the whole before its parts, and how many more there are.
 fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
     let Source { directory, report, analysis } = source;
-    let plain =
-        |what: String, why: &str| Failure { what, why: cut(why), tail: Vec::new(), open: false, link: None };
+    let plain = |what: String, why: &str| Failure {
+        what,
+        why: why.to_owned(),
+        tail: Vec::new(),
+        open: false,
+        link: None,
+    };
     let mut failures = Vec::new();
     for set in sets {
         failures.extend(
@@ -394,7 +403,7 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
         let path = format!("trials/{}", trial.name);
         failures.push(Failure {
             what: format!("Trial {}{what}", trial.name),
-            why: cut(trial.error.as_deref().unwrap_or("a step failed")),
+            why: trial.error.clone().unwrap_or_else(|| "a step failed".to_owned()),
             tail: Vec::new(),
             open: false,
             link: directory.join(&path).is_dir().then(|| link(&path)),
@@ -417,7 +426,7 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
         let tail = (is_named && failures.len() < FAILURES).then(|| tail(&directory.join(&log)));
         failures.push(Failure {
             what: format!("{} on {}: {}", command.stage, command.machine, shorten(&command.command, 120)),
-            why: cut(&why),
+            why: why,
             link: tail.as_ref().and_then(Option::as_ref).map(|_| link(&log)),
             open: open && tail.as_ref().is_some_and(Option::is_some),
             tail: tail.flatten().unwrap_or_default(),
@@ -432,9 +441,9 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
 fn tail(path: &Path) -> Option<Vec<String>> {
     let mut file = files::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(REPORT_TAIL_LIMIT))).ok()?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    file.take(REPORT_TAIL_LIMIT).read_to_end(&mut bytes).ok()?;
     let lines: Vec<&[u8]> = bytes.trim_ascii_end().split(|byte| *byte == b'\n').collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(TAIL_LINES));
     Some(shown.map(|line| shorten(&sanitize_bytes(line), TAIL_LINE).into_owned()).collect())
@@ -925,9 +934,9 @@ fn machines(sets: &[Set<'_>], limit: usize) -> Option<DataTable> {
                 if set.set == 0 { String::new() } else { set.set.to_string() },
                 id,
                 machine.address.clone().unwrap_or_default(),
-                cut(&machine.description),
+                machine.description.clone(),
                 canary,
-                cut(&said),
+                said,
             ]);
         }
     }
@@ -1009,10 +1018,8 @@ fn hardware(sets: &[Set<'_>]) -> Vec<DataTable> {
 /// What happened beside the experiment: void trials, disturbances, and what machines accounted for.
 fn conditions(report: &Report, sets: &[Set<'_>], limit: usize) -> Vec<DataTable> {
     let mut tables = Vec::new();
-    let odd = sets
-        .iter()
-        .flat_map(|set| set.machines)
-        .map(|(name, machine)| vec![name.clone(), cut(&remarks(machine))]);
+    let odd =
+        sets.iter().flat_map(|set| set.machines).map(|(name, machine)| vec![name.clone(), remarks(machine)]);
     let mut odd: Vec<Vec<String>> = odd.filter(|row| !row[1].is_empty()).collect();
     if !odd.is_empty() {
         let more = odd.len().saturating_sub(limit);
@@ -1036,7 +1043,7 @@ fn conditions(report: &Report, sets: &[Set<'_>], limit: usize) -> Vec<DataTable>
                 voided.trial.clone(),
                 reason.as_str()?.to_owned(),
                 machines,
-                cut(&voided.text),
+                voided.text.clone(),
             ])
         })
         .collect();
@@ -1058,7 +1065,7 @@ fn conditions(report: &Report, sets: &[Set<'_>], limit: usize) -> Vec<DataTable>
             let kills = account.oom_kills.filter(|kills| *kills > 0);
             said.extend(kills.map(|kills| format!("killed for want of memory: {kills}")));
             if !said.is_empty() {
-                disturbed.push(vec![trial.name.clone(), account.machine.clone(), cut(&said.join("; "))]);
+                disturbed.push(vec![trial.name.clone(), account.machine.clone(), said.join("; ")]);
             }
         }
     }
@@ -1152,7 +1159,7 @@ fn traces(directory: &Path, plots: &mut Plots) -> Vec<Figure> {
 /// The columns of a trace and its rows.
 fn trace(path: &Path) -> Option<(Vec<String>, Vec<Vec<f64>>)> {
     let mut text = String::new();
-    files::open(path).ok()?.take(TRACE_FILE).read_to_string(&mut text).ok()?;
+    files::open(path).ok()?.take(REPORT_TRACE_LIMIT).read_to_string(&mut text).ok()?;
     let mut lines = text.lines().filter(|line| !line.starts_with('#'));
     let columns: Vec<String> = lines.next()?.split(',').map(|name| shorten(name, 40).into_owned()).collect();
     let row =
