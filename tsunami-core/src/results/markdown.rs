@@ -148,7 +148,6 @@ pub(super) fn significant(value: f64) -> String {
     if !(-5.0..12.0).contains(&magnitude) {
         return format!("{value:.3e}");
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and 8")]
     let decimals = (3.0 - magnitude).clamp(0.0, 8.0) as usize;
     let text = format!("{value:.decimals$}");
     match text.contains('.') {

@@ -395,20 +395,7 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
             failures.extend(machine.error.iter().map(|error| plain(name.clone(), error)));
         }
     }
-    let planned = planned(report.sweep.as_ref());
-    for trial in report.trials.iter().filter(|trial| trial.outcome() == TrialOutcome::Failed) {
-        let parameters =
-            planned.get(trial.planned_name()).map(|plan| label(&plan.parameters)).unwrap_or_default();
-        let what = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
-        let path = format!("trials/{}", trial.name);
-        failures.push(Failure {
-            what: format!("Trial {}{what}", trial.name),
-            why: trial.error.clone().unwrap_or_else(|| "a step failed".to_owned()),
-            tail: Vec::new(),
-            open: false,
-            link: directory.join(&path).is_dir().then(|| link(&path)),
-        });
-    }
+    failures.extend(failed_trials(report));
     for command in &report.commands {
         let failed = command.exit.is_some_and(|exit| !exit.success()) && !command.cancelled;
         if !(failed || command.error.is_some()) {
@@ -422,11 +409,14 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
         let log = format!("logs/{}/{}.log", command.machine, command.stage);
         let is_named = is_experiment_name(&command.machine) && is_experiment_name(&command.stage);
         let open = failures.iter().filter(|failure: &&Failure| failure.open).count() < OPEN_TAILS;
-        // Only what is shown is read.
-        let tail = (is_named && failures.len() < FAILURES).then(|| tail(&directory.join(&log)));
+        // Only what is shown is read, and each once.
+        let is_new =
+            failures.iter().all(|failure| failure.link.as_ref().is_none_or(|known| known.text != log));
+        let is_shown = is_named && is_new && failures.len() < FAILURES;
+        let tail = is_shown.then(|| tail(&directory.join(&log)));
         failures.push(Failure {
             what: format!("{} on {}: {}", command.stage, command.machine, shorten(&command.command, 120)),
-            why: why,
+            why,
             link: tail.as_ref().and_then(Option::as_ref).map(|_| link(&log)),
             open: open && tail.as_ref().is_some_and(Option::is_some),
             tail: tail.flatten().unwrap_or_default(),
@@ -435,6 +425,33 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
     let more = failures.len().saturating_sub(FAILURES);
     failures.truncate(FAILURES);
     (failures, more)
+}
+
+/// The trials that failed, together those that failed in the same words.
+fn failed_trials(report: &Report) -> Vec<Failure> {
+    let planned = planned(report.sweep.as_ref());
+    let mut causes: Vec<(&str, Vec<String>)> = Vec::new();
+    for trial in report.trials.iter().filter(|trial| trial.outcome() == TrialOutcome::Failed) {
+        let why = trial.error.as_deref().unwrap_or("a step failed");
+        let parameters = planned.get(trial.planned_name()).map(|plan| label(&plan.parameters));
+        let name = match parameters.filter(|parameters| !parameters.is_empty()) {
+            Some(parameters) => format!("{} ({parameters})", trial.name),
+            None => trial.name.clone(),
+        };
+        match causes.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(name),
+            None => causes.push((why, vec![name])),
+        }
+    }
+    let failures = causes.into_iter().map(|(why, names)| {
+        let what = if names.len() == 1 { "Trial" } else { "Trials" };
+        let shown = names.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+        let more = names.len().saturating_sub(10);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let what = format!("{what} {shown}{more}");
+        Failure { what, why: why.to_owned(), tail: Vec::new(), open: false, link: None }
+    });
+    failures.collect()
 }
 
 /// The last lines of a log, if it is there.
@@ -891,7 +908,10 @@ fn timeline(report: &Report, set: &Set<'_>, several: bool, plots: &mut Plots) ->
         "A row for each machine: launch, boot and connect, set-up; then trials, steps and teardown.";
     let table = times_table(set);
     let figure = plots.figure(
-        format!("{title}: when each machine was ready, and when trials ran"),
+        match set.machines.len() <= SINGLE_MACHINES {
+            true => format!("{title}: when each machine was ready, and when trials ran"),
+            false => format!("{title}: the middle of each group, the slowest machines, and when trials ran"),
+        },
         description,
         Some(table),
         |about| plots::timeline(about, &lanes, seconds(end)),
