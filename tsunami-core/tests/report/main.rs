@@ -147,10 +147,11 @@ fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
     {
         for (width, scheme) in [(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")] {
             browser.emulate(width, scheme);
-            browser.open(&directory.path().join("report.html"));
+            let page = directory.path().join("report.html");
+            browser.open(&page);
             let wide = browser.value("document.documentElement.scrollWidth");
             assert!(wide.as_u64().unwrap() <= u64::from(width), "{name} is {wide} wide on {width}");
-            keep(&mut browser, &format!("{name}-{width}-{scheme}"));
+            keep(&mut browser, &page, &format!("{name}-{width}-{scheme}"));
             let told: Vec<&Value> = browser
                 .events
                 .iter()
@@ -218,9 +219,11 @@ fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
     assert_eq!(browser.value("document.querySelector('figure details').open"), true);
 }
 
-/// Keeps a picture of the page in the directory `TSUNAMI_SCREENSHOTS`, for people to look at.
-fn keep(browser: &mut Browser, name: &str) {
+/// Keeps the page and a picture of it in the directory `TSUNAMI_SCREENSHOTS`, for people to look at.
+fn keep(browser: &mut Browser, page: &Path, name: &str) {
     let Some(directory) = std::env::var_os("TSUNAMI_SCREENSHOTS") else { return };
+    let page = fs::read(&page).unwrap();
+    fs::write(Path::new(&directory).join(format!("{name}.html")), page).unwrap();
     let file = fs::File::create(Path::new(&directory).join(format!("{name}.png"))).unwrap();
     let mut decode =
         Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(file).spawn().unwrap();

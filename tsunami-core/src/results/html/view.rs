@@ -345,6 +345,7 @@ fn facts(report: &Report, run: &RunJson, metrics: usize) -> Vec<(&'static str, S
         "Cost",
         match cost {
             Some(0.0) => "nothing".to_owned(),
+            Some(..0.01) => "under $0.01".to_owned(),
             Some(cost) => format!("about ${cost:.2}"),
             None => "not known".to_owned(),
         },
