@@ -1063,16 +1063,16 @@ impl OutputRefused {
 
 /// The last few kilobytes of a stream.
 #[derive(Clone, Debug, Default)]
-struct Tail(Vec<u8>);
+pub(crate) struct Tail(Vec<u8>);
 
 impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(OUTPUT_TAIL_LIMIT)..]);
         self.0.drain(..self.0.len().saturating_sub(OUTPUT_TAIL_LIMIT));
     }
 
     /// The last ten lines.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let text = String::from_utf8_lossy(&self.0);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
@@ -1082,6 +1082,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EventCounts;
     use crate::machine::MachineState;
     use crate::session::MockSession;
 
@@ -1089,7 +1090,7 @@ mod tests {
     async fn what_waits_for_a_command_is_small_since_ten_thousand_may_run_at_once() {
         let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
         let machine = Machine::new(MachineId::new("m-1"), run, "node", 0, MachineState::Running);
-        let events = Events::new(&[], SystemTime::UNIX_EPOCH);
+        let events = Events::new(&[], SystemTime::UNIX_EPOCH, EventCounts::default());
         let (session, spreads) = (Arc::new(MockSession::new()), Spreads::new(Vec::new(), events.clone()));
         let host = Host::new(machine.into(), session, events, spreads, CancellationToken::new());
         let bytes = size_of_val(&host.command(Command::shell("true")).run());

@@ -137,6 +137,19 @@ pub enum Error {
         /// The last lines it wrote to standard error.
         stderr: String,
     },
+    /// A command on this computer failed, before anything was launched.
+    #[error("`{}` ended with {exit} on this computer; nothing was launched, and {} has all that it said", shown(command),
+        log.display())]
+    Local {
+        /// The command.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// The last lines it wrote.
+        output: String,
+        /// Where all of them are.
+        log: std::path::PathBuf,
+    },
     /// A command could not be run, or a file not be copied, for a reason that isn't the machine's loss.
     #[error("{machine}: stage {stage}: {action} failed")]
     Session {
@@ -366,6 +379,7 @@ impl Error {
             | Self::Budget { .. }
             | Self::Command { .. }
             | Self::Timeout { .. }
+            | Self::Local { .. }
             | Self::At { .. }
             | Self::Record { .. }
             | Self::Untrusted(_)
@@ -396,6 +410,7 @@ impl Error {
             | Self::Quote { .. }
             | Self::Launch { .. }
             | Self::Budget { .. }
+            | Self::Local { .. }
             | Self::Prepare(_)
             | Self::Record { .. }
             | Self::Untrusted(_)
@@ -415,6 +430,7 @@ impl Error {
     pub fn written(&self) -> [&str; 2] {
         match self {
             Self::Command { stdout, stderr, .. } | Self::Timeout { stdout, stderr, .. } => [stdout, stderr],
+            Self::Local { output, .. } => ["", output],
             Self::Remains { cause: Some(cause), .. } => cause.written(),
             Self::Several(failures) => failures.first.written(),
             Self::Remains { cause: None, .. }

@@ -251,7 +251,8 @@ pub enum EventKind {
     MachineGone { machine: String, id: MachineId },
     /// The provider's listing failed; it is tried again.
     ListingFailed { error: String },
-    /// What trials there will be. It is told once, before the first set of machines.
+    /// What trials there will be. It is told before the first set of machines, and again where a trial measures something
+    /// that was not planned.
     SweepPlanned { plan: SweepPlan },
     /// The trials of a set of machines begin. What is told from here on is of this set.
     SetStarted { set: u32, run: RunId },
@@ -542,6 +543,27 @@ impl Guarded {
     }
 }
 
+/// How many events and commands there were in a story. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EventCounts {
+    events: Arc<AtomicU64>,
+    commands: Arc<AtomicU64>,
+}
+
+impl EventCounts {
+    /// Those of a saved story.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn of(story: &[Event]) -> Self {
+        let command = |event: &Event| match &event.kind {
+            EventKind::CommandStarted { command_id, .. } => *command_id,
+            _ => 0,
+        };
+        let events = story.iter().map(|event| event.seq).max().unwrap_or_default();
+        let commands = story.iter().map(command).max().unwrap_or_default();
+        Self { events: Arc::new(events.into()), commands: Arc::new(commands.into()) }
+    }
+}
+
 /// Stamps events and hands them to all observers.
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
@@ -549,20 +571,15 @@ pub(crate) struct Events {
     started_at: SystemTime,
     started: Instant,
     /// How many events and how many commands there were.
-    counts: Arc<(AtomicU64, AtomicU64)>,
+    counts: EventCounts,
     /// Who sums up a part of the story, for as long as anybody wants it.
     summaries: Arc<Mutex<Vec<Weak<Mutex<Report>>>>>,
 }
 
 impl Events {
-    pub(crate) fn new(observers: &[Guarded], started_at: SystemTime) -> Self {
-        Self {
-            observers: observers.into(),
-            started_at,
-            started: Instant::now(),
-            counts: Arc::default(),
-            summaries: Arc::default(),
-        }
+    pub(crate) fn new(observers: &[Guarded], started_at: SystemTime, counts: EventCounts) -> Self {
+        let (observers, started) = (observers.into(), Instant::now());
+        Self { observers, started_at, started, counts, summaries: Arc::default() }
     }
 
     /// Sums up what is told from now on in `report`, until that is dropped.
@@ -572,14 +589,14 @@ impl Events {
 
     /// The number of the next command.
     pub(crate) fn next_command(&self) -> u64 {
-        self.counts.1.fetch_add(1, Ordering::Relaxed) + 1
+        self.counts.commands.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub(crate) fn emit(&self, kind: EventKind) {
         let elapsed = self.started.elapsed();
         tracing::debug!(?elapsed, ?kind);
         let at = cut(self.started_at + elapsed);
-        let seq = self.counts.0.fetch_add(1, Ordering::Relaxed) + 1;
+        let seq = self.counts.events.fetch_add(1, Ordering::Relaxed) + 1;
         let event = Event { seq, at, elapsed: cut(elapsed), kind };
         for observer in &*self.observers {
             observer.tell(|observer| observer.event(&event));

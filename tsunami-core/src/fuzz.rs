@@ -23,12 +23,26 @@ use hostile::{assert_clean, bytes, changed, changes, config, text};
 const EXPERIMENT: &str = r#"name = "x"
 lifetime = "45m"
 budget = 5.0
+prepare = ["true"]
+[vars]
+v = 1
+[matrix]
+c = [1, 3]
+k = ["a", true, 0.5]
+[trials]
+repeat = 4
+warmup = 1
+order = "random"
+[compare]
+by = "k"
+margin = "3%"
+fail_if = ["rps < 0.95"]
 [wire]
 connect_timeout = "2m"
 [group.server]
 setup = ["sudo true", "echo {{ name }}"]
 [group.client]
-count = 3
+count = "{{ c }}"
 env = { A = "{{ ip | q }}", TOKEN = { from_env = "TOKEN" } }
 [[step]]
 on = "server"
@@ -36,18 +50,27 @@ start = "serve {{ ip }}"
 ready = { port = 6379, timeout = "30s" }
 [[step]]
 name = "load"
-on = ["client-1", "client"]
+on = ["client-0", "client"]
 run = """
-load {{ server.ip }} {{ client | map(attribute='ip') | join(',') }} {{ n }}
+load {{ server.ip }} {{ client | map(attribute='ip') | join(',') }} {{ n }} {{ k }} {{ v + c }}
 """
 timeout = "5m"
 collect = ["out.csv", "core.*?"]
+[step.metrics]
+rps = { file = "out.csv", csv = "rps", where = { a = 1 }, across = "sum", better = "higher", unit = "1/s" }
+p99 = { regex = 'p99=([0-9.]+)', reduce = "max", across = "max" }
+tail = { hdr = "p99.9", across = "merge" }
+deep = { json = "/a/0", across = "min" }
+[[reset]]
+on = "server"
+run = "flush {{ k }}"
+timeout = "5s"
 "#;
 
 #[rustfmt::skip]
 const TOML: &[&str] = &[
     "\n", "=", "[", "]", "[[", "]]", "{", "}", "\"", "'", "\"\"\"", "'''", "\\u", "\\", "#", ".", ",",
-    "count = 99999", "[group.a]\n", "[[step]]\n", "on = 'all'\n", "-1", "1e999", "0x", "nan", "1979-05-27",
+    "count = 99999", "[matrix]\n", "[vars]\n", "x = [1, 2]\n", "{{ c }}", "(", ")", "%", "<", "9223372036854775807", "[group.a]\n", "[[step]]\n", "on = 'all'\n", "-1", "1e999", "0x", "nan", "1979-05-27",
     "{{", "}}", "name", "é",
 ];
 
@@ -65,6 +88,15 @@ fn facts(group: &str, index: u32) -> MachineContext {
     let addresses = Addresses { public: None, private: Some(ip.clone()), network: Some("n".to_owned()) };
     let (name, run_id) = (format!("{group}-{index}"), "r".to_owned());
     MachineContext { name, group: group.to_owned(), index, ip: Some(ip), addresses, run_id }
+}
+
+#[test]
+fn what_is_changed_is_right_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.toml");
+    fs::write(&path, EXPERIMENT).unwrap();
+    let loader = Loader::new().registry(&registry()).set("n", "1").lookup_env(&|_| Some("s3cret".into()));
+    assert_eq!(loader.load(&path).unwrap().set_count(), 2);
 }
 
 proptest! {

@@ -124,6 +124,10 @@ pub const PARAMETER_VALUE_LIMIT: usize = 256;
 /// They are launched one after another, and each lives for minutes.
 pub const SET_LIMIT: usize = 100;
 
+/// The most that is read of an experiment file for all sets of machines together, in bytes: it is read for each. A file of
+/// 40 KiB may have a hundred sets.
+pub const SETS_SOURCE_LIMIT: usize = 4 << 20;
+
 /// The most metrics of an experiment. Each is compared with each other variant.
 pub const METRIC_LIMIT: usize = 200;
 
@@ -142,3 +146,12 @@ pub const METRIC_VALUES_LIMIT: usize = 1_000_000;
 
 /// How long one histogram of a log may be once it is unpacked, in bytes.
 pub const HISTOGRAM_LIMIT: u64 = 64 << 20;
+
+/// The most bytes of a `report.html`: mail and phones take it. Where there is more to show, less of it is.
+pub const REPORT_LIMIT: usize = 1_000_000;
+
+/// How much of the end of a log is read for a report, in bytes: of it, twenty lines are shown.
+pub const REPORT_TAIL_LIMIT: u64 = 8 << 10;
+
+/// How much of a machine's trace is read for a report, in bytes. A day of it has 1 MB.
+pub const REPORT_TRACE_LIMIT: u64 = 16 << 20;

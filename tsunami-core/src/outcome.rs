@@ -54,6 +54,7 @@ impl Outcome {
             Error::Incomplete { .. }
             | Error::Command { .. }
             | Error::Timeout { .. }
+            | Error::Local { .. }
             | Error::Session { .. }
             | Error::At { .. }
             | Error::Other(_) => Self::Failed,

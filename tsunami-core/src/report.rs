@@ -199,6 +199,9 @@ pub struct CommandReport {
     pub exit: Option<Exit>,
     /// Why that is not known.
     pub error: Option<String>,
+    /// Whether it was ended on purpose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
     /// When it ended.
     #[serde(with = "seconds")]
     pub finished: Duration,
@@ -333,7 +336,15 @@ impl Report {
                 }
             }
             EventKind::CommandFinished {
-                machine, id, stage, command_id, command, exit, error, took, ..
+                machine,
+                id,
+                stage,
+                command_id,
+                command,
+                exit,
+                error,
+                cancelled,
+                took,
             } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),
@@ -343,6 +354,7 @@ impl Report {
                     command: command.clone(),
                     exit: *exit,
                     error: error.clone(),
+                    cancelled: *cancelled,
                     finished: now,
                     took: *took,
                 });

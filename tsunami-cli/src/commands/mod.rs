@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod compare;
 mod cp;
 mod down;
 mod exec;
@@ -9,11 +10,13 @@ mod inventory;
 mod logs;
 mod ls;
 mod plan;
+mod report;
 mod run;
 mod schema;
 mod ssh;
 mod up;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
@@ -38,6 +41,8 @@ pub(crate) enum Command {
     Inventory(inventory::Inventory),
     Cp(cp::Cp),
     Logs(logs::Logs),
+    Report(report::Report),
+    Compare(compare::Compare),
     Extend(extend::Extend),
     Gc(gc::Gc),
     Schema(schema::Schema),
@@ -76,6 +81,8 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Inventory(command) => begin(command, context).await,
         Command::Cp(command) => begin(command, context).await,
         Command::Logs(command) => begin(command, context).await,
+        Command::Report(command) => begin(command, context).await,
+        Command::Compare(command) => begin(command, context).await,
         Command::Extend(command) => begin(command, context).await,
         Command::Gc(command) => begin(command, context).await,
         Command::Schema(command) => begin(command, context).await,
@@ -116,4 +123,10 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> 
     let loader = Loader::new().registry(registry).values_called("--set");
     let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
     Ok(Arc::new(loader.load(&args.file)?))
+}
+
+/// Reads and checks what a run was made from, by the directory of its results.
+fn load_again(results: &Path, registry: &Registry) -> Result<Arc<Experiment>, Error> {
+    let loader = Loader::new().registry(registry).values_called("--set");
+    Ok(Arc::new(loader.load_again(results)?))
 }

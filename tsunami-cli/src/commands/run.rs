@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{ExperimentRun, RunOptions};
-use tsunami_core::registry::Backend;
-use tsunami_core::results::Json;
+use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::results::{Json, markdown};
 use tsunami_core::{
     Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, RunEntry, RunId, RunStore,
     Tsunami,
 };
 
-use super::{Context, Execute, load};
-use crate::args::FileArgs;
+use super::{Context, Execute, load, load_again};
+use crate::args::{FileArgs, assignment};
 use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
 use crate::tails::Tails;
-use crate::terminal::{Events, say};
+use crate::terminal::{Events, print, say};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,6 +40,21 @@ pub(crate) struct Run {
     /// Use the machines of a run that is up, without setting them up again
     #[arg(long, value_name = "RUN", conflicts_with_all = ["keep", "keep_on_failure"])]
     on: Option<String>,
+    /// Do the trials that are left of a run: FILE is the directory of its results
+    #[arg(long, conflicts_with_all = ["on", "set", "output"])]
+    resume: bool,
+    /// Do only the trials in which a parameter has this value (may be repeated)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    only: Vec<(String, String)>,
+}
+
+/// Which trials are done.
+#[derive(Default)]
+pub(super) struct Part {
+    /// Whether those that are left of an earlier run.
+    resume: bool,
+    /// What parameters are in them.
+    only: Vec<(String, String)>,
 }
 
 /// What a run of an experiment file is made from.
@@ -64,7 +79,9 @@ impl Execute for Run {
             (None, false, true) => Keep::OnFailure,
             _ => Keep::Never,
         };
-        let stage = Stage::prepare(&self.stage, context, on.as_ref(), keep, state).await?;
+        let part = Part { resume: self.resume, only: self.only };
+        let stage = Stage::prepare(&self.stage, context, on.as_ref(), keep, state, part).await?;
+        stage.end_abandoned(context.registry).await?;
         let outcome = match on {
             Some(directory) => {
                 let ended = stage.run.run_on(&directory).await;
@@ -97,10 +114,11 @@ impl Stage {
         on: Option<&RunEntry>,
         keep: Keep,
         state: RunStore,
+        Part { resume, only }: Part,
     ) -> Result<Self, Error> {
         let StageArgs { file, output, json } = args;
         let Context { registry, colour, verbosity } = *context;
-        let experiment = load(file, registry)?;
+        let experiment = if resume { load_again(&file.file, registry)? } else { load(file, registry)? };
         let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
             None => backend::of(registry, &experiment, file.accept_new_hosts, &state).await?,
@@ -108,8 +126,8 @@ impl Stage {
         let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
         let id = tsunami.next_run_id();
         let elsewhere = Arc::new(Elsewhere {
-            state,
-            machines_of: on.map_or_else(|| id.clone(), RunEntry::id),
+            state: state.clone(),
+            machines_of: Mutex::new(on.map_or_else(|| id.clone(), RunEntry::id)),
             torn_down: AtomicBool::new(false),
         });
         let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
@@ -124,22 +142,46 @@ impl Stage {
         if let Some(output) = output {
             options = options.results(output);
         }
+        for (name, value) in only {
+            options = options.only(name, value);
+        }
+        let (known, of, accept_new_hosts) = (registry.clone(), state.clone(), file.accept_new_hosts);
+        options = options.connect(move |experiment| {
+            let (known, of) = (known.clone(), of.clone());
+            async move { known.connect(&experiment, &of, accept_new_hosts).await.map_err(CoreError::other) }
+        });
         let crowded = crate::too_few_open_files(experiment.machines().count());
-        let run = ExperimentRun::prepare(experiment, tsunami, options).await?;
+        let run = match resume {
+            true => ExperimentRun::resume(experiment, tsunami, options, &file.file).await?,
+            false => ExperimentRun::prepare(experiment, tsunami, options).await?,
+        };
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
+        if run.prepares() && verbosity != Verbosity::Quiet {
+            say("preparing on this computer first");
+        }
         let telling = reporter.clone();
         let tell = move |line: &str| telling.say(line);
-        let (shown, machines_of, attached) = (reporter.clone(), elsewhere.machines_of.clone(), on.is_some());
+        let (shown, whose, attached) = (reporter.clone(), elsewhere.clone(), on.is_some());
         let results = run.results().clone();
         let give_up = Arc::new(move || {
             shown.finish();
             results.settle(LAST_WRITES_TIMEOUT);
-            progress.give_up(&machines_of, attached)
+            progress.give_up(&whose.machines_of(), attached)
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
         Ok(Self { run, tails, reporter, elsewhere, quiet, json: *json })
+    }
+
+    /// Tears down what a process that was killed has left of the run that is resumed.
+    async fn end_abandoned(&self, registry: &Registry) -> Result<(), Error> {
+        for run in self.run.abandoned() {
+            say(&format!("run {} was abandoned by its controller; what is left of it is removed", run.id()));
+            let engine = backend::engine_or_remains(registry, &run, &self.elsewhere.state).await?;
+            engine.down(&run).await?;
+        }
+        Ok(())
     }
 
     /// Writes down what came of it, and says where.
@@ -151,7 +193,7 @@ impl Stage {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
                 Error::Run { error, logs, tails, secrets }
             }
-            _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of.clone()),
+            _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of()),
             error => Error::Run { error, logs, tails, secrets },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
@@ -160,13 +202,17 @@ impl Stage {
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let written = self.run.finish(outcome).await.err().map(Error::from);
+        let (written, table) = match self.run.finish(outcome).await {
+            Ok(report) if !self.quiet && !self.json => (None, print(&markdown(&report.analysis())).err()),
+            Ok(_) => (None, None),
+            Err(error) => (Some(Error::from(error)), None),
+        };
         if !self.quiet {
             say(&format!("results: {}", self.run.results().directory().display()));
         }
         let events = if self.json { Events::finish().err() } else { None };
         // The gravest comes last, where it is seen.
-        let failures = [events, written, local, error];
+        let failures = [events, table, written, local, error];
         let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
         let last = failures.pop();
         failures.iter().for_each(Error::show);
@@ -178,18 +224,23 @@ impl Stage {
 #[derive(Debug)]
 struct Elsewhere {
     state: RunStore,
-    machines_of: RunId,
+    /// The run that has the machines: another one for each set of them.
+    machines_of: Mutex<RunId>,
     torn_down: AtomicBool,
 }
 
 impl Elsewhere {
     /// Looked at before a teardown of our own, which would look the same.
     fn look(&self) {
-        let ending = match self.state.find(self.machines_of.as_str()) {
+        let ending = match self.state.find(self.machines_of().as_str()) {
             Ok(directory) => directory.is_ending(),
             Err(error) => matches!(error, CoreError::UnknownRun { .. }),
         };
         self.torn_down.store(ending, Ordering::Relaxed);
+    }
+
+    fn machines_of(&self) -> RunId {
+        self.machines_of.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn has_torn_down(&self) -> bool {
@@ -199,8 +250,12 @@ impl Elsewhere {
 
 impl Observer for Elsewhere {
     fn event(&self, event: &Event) {
-        if let EventKind::TearingDown { .. } = event.kind {
-            self.look();
+        match &event.kind {
+            EventKind::RunStarted { run, .. } => {
+                run.clone_into(&mut self.machines_of.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            EventKind::TearingDown { .. } => self.look(),
+            _ => {}
         }
     }
 }
@@ -234,6 +289,7 @@ impl Observer for Progress {
     fn event(&self, event: &Event) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &event.kind {
+            EventKind::RunStarted { .. } => *state = Default::default(),
             EventKind::Launched { machines, .. } => {
                 state.0.extend(machines.iter().map(|id| format!("machine {id}")));
             }

@@ -2,7 +2,7 @@
 
 use tsunami_core::{Keep, RunStore};
 
-use super::run::{Stage, StageArgs};
+use super::run::{Part, Stage, StageArgs};
 use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal::print;
@@ -16,7 +16,9 @@ pub(crate) struct Up {
 
 impl Execute for Up {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let stage = Stage::prepare(&self.stage, context, None, Keep::Never, RunStore::standard()?).await?;
+        let stage =
+            Stage::prepare(&self.stage, context, None, Keep::Never, RunStore::standard()?, Part::default())
+                .await?;
         let outcome = match stage.run.up().await {
             Ok(running) => running.keep().await,
             Err(error) => Err(error),

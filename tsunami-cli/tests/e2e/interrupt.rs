@@ -49,6 +49,21 @@ fn an_interrupt_during_launch_leaves_nothing() {
 }
 
 #[test]
+fn an_interrupt_while_something_is_prepared_ends_that_and_launches_nothing() {
+    let world = World::new();
+    let text = "name = 'x'\nprepare = 'touch begun; sleep 1005 | sleep 1006'\n[group.a]\n";
+    let file = world.write("x.toml", text);
+    let run = world.start(&file);
+    let has_begun = || world.path("work/begun").exists();
+    eventually("the command begins", || has_begun().then_some(()).ok_or("it has not".to_owned()));
+    run.signal(Signal::INT);
+    let ended = run.end();
+    ended.assert_status(5).assert_says(&["interrupted"]);
+    assert!(!ended.stdout.contains("launching"), "{}", ended.stdout);
+    world.assert_clean();
+}
+
+#[test]
 fn an_interrupt_while_connecting_leaves_nothing() {
     interrupted(Signal::INT, &["\"running\"", "client-1"]);
 }

@@ -9,4 +9,5 @@ mod hosts;
 mod input;
 mod interrupt;
 mod run;
+mod sweep;
 mod world;

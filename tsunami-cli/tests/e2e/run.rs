@@ -1,5 +1,6 @@
 //! `tsunami run`, from end to end.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,44 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     );
     assert!(results.join("inputs/client/describe-machine.sh").exists());
     assert_eq!(fs::read(results.join("experiment.toml")).unwrap(), fs::read(demo).unwrap());
+    let page = fs::read(results.join("report.html")).unwrap();
+    fs::remove_dir_all(results.join("logs")).unwrap();
+    for name in ["report.html", "results.json", "results.csv", "manifest.json"] {
+        fs::remove_file(results.join(name)).unwrap();
+    }
+    let made = world.tsunami([OsStr::new("report"), results.as_os_str()]);
+    assert_eq!(made.assert_status(0).assert_says(&["made ", "results.csv"]).stdout, "");
+    let again = fs::read(results.join("report.html")).unwrap();
+    assert!(again.len() > 5000 && again.len() <= page.len(), "the logs are gone");
+    let results = results.as_os_str();
+    let compared = world.tsunami([OsStr::new("compare"), results, results]);
+    compared.assert_status(2).assert_says(&["no metric in common"]);
+    world.assert_clean();
+}
+
+#[test]
+fn what_is_prepared_is_uploaded_and_what_fails_launches_nothing() {
+    let world = World::new();
+    let text = "name = 'x'\nprepare = ['echo made > made', 'cat made >&2']\n[group.n]\n\
+                upload = [{ from = 'made', to = 'in' }]\nsetup = 'grep made in'\n";
+    let file = world.write("x.toml", text);
+    world.tsunami([&"plan".into(), &file]).assert_status(0);
+    assert!(!world.path("work/made").exists(), "a plan does nothing");
+    world.tsunami([&"run".into(), &file]).assert_status(0).assert_says(&["preparing on this computer"]);
+    let log = fs::read_to_string(world.results().join("logs/prepare.log")).unwrap();
+    assert!(
+        log.starts_with("$ echo made > made\n# status 0") && log.contains("$ cat made >&2\nmade\n"),
+        "{log}"
+    );
+    assert!(fs::read_to_string(world.results().join("inputs/uploads.json")).unwrap().contains("sha256"));
+    let file = world.write("x.toml", &text.replace("cat made >&2", "echo why; exit 7"));
+    let failed = world.tsunami([&"run".into(), &"-o".into(), &world.path("work/failed"), &file]);
+    failed.assert_status(1).assert_says(&[
+        "`echo why; exit 7` ended with status 7",
+        "  | why",
+        "nothing was launched",
+    ]);
+    assert!(!failed.stderr.contains("launching"), "{}", failed.stderr);
     world.assert_clean();
 }
 

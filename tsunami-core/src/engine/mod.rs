@@ -20,14 +20,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, QuoteFailure};
-use crate::event::{Guarded as GuardedObserver, Observer};
+use crate::event::{EventCounts, Guarded as GuardedObserver, Observer};
 use crate::machine::{Machine, RunId};
 use crate::plan::Plan;
 use crate::provider::{Provider, Quote, RunFilter};
 use crate::record::RunStore;
+#[cfg(feature = "experiment")]
+use crate::record::{RunEntry, RunRecord};
 use crate::session::Connector;
 
 use foreign::Guarded;
+#[cfg(feature = "experiment")]
+use foreign::described;
 use run::joined;
 
 pub use attach::AttachedRun;
@@ -73,6 +77,8 @@ pub struct Tsunami {
     seed: Option<u64>,
     outlive_runtime: bool,
     tasks: TaskTracker,
+    /// How many events and commands were told of before, in a story that goes on over several runs.
+    counts: Option<EventCounts>,
 }
 
 /// When machines outlive their run, until their lifetime is over or somebody tears them down.
@@ -103,7 +109,43 @@ impl Tsunami {
             seed: None,
             outlive_runtime: true,
             tasks: TaskTracker::new(),
+            counts: None,
         }
+    }
+
+    /// The same engine with other machines.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn backend(mut self, backend: crate::registry::Backend) -> Self {
+        self.provider = Arc::new(Guarded(backend.provider));
+        self.connector = Arc::new(Guarded(backend.connector));
+        self
+    }
+
+    /// Numbers the events and commands of all runs as those of one story.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn one_story(mut self, counts: EventCounts) -> Self {
+        self.counts = Some(counts);
+        self
+    }
+
+    /// Of the runs of a program, those that are recorded here.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn recorded(&self, run: &RunId) -> Option<RunEntry> {
+        let state = self.state.clone().map_or_else(RunStore::standard, Ok).ok()?;
+        state.find(run.as_str()).ok()
+    }
+
+    /// Whether a recorded run's machines are those of this engine's provider.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn has_machines_of(&self, record: &RunRecord) -> bool {
+        let own = described(&*self.provider);
+        own.is_ok_and(|(name, settings)| name == record.provider && settings == record.settings)
+    }
+
+    /// When machines outlive their run.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn keeps(&self) -> Keep {
+        self.keep
     }
 
     /// Adds an observer of the runs' events and output.
@@ -128,6 +170,12 @@ impl Tsunami {
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
         self.cancel = token;
         self
+    }
+
+    /// What says that nothing is to be begun any more.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn cancellation(&self) -> &CancellationToken {
+        &self.cancel
     }
 
     /// Sets whether machines outlive their run. Default: never.
@@ -158,7 +206,13 @@ impl Tsunami {
 
     /// Asks for a run id, as the next run would get it.
     pub fn next_run_id(&self) -> RunId {
-        let seed = self.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
+        self.run_id(0)
+    }
+
+    /// A run id for another of several runs.
+    pub(crate) fn run_id(&self, nth: u64) -> RunId {
+        let seed = self.seed.map(|seed| seed.wrapping_add(nth));
+        let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
         RunId::generate(self.started_at.unwrap_or_else(SystemTime::now), seed)
     }
 

@@ -72,7 +72,7 @@ impl Tsunami {
         authorized_key: String,
     ) -> Run {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
-        let events = Events::new(&self.observers, started_at);
+        let events = Events::new(&self.observers, started_at, self.counts.clone().unwrap_or_default());
         Run {
             id: record.run.clone(),
             experiment: record.experiment.clone(),

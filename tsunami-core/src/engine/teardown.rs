@@ -68,7 +68,8 @@ impl Tsunami {
     /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
     /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
     pub async fn terminate_by_id(&self, run: &RunId) -> Result<(), Error> {
-        let events = Events::new(&self.observers, self.started_at.unwrap_or_else(SystemTime::now));
+        let started_at = self.started_at.unwrap_or_else(SystemTime::now);
+        let events = Events::new(&self.observers, started_at, self.counts.clone().unwrap_or_default());
         let (provider, stop_retrying) = (&self.provider, &self.cancel);
         let terminator = Terminator { provider, run, events: &events, stop_retrying, launched: Vec::new() };
         let leftovers = terminator.until_gone().await;

@@ -1,6 +1,6 @@
 //! Rendering every template before there is a machine, with addresses made up for the purpose.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL
 use crate::names;
 
 use super::file::value::excerpt;
-use super::file::{Contents, Named, TemplateRole, TemplateSite, Used, template_problem};
+use super::file::{Contents, Named, SetContents, TemplateRole, TemplateSite, Used, template_problem};
 use super::problem::{NotedProblems, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
@@ -17,6 +17,9 @@ use crate::trial::{MachineContext, Machines, Parameter, Parameters};
 
 /// On so many machines a template is rendered in vain; what is wrong on others alone shows when that is mended.
 const FAILED_MACHINES: usize = 3;
+
+/// So many machines and combinations of values are tried one with another; where there are more, each by itself.
+const RENDERINGS: usize = 10_000;
 
 /// What it takes to render next to nothing, in the template engine's fuel.
 const RENDER_FUEL: u64 = 25;
@@ -33,114 +36,211 @@ pub(super) fn templates(
     let used = contents.templates_are_whole.then(|| used(contents));
     notes.extend(set_values(contents, used.as_ref(), called, set));
     notes.extend(used.iter().flat_map(|used| unused(contents, used)));
-    let mut seen = Vec::new();
     // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
-    for set in contents.sets.iter().filter(|set| set.groups_are_whole) {
-        let machines = Machines::from(placeholders(&set.machines.groups));
-        for placed in &set.sites {
-            for problem in rendered(source, placed, &machines, contents, &set.machines.parameters, &mut fuel)
-            {
-                if !notes.is_full() && !seen.contains(&problem) {
-                    seen.push(problem.clone());
-                    notes.note(problem);
-                }
+    let sets = || contents.sets.iter().filter(|set| set.groups_are_whole);
+    // Where a template was complained about, once is enough.
+    let mut wrong = HashSet::new();
+    for set in sets() {
+        let checker = Checker::new(source, contents, set);
+        for site in set.sites.iter().filter(|site| !checker.is_unread(site)) {
+            if wrong.contains(&site.span.start) {
+                continue;
+            }
+            let problems = checker.on_all_machines(site, &mut fuel);
+            if !problems.is_empty() {
+                wrong.insert(site.span.start);
+                notes.extend(problems);
             }
             if fuel == 0 && notes.is_empty() {
-                let message =
-                    "rendering all templates for all machines and trials takes too much work, from here on";
-                notes.note(Problem::at(placed.span.clone(), message));
+                let message = "rendering all templates for all machines takes too much work, from here on";
+                notes.note(Problem::at(site.span.clone(), message));
             }
             if fuel == 0 || notes.is_full() {
                 return;
             }
         }
     }
-}
-
-/// Renders one template for each machine it is for, and for all values of the parameters that it has, as far as there is
-/// fuel. A place in it is complained about once.
-fn rendered(
-    source: &str,
-    placed: &TemplateSite,
-    machines: &Machines,
-    contents: &Contents,
-    set: &Parameters,
-    fuel: &mut u64,
-) -> Vec<Problem> {
-    let text = placed.template.source();
-    let names = placed.template.names();
-    // Plain text comes out the same on every machine.
-    let enough = if names.is_empty() { 1 } else { usize::MAX };
-    let wanted =
-        || machines.all().iter().filter(|machine| placed.machines.contains(&machine.name)).take(enough);
-    let parameters = contents.trials.parameters.iter();
-    let free: Vec<_> = parameters
-        .filter(|parameter| placed.used == Used::Trial && !set.contains_key(&parameter.name))
-        .collect();
-    let (mut problems, mut failed) = (BTreeMap::new(), 0);
-    let mut choice = Some(vec![0; free.len()]);
-    while let Some(chosen) = choice {
-        let pairs = free
-            .iter()
-            .zip(&chosen)
-            .filter_map(|(parameter, at)| Some((parameter.name.clone(), parameter.values.get(*at)?.clone())));
-        let mut parameters = set.clone();
-        parameters.extend(pairs);
-        let parameters = Arc::new(parameters);
-        for machine in wanted() {
-            if *fuel == 0 || problems.len() > PROBLEM_LIMIT {
-                return problems.into_values().collect();
+    for set in sets() {
+        let checker = Checker::new(source, contents, set);
+        for site in set.sites.iter().filter(|site| !checker.is_unread(site)) {
+            if fuel == 0 || notes.is_full() {
+                return;
             }
-            let values = contents.values.clone();
-            let scope = match placed.used {
-                Used::Trial => Scope::step(machine, machines, "1", values),
-                Used::Run => Scope::run(machine, machines, values),
-                Used::Setup => Scope::setup(machine, values),
-            };
-            match placed.template.check(&scope.with(parameters.clone())) {
-                Err(errors) => {
-                    // What failed doesn't tell what it took.
-                    *fuel = fuel.saturating_sub(TEMPLATE_FUEL * placed.template.attempts() as u64);
-                    failed += 1;
-                    let enough = failed == FAILED_MACHINES || errors.iter().any(|error| error.too_much);
-                    for error in errors {
-                        let at = error.range.as_ref().map(|range| range.start);
-                        problems
-                            .entry(at)
-                            .or_insert_with(|| template_problem(source, &placed.span, text, error));
-                    }
-                    if enough {
-                        return problems.into_values().collect();
-                    }
-                }
-                Ok(Rendered { text: rendered, work }) => {
-                    // The engine doesn't count that it reads the text anew each time.
-                    *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + RENDER_FUEL);
-                    if let Some(mut wrong) = wrong_with(placed.role, &rendered) {
-                        if rendered != text {
-                            let start = excerpt(&rendered);
-                            wrong = format!("{wrong}, once rendered for `{}`: {start:?}", machine.name);
-                        }
-                        problems.entry(None).or_insert_with(|| Problem::at(placed.span.clone(), wrong));
-                    }
+            if !wrong.contains(&site.span.start) {
+                let problems = checker.with_all_values(site, &mut fuel);
+                if !problems.is_empty() {
+                    wrong.insert(site.span.start);
+                    notes.extend(problems);
                 }
             }
         }
-        choice = next(chosen, &free, &names);
     }
-    problems.into_values().collect()
 }
 
-/// The next choice of values, of those parameters that a template has; the others stay as they are.
-fn next(mut chosen: Vec<usize>, free: &[&Parameter], names: &HashSet<String>) -> Option<Vec<usize>> {
-    for (at, parameter) in chosen.iter_mut().zip(free).rev() {
-        if names.contains(&parameter.name) {
-            *at += 1;
-            if *at < parameter.values.len() {
-                return Some(chosen);
+/// Renders the templates of one set of machines.
+struct Checker<'a> {
+    source: &'a str,
+    contents: &'a Contents,
+    /// The parameters that the machines depend on.
+    set: &'a Parameters,
+    machines: Machines,
+    /// By their names.
+    places: HashMap<String, usize>,
+}
+
+/// What was found wrong with one template, by its place in that.
+#[derive(Default)]
+struct Wrong {
+    problems: BTreeMap<Option<usize>, Problem>,
+    /// On how many machines it failed.
+    failed: usize,
+    /// Whether no more is to be found, or none that anybody wants to know.
+    is_enough: bool,
+}
+
+impl<'a> Checker<'a> {
+    fn new(source: &'a str, contents: &'a Contents, set: &'a SetContents) -> Self {
+        let machines = Machines::from(placeholders(&set.machines.groups));
+        let places =
+            machines.all().iter().enumerate().map(|(at, machine)| (machine.name.clone(), at)).collect();
+        Self { source, contents, set: &set.machines.parameters, machines, places }
+    }
+
+    /// Whether a template has a name whose value could not be read.
+    fn is_unread(&self, site: &TemplateSite) -> bool {
+        let unread = &self.contents.unread;
+        !unread.is_empty() && site.template.names().iter().any(|name| unread.contains(name))
+    }
+
+    /// The parameters that a template has and the machines don't depend on.
+    fn free(&self, site: &TemplateSite) -> Vec<&'a Parameter> {
+        let names = site.template.names();
+        let parameters = self.contents.trials.parameters.iter();
+        let is_free = |parameter: &&Parameter| {
+            site.used == Used::Trial
+                && !self.set.contains_key(&parameter.name)
+                && names.contains(&parameter.name)
+        };
+        parameters.filter(is_free).collect()
+    }
+
+    /// The machines of a template, as many as make a difference.
+    fn machines_of(&self, site: &TemplateSite) -> impl Iterator<Item = &MachineContext> {
+        // Plain text comes out the same on every machine.
+        let enough = if site.template.names().is_empty() { 1 } else { usize::MAX };
+        let machines =
+            site.machines.iter().filter_map(|name| self.machines.all().get(*self.places.get(name)?));
+        machines.take(enough)
+    }
+
+    /// Renders a template for each machine, with the first values of all parameters, as far as there is fuel.
+    fn on_all_machines(&self, site: &TemplateSite, fuel: &mut u64) -> Vec<Problem> {
+        let first = self.free(site).into_iter();
+        let first = first.filter_map(|free| Some((free.name.clone(), free.values.first()?.clone())));
+        let parameters = Arc::new(first.chain(self.set.clone()).collect());
+        let mut wrong = Wrong::default();
+        for machine in self.machines_of(site) {
+            self.render(site, machine, &parameters, &mut wrong, fuel);
+            if wrong.is_enough {
+                break;
             }
-            *at = 0;
         }
+        wrong.problems.into_values().collect()
+    }
+
+    /// Renders a template for all values of its parameters but the first, as far as there is fuel: for each machine, or
+    /// where those would be too many, for one.
+    fn with_all_values(&self, site: &TemplateSite, fuel: &mut u64) -> Vec<Problem> {
+        let free = self.free(site);
+        let combinations = free.iter().map(|free| free.values.len()).fold(1, usize::saturating_mul);
+        let machines = match combinations.saturating_mul(site.machines.len()) {
+            0..=RENDERINGS => usize::MAX,
+            _ => 1,
+        };
+        let mut wrong = Wrong::default();
+        let mut choice = next(vec![0; free.len()], &free);
+        while let Some(chosen) = choice {
+            let values = free.iter().zip(&chosen);
+            let values =
+                values.filter_map(|(free, at)| Some((free.name.clone(), free.values.get(*at)?.clone())));
+            let values: Parameters = values.collect();
+            let words =
+                values.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ");
+            let parameters = Arc::new(values.into_iter().chain(self.set.clone()).collect());
+            let mut of_these = Wrong::default();
+            for machine in self.machines_of(site).take(machines) {
+                self.render(site, machine, &parameters, &mut of_these, fuel);
+                if of_these.is_enough || of_these.failed > 0 {
+                    break;
+                }
+            }
+            for (at, problem) in of_these.problems {
+                wrong.problems.entry(at).or_insert_with(|| problem.adding(&format!(", where {words}")));
+            }
+            wrong.failed += of_these.failed;
+            if *fuel == 0 || wrong.failed >= FAILED_MACHINES {
+                break;
+            }
+            choice = next(chosen, &free);
+        }
+        wrong.problems.into_values().collect()
+    }
+
+    fn render(
+        &self,
+        site: &TemplateSite,
+        machine: &MachineContext,
+        parameters: &Arc<Parameters>,
+        wrong: &mut Wrong,
+        fuel: &mut u64,
+    ) {
+        if *fuel == 0 || wrong.problems.len() > PROBLEM_LIMIT {
+            wrong.is_enough = true;
+            return;
+        }
+        let text = site.template.source();
+        let values = self.contents.values.clone();
+        let scope = match site.used {
+            Used::Trial => Scope::step(machine, &self.machines, "1", values),
+            Used::Run => Scope::run(machine, &self.machines, values),
+            Used::Setup => Scope::setup(machine, values),
+        };
+        match site.template.check(&scope.with(parameters.clone())) {
+            Err(errors) => {
+                // What failed doesn't tell what it took.
+                *fuel = fuel.saturating_sub(TEMPLATE_FUEL * site.template.attempts() as u64);
+                wrong.failed += 1;
+                wrong.is_enough =
+                    wrong.failed == FAILED_MACHINES || errors.iter().any(|error| error.too_much);
+                for error in errors {
+                    let at = error.range.as_ref().map(|range| range.start);
+                    let problem = || template_problem(self.source, &site.span, text, error);
+                    wrong.problems.entry(at).or_insert_with(problem);
+                }
+            }
+            Ok(Rendered { text: rendered, work }) => {
+                // The engine doesn't count that it reads the text anew each time.
+                *fuel = fuel.saturating_sub(work + text.len() as u64 / 8 + RENDER_FUEL);
+                if let Some(mut message) = wrong_with(site.role, &rendered) {
+                    if rendered != text {
+                        let start = excerpt(&rendered);
+                        message = format!("{message}, once rendered for `{}`: {start:?}", machine.name);
+                    }
+                    wrong.problems.entry(None).or_insert_with(|| Problem::at(site.span.clone(), message));
+                }
+            }
+        }
+    }
+}
+
+/// The next choice of values, after which the last of them have come.
+fn next(mut chosen: Vec<usize>, free: &[&Parameter]) -> Option<Vec<usize>> {
+    for (at, parameter) in chosen.iter_mut().zip(free).rev() {
+        *at += 1;
+        if *at < parameter.values.len() {
+            return Some(chosen);
+        }
+        *at = 0;
     }
     None
 }

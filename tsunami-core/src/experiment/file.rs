@@ -62,6 +62,8 @@ pub(super) struct Contents {
     pub(super) values: Arc<Parameters>,
     /// The names of parameters and of values that the file gives, with their places.
     pub(super) named: Vec<(String, Span, Named)>,
+    /// The names of those whose values could not be read.
+    pub(super) unread: HashSet<String>,
     /// The names that keys use, where their templates are for no machine.
     pub(super) used: HashSet<String>,
     /// The machines, for each combination of the parameters that they depend on; at least one.
@@ -107,7 +109,7 @@ pub(super) struct TemplateSite {
     pub(super) span: Span,
     pub(super) role: TemplateRole,
     /// The machines it is rendered for.
-    pub(super) machines: Rc<HashSet<String>>,
+    pub(super) machines: Rc<Vec<String>>,
     pub(super) used: Used,
 }
 
@@ -133,7 +135,7 @@ pub(super) enum TemplateRole {
 /// Where a template is used.
 #[derive(Debug, Clone)]
 struct TemplateScope {
-    machines: Rc<HashSet<String>>,
+    machines: Rc<Vec<String>>,
     used: Used,
 }
 
@@ -154,18 +156,22 @@ pub(super) struct Reader<'a> {
     is_absent: bool,
     /// How many machines the steps met so far have, each counted in each of its steps.
     step_machines: usize,
+    /// The place of each machine among all.
+    places: HashMap<String, usize>,
     /// What belongs to the machines of all groups.
     common: Common,
     /// What the templates of keys became, by where they stand; `None` where that failed.
     rendered: HashMap<usize, Option<String>>,
-    /// Whether the machines are read again and again, and what was noted then.
-    seen: Option<Vec<Problem>>,
+    /// Where the machines are read again and again, what was noted of them, and where.
+    seen: Option<HashSet<(Option<usize>, String)>>,
     /// For which values, if not for the first.
     again: Option<String>,
     /// Whether something is done on this computer before files are uploaded, which may make them.
     prepares: bool,
     /// The names of parameters.
     parameters: HashSet<String>,
+    /// The names of parameters and values that could not be read.
+    unread: HashSet<String>,
     /// The names of metrics, with their steps.
     metrics: BTreeMap<String, String>,
 }
@@ -190,12 +196,14 @@ impl<'a> Reader<'a> {
             templates_are_whole: true,
             is_absent: false,
             step_machines: 0,
+            places: HashMap::new(),
             common: Common::default(),
             rendered: HashMap::new(),
             seen: None,
             again: None,
             prepares: false,
             parameters: HashSet::new(),
+            unread: HashSet::new(),
             metrics: BTreeMap::new(),
         }
     }
@@ -271,6 +279,7 @@ impl<'a> Reader<'a> {
             trials,
             values,
             named,
+            unread: std::mem::take(&mut self.unread),
             used,
             sets,
             templates_are_whole: self.templates_are_whole,
@@ -302,6 +311,7 @@ impl<'a> Reader<'a> {
         }
         let mut reading = provider.zip(reader.as_deref_mut());
         let groups = self.groups(root, &mut reading);
+        self.places = self.all_machines().zip(0..).collect();
         let steps = self.steps(root);
         let resets = self.resets(root);
         let groups_are_whole =
@@ -671,7 +681,7 @@ impl<'a> Reader<'a> {
         }
         let per = table.get("per").and_then(|value| self.choice(value, "per", &PER)).unwrap_or_default();
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let machines = Rc::new(on.iter().flatten().cloned().collect());
+        let machines = Rc::new(on.clone().unwrap_or_default());
         let used = TemplateScope { machines, used: if per == Per::Run { Used::Run } else { Used::Trial } };
         let action = self.action(table, value.span(), &used);
         let collect = self.list_of(table, "collect", |reader, value| reader.pattern(value, &used));
@@ -725,7 +735,9 @@ impl<'a> Reader<'a> {
             self.note(Problem::at(value.span(), message));
             return vec![];
         }
-        self.all_machines().filter(|machine| named.contains(machine)).collect()
+        let mut named: Vec<_> = named.into_iter().collect();
+        named.sort_by_key(|machine| self.places.get(machine));
+        named
     }
 
     fn target(&mut self, value: &Value<'_>) -> Vec<String> {
@@ -760,7 +772,8 @@ impl<'a> Reader<'a> {
             }
             None => {
                 // To look for what was meant among many takes a while.
-                let likely = if self.notes.is_full() { None } else { self.likely_target(target) };
+                let is_known = self.notes.is_full() || self.again.is_some();
+                let likely = if is_known { None } else { self.likely_target(target) };
                 let message = format!("there is no group or machine `{target}`");
                 self.note(Problem::at(value.span(), message).help(likely));
                 vec![]

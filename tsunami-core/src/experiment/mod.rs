@@ -19,6 +19,7 @@ mod check;
 mod file;
 pub(crate) mod keys;
 mod plan;
+mod prepare;
 mod problem;
 mod run;
 mod schema;
@@ -69,6 +70,8 @@ pub struct Experiment {
     pub steps: Vec<Step>,
     /// The file's text as it was read.
     pub source: String,
+    /// The directory that paths in it are relative to.
+    pub directory: PathBuf,
     /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What templates know by name in every trial: the file's values, or those given beside it, and the parameters that
@@ -363,6 +366,7 @@ pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,
     values_called: &'a str,
+    directory: Option<PathBuf>,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -378,6 +382,7 @@ impl Default for Loader<'_> {
             registry: Registry::default(),
             set: Vec::new(),
             values_called: "value",
+            directory: None,
             lookup_env: &|name| std::env::var_os(name),
         }
     }
@@ -406,6 +411,32 @@ impl<'a> Loader<'a> {
         Self { values_called, ..self }
     }
 
+    /// Sets the directory that paths in the file are relative to. Default: the file's own.
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Reads and checks what a run was made from, by the directory of its results: the file as it was, with the values
+    /// that were set, and paths relative to where it was. It blocks as [`load`](Self::load) does.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, such as a file that is gone by now.
+    pub fn load_again(mut self, results: impl AsRef<Path>) -> Result<Experiment, Problems> {
+        let (results, file) = (results.as_ref(), results.as_ref().join("experiment.toml"));
+        let given = crate::results::Given::read(results).map_err(|error| {
+            Problems::one(
+                &file,
+                "",
+                Problem::general(format!("what the run was given can't be read: {error}")),
+            )
+        })?;
+        self.set.extend(given.set);
+        self.directory = self.directory.or(given.directory);
+        self.load(file)
+    }
+
     /// Sets who is asked for the variables that `from_env` names, and for `HOME` where a path begins with `~/`.
     pub fn lookup_env(self, lookup_env: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self { lookup_env, ..self }
@@ -423,10 +454,8 @@ impl<'a> Loader<'a> {
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let path = path.as_ref();
         let source = read(path)?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
+        let own = path.parent().filter(|own| *own != Path::new("")).unwrap_or(Path::new("."));
+        let dir = &self.directory.clone().unwrap_or_else(|| own.to_owned());
         // A line's ending is nothing that a command should see.
         let text = source.replace("\r\n", "\n");
         let set = (self.values_called, &*self.set);
@@ -437,12 +466,20 @@ impl<'a> Loader<'a> {
             check::templates(&text, contents, set, &mut notes, TEMPLATES_FUEL);
         }
         match contents {
-            Some(contents) if notes.is_empty() => Ok(Self::experiment(contents, self.set, source)),
+            Some(contents) if notes.is_empty() => {
+                let directory = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+                Ok(Self::experiment(contents, self.set, source, directory))
+            }
             _ => Err(Problems::new(path, &text, notes)),
         }
     }
 
-    fn experiment(contents: Contents, set: Vec<(String, String)>, source: String) -> Experiment {
+    fn experiment(
+        contents: Contents,
+        set: Vec<(String, String)>,
+        source: String,
+        directory: PathBuf,
+    ) -> Experiment {
         let mut sets: Vec<_> = contents.sets.into_iter().map(|set| set.machines).collect();
         let mut experiment = Experiment {
             name: contents.name,
@@ -456,6 +493,7 @@ impl<'a> Loader<'a> {
             set,
             values: contents.values,
             source,
+            directory,
             prepare: contents.prepare,
             trials: contents.trials,
             resets: Vec::new(),

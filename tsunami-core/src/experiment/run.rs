@@ -1,33 +1,54 @@
 //! Running an experiment: its results, its sets of machines, and its trials on them.
 
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
 
 use super::Experiment;
+use super::prepare::prepare;
 use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
-use crate::engine::{RunHandle, Tsunami};
+use crate::condition::{differences, fingerprint};
+use crate::engine::{AttachedRun, Keep, RunHandle, Tsunami};
 use crate::error::Error;
-use crate::event::Observer;
+use crate::event::{EventCounts, Observer};
 use crate::machine::RunId;
 use crate::outcome::Outcome;
+use crate::plan::Problem;
 use crate::record::RunEntry;
+use crate::registry::Backend;
 use crate::report::Report;
 use crate::results::{Redacted, Results, ResultsError, Secrets};
 use crate::trial::{Sweep, new_seed};
 
 /// What can be said of a run beside its file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 #[must_use = "options do nothing until an experiment is run with them"]
 pub struct RunOptions {
     id: Option<RunId>,
     results: Option<PathBuf>,
     observers: Vec<Arc<dyn Observer>>,
+    connect: Option<Connect>,
+    only: Vec<(String, String)>,
 }
+
+impl fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, results, observers, connect: _, only } = self;
+        let mut shown = f.debug_struct("RunOptions");
+        shown.field("id", id).field("results", results).field("observers", observers).field("only", only);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// Who gives the machines of one of several sets.
+type Connect = Arc<dyn Fn(Arc<Experiment>) -> ConnectFuture + Send + Sync>;
+type ConnectFuture = Pin<Box<dyn Future<Output = Result<Backend, Error>> + Send>>;
 
 impl RunOptions {
     /// Sets the run's id. Default: a new one.
@@ -40,6 +61,23 @@ impl RunOptions {
     /// `results/<experiment>/<run>` in the working directory.
     pub fn results(mut self, directory: impl Into<PathBuf>) -> Self {
         self.results = Some(directory.into());
+        self
+    }
+
+    /// Sets who gives the machines of each set, where they depend on parameters: what a provider has read for itself may
+    /// differ between sets. Default: the engine's own provider and connector have all of them.
+    pub fn connect<F, Fut>(mut self, connect: F) -> Self
+    where
+        F: Fn(Arc<Experiment>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Backend, Error>> + Send + 'static,
+    {
+        self.connect = Some(Arc::new(move |experiment| Box::pin(connect(experiment))));
+        self
+    }
+
+    /// Does only the trials in which a parameter has this value, as it is written in a file. May be said of several.
+    pub fn only(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
+        self.only.push((parameter.into(), value.into()));
         self
     }
 
@@ -57,15 +95,33 @@ impl Experiment {
     ///
     /// For the rest it is like [`Tsunami::run`].
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
-        let run = ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?;
-        let mut ended = run.run().await;
+        ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?.run_and_finish().await
+    }
+
+    /// Does the trials that are left of a run, by the directory of its results. The experiment is the one that it was, as
+    /// [`Loader::load_again`](super::Loader::load_again) reads it. For the rest it is like [`run`](Self::run).
+    pub async fn resume(
+        &self,
+        tsunami: &Tsunami,
+        options: RunOptions,
+        directory: impl AsRef<Path>,
+    ) -> Result<Report, Error> {
+        let (experiment, directory) = (Arc::new(self.clone()), directory.as_ref());
+        let run = ExperimentRun::resume(experiment, tsunami.clone(), options, directory).await?;
+        run.run_and_finish().await
+    }
+}
+
+impl ExperimentRun {
+    async fn run_and_finish(&self) -> Result<Report, Error> {
+        let mut ended = self.run().await;
         if ended.is_ok()
-            && let Some(error) = run.unwritten().await
+            && let Some(error) = self.unwritten().await
         {
             ended = Err(error.into());
         }
         let outcome = ended.as_ref().err().map_or(Outcome::Success, Outcome::of);
-        let finished = run.finish(outcome).await;
+        let finished = self.finish(outcome).await;
         ended?;
         Ok(finished?)
     }
@@ -82,6 +138,7 @@ pub struct ExperimentRun {
     results: Arc<Results>,
     secrets: Secrets,
     sweep: Sweep,
+    options: RunOptions,
 }
 
 impl ExperimentRun {
@@ -90,28 +147,67 @@ impl ExperimentRun {
     ///
     /// # Errors
     ///
-    /// Why the directory can't be used. Nothing is launched.
+    /// Why the directory can't be used, or what is wrong with [`only`](RunOptions::only). Nothing is launched.
     pub async fn prepare(
         experiment: Arc<Experiment>,
         tsunami: Tsunami,
         options: RunOptions,
     ) -> Result<Self, ResultsError> {
-        let RunOptions { id, results, observers } = options;
-        let id = id.unwrap_or_else(|| tsunami.next_run_id());
-        // It may read much.
-        let (of, run) = (experiment.clone(), id.clone());
-        let created = spawn_blocking(move || Results::create(&of, &run, results.as_deref())).await;
-        let results = Arc::new(created.map_err(ResultsError::unmade).flatten()?);
-        let secrets = Secrets::of(&experiment);
-        let observers = results.observers().into_iter().chain(observers).collect();
-        let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
-        let tsunami = tsunami.observer(redacted).results(results.directory());
         let trials = &experiment.trials;
-        let plan = trials.plan(trials.seed.unwrap_or_else(new_seed), |_| 1);
+        let seed = trials.seed.unwrap_or_else(new_seed);
+        let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
         // A single trial that measures nothing is nothing but its steps.
         let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
-        let sweep = Sweep::new(plan, trials.odd, told);
-        Ok(Self { experiment, tsunami, id, results, secrets, sweep })
+        let sweep =
+            Sweep::new(plan, trials, told).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
+        let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
+        // It may read much.
+        let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
+        let created = spawn_blocking(move || Results::create(&of, &run, output.as_deref())).await;
+        let results = created.map_err(ResultsError::unmade).flatten()?;
+        Ok(Self::new(experiment, tsunami.one_story(EventCounts::default()), id, results, sweep, options))
+    }
+
+    /// Takes up the directory of a run that did not do all of its trials, whatever ended it. What was done of rounds that
+    /// are not complete will not count; they are done again whole. If the future is dropped, nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the directory, such as another process that still writes to it, an input that has changed, or
+    /// what is wrong with [`only`](RunOptions::only). Nothing is launched.
+    pub async fn resume(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        options: RunOptions,
+        directory: &Path,
+    ) -> Result<Self, ResultsError> {
+        let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
+        let (of, from) = (experiment.clone(), directory.to_owned());
+        let taken_up = spawn_blocking(move || Results::resume(&of, &from)).await;
+        let (results, events) = taken_up.map_err(ResultsError::unmade).flatten()?;
+        let report = results.report();
+        let Some(plan) = report.sweep.clone() else {
+            return Err(ResultsError::NotResumable(directory.to_owned()));
+        };
+        let is_left = |trial: &str| results.has_trial(trial);
+        let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
+        let sweep = sweep.only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
+        Ok(Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options))
+    }
+
+    fn new(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        id: RunId,
+        results: Results,
+        sweep: Sweep,
+        options: RunOptions,
+    ) -> Self {
+        let (results, secrets) = (Arc::new(results), Secrets::of(&experiment));
+        let observers = results.observers().into_iter().chain(options.observers.clone()).collect();
+        let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
+        let tsunami = tsunami.observer(redacted).results(results.directory());
+        Self { experiment, tsunami, id, results, secrets, sweep, options }
     }
 
     /// The run's id, unless it goes [on](Self::run_on) machines of another run.
@@ -129,14 +225,43 @@ impl ExperimentRun {
         &self.secrets
     }
 
-    /// Launches, runs the steps, and tears down or keeps. If the future is dropped, it is like [`Tsunami::run`]'s.
+    /// Launches, runs the trials, and tears down or keeps; one set of machines after another, where there are several. Of
+    /// those only the last is kept, and any on which the experiment ends with an error. If the future is dropped, it is
+    /// like [`Tsunami::run`]'s.
     ///
     /// # Errors
     ///
-    /// As [`Tsunami::run`] has them, and those of the steps.
+    /// As [`Tsunami::run`] has them, and those of the trials.
     pub async fn run(&self) -> Result<(), Error> {
+        self.make_ready().await?;
         self.write_index().await?;
-        self.tsunami.run_as(self.id.clone(), self.experiment.plan(), self.trials()).await
+        self.end_abandoned().await?;
+        let left: Vec<u32> = (1..=self.sweep.set_count()).filter(|set| !self.sweep.is_done(*set)).collect();
+        let sets = self.sets(&left).await?;
+        let count = sets.len();
+        for (nth, MachineSet { number, experiment, tsunami }) in sets.into_iter().enumerate() {
+            let is_last = nth + 1 == count;
+            if nth == 0
+                && let Some((again, attached)) = self.kept(number, &experiment, &tsunami).await
+            {
+                let trials = self.trials(experiment, number, again, is_last);
+                if attached.run(trials).await? {
+                    continue;
+                }
+                return Ok(());
+            }
+            let id = if nth == 0 { self.id.clone() } else { tsunami.run_id(nth as u64) };
+            let keep = match tsunami.keeps() {
+                Keep::Always if !is_last => Keep::OnFailure,
+                keep => keep,
+            };
+            let trials = self.trials(experiment.clone(), number, self.next_set(), is_last);
+            if !tsunami.keep(keep).run_as(id, experiment.plan(), trials).await? {
+                return Ok(());
+            }
+        }
+        // There was nothing left to do, or all of it is done.
+        self.sweep.outcome(None)
     }
 
     /// Launches and sets up, and leaves the machines to the caller. If the future is dropped, everything is torn down.
@@ -145,6 +270,7 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::up`] has them. Everything is torn down then.
     pub async fn up(&self) -> Result<RunHandle, Error> {
+        self.make_ready().await?;
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 
@@ -155,12 +281,17 @@ impl ExperimentRun {
     ///
     /// As [`Tsunami::attach`] has them, those of the steps, and a machine that the experiment has and the run doesn't.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
+        if self.experiment.set_count() > 1 {
+            let message = "its machines depend on parameters: they can't be those of another run".to_owned();
+            return Err(Error::Plan { problems: vec![Problem { about: "trials".to_owned(), message }] });
+        }
+        self.make_ready().await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
         self.write_index().await?;
-        let trials = self.trials();
+        let trials = self.trials(self.experiment.clone(), 1, 1, true);
         let attached = attached.experiment(&self.experiment.name);
-        attached.run(async |cluster| usable.map(|()| trials(cluster))?.await).await
+        attached.run(async |cluster| usable.map(|()| trials(cluster))?.await).await.map(drop)
     }
 
     /// Waits until all that happened by now is written, and says why it isn't, if so: [`Results::error`], without
@@ -182,6 +313,23 @@ impl ExperimentRun {
         finished.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
     }
 
+    /// Whether it begins with commands on this computer, whose log is `prepare.log` among [`Results::logs`]. What is
+    /// resumed was prepared before.
+    pub fn prepares(&self) -> bool {
+        !self.results.has_inputs()
+    }
+
+    /// Does what is to be done on this computer first, and then writes down what machines will be given.
+    async fn make_ready(&self) -> Result<(), Error> {
+        if !self.prepares() {
+            return Ok(());
+        }
+        prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        let (results, experiment) = (self.results.clone(), self.experiment.clone());
+        let written = spawn_blocking(move || results.write_inputs(&experiment)).await;
+        written.map_err(Error::other)?.map_err(Error::from)
+    }
+
     /// Writes down what trials there are.
     async fn write_index(&self) -> Result<(), Error> {
         if !self.sweep.is_told() {
@@ -191,21 +339,124 @@ impl ExperimentRun {
         spawn_blocking(move || results.write_index(&plan)).await.map_err(Error::other)?.map_err(Error::from)
     }
 
-    /// The experiment's trials on a set of machines, as a closure for the engine.
-    fn trials(&self) -> impl FnOnce(Cluster) -> SendFuture + Send + 'static {
-        let (experiment, results, sweep) =
-            (self.experiment.clone(), self.results.clone(), self.sweep.clone());
+    /// The sets of machines of these numbers, once it is clear that all of them may be launched.
+    async fn sets(&self, numbers: &[u32]) -> Result<Vec<MachineSet>, Error> {
+        let mut sets = Vec::new();
+        for &number in numbers {
+            let experiment = Arc::new(self.experiment.on_set(number));
+            let tsunami = match &self.options.connect {
+                Some(connect) if self.experiment.set_count() > 1 => {
+                    self.tsunami.clone().backend(connect(experiment.clone()).await?)
+                }
+                _ => self.tsunami.clone(),
+            };
+            sets.push(MachineSet { number, experiment, tsunami });
+        }
+        // One set alone is looked at by its launch.
+        if sets.len() > 1 {
+            let mut all = Some(0.0);
+            for MachineSet { experiment, tsunami, .. } in &sets {
+                let plan = experiment.plan();
+                let own = plan.max_cost(&tsunami.quote(&plan).await?);
+                all = all.zip(own).map(|(all, own)| all + own);
+            }
+            if let Some(budget) = self.experiment.budget
+                && all.is_none_or(|all| all > budget)
+            {
+                return Err(Error::Budget { budget, max_cost: all });
+            }
+        }
+        Ok(sets)
+    }
+
+    /// The runs of this sweep so far, the last one first.
+    fn runs(&self) -> Vec<RunEntry> {
+        let report = self.results.report();
+        let earlier = report.earlier_sets.iter().rev().map(|set| set.run.as_ref());
+        let runs = std::iter::once(report.run.as_ref()).chain(earlier).flatten();
+        runs.filter_map(|run| self.tsunami.recorded(run)).collect()
+    }
+
+    /// The runs of this sweep whose controller was killed, and whose machines may still be there.
+    pub fn abandoned(&self) -> Vec<RunEntry> {
+        self.runs().into_iter().filter(RunEntry::is_abandoned).collect()
+    }
+
+    /// Tears down what a process that was killed has left of this sweep: what goes on there would disturb the rest.
+    async fn end_abandoned(&self) -> Result<(), Error> {
+        for run in self.abandoned() {
+            if !self.tsunami.has_machines_of(&run.record()?) {
+                let why = format!("run {} was abandoned by its controller: tear it down first", run.id());
+                return Err(Error::other(why));
+            }
+            self.tsunami.down(&run).await?;
+        }
+        Ok(())
+    }
+
+    /// The machines of the last run of this sweep, if they are up, were kept, are those of this set, and are what they were;
+    /// and the number that the set had.
+    async fn kept(&self, set: u32, experiment: &Experiment, tsunami: &Tsunami) -> Option<(u32, AttachedRun)> {
+        let report = self.results.report();
+        let last = self.runs().into_iter().next().filter(|run| Some(run.id()) == report.run)?;
+        let record = last.record().ok().filter(|record| record.kept && tsunami.has_machines_of(record))?;
+        let is_of_set = |trial: &str| self.sweep.plan().trial(trial).is_some_and(|trial| trial.set == set);
+        let done = report.trials.iter().rev().find(|trial| trial.set == report.set)?;
+        if report.set == 0 || !is_of_set(done.of()) || record.groups != report.groups {
+            return None;
+        }
+        // Those that can't be reached are left to their lifetime, and others take their place.
+        let attached = tsunami.attach(&last, |_| true).await.ok()?;
+        let hosts = attached.cluster().hosts();
+        let is_as_it_was = async |host: &Host| {
+            let before = report.machines.get(host.name())?;
+            let now = fingerprint(host).await.ok()?;
+            differences(&before.facts, &now).is_empty().then_some(())
+        };
+        let are_as_they_were = join_all(hosts.iter().map(is_as_it_was)).await.iter().all(Option::is_some);
+        if !are_as_they_were || experiment.check_machines(hosts).is_err() {
+            attached.detach().await;
+            return None;
+        }
+        Some((report.set, attached.experiment(&self.experiment.name)))
+    }
+
+    /// The number of the next set of machines.
+    fn next_set(&self) -> u32 {
+        let report = self.results.report();
+        report.earlier_sets.iter().map(|set| set.set).chain([report.set]).max().unwrap_or_default() + 1
+    }
+
+    /// The trials on a set of machines, as a closure for the engine. It returns whether there are more sets to come.
+    fn trials(
+        &self,
+        experiment: Arc<Experiment>,
+        set: u32,
+        number: u32,
+        is_last: bool,
+    ) -> impl FnOnce(Cluster) -> TrialsFuture + Send + 'static {
+        let (results, sweep) = (self.results.clone(), self.sweep.clone());
         move |cluster| {
             Box::pin(async move {
                 let measure = FileTrials { experiment: &experiment, results: &results };
-                let stopped = sweep.on_set(1, 1, cluster, &measure).await?;
-                sweep.outcome(stopped)
+                let stopped = sweep.on_set(set, number, cluster, &measure).await?;
+                if !is_last && stopped.is_none() {
+                    return Ok(true);
+                }
+                sweep.outcome(stopped).map(|()| false)
             })
         }
     }
 }
 
-type SendFuture = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+type TrialsFuture = Pin<Box<dyn Future<Output = Result<bool, Error>> + Send>>;
+
+/// One of the sets of machines of an experiment, and what runs it.
+struct MachineSet {
+    number: u32,
+    experiment: Arc<Experiment>,
+    tsunami: Tsunami,
+}
 
 impl Experiment {
     /// Whether a run has all machines of the experiment.

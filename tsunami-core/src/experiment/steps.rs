@@ -61,6 +61,10 @@ impl Measure for FileTrials<'_> {
         steps.all().await
     }
 
+    fn traces(&self) -> Option<PathBuf> {
+        Some(self.results.traces())
+    }
+
     fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
         self.results.set_aside(trial, attempt)
     }

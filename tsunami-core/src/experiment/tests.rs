@@ -469,7 +469,7 @@ fn rendering_all_templates_has_an_end() {
     let contents = Reader::new(&registry, &source, Path::new("."), &|_| None, ("--set", &[])).read().unwrap();
     for (fuel, message) in [
         (10_000, None),
-        (5000, Some("rendering all templates for all machines and trials takes too much work, from here on")),
+        (5000, Some("rendering all templates for all machines takes too much work, from here on")),
     ] {
         let mut notes = NotedProblems::default();
         check::templates(&source, &contents, ("--set", &[]), &mut notes, fuel);
@@ -771,16 +771,17 @@ g = ["1", "2"]
 [group.server]
 [[step]]
 on = "all"
-run = "{{ a }} {{ used }} {{ f }} {{ g + 1 }} {{ d }} {{ e }} {{ c }}"
+run = "{{ a }} {{ used }} {{ f }} {{ g + 1 }}"
+[[step]]
+on = "all"
+run = "{{ d }} {{ e }} {{ c }}"
 "#,
         &[
             "3:1 `a` is a parameter",
             "4:1 no template uses `b`",
             "4:5 expected a string, a number, true or false, found a list",
             "5:1 `ip` can't name a value: it already has a meaning in templates",
-            "5:1 no template uses `ip`",
             "6:1 `server` can't name a value: it is a group",
-            "6:1 no template uses `server`",
             "7:1 `9` can't name a value (use a lower-case letter, then lower-case letters, digits and `_`)",
             "9:5 no number has more than 18 digits",
             "11:9 1 is there twice",
@@ -790,7 +791,7 @@ run = "{{ a }} {{ used }} {{ f }} {{ g + 1 }} {{ d }} {{ e }} {{ c }}"
             "11:53 a secret can't be a parameter, which results show (a step's or a group's `env` has secrets)",
             "12:5 this list is empty",
             "13:5 expected a list of values, found an integer",
-            "19:45 tried to use + operator on unsupported types string and number",
+            "19:38 tried to use + operator on unsupported types string and number",
         ],
     );
     let text = "name = 'x'\n[vars]\nn = 1\nf = 1.5\nb = true\n[group.a]\nsetup = '{{ n }} {{ f }} {{ b }}'\n";
@@ -818,14 +819,14 @@ fn how_many_trials() {
     refuses(
         "name = 'x'\nrepeat = 0\n[trials]\nrepeat = 2\norder = 'sorted'\nwarmup = -1\nseed = 1\n[group.a]\n",
         &[
-            "2:10 `repeat` is said twice: at the top, and in `[trials]` (say it once)",
             "2:10 this is no whole number from 1 to 100000",
+            "2:10 `repeat` is said twice: at the top, and in `[trials]` (say it once)",
             "5:9 `order` can't be \"sorted\" (known here: balanced, random)",
             "6:10 this is no whole number from 0 to 100000",
             "7:1 unknown key `seed` (known here: repeat, order, warmup, canary, odd)",
         ],
     );
-    let step = "[group.a]\n[[step]]\non = 'a'\nrun = '{{ a }}'\n";
+    let step = "[group.g]\n[[step]]\non = 'g'\nrun = '{{ a }}'\n";
     let text = format!("name = 'x'\nrepeat = 50001\n[matrix]\na = [1, 2]\n{step}");
     refuses(&text, &["3:2 these are 100002 trials: 100000 are the most"]);
     let many: String = (0..11).map(|number| format!("p{number} = [1]\n")).collect();
@@ -853,9 +854,9 @@ fn what_is_compared() {
         ],
     );
     refuses(
-        &text("[compare]\nby = 'clients'\nbaseline = '4'\nmargin = '101%'"),
+        &text("[compare]\nby = 'clients'\nbaseline = '5'\nmargin = '101%'"),
         &[
-            "16:12 4 is no value of `clients` (known here: 1, 4, 16)",
+            "16:12 5 is no value of `clients` (known here: 1, 4, 16)",
             "17:10 `101%` is no margin (write it as `3%`, from 0 to 100 %)",
         ],
     );
@@ -879,13 +880,15 @@ d = { file = "d/x", regex = "a", across = "merge" }
 f = { hdr = "p101", across = "sum", better = "more" }
 g = { hdr = "p50", across = "merge", where = { a = 1 } }
 h = { csv = "x", across = "max", where = { a = 0.5, b = true }, file = "../x" }
-n = { csv = "x", across = "max", unit = "a\nb" }
+n = { csv = "x" }
+o = { csv = "x", unit = "a\nb" }
 [[step]]
 on = "client-0"
 start = "x"
 [step.metrics]
 g = { csv = "x" }
 i = { csv = "x", file = "x.csv" }
+j = { csv = "x" }
 [matrix]
 n = [1, 2]
 "#,
@@ -899,12 +902,14 @@ n = [1, 2]
             "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
             "15:46 `better` can't be \"more\" (known here: higher, lower)",
             "16:38 `where` is for `csv` and `json` (a regular expression or a histogram has no rows)",
-            "17:48 expected a string, found a float (write it as a string: \"0.5\")",
             "17:72 this leaves the step's directory",
             "18:1 `n` can't name a metric: it is a parameter",
-            "18:41 a unit is a short word",
-            "23:1 step 1 has a metric `g` already",
-            "24:1 what is started prints until the trial ends",
+            "19:1 `across` is missing here: the step runs on 3 machines (say how their values become one: `across = \"sum\"`)",
+            "19:25 a unit is a short word",
+            "24:1 step 1 has a metric `g` already",
+            "25:25 the step doesn't `collect` a file `x.csv` (name it there: `collect = [\"x.csv\"]`)",
+            "26:1 what is started prints until the trial ends: a number of it is read from a file (let it write one, and \
+             name that in `collect` and in `file`)",
         ],
     );
 }
@@ -976,7 +981,7 @@ fn what_machines_cannot_depend_on() {
              [[step]]\non = 'a-1'\nrun = 'x'\n[compare]\nby = 'n'\n"
         )
     };
-    let undefined = "7:12 `m` is undefined (did you mean `n`?)";
+    let undefined = "7:12 `m` is undefined (this knows only parameters and values: n)";
     let compared = "12:6 what is compared runs on the same machines, and the group `a` depends on `n` (use it in steps only, or \
                     compare by another parameter)";
     refuses(
@@ -985,7 +990,7 @@ fn what_machines_cannot_depend_on() {
             "6:9 a group has from 1 to 10000 machines, once rendered: \"0\", where n = 0",
             "6:9 expected a number of machines, found a string, once rendered: \"x\", where n = x",
             undefined,
-            "9:6 there is no machine `a-1` (`a` has one machine, a-0), where n = 1",
+            "9:6 there is no machine `a-1`, where n = 1 (`a` has one machine, a-0)",
             compared,
         ],
     );
@@ -998,6 +1003,22 @@ fn what_machines_cannot_depend_on() {
             "machines depend on `n`, so that there would be 101 sets of them: 100 are the most",
         ],
     );
+}
+
+#[test]
+fn templates_are_rendered_with_all_values_that_they_may_have() {
+    refuses(
+        "name = 'x'\n[matrix]\nn = [1, 'a', 2, 'b']\nm = [1, 0]\n[group.a]\ncount = 3\n[[step]]\non = 'a'\n\
+         run = 'x {{ n + 1 }} {{ 1 / m }}'\n",
+        &[
+            "9:13 tried to use + operator on unsupported types string and number, where m = 1, n = a",
+            "9:25 unable to calculate 1 / 0, where m = 0, n = 1",
+        ],
+    );
+    let values: Vec<_> = (1..10_000).collect();
+    let steps = "[[step]]\non = 'a'\nrun = '{{ n }} {{ ip }}'\n".repeat(100);
+    let text = format!("name = 'x'\n[matrix]\nn = {values:?}\n[group.a]\ncount = 100\n{steps}");
+    assert_eq!(Dir::new().load(text, &[]).unwrap().trials.parameters.len(), 1, "as far as there is fuel");
 }
 
 #[test]

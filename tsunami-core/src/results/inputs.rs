@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ResultsError, files};
-use crate::experiment::{Experiment, Setup};
+use crate::experiment::{Experiment, Group, Setup, Upload};
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
-#[derive(Serialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Digested {
     group: String,
     from: String,
@@ -21,9 +21,9 @@ struct Digested {
     files: Vec<DigestedFile>,
 }
 
-#[derive(Serialize)]
-struct DigestedFile {
-    path: String,
+#[derive(PartialEq, Serialize, Deserialize)]
+pub(super) struct DigestedFile {
+    pub(super) path: String,
     size: u64,
     sha256: String,
 }
@@ -53,39 +53,124 @@ fn named<'a>(
     names
 }
 
-/// Scripts and user data as they are, the values that were set, and the digests of uploads.
+/// What the file was given, beside what it names.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// The directory that its paths are relative to, unless an earlier version left it out.
+    pub(crate) directory: Option<PathBuf>,
+    /// The values that were set.
+    pub(crate) set: Vec<(String, String)>,
+}
+
+impl Given {
+    /// Reads it from a run's results.
+    pub(crate) fn read(results: &Path) -> io::Result<Self> {
+        let read = |name: &str| match fs::read(results.join("inputs").join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => bytes.map(Some),
+        };
+        let (source, set) = (read(SOURCE)?, read(SET)?);
+        let source: Option<Source> = source.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
+        let set: Option<BTreeMap<String, String>> =
+            set.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
+        let directory = source.map(|source| PathBuf::from(source.directory));
+        Ok(Self { directory, set: set.unwrap_or_default().into_iter().collect() })
+    }
+}
+
+/// Where the file was.
+#[derive(Serialize, Deserialize)]
+struct Source {
+    directory: String,
+}
+
+const SOURCE: &str = "source.json";
+const SET: &str = "set.json";
+const UPLOADS: &str = "uploads.json";
+
+/// Compares what an experiment would be given now with what its run was given.
+pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
+    let path = directory.join(UPLOADS);
+    let before: Vec<Digested> = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        bytes => {
+            let read = bytes.and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+            read.map_err(ResultsError::file("read", &path))?
+        }
+    };
+    for (group, upload) in uploads(experiment) {
+        let now = digested(group, upload)?;
+        if !before.contains(&now) {
+            return Err(ResultsError::Changed(upload.from.clone()));
+        }
+    }
+    for group in groups(experiment) {
+        for (name, script) in named(scripts(group), &group.inputs) {
+            let (now, kept) = (digest_of(script)?, digest_of(&directory.join(&group.name).join(name))?);
+            if now != kept {
+                return Err(ResultsError::Changed(script.to_owned()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn digest_of(file: &Path) -> Result<Vec<DigestedFile>, ResultsError> {
+    let mut files = Vec::new();
+    digest(file, Path::new(""), &mut files).map_err(ResultsError::file("read", file))?;
+    Ok(files)
+}
+
+/// The groups of all sets of machines, those of one name being alike in what they are given.
+fn groups(experiment: &Experiment) -> impl Iterator<Item = &Group> {
+    let all = experiment.groups.iter().chain(experiment.sets.iter().flat_map(|set| &set.groups));
+    let mut seen = Vec::new();
+    all.filter(move |group| {
+        let given = (&group.name, &group.upload, &group.setup, &group.inputs);
+        let is_new = !seen.contains(&given);
+        seen.push(given);
+        is_new
+    })
+}
+
+fn scripts(group: &Group) -> impl Iterator<Item = &Path> {
+    group.setup.iter().filter_map(|setup| match setup {
+        Setup::Script(script) => Some(script.as_path()),
+        Setup::Command(_) => None,
+    })
+}
+
+fn uploads(experiment: &Experiment) -> impl Iterator<Item = (&Group, &Upload)> {
+    groups(experiment).flat_map(|group| group.upload.iter().map(move |upload| (group, upload)))
+}
+
+fn digested(group: &Group, upload: &Upload) -> Result<Digested, ResultsError> {
+    Ok(Digested {
+        group: group.name.clone(),
+        from: upload.from.to_string_lossy().into_owned(),
+        to: upload.to.source().to_owned(),
+        files: digest_of(&upload.from)?,
+    })
+}
+
+/// Scripts and user data as they are, the values that were set, where the file was, and the digests of uploads.
 pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
     files::make_directory(directory).map_err(ResultsError::file("make", directory))?;
-    let mut uploads = Vec::new();
-    for group in &experiment.groups {
+    for group in groups(experiment) {
         let into = directory.join(&group.name);
         for (name, text) in &group.inputs {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
             let to = into.join(name);
             files::write(&to, text).map_err(ResultsError::file("write", &to))?;
         }
-        let scripts = group.setup.iter().filter_map(|setup| match setup {
-            Setup::Script(script) => Some(script.as_path()),
-            Setup::Command(_) => None,
-        });
-        for (name, script) in named(scripts, &group.inputs) {
+        for (name, script) in named(scripts(group), &group.inputs) {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
             let copy = |copy: &mut File| io::copy(&mut File::open(script)?, copy).map(drop);
             files::whole(&into.join(name), copy).map_err(ResultsError::file("copy", script))?;
         }
-        for upload in &group.upload {
-            let mut files = Vec::new();
-            digest(&upload.from, Path::new(""), &mut files)
-                .map_err(ResultsError::file("read", &upload.from))?;
-            let to = upload.to.source().to_owned();
-            uploads.push(Digested {
-                group: group.name.clone(),
-                from: upload.from.to_string_lossy().into_owned(),
-                to,
-                files,
-            });
-        }
     }
+    let uploads = uploads(experiment).map(|(group, upload)| digested(group, upload));
+    let uploads = uploads.collect::<Result<Vec<_>, _>>()?;
     let write_json = |name: &str, value: serde_json::Result<String>| {
         let path = directory.join(name);
         files::write(
@@ -94,18 +179,20 @@ pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), Res
         )
         .map_err(ResultsError::file("write", &path))
     };
+    let source = Source { directory: experiment.directory.to_string_lossy().into_owned() };
+    write_json(SOURCE, serde_json::to_string_pretty(&source))?;
     if !uploads.is_empty() {
-        write_json("uploads.json", serde_json::to_string_pretty(&uploads))?;
+        write_json(UPLOADS, serde_json::to_string_pretty(&uploads))?;
     }
     if !experiment.set.is_empty() {
         let set: BTreeMap<_, _> = experiment.set.iter().cloned().collect();
-        write_json("set.json", serde_json::to_string_pretty(&set))?;
+        write_json(SET, serde_json::to_string_pretty(&set))?;
     }
     Ok(())
 }
 
 /// The digests of a file, or of all files in a directory. Links are not followed, as in the upload itself.
-fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
+pub(super) fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
     let path = if relative == Path::new("") { root.to_owned() } else { root.join(relative) };
     let metadata =
         if relative == Path::new("") { fs::metadata(&path)? } else { fs::symlink_metadata(&path)? };
@@ -133,8 +220,6 @@ fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Re
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     #[test]

@@ -1,6 +1,7 @@
 //! Events as lines of JSON.
 
 use std::fmt;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -11,12 +12,28 @@ use crate::{Event, EventsHeader, Observer};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
+/// What the file of events is called.
+const EVENTS: &str = "events.jsonl";
+
 /// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
 /// act on.
 pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     let mut bytes = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Escaping))?;
     String::from_utf8(bytes).map_err(serde::ser::Error::custom)
+}
+
+/// The same for JSON that is made already, in any number of lines: what it escapes can only stand within strings.
+pub(super) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => text.push(c),
+            c if harmless(c) => text.push(c),
+            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    text
 }
 
 struct Escaping;
@@ -49,7 +66,12 @@ struct State {
 impl Json {
     /// Writes to `writer`.
     pub fn new(writer: Box<dyn Write + Send>) -> Self {
-        Self(Mutex::new(State { writer, has_header: false, error: None }))
+        Self::after(writer, false)
+    }
+
+    /// The same, where the first line may be there already.
+    fn after(writer: Box<dyn Write + Send>, has_header: bool) -> Self {
+        Self(Mutex::new(State { writer, has_header, error: None }))
     }
 
     /// The error that ended the writing, if one did.
@@ -83,8 +105,35 @@ impl ResultsFile for Json {
 }
 
 pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
-    let file = files::append(&directory.join("events.jsonl"));
-    Ok(Arc::new(Json::new(Box::new(file.map_err(ResultsError::file("write to", directory))?))))
+    let path = directory.join(EVENTS);
+    let file = files::append(&path).map_err(ResultsError::file("write to", directory))?;
+    let has_header = file.metadata().map_err(ResultsError::file("read", &path))?.len() > 0;
+    Ok(Arc::new(Json::after(Box::new(file), has_header)))
+}
+
+/// Says to other processes that this one writes down the run, for as long as what is returned is kept. Not every file system
+/// can tell them.
+pub(super) fn lock_directory(directory: &Path) -> Result<File, ResultsError> {
+    let path = directory.join(EVENTS);
+    let file = files::append(&path).map_err(ResultsError::file("write to", &path))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(ResultsError::InUse(directory.to_owned())),
+        _ => Ok(file),
+    }
+}
+
+/// Reads the events of a run that is resumed. A last line that was cut is removed, so that the next begins a line.
+pub(super) fn read(directory: &Path) -> Result<Vec<Event>, ResultsError> {
+    let path = directory.join(EVENTS);
+    let read = || {
+        let bytes = fs::read(&path)?;
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if end < bytes.len() {
+            files::append(&path)?.set_len(end as u64)?;
+        }
+        crate::read_events(&bytes[..end])
+    };
+    read().map_err(ResultsError::file("read", &path))
 }
 
 fn write(writer: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {

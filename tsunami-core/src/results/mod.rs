@@ -3,16 +3,23 @@
 //! [`Results::create`] makes it and writes down what is known beforehand, its [observers](Results::observers) write
 //! events and logs as they come, and [`Results::finish`] sums up. [`Secrets`] are taken out of what all of them write.
 
+mod built;
 mod files;
+mod html;
 mod index;
 mod inputs;
 mod json;
 mod logs;
+mod manifest;
+mod markdown;
+mod results_csv;
+mod results_json;
 mod run_json;
 mod secrets;
+mod side_by_side;
 mod writer;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,14 +31,20 @@ use crate::experiment::Experiment;
 use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
+pub use built::{read_report, rebuild};
+pub(crate) use inputs::Given;
 pub use json::{Json, json};
 pub use logs::Logs;
+pub use markdown::markdown;
+pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
+pub use side_by_side::SideBySide;
 
 use writer::Writer;
 
-/// The forms in which a run is written down. The error of the first that has one is told.
-const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
+/// The forms in which a run is written down. The error of the first that has one is told. The last one is made of what the
+/// others have written.
+const FORMATS: &[Create] = &[logs::create, json::create, run_json::create, built::create];
 
 /// Begins one of them in a new results directory.
 type Create = fn(&Path) -> Result<Arc<dyn ResultsFile>, ResultsError>;
@@ -79,6 +92,18 @@ pub enum ResultsError {
     /// There is something in the directory.
     #[error("{} isn't empty: results go to a new directory", .0.display())]
     NotEmpty(PathBuf),
+    /// Another process writes to the directory.
+    #[error("{} is in use: the run goes on", .0.display())]
+    InUse(PathBuf),
+    /// There is nothing of a sweep in the directory.
+    #[error("{} has no trials to resume: none had begun", .0.display())]
+    NotResumable(PathBuf),
+    /// There are no such trials as are to be done.
+    #[error("{0}")]
+    NoSuchPart(String),
+    /// What the trials of a run were made with is not as it was.
+    #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
+    Changed(PathBuf),
     /// Something could not be done with a file or directory.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -120,6 +145,8 @@ pub struct Results {
     directory: PathBuf,
     report: Arc<Summary>,
     writer: Arc<Writer>,
+    /// Keeps others from resuming the run, until it is over.
+    in_use: Mutex<Option<File>>,
 }
 
 impl Results {
@@ -142,10 +169,49 @@ impl Results {
         }
         let failed = |source| ResultsError::File { action: "write to", path: directory.clone(), source };
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
-        inputs::write(experiment, &directory.join("inputs"))?;
+        // What is prepared may yet change them.
+        if experiment.prepare.is_empty() {
+            inputs::write(experiment, &directory.join("inputs"))?;
+        }
+        let in_use = json::lock_directory(&directory)?;
+        Self::write_on(directory, Report::default(), in_use)
+    }
+
+    /// Takes up the directory of a run that is resumed. Returns what was told of it so far, too. It reads all that is
+    /// uploaded, as [`create`](Self::create) does.
+    ///
+    /// # Errors
+    ///
+    /// What can't be read or written, an input that has changed, or another process that writes there.
+    pub(crate) fn resume(
+        experiment: &Experiment,
+        directory: &Path,
+    ) -> Result<(Self, Vec<Event>), ResultsError> {
+        let directory = std::path::absolute(directory).map_err(ResultsError::file("use", directory))?;
+        let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
+        checked.map_err(ResultsError::file("write results to", &directory))?;
+        inputs::check(experiment, &directory.join("inputs"))?;
+        let in_use = json::lock_directory(&directory)?;
+        let events = json::read(&directory)?;
+        let report = events.iter().collect();
+        Ok((Self::write_on(directory, report, in_use)?, events))
+    }
+
+    fn write_on(directory: PathBuf, report: Report, in_use: File) -> Result<Self, ResultsError> {
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
-        let writer = Writer::start(files).map_err(failed)?;
-        Ok(Self { directory, report: Arc::default(), writer: Arc::new(writer) })
+        let writer = Writer::start(files).map_err(ResultsError::file("write to", &directory))?;
+        let report = Arc::new(Summary(Mutex::new(report)));
+        Ok(Self { directory, report, writer: Arc::new(writer), in_use: Mutex::new(Some(in_use)) })
+    }
+
+    /// What is known of the run by now.
+    pub(crate) fn report(&self) -> Report {
+        lock(&self.report.0).clone()
+    }
+
+    /// Whether a trial has left anything here.
+    pub(crate) fn has_trial(&self, trial: &str) -> bool {
+        self.directory.join("trials").join(trial).symlink_metadata().is_ok()
     }
 
     /// Where it is.
@@ -158,6 +224,28 @@ impl Results {
         self.directory.join(logs::DIRECTORY)
     }
 
+    /// Where traces of what machines do are: `<machine>.csv`.
+    pub fn traces(&self) -> PathBuf {
+        self.directory.join("traces")
+    }
+
+    /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
+    pub(crate) fn write_inputs(&self, experiment: &Experiment) -> Result<(), ResultsError> {
+        inputs::write(experiment, &self.directory.join("inputs"))
+    }
+
+    /// Whether that is written down.
+    pub(crate) fn has_inputs(&self) -> bool {
+        self.directory.join("inputs").exists()
+    }
+
+    /// The log of what is done on this computer, and where it is.
+    pub(crate) fn local_log(&self, stage: &str) -> Result<(PathBuf, fs::File), ResultsError> {
+        let path = self.logs().join(format!("{stage}.log"));
+        let opened = files::make_directory(&self.logs()).and_then(|()| files::append(&path));
+        Ok((path.clone(), opened.map_err(ResultsError::file("write", path))?))
+    }
+
     /// Where a step's files from a machine go.
     pub fn collected(&self, trial: &str, step: &str, machine: &str) -> PathBuf {
         self.directory.join("trials").join(trial).join(step).join(machine)
@@ -166,8 +254,11 @@ impl Results {
     /// Keeps what a trial that doesn't count brought home from mixing with what the next attempt does.
     pub fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
         let trials = self.directory.join("trials");
-        match fs::rename(trials.join(trial), trials.join(attempt)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // An attempt of that name may be there that a process was killed over before it could tell.
+        let names = (1..).map(|nth| if nth == 1 { attempt.to_owned() } else { format!("{attempt}-{nth}") });
+        let mut free = names.map(|name| trials.join(name)).filter(|path| path.symlink_metadata().is_err());
+        match free.next().map(|free| fs::rename(trials.join(trial), free)) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
@@ -206,6 +297,7 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
+        drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
     }

@@ -92,6 +92,33 @@ impl Secrets {
     }
 }
 
+/// Takes secrets out of one text that comes in pieces.
+#[derive(Debug)]
+pub(crate) struct Redacting {
+    secrets: Secrets,
+    /// The end of what came, which may be the beginning of a secret.
+    held: Vec<u8>,
+}
+
+impl Redacting {
+    pub(crate) fn new(secrets: Secrets) -> Self {
+        Self { secrets, held: Vec::new() }
+    }
+
+    /// What may be shown by now.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.held.extend_from_slice(bytes);
+        let (shown, rest) = self.secrets.split(&self.held);
+        self.held = rest.to_vec();
+        shown
+    }
+
+    /// What never became a secret.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+}
+
 /// What output comes from: a machine, a stage, a command, and which of its outputs.
 type Source = (String, String, u64, Stream);
 

@@ -104,9 +104,3 @@ pub struct Measured {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
 }
-
-/// The regular expression of a metric, over texts of any encoding.
-#[cfg(feature = "experiment")]
-pub(crate) fn regex(text: &str) -> Result<regex::bytes::Regex, regex::Error> {
-    regex::bytes::RegexBuilder::new(text).size_limit(crate::limits::REGEX_LIMIT).build()
-}

@@ -22,6 +22,9 @@
 //! }
 //! ```
 //!
+//! [`Cluster::trials`] runs many of them: all combinations of some parameters, each so often, in an order that is fair to
+//! all, as [`Trials`] says.
+//!
 //! # When the future is dropped
 //!
 //! What the trial began is ended in the background, as with every [`Process`](crate::Process); the end of the run waits
@@ -58,11 +61,9 @@ use crate::statistics::Direction;
 pub use collect::{Collect, Uploaded};
 pub use command::{Service, TrialCommand};
 pub use context::{MachineContext, Machines};
-#[cfg(feature = "experiment")]
-pub(crate) use metrics::regex;
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
-pub(crate) use reading::MachineText;
+pub(crate) use reading::{HdrStatistic, MachineText, regex};
 pub use ready::{DEFAULT_READY_TIMEOUT, Ready};
 #[cfg(feature = "experiment")]
 pub(crate) use row::in_a_row;
@@ -203,6 +204,11 @@ impl Trial {
         })
     }
 
+    /// The machines that commands were begun on.
+    fn used(&self) -> BTreeSet<String> {
+        lock(&self.inner.used).clone()
+    }
+
     /// The name.
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -329,7 +335,7 @@ impl Trial {
 
     /// Ends what the trial's commands have left in the background.
     async fn sweep(&self) -> Result<(), Error> {
-        let used = lock(&self.inner.used).clone();
+        let used = self.used();
         let hosts = used.iter().filter_map(|name| self.inner.cluster.host(name));
         let sweeps = hosts.map(|host| {
             let command = own_script("sweep", SWEEP).arg(self.name());

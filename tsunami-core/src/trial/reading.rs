@@ -8,11 +8,11 @@ use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::metrics::{Across, Measured, Metric, Reduce, Source};
-use crate::limits::{HISTOGRAM_LIMIT, METRIC_VALUES_LIMIT};
+use crate::limits::{HISTOGRAM_LIMIT, METRIC_VALUES_LIMIT, REGEX_LIMIT};
 use crate::text::harmless;
 
 /// How much of what was there is said of a text that can't be read, in characters.
@@ -261,9 +261,14 @@ impl Source {
     }
 }
 
-/// The numbers that a pattern's group matches. `^` and `$` are the ends of lines.
+/// The regular expression of a metric. `^` and `$` are the ends of lines.
+pub(crate) fn regex(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).multi_line(true).size_limit(REGEX_LIMIT).build()
+}
+
+/// The numbers that a pattern's group matches.
 fn matches(pattern: &str, text: &[u8]) -> Result<Vec<f64>, String> {
-    let pattern = RegexBuilder::new(pattern).multi_line(true).build().map_err(|error| error.to_string())?;
+    let pattern = regex(pattern).map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(text);
     let mut values = Vec::new();
     for found in pattern.captures_iter(&text) {
@@ -480,7 +485,7 @@ mod tests {
         metric(Source::Json(pointer.to_owned()))
     }
 
-    fn regex(pattern: &str) -> Metric {
+    fn matching(pattern: &str) -> Metric {
         metric(Source::Regex(pattern.to_owned()))
     }
 
@@ -556,17 +561,17 @@ mod tests {
     #[test]
     fn a_pattern_matches_within_lines() {
         let text = "p50=1.0 ms\np99=2.5 ms\n";
-        assert_eq!(of(&regex("^p99=([0-9.]+) ?ms$"), text), Ok(2.5));
-        let missing = of(&regex("p999=([0-9.]+)"), text).unwrap_err();
+        assert_eq!(of(&matching("^p99=([0-9.]+) ?ms$"), text), Ok(2.5));
+        let missing = of(&matching("p999=([0-9.]+)"), text).unwrap_err();
         assert_eq!(missing, "nothing matches `p999=([0-9.]+)` in \"p50=1.0 ms p99=2.5 ms\"");
-        assert!(of(&regex("p99=([0-9.]+)"), b"\xff\xfep99=3 \x1b[2J").is_ok_and(|value| value == 3.0));
-        assert!(of(&regex("(x+)"), "xx").unwrap_err().contains("no number"));
+        assert!(of(&matching("p99=([0-9.]+)"), b"\xff\xfep99=3 \x1b[2J").is_ok_and(|value| value == 3.0));
+        assert!(of(&matching("(x+)"), "xx").unwrap_err().contains("no number"));
     }
 
     #[test]
     fn several_values_are_reduced_as_is_said() {
         let text = "v=4\nv=1\nv=3\nv=2\n";
-        let reduced = |reduce| of(&Metric { reduce: Some(reduce), ..regex("v=(.*)") }, text);
+        let reduced = |reduce| of(&Metric { reduce: Some(reduce), ..matching("v=(.*)") }, text);
         let all =
             [Reduce::Mean, Reduce::Median, Reduce::Sum, Reduce::Min, Reduce::Max, Reduce::Last].map(reduced);
         assert_eq!(all, [Ok(2.5), Ok(2.5), Ok(10.0), Ok(1.0), Ok(4.0), Ok(2.0)]);
@@ -575,18 +580,18 @@ mod tests {
     #[test]
     fn machines_become_one_number_unless_one_is_missing() {
         let texts: [&[u8]; 3] = [b"v=4", b"v=1", b"v=3"];
-        let across = |across| on(&Metric { across, ..regex("v=(.*)") }, &texts).pop().unwrap();
+        let across = |across| on(&Metric { across, ..matching("v=(.*)") }, &texts).pop().unwrap();
         assert_eq!(across(Some(Across::Sum)), Ok(8.0));
         assert_eq!(across(Some(Across::Median)), Ok(3.0));
         assert_eq!(across(Some(Across::Max)), Ok(4.0));
         assert_eq!(across(Some(Across::Min)), Ok(1.0));
         assert!(across(None).unwrap_err().contains("`across`"));
-        let values = on(&Metric { across: Some(Across::Sum), ..regex("v=(.*)") }, &[b"v=4", b"none"]);
+        let values = on(&Metric { across: Some(Across::Sum), ..matching("v=(.*)") }, &[b"v=4", b"none"]);
         assert_eq!(values[0], Ok(4.0), "what one machine has stays");
         assert!(values[2].as_ref().unwrap_err().starts_with("client-1: nothing matches"));
         let absent =
             MachineText { machine: "client-0".into(), text: Err("out.csv was not collected".into()) };
-        let read = regex("v=(.*)").read("load", &[absent]);
+        let read = matching("v=(.*)").read("load", &[absent]);
         assert_eq!(read[1].missing.as_deref(), Some("client-0: out.csv was not collected"));
     }
 
@@ -617,7 +622,7 @@ mod tests {
     #[test]
     fn what_was_there_is_said_in_few_harmless_words() {
         let text = format!("\u{1b}]0;title\u{7}{}", "é".repeat(1000));
-        let missing = of(&regex("(x)"), text).unwrap_err();
+        let missing = of(&matching("(x)"), text).unwrap_err();
         assert!(missing.chars().all(harmless) && missing.len() < 600, "{missing}");
     }
 
@@ -631,7 +636,7 @@ mod tests {
                 line.extend(BASE64.encode(&text).bytes());
                 text = line;
             }
-            for metric in [csv("a"), json("/a"), regex("([0-9]+)"), hdr("p99")] {
+            for metric in [csv("a"), json("/a"), matching("([0-9]+)"), hdr("p99")] {
                 let all = on(&metric, &[&text]);
                 prop_assert!(all.iter().all(|one| one.as_ref().is_ok_and(|value| value.is_finite()) || one.is_err()));
             }

@@ -1,20 +1,24 @@
 //! A sweep: all trials of a plan in their order, and those that don't count done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::{OptionFuture, join_all};
 use tokio::time::Instant;
 
 use super::schedule::{OddMachines, Parameters, PlannedTrial, SweepPlan, Trials, VoidReason};
 use super::{MetricPlan, Trial, lock};
 use crate::cluster::{Cluster, Host, OutputRefused};
+use crate::condition::{Accounting, Facts, Traces, canary, fingerprint, odd};
 use crate::error::{Error, ErrorChain, Failures};
 use crate::event::UserEvent;
+use crate::machine::MachineId;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
 
@@ -42,6 +46,11 @@ pub(crate) trait Measure {
 
     /// A trial, which may be the first on its machines.
     fn measure(&self, trial: Trial, is_first: bool) -> impl Future<Output = Result<(), Error>>;
+
+    /// Where traces of what machines do are written, if they are.
+    fn traces(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// Keeps what a trial that doesn't count brought home from mixing with what the next attempt does.
     fn set_aside(&self, trial: &str, attempt: &str) -> io::Result<()> {
@@ -111,7 +120,7 @@ impl Cluster {
         let plan = trials.plan(trials.seed.unwrap_or_else(new_seed), |_| 1);
         let report = Arc::new(Mutex::new(self.first_report()));
         self.events().sum_up_in(&report);
-        let sweep = Sweep::new(plan, trials.odd, true);
+        let sweep = Sweep::new(plan, &trials, true);
         sweep.on_set(1, 1, self.clone(), &Closure(body)).await?;
         let report = mem::take(&mut *lock(&report));
         Ok(report)
@@ -146,6 +155,12 @@ struct State {
     trials: Vec<TrialState>,
     /// How long trials took, by what their parameters were.
     took: BTreeMap<String, Vec<Duration>>,
+    /// What machines are.
+    facts: BTreeMap<MachineId, Facts>,
+    /// The machines that were measured by themselves.
+    canaries: BTreeSet<MachineId>,
+    /// The machines that differ from their groups, and in what.
+    odd: BTreeMap<String, String>,
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
     is_planned: bool,
@@ -164,14 +179,18 @@ struct TrialState {
 }
 
 impl Progress {
-    /// Adds a metric that nobody has named beforehand.
+    /// Adds a metric that nobody has named beforehand, for which the plan is told once more.
     pub(super) fn add_metric(&self, cluster: &Cluster, name: &str, better: Direction) {
-        let mut state = lock(&self.0);
-        if state.plan.metrics.iter().all(|metric| metric.name != name) {
+        let plan = {
+            let mut state = lock(&self.0);
+            if state.plan.metrics.iter().any(|metric| metric.name == name) {
+                return;
+            }
             let (name, better) = (name.to_owned(), Some(better));
             state.plan.metrics.push(MetricPlan { name, better, ..MetricPlan::default() });
-            cluster.emit(UserEvent::SweepPlanned { plan: state.plan.clone() });
-        }
+            state.plan.clone()
+        };
+        cluster.emit(UserEvent::SweepPlanned { plan });
     }
 
     /// How many trials that count are done, and how many there are to be.
@@ -188,7 +207,8 @@ pub(crate) struct Sweep {
     progress: Progress,
     plan: Arc<SweepPlan>,
     odd: OddMachines,
-    /// Whether events tell of anything beside the trials themselves.
+    canary: bool,
+    /// Whether more happens, and is told, than the trials themselves.
     told: bool,
     /// What parameters are in the part that is done.
     only: Arc<[(String, String)]>,
@@ -200,21 +220,38 @@ enum Attempt {
     Counts,
     /// It doesn't, for a reason that may have gone.
     Void,
+    /// It doesn't, and no other will on these machines.
+    Odd(String),
 }
 
 impl Sweep {
     /// A sweep of which nothing is done. It is `told` of unless it is a single trial that nobody made a plan for.
-    pub(crate) fn new(plan: SweepPlan, odd: OddMachines, told: bool) -> Self {
+    pub(crate) fn new(plan: SweepPlan, wanted: &Trials, told: bool) -> Self {
         let trials = vec![TrialState::default(); plan.trials.len()];
-        let (shared, took, errors) = (Arc::new(plan.clone()), BTreeMap::new(), Vec::new());
-        let state = State { plan, trials, took, errors, is_planned: false };
-        let progress = Progress(Arc::new(Mutex::new(state)));
-        Self { progress, plan: shared, odd, told, only: Arc::default() }
+        let shared = Arc::new(plan.clone());
+        let state = State {
+            plan,
+            trials,
+            took: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            canaries: BTreeSet::new(),
+            odd: BTreeMap::new(),
+            errors: Vec::new(),
+            is_planned: false,
+        };
+        let (progress, only) = (Progress(Arc::new(Mutex::new(state))), Arc::default());
+        Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, told, only }
     }
 
-    /// The rest of a sweep that has come as far as its report says.
-    pub(crate) fn resumed(plan: SweepPlan, odd: OddMachines, report: &Report) -> Self {
-        let sweep = Self::new(plan, odd, true);
+    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
+    /// of which nobody could tell.
+    pub(crate) fn resumed(
+        plan: SweepPlan,
+        wanted: &Trials,
+        report: &Report,
+        is_left: impl Fn(&str) -> bool,
+    ) -> Self {
+        let sweep = Self::new(plan, wanted, true);
         {
             let state = &mut *sweep.state();
             state.is_planned = true;
@@ -229,6 +266,7 @@ impl Sweep {
                         state.took.entry(kind(planned)).or_default().push(took);
                     }
                 }
+                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
             }
         }
         sweep
@@ -239,17 +277,17 @@ impl Sweep {
     /// # Errors
     ///
     /// There is no such part, or it would cut rounds.
-    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, Error> {
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
         for (name, value) in &only {
             let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
             else {
-                return Err(Error::other(format!("there is no parameter {name}")));
+                return Err(format!("there is no parameter {name}"));
             };
             if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(Error::other(format!("parameter {name} is never {value}")));
+                return Err(format!("parameter {name} is never {value}"));
             }
             if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
-                return Err(Error::other(format!("{name} is compared: rounds are done whole")));
+                return Err(format!("{name} is compared: rounds are done whole"));
             }
         }
         self.only = only.into();
@@ -398,6 +436,72 @@ impl Sweep {
         cluster: &Cluster,
         measure: &M,
     ) -> Result<Option<String>, Error> {
+        if self.is_done(set) {
+            return Ok(None);
+        }
+        if !self.told {
+            return self.rounds(set, cluster, measure).await;
+        }
+        self.look_at(cluster).await;
+        if self.canary {
+            self.canaries(cluster, false).await;
+        }
+        let traces = measure.traces().map(|directory| Traces::start(cluster.hosts(), directory));
+        let ended = self.rounds(set, cluster, measure).await;
+        if let Some(Err(error)) = OptionFuture::from(traces.map(Traces::stop)).await {
+            tracing::warn!(%error, "there are machines without a whole trace");
+        }
+        if self.canary && matches!(ended, Ok(None)) {
+            self.canaries(cluster, true).await;
+        }
+        ended
+    }
+
+    /// Tells what machines are, and which of them differ from their groups.
+    async fn look_at(&self, cluster: &Cluster) {
+        let known = self.state().facts.clone();
+        let new = cluster.hosts().iter().filter(|host| !known.contains_key(&host.machine().id));
+        for (host, facts) in join_all(new.map(async |host| (host, fingerprint(host).await))).await {
+            // One that can't be asked is no worse for that, or its trial will tell.
+            let Ok(facts) = facts else { continue };
+            let (machine, id) = (host.name().to_owned(), host.machine().id.clone());
+            self.state().facts.insert(id.clone(), facts.clone());
+            cluster.emit(UserEvent::Fingerprint { machine, id: Some(id), facts });
+        }
+        let facts = self.state().facts.clone();
+        let machine = |host: &Host| {
+            Some((host.name().to_owned(), host.group().to_owned(), facts.get(&host.machine().id)?.clone()))
+        };
+        let machines: Vec<_> = cluster.hosts().iter().filter_map(machine).collect();
+        let machines: Vec<_> =
+            machines.iter().map(|(name, group, facts)| (&**name, &**group, facts)).collect();
+        let mut all = BTreeMap::new();
+        for (machine, differences) in odd(&machines) {
+            all.insert(machine.clone(), differences.join("; "));
+            cluster.emit(UserEvent::OddMachine { machine, differences });
+        }
+        self.state().odd = all;
+    }
+
+    /// Measures machines by themselves: all, or those that were not.
+    async fn canaries(&self, cluster: &Cluster, all: bool) {
+        let known = self.state().canaries.clone();
+        let wanted = cluster.hosts().iter().filter(|host| all || !known.contains(&host.machine().id));
+        for (host, results) in join_all(wanted.map(async |host| (host, canary(host).await))).await {
+            if let Ok(results) = results {
+                self.state().canaries.insert(host.machine().id.clone());
+                cluster.emit(UserEvent::Canary { machine: host.name().to_owned(), results });
+            }
+        }
+    }
+
+    /// The warm-ups and rounds of that.
+    async fn rounds<M: Measure>(
+        &self,
+        set: u32,
+        cluster: &Cluster,
+        measure: &M,
+    ) -> Result<Option<String>, Error> {
         let mut is_first = true;
         let of_set = |planned: &&PlannedTrial| planned.set == set && self.is_wanted(planned);
         let indexed = self.plan.trials.iter().enumerate().filter(|(_, planned)| of_set(planned));
@@ -432,6 +536,7 @@ impl Sweep {
                     match self.attempt(at, cluster, measure, mem::take(&mut is_first)).await? {
                         Attempt::Counts => break,
                         Attempt::Void => {}
+                        Attempt::Odd(why) => return Ok(Some(why)),
                     }
                 }
             }
@@ -508,7 +613,24 @@ impl Sweep {
         self.state().trials[at].begun += 1;
         let mut under_way = UnderWay { sweep: self, at, cluster, measure, is_over: false };
         let begun = Instant::now();
-        let ended = cluster.attempt(trial, true, |trial| measure.measure(trial, is_first)).await;
+        let disturbed = Mutex::new(Vec::new());
+        let body = async |trial: Trial| {
+            let accounting = match self.told {
+                true => Some(Accounting::begin(cluster.hosts()).await),
+                false => None,
+            };
+            let measured = measure.measure(trial.clone(), is_first).await;
+            // While what it has begun still runs: the time of what has ended may pass for somebody else's.
+            if let Some(accounting) = accounting.filter(|_| !trial.has_ended()) {
+                for account in accounting.end().await {
+                    let by = account.disturbed.clone().map(|by| (account.machine.clone(), by));
+                    lock(&disturbed).extend(by);
+                    cluster.emit(UserEvent::Accounted { trial: trial.name().to_owned(), account });
+                }
+            }
+            measured
+        };
+        let ended = cluster.attempt(trial.clone(), true, body).await;
         let took = begun.elapsed();
         under_way.is_over = true;
         drop(under_way);
@@ -532,6 +654,31 @@ impl Sweep {
                 None => Some(error),
             },
         };
+        if !planned.warmup && error.is_none() {
+            let disturbed: Vec<(String, String)> = mem::take(&mut *lock(&disturbed));
+            if let Some((_, by)) = disturbed.first() {
+                let text = by.clone();
+                void(
+                    VoidReason::Disturbed,
+                    text,
+                    disturbed.into_iter().map(|(machine, _)| machine).collect(),
+                )?;
+                return Ok(Attempt::Void);
+            }
+            let odd = self.state().odd.clone();
+            let odd: Vec<_> = odd.into_iter().filter(|(machine, _)| trial.used().contains(machine)).collect();
+            if self.odd == OddMachines::Void
+                && let Some((machine, differences)) = odd.first()
+            {
+                let text = format!("{machine} differs from its group: {differences}");
+                void(
+                    VoidReason::Odd,
+                    text.clone(),
+                    odd.iter().map(|(machine, _)| machine.clone()).collect(),
+                )?;
+                return Ok(Attempt::Odd(text));
+            }
+        }
         let mut state = self.state();
         let ok = error.is_none();
         state.trials[at].counted = Some(ok);

@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::value::entries;
 use super::{Pattern, Problem, Reader, Span, Step, Value};
 use crate::experiment::keys::{ACROSS, DIRECTIONS, METRIC_KEYS, REDUCE};
 use crate::limits::{METRIC_LIMIT, UNIT_LIMIT};
 use crate::names;
-use crate::trial::{Across, Metric, MetricPlan, Source, regex};
+use crate::trial::{Across, HdrStatistic, Metric, MetricPlan, Source, regex};
 
 /// The keys that say how a number is found.
 const SOURCES: [&str; 4] = ["csv", "json", "regex", "hdr"];
-
-/// What a HdrHistogram log is asked for, beside percentiles.
-const STATISTICS: [&str; 4] = ["max", "min", "mean", "count"];
 
 /// What a plan says of a step's metrics.
 pub(super) fn plans(step: &Step) -> impl Iterator<Item = MetricPlan> {
@@ -185,7 +182,7 @@ impl Reader<'_> {
                     format!("this is no regular expression: {}", last.trim_start_matches("error: "))
                 }
             },
-            _ if is_statistic(text) => return Some(Source::Hdr(own)),
+            _ if HdrStatistic::parse(text).is_some() => return Some(Source::Hdr(own)),
             _ => {
                 let help = "write `p99`, `p99.9`, `max`, `min`, `mean` or `count`".to_owned();
                 let message = format!("`{text}` is nothing that a histogram tells");
@@ -216,15 +213,7 @@ impl Reader<'_> {
             return BTreeMap::new();
         };
         let read = |(name, _, value): (&str, Span, &Value<'_>)| {
-            let value = match value.get_ref() {
-                // Which of its spellings a file has, nobody knows.
-                DeValue::Float(_) => {
-                    self.wrong_type(value, "a string");
-                    return None;
-                }
-                _ => self.scalar(value, "what rows are chosen by")?,
-            };
-            Some((name.to_owned(), value.to_string()))
+            Some((name.to_owned(), self.scalar(value, "what rows are chosen by")?.to_string()))
         };
         entries(table).into_iter().filter_map(read).collect()
     }
@@ -234,12 +223,6 @@ impl Reader<'_> {
 fn is_pointer(text: &str) -> bool {
     let escapes = || text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
     (text.is_empty() || text.starts_with('/')) && escapes()
-}
-
-fn is_statistic(text: &str) -> bool {
-    let is_plain = |rest: &&str| rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let percentile = text.strip_prefix('p').filter(is_plain).and_then(|number| number.parse::<f64>().ok());
-    STATISTICS.contains(&text) || percentile.is_some_and(|percentile| (0.0..=100.0).contains(&percentile))
 }
 
 /// Whether a collected pattern may match a file, or a directory that it is in. What templates become can't be told, and
@@ -304,16 +287,6 @@ mod tests {
             ("a*b*c", "abd", false),
         ] {
             assert_eq!(may_match(pattern, file), may, "{pattern} {file}");
-        }
-    }
-
-    #[test]
-    fn what_a_histogram_tells() {
-        for text in ["p50", "p99.9", "p0", "p100", "max", "count"] {
-            assert!(is_statistic(text), "{text}");
-        }
-        for text in ["p", "p101", "p-1", "pinf", "p+1", "99", "P99", "average", "p1e2", "p.", ""] {
-            assert!(!is_statistic(text), "{text}");
         }
     }
 }

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::value::entries;
 use super::{Problem, Reader, Registration, SetContents, Template, Value, names, template_problem};
 use crate::experiment::template::Scope;
-use crate::limits::SET_LIMIT;
+use crate::limits::{SET_LIMIT, SETS_SOURCE_LIMIT};
 use crate::trial::{Parameter, Parameters};
 
 /// A parameter that groups depend on, and one of those that do: the group's name, or the provider's table.
@@ -124,8 +124,17 @@ impl Reader<'_> {
     ) -> Vec<SetContents> {
         let count =
             depends.iter().map(|depends| depends.parameter.values.len()).fold(1, usize::saturating_mul);
+        // It is read for each of them.
+        let is_too_long = count > 1 && count.saturating_mul(self.source.len()) > SETS_SOURCE_LIMIT;
         let mut combinations = match count {
-            0..=SET_LIMIT => combinations(depends),
+            0..=SET_LIMIT if !is_too_long => combinations(depends),
+            0..=SET_LIMIT => {
+                let message = format!(
+                    "there would be {count} sets of machines, and the file is too long to be read for each of them"
+                );
+                self.note(Problem::general(message));
+                Vec::new()
+            }
             _ => {
                 let on: Vec<_> =
                     depends.iter().map(|depends| format!("`{}`", depends.parameter.name)).collect();
@@ -144,7 +153,7 @@ impl Reader<'_> {
             };
             combinations.push(depends.iter().filter_map(first).collect());
         }
-        self.seen = (combinations.len() > 1).then(Vec::new);
+        self.seen = (combinations.len() > 1).then(HashSet::new);
         let mut sets = Vec::new();
         for parameters in combinations {
             let values_of: Vec<_> =

@@ -52,9 +52,13 @@ impl Reader<'_> {
             self.note(Problem::at(span.clone(), message));
         }
         for (name, span, value) in matrix.into_iter().take(PARAMETER_LIMIT) {
-            self.name_of_value(root, name, &span, "a parameter");
-            named.push((name.to_owned(), span, Named::Parameter));
+            if self.is_name(root, name, &span, "a parameter") {
+                named.push((name.to_owned(), span, Named::Parameter));
+            }
             let values = self.parameter_values(value);
+            if values.is_empty() {
+                self.unread.insert(name.to_owned());
+            }
             trials.parameters.push(Parameter::new(name, values));
         }
         let table = root.get("trials").and_then(|value| self.table(value));
@@ -94,8 +98,8 @@ impl Reader<'_> {
         (trials, named)
     }
 
-    /// Notes what is wrong with the name of a parameter or a value.
-    fn name_of_value(&mut self, root: &DeTable<'_>, name: &str, span: &Span, what: &str) {
+    /// Whether this can name a parameter or a value; notes what is wrong with it if not.
+    fn is_name(&mut self, root: &DeTable<'_>, name: &str, span: &Span, what: &str) -> bool {
         let is_group = || {
             let groups = root.get("group").and_then(|value| value.get_ref().as_table());
             groups.is_some_and(|groups| groups.get(name).is_some())
@@ -113,9 +117,10 @@ impl Reader<'_> {
         } else if is_group() {
             Problem::at(span.clone(), format!("`{name}` can't name {what}: it is a group"))
         } else {
-            return;
+            return true;
         };
         self.note(problem);
+        false
     }
 
     /// The values of a parameter, none of them twice.
@@ -185,12 +190,15 @@ impl Reader<'_> {
         let mut values = Parameters::new();
         let vars = root.get("vars").and_then(|value| self.table(value));
         for (name, span, value) in vars.map(entries).unwrap_or_default() {
-            self.name_of_value(root, name, &span, "a value");
             if named.iter().any(|(known, ..)| known == name) {
-                self.note(Problem::at(span.clone(), format!("`{name}` is a parameter")));
+                self.note(Problem::at(span, format!("`{name}` is a parameter")));
+            } else if self.is_name(root, name, &span, "a value") {
+                named.push((name.to_owned(), span, Named::Value));
             }
-            named.push((name.to_owned(), span, Named::Value));
-            let Some(scalar) = self.scalar(value, "a value") else { continue };
+            let Some(scalar) = self.scalar(value, "a value") else {
+                self.unread.insert(name.to_owned());
+                continue;
+            };
             if matches!(&scalar, ParameterValue::Text(text) if text.len() > SET_VALUE_LIMIT) {
                 let message = format!("this is longer than {} KiB", SET_VALUE_LIMIT >> 10);
                 self.note(Problem::at(value.span(), message));
@@ -248,14 +256,17 @@ impl Reader<'_> {
         let baseline = match table.get("baseline") {
             None => parameter.values.first()?.clone(),
             Some(value) => {
-                let baseline = self.scalar(value, "a parameter")?;
-                if !parameter.values.contains(&baseline) {
-                    let known: Vec<_> = parameter.values.iter().map(ToString::to_string).collect();
-                    let help = suggest(&baseline.to_string(), known.iter().map(String::as_str));
-                    let message = format!("{baseline} is no value of `{name}`");
-                    self.note(Problem::at(value.span(), message).help(help));
+                let wanted = self.scalar(value, "a parameter")?.to_string();
+                let known: Vec<_> = parameter.values.iter().map(ToString::to_string).collect();
+                match known.iter().position(|known| *known == wanted) {
+                    Some(at) => parameter.values[at].clone(),
+                    None => {
+                        let help = suggest(&wanted, known.iter().map(String::as_str));
+                        let message = format!("{wanted} is no value of `{name}`");
+                        self.note(Problem::at(value.span(), message).help(help));
+                        return None;
+                    }
                 }
-                baseline
             }
         };
         let mut compare = Compare::new(name, baseline);
@@ -311,7 +322,7 @@ impl Reader<'_> {
         let table = self.table(value)?;
         self.keys(table, RESET_KEYS);
         let on = self.required(table, "on", value.span()).map(|on| self.on(on));
-        let machines = Rc::new(on.iter().flatten().cloned().collect());
+        let machines = Rc::new(on.clone().unwrap_or_default());
         let used = TemplateScope { machines, used: Used::Trial };
         let run = self.required(table, "run", value.span());
         let command = run.and_then(|value| self.template(value, TemplateRole::Command, &used));

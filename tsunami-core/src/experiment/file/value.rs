@@ -261,11 +261,8 @@ impl Reader<'_> {
             None => {}
         }
         if let Some(seen) = &mut self.seen {
-            if seen.contains(&problem) {
+            if self.notes.is_full() || !seen.insert((problem.start(), problem.message().to_owned())) {
                 return;
-            }
-            if !self.notes.is_full() {
-                seen.push(problem.clone());
             }
             if let Some(values) = &self.again {
                 problem = problem.adding(&format!(", where {values}"));

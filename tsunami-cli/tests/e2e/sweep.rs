@@ -1,0 +1,99 @@
+//! Sweeps of trials on local machines.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+use tsunami_core::Report;
+use tsunami_core::trial::VoidReason;
+
+use crate::world::World;
+
+const FILE: &str = r#"name = "x"
+[group.node]
+[matrix]
+variant = ["old", "new"]
+size = [1, 2]
+[trials]
+repeat = 2
+[compare]
+by = "variant"
+[[step]]
+name = "work"
+on = "node"
+run = "sleep 0.3; echo {{ variant }} {{ size }} > out; echo n={{ size }}"
+collect = ["out"]
+[step.metrics]
+n = { regex = 'n=([0-9]+)' }
+"#;
+
+fn report(results: &Path) -> Report {
+    tsunami_core::read_events(&*fs::read(results.join("events.jsonl")).unwrap()).unwrap().iter().collect()
+}
+
+/// What the trials that count are and have measured.
+fn table(report: &Report) -> BTreeMap<String, (String, Option<f64>)> {
+    let plan = report.sweep.as_ref().unwrap();
+    let counted = report.trials.iter().filter(|trial| trial.voided.is_none());
+    let mut table = BTreeMap::new();
+    for trial in counted {
+        let parameters = format!("{:?}", plan.trial(&trial.name).unwrap().parameters);
+        let whole = trial.measured.iter().find(|measured| measured.machine.is_none());
+        let row = (parameters, whole.and_then(|measured| measured.value));
+        assert!(table.insert(trial.name.clone(), row).is_none(), "{} counts twice", trial.name);
+    }
+    table
+}
+
+#[test]
+fn a_sweep_that_was_killed_is_resumed_and_ends_with_the_same_table() {
+    let world = World::new();
+    let mut run = world.start(&world.write("x.toml", FILE));
+    run.wait_for(&["\"trial_finished\""]);
+    run.wait_for(&["\"trial_finished\""]);
+    run.wait_for(&["\"command_started\"", "\"work\""]);
+    run.signal(Signal::KILL);
+    assert_eq!(run.end().status, None);
+    let results = world.results();
+    let (index, before) = (fs::read(results.join("trials/index.csv")).unwrap(), report(&results));
+    let planned = before.sweep.clone().unwrap();
+    // Whoever else uses this computer may disturb any trial, also thrice: then there is something left to resume.
+    let mut resumed = world.tsunami(["run".as_ref(), "--resume".as_ref(), results.as_os_str()]);
+    resumed.assert_says(&["abandoned"]);
+    for _ in 0..20 {
+        if resumed.status == Some(0) {
+            break;
+        }
+        resumed.assert_status(1).assert_says(&["of 8 trials are done", "--resume"]);
+        resumed = world.tsunami(["run".as_ref(), "--resume".as_ref(), results.as_os_str()]);
+    }
+    let after = report(&results);
+    assert_eq!(after.sweep, Some(planned.clone()));
+    assert_eq!(fs::read(results.join("trials/index.csv")).unwrap(), index);
+    let table = table(&after);
+    for (name, (parameters, measured)) in &table {
+        let trial = planned.trial(name).unwrap();
+        assert_eq!(*parameters, format!("{:?}", trial.parameters));
+        assert_eq!(measured.unwrap().to_string(), trial.parameters["size"].to_string());
+        let home = fs::read_to_string(results.join(format!("trials/{name}/work/node-0/out"))).unwrap();
+        assert_eq!(home, format!("{} {}\n", trial.parameters["variant"], trial.parameters["size"]));
+    }
+    let voided: Vec<_> = after.trials.iter().filter_map(|trial| trial.voided.as_ref()).collect();
+    assert!(voided.iter().any(|voided| voided.reason == VoidReason::Cut), "{voided:?}");
+    let is_disturbed = voided.iter().any(|voided| voided.reason == VoidReason::Disturbed);
+    assert!(table.len() == 8 && resumed.status == Some(0) || is_disturbed, "{table:?}\n{}", resumed.stderr);
+    world.assert_clean();
+}
+
+#[test]
+fn what_can_t_be_resumed_says_why() {
+    let world = World::new();
+    world.tsunami(["run", "--resume", "nowhere"]).assert_status(2).assert_says(&["nowhere/experiment.toml"]);
+    let file = world.write("x.toml", FILE);
+    let file = file.to_str().unwrap();
+    let wrong = world.tsunami(["run", file, "--only", "size=3"]);
+    wrong.assert_status(2).assert_says(&["parameter size is never 3"]);
+    world.tsunami(["run", file, "--resume", "--set", "a=1"]).assert_status(2);
+    world.assert_clean();
+}

@@ -1,0 +1,383 @@
+//! Sweeps from experiment files on the fake cloud and paused time: several sets of machines, and what is left of a run
+//! that was ended before its time.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::experiment::{Loader, RunOptions};
+use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
+use tsunami_core::trial::VoidReason;
+use tsunami_core::{
+    Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Outcome, Price,
+    Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami, read_events,
+};
+
+const FILE: &str = r#"name = "x"
+lifetime = "3h"
+on_interruption = "replace"
+[group.node]
+count = 2
+[matrix]
+variant = ["old", "new"]
+size = [1, 2]
+[trials]
+repeat = 2
+[compare]
+by = "variant"
+[[step]]
+name = "prepare"
+per = "run"
+on = "node-0"
+start = "serve"
+[[step]]
+name = "load"
+on = "node"
+run = "measure {{ variant }} {{ size }} {{ trial }}"
+collect = ["out.csv"]
+[step.metrics]
+rps = { regex = 'rps=([0-9.]+)', across = "sum" }
+rows = { file = "out.csv", csv = "rows", across = "max" }
+[[reset]]
+on = "node-1"
+run = "flush {{ size }}"
+"#;
+
+struct World {
+    cloud: FakeCloud,
+    cancel: CancellationToken,
+    home: TempDir,
+}
+
+impl World {
+    fn new(text: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("x.toml"), text).unwrap();
+        let cloud = FakeCloud::new(1);
+        cloud.on_command(|machine, command| {
+            let line = command.to_string();
+            if line == "serve" {
+                return Some(Reply::status(0).after(Duration::from_secs(1_000_000)));
+            }
+            line.strip_prefix("measure ")?;
+            let reply = Reply::stdout("rps=10\n").file("out.csv", format!("rows,on\n3,{machine} {line}\n"));
+            Some(reply.after(Duration::from_secs(60)))
+        });
+        Self { cloud, cancel: CancellationToken::new(), home }
+    }
+
+    fn results(&self) -> PathBuf {
+        self.home.path().join("results")
+    }
+
+    fn tsunami(&self, controller: FakeCloud) -> Tsunami {
+        let tsunami = Tsunami::new(Arc::new(controller.clone()), Arc::new(controller));
+        tsunami.state(RunStore::at(self.home.path().join("runs"))).cancel_on(self.cancel.clone())
+    }
+
+    async fn run(&self) -> Result<Report, Error> {
+        let experiment = Loader::new().load(self.home.path().join("x.toml"))?;
+        let options = RunOptions::default().results(self.results());
+        experiment.run(&self.tsunami(self.cloud.clone()), options).await
+    }
+
+    async fn resume(&self, options: RunOptions) -> Result<Report, Error> {
+        let experiment = Loader::new().load_again(self.results())?;
+        experiment.resume(&self.tsunami(self.cloud.controller()), options, self.results()).await
+    }
+
+    fn events(&self) -> Vec<Event> {
+        read_events(&*std::fs::read(self.results().join("events.jsonl")).unwrap()).unwrap()
+    }
+}
+
+/// What counts: each trial with its parameters and what was measured.
+fn table(report: &Report) -> BTreeMap<String, String> {
+    let plan = report.sweep.as_ref().unwrap();
+    let counted = report.trials.iter().filter(|trial| trial.voided.is_none() && trial.ok == Some(true));
+    let mut table = BTreeMap::new();
+    for trial in counted {
+        let all = trial.measured.iter().filter(|measured| measured.machine.is_none());
+        let all: Vec<_> = all.map(|measured| (&measured.metric, measured.value)).collect();
+        let row = format!("{:?} {all:?}", plan.trial(&trial.name).unwrap().parameters);
+        assert!(table.insert(trial.name.clone(), row).is_none(), "{} counts twice", trial.name);
+    }
+    table
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_a_matrix_is_swept_and_its_results_are_whole() {
+    let world = World::new(FILE);
+    let report = world.run().await.unwrap();
+    assert!(world.cloud.is_empty());
+    let table = table(&report);
+    assert_eq!(table.len(), 8);
+    assert!(
+        table.values().all(|row| row.contains("(\"rps\", Some(20.0)), (\"rows\", Some(3.0))")),
+        "{table:?}"
+    );
+    let plan = report.sweep.as_ref().unwrap();
+    let lines = |starts: &str| {
+        let commands = world.cloud.commands();
+        commands.into_iter().filter(|(_, line)| line.starts_with(starts)).collect::<Vec<_>>()
+    };
+    assert_eq!(lines("serve").len(), 1, "that is done once");
+    assert_eq!(lines("flush").len(), 7, "not before the first");
+    assert!(lines("flush").iter().all(|(machine, _)| machine == "node-1"));
+    let measured = lines("measure ");
+    for trial in &plan.trials {
+        let line =
+            format!("measure {} {} {}", trial.parameters["variant"], trial.parameters["size"], trial.name);
+        assert_eq!(measured.iter().filter(|(_, measured)| *measured == line).count(), 2, "{line}");
+        let collected = world.results().join(format!("trials/{}/load/node-1/out.csv", trial.name));
+        assert!(std::fs::read_to_string(collected).unwrap().contains(&line));
+    }
+    let index = std::fs::read_to_string(world.results().join("trials/index.csv")).unwrap();
+    assert_eq!(
+        (index.lines().count(), index.lines().next()),
+        (9, Some("number,set,round,place,variant,size"))
+    );
+    assert!(world.results().join("traces").exists());
+    assert_eq!(report.machines.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_metric_that_can_t_be_read_fails_its_trial_and_a_failed_sweep_its_run() {
+    let world = World::new(&FILE.replace("rps=(", "qps=("));
+    let error = world.run().await.unwrap_err();
+    assert_eq!(Outcome::of(&error), Outcome::Failed);
+    let Error::Several(failures) = &error else { panic!("{error:?}") };
+    assert_eq!(failures.others.len(), 7);
+    let report: Report = world.events().iter().collect();
+    assert!(report.trials.iter().all(|trial| trial.ok == Some(false) && trial.voided.is_none()));
+    let missing = report.trials[0].measured.iter().filter(|measured| measured.missing.is_some());
+    assert_eq!(missing.count(), 3, "of each machine, and of the trial");
+    assert_eq!(report.trials.len(), 8, "none is done again");
+    assert_eq!(report.swept.unwrap().done, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_machine_voids_its_round_and_keeps_its_files_apart() {
+    let world = World::new(FILE);
+    world.cloud.machine_fault("node-1", MachineFault::Interrupted(Duration::from_secs(400)));
+    let report = world.run().await.unwrap();
+    assert!(world.cloud.is_empty());
+    assert_eq!(table(&report).len(), 8);
+    let voided: Vec<_> = report.trials.iter().filter(|trial| trial.voided.is_some()).collect();
+    assert!(!voided.is_empty() && voided.len() <= 2, "{voided:?}");
+    for trial in voided.iter().filter(|trial| trial.voided.as_ref().unwrap().reason == VoidReason::Round) {
+        assert!(world.results().join("trials").join(&trial.name).exists());
+    }
+    // What is done once is done again where a machine is another.
+    let serves = world.cloud.commands().into_iter().filter(|(_, line)| line == "serve");
+    assert_eq!(serves.count(), 2);
+}
+
+/// A file whose machines depend on a parameter.
+fn two_sets() -> String {
+    FILE.replace("count = 2", "count = \"{{ size + 1 }}\"").replace("on = \"node-1\"", "on = \"node-0\"")
+}
+
+#[tokio::test(start_paused = true)]
+async fn sets_of_machines_come_one_after_another_each_torn_down_before_the_next() {
+    let world = World::new(&two_sets());
+    let report = world.run().await.unwrap();
+    assert!(world.cloud.is_empty());
+    assert_eq!((table(&report).len(), report.set, report.earlier_sets.len()), (8, 2, 1));
+    assert_eq!((report.earlier_sets[0].machines.len(), report.machines.len()), (2, 3));
+    assert_ne!(report.run, report.earlier_sets[0].run);
+    let (mut up, mut seen) = (false, Vec::new());
+    let events = world.events();
+    for event in &events {
+        match &event.kind {
+            EventKind::RunStarted { .. } => assert!(!std::mem::replace(&mut up, true)),
+            EventKind::TornDown { leftovers, .. } => up = !leftovers.is_empty(),
+            EventKind::SetStarted { set, .. } => seen.push(*set),
+            EventKind::CommandStarted { .. } => assert!(up),
+            _ => {}
+        }
+    }
+    assert_eq!(seen, [1, 2]);
+    let mut numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), events.len(), "they are of one story");
+}
+
+/// The fake cloud, for a dollar a machine and hour.
+#[derive(Debug)]
+struct Priced(FakeCloud);
+
+#[async_trait]
+impl Provider for Priced {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    async fn quote(&self, _: &MachineSpec, _: NonZeroU32) -> Result<Quote, ProviderError> {
+        Ok(Quote::new(Vec::new(), Price::PerHour(1.0)))
+    }
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        self.0.launch(request).await
+    }
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        self.0.list(filter).await
+    }
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        self.0.extend(run, until).await
+    }
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        self.0.terminate(run).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_bounds_all_sets_together() {
+    // Two machines, then three, for three hours, each of which may be replaced once: 12 and 18 dollars.
+    for (budget, fits) in [("20.0", false), ("30.1", true)] {
+        let world = World::new(&two_sets().replace("lifetime", &format!("budget = {budget}\nlifetime")));
+        let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+        let tsunami = Tsunami::new(Arc::new(Priced(world.cloud.clone())), Arc::new(world.cloud.clone()))
+            .state(RunStore::at(world.home.path().join("runs")));
+        let options = RunOptions::default().results(world.results());
+        match experiment.run(&tsunami, options).await {
+            Ok(_) => assert!(fits),
+            Err(Error::Budget { max_cost, .. }) => {
+                assert!(!fits && world.cloud.calls(Call::Launch) == 0);
+                assert!(max_cost.is_some_and(|cost| (cost - 30.0).abs() < 0.01), "{max_cost:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+/// Ends a run's controller after so long, as `kill -9` does, and forgets all that it holds.
+async fn killed(world: &World, after: u64) {
+    let controller = world.cloud.controller();
+    let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let tsunami = world.tsunami(controller.clone());
+    let options = RunOptions::default().results(world.results());
+    let run = tokio::spawn(async move { experiment.run(&tsunami, options).await.map(drop) });
+    sleep(Duration::from_secs(after)).await;
+    controller.crash();
+    run.abort();
+    let _ = run.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_killed_anywhere_ends_with_the_same_table_once_it_is_resumed() {
+    let expected = {
+        let world = World::new(FILE);
+        // The order is drawn anew each time, so that only what a trial is is compared.
+        let mut rows: Vec<_> = table(&world.run().await.unwrap()).into_values().collect();
+        rows.sort();
+        rows
+    };
+    for after in [70, 130, 200, 290, 420, 500] {
+        let world = World::new(FILE);
+        killed(&world, after).await;
+        // The process would have let go of it.
+        sleep(Duration::from_secs(600)).await;
+        let before = std::fs::read_to_string(world.results().join("trials/index.csv")).unwrap();
+        let report = match world.resume(RunOptions::default()).await {
+            Ok(report) => report,
+            Err(error) if error.to_string().contains("none had begun") => continue,
+            Err(error) => panic!("after {after} s: {error:?}"),
+        };
+        // This process still holds the lock of what it killed, so that it passes for a run that goes on.
+        let tsunami = world.tsunami(world.cloud.controller());
+        for run in RunStore::at(world.home.path().join("runs")).runs().unwrap() {
+            assert!(Some(run.id()) != report.run, "it is torn down");
+            tsunami.down(&run).await.unwrap();
+        }
+        assert!(world.cloud.machines().is_empty(), "after {after} s: {:?}", world.cloud);
+        let mut rows: Vec<_> = table(&report).into_values().collect();
+        rows.sort();
+        assert_eq!(rows, expected, "after {after} s");
+        assert_eq!(std::fs::read_to_string(world.results().join("trials/index.csv")).unwrap(), before);
+        let told: Report = world.events().iter().collect();
+        assert_eq!((table(&told), told.swept), (table(&report), report.swept.clone()));
+        whole_rounds(&report);
+        // Once more, there is nothing to do.
+        let launches = world.cloud.calls(Call::Launch);
+        world.resume(RunOptions::default()).await.unwrap();
+        assert_eq!(world.cloud.calls(Call::Launch), launches);
+    }
+}
+
+/// The trials of a round that count are of one set.
+fn whole_rounds(report: &Report) {
+    let plan = report.sweep.as_ref().unwrap();
+    let mut sets = BTreeMap::new();
+    for trial in report.trials.iter().filter(|trial| trial.voided.is_none()) {
+        let set = sets.entry(plan.trial(&trial.name).unwrap().round).or_insert(trial.set);
+        assert_eq!(*set, trial.set, "{} is on another set than its round", trial.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_is_done_alone_and_then_the_rest() {
+    let world = World::new(FILE);
+    let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results()).only("size", "2");
+    let report = experiment.run(&world.tsunami(world.cloud.clone()), options).await.unwrap();
+    assert_eq!(table(&report).len(), 4);
+    assert!(report.swept.unwrap().why.unwrap().contains("size=2"));
+    let whole = world.resume(RunOptions::default()).await.unwrap();
+    assert_eq!(table(&whole).len(), 8);
+    assert!(whole.trials.iter().all(|trial| trial.voided.is_none()));
+    for (name, value) in [("variant", "old"), ("size", "3"), ("other", "1")] {
+        let error = world.resume(RunOptions::default().only(name, value)).await.unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_were_kept_are_used_again_and_stay() {
+    let world = World::new(FILE);
+    let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results()).only("size", "1");
+    let kept = world.tsunami(world.cloud.clone()).keep(Keep::Always);
+    experiment.run(&kept, options).await.unwrap();
+    let (ids, launches) = (world.cloud.ids(), world.cloud.calls(Call::Launch));
+    assert_eq!(ids.len(), 2);
+    let report = world.resume(RunOptions::default()).await.unwrap();
+    assert_eq!((world.cloud.ids(), world.cloud.calls(Call::Launch)), (ids, launches));
+    assert_eq!(table(&report).len(), 8);
+    assert!(report.trials.iter().all(|trial| trial.set == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_cancelled_is_resumed_too_and_changed_inputs_are_refused() {
+    let upload = "upload = [{ from = \"tool\", to = \"tool\" }]\ncount = 2";
+    let world = World::new(&FILE.replace("count = 2", upload));
+    std::fs::write(world.home.path().join("tool"), "1").unwrap();
+    let cancel = world.cancel.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(250)).await;
+        cancel.cancel();
+    });
+    assert!(matches!(world.run().await, Err(Error::Cancelled)));
+    let world = World { cancel: CancellationToken::new(), ..world };
+    std::fs::write(world.home.path().join("tool"), "2").unwrap();
+    let error = world.resume(RunOptions::default()).await.unwrap_err();
+    assert!(error.to_string().contains("tool is not as it was"), "{error}");
+    std::fs::write(world.home.path().join("tool"), "1").unwrap();
+    let report = world.resume(RunOptions::default()).await.unwrap();
+    assert_eq!(table(&report).len(), 8);
+    assert!(no_other(&world.results()));
+}
+
+/// Each directory of a trial is of one that counts, or is named as an attempt that doesn't.
+fn no_other(results: &Path) -> bool {
+    let names = std::fs::read_dir(results.join("trials")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let numbers: Vec<String> =
+        names.filter(|name| name != "index.csv" && !name.starts_with("set-")).collect();
+    numbers.iter().filter(|name| !name.contains('.')).count() == 8
+}
