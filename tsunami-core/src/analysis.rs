@@ -506,10 +506,14 @@ impl Analysis {
         Self { compare: plan.compare.clone(), confidence, counts, metrics, checks, warnings, incomplete }
     }
 
-    /// Why the experiment failed by its numbers, if it did: a line of `fail_if` holds, trials failed, or there are fewer
-    /// than planned.
-    pub fn failure(&self) -> Option<String> {
+    /// The lines of `fail_if` that hold, if any do: the experiment failed by its numbers.
+    pub fn held(&self) -> Option<String> {
         let held = self.checks.iter().filter(|check| check.holds == Some(true)).map(ToString::to_string);
+        Some(held.collect::<Vec<_>>().join("; ")).filter(|held| !held.is_empty())
+    }
+
+    /// Why the experiment failed, if it did: a line of `fail_if` holds, trials failed, or there are fewer than planned.
+    pub fn failure(&self) -> Option<String> {
         let failed: u32 = self.counts.iter().map(|counts| counts.failed).sum();
         let planned: u32 = self.counts.iter().map(|counts| counts.planned).sum();
         let failed = (failed > 0).then(|| {
@@ -518,7 +522,7 @@ impl Analysis {
             let each = if each.is_empty() { String::new() } else { format!(" ({})", each.join(", ")) };
             format!("{failed} of {} failed{each}", number(planned as usize, "trial"))
         });
-        let all: Vec<String> = held.chain(self.incomplete.clone()).chain(failed).collect();
+        let all: Vec<String> = self.held().into_iter().chain(self.incomplete.clone()).chain(failed).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -753,7 +757,7 @@ mod tests {
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(holds, [yes, no, no, no, None, yes]);
         let held = format!("`rps > 1.2` holds for new where size=4; `{middle}` holds for new where size=1");
-        assert_eq!(analysis.failure(), Some(held));
+        assert_eq!((analysis.held(), analysis.failure()), (Some(held.clone()), Some(held)));
         assert!(analysis.sentences().contains(&format!("undecided: `{middle}` for new where size=4")));
 
         let other = report.compare("size", "rps").unwrap();
