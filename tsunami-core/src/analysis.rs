@@ -501,6 +501,7 @@ impl Analysis {
         if missing > 0 {
             warnings.push(format!("{} missing", number(missing as usize, "value")));
         }
+        warnings.extend(disturbed(report, plan));
         let checks = compare.map(|compare| checks(compare, &metrics)).unwrap_or_default();
         let incomplete = incomplete(report, &counts);
         Self { compare: plan.compare.clone(), confidence, counts, metrics, checks, warnings, incomplete }
@@ -537,6 +538,27 @@ impl Analysis {
             .chain(self.warnings.iter().cloned())
             .collect()
     }
+}
+
+/// That trials count although something disturbed them each time that they were tried, if there are such.
+fn disturbed(report: &Report, plan: &SweepPlan) -> Option<String> {
+    let counts = |name: &String| plan.trials.iter().any(|trial| trial.name == *name && !trial.warmup);
+    let by = |trial: &TrialReport| trial.accounts.iter().find_map(|account| account.disturbed.clone());
+    let trials = report.trials.iter().filter(|trial| trial.voided.is_none() && counts(&trial.name));
+    let (mut all, mut first, mut disturbed) = (0_usize, None, 0_usize);
+    for trial in trials {
+        all += 1;
+        if let Some(by) = by(trial) {
+            disturbed += 1;
+            first.get_or_insert((&trial.name, by));
+        }
+    }
+    let (name, by) = first?;
+    Some(format!(
+        "{disturbed} of {} that count were disturbed, as their machines always were when they were tried; trial {name}: \
+         {by}",
+        number(all, "trial")
+    ))
 }
 
 /// Why there are fewer trials than planned.

@@ -346,13 +346,24 @@ async fn a_trial_that_others_disturb_is_done_again_in_its_place_and_twice_at_mos
     assert!(
         report.trials.iter().any(|trial| trial.accounts.iter().any(|account| account.disturbed.is_some()))
     );
-    // It never ends.
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_something_always_disturbs_trials_they_count_and_are_marked() {
     let world = World::new();
-    looked_at(&world.cloud, |_| "6.1", |asked| 1000 * asked);
-    let report = world.sweep(HOUR, two_by(1), async |trial| measure(trial, 10).await).await.unwrap();
-    let swept = report.swept.clone().unwrap();
-    assert_eq!((report.trials.len(), swept.done, swept.of), (6, 0, 2));
-    assert!(swept.why.unwrap().contains("done again twice"));
+    // The fourth trial is between the looks 13 and 14, in which nothing is taken.
+    looked_at(&world.cloud, |_| "6.1", |asked| if asked == 14 { 13_000 } else { 1000 * asked });
+    let report = world.sweep(HOUR, two_by(3), async |trial| measure(trial, 10).await).await.unwrap();
+    let disturbed = |name: &str| {
+        let trial = report.trials.iter().find(|trial| trial.name == name).unwrap();
+        trial.accounts.iter().any(|account| account.disturbed.is_some())
+    };
+    let first = [("1.1", VoidReason::Disturbed), ("1.2", VoidReason::Disturbed)];
+    assert_eq!(&voided(&report)[..2], first, "only then is it known that it goes on");
+    assert_eq!(report.swept.clone().unwrap().done, 6);
+    assert_eq!(["1", "2", "3", "4"].map(disturbed), [true, true, true, false]);
+    assert_eq!(voided(&report).iter().filter(|(name, _)| name.starts_with(['2', '3', '4'])).count(), 0);
+    assert!(voided(&report).iter().any(|(name, _)| name.starts_with('5')), "an undisturbed one came between");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use tsunami_core::condition::Account;
 use tsunami_core::text::{Lines, number, sanitize_bytes};
 use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
@@ -33,6 +34,8 @@ struct Sweep {
     units: HashMap<String, String>,
     /// What was measured in the trial that goes on, in words.
     measured: Vec<String>,
+    /// What disturbed it.
+    disturbed: Option<String>,
 }
 
 impl Sweep {
@@ -47,6 +50,7 @@ impl Sweep {
             parameters: plan.trials.iter().map(|trial| (trial.name.clone(), order(trial))).collect(),
             units: metrics.filter_map(|metric| Some((metric.name.clone(), metric.unit.clone()?))).collect(),
             measured: Vec::new(),
+            disturbed: None,
         }
     }
 
@@ -62,6 +66,12 @@ impl Sweep {
             Ok(number) if self.has_many() => format!("trial {number} of {}{parameters}", self.trials),
             _ if self.has_many() => format!("warm-up {trial}{parameters}"),
             _ => format!("trial {trial}"),
+        }
+    }
+
+    fn note_disturbed(&mut self, account: &Account) {
+        if let (None, Some(by)) = (&self.disturbed, &account.disturbed) {
+            self.disturbed = Some(by.clone());
         }
     }
 
@@ -115,7 +125,11 @@ impl Text {
                 self.finish(*command_id, machine, stage, out)
             }
             EventKind::SweepPlanned { plan } => self.sweep = Sweep::of(plan),
-            EventKind::TrialStarted { .. } => self.sweep.measured.clear(),
+            EventKind::TrialStarted { .. } => {
+                self.sweep.measured.clear();
+                self.sweep.disturbed = None;
+            }
+            EventKind::Accounted { account, .. } => self.sweep.note_disturbed(account),
             EventKind::Measured { measured, .. } => self.sweep.note(measured),
             _ => {}
         }
@@ -246,11 +260,19 @@ impl Text {
                 if *ok && self.sweep.has_many() && !self.sweep.measured.is_empty() {
                     let _ = write!(what, ": {}", self.sweep.measured.join(", "));
                 }
+                if let Some(by) = &self.sweep.disturbed {
+                    let _ = write!(what, "; disturbed: {by}");
+                }
                 (level, style, who, what)
             }
             EventKind::TrialVoided { trial, text, attempt, .. } => {
                 let trial = self.sweep.called(trial);
-                (Quiet, Style::Warning, "", format!("{trial} doesn't count and is kept as {attempt}: {text}"))
+                (
+                    Quiet,
+                    Style::Warning,
+                    "",
+                    format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                )
             }
             EventKind::SweepFinished { done, of, why } => match why {
                 Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
@@ -598,7 +620,7 @@ pub(crate) mod tests {
             "2 trials in 1 round, in the order of seed 7\n\
              warm-up w1 (variant=old) done after 1.5s\n\
              trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
-             trial 1 of 2 (variant=old) doesn't count and is kept as 1.1: others used 40 %\n\
+             trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
              1 of 2 trials: its lifetime is over\n"
         );

@@ -164,6 +164,8 @@ struct State {
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
     is_planned: bool,
+    /// Whether the last trial counts although it was disturbed each time.
+    is_noisy: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -238,6 +240,7 @@ impl Sweep {
             odd: BTreeMap::new(),
             errors: Vec::new(),
             is_planned: false,
+            is_noisy: false,
         };
         let (progress, only) = (Progress(Arc::new(Mutex::new(state))), Arc::default());
         Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, told, only }
@@ -655,14 +658,10 @@ impl Sweep {
             },
         };
         if !planned.warmup && error.is_none() {
-            let disturbed: Vec<(String, String)> = mem::take(&mut *lock(&disturbed));
-            if let Some((_, by)) = disturbed.first() {
-                let text = by.clone();
-                void(
-                    VoidReason::Disturbed,
-                    text,
-                    disturbed.into_iter().map(|(machine, _)| machine).collect(),
-                )?;
+            let by = lock(&disturbed).clone();
+            if let Some((_, first)) = by.first().filter(|_| !self.is_noisy(at)) {
+                let text = first.clone();
+                void(VoidReason::Disturbed, text, by.into_iter().map(|(machine, _)| machine).collect())?;
                 return Ok(Attempt::Void);
             }
             let odd = self.state().odd.clone();
@@ -681,6 +680,7 @@ impl Sweep {
         }
         let mut state = self.state();
         let ok = error.is_none();
+        state.is_noisy = !lock(&disturbed).is_empty();
         state.trials[at].counted = Some(ok);
         if ok {
             state.took.entry(kind(planned)).or_default().push(took);
@@ -689,6 +689,13 @@ impl Sweep {
             state.errors.push(error);
         }
         Ok(Attempt::Counts)
+    }
+
+    /// Whether a trial that was disturbed counts all the same, marked as such: when it was each time that it was tried, or
+    /// when that is how the last one came to count. What never ends is how these machines are, and more of it is no better.
+    fn is_noisy(&self, at: usize) -> bool {
+        let state = self.state();
+        state.is_noisy || state.trials[at].begun >= ATTEMPTS
     }
 
     /// Why these trials are not begun: they can't be expected to end before the lifetime is over. Where nothing is known
