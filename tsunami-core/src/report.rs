@@ -245,13 +245,6 @@ pub struct TrialReport {
     pub steps: Vec<StepReport>,
 }
 
-impl TrialReport {
-    /// What the trial is called in the plan.
-    pub fn of(&self) -> &str {
-        self.voided.as_ref().map_or(&self.name, |voided| &voided.trial)
-    }
-}
-
 /// Why a trial doesn't count.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -402,7 +402,7 @@ impl ExperimentRun {
         let record = last.record().ok().filter(|record| record.kept && tsunami.has_machines_of(record))?;
         let is_of_set = |trial: &str| self.sweep.plan().trial(trial).is_some_and(|trial| trial.set == set);
         let done = report.trials.iter().rev().find(|trial| trial.set == report.set)?;
-        if report.set == 0 || !is_of_set(done.of()) || record.groups != report.groups {
+        if report.set == 0 || !is_of_set(done.planned_name()) || record.groups != report.groups {
             return None;
         }
         // Those that can't be reached are left to their lifetime, and others take their place.
@@ -443,7 +443,19 @@ impl ExperimentRun {
                 if !is_last && stopped.is_none() {
                     return Ok(true);
                 }
-                sweep.outcome(stopped).map(|()| false)
+                sweep.outcome(stopped)?;
+                let fails = sweep.plan().compare.as_ref().is_some_and(|compare| !compare.fail_if.is_empty());
+                if fails {
+                    // There is much to reckon.
+                    let analysis = spawn_blocking(move || results.report().analysis()).await;
+                    let checks = analysis.map_err(Error::other)?.checks;
+                    let held: Vec<_> = checks.iter().filter(|check| check.holds == Some(true)).collect();
+                    if !held.is_empty() {
+                        let held = held.into_iter().map(ToString::to_string).collect::<Vec<_>>();
+                        return Err(Error::other(held.join("; ")));
+                    }
+                }
+                Ok(false)
             })
         }
     }

@@ -259,7 +259,7 @@ impl Sweep {
             let state = &mut *sweep.state();
             state.is_planned = true;
             for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
-                let attempts = report.trials.iter().filter(|known| known.of() == planned.name);
+                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
                 for known in attempts {
                     match (&known.voided, known.ok) {
                         (Some(_), _) => trial.voided += 1,
