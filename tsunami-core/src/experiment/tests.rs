@@ -974,6 +974,17 @@ fn machines_may_depend_on_parameters() {
 }
 
 #[test]
+fn a_providers_own_keys_may_be_templates_of_any_type() {
+    let text = "name = 'x'\nprovider = 'pool'\n[vars]\nmore = 1\n[group.a]\nmembers = '{{ more + 1 }}'\n";
+    let count = |set: &[(&str, &str)]| Dir::new().load(text, set).unwrap().groups[0].count.get();
+    assert_eq!((count(&[]), count(&[("more", "3")])), (2, 4));
+    assert_eq!(
+        Dir::new().problems(text, &[("more", "9")]),
+        ["6:11 this is no whole number from 1 to 9, once rendered: \"10\""]
+    );
+}
+
+#[test]
 fn what_machines_cannot_depend_on() {
     let text = |n: &str| {
         format!(
