@@ -27,9 +27,6 @@ async fn main() -> Result<(), Error> {
         Ok(())
     };
     let report = tsunami.run(plan, |cluster| async move { cluster.trials(trials, measure).await }).await?;
-    for trial in report.trials.iter().filter(|trial| trial.voided.is_none()) {
-        let value = trial.measured.first().and_then(|measured| measured.value);
-        println!("trial {}: {value:?}", trial.name);
-    }
+    println!("{}", report.compare("tool", "seconds").map_err(Error::other)?);
     Ok(())
 }

@@ -251,7 +251,8 @@ pub enum EventKind {
     MachineGone { machine: String, id: MachineId },
     /// The provider's listing failed; it is tried again.
     ListingFailed { error: String },
-    /// What trials there will be. It is told once, before the first set of machines.
+    /// What trials there will be. It is told before the first set of machines, and again where a trial measures something
+    /// that was not planned.
     SweepPlanned { plan: SweepPlan },
     /// The trials of a set of machines begin. What is told from here on is of this set.
     SetStarted { set: u32, run: RunId },

@@ -43,6 +43,7 @@
 //! of them, now or from a stream that was saved. The feature `testing` has a fake cloud that runs on virtual
 //! time, mocks of the traits, and the conformance suites that every provider and session passes.
 
+mod analysis;
 mod backoff;
 mod cluster;
 pub mod condition;
@@ -75,6 +76,10 @@ pub mod testing;
 pub mod text;
 pub mod trial;
 
+pub use analysis::{
+    Analysis, AnalysisError, CONFIDENCE, Check, Combination, Compared, Counts, MetricAnalysis, TrialOutcome,
+    TrialValue, VariantAnalysis,
+};
 pub use backoff::Backoff;
 pub use cluster::{Cluster, Host, HostCommand, Output, OutputRefused, Process};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};

@@ -146,3 +146,12 @@ pub const METRIC_VALUES_LIMIT: usize = 1_000_000;
 
 /// How long one histogram of a log may be once it is unpacked, in bytes.
 pub const HISTOGRAM_LIMIT: u64 = 64 << 20;
+
+/// The most bytes of a `report.html`: mail and phones take it. Where there is more to show, less of it is.
+pub const REPORT_LIMIT: usize = 1_000_000;
+
+/// How much of the end of a log is read for a report, in bytes: of it, twenty lines are shown.
+pub const REPORT_TAIL_LIMIT: u64 = 8 << 10;
+
+/// How much of a machine's trace is read for a report, in bytes. A day of it has 1 MB.
+pub const REPORT_TRACE_LIMIT: u64 = 16 << 20;

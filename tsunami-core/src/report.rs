@@ -199,6 +199,9 @@ pub struct CommandReport {
     pub exit: Option<Exit>,
     /// Why that is not known.
     pub error: Option<String>,
+    /// Whether it was ended on purpose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancelled: bool,
     /// When it ended.
     #[serde(with = "seconds")]
     pub finished: Duration,
@@ -240,13 +243,6 @@ pub struct TrialReport {
     pub accounts: Vec<Account>,
     /// Its steps that began, in the order in which they did.
     pub steps: Vec<StepReport>,
-}
-
-impl TrialReport {
-    /// What the trial is called in the plan.
-    pub fn of(&self) -> &str {
-        self.voided.as_ref().map_or(&self.name, |voided| &voided.trial)
-    }
 }
 
 /// Why a trial doesn't count.
@@ -333,7 +329,15 @@ impl Report {
                 }
             }
             EventKind::CommandFinished {
-                machine, id, stage, command_id, command, exit, error, took, ..
+                machine,
+                id,
+                stage,
+                command_id,
+                command,
+                exit,
+                error,
+                cancelled,
+                took,
             } => {
                 self.commands.push(CommandReport {
                     machine: machine.clone(),
@@ -343,6 +347,7 @@ impl Report {
                     command: command.clone(),
                     exit: *exit,
                     error: error.clone(),
+                    cancelled: *cancelled,
                     finished: now,
                     took: *took,
                 });

@@ -65,8 +65,10 @@ impl World {
             if line == "serve" {
                 return Some(Reply::status(0).after(Duration::from_secs(1_000_000)));
             }
-            line.strip_prefix("measure ")?;
-            let reply = Reply::stdout("rps=10\n").file("out.csv", format!("rows,on\n3,{machine} {line}\n"));
+            let variant = line.strip_prefix("measure ")?;
+            let rps = if variant.starts_with("slow") { 7 } else { 10 };
+            let reply = Reply::stdout(format!("rps={rps}\n"))
+                .file("out.csv", format!("rows,on\n3,{machine} {line}\n"));
             Some(reply.after(Duration::from_secs(60)))
         });
         Self { cloud, cancel: CancellationToken::new(), home }
@@ -177,6 +179,22 @@ async fn an_interrupted_machine_voids_its_round_and_keeps_its_files_apart() {
     // What is done once is done again where a machine is another.
     let serves = world.cloud.commands().into_iter().filter(|(_, line)| line == "serve");
     assert_eq!(serves.count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_that_may_not_be_fails_the_run() {
+    for (variant, holds) in [("slow", true), ("new", false)] {
+        let text = FILE.replace("\"new\"", &format!("\"{variant}\"")).replace("repeat = 2", "repeat = 4");
+        let world = World::new(&text.replace("by = ", "fail_if = [\"rps < 0.95\"]\nby = "));
+        match world.run().await {
+            Ok(_) => assert!(!holds),
+            Err(error) => {
+                assert_eq!(Outcome::of(&error), Outcome::Failed);
+                assert!(holds && error.to_string().contains("`rps < 0.95` holds for slow"), "{error}");
+            }
+        }
+        assert!(world.cloud.is_empty());
+    }
 }
 
 /// A file whose machines depend on a parameter.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::statistics::Direction;
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
-use tsunami_core::trial::{Trial, Trials, VoidReason};
+use tsunami_core::trial::{OddMachines, Trial, Trials, VoidReason};
 use tsunami_core::{
     Cluster, Error, Event, EventKind, Group, MachineSpec, Observer, Outcome, Plan, Recorder, Report,
     RunStore, Tsunami,
@@ -313,4 +313,70 @@ async fn trials_that_can_t_be_planned_are_an_error() {
     let trials = two_by(1).baseline("other").repeat(0);
     let error = world.sweep(HOUR, trials, async |_| Ok(())).await.unwrap_err();
     assert!(error.to_string().contains("baseline other"), "{error}");
+}
+
+/// Answers what machines are asked of themselves: what they are, and what they have done so far.
+fn looked_at(cloud: &FakeCloud, kernel: fn(&str) -> &'static str, looks: fn(u32) -> u32) {
+    let count = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    cloud.on_command(move |machine, command| {
+        let line = command.to_string();
+        if let Some(seconds) = line.strip_prefix("measure ") {
+            let seconds = Duration::from_secs(seconds.parse().ok()?);
+            return Some(Reply::stdout("17\n").after(seconds));
+        }
+        if line.contains("cpu_model") {
+            return Some(Reply::stdout(format!("kernel\t{}\n", kernel(machine))));
+        }
+        // All are on one computer, so that the first alone is asked. Ten seconds go by between two looks.
+        let asked =
+            line.contains("boot_id").then(|| count.fetch_add(1, std::sync::atomic::Ordering::Relaxed))?;
+        let (seconds, stolen) = (100 + 10 * asked, looks(asked));
+        Some(Reply::stdout(format!("uptime {seconds}\nboot a\ncpu  {seconds}00 0 0 0 0 0 0 {stolen}\n")))
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_others_disturb_is_done_again_in_its_place_and_twice_at_most() {
+    let world = World::new();
+    // The first look is at each of four machines. A hypervisor takes much between the next two pairs of looks.
+    looked_at(&world.cloud, |_| "6.1", |asked| if asked < 7 { 1000 * asked } else { 7000 });
+    let report = world.sweep(HOUR, two_by(2), async |trial| measure(trial, 10).await).await.unwrap();
+    assert_eq!(voided(&report), [("1.1", VoidReason::Disturbed), ("1.2", VoidReason::Disturbed)]);
+    assert_eq!(counted(&report), ["1", "2", "3", "4"]);
+    assert!(
+        report.trials.iter().any(|trial| trial.accounts.iter().any(|account| account.disturbed.is_some()))
+    );
+    // It never ends.
+    let world = World::new();
+    looked_at(&world.cloud, |_| "6.1", |asked| 1000 * asked);
+    let report = world.sweep(HOUR, two_by(1), async |trial| measure(trial, 10).await).await.unwrap();
+    let swept = report.swept.clone().unwrap();
+    assert_eq!((report.trials.len(), swept.done, swept.of), (6, 0, 2));
+    assert!(swept.why.unwrap().contains("done again twice"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_odd_machine_is_named_before_the_first_trial_and_voids_those_that_use_it_if_asked_to() {
+    for (odd, name, done) in
+        [(OddMachines::Warn, "node-3", 4), (OddMachines::Void, "node-3", 0), (OddMachines::Void, "node-0", 4)]
+    {
+        let world = World::new();
+        looked_at(&world.cloud, |machine| if machine == "node-3" { "6.2" } else { "6.1" }, |_| 0);
+        let report = world.sweep(HOUR, two_by(2).odd(odd), async move |trial| {
+            trial.host(name)?.run("measure 10").await.map(drop)
+        });
+        let report = report.await.unwrap();
+        assert_eq!(report.machines["node-3"].differences, ["kernel is 6.2, of the others 6.1"]);
+        assert_eq!(report.machines["node-0"].facts["kernel"], "6.1");
+        let swept = report.swept.clone().unwrap();
+        assert_eq!(swept.done, done, "{odd:?} {name}");
+        if done == 0 {
+            assert_eq!(voided(&report), [("1.1", VoidReason::Odd)], "no more is done in vain");
+            assert!(swept.why.unwrap().contains("node-3 differs from its group"));
+        }
+        let events = world.events.events();
+        let at = |kind: fn(&EventKind) -> bool| events.iter().position(|event| kind(&event.kind));
+        let named = at(|kind| matches!(kind, EventKind::OddMachine { .. }));
+        assert!(named.is_some() && named < at(|kind| matches!(kind, EventKind::TrialStarted { .. })));
+    }
 }

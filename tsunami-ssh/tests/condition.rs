@@ -154,8 +154,8 @@ async fn others_are_noticed_and_nobody_else_is() {
         others(&quiet),
         others(&disturbed)
     );
-    for account in quiet.iter().filter(|account| account.disturbed.is_some()).take(5) {
-        eprintln!("{account:?}");
+    for disturbed in quiet.iter().filter_map(|account| account.disturbed.as_ref()) {
+        eprintln!("quiet: {disturbed}");
     }
     assert!(flagged(&quiet) * 200 <= 8 * quiet.len() && flagged(&disturbed) * 100 >= 90 * disturbed.len());
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::{Failure, Result, emulator, is_root, silently, succeeds};
+use crate::{Failure, Result, emulator, is_root, root, silently, succeeds};
 
 /// Programs that tsunami calls, and the Debian packages that have them.
 const TOOLS: [(&str, &str); 5] = [
@@ -19,9 +19,9 @@ const TOOLS: [(&str, &str); 5] = [
     ("setsid", "util-linux"),
 ];
 
-/// Those that only the tests call. The first three are shells that machines may have; the last ones make and boot a
-/// machine.
-const TEST_TOOLS: [(&str, &str); 15] = [
+/// Those that only the tests call. The first three are shells that machines may have; `chromium` shows reports; the last
+/// ones make and boot a machine.
+const TEST_TOOLS: [(&str, &str); 16] = [
     ("busybox", "busybox"),
     ("tcsh", "tcsh"),
     ("fish", "fish"),
@@ -31,6 +31,7 @@ const TEST_TOOLS: [(&str, &str); 15] = [
     ("setpriv", "util-linux"),
     ("useradd", "passwd"),
     ("python3", "python3"),
+    ("chromium", "chromium"),
     ("debootstrap", "debootstrap"),
     ("mke2fs", "e2fsprogs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -50,7 +51,15 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Everything that people need to work on tsunami, or only to use it.
 pub(crate) fn setup(tests: bool) -> Result {
     programs_present(tests)?;
-    if tests { emulator::install() } else { Ok(()) }
+    if !tests {
+        return Ok(());
+    }
+    // Reads what `tsunami compare --csv` prints.
+    python_environment(
+        &root().join("target/otava"),
+        &root().join("tsunami-core/tests/report/requirements.txt"),
+    )?;
+    emulator::install()
 }
 
 /// Makes a Python environment with what a file requires, unless it is there.

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod compare;
 mod cp;
 mod down;
 mod exec;
@@ -9,6 +10,7 @@ mod inventory;
 mod logs;
 mod ls;
 mod plan;
+mod report;
 mod run;
 mod schema;
 mod ssh;
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Inventory(inventory::Inventory),
     Cp(cp::Cp),
     Logs(logs::Logs),
+    Report(report::Report),
+    Compare(compare::Compare),
     Extend(extend::Extend),
     Gc(gc::Gc),
     Schema(schema::Schema),
@@ -77,6 +81,8 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Inventory(command) => begin(command, context).await,
         Command::Cp(command) => begin(command, context).await,
         Command::Logs(command) => begin(command, context).await,
+        Command::Report(command) => begin(command, context).await,
+        Command::Compare(command) => begin(command, context).await,
         Command::Extend(command) => begin(command, context).await,
         Command::Gc(command) => begin(command, context).await,
         Command::Schema(command) => begin(command, context).await,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{ExperimentRun, RunOptions};
 use tsunami_core::registry::{Backend, Registry};
-use tsunami_core::results::Json;
+use tsunami_core::results::{Json, markdown};
 use tsunami_core::{
     Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, RunEntry, RunId, RunStore,
     Tsunami,
@@ -21,7 +21,7 @@ use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
 use crate::tails::Tails;
-use crate::terminal::{Events, say};
+use crate::terminal::{Events, print, say};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -202,13 +202,17 @@ impl Stage {
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let written = self.run.finish(outcome).await.err().map(Error::from);
+        let (written, table) = match self.run.finish(outcome).await {
+            Ok(report) if !self.quiet && !self.json => (None, print(&markdown(&report.analysis())).err()),
+            Ok(_) => (None, None),
+            Err(error) => (Some(Error::from(error)), None),
+        };
         if !self.quiet {
             say(&format!("results: {}", self.run.results().directory().display()));
         }
         let events = if self.json { Events::finish().err() } else { None };
         // The gravest comes last, where it is seen.
-        let failures = [events, written, local, error];
+        let failures = [events, table, written, local, error];
         let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
         let last = failures.pop();
         failures.iter().for_each(Error::show);

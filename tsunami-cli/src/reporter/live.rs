@@ -592,8 +592,10 @@ mod tests {
     #[test]
     fn every_kind_of_event_changes_a_line_or_is_told_above_them() {
         let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
-        // Of machines whose lines say so already, and of what is told of each command.
+        // Of machines whose lines say so already, and of what is told of each command or trial.
         let silent = ["launching", "launched", "uploaded", "collected", "custom"];
+        let of_trials = ["set_started", "fingerprint", "canary", "measured", "accounted"];
+        let silent = [silent, of_trials].concat();
         let (_term, live) = on_terminal(Verbosity::Normal);
         let (mut state, now) = (lock(&live.shared.state), Instant::now());
         for event in tsunami_core::read_events(events.as_bytes()).unwrap() {

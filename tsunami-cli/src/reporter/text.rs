@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::text::{Lines, number, sanitize_bytes};
+use tsunami_core::trial::PlannedTrial;
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
@@ -19,6 +20,8 @@ pub(super) struct Text {
     width: usize,
     /// What has no end of line yet, by command and stream.
     partial: HashMap<u64, [Lines; 2]>,
+    /// How many trials there are to be, and what each is about.
+    trials: (usize, HashMap<String, String>),
 }
 
 /// Where a line begins, when there is no time to show.
@@ -30,7 +33,7 @@ const NAMED: usize = 6;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new() }
+        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new(), trials: Default::default() }
     }
 
     /// Appends what there is to say of an event, as whole lines.
@@ -49,6 +52,13 @@ impl Text {
             }
             EventKind::CommandFinished { machine, stage, command_id, .. } => {
                 self.finish(*command_id, machine, stage, out)
+            }
+            EventKind::SweepPlanned { plan } => {
+                let about = |trial: &PlannedTrial| {
+                    let value = |(name, value): (&String, &_)| format!("{name}={value}");
+                    (trial.name.clone(), trial.parameters.iter().map(value).collect::<Vec<_>>().join(" "))
+                };
+                self.trials = (plan.counted(), plan.trials.iter().map(about).collect());
             }
             _ => {}
         }
@@ -133,7 +143,61 @@ impl Text {
                 );
                 (Quiet, Style::Warning, "", what)
             }
-            EventKind::TrialStarted { trial } => (Normal, Style::Plain, "", format!("trial {trial}")),
+            EventKind::SweepPlanned { plan } => {
+                let trials = number(plan.counted(), "trial");
+                (Normal, Style::Plain, "", format!("{trials}, in an order of seed {}", plan.seed))
+            }
+            EventKind::SetStarted { set, .. } => {
+                (Verbose, Style::Plain, "", format!("trials on set {set} of machines"))
+            }
+            EventKind::Fingerprint { machine, facts, .. } => {
+                let facts = facts.iter().map(|(name, fact)| format!("{name} {fact}"));
+                (Verbose, Style::Faint, machine.as_str(), facts.collect::<Vec<_>>().join(", "))
+            }
+            EventKind::OddMachine { machine, differences } => {
+                let what = format!("differs from its group: {}", differences.join("; "));
+                (Quiet, Style::Warning, machine.as_str(), what)
+            }
+            EventKind::Canary { machine, results } => {
+                let results = results.iter().map(|(name, result)| format!("{name} {result:.4e}"));
+                let what = format!("by itself: {}", results.collect::<Vec<_>>().join(", "));
+                (Verbose, Style::Faint, machine.as_str(), what)
+            }
+            EventKind::TrialStarted { trial } => {
+                let (count, about) = &self.trials;
+                let what = match about.get(trial) {
+                    Some(about) => format!("trial {trial} of {count}: {about}"),
+                    None => format!("trial {trial}"),
+                };
+                (Normal, Style::Plain, "", what)
+            }
+            EventKind::Measured { trial, measured } => {
+                let of = measured.machine.iter().map(|machine| format!(" of {machine}")).collect::<String>();
+                let what = match (&measured.value, &measured.missing) {
+                    (Some(value), _) => format!("trial {trial}: {}{of} is {value}", measured.metric),
+                    (None, missing) => {
+                        let missing = missing.as_deref().unwrap_or_default();
+                        format!("trial {trial}: {}{of} can't be read: {missing}", measured.metric)
+                    }
+                };
+                (Verbose, Style::Plain, "", what)
+            }
+            EventKind::Accounted { trial, account } => {
+                let by = account.disturbed.iter().map(|by| format!(", disturbed: {by}")).collect::<String>();
+                let what = format!("watched for {:.1} s in trial {trial}{by}", account.seconds);
+                (Verbose, Style::Faint, account.machine.as_str(), what)
+            }
+            EventKind::TrialVoided { trial, attempt, text, machines, .. } => {
+                let on =
+                    if machines.is_empty() { String::new() } else { format!(" ({})", machines.join(", ")) };
+                let what = format!("trial {trial} doesn't count, and is {attempt} from here on: {text}{on}");
+                (Quiet, Style::Warning, "", what)
+            }
+            EventKind::SweepFinished { done, of, why } => {
+                let why = why.iter().map(|why| format!(": {why}")).collect::<String>();
+                let style = if done < of { Style::Warning } else { Style::Good };
+                (Normal, style, "", format!("{done} of {of} trials are done{why}"))
+            }
             EventKind::TrialFinished { trial, ok, took, .. } => ended(format!("trial {trial}"), *ok, *took),
             EventKind::StepStarted { trial, step, machines } => {
                 let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::world::{Ended, World};
 
 #[test]
@@ -359,4 +361,52 @@ fn the_schema_and_the_reference_know_the_keys_of_all_providers() {
     let reference = world.tsunami(["schema", "--reference"]);
     reference.assert_status(0);
     assert!(reference.stdout.contains("| `lifetime` |") && reference.stdout.contains("**`hosts`**"));
+}
+
+/// Two runs of one trial of each variant, as their events tell them.
+#[test]
+fn runs_are_compared_by_their_directories_alone() {
+    let world = World::new();
+    let trial = |name: &str, variant: &str| json!({ "name": name, "set": 1, "round": 1, "place": 0, "parameters": { "variant": variant } });
+    let parameter = json!({ "name": "variant", "values": ["old", "new"] });
+    let metric = json!({ "name": "rps", "step": "load", "unit": "1/s" });
+    let plan = json!({
+        "seed": 1, "order": "balanced", "repeat": 1, "parameters": [parameter], "metrics": [metric],
+        "trials": [trial("1", "old"), trial("2", "new")],
+    });
+    for (run, rps) in [("a", 100.0), ("b", 110.0)] {
+        let mut lines = vec![json!({ "schema": 2 })];
+        let mut tell = |event: &str, fields: serde_json::Value| {
+            let mut line = json!({ "at": 1.7e9, "elapsed": lines.len(), "event": event });
+            line.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            lines.push(line);
+        };
+        tell("sweep_planned", json!({ "plan": plan }));
+        for (trial, value) in [("1", rps), ("2", 2.0 * rps)] {
+            tell("trial_started", json!({ "trial": trial }));
+            tell("measured", json!({ "trial": trial, "step": "load", "metric": "rps", "value": value }));
+            tell("trial_finished", json!({ "trial": trial, "ok": true, "seconds": 1.0 }));
+        }
+        let directory = world.path("work").join(run);
+        fs::create_dir(&directory).unwrap();
+        let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(directory.join("events.jsonl"), lines).unwrap();
+    }
+    let refused = world.tsunami(["compare", "a", "b"]);
+    refused.assert_status(2).assert_says(&["--unlike-machines", "a doesn't say what its machines were"]);
+    let table = world.tsunami(["compare", "--unlike-machines", "a", "b"]);
+    let expected = "| metric | parameters | a | b | change |\n| --- | --- | --- | --- | --- |\n\
+                    | rps (1/s) | variant=old | 100 | 110 | +10.0 % |\n\
+                    | rps (1/s) | variant=new | 200 | 220 | +10.0 % |\n";
+    assert_eq!(table.assert_status(0).stdout, expected);
+    let csv =
+        world.tsunami(["compare", "--unlike-machines", "--csv", "a", "b"]).assert_status(0).stdout.clone();
+    assert!(
+        csv.starts_with("time,run,directory,rps[variant=old],rps[variant=new]\n")
+            && csv.ends_with(",b,110,220\n"),
+        "{csv}"
+    );
+    world.tsunami(["report", "a"]).assert_status(0).assert_says(&["made a/report.html"]);
+    assert!(world.path("work/a/report.html").exists());
+    world.tsunami(["report", "nowhere"]).assert_status(2).assert_says(&["events.jsonl"]);
 }

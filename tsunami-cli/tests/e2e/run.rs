@@ -1,5 +1,6 @@
 //! `tsunami run`, from end to end.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,18 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     );
     assert!(results.join("inputs/client/describe-machine.sh").exists());
     assert_eq!(fs::read(results.join("experiment.toml")).unwrap(), fs::read(demo).unwrap());
+    let page = fs::read(results.join("report.html")).unwrap();
+    fs::remove_dir_all(results.join("logs")).unwrap();
+    for name in ["report.html", "results.json", "results.csv", "manifest.json"] {
+        fs::remove_file(results.join(name)).unwrap();
+    }
+    let made = world.tsunami([OsStr::new("report"), results.as_os_str()]);
+    assert_eq!(made.assert_status(0).assert_says(&["made ", "results.csv"]).stdout, "");
+    let again = fs::read(results.join("report.html")).unwrap();
+    assert!(again.len() > 5000 && again.len() <= page.len(), "the logs are gone");
+    let results = results.as_os_str();
+    let compared = world.tsunami([OsStr::new("compare"), results, results]);
+    compared.assert_status(2).assert_says(&["no metric in common"]);
     world.assert_clean();
 }
 

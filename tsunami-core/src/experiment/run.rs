@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
 
 use super::Experiment;
 use super::prepare::prepare;
 use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
+use crate::condition::{differences, fingerprint};
 use crate::engine::{AttachedRun, Keep, RunHandle, Tsunami};
 use crate::error::Error;
 use crate::event::{EventCounts, Observer};
@@ -93,7 +95,7 @@ impl Experiment {
     ///
     /// For the rest it is like [`Tsunami::run`].
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
-        ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?.to_its_end().await
+        ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?.run_and_finish().await
     }
 
     /// Does the trials that are left of a run, by the directory of its results. The experiment is the one that it was, as
@@ -106,21 +108,20 @@ impl Experiment {
     ) -> Result<Report, Error> {
         let (experiment, directory) = (Arc::new(self.clone()), directory.as_ref());
         let run = ExperimentRun::resume(experiment, tsunami.clone(), options, directory).await?;
-        run.to_its_end().await
+        run.run_and_finish().await
     }
 }
 
 impl ExperimentRun {
-    async fn to_its_end(self) -> Result<Report, Error> {
-        let run = self;
-        let mut ended = run.run().await;
+    async fn run_and_finish(&self) -> Result<Report, Error> {
+        let mut ended = self.run().await;
         if ended.is_ok()
-            && let Some(error) = run.unwritten().await
+            && let Some(error) = self.unwritten().await
         {
             ended = Err(error.into());
         }
         let outcome = ended.as_ref().err().map_or(Outcome::Success, Outcome::of);
-        let finished = run.finish(outcome).await;
+        let finished = self.finish(outcome).await;
         ended?;
         Ok(finished?)
     }
@@ -401,13 +402,19 @@ impl ExperimentRun {
         let record = last.record().ok().filter(|record| record.kept && tsunami.has_machines_of(record))?;
         let is_of_set = |trial: &str| self.sweep.plan().trial(trial).is_some_and(|trial| trial.set == set);
         let done = report.trials.iter().rev().find(|trial| trial.set == report.set)?;
-        if report.set == 0 || !is_of_set(done.of()) || record.groups != report.groups {
+        if report.set == 0 || !is_of_set(done.planned_name()) || record.groups != report.groups {
             return None;
         }
         // Those that can't be reached are left to their lifetime, and others take their place.
         let attached = tsunami.attach(&last, |_| true).await.ok()?;
-        let usable = experiment.check_machines(attached.cluster().hosts()).is_ok();
-        if !usable {
+        let hosts = attached.cluster().hosts();
+        let is_as_it_was = async |host: &Host| {
+            let before = report.machines.get(host.name())?;
+            let now = fingerprint(host).await.ok()?;
+            differences(&before.facts, &now).is_empty().then_some(())
+        };
+        let are_as_they_were = join_all(hosts.iter().map(is_as_it_was)).await.iter().all(Option::is_some);
+        if !are_as_they_were || experiment.check_machines(hosts).is_err() {
             attached.detach().await;
             return None;
         }
@@ -436,7 +443,19 @@ impl ExperimentRun {
                 if !is_last && stopped.is_none() {
                     return Ok(true);
                 }
-                sweep.outcome(stopped).map(|()| false)
+                sweep.outcome(stopped)?;
+                let fails = sweep.plan().compare.as_ref().is_some_and(|compare| !compare.fail_if.is_empty());
+                if fails {
+                    // There is much to reckon.
+                    let analysis = spawn_blocking(move || results.report().analysis()).await;
+                    let checks = analysis.map_err(Error::other)?.checks;
+                    let held: Vec<_> = checks.iter().filter(|check| check.holds == Some(true)).collect();
+                    if !held.is_empty() {
+                        let held = held.into_iter().map(ToString::to_string).collect::<Vec<_>>();
+                        return Err(Error::other(held.join("; ")));
+                    }
+                }
+                Ok(false)
             })
         }
     }

@@ -24,6 +24,16 @@ pub(super) fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags).open(path)
 }
 
+/// Opens a file to read it.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file")),
+    }
+}
+
 /// Writes a whole file, or none.
 pub(super) fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     whole(path, |file| file.write_all(content.as_ref()))

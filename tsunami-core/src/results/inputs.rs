@@ -22,8 +22,8 @@ struct Digested {
 }
 
 #[derive(PartialEq, Serialize, Deserialize)]
-struct DigestedFile {
-    path: String,
+pub(super) struct DigestedFile {
+    pub(super) path: String,
     size: u64,
     sha256: String,
 }
@@ -192,7 +192,7 @@ pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), Res
 }
 
 /// The digests of a file, or of all files in a directory. Links are not followed, as in the upload itself.
-fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
+pub(super) fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
     let path = if relative == Path::new("") { root.to_owned() } else { root.join(relative) };
     let metadata =
         if relative == Path::new("") { fs::metadata(&path)? } else { fs::symlink_metadata(&path)? };

@@ -3,13 +3,20 @@
 //! [`Results::create`] makes it and writes down what is known beforehand, its [observers](Results::observers) write
 //! events and logs as they come, and [`Results::finish`] sums up. [`Secrets`] are taken out of what all of them write.
 
+mod built;
 mod files;
+mod html;
 mod index;
 mod inputs;
 mod json;
 mod logs;
+mod manifest;
+mod markdown;
+mod results_csv;
+mod results_json;
 mod run_json;
 mod secrets;
+mod side_by_side;
 mod writer;
 
 use std::fs::{self, File};
@@ -24,16 +31,20 @@ use crate::experiment::Experiment;
 use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
+pub use built::{read_report, rebuild};
 pub(crate) use inputs::Given;
 pub use json::{Json, json};
 pub use logs::Logs;
+pub use markdown::markdown;
 pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
+pub use side_by_side::SideBySide;
 
 use writer::Writer;
 
-/// The forms in which a run is written down. The error of the first that has one is told.
-const FORMATS: &[Create] = &[logs::create, json::create, run_json::create];
+/// The forms in which a run is written down. The error of the first that has one is told. The last one is made of what the
+/// others have written.
+const FORMATS: &[Create] = &[logs::create, json::create, run_json::create, built::create];
 
 /// Begins one of them in a new results directory.
 type Create = fn(&Path) -> Result<Arc<dyn ResultsFile>, ResultsError>;

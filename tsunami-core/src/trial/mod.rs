@@ -22,6 +22,9 @@
 //! }
 //! ```
 //!
+//! [`Cluster::trials`] runs many of them: all combinations of some parameters, each so often, in an order that is fair to
+//! all, as [`Trials`] says.
+//!
 //! # When the future is dropped
 //!
 //! What the trial began is ended in the background, as with every [`Process`](crate::Process); the end of the run waits

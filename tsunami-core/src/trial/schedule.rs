@@ -536,7 +536,7 @@ impl Lots {
 
     /// A number below `bound`, which is far below what would bias it.
     fn below(&mut self, bound: usize) -> usize {
-        let drawn = u128::from(self.next()) * bound as u128 >> 64;
+        let drawn = (u128::from(self.next()) * bound as u128) >> 64;
         usize::try_from(drawn).unwrap_or_default()
     }
 

@@ -179,14 +179,18 @@ struct TrialState {
 }
 
 impl Progress {
-    /// Adds a metric that nobody has named beforehand.
+    /// Adds a metric that nobody has named beforehand, for which the plan is told once more.
     pub(super) fn add_metric(&self, cluster: &Cluster, name: &str, better: Direction) {
-        let mut state = lock(&self.0);
-        if state.plan.metrics.iter().all(|metric| metric.name != name) {
+        let plan = {
+            let mut state = lock(&self.0);
+            if state.plan.metrics.iter().any(|metric| metric.name == name) {
+                return;
+            }
             let (name, better) = (name.to_owned(), Some(better));
             state.plan.metrics.push(MetricPlan { name, better, ..MetricPlan::default() });
-            cluster.emit(UserEvent::SweepPlanned { plan: state.plan.clone() });
-        }
+            state.plan.clone()
+        };
+        cluster.emit(UserEvent::SweepPlanned { plan });
     }
 
     /// How many trials that count are done, and how many there are to be.
@@ -252,7 +256,7 @@ impl Sweep {
             let state = &mut *sweep.state();
             state.is_planned = true;
             for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
-                let attempts = report.trials.iter().filter(|known| known.of() == planned.name);
+                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
                 for known in attempts {
                     match (&known.voided, known.ok) {
                         (Some(_), _) => trial.voided += 1,

@@ -244,7 +244,7 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
     let victim = cloud.emulator.living()[0]["id"].as_str().unwrap().to_owned();
     cloud.emulator.post("interrupt", &json!({"instance": victim, "notice": 20}));
     let ended = going.end();
-    ended.assert_status(0).assert_says(&["interrupted", "replacement"]);
+    ended.assert_status(0).assert_says(&["interrupted", "trial 1 doesn't count"]);
     let run = report(&cloud);
     let interrupted: Vec<_> =
         run["machines"].as_object().unwrap().values().filter(|m| !m["interrupted"].is_null()).collect();
@@ -254,7 +254,7 @@ fn an_interrupted_machine_is_replaced_and_the_trial_done_again() {
     assert!(
         trials.join("1/measure/node-0/out.txt").exists() && trials.join("1/measure/node-1/out.txt").exists()
     );
-    assert!(trials.join("1-interrupted").exists());
+    assert!(trials.join("1.1").exists());
     assert_eq!(cloud.emulator.instances().len(), 3);
     cloud.assert_clean();
 }

@@ -1,0 +1,819 @@
+//! What the numbers of a run say: summaries, comparisons and verdicts, from its [`Report`] alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::report::{Report, TrialReport};
+use crate::statistics::{
+    Comparison, Judgement, Placed, Round, Summary, Threshold, Verdict, Words, across_sets, bonferroni,
+    compare, summary, verdict,
+};
+use crate::text::number;
+use crate::trial::{Compare, MetricPlan, ParameterValue, Parameters, PlannedTrial, SweepPlan, VoidReason};
+
+/// The confidence of all intervals of a comparison together.
+pub const CONFIDENCE: f64 = 0.95;
+
+/// From this difference on between the numbers of lost trials of two variants, what is left may be a selection.
+const SELECTED_FROM: u32 = 2;
+
+/// What the numbers of a run say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Analysis {
+    /// What is compared, if anything is.
+    pub compare: Option<Compare>,
+    /// The confidence of each interval of a comparison: more than [`CONFIDENCE`] if there are many, so that all hold
+    /// together with that.
+    pub confidence: f64,
+    /// The trials of each variant; without a comparison, all trials.
+    pub counts: Vec<Counts>,
+    /// The metrics, in the order of the plan.
+    pub metrics: Vec<MetricAnalysis>,
+    /// What became of each line of `fail_if`, for each comparison that it is about.
+    pub checks: Vec<Check>,
+    /// What is to be known before somebody believes the rest.
+    pub warnings: Vec<String>,
+    /// Why there are fewer trials than planned, if so.
+    pub incomplete: Option<String>,
+}
+
+/// How the trials of a variant ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Counts {
+    /// The variant; `None` without a comparison.
+    pub variant: Option<ParameterValue>,
+    /// How many were planned that count.
+    pub planned: u32,
+    /// How many succeeded.
+    pub ok: u32,
+    /// How many failed for a cause inside the experiment.
+    pub failed: u32,
+    /// How many attempts don't count for a cause of their own, outside of the experiment.
+    pub voided: u32,
+    /// How many attempts don't count since another of their round doesn't.
+    pub voided_with_round: u32,
+}
+
+/// What was measured of one metric.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MetricAnalysis {
+    /// What the plan says of it.
+    pub metric: MetricPlan,
+    /// Each combination of the parameters that aren't compared, in the order of their values.
+    pub combinations: Vec<Combination>,
+}
+
+/// One combination of the parameters that aren't compared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Combination {
+    /// The parameters.
+    pub parameters: Parameters,
+    /// The variants, in their order; without a comparison there is one.
+    pub variants: Vec<VariantAnalysis>,
+}
+
+/// What one variant measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct VariantAnalysis {
+    /// How its trials ended.
+    pub counts: Counts,
+    /// The values of trials that count and succeeded, in the order in which they were done.
+    pub values: Vec<TrialValue>,
+    /// How many such trials have no value.
+    pub missing: u32,
+    /// Of the values, if there are any.
+    pub summary: Option<Summary>,
+    /// How it compares with the baseline, unless it is that itself.
+    pub compared: Option<Compared>,
+    /// Why that can't be said.
+    pub not_compared: Option<String>,
+}
+
+/// What one trial measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TrialValue {
+    /// The trial.
+    pub trial: String,
+    /// Its set of machines.
+    pub set: u32,
+    /// Its round.
+    pub round: u32,
+    /// Its place in the round, from 0.
+    pub place: u32,
+    /// How many trials began before it, in the whole run.
+    pub order: u32,
+    /// The number.
+    pub value: f64,
+}
+
+/// A variant compared with the baseline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Compared {
+    /// The figures. They hold for the machines that were measured.
+    pub comparison: Comparison,
+    /// The same for other machines of the kind, where enough sets of them were launched.
+    pub across_sets: Option<Comparison>,
+    /// What they mean.
+    pub verdict: Verdict,
+    /// That in words.
+    pub sentence: String,
+    /// Whether one of both lost more trials than the other, so that the rest may be a selection.
+    pub selected: bool,
+    /// The comparison with the values of trials that failed or don't count, where there are such values and it may be a
+    /// selection.
+    pub with_all: Option<Comparison>,
+}
+
+/// What became of a line of `fail_if` for one comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Check {
+    /// The line.
+    pub fail_if: String,
+    /// The metric.
+    pub metric: String,
+    /// The combination.
+    pub parameters: Parameters,
+    /// The variant.
+    pub variant: ParameterValue,
+    /// Whether it holds, so that the experiment fails; `None` if that can't be decided.
+    pub holds: Option<bool>,
+}
+
+/// Why something can't be compared.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnalysisError {
+    /// There were no trials of a plan.
+    #[error("there were no planned trials")]
+    NoTrials,
+    /// No parameter has this name.
+    #[error("no parameter is called {0}")]
+    NoParameter(String),
+    /// Nothing of this name was measured.
+    #[error("no metric is called {0}")]
+    NoMetric(String),
+}
+
+/// A planned trial, and one attempt at it.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    planned: &'a PlannedTrial,
+    trial: &'a TrialReport,
+    order: u32,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TrialOutcome {
+    /// It succeeded.
+    Ok,
+    /// It failed.
+    Failed,
+    /// It doesn't count.
+    Void,
+    /// Its end is not known.
+    Unfinished,
+}
+
+impl TrialReport {
+    /// How it ended.
+    pub fn outcome(&self) -> TrialOutcome {
+        match self.ok {
+            _ if self.voided.is_some() || self.interrupted => TrialOutcome::Void,
+            Some(true) => TrialOutcome::Ok,
+            Some(false) => TrialOutcome::Failed,
+            None => TrialOutcome::Unfinished,
+        }
+    }
+
+    /// The name that it has in the plan.
+    pub fn planned_name(&self) -> &str {
+        self.voided.as_ref().map_or(&self.name, |voided| &voided.trial)
+    }
+
+    /// What was measured of a metric for the whole trial, if it is a number.
+    pub fn value_of(&self, metric: &MetricPlan) -> Option<f64> {
+        let whole = |measured: &&crate::trial::Measured| {
+            measured.machine.is_none() && measured.metric == metric.name && measured.step == metric.step
+        };
+        let found = self.measured.iter().rev().find(whole);
+        found.and_then(|measured| measured.value).filter(|value| value.is_finite())
+    }
+}
+
+impl Report {
+    /// What its numbers say.
+    pub fn analysis(&self) -> Analysis {
+        self.sweep.as_ref().map_or_else(Analysis::default, |plan| Analysis::of(self, plan))
+    }
+
+    /// Compares the values of a parameter by one metric. The baseline is the plan's if that compares by this parameter,
+    /// else the parameter's first value.
+    ///
+    /// # Errors
+    ///
+    /// If the plan has no such parameter, or no such metric was measured.
+    pub fn compare(&self, by: &str, metric: &str) -> Result<MetricAnalysis, AnalysisError> {
+        let plan = self.sweep.as_ref().ok_or(AnalysisError::NoTrials)?;
+        let parameter = plan.parameters.iter().find(|parameter| parameter.name == by);
+        let first = parameter.and_then(|parameter| parameter.values.first());
+        let first = first.ok_or_else(|| AnalysisError::NoParameter(by.to_owned()))?;
+        let planned = plan.compare.clone().filter(|compare| compare.by == by);
+        let compare = planned.unwrap_or_else(|| Compare::new(by, first.clone()));
+        let table = Table::new(self, plan, Some(&compare));
+        let metrics: Vec<_> = metrics(self, plan).into_iter().filter(|known| known.name == metric).collect();
+        let measured = table.analyse(&metrics, Some(&compare), table.confidence(metrics.len()));
+        measured.into_iter().next().ok_or_else(|| AnalysisError::NoMetric(metric.to_owned()))
+    }
+}
+
+/// The plan's metrics, and those that a program measured beside them.
+fn metrics(report: &Report, plan: &SweepPlan) -> Vec<MetricPlan> {
+    let mut metrics = plan.metrics.clone();
+    for measured in report.trials.iter().flat_map(|trial| &trial.measured) {
+        if !metrics.iter().any(|known| known.name == measured.metric && known.step == measured.step) {
+            let (name, step) = (measured.metric.clone(), measured.step.clone());
+            metrics.push(MetricPlan { name, step, ..MetricPlan::default() });
+        }
+    }
+    metrics
+}
+
+/// All attempts, by combination and by variant.
+struct Table<'a> {
+    seed: u64,
+    /// The values that are compared; without a comparison, none.
+    variants: Vec<Option<&'a ParameterValue>>,
+    baseline: usize,
+    combinations: Vec<(Parameters, Vec<Cell<'a>>)>,
+}
+
+/// One variant in one combination.
+#[derive(Clone, Default)]
+struct Cell<'a> {
+    counts: Counts,
+    attempts: Vec<Attempt<'a>>,
+}
+
+impl<'a> Table<'a> {
+    fn new(report: &'a Report, plan: &'a SweepPlan, compare: Option<&Compare>) -> Self {
+        let by = compare.and_then(|compare| plan.parameters.iter().find(|known| known.name == compare.by));
+        let variants: Vec<_> = match by {
+            Some(by) => by.values.iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let baseline = variants.iter().position(|value| *value == compare.map(|compare| &compare.baseline));
+        let place_of = |trial: &PlannedTrial| {
+            let others =
+                plan.parameters.iter().filter(|parameter| by.is_none_or(|by| by.name != parameter.name));
+            let places = others.map(|parameter| {
+                let value = trial.parameters.get(&parameter.name);
+                parameter.values.iter().position(|known| Some(known) == value).unwrap_or(usize::MAX)
+            });
+            places.collect::<Vec<usize>>()
+        };
+        let empty = |variant: &Option<&ParameterValue>| Cell {
+            counts: Counts { variant: variant.cloned(), ..Counts::default() },
+            attempts: Vec::new(),
+        };
+        let mut combinations = BTreeMap::new();
+        let mut known = BTreeMap::new();
+        for planned in plan.trials.iter().filter(|planned| !planned.warmup) {
+            let value = by.map(|by| planned.parameters.get(&by.name));
+            let Some(variant) = variants.iter().position(|known| value.is_none_or(|value| *known == value))
+            else {
+                continue;
+            };
+            let combination = place_of(planned);
+            let (_, cells) = combinations.entry(combination.clone()).or_insert_with(|| {
+                let mut parameters = planned.parameters.clone();
+                parameters.retain(|name, _| by.is_none_or(|by| by.name != *name));
+                (parameters, variants.iter().map(empty).collect::<Vec<_>>())
+            });
+            cells[variant].counts.planned += 1;
+            known.insert(planned.name.as_str(), (planned, combination, variant));
+        }
+        for (order, trial) in (0..).zip(&report.trials) {
+            let Some((planned, combination, variant)) = known.get(trial.planned_name()) else { continue };
+            let Some((_, cells)) = combinations.get_mut(combination) else { continue };
+            let Cell { counts, attempts } = &mut cells[*variant];
+            match (trial.outcome(), &trial.voided) {
+                (TrialOutcome::Ok, _) => counts.ok += 1,
+                (TrialOutcome::Failed, _) => counts.failed += 1,
+                (TrialOutcome::Void, Some(voided)) if voided.reason == VoidReason::Round => {
+                    counts.voided_with_round += 1;
+                }
+                (TrialOutcome::Void, _) => counts.voided += 1,
+                (TrialOutcome::Unfinished, _) => {}
+            }
+            attempts.push(Attempt { planned, trial, order });
+        }
+        let combinations = combinations.into_values().collect();
+        Self { seed: plan.seed, variants, baseline: baseline.unwrap_or_default(), combinations }
+    }
+
+    /// The counts of each variant over all combinations.
+    fn counts(&self) -> Vec<Counts> {
+        let mut all: Vec<Counts> = self
+            .variants
+            .iter()
+            .map(|variant| Counts { variant: variant.cloned(), ..Counts::default() })
+            .collect();
+        for (_, cells) in &self.combinations {
+            for (sum, Cell { counts, .. }) in all.iter_mut().zip(cells) {
+                sum.planned += counts.planned;
+                sum.ok += counts.ok;
+                sum.failed += counts.failed;
+                sum.voided += counts.voided;
+                sum.voided_with_round += counts.voided_with_round;
+            }
+        }
+        all
+    }
+
+    /// The confidence of each interval, where all of so many metrics are to hold together.
+    fn confidence(&self, metrics: usize) -> f64 {
+        let others = self.variants.len().saturating_sub(1);
+        bonferroni(CONFIDENCE, metrics * self.combinations.len() * others)
+    }
+
+    fn analyse(
+        &self,
+        metrics: &[MetricPlan],
+        compare: Option<&Compare>,
+        confidence: f64,
+    ) -> Vec<MetricAnalysis> {
+        let totals = self.counts();
+        let all = metrics.iter().map(|metric| {
+            let combinations = self.combinations.iter().map(|(parameters, cells)| {
+                let mut variants: Vec<_> = cells.iter().map(|cell| self.variant(cell, metric)).collect();
+                if let Some(compare) = compare {
+                    for (index, variant) in variants.iter_mut().enumerate() {
+                        if index != self.baseline {
+                            let made = self.compared(cells, &totals, index, metric, compare, confidence);
+                            match made {
+                                Ok(compared) => variant.compared = Some(compared),
+                                Err(why) => variant.not_compared = Some(why),
+                            }
+                        }
+                    }
+                }
+                Combination { parameters: parameters.clone(), variants }
+            });
+            MetricAnalysis { metric: metric.clone(), combinations: combinations.collect() }
+        });
+        all.collect()
+    }
+
+    fn variant(&self, cell: &Cell<'_>, metric: &MetricPlan) -> VariantAnalysis {
+        let counted = cell.attempts.iter().filter(|attempt| attempt.trial.outcome() == TrialOutcome::Ok);
+        let values: Vec<TrialValue> = counted
+            .filter_map(|attempt| {
+                Some(TrialValue {
+                    trial: attempt.trial.name.clone(),
+                    set: attempt.trial.set,
+                    round: attempt.planned.round,
+                    place: attempt.planned.place,
+                    order: attempt.order,
+                    value: attempt.trial.value_of(metric)?,
+                })
+            })
+            .collect();
+        let numbers: Vec<f64> = values.iter().map(|value| value.value).collect();
+        let missing = cell.counts.ok.saturating_sub(u32::try_from(values.len()).unwrap_or(u32::MAX));
+        let summary = (!numbers.is_empty()).then(|| summary(&numbers, self.seed));
+        let counts = cell.counts.clone();
+        VariantAnalysis { counts, values, missing, summary, compared: None, not_compared: None }
+    }
+
+    fn compared(
+        &self,
+        cells: &[Cell<'_>],
+        totals: &[Counts],
+        variant: usize,
+        metric: &MetricPlan,
+        with: &Compare,
+        confidence: f64,
+    ) -> Result<Compared, String> {
+        let baseline = self.baseline;
+        let rounds = rounds(cells, metric, false);
+        let comparison = compare(&rounds, baseline, variant, confidence).map_err(|few| few.to_string())?;
+        let verdict = verdict(&comparison, with.margin, metric.better);
+        let name = |index: usize| self.variants[index].map(ToString::to_string).unwrap_or_default();
+        let (baseline_name, variant_name) = (name(baseline), name(variant));
+        let words = Words {
+            metric: &metric.name,
+            unit: metric.unit.as_deref(),
+            baseline: &baseline_name,
+            variant: &variant_name,
+        };
+        let sentence = words.sentence(&comparison, &verdict, with.margin);
+        let selected = differ(&cells[baseline].counts, &cells[variant].counts)
+            || differ(&totals[baseline], &totals[variant]);
+        let lost = [baseline, variant].iter().any(|index| lost(&cells[*index].counts) > 0);
+        let with_all = (selected && lost)
+            .then(|| compare(&self::rounds(cells, metric, true), baseline, variant, confidence).ok())
+            .flatten()
+            .filter(|all| all.rounds != comparison.rounds);
+        let across_sets = across_sets(&rounds, baseline, variant, confidence, self.seed);
+        Ok(Compared { comparison, across_sets, verdict, sentence, selected, with_all })
+    }
+}
+
+/// The trials of a variant that were lost for a cause of their own.
+fn lost(counts: &Counts) -> u32 {
+    counts.failed + counts.voided
+}
+
+/// Whether so many more were lost of one variant that the others may be a selection.
+fn differ(one: &Counts, other: &Counts) -> bool {
+    lost(one).abs_diff(lost(other)) >= SELECTED_FROM
+}
+
+/// The rounds of a combination, in the order in which they began. With all attempts, those that don't count make rounds
+/// of their own.
+fn rounds(cells: &[Cell<'_>], metric: &MetricPlan, all: bool) -> Vec<Round> {
+    let mut rounds = BTreeMap::new();
+    for (variant, cell) in cells.iter().enumerate() {
+        for attempt in &cell.attempts {
+            let outcome = attempt.trial.outcome();
+            if outcome != TrialOutcome::Ok && !all {
+                continue;
+            }
+            // The attempts at a round that don't count have the same number behind their names.
+            let nth = match outcome {
+                TrialOutcome::Void => attempt.trial.name.rsplit_once('.').map_or("", |(_, nth)| nth),
+                _ => "",
+            };
+            let key = (attempt.planned.set, attempt.planned.round, nth);
+            let (first, round) = rounds.entry(key).or_insert_with(|| {
+                let values = vec![None; cells.len()];
+                (attempt.order, Round { set: attempt.trial.set, values })
+            });
+            *first = attempt.order.min(*first);
+            let value = attempt.trial.value_of(metric);
+            round.values[variant] = value.map(|value| Placed { value, place: attempt.planned.place });
+        }
+    }
+    let mut rounds: Vec<_> = rounds.into_values().collect();
+    rounds.sort_by_key(|(first, _)| *first);
+    rounds.into_iter().map(|(_, round)| round).collect()
+}
+
+impl Analysis {
+    /// Of a run's report, by the plan that it has.
+    fn of(report: &Report, plan: &SweepPlan) -> Self {
+        let compare = plan.compare.as_ref();
+        let table = Table::new(report, plan, compare);
+        let known = metrics(report, plan);
+        let confidence = table.confidence(known.len());
+        let metrics = table.analyse(&known, compare, confidence);
+        let counts = table.counts();
+        let mut warnings = Vec::new();
+        if let Some((first, rest)) = counts.split_first().filter(|_| compare.is_some()) {
+            let all = || std::iter::once(first).chain(rest);
+            let most = all().map(lost).max().unwrap_or_default();
+            let least = all().map(lost).min().unwrap_or_default();
+            if most - least >= SELECTED_FROM {
+                let each: Vec<String> = all().map(Counts::losses).collect();
+                warnings.push(format!(
+                    "the variants lost unequal numbers of trials ({}): what is left may be a selection, so \
+                     comparisons are given with and without them",
+                    each.join("; ")
+                ));
+            }
+        }
+        let compared = metrics.iter().flat_map(|metric| &metric.combinations);
+        let compared = compared.flat_map(|combination| &combination.variants);
+        let missing: u32 = compared.map(|variant| variant.missing).sum();
+        if missing > 0 {
+            warnings.push(format!("{} missing", number(missing as usize, "value")));
+        }
+        let checks = compare.map(|compare| checks(compare, &metrics)).unwrap_or_default();
+        let incomplete = incomplete(report, &counts);
+        Self { compare: plan.compare.clone(), confidence, counts, metrics, checks, warnings, incomplete }
+    }
+
+    /// Why the experiment failed by its numbers, if it did: a line of `fail_if` holds, trials failed, or there are fewer
+    /// than planned.
+    pub fn failure(&self) -> Option<String> {
+        let held = self.checks.iter().filter(|check| check.holds == Some(true)).map(ToString::to_string);
+        let failed: u32 = self.counts.iter().map(|counts| counts.failed).sum();
+        let planned: u32 = self.counts.iter().map(|counts| counts.planned).sum();
+        let failed = (failed > 0).then(|| {
+            let each: Vec<String> =
+                self.counts.iter().filter_map(Counts::failures).filter(|_| self.counts.len() > 1).collect();
+            let each = if each.is_empty() { String::new() } else { format!(" ({})", each.join(", ")) };
+            format!("{failed} of {} failed{each}", number(planned as usize, "trial"))
+        });
+        let all: Vec<String> = held.chain(self.incomplete.clone()).chain(failed).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// All sentences, a line each: comparisons, then what is undecided, then warnings.
+    pub fn sentences(&self) -> Vec<String> {
+        let compared = self.metrics.iter().flat_map(MetricAnalysis::sentences);
+        let undecided = self.checks.iter().filter(|check| check.holds != Some(false));
+        let failed = self.counts.iter().filter_map(Counts::failures);
+        compared
+            .chain(undecided.map(ToString::to_string))
+            .chain(failed.map(|failed| format!("{failed} trials failed")))
+            .chain(self.warnings.iter().cloned())
+            .collect()
+    }
+}
+
+/// Why there are fewer trials than planned.
+fn incomplete(report: &Report, counts: &[Counts]) -> Option<String> {
+    let ended: u32 = counts.iter().map(|counts| counts.ok + counts.failed).sum();
+    let planned: u32 = counts.iter().map(|counts| counts.planned).sum();
+    let why = report.swept.as_ref().and_then(|swept| swept.why.clone());
+    let (done, of) = report.swept.as_ref().map_or((ended, planned), |swept| (swept.done, swept.of));
+    match why {
+        Some(why) if done < of => Some(format!("{done} of {of} trials: {why}")),
+        _ if done < of => Some(format!("{done} of {of} trials were done")),
+        _ => None,
+    }
+}
+
+/// What becomes of each line of `fail_if`. Those that can't be read were refused with the plan.
+fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for line in &compare.fail_if {
+        let Ok(threshold) = line.parse::<Threshold>() else { continue };
+        for known in metrics.iter().filter(|known| known.metric.name == threshold.metric) {
+            for combination in &known.combinations {
+                for variant in &combination.variants {
+                    let Some(value) =
+                        variant.counts.variant.clone().filter(|value| *value != compare.baseline)
+                    else {
+                        continue;
+                    };
+                    let judged =
+                        variant.compared.as_ref().map(|compared| threshold.judge(&compared.comparison));
+                    checks.push(Check {
+                        fail_if: threshold.to_string(),
+                        metric: known.metric.name.clone(),
+                        parameters: combination.parameters.clone(),
+                        variant: value,
+                        holds: match judged {
+                            Some(Judgement::Holds) => Some(true),
+                            Some(Judgement::Not) => Some(false),
+                            Some(Judgement::Undecided) | None => None,
+                        },
+                    });
+                }
+            }
+        }
+    }
+    checks
+}
+
+impl Counts {
+    /// `new: 3 of 10`, if any failed.
+    fn failures(&self) -> Option<String> {
+        let of = |variant: &ParameterValue| format!("{variant}: ");
+        let variant = self.variant.as_ref().map(of).unwrap_or_default();
+        (self.failed > 0).then(|| format!("{variant}{} of {}", self.failed, self.planned))
+    }
+
+    /// `new: 3 failed, 1 void`.
+    fn losses(&self) -> String {
+        let variant = self.variant.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{variant}: {} failed, {} void", self.failed, self.voided)
+    }
+}
+
+impl MetricAnalysis {
+    /// What the comparisons say, a line each.
+    pub fn sentences(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for combination in &self.combinations {
+            let place = combination.label();
+            let place = if place.is_empty() { place } else { format!("{place}: ") };
+            for variant in &combination.variants {
+                let name = variant.counts.variant.as_ref().map(ToString::to_string).unwrap_or_default();
+                if let Some(compared) = &variant.compared {
+                    lines.push(format!("{place}{}", compared.sentence));
+                } else if let Some(why) = &variant.not_compared {
+                    lines.push(format!("{place}{} of {name}: {why}", self.metric.name));
+                }
+            }
+        }
+        lines
+    }
+}
+
+impl fmt::Display for MetricAnalysis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentences().join("\n"))
+    }
+}
+
+impl Combination {
+    /// `clients=4, size=big`; empty where nothing is combined.
+    pub fn label(&self) -> String {
+        label(&self.parameters)
+    }
+}
+
+/// Parameters in a line.
+pub(crate) fn label(parameters: &Parameters) -> String {
+    let each: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    each.join(", ")
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fail_if, variant, .. } = self;
+        let place = label(&self.parameters);
+        let place = if place.is_empty() { place } else { format!(" where {place}") };
+        match self.holds {
+            Some(true) => write!(f, "`{fail_if}` holds for {variant}{place}"),
+            Some(false) => write!(f, "`{fail_if}` does not hold for {variant}{place}"),
+            None => write!(f, "undecided: `{fail_if}` for {variant}{place}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::report::{SweepEnd, Voided};
+    use crate::statistics::Direction;
+    use crate::trial::{Measured, Parameter};
+
+    /// A sweep of `old` and `new`, whose places alternate, for each size. The value of each trial is told by its round,
+    /// its size and whether it is new; `None` fails it.
+    fn sweep(rounds: u32, sizes: &[i64], value: impl Fn(u32, i64, bool) -> Option<f64>) -> Report {
+        let metric = MetricPlan {
+            name: "rps".to_owned(),
+            step: "load".to_owned(),
+            better: Some(Direction::Higher),
+            unit: None,
+        };
+        let mut plan = SweepPlan {
+            parameters: vec![
+                Parameter::new("size", sizes.to_vec()),
+                Parameter::new("variant", ["old", "new"]),
+            ],
+            compare: Some(Compare::new("variant", "old")),
+            metrics: vec![metric],
+            ..SweepPlan::default()
+        };
+        let mut report = Report::default();
+        for round in 1..=rounds {
+            for size in sizes {
+                for place in 0..2 {
+                    let is_new = (round + place) % 2 == 0;
+                    let name = (plan.trials.len() + 1).to_string();
+                    let variant = if is_new { "new" } else { "old" };
+                    let parameters =
+                        [("size".to_owned(), (*size).into()), ("variant".to_owned(), variant.into())].into();
+                    plan.trials.push(PlannedTrial {
+                        name: name.clone(),
+                        warmup: false,
+                        set: 1,
+                        round,
+                        place,
+                        parameters,
+                    });
+                    report.trials.push(trial(&name, value(round, *size, is_new)));
+                }
+            }
+        }
+        report.sweep = Some(plan);
+        report
+    }
+
+    fn trial(name: &str, value: Option<f64>) -> TrialReport {
+        let (step, metric) = ("load".to_owned(), "rps".to_owned());
+        TrialReport {
+            name: name.to_owned(),
+            set: 1,
+            ok: Some(value.is_some()),
+            took: Some(Duration::from_secs(1)),
+            measured: vec![Measured { step, metric, value, ..Measured::default() }],
+            ..TrialReport::default()
+        }
+    }
+
+    fn wave(round: u32) -> f64 {
+        100.0 + f64::from(round * 7 % 5)
+    }
+
+    fn plan_of(report: &mut Report) -> &mut SweepPlan {
+        report.sweep.as_mut().unwrap()
+    }
+
+    #[test]
+    fn variants_are_compared_for_each_combination_and_all_intervals_hold_together() {
+        let faster = |size: i64| if size == 1 { 1.0 } else { 1.25 };
+        let mut report = sweep(8, &[4, 1], |round, size, is_new| {
+            let noise = f64::from(round % 3) * if is_new { 0.2 } else { 0.1 };
+            Some(wave(round) * if is_new { faster(size) } else { 1.0 } + noise)
+        });
+        let measured = report.compare("variant", "rps").unwrap();
+        let estimate = measured.combinations[0].variants[1].compared.clone().unwrap().comparison.estimate;
+        let compare = plan_of(&mut report).compare.as_mut().unwrap();
+        let middle = format!("rps < {estimate}");
+        compare.fail_if = ["rps > 1.2", "rps < 0.9", &middle].map(str::to_owned).into();
+        let analysis = report.analysis();
+        assert!((analysis.confidence - 0.975).abs() < 1e-12, "two comparisons");
+        let [rps] = analysis.metrics.as_slice() else { panic!("one metric") };
+        let labels: Vec<String> = rps.combinations.iter().map(Combination::label).collect();
+        assert_eq!(labels, ["size=4", "size=1"], "in the order of whoever wrote them");
+        let [old, new] = rps.combinations[0].variants.as_slice() else { panic!("two variants") };
+        assert_eq!((old.values.len(), &old.compared, old.counts.ok), (8, &None, 8));
+        assert_eq!((new.values[0].round, new.values[0].place, new.values[0].order), (1, 1, 1));
+        let compared = new.compared.as_ref().unwrap();
+        assert!((compared.comparison.estimate - 1.25).abs() < 0.01 && compared.comparison.rounds == 8);
+        assert!(!compared.selected && compared.with_all.is_none() && compared.across_sets.is_none());
+        let [faster, same] = &analysis.sentences()[..2] else { panic!("two sentences") };
+        assert!(
+            faster.starts_with("size=4: rps of new is 25") && faster.ends_with("higher (better)"),
+            "{faster}"
+        );
+        assert!(same.starts_with("size=1: rps of old and new differ by less than 3 %"), "{same}");
+        let holds: Vec<_> = analysis.checks.iter().map(|check| check.holds).collect();
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(holds, [yes, no, no, no, None, yes]);
+        let held = format!("`rps > 1.2` holds for new where size=4; `{middle}` holds for new where size=1");
+        assert_eq!(analysis.failure(), Some(held));
+        assert!(analysis.sentences().contains(&format!("undecided: `{middle}` for new where size=4")));
+
+        let other = report.compare("size", "rps").unwrap();
+        assert_eq!(other.combinations.len(), 2);
+        assert_eq!(report.compare("colour", "rps"), Err(AnalysisError::NoParameter("colour".to_owned())));
+        assert_eq!(report.compare("size", "p99"), Err(AnalysisError::NoMetric("p99".to_owned())));
+        assert_eq!(Report::default().compare("size", "rps"), Err(AnalysisError::NoTrials));
+    }
+
+    #[test]
+    fn where_a_variant_lost_more_trials_the_comparison_is_given_with_and_without() {
+        let noise = |round: u32| f64::from(round % 4) / 10.0;
+        let mut report = sweep(6, &[1], |round, _, is_new| {
+            (!is_new || round > 2).then(|| wave(round) + if is_new { noise(round) } else { 0.0 })
+        });
+        // Two attempts at the last round came to something else, and don't count for what happened to the new one.
+        for nth in ["1", "2"] {
+            for (name, value) in [("11", 70.0), ("12", 100.0)] {
+                let reason = if name == "11" { VoidReason::Lost } else { VoidReason::Round };
+                let voided =
+                    Voided { trial: name.to_owned(), reason, text: String::new(), machines: Vec::new() };
+                let void = trial(&format!("{name}.{nth}"), Some(value));
+                report.trials.push(TrialReport { voided: Some(voided), ..void });
+            }
+        }
+        let analysis = report.analysis();
+        let [old, new] = analysis.counts.as_slice() else { panic!("two variants") };
+        assert_eq!((old.planned, old.ok, old.failed, old.voided + old.voided_with_round), (6, 6, 0, 2));
+        assert_eq!((new.planned, new.ok, new.failed, new.voided + new.voided_with_round), (6, 4, 2, 2));
+        let compared = analysis.metrics[0].combinations[0].variants[1].compared.clone().unwrap();
+        assert_eq!((compared.selected, compared.comparison.rounds), (true, 4));
+        let all = compared.with_all.unwrap();
+        assert_eq!(all.rounds, 6);
+        assert!(all.interval.width() > 2.0 * compared.comparison.interval.width());
+        assert!(analysis.warnings[0].contains("may be a selection"), "{:?}", analysis.warnings);
+        assert_eq!(analysis.failure().unwrap(), "2 of 12 trials failed (new: 2 of 6)");
+    }
+
+    #[test]
+    fn without_a_comparison_there_are_summaries_and_a_sweep_that_was_cut_says_so() {
+        let mut report = sweep(3, &[1, 2], |round, size, is_new| {
+            Some(wave(round) * size as f64 + f64::from(u8::from(is_new)))
+        });
+        plan_of(&mut report).compare = None;
+        report.trials.truncate(8);
+        let why = Some("the lifetime was over".to_owned());
+        report.swept = Some(SweepEnd { done: 8, of: 12, why });
+        let mut warmup = trial("w1", Some(1e9));
+        warmup.set = 1;
+        let named = PlannedTrial { name: "w1".to_owned(), warmup: true, ..PlannedTrial::default() };
+        plan_of(&mut report).trials.push(named);
+        report.trials.push(warmup);
+        let analysis = report.analysis();
+        assert_eq!(analysis.metrics[0].combinations.len(), 4);
+        let one = &analysis.metrics[0].combinations[0];
+        assert_eq!((one.label().as_str(), one.variants.len()), ("size=1, variant=old", 1));
+        let summary = one.variants[0].summary.clone().unwrap();
+        assert_eq!((summary.n, one.variants[0].compared.is_none()), (2, true));
+        assert!(summary.max < 1000.0, "what warms up doesn't count");
+        assert_eq!(analysis.failure().unwrap(), "8 of 12 trials: the lifetime was over");
+        assert!(analysis.sentences().is_empty());
+    }
+}

@@ -1,0 +1,82 @@
+//! What is made from a run's report alone: at its end, and again whenever somebody asks.
+
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Ending, ResultsError, ResultsFile, files, html, manifest, results_csv, results_json};
+use crate::{Analysis, Event, Observer, Report, read_events};
+
+/// What is made, in this order. The last one digests all others.
+const BUILT: &[(&str, Build)] = &[
+    ("results.json", results_json::build),
+    ("results.csv", results_csv::build),
+    (html::NAME, html::build),
+    (manifest::NAME, manifest::build),
+];
+
+/// Makes the content of one file.
+type Build = fn(&Source<'_>) -> io::Result<String>;
+
+/// What files are made from.
+pub(super) struct Source<'a> {
+    /// The results directory, with what was written before.
+    pub(super) directory: &'a Path,
+    pub(super) report: &'a Report,
+    pub(super) analysis: &'a Analysis,
+}
+
+/// Makes all of them once the run is over.
+#[derive(Debug)]
+struct BuiltFiles(PathBuf);
+
+pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
+    Ok(Arc::new(BuiltFiles(directory.to_owned())))
+}
+
+impl Observer for BuiltFiles {
+    fn event(&self, _: &Event) {}
+}
+
+impl ResultsFile for BuiltFiles {
+    fn finish(&self, ending: &Ending<'_>) -> Result<(), ResultsError> {
+        build(&self.0, ending.report).map(drop)
+    }
+}
+
+fn build(directory: &Path, report: &Report) -> Result<Vec<PathBuf>, ResultsError> {
+    let analysis = &report.analysis();
+    let source = Source { directory, report, analysis };
+    let built = BUILT.iter().map(|(name, build)| {
+        let path = directory.join(name);
+        let written = build(&source).and_then(|content| files::write(&path, content));
+        written.map_err(ResultsError::file("write", &path)).map(|()| path)
+    });
+    // One that can't be made keeps no other from being so.
+    let built: Vec<_> = built.collect();
+    built.into_iter().collect()
+}
+
+/// What a results directory tells: its events, of this form or an earlier one, summed up. Blocks.
+///
+/// # Errors
+///
+/// What can't be read. Where a later version wrote it, the cause is a [`NewerSchema`](crate::NewerSchema).
+pub fn read_report(directory: &Path) -> Result<Report, ResultsError> {
+    let path = directory.join("events.jsonl");
+    let events = files::open(&path).and_then(|file| read_events(BufReader::new(file)));
+    let events = events.map_err(ResultsError::file("read", &path))?;
+    Ok(events.iter().collect())
+}
+
+/// Makes `results.json`, `results.csv`, `report.html` and `manifest.json` in a results directory anew, from its events and
+/// from what else is still there. Returns the report and where these files are. Blocks.
+///
+/// # Errors
+///
+/// What can't be read or written. All else is.
+pub fn rebuild(directory: &Path) -> Result<(Report, Vec<PathBuf>), ResultsError> {
+    let report = read_report(directory)?;
+    let built = build(directory, &report)?;
+    Ok((report, built))
+}

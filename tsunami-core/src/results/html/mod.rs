@@ -1,0 +1,65 @@
+//! `report.html`: what a run came to, for people, in one file that needs nothing else.
+//!
+//! The page is made of values that hold text alone ([`view`]), through a template that escapes all of it; plots are drawn
+//! here. There is no script in it, and its policy allows none.
+
+mod plots;
+mod view;
+
+use std::io;
+
+use minijinja::Environment;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use serde_json::Value;
+
+use super::built::Source;
+use crate::limits::REPORT_LIMIT;
+use crate::text::{sanitize, shorten};
+
+/// What the file is called.
+pub(super) const NAME: &str = "report.html";
+
+/// By the end of its name, the template's engine escapes what is text for it.
+const TEMPLATE_NAME: &str = "report.html.j2";
+const TEMPLATE: &str = include_str!("report.html.j2");
+
+pub(super) fn build(source: &Source<'_>) -> io::Result<String> {
+    // Where there is too much to show, less detail is shown, and the page says so.
+    let mut room = REPORT_LIMIT;
+    for _ in 0..4 {
+        let page = page(source, room)?;
+        if page.len() <= REPORT_LIMIT {
+            return Ok(page);
+        }
+        room /= 4;
+    }
+    Err(io::Error::other("there is too much to show"))
+}
+
+fn page(source: &Source<'_>, room: usize) -> io::Result<String> {
+    let mut view = serde_json::to_value(view::View::new(source, room))?;
+    clean(&mut view);
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(io::Error::other)?);
+    environment.add_template(TEMPLATE_NAME, TEMPLATE).map_err(io::Error::other)?;
+    let template = environment.get_template(TEMPLATE_NAME).map_err(io::Error::other)?;
+    Ok(template.render(Serde(view)).map_err(io::Error::other)? + "\n")
+}
+
+/// The most characters of one text: of others, so much can be read.
+const TEXT: usize = 600;
+
+/// Takes out of all texts what would act on a terminal, or isn't seen, and the ends of what nobody would read. A plot is
+/// no text, and made of clean ones.
+fn clean(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shorten(&sanitize(text), TEXT).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(clean),
+        Value::Object(fields) => {
+            fields.iter_mut().filter(|(name, _)| *name != "svg").for_each(|(_, value)| clean(value));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}

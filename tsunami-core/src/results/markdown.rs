@@ -1,0 +1,180 @@
+//! The summary of a sweep as a table of Markdown.
+
+use std::fmt::Write as _;
+
+use crate::statistics::{Comparison, Scale, Warning};
+use crate::text::sanitize;
+use crate::{Analysis, Compared};
+
+/// What the metrics of a run came to: a table of Markdown to paste anywhere, and below it what is to be said of it. Empty
+/// if nothing was measured.
+///
+/// Nothing of it acts on a terminal.
+pub fn markdown(analysis: &Analysis) -> String {
+    let measured = |combination: &crate::Combination| {
+        combination.variants.iter().any(|variant| variant.counts.planned > 0)
+    };
+    if !analysis.metrics.iter().flat_map(|metric| &metric.combinations).any(measured) {
+        return String::new();
+    }
+    let by = analysis.compare.as_ref();
+    let parameters: Vec<String> = analysis
+        .metrics
+        .iter()
+        .flat_map(|metric| &metric.combinations)
+        .flat_map(|combination| combination.parameters.keys().cloned())
+        .fold(Vec::new(), |mut names, name| {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+            names
+        });
+    let mut heads = vec!["metric".to_owned()];
+    heads.extend(parameters.iter().cloned());
+    heads.extend(by.map(|by| by.by.clone()));
+    heads.extend(["trials", "median", "95 % of the median"].map(str::to_owned));
+    if let Some(by) = by {
+        heads.push(format!("against {}", by.baseline));
+        heads.push("interval".to_owned());
+    }
+    let mut text = line(&heads);
+    text.push_str(&line(&heads.iter().map(|_| "---".to_owned()).collect::<Vec<_>>()));
+    for metric in &analysis.metrics {
+        let unit = metric.metric.unit.as_ref().map(|unit| format!(" ({unit})")).unwrap_or_default();
+        for combination in &metric.combinations {
+            for variant in &combination.variants {
+                let mut cells = vec![format!("{}{unit}", metric.metric.name)];
+                cells.extend(parameters.iter().map(|name| {
+                    combination.parameters.get(name).map(ToString::to_string).unwrap_or_default()
+                }));
+                if by.is_some() {
+                    cells.push(variant.counts.variant.as_ref().map(ToString::to_string).unwrap_or_default());
+                }
+                let failed = match variant.counts.failed {
+                    0 => String::new(),
+                    failed => format!(" ({failed} failed)"),
+                };
+                cells.push(format!("{}{failed}", variant.values.len()));
+                let summary = variant.summary.as_ref();
+                cells.push(summary.map(|summary| significant(summary.median)).unwrap_or_default());
+                let interval = summary.and_then(|summary| summary.interval);
+                cells.push(interval.map(|own| range(own.low, own.high)).unwrap_or_default());
+                if by.is_some() {
+                    let compared = variant.compared.as_ref().map(|compared| &compared.comparison);
+                    let (estimate, interval) = compared.map(change).unwrap_or_default();
+                    cells.extend([estimate, interval]);
+                }
+                text.push_str(&line(&cells));
+            }
+        }
+    }
+    let notes = notes(analysis);
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    for note in notes {
+        let _ = writeln!(text, "- {}", cell(&note));
+    }
+    text
+}
+
+/// What is to be said beside the figures, a line each.
+pub(super) fn notes(analysis: &Analysis) -> Vec<String> {
+    let mut notes = analysis.sentences();
+    let compared = analysis.metrics.iter().flat_map(|metric| &metric.combinations);
+    let compared =
+        compared.flat_map(|combination| &combination.variants).filter_map(|one| one.compared.as_ref());
+    let compared: Vec<&Compared> = compared.collect();
+    // Which rounds are left out is seen from the counts.
+    let warnings = compared.iter().flat_map(|compared| &compared.comparison.warnings);
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for warning in warnings.filter(|warning| !matches!(warning, Warning::LeftOut { .. })) {
+        let text = warning.to_string();
+        match counted.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((text, 1)),
+        }
+    }
+    let all = compared.len();
+    notes
+        .extend(counted.into_iter().map(|(text, count)| format!("{text} (in {count} of {all} comparisons)")));
+    notes.extend(analysis.incomplete.clone());
+    if !compared.is_empty() {
+        notes.push(format!(
+            "intervals are over rounds and hold for these machines; each has {:.2} % confidence, so that all {} hold \
+             together with 95 %",
+            100.0 * analysis.confidence,
+            compared.len()
+        ));
+    }
+    notes
+}
+
+/// How much a variant differs, and the interval of that.
+pub(super) fn change(comparison: &Comparison) -> (String, String) {
+    let (low, high) = (comparison.interval.low, comparison.interval.high);
+    match comparison.scale {
+        Scale::Ratio => {
+            let percent = |ratio: f64| signed(100.0 * (ratio - 1.0));
+            (
+                format!("{} %", percent(comparison.estimate)),
+                format!("{} to {} %", percent(low), percent(high)),
+            )
+        }
+        Scale::Difference => (signed(comparison.estimate), format!("{} to {}", signed(low), signed(high))),
+    }
+}
+
+/// A number with its sign and two decimals at most.
+pub(super) fn signed(value: f64) -> String {
+    let text = format!("{:.*}", if value.abs() < 10.0 { 2 } else { 1 }, value.abs());
+    match value {
+        _ if text.chars().all(|digit| matches!(digit, '0' | '.')) => text,
+        value if value < 0.0 => format!("−{text}"),
+        _ => format!("+{text}"),
+    }
+}
+
+fn range(low: f64, high: f64) -> String {
+    format!("{} to {}", significant(low), significant(high))
+}
+
+/// A number with four digits that count.
+pub(super) fn significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let magnitude = value.abs().log10().floor();
+    if !(-5.0..12.0).contains(&magnitude) {
+        return format!("{value:.3e}");
+    }
+    let decimals = (3.0 - magnitude).clamp(0.0, 8.0) as usize;
+    let text = format!("{value:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
+pub(super) fn line(cells: &[String]) -> String {
+    let cells: Vec<String> = cells.iter().map(|text| cell(text)).collect();
+    format!("| {} |\n", cells.join(" | "))
+}
+
+/// Text that is nothing but text in Markdown, as far as tables and markup go.
+fn cell(text: &str) -> String {
+    sanitize(text).replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_four_digits_and_text_is_only_text() {
+        let shown = [0.0, 12345.678, 1234.5, 3.0, 0.012_345, 1e-9, 2.5e15, f64::NAN].map(significant);
+        assert_eq!(shown, ["0", "12346", "1234", "3", "0.01235", "1.000e-9", "2.500e15", "NaN"]);
+        assert_eq!([0.0, -0.001, 3.456, -25.04].map(signed), ["0.00", "0.00", "+3.46", "−25.0"]);
+        assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b &lt;img src=x> \\[x](y)");
+    }
+}

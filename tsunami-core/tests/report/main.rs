@@ -1,0 +1,290 @@
+//! Results and reports that are made from a run's directory.
+
+mod browser;
+mod sample;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tsunami_core::Report;
+use tsunami_core::results::{SideBySide, markdown, rebuild};
+
+use browser::Browser;
+
+/// A results directory with what is made of a run.
+fn built(story: &sample::Story) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    story.write(directory.path());
+    let logs = directory.path().join("logs/server-0");
+    fs::create_dir_all(&logs).unwrap();
+    fs::write(logs.join("serve.log"), format!("$ redis-server\n{}\nOut of memory\n", sample::HOSTILE))
+        .unwrap();
+    let traces = directory.path().join("traces");
+    fs::create_dir_all(&traces).unwrap();
+    let rows = (0..1200).map(|second| format!("{second},{:.1}\n", 4.0 + f64::from(second % 90) / 30.0));
+    fs::write(traces.join("server-0.csv"), format!("time,cpu\n{}", rows.collect::<String>())).unwrap();
+    rebuild(directory.path()).unwrap();
+    directory
+}
+
+fn read(directory: &Path, name: &str) -> String {
+    fs::read_to_string(directory.join(name)).unwrap()
+}
+
+fn analysed(story: &sample::Story) -> (Report, String) {
+    let report: Report = story.events.iter().collect();
+    let told = markdown(&report.analysis());
+    (report, told)
+}
+
+#[test]
+fn a_sweep_is_told_in_rows_in_values_and_in_words() {
+    let plan = sample::plan(10, &[1, 4, 16]);
+    let story = sample::sweep(&plan, 4, false);
+    let directory = built(&story);
+    let results: Value = serde_json::from_str(&read(directory.path(), "results.json")).unwrap();
+    assert_eq!((&results["schema"], &results["plan"]["seed"]), (&json!(1), &json!(7)));
+    let trials = results["trials"].as_array().unwrap();
+    let outcomes = |name: &str| trials.iter().filter(|trial| trial["outcome"] == name).count();
+    assert_eq!(["ok", "failed", "void"].map(outcomes), [55, 5, 1]);
+    let void = trials.iter().find(|trial| trial["outcome"] == "void").unwrap();
+    assert_eq!(
+        (&void["name"], &void["trial"], &void["void"]["reason"]),
+        (&json!("21.1"), &json!("21"), &json!("interrupted"))
+    );
+
+    let csv = read(directory.path(), "results.csv");
+    let mut lines = csv.lines();
+    let heads: Vec<&str> = lines.next().unwrap().split(',').collect();
+    // Two metrics, for the machine and for the trial.
+    assert_eq!(lines.clone().count(), 61 * 4);
+    let column = |line: &str, name: &str| {
+        line.split(',').nth(heads.iter().position(|head| *head == name).unwrap()).unwrap().to_owned()
+    };
+    let sum: f64 = lines
+        .filter(|line| column(line, "metric") == "rps" && column(line, "machine").is_empty())
+        .filter(|line| column(line, "outcome") == "ok" && column(line, "variant") == "new")
+        .map(|line| column(line, "value").parse::<f64>().unwrap())
+        .sum();
+    let (report, told) = analysed(&story);
+    let compared = report.compare("variant", "rps").unwrap();
+    let values = compared.combinations.iter().flat_map(|combination| &combination.variants[1].values);
+    let same: f64 = values.map(|value| value.value).sum();
+    assert!((sum - same).abs() < 1e-6 * sum, "{sum} {same}");
+
+    assert!(told.starts_with("| metric | clients | variant | trials |"), "{told}");
+    assert!(told.contains("rps of new is") && told.contains("new: 5 of 30 trials failed"), "{told}");
+    let rps = compared.to_string();
+    assert!(rps.contains("clients=16: rps of new is") && rps.contains("(better)"), "{rps}");
+    let failure = report.analysis().failure().unwrap();
+    assert!(failure.contains("`p99 > 1.02` holds for new where clients=16"), "{failure}");
+    assert!(failure.contains("59 of 60 trials: the lifetime"), "{failure}");
+}
+
+#[test]
+fn a_manifest_has_the_digest_of_every_other_file() {
+    let directory = built(&sample::sweep(&sample::plan(2, &[1]), 2, false));
+    let manifest: Value = serde_json::from_str(&read(directory.path(), "manifest.json")).unwrap();
+    let files = manifest["files"].as_array().unwrap();
+    let names: Vec<&str> = files.iter().map(|file| file["path"].as_str().unwrap()).collect();
+    let expected = [
+        "events.jsonl",
+        "logs/server-0/serve.log",
+        "report.html",
+        "results.csv",
+        "results.json",
+        "traces/server-0.csv",
+    ];
+    assert_eq!(names, expected);
+    let lines = files
+        .iter()
+        .map(|file| format!("{}  {}\n", file["sha256"].as_str().unwrap(), file["path"].as_str().unwrap()));
+    let mut check = Command::new("sha256sum")
+        .args(["--check", "--strict", "--quiet"])
+        .current_dir(directory.path())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(lines.collect::<String>().as_bytes()).unwrap();
+    assert!(check.wait().unwrap().success());
+}
+
+#[test]
+fn what_earlier_versions_saved_is_reported() {
+    for form in ["events-1.jsonl", "events-2.jsonl"] {
+        let directory = tempfile::tempdir().unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(form);
+        fs::copy(fixture, directory.path().join("events.jsonl")).unwrap();
+        let (report, built) = rebuild(directory.path()).unwrap();
+        assert_eq!(built.len(), 4);
+        assert!(markdown(&report.analysis()).is_empty() && report.analysis().failure().is_none());
+        let page = read(directory.path(), "report.html");
+        assert!(page.contains("What ran where") && page.ends_with("</html>\n"), "{form}");
+    }
+}
+
+#[test]
+fn a_report_is_small_however_large_the_run() {
+    let plan = sample::plan(3, &Vec::from_iter(1..=300));
+    let directory = built(&sample::sweep(&plan, 1000, false));
+    let page = read(directory.path(), "report.html");
+    assert!(page.len() <= 1_000_000, "{}", page.len());
+    assert!(page.contains("client × 1000") && page.contains("Critical path"), "groups are shown");
+}
+
+/// What a page says of itself to those who don't see it, and whether it does what it must not.
+#[test]
+fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
+    let mut browser = Browser::start().expect("chromium is installed: `cargo xtask setup --tests`");
+    let plan = sample::plan(10, &[1, 4, 16]);
+    let plain = built(&sample::sweep(&plan, 4, false));
+    let hostile = built(&sample::sweep(&plan, 4, true));
+    let many = built(&sample::sweep(&sample::plan(3, &[1, 4]), 150, false));
+    for (name, directory, figures) in [("many", &many, 10), ("plain", &plain, 12), ("hostile", &hostile, 12)]
+    {
+        for (width, scheme) in [(400, "light"), (400, "dark"), (1400, "light"), (1400, "dark")] {
+            browser.emulate(width, scheme);
+            let page = directory.path().join("report.html");
+            browser.open(&page);
+            let wide = browser.value("document.documentElement.scrollWidth");
+            assert!(wide.as_u64().unwrap() <= u64::from(width), "{name} is {wide} wide on {width}");
+            keep(&mut browser, &page, &format!("{name}-{width}-{scheme}"));
+            let told: Vec<&Value> = browser
+                .events
+                .iter()
+                .filter(|event| {
+                    let method = event["method"].as_str().unwrap_or_default();
+                    let asked = event["params"]["request"]["url"].as_str().unwrap_or("file:");
+                    method == "Log.entryAdded"
+                        || method.starts_with("Runtime.consoleAPI")
+                        || method == "Runtime.exceptionThrown"
+                        || (method == "Network.requestWillBeSent" && !asked.starts_with("file:"))
+                })
+                .collect();
+            assert!(told.is_empty(), "{name}: {told:?}");
+        }
+        let count = |browser: &mut Browser, selector: &str| {
+            browser.value(&format!("document.querySelectorAll({selector:?}).length")).as_u64().unwrap()
+        };
+        // Two metrics with a forest, medians and each combination; a timeline; a trace.
+        assert_eq!(count(&mut browser, "figure > svg.plot, figure .scroll > svg.plot"), figures, "{name}");
+        assert!(count(&mut browser, "figure svg circle") > 10, "{name}");
+        assert_eq!(count(&mut browser, "script, img, iframe, link, object, [onerror], [src]"), 0, "{name}");
+        assert_eq!(count(&mut browser, "main, header, nav, footer, h1"), 5, "{name}");
+        assert_eq!(
+            count(
+                &mut browser,
+                "table:not(:has(caption)), svg[role=img]:not(:has(title)), details:not(:has(summary))"
+            ),
+            0
+        );
+        // Every level of headings has the one above it.
+        let levels = browser.value("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])");
+        let levels: Vec<i64> = serde_json::from_value(levels).unwrap();
+        assert!(levels[0] == 1 && levels.windows(2).all(|two| two[1] <= two[0] + 1), "{levels:?}");
+        let dark = browser.value("getComputedStyle(document.querySelector('.plot text')).fill");
+        assert_eq!(dark, "rgb(228, 232, 236)", "the letters of plots are light in the dark");
+        let title = browser.value("document.title");
+        assert!(!title.as_str().unwrap().starts_with("taken"), "{title}");
+    }
+    let text = browser.value("document.body.textContent");
+    let text = text.as_str().unwrap();
+    assert!(text.contains("<script>document.title='taken'</script>"), "it is shown as the text that it is");
+    assert!(text.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)));
+
+    // What a screen reader is told.
+    browser.open(&plain.path().join("report.html"));
+    let tree = browser.call("Accessibility.getFullAXTree", json!({}));
+    let nodes = tree["nodes"].as_array().unwrap();
+    let named = |role: &str| -> Vec<&str> {
+        let of_role = nodes.iter().filter(|node| node["role"]["value"] == role && node["ignored"] != true);
+        of_role.map(|node| node["name"]["value"].as_str().unwrap_or_default()).collect()
+    };
+    let images = named("image");
+    assert!(images.contains(&"rps against old") && images.iter().all(|name| !name.is_empty()), "{images:?}");
+    for role in ["banner", "navigation", "main", "contentinfo"] {
+        assert_eq!(named(role).len(), 1, "{role}");
+    }
+    assert!(named("table").iter().all(|name| !name.is_empty()));
+    // The first key leads past the navigation; a further one opens what is closed.
+    browser.press("Tab", 9);
+    assert_eq!(browser.value("document.activeElement.textContent"), "To the content");
+    browser.press("Enter", 13);
+    assert_eq!(browser.value("location.hash"), "#content");
+    browser.value("document.querySelector('figure summary').focus()");
+    browser.press("Enter", 13);
+    assert_eq!(browser.value("document.querySelector('figure details').open"), true);
+}
+
+/// Keeps the page and a picture of it in the directory `TSUNAMI_SCREENSHOTS`, for people to look at.
+fn keep(browser: &mut Browser, page: &Path, name: &str) {
+    let Some(directory) = std::env::var_os("TSUNAMI_SCREENSHOTS") else { return };
+    let page = fs::read(&page).unwrap();
+    fs::write(Path::new(&directory).join(format!("{name}.html")), page).unwrap();
+    let file = fs::File::create(Path::new(&directory).join(format!("{name}.png"))).unwrap();
+    let mut decode =
+        Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(file).spawn().unwrap();
+    decode.stdin.take().unwrap().write_all(browser.screenshot().as_bytes()).unwrap();
+    assert!(decode.wait().unwrap().success());
+}
+
+#[test]
+fn runs_stand_side_by_side_if_their_machines_are_alike() {
+    let plan = sample::plan(6, &[1]);
+    let directories =
+        [sample::sweep(&plan, 2, false), sample::sweep(&plan, 2, false)].map(|story| built(&story));
+    let paths: Vec<&Path> = directories.iter().map(tempfile::TempDir::path).collect();
+    let runs = SideBySide::read(&paths).unwrap();
+    assert!(runs.is_comparable() && runs.unlike().is_empty(), "{:?}", runs.unlike());
+    let table = runs.markdown();
+    assert!(
+        table.contains("| rps (1/s) | clients=1, variant=new |") && table.contains("| 0.00 % |"),
+        "{table}"
+    );
+    let csv = runs.csv();
+    let heads = "time,run,directory,rps[clients=1 variant=old],rps[clients=1 variant=new],\
+                 p99[clients=1 variant=old],p99[clients=1 variant=new]\n2026-09-21T14:13:20Z,20260921-141320-abcd,";
+    assert!(csv.starts_with(heads) && csv.lines().count() == 3, "{csv}");
+
+    let other = built(&sample::sweep(&sample::plan(2, &[3]), 1, false));
+    let runs = SideBySide::read(&[directories[0].path(), other.path()]).unwrap();
+    let unlike = runs.unlike().join("\n");
+    assert!(!runs.is_comparable() && unlike.contains("client: cpu_model is "), "{unlike}");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events-2.jsonl");
+    fs::copy(fixture, other.path().join("events.jsonl")).unwrap();
+    let runs = SideBySide::read(&[directories[0].path(), other.path()]).unwrap();
+    assert!(runs.unlike()[0].contains("doesn't say what its machines were"), "{:?}", runs.unlike());
+}
+
+/// Apache Otava, unchanged, finds where twenty runs became faster.
+#[test]
+fn a_tool_for_history_reads_what_is_compared() {
+    let otava = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/otava/bin/otava");
+    assert!(otava.exists(), "otava is installed: `cargo xtask setup --tests`");
+    let home = tempfile::tempdir().unwrap();
+    let plan = sample::plan(2, &[1]);
+    let directories: Vec<_> = (0..20).map(|day| home.path().join(format!("a, {day}"))).collect();
+    for (day, directory) in (0..).zip(&directories) {
+        fs::create_dir(directory).unwrap();
+        sample::sweep_on(day, if day < 10 { 1.0 } else { 1.2 }, &plan, 1, false).write(directory);
+    }
+    fs::write(home.path().join("history.csv"), SideBySide::read(&directories).unwrap().csv()).unwrap();
+    let config = "tests:\n  redis:\n    type: csv\n    file: history.csv\n    time_column: time\n    \
+                  attributes: [run, directory]\n    metrics:\n      rps:\n        \
+                  column: 'rps[clients=1 variant=new]'\n        direction: 1\n";
+    fs::write(home.path().join("otava.yaml"), config).unwrap();
+    let found = Command::new(otava)
+        .args(["analyze", "redis"])
+        .env("OTAVA_CONFIG", "otava.yaml")
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&found.stdout);
+    assert!(found.status.success(), "{told}{}", String::from_utf8_lossy(&found.stderr));
+    let change = told.split_whitespace().find_map(|word| word.strip_prefix('+')?.strip_suffix('%'));
+    let change: f64 = change.expect(&told).parse().unwrap();
+    assert!((18.0..22.0).contains(&change), "{told}");
+}
