@@ -847,10 +847,10 @@ fn what_is_compared() {
         &[
             "15:6 there is no parameter `varient` (did you mean `variant`?)",
             "16:10 `3` is no margin (write it as `3%`, from 0 to 100 %)",
-            "17:12 `rps` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:12 `rps` has neither `<` nor `>`; write it as `rps < 0.95`",
             "17:19 there is no metric `rpm` (did you mean `rps`?)",
-            "17:30 `rps <= 1` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
-            "17:42 `p99 > 0` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:30 `rps <= 1` has more than one sign; write it as `rps < 0.95`",
+            "17:42 `0` is no ratio to the baseline; write a number above 0, such as 0.95",
         ],
     );
     refuses(
