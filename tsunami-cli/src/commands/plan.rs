@@ -16,7 +16,7 @@ use crate::backend;
 use crate::error::Error;
 use crate::terminal::{one_line, print};
 
-/// How many machines of a step are named.
+/// How many machines of a step, or values of a parameter, are named.
 const NAMED: usize = 20;
 
 /// How many sets of machines are shown.
@@ -148,7 +148,7 @@ fn sweep(text: &mut String, experiment: &Experiment) {
     let plan = trials.plan(trials.seed.unwrap_or_default(), |parameters| experiment.set_of(parameters));
     for parameter in &trials.parameters {
         let values: Vec<_> = parameter.values.iter().map(ToString::to_string).collect();
-        line(text, &format!("  parameter {} = {}", parameter.name, values.join(", ")));
+        line(text, &format!("  parameter {} = {}", parameter.name, some(&values)));
     }
     if plan.trials.len() > 1 {
         order(text, trials, &plan);
@@ -244,11 +244,11 @@ fn shows_secrets(experiment: &Experiment, step: &Step) -> bool {
     !(step.collect.is_empty() && step.metrics.is_empty()) && (step.env.iter().any(is_secret) || of_groups())
 }
 
-/// The names of machines, as far as anybody wants to read them.
-fn some(machines: &[String]) -> String {
-    let mut names = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if machines.len() > NAMED {
-        let _ = write!(names, " and {} more", machines.len() - NAMED);
+/// The names of machines, or values, as far as anybody wants to read them.
+fn some(all: &[String]) -> String {
+    let mut names = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if all.len() > NAMED {
+        let _ = write!(names, " and {} more", all.len() - NAMED);
     }
     names
 }

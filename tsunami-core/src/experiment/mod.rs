@@ -87,7 +87,7 @@ pub struct Experiment {
     pub resets: Vec<Reset>,
     /// The sets of machines whose groups depend on parameters, the first of which `groups` and all that belongs to them
     /// are; empty if no group depends on any.
-    pub sets: Vec<MachineSet>,
+    pub sets: Arc<[MachineSet]>,
 }
 
 /// The machines of an experiment for some values of the parameters that they depend on.
@@ -497,13 +497,13 @@ impl<'a> Loader<'a> {
             prepare: contents.prepare,
             trials: contents.trials,
             resets: Vec::new(),
-            sets: Vec::new(),
+            sets: Arc::default(),
         };
         match &sets[..] {
             [only] if only.parameters.is_empty() => sets.drain(..).for_each(|only| experiment.take(only)),
             [first, ..] => {
                 experiment.take(first.clone());
-                experiment.sets = sets;
+                experiment.sets = sets.into();
             }
             [] => {}
         }

@@ -50,7 +50,9 @@ pub(super) async fn prepare(
         log.tail = Tail::default();
         run(command, &experiment.directory, &mut log, cancel).await?;
     }
-    let missing = |upload: &&Upload| !upload.from.exists();
+    // To read a pipe or a device might take forever.
+    let is_fit = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.is_file() || found.is_dir());
+    let missing = |upload: &&Upload| !is_fit(&upload.from);
     let sets = experiment.sets.iter().flat_map(|set| &set.groups);
     let mut uploads = experiment.groups.iter().chain(sets).flat_map(|group| &group.upload);
     if let Some(upload) = uploads.find(missing) {

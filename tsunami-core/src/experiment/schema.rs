@@ -195,9 +195,11 @@ mod tests {
             _ if schema["type"].is_array() => value.is_string() || value.is_number() || value.is_boolean(),
             _ => true,
         };
+        let is_template =
+            schema["pattern"].is_null() || !value.is_string() || value.to_string().contains("{{");
         let listed = schema["enum"].as_array().is_none_or(|words| words.contains(value));
         let least = schema["minimum"].as_i64().is_none_or(|least| value.as_i64() >= Some(least));
-        if !is || !listed || !least {
+        if !is || !listed || !least || !is_template {
             return Err(format!("{at}: {value} is not {schema}"));
         }
         if let Some(any) = schema["anyOf"].as_array()
@@ -242,6 +244,10 @@ mod tests {
         let right = "name = 'x'\nprovider = 'cloud'\n[cloud]\nsize = 'l'\n[group.a]\nsize = 's'\ncount = 2\nsetup = 'x'\n\
                      env = { A = 'b', C = { from_env = 'C' } }\n[matrix]\nn = [1, 'a', 0.5, true]\n[[step]]\non = ['a']\nstart = 'y'\nready = { port = 80 }\n";
         check(right).unwrap();
+        let of_pool =
+            |members: &str| format!("name = 'x'\nprovider = 'pool'\n[group.a]\nmembers = {members}\n");
+        check(&of_pool("'{{ n }}'")).unwrap();
+        assert!(check(&of_pool("'n'")).is_err(), "no template");
         for (from, to, wrong) in [
             ("'cloud'", "'clowd'", ".provider"),
             ("size = 's'", "sice = 's'", ".group.a.sice is not known"),

@@ -847,10 +847,10 @@ fn what_is_compared() {
         &[
             "15:6 there is no parameter `varient` (did you mean `variant`?)",
             "16:10 `3` is no margin (write it as `3%`, from 0 to 100 %)",
-            "17:12 `rps` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:12 `rps` has neither `<` nor `>`; write it as `rps < 0.95`",
             "17:19 there is no metric `rpm` (did you mean `rps`?)",
-            "17:30 `rps <= 1` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
-            "17:42 `p99 > 0` says nothing of a ratio (write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`)",
+            "17:30 `rps <= 1` has more than one sign; write it as `rps < 0.95`",
+            "17:42 `0` is no ratio to the baseline; write a number above 0, such as 0.95",
         ],
     );
     refuses(
@@ -971,6 +971,17 @@ fn machines_may_depend_on_parameters() {
     assert_eq!(sets, [1, 2, 1, 2, 3, 4, 3, 4]);
     let third = experiment.on_set(3);
     assert_eq!((third.machines().count(), third.values["n"].clone()), (4, 3.into()));
+}
+
+#[test]
+fn a_providers_own_keys_may_be_templates_of_any_type() {
+    let text = "name = 'x'\nprovider = 'pool'\n[vars]\nmore = 1\n[group.a]\nmembers = '{{ more + 1 }}'\n";
+    let count = |set: &[(&str, &str)]| Dir::new().load(text, set).unwrap().groups[0].count.get();
+    assert_eq!((count(&[]), count(&[("more", "3")])), (2, 4));
+    assert_eq!(
+        Dir::new().problems(text, &[("more", "9")]),
+        ["6:11 this is no whole number from 1 to 9, once rendered: \"10\""]
+    );
 }
 
 #[test]

@@ -26,16 +26,6 @@ pub(super) fn plans(step: &Step) -> impl Iterator<Item = MetricPlan> {
     })
 }
 
-/// The metric of a line of `fail_if`, or what is wrong with it.
-pub(super) fn threshold(text: &str) -> Result<&str, String> {
-    let split = text.split_once(['<', '>']).map(|(metric, ratio)| (metric.trim(), ratio.trim()));
-    let is_ratio = |ratio: &str| ratio.parse::<f64>().is_ok_and(|ratio| ratio.is_finite() && ratio > 0.0);
-    match split {
-        Some((metric, ratio)) if !metric.is_empty() && is_ratio(ratio) => Ok(metric),
-        _ => Err(format!("`{text}` says nothing of a ratio")),
-    }
-}
-
 impl Reader<'_> {
     /// The metrics of a step on so many machines, which collects this.
     pub(super) fn metrics(

@@ -5,7 +5,6 @@ use std::rc::Rc;
 
 use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
-use super::metrics::threshold;
 use super::sets::Dependency;
 use super::value::entries;
 use super::{Named, Problem, Reader, Span, TemplateRole, TemplateScope, Used, Value, key, suggest};
@@ -15,6 +14,7 @@ use crate::experiment::template::is_reserved;
 use crate::experiment::values::{Value as PlacedValue, Values};
 use crate::limits::{COMMAND_LIMIT, PARAMETER_LIMIT, PARAMETER_VALUE_LIMIT, SET_VALUE_LIMIT, STEP_LIMIT};
 use crate::names;
+use crate::statistics::Threshold;
 use crate::trial::{Compare, Parameter, ParameterValue, Parameters, Trials};
 
 /// So many digits fit a number that templates reckon with.
@@ -290,13 +290,10 @@ impl Reader<'_> {
     /// A line of `fail_if`, whose metric there is.
     fn threshold(&mut self, value: &Value<'_>) -> Option<String> {
         let text = self.text(value)?;
-        match threshold(text) {
-            Err(wrong) => {
-                let help = "write a metric, `<` or `>`, and a ratio to the baseline: `rps < 0.95`".to_owned();
-                self.note(Problem::at(value.span(), wrong).help(help));
-            }
-            Ok(metric) if !self.metrics.contains_key(metric) => {
-                let help = suggest(metric, self.metrics.keys().map(String::as_str));
+        match text.parse::<Threshold>() {
+            Err(wrong) => self.note(Problem::at(value.span(), wrong.to_string())),
+            Ok(Threshold { metric, .. }) if !self.metrics.contains_key(&metric) => {
+                let help = suggest(&metric, self.metrics.keys().map(String::as_str));
                 let help = help.or_else(|| Some("a step's `metrics` has them".to_owned()));
                 self.note(Problem::at(value.span(), format!("there is no metric `{metric}`")).help(help));
             }
