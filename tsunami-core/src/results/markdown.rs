@@ -127,7 +127,11 @@ pub(super) fn change(comparison: &Comparison) -> (String, String) {
 
 /// A number with its sign and two decimals at most.
 pub(super) fn signed(value: f64) -> String {
-    let text = format!("{:.*}", if value.abs() < 10.0 { 2 } else { 1 }, value.abs());
+    let text = match value.abs() {
+        size @ 0.0..10.0 => format!("{size:.2}"),
+        size @ ..1e4 => format!("{size:.1}"),
+        size => significant(size),
+    };
     match value {
         _ if text.chars().all(|digit| matches!(digit, '0' | '.')) => text,
         value if value < 0.0 => format!("−{text}"),
@@ -163,7 +167,17 @@ pub(super) fn line(cells: &[String]) -> String {
 
 /// Text that is nothing but text in Markdown, as far as tables and markup go.
 fn cell(text: &str) -> String {
-    sanitize(text).replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[")
+    let mut cell = String::with_capacity(text.len());
+    let mut rest = sanitize(text).into_owned();
+    rest.push(' ');
+    for (c, next) in rest.chars().zip(rest.chars().skip(1)) {
+        // What stands before a space begins no tag.
+        if matches!(c, '\\' | '|' | '[') || c == '<' && next != ' ' {
+            cell.push('\\');
+        }
+        cell.push(c);
+    }
+    cell
 }
 
 #[cfg(test)]
@@ -175,6 +189,7 @@ mod tests {
         let shown = [0.0, 12345.678, 1234.5, 3.0, 0.012_345, 1e-9, 2.5e15, f64::NAN].map(significant);
         assert_eq!(shown, ["0", "12346", "1234", "3", "0.01235", "1.000e-9", "2.500e15", "NaN"]);
         assert_eq!([0.0, -0.001, 3.456, -25.04].map(signed), ["0.00", "0.00", "+3.46", "−25.0"]);
-        assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b &lt;img src=x> \\[x](y)");
+        assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b \\<img src=x> \\[x](y)");
+        assert_eq!(cell("`rps < 0.95`<"), "`rps < 0.95`<");
     }
 }

@@ -56,6 +56,12 @@ fn a_sweep_is_told_in_rows_in_values_and_in_words() {
         (&json!("21.1"), &json!("21"), &json!("interrupted"))
     );
 
+    let page = read(directory.path(), "report.html");
+    assert!(
+        page.contains("signal 9 (SIGKILL), 5 times") && !page.contains("vmstat"),
+        "what was ended on purpose is none"
+    );
+
     let csv = read(directory.path(), "results.csv");
     let mut lines = csv.lines();
     let heads: Vec<&str> = lines.next().unwrap().split(',').collect();

@@ -233,6 +233,18 @@ fn attempt(
         ok,
         took: Duration::from_secs(5),
     });
+    // What goes on in the background is ended on purpose.
+    story.add(EventKind::CommandFinished {
+        machine: "server-0".to_owned(),
+        id: None,
+        stage: "watch".to_owned(),
+        command_id: 1000,
+        command: "vmstat 1".to_owned(),
+        exit: None,
+        error: Some("cancelled".to_owned()),
+        cancelled: true,
+        took: Duration::from_secs(5),
+    });
     let is_new = trial.parameters["variant"] == "new".into();
     let clients: f64 = trial.parameters["clients"].to_string().parse().unwrap();
     let drift = 1.0 + 0.0015 * f64::from(trial.round);

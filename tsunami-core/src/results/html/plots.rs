@@ -167,6 +167,9 @@ pub(super) fn rows(about: About<'_>, rows: &[Row], axis: &str, band: Option<(f64
     })
 }
 
+/// What the axis of the order is called. It has whole numbers alone.
+pub(super) const PLACES: &str = "place in the run";
+
 /// Values in the order in which they were measured.
 pub(super) fn order(
     about: About<'_>,
@@ -292,6 +295,11 @@ pub(super) fn timeline(about: About<'_>, lanes: &[Lane], end: f64) -> Option<Str
 fn mesh(chart: &mut Chart<'_, '_>, x: &str, y: &str, x_labels: usize, y_labels: usize) -> Drawn {
     let style = TextStyle::from(("sans-serif", LETTERS)).color(&INK);
     let shown = |value: &f64| significant(if value.abs() < 1e-9 { 0.0 } else { *value });
+    let whole = x == PLACES;
+    let shown_x = |value: &f64| match whole && value.fract().abs() > 1e-9 {
+        true => String::new(),
+        false => shown(value),
+    };
     let (x, y) = (shorten(&sanitize(x), LABEL).into_owned(), shorten(&sanitize(y), 24).into_owned());
     let mut mesh = chart.configure_mesh();
     mesh.disable_x_mesh()
@@ -302,7 +310,7 @@ fn mesh(chart: &mut Chart<'_, '_>, x: &str, y: &str, x_labels: usize, y_labels: 
         .axis_desc_style(style)
         .x_labels(x_labels)
         .y_labels(y_labels)
-        .x_label_formatter(&shown)
+        .x_label_formatter(&shown_x)
         .y_label_formatter(&shown)
         .x_desc(x)
         .y_desc(y);

@@ -22,8 +22,8 @@ use crate::statistics::{Direction, Scale, Verdict};
 use crate::text::{number, sanitize_bytes, shorten};
 use crate::trial::MetricPlan;
 use crate::{
-    Combination, GroupSize, Leftover, MachineReport, MetricAnalysis, Price, Report, TrialOutcome,
-    TrialReport, VariantAnalysis,
+    Combination, CommandReport, GroupSize, Leftover, MachineReport, MetricAnalysis, Price, Report,
+    TrialOutcome, TrialReport, VariantAnalysis,
 };
 
 /// How many failures are shown, each with the end of its log.
@@ -390,38 +390,28 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
     for check in analysis.checks.iter().filter(|check| check.holds == Some(true)) {
         failures.push(plain("fail_if".to_owned(), &check.to_string()));
     }
-    failures.extend(analysis.incomplete.iter().map(|why| plain("Incomplete".to_owned(), why)));
+    // The run mostly says so itself.
+    let why = report.swept.as_ref().and_then(|swept| swept.why.as_deref());
+    let is_told =
+        sets.iter().filter_map(|set| set.error).any(|error| why.is_some_and(|why| error.contains(why)));
+    let incomplete = analysis.incomplete.iter().filter(|_| !is_told);
+    failures.extend(incomplete.map(|why| plain("Incomplete".to_owned(), why)));
     for set in sets {
         for (name, machine) in set.machines {
             failures.extend(machine.error.iter().map(|error| plain(name.clone(), error)));
         }
     }
     failures.extend(failed_trials(report));
-    for command in &report.commands {
-        let failed = command.exit.is_some_and(|exit| !exit.success()) && !command.cancelled;
-        if !(failed || command.error.is_some()) {
-            continue;
+    failures.extend(failed_commands(report));
+    // Only what is shown is read, and each once.
+    let mut tails = 0;
+    for failure in failures.iter_mut().take(FAILURES) {
+        let log = failure.link.take().map(|link| link.text);
+        let read = log.and_then(|log| Some((tail(&directory.join(&log))?, link(&log))));
+        if let Some((tail, link)) = read {
+            (failure.tail, failure.link, failure.open) = (tail, Some(link), tails < OPEN_TAILS);
+            tails += 1;
         }
-        let why = match (&command.exit, &command.error) {
-            (_, Some(error)) => error.clone(),
-            (Some(exit), None) => format!("{exit} after {}", span(command.took)),
-            (None, None) => String::new(),
-        };
-        let log = format!("logs/{}/{}.log", command.machine, command.stage);
-        let is_named = is_experiment_name(&command.machine) && is_experiment_name(&command.stage);
-        let open = failures.iter().filter(|failure: &&Failure| failure.open).count() < OPEN_TAILS;
-        // Only what is shown is read, and each once.
-        let is_new =
-            failures.iter().all(|failure| failure.link.as_ref().is_none_or(|known| known.text != log));
-        let is_shown = is_named && is_new && failures.len() < FAILURES;
-        let tail = is_shown.then(|| tail(&directory.join(&log)));
-        failures.push(Failure {
-            what: format!("{} on {}: {}", command.stage, command.machine, shorten(&command.command, 120)),
-            why,
-            link: tail.as_ref().and_then(Option::as_ref).map(|_| link(&log)),
-            open: open && tail.as_ref().is_some_and(Option::is_some),
-            tail: tail.flatten().unwrap_or_default(),
-        });
     }
     let more = failures.len().saturating_sub(FAILURES);
     failures.truncate(FAILURES);
@@ -451,6 +441,41 @@ fn failed_trials(report: &Report) -> Vec<Failure> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let what = format!("{what} {shown}{more}");
         Failure { what, why: why.to_owned(), tail: Vec::new(), open: false, link: None }
+    });
+    failures.collect()
+}
+
+/// The commands that failed, together those that are the same and failed alike, with the log of each stage once.
+fn failed_commands(report: &Report) -> Vec<Failure> {
+    let mut causes: Vec<(&CommandReport, String, usize)> = Vec::new();
+    for command in report.commands.iter().filter(|command| !command.cancelled) {
+        let why = match (&command.exit, &command.error) {
+            (_, Some(error)) => error.clone(),
+            (Some(exit), None) if !exit.success() => exit.to_string(),
+            _ => continue,
+        };
+        let same = |known: &CommandReport| {
+            (&known.machine, &known.stage, &known.command)
+                == (&command.machine, &command.stage, &command.command)
+        };
+        match causes.iter_mut().find(|(known, of, _)| same(known) && *of == why) {
+            Some((.., count)) => *count += 1,
+            None => causes.push((command, why, 1)),
+        }
+    }
+    let mut logs = Vec::new();
+    let failures = causes.into_iter().map(|(command, why, count)| {
+        let CommandReport { machine, stage, .. } = command;
+        let log = format!("logs/{machine}/{stage}.log");
+        let is_new = is_experiment_name(machine) && is_experiment_name(stage) && !logs.contains(&log);
+        logs.push(log.clone());
+        let what = format!("{stage} on {machine}: {}", shorten(&command.command, 120));
+        let why = if count > 1 {
+            format!("{why}, {count} times")
+        } else {
+            format!("{why} after {}", span(command.took))
+        };
+        Failure { what, why, tail: Vec::new(), open: false, link: is_new.then(|| link(&log)) }
     });
     failures.collect()
 }
@@ -734,7 +759,7 @@ fn in_order(
     };
     let caption = format!("{}{place}, in the order of trials", metric.metric.name);
     let description = "Each trial's value by its place in the whole run. Lines part sets of machines.";
-    let axes = ("place in the run", with_unit.as_str());
+    let axes = (plots::PLACES, with_unit.as_str());
     plots.figure(caption, description, Some(table), |about| plots::order(about, &points, &breaks, axes))
 }
 
