@@ -1,5 +1,7 @@
 //! A sweep: all trials of a plan in their order, and those that don't count done again.
 
+#[cfg(feature = "experiment")]
+use std::collections::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -19,6 +21,8 @@ use crate::condition::{Accounting, Facts, Traces, canary, fingerprint, odd};
 use crate::error::{Error, ErrorChain, Failures};
 use crate::event::UserEvent;
 use crate::machine::MachineId;
+#[cfg(feature = "experiment")]
+use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
 
@@ -641,9 +645,12 @@ impl Sweep {
         {
             let state = &mut *sweep.state();
             state.is_planned = true;
+            let mut known = HashMap::<&str, Vec<&TrialReport>>::new();
+            for attempt in &report.trials {
+                known.entry(attempt.planned_name()).or_default().push(attempt);
+            }
             for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
-                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
-                for known in attempts {
+                for known in known.get(planned.name.as_str()).into_iter().flatten() {
                     match (&known.voided, known.ok) {
                         (Some(_), _) => trial.voided += 1,
                         (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
