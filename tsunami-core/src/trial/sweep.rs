@@ -1,5 +1,7 @@
 //! A sweep: all trials of a plan in their order, and those that don't count done again.
 
+#[cfg(feature = "experiment")]
+use std::collections::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -19,6 +21,8 @@ use crate::condition::{Accounting, Facts, Traces, canary, fingerprint, odd};
 use crate::error::{Error, ErrorChain, Failures};
 use crate::event::UserEvent;
 use crate::machine::MachineId;
+#[cfg(feature = "experiment")]
+use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
 
@@ -246,57 +250,6 @@ impl Sweep {
         Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, told, only }
     }
 
-    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
-    /// of which nobody could tell.
-    pub(crate) fn resumed(
-        plan: SweepPlan,
-        wanted: &Trials,
-        report: &Report,
-        is_left: impl Fn(&str) -> bool,
-    ) -> Self {
-        let sweep = Self::new(plan, wanted, true);
-        {
-            let state = &mut *sweep.state();
-            state.is_planned = true;
-            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
-                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
-                for known in attempts {
-                    match (&known.voided, known.ok) {
-                        (Some(_), _) => trial.voided += 1,
-                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
-                    }
-                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
-                        state.took.entry(kind(planned)).or_default().push(took);
-                    }
-                }
-                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
-            }
-        }
-        sweep
-    }
-
-    /// Does a part alone: the trials in which these parameters are so.
-    ///
-    /// # Errors
-    ///
-    /// There is no such part, or it would cut rounds.
-    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
-        for (name, value) in &only {
-            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
-            else {
-                return Err(format!("there is no parameter {name}"));
-            };
-            if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(format!("parameter {name} is never {value}"));
-            }
-            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
-                return Err(format!("{name} is compared: rounds are done whole"));
-            }
-        }
-        self.only = only.into();
-        Ok(self)
-    }
-
     /// Whether a trial is of the part that is done.
     fn is_wanted(&self, planned: &PlannedTrial) -> bool {
         let is_so = |(name, value): &(String, String)| {
@@ -307,15 +260,6 @@ impl Sweep {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         lock(&self.progress.0)
-    }
-
-    pub(crate) fn plan(&self) -> &SweepPlan {
-        &self.plan
-    }
-
-    /// Whether it is more than a single trial that nobody made a plan for.
-    pub(crate) fn is_told(&self) -> bool {
-        self.told
     }
 
     /// The number of its last set of machines.
@@ -361,24 +305,6 @@ impl Sweep {
             let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
             cluster.emit(UserEvent::SweepFinished { done, of, why });
         }
-    }
-
-    /// What a program ends with that shows failed trials as an error, as files do.
-    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
-        let (done, of) = self.done();
-        let mut errors = mem::take(&mut self.state().errors);
-        if done < of && (stopped.is_some() || self.is_given_up()) {
-            let why = stopped.unwrap_or_else(|| self.why_not_all());
-            errors.push(Error::Incomplete { done, of, why });
-        } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
-            errors.push(Error::other("trials failed before the sweep was resumed"));
-        }
-        let mut errors = errors.into_iter();
-        let (Some(first), others) = (errors.next(), errors.collect::<Vec<_>>()) else { return Ok(()) };
-        if others.is_empty() {
-            return Err(first);
-        }
-        Err(Error::Several(Failures { first: Box::new(first), others }))
     }
 
     /// Does what is left of a set on machines that are up, which are the `number`th set of the sweep, and tells the end of
@@ -708,6 +634,91 @@ impl Sweep {
         };
         let is_late = !needed.is_zero() && cluster.time_left() < needed + TEARDOWN_RESERVE;
         is_late.then(|| "the lifetime of the machines leaves no time for another".to_owned())
+    }
+}
+
+/// What files ask of it.
+#[cfg(feature = "experiment")]
+impl Sweep {
+    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
+    /// of which nobody could tell.
+    pub(crate) fn resumed(
+        plan: SweepPlan,
+        wanted: &Trials,
+        report: &Report,
+        is_left: impl Fn(&str) -> bool,
+    ) -> Self {
+        let sweep = Self::new(plan, wanted, true);
+        {
+            let state = &mut *sweep.state();
+            state.is_planned = true;
+            let mut known = HashMap::<&str, Vec<&TrialReport>>::new();
+            for attempt in &report.trials {
+                known.entry(attempt.planned_name()).or_default().push(attempt);
+            }
+            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
+                for known in known.get(planned.name.as_str()).into_iter().flatten() {
+                    match (&known.voided, known.ok) {
+                        (Some(_), _) => trial.voided += 1,
+                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
+                    }
+                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
+                        state.took.entry(kind(planned)).or_default().push(took);
+                    }
+                }
+                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
+            }
+        }
+        sweep
+    }
+
+    /// Does a part alone: the trials in which these parameters are so.
+    ///
+    /// # Errors
+    ///
+    /// There is no such part, or it would cut rounds.
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
+        for (name, value) in &only {
+            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
+            else {
+                return Err(format!("there is no parameter {name}"));
+            };
+            if parameter.values.iter().all(|known| known.to_string() != *value) {
+                return Err(format!("parameter {name} is never {value}"));
+            }
+            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
+                return Err(format!("{name} is compared: rounds are done whole"));
+            }
+        }
+        self.only = only.into();
+        Ok(self)
+    }
+
+    pub(crate) fn plan(&self) -> &SweepPlan {
+        &self.plan
+    }
+
+    /// Whether it is more than a single trial that nobody made a plan for.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// What a program ends with that shows failed trials as an error, as files do.
+    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
+        let (done, of) = self.done();
+        let mut errors = mem::take(&mut self.state().errors);
+        if done < of && (stopped.is_some() || self.is_given_up()) {
+            let why = stopped.unwrap_or_else(|| self.why_not_all());
+            errors.push(Error::Incomplete { done, of, why });
+        } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
+            errors.push(Error::other("trials failed before the sweep was resumed"));
+        }
+        let mut errors = errors.into_iter();
+        let (Some(first), others) = (errors.next(), errors.collect::<Vec<_>>()) else { return Ok(()) };
+        if others.is_empty() {
+            return Err(first);
+        }
+        Err(Error::Several(Failures { first: Box::new(first), others }))
     }
 }
 
