@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "an example says what it does")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tsunami_core::statistics::Direction;
 use tsunami_core::trial::{Trial, Trials};
@@ -18,15 +19,19 @@ async fn main() -> Result<(), Error> {
     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default()));
     let plan = Plan::new("sweep").group(Group::new("node", MachineSpec::default()));
     let trials = Trials::matrix([("tool", ["sha256sum", "md5sum"])]).compare("tool").repeat(4).warmup(1);
-    let measure = async |trial: Trial| {
-        let line = format!("for i in $(seq 20); do {} $(command -v sh); done", trial.parameter("tool")?);
-        let node = trial.host("node-0")?;
-        let begun = std::time::Instant::now();
-        node.run(line).await?;
-        trial.metric("seconds", Direction::Lower, begun.elapsed().as_secs_f64());
-        Ok(())
-    };
-    let report = tsunami.run(plan, |cluster| async move { cluster.trials(trials, measure).await }).await?;
+    let sweep = tsunami.run(plan, |cluster| async move {
+        cluster
+            .trials(trials, async |trial: Trial| {
+                let line =
+                    format!("for i in $(seq 20); do {} $(command -v sh); done", trial.parameter("tool")?);
+                let begun = Instant::now();
+                trial.host("node-0")?.run(line).await?;
+                trial.metric("seconds", Direction::Lower, begun.elapsed().as_secs_f64());
+                Ok(())
+            })
+            .await
+    });
+    let report = sweep.await?;
     println!("{}", report.compare("tool", "seconds").map_err(Error::other)?);
     Ok(())
 }

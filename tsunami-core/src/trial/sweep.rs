@@ -243,57 +243,6 @@ impl Sweep {
         Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, told, only }
     }
 
-    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
-    /// of which nobody could tell.
-    pub(crate) fn resumed(
-        plan: SweepPlan,
-        wanted: &Trials,
-        report: &Report,
-        is_left: impl Fn(&str) -> bool,
-    ) -> Self {
-        let sweep = Self::new(plan, wanted, true);
-        {
-            let state = &mut *sweep.state();
-            state.is_planned = true;
-            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
-                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
-                for known in attempts {
-                    match (&known.voided, known.ok) {
-                        (Some(_), _) => trial.voided += 1,
-                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
-                    }
-                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
-                        state.took.entry(kind(planned)).or_default().push(took);
-                    }
-                }
-                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
-            }
-        }
-        sweep
-    }
-
-    /// Does a part alone: the trials in which these parameters are so.
-    ///
-    /// # Errors
-    ///
-    /// There is no such part, or it would cut rounds.
-    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
-        for (name, value) in &only {
-            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
-            else {
-                return Err(format!("there is no parameter {name}"));
-            };
-            if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(format!("parameter {name} is never {value}"));
-            }
-            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
-                return Err(format!("{name} is compared: rounds are done whole"));
-            }
-        }
-        self.only = only.into();
-        Ok(self)
-    }
-
     /// Whether a trial is of the part that is done.
     fn is_wanted(&self, planned: &PlannedTrial) -> bool {
         let is_so = |(name, value): &(String, String)| {
@@ -304,15 +253,6 @@ impl Sweep {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         lock(&self.progress.0)
-    }
-
-    pub(crate) fn plan(&self) -> &SweepPlan {
-        &self.plan
-    }
-
-    /// Whether it is more than a single trial that nobody made a plan for.
-    pub(crate) fn is_told(&self) -> bool {
-        self.told
     }
 
     /// The number of its last set of machines.
@@ -358,24 +298,6 @@ impl Sweep {
             let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
             cluster.emit(UserEvent::SweepFinished { done, of, why });
         }
-    }
-
-    /// What a program ends with that shows failed trials as an error, as files do.
-    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
-        let (done, of) = self.done();
-        let mut errors = mem::take(&mut self.state().errors);
-        if done < of && (stopped.is_some() || self.is_given_up()) {
-            let why = stopped.unwrap_or_else(|| self.why_not_all());
-            errors.push(Error::Incomplete { done, of, why });
-        } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
-            errors.push(Error::other("trials failed before the sweep was resumed"));
-        }
-        let mut errors = errors.into_iter();
-        let (Some(first), others) = (errors.next(), errors.collect::<Vec<_>>()) else { return Ok(()) };
-        if others.is_empty() {
-            return Err(first);
-        }
-        Err(Error::Several(Failures { first: Box::new(first), others }))
     }
 
     /// Does what is left of a set on machines that are up, which are the `number`th set of the sweep, and tells the end of
@@ -701,6 +623,88 @@ impl Sweep {
         };
         let is_late = !needed.is_zero() && cluster.time_left() < needed + TEARDOWN_RESERVE;
         is_late.then(|| "the lifetime of the machines leaves no time for another".to_owned())
+    }
+}
+
+/// What files ask of it.
+#[cfg(feature = "experiment")]
+impl Sweep {
+    /// The rest of a sweep that has come as far as its report says. What `is_left` says was left of a trial is of an attempt
+    /// of which nobody could tell.
+    pub(crate) fn resumed(
+        plan: SweepPlan,
+        wanted: &Trials,
+        report: &Report,
+        is_left: impl Fn(&str) -> bool,
+    ) -> Self {
+        let sweep = Self::new(plan, wanted, true);
+        {
+            let state = &mut *sweep.state();
+            state.is_planned = true;
+            for (planned, trial) in sweep.plan.trials.iter().zip(&mut state.trials) {
+                let attempts = report.trials.iter().filter(|known| known.planned_name() == planned.name);
+                for known in attempts {
+                    match (&known.voided, known.ok) {
+                        (Some(_), _) => trial.voided += 1,
+                        (None, ok) => (trial.counted, trial.is_cut) = (ok, ok.is_none()),
+                    }
+                    if let (None, Some(true), Some(took)) = (&known.voided, known.ok, known.took) {
+                        state.took.entry(kind(planned)).or_default().push(took);
+                    }
+                }
+                trial.is_cut |= trial.counted.is_none() && is_left(&planned.name);
+            }
+        }
+        sweep
+    }
+
+    /// Does a part alone: the trials in which these parameters are so.
+    ///
+    /// # Errors
+    ///
+    /// There is no such part, or it would cut rounds.
+    pub(crate) fn only(mut self, only: Vec<(String, String)>) -> Result<Self, String> {
+        for (name, value) in &only {
+            let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
+            else {
+                return Err(format!("there is no parameter {name}"));
+            };
+            if parameter.values.iter().all(|known| known.to_string() != *value) {
+                return Err(format!("parameter {name} is never {value}"));
+            }
+            if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
+                return Err(format!("{name} is compared: rounds are done whole"));
+            }
+        }
+        self.only = only.into();
+        Ok(self)
+    }
+
+    pub(crate) fn plan(&self) -> &SweepPlan {
+        &self.plan
+    }
+
+    /// Whether it is more than a single trial that nobody made a plan for.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// What a program ends with that shows failed trials as an error, as files do.
+    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
+        let (done, of) = self.done();
+        let mut errors = mem::take(&mut self.state().errors);
+        if done < of && (stopped.is_some() || self.is_given_up()) {
+            let why = stopped.unwrap_or_else(|| self.why_not_all());
+            errors.push(Error::Incomplete { done, of, why });
+        } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
+            errors.push(Error::other("trials failed before the sweep was resumed"));
+        }
+        let mut errors = errors.into_iter();
+        let (Some(first), others) = (errors.next(), errors.collect::<Vec<_>>()) else { return Ok(()) };
+        if others.is_empty() {
+            return Err(first);
+        }
+        Err(Error::Several(Failures { first: Box::new(first), others }))
     }
 }
 
