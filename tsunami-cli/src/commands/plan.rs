@@ -81,11 +81,10 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
             )
         }
     };
-    for (number, set) in (1..).zip(sets.iter().take(SETS)) {
-        if let Some(known) = experiment.sets.get(number - 1) {
+    for (nth, set) in (1..).zip(sets.iter().take(SETS)) {
+        if let Some(known) = experiment.sets.get(nth - 1) {
             let machines = set.experiment.machines().count();
-            let title =
-                format!("set {number}: {}, {}", number(machines, "machine"), pairs(&known.parameters));
+            let title = format!("set {nth}: {}, {}", number(machines, "machine"), pairs(&known.parameters));
             line(&mut text, &title);
         }
         offers(&mut text, set);
