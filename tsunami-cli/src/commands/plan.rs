@@ -7,6 +7,7 @@ use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
 use tsunami_core::results::Secrets;
 use tsunami_core::statistics::Direction;
+use tsunami_core::text::number;
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
@@ -80,10 +81,10 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
             )
         }
     };
-    for (number, set) in (1..).zip(sets.iter().take(SETS)) {
-        if let Some(known) = experiment.sets.get(number - 1) {
+    for (nth, set) in (1..).zip(sets.iter().take(SETS)) {
+        if let Some(known) = experiment.sets.get(nth - 1) {
             let machines = set.experiment.machines().count();
-            let title = format!("set {number}: {machines} machines, {}", pairs(&known.parameters));
+            let title = format!("set {nth}: {}, {}", number(machines, "machine"), pairs(&known.parameters));
             line(&mut text, &title);
         }
         offers(&mut text, set);
@@ -107,14 +108,12 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
     }
     for (at, step) in experiment.steps.iter().enumerate() {
         let when = if step.per == Per::Run { ", once for all trials" } else { "" };
-        // Its machines may depend on parameters.
-        let all = || sets.iter().filter_map(|set| Some(&set.experiment.steps.get(at)?.on));
-        let most = all().max_by_key(|on| on.len()).unwrap_or(&step.on);
-        let at_most = if all().any(|on| on.len() < most.len()) { " at most" } else { "" };
-        line(&mut text, &format!("  step {:<11} on {}{at_most}{when}", step.name, some(most)));
+        let on = most(sets.iter().filter_map(|set| Some(&set.experiment.steps.get(at)?.on)));
+        line(&mut text, &format!("  step {:<11} on {on}{when}", step.name));
     }
-    for reset in &experiment.resets {
-        line(&mut text, &format!("  between trials   on {}", some(&reset.on)));
+    for at in 0..experiment.resets.len() {
+        let on = most(sets.iter().filter_map(|set| Some(&set.experiment.resets.get(at)?.on)));
+        line(&mut text, &format!("  between trials   on {on}"));
     }
     for step in experiment.steps.iter().filter(|step| shows_secrets(experiment, step)) {
         let what = match (step.collect.is_empty(), step.metrics.is_empty()) {
@@ -242,6 +241,13 @@ fn shows_secrets(experiment: &Experiment, step: &Step) -> bool {
         machines.into_iter().any(|(_, group, _)| group.env.iter().any(is_secret))
     };
     !(step.collect.is_empty() && step.metrics.is_empty()) && (step.env.iter().any(is_secret) || of_groups())
+}
+
+/// The names of the machines that something is done on, on each set: those of the set that has the most of them.
+fn most<'s>(sets: impl Iterator<Item = &'s Vec<String>> + Clone) -> String {
+    let Some(most) = sets.clone().max_by_key(|on| on.len()) else { return String::new() };
+    let at_most = if sets.into_iter().any(|on| on.len() < most.len()) { " at most" } else { "" };
+    format!("{}{at_most}", some(most))
 }
 
 /// The names of machines, or values, as far as anybody wants to read them.

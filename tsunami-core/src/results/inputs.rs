@@ -13,7 +13,7 @@ use super::{ResultsError, files};
 use crate::experiment::{Experiment, Group, Setup, Upload};
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
-#[derive(PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Digested {
     group: String,
     from: String,
@@ -100,7 +100,11 @@ pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), Res
     };
     for (group, upload) in uploads(experiment) {
         let now = digested(group, upload)?;
-        if !before.contains(&now) {
+        // Where it is on this computer may be said otherwise than before: relative to another directory.
+        let is_same = |before: &Digested| {
+            (&before.group, &before.to, &before.files) == (&now.group, &now.to, &now.files)
+        };
+        if !before.iter().any(is_same) {
             return Err(ResultsError::Changed(upload.from.clone()));
         }
     }
@@ -240,6 +244,21 @@ mod tests {
         expected[3].0 = "2-user-data".to_owned();
         expected.sort();
         assert_eq!(names(&[("user-data".to_owned(), String::new())]), expected);
+    }
+
+    #[test]
+    fn an_upload_is_the_same_wherever_its_path_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        let text = "name = 'x'\n[group.a]\nupload = [{ from = 'x.toml', to = 'in' }]\n";
+        fs::write(&file, text).unwrap();
+        let mut experiment = Experiment::load(&file).unwrap();
+        let inputs = directory.path().join("inputs");
+        write(&experiment, &inputs).unwrap();
+        experiment.groups[0].upload[0].from = directory.path().join(".").join("x.toml");
+        check(&experiment, &inputs).unwrap();
+        fs::write(&file, format!("{text}# more")).unwrap();
+        assert!(matches!(check(&experiment, &inputs), Err(ResultsError::Changed(_))));
     }
 
     #[test]

@@ -371,8 +371,8 @@ fn statistic(name: &str, histogram: &Histogram<u64>) -> Result<f64, String> {
     let statistic =
         HdrStatistic::parse(name).ok_or_else(|| format!("`{name}` is nothing that a histogram has"))?;
     match statistic {
-        HdrStatistic::Count => return Ok(histogram.len() as f64),
-        _ if histogram.is_empty() => return Err("the histogram is empty".to_owned()),
+        HdrStatistic::Count => Ok(histogram.len() as f64),
+        _ if histogram.is_empty() => Err("the histogram is empty".to_owned()),
         HdrStatistic::Mean => finite(histogram.mean()),
         HdrStatistic::Min => Ok(histogram.min() as f64),
         HdrStatistic::Max => Ok(histogram.max() as f64),
