@@ -228,7 +228,7 @@ fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
 /// Keeps the page and a picture of it in the directory `TSUNAMI_SCREENSHOTS`, for people to look at.
 fn keep(browser: &mut Browser, page: &Path, name: &str) {
     let Some(directory) = std::env::var_os("TSUNAMI_SCREENSHOTS") else { return };
-    let page = fs::read(&page).unwrap();
+    let page = fs::read(page).unwrap();
     fs::write(Path::new(&directory).join(format!("{name}.html")), page).unwrap();
     let file = fs::File::create(Path::new(&directory).join(format!("{name}.png"))).unwrap();
     let mut decode =
