@@ -4,9 +4,9 @@
 #   list PORT        prints the sockets that listen on the port (in hexadecimal)
 #   wait PORT ADDRESSES NAME TRIAL STEP
 #                    says `looked` once it knows which sockets there are, then waits until a process of that step's
-#                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's, it
-#                    is one that was not there before, and can be reached by others: of the loopback only ADDRESSES, as
-#                    the kernel writes them, are the machine's.
+#                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's or
+#                    with a process that has written over its environment, it is one that was not there before, and can
+#                    be reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
 mode=$1 port=$2 own=" $3 " name=$4 trial=$5 step=$6
 
 # Sets sockets: ` address:number address:number `.
@@ -51,6 +51,12 @@ is_the_steps() {
     return 1
 }
 
+# Whether a process has written over its environment, as servers do that show what they do in place of their arguments. Any
+# other has a PATH.
+shows_nobody() {
+    ! grep -zq '^PATH=' "/proc/$1/environ" 2>/dev/null
+}
+
 # Whether an address is the machine's: all are but those of the loopback, which several machines share.
 is_own() {
     case ${1#0000000000000000FFFF0000} in ??????7F | 00000000000000000000000001000000) ;; *) return 0 ;; esac
@@ -69,11 +75,16 @@ while :; do
     look
     if [ "$sockets" != ' ' ]; then
         owned=" $(owners | tr '\n' ' ')"
+        anonymous=' '
         for owner in $owned; do
             ! is_the_steps "${owner#*:}" || exit 0
+            ! shows_nobody "${owner#*:}" || anonymous="$anonymous${owner%:*} "
         done
         for socket in $sockets; do
-            case $owned in *" ${socket##*:}:"*) continue ;; esac
+            case $owned in *" ${socket##*:}:"*)
+                case $anonymous in *" ${socket##*:} "*) ;; *) continue ;; esac
+                ;;
+            esac
             case $before in *":${socket##*:} "*) continue ;; esac
             ! is_own "${socket%:*}" || exit 0
         done

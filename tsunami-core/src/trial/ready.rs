@@ -45,7 +45,8 @@ enum Sign {
 
 impl Ready {
     /// The process that was started, or one that descends from it, listens on this port. Where nobody shows whose a
-    /// listener is, as with another user's, it is one that was not there before and that others can reach.
+    /// listener is, as with another user's or with a server that has written over its environment, it is one that was not
+    /// there before and that others can reach.
     pub fn port(port: u16) -> Self {
         Self::new(Sign::Port(port))
     }
@@ -280,6 +281,10 @@ mod tests {
     /// Whether the script that waits for a listener is done soon, when one comes at this address after it has looked. It
     /// can see whose a socket is, or, as somebody else, it can't.
     fn is_ready(port: u16, comes: Option<&str>, own: &str, hidden: bool) -> bool {
+        is_ready_with(port, || comes.map(|address| TcpListener::bind((address, port)).unwrap()), own, hidden)
+    }
+
+    fn is_ready_with<T>(port: u16, comes: impl FnOnce() -> T, own: &str, hidden: bool) -> bool {
         let mut command = std::process::Command::new("timeout");
         command.args(["3", "setpriv"]);
         if hidden {
@@ -290,7 +295,7 @@ mod tests {
         let mut looked = [0; LOOKED.len()];
         waiting.stdout.as_mut().unwrap().read_exact(&mut looked).unwrap();
         assert_eq!(looked, LOOKED.as_bytes());
-        let _listener = comes.map(|address| TcpListener::bind((address, port)).unwrap());
+        let _listener = comes();
         waiting.wait().unwrap().success()
     }
 
@@ -320,6 +325,30 @@ mod tests {
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         server.wait().unwrap();
         assert!(ready, "it is the server that listens, though beside a stranger");
+    }
+
+    /// As redis, nginx and PostgreSQL do it, which show what they do in place of their arguments.
+    #[test]
+    fn a_server_that_has_written_over_its_environment_will_do_at_an_own_address() {
+        let listens = |port: u16, environment: &[(&str, &str)]| {
+            let mut server = std::process::Command::new("/usr/bin/perl");
+            let listen = "IO::Socket::INET->new(LocalAddr => '127.0.0.2', LocalPort => shift, Listen => 1) or die; sleep 9";
+            server.args(["-MIO::Socket::INET", "-e", &format!("my $s = {listen}"), &port.to_string()]);
+            server.env_clear().envs(environment.iter().copied()).spawn().unwrap()
+        };
+        let ready = |environment: &[(&str, &str)], own: &str| {
+            let port = free_port("127.0.0.2");
+            let mut server = None;
+            let own = hexadecimal(own).unwrap();
+            let ready = is_ready_with(port, || server = Some(listens(port, environment)), &own, false);
+            let mut server = server.unwrap();
+            server.kill().unwrap();
+            server.wait().unwrap();
+            ready
+        };
+        assert!(ready(&[], "127.0.0.2"));
+        assert!(!ready(&[], "127.0.0.9"), "the address is another machine's");
+        assert!(!ready(&[("PATH", "/usr/bin")], "127.0.0.2"), "it shows that it is somebody else's");
     }
 
     #[test]
