@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tsunami_core::Report;
 use tsunami_core::trial::VoidReason;
 
-use crate::world::World;
+use crate::world::{World, example};
 
 const FILE: &str = r#"name = "x"
 [group.node]
@@ -95,5 +95,41 @@ fn what_can_t_be_resumed_says_why() {
     let wrong = world.tsunami(["run", file, "--only", "size=3"]);
     wrong.assert_status(2).assert_says(&["parameter size is never 3"]);
     world.tsunami(["run", file, "--resume", "--set", "a=1"]).assert_status(2);
+    world.assert_clean();
+}
+
+/// The experiments that people are shown come to a conclusion, even on a computer that does other things too.
+#[test]
+fn the_example_of_a_server_says_which_variant_is_faster() {
+    let world = World::new();
+    let ended = world.tsunami(["run", example("compare/experiment.toml").to_str().unwrap()]);
+    let table = &ended.assert_status(0).stdout;
+    let results = world.results();
+    let analysis = report(&results).analysis();
+    let rps = &analysis.metrics.iter().find(|metric| metric.metric.name == "rps").unwrap().combinations;
+    assert_eq!(rps.len(), 3, "one, four and sixteen clients");
+    for combination in rps {
+        let new = combination.variants[1].compared.as_ref().unwrap();
+        assert!(new.sentence.contains("rps of new is ") && new.sentence.ends_with("% higher (better)"));
+        assert!(table.contains(&new.sentence), "{table}");
+        assert_eq!(combination.variants[1].values.len(), 6);
+    }
+    for file in ["report.html", "results.json", "results.csv", "manifest.json", "traces/server-0.csv"] {
+        assert!(results.join(file).exists(), "{file}");
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn the_example_of_redis_says_what_its_file_costs() {
+    let world = World::new();
+    let file = example("redis/append-only.toml");
+    world.tsunami(["run", "--set", "requests=2000", file.to_str().unwrap()]).assert_status(0);
+    let analysis = report(&world.results()).analysis();
+    assert_eq!(analysis.metrics.len(), 3);
+    for metric in &analysis.metrics {
+        let compared: Vec<_> = metric.combinations[0].variants.iter().map(|one| &one.compared).collect();
+        assert_eq!(compared.iter().filter(|compared| compared.is_some()).count(), 2, "{metric}");
+    }
     world.assert_clean();
 }

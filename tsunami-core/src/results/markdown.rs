@@ -165,19 +165,10 @@ pub(super) fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// Text that is nothing but text in Markdown, as far as tables and markup go.
+/// Text that is nothing but text in Markdown, as far as tables and markup go. Before a blank, `<` begins nothing.
 fn cell(text: &str) -> String {
-    let mut cell = String::with_capacity(text.len());
-    let mut rest = sanitize(text).into_owned();
-    rest.push(' ');
-    for (c, next) in rest.chars().zip(rest.chars().skip(1)) {
-        // What stands before a space begins no tag.
-        if matches!(c, '\\' | '|' | '[') || c == '<' && next != ' ' {
-            cell.push('\\');
-        }
-        cell.push(c);
-    }
-    cell
+    let text = sanitize(text).replace('\\', "\\\\").replace('|', "\\|").replace('[', "\\[");
+    text.replace('<', "&lt;").replace("&lt; ", "< ")
 }
 
 #[cfg(test)]
@@ -190,6 +181,7 @@ mod tests {
         assert_eq!(shown, ["0", "12346", "1234", "3", "0.01235", "1.000e-9", "2.500e15", "NaN"]);
         assert_eq!([0.0, -0.001, 3.456, -25.04].map(signed), ["0.00", "0.00", "+3.46", "−25.0"]);
         assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b \\<img src=x> \\[x](y)");
+        assert_eq!(cell("`rps < 0.95` holds"), "`rps < 0.95` holds");
         assert_eq!(cell("`rps < 0.95`<"), "`rps < 0.95`<");
     }
 }

@@ -106,7 +106,7 @@ pub struct Comparison {
 
 /// Why there is no comparison: it takes two rounds in which both variants have a finite value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it takes 2 rounds in which both variants have a value, and of {} there are {rounds}", rounds + left_out)]
+#[error("can't be compared: it takes 2 rounds in which both have a value, and there is {}", if *rounds == 1 { "one" } else { "none" })]
 #[non_exhaustive]
 pub struct TooFew {
     /// How many there are: 0 or 1.

@@ -145,7 +145,7 @@ fn rounds_without_both_values_are_left_out() {
     assert_eq!(few, TooFew { rounds: 1, left_out: 5 });
     assert_eq!(
         few.to_string(),
-        "it takes 2 rounds in which both variants have a value, and of 6 there are 1"
+        "can't be compared: it takes 2 rounds in which both have a value, and there is one"
     );
     assert_eq!(compare(&all, 0, 7, 0.95).unwrap_err().rounds, 0);
 }
