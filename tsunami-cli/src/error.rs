@@ -56,6 +56,8 @@ pub(crate) enum Error {
         logs: PathBuf,
         tails: Arc<Tails>,
         secrets: Secrets,
+        /// Whether its machines are another run's, and stay.
+        is_attached: bool,
     },
     /// Whatever failed then only followed from that.
     #[error("run {0} was torn down by another process")]
@@ -139,12 +141,15 @@ impl Error {
                 told.entry(&[(Style::Plain, who)], "interrupted");
                 return told.message;
             }
-            Self::Run { error: CoreError::Cancelled, .. } => {
-                told.line("interrupted; everything is torn down");
+            Self::Run { error: CoreError::Cancelled, is_attached, .. } => {
+                told.line(match is_attached {
+                    true => "interrupted; the machines stay up",
+                    false => "interrupted; everything is torn down",
+                });
                 return told.message;
             }
             Self::Core(error) | Self::Exec(error) => (error, None),
-            Self::Run { error, logs, tails, secrets } => {
+            Self::Run { error, logs, tails, secrets, .. } => {
                 told.secrets = Some(secrets);
                 (error, Some((logs, tails)))
             }

@@ -71,6 +71,11 @@ pub(super) struct StageArgs {
 }
 
 impl Execute for Run {
+    /// Those that are resumed are told of by what resumes them.
+    fn names_abandoned_runs(&self) -> bool {
+        !self.resume
+    }
+
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
         let state = RunStore::standard()?;
         let on = self.on.as_deref().map(|name| state.find(name)).transpose()?;
@@ -103,6 +108,8 @@ pub(super) struct Stage {
     reporter: Arc<dyn Reporter>,
     elsewhere: Arc<Elsewhere>,
     quiet: bool,
+    /// Whether the machines are another run's, and stay.
+    is_attached: bool,
 }
 
 impl Stage {
@@ -171,7 +178,7 @@ impl Stage {
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { run, tails, reporter, elsewhere, quiet, json: *json })
+        Ok(Self { run, tails, reporter, elsewhere, quiet, is_attached: on.is_some(), json: *json })
     }
 
     /// Tears down what a process that was killed has left of the run that is resumed.
@@ -191,10 +198,10 @@ impl Stage {
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let error = outcome.err().map(|error| match error {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
-                Error::Run { error, logs, tails, secrets }
+                Error::Run { error, logs, tails, secrets, is_attached: self.is_attached }
             }
             _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of()),
-            error => Error::Run { error, logs, tails, secrets },
+            error => Error::Run { error, logs, tails, secrets, is_attached: self.is_attached },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
         let local = self.run.unwritten().await;

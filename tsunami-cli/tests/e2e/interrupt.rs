@@ -305,6 +305,21 @@ fn giving_up_steps_on_machines_of_another_run_names_that_run() {
     world.assert_clean();
 }
 
+#[test]
+fn what_is_interrupted_on_machines_of_another_run_says_that_they_stay() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\n[[step]]\non = 'n'\nrun = 'sleep 1016'\n");
+    let up = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let args = ["run".as_ref(), "--json".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str()];
+    let mut run = Going::of(world.command(args));
+    run.wait_for(&["\"command_started\"", "sleep 1016"]);
+    run.signal(Signal::INT);
+    run.end().assert_status(5).assert_says(&["interrupted; the machines stay up"]);
+    world.tsunami(["exec", &up, "--", "true"]).assert_status(0);
+    world.tsunami(["down", &up]).assert_status(0);
+    world.assert_clean();
+}
+
 /// `TSUNAMI_KILLS` says how many moments are tried.
 #[test]
 fn a_run_killed_at_any_moment_of_its_launch_leaves_nothing_that_down_does_not_find() {

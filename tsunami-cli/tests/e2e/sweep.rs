@@ -110,7 +110,8 @@ fn the_example_of_a_server_says_which_variant_is_faster() {
     assert_eq!(rps.len(), 3, "one, four and sixteen clients");
     for combination in rps {
         let new = combination.variants[1].compared.as_ref().unwrap();
-        assert!(new.sentence.contains("rps of new is ") && new.sentence.ends_with("% higher (better)"));
+        // How sure that is depends on what else the computer does.
+        assert!(new.comparison.estimate > 2.0 && new.comparison.interval.high > 2.0, "{}", new.sentence);
         assert!(table.contains(&new.sentence), "{table}");
         assert_eq!(combination.variants[1].values.len(), 6);
     }
