@@ -367,6 +367,18 @@ async fn where_something_always_disturbs_trials_they_count_and_are_marked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_not_done_again_does_not_tell_that_trials_are_always_disturbed() {
+    let world = World::new();
+    // Two warm-ups, a trial that fails and the first attempt at the next are disturbed.
+    looked_at(&world.cloud, |_| "6.1", |asked| 1000 * asked.min(11));
+    let report = world.sweep(HOUR, two_by(2).warmup(1), async |trial: Trial| {
+        measure(trial.clone(), 10).await?;
+        if trial.name() == "1" { Err(Error::other("no")) } else { Ok(()) }
+    });
+    assert_eq!(voided(&report.await.unwrap()), [("2.1", VoidReason::Disturbed)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_odd_machine_is_named_before_the_first_trial_and_voids_those_that_use_it_if_asked_to() {
     for (odd, name, done) in
         [(OddMachines::Warn, "node-3", 4), (OddMachines::Void, "node-3", 0), (OddMachines::Void, "node-0", 4)]

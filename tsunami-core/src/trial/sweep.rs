@@ -170,7 +170,7 @@ struct State {
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
     is_planned: bool,
-    /// Whether the last trial counts although it was disturbed each time.
+    /// Whether the last successful trial counts although it was disturbed each time.
     is_noisy: bool,
 }
 
@@ -608,7 +608,10 @@ impl Sweep {
         }
         let mut state = self.state();
         let ok = error.is_none();
-        state.is_noisy = !lock(&disturbed).is_empty();
+        // Neither a warm-up nor a failed trial is done again for being disturbed, so that they tell nothing of whether it ends.
+        if ok && !planned.warmup {
+            state.is_noisy = !lock(&disturbed).is_empty();
+        }
         state.trials[at].counted = Some(ok);
         if ok {
             state.took.entry(kind(planned)).or_default().push(took);
