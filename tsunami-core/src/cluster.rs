@@ -932,6 +932,11 @@ impl Process {
         ended
     }
 
+    /// Whether the command has ended, so that nothing is left to wait for.
+    pub(crate) fn has_ended(&self) -> bool {
+        !matches!(&self.state, ProcessState::Running(task) if !task.is_finished())
+    }
+
     /// Ends the command: TERM, five seconds, then KILL. Returns once it is confirmed gone, with how it ended if
     /// that happened before, and without an error that [`wait`](Self::wait) has told already.
     pub async fn stop(mut self) -> Result<Option<Output>, Error> {
