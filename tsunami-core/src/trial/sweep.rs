@@ -457,8 +457,8 @@ impl Sweep {
             }
         }
         for round in rounds.into_iter().filter(|round| self.may_be_done(round)) {
-            if let Some(interrupted) = cluster.hosts().iter().find_map(Host::interruption) {
-                return Err(interrupted);
+            if let Some(departed) = cluster.departure().await {
+                return Err(departed);
             }
             self.void_round(cluster, measure, round.clone())?;
             if self.plan.compare.is_some()
@@ -547,6 +547,10 @@ impl Sweep {
         prepared: Option<&Trial>,
         is_first: bool,
     ) -> Result<Attempt, Error> {
+        // What it measured would not be what was planned, even if it ran elsewhere.
+        if let Some(departed) = cluster.departure().await {
+            return Err(departed);
+        }
         if let Some(error) = ended_services(prepared).await {
             let why = service_ended(&error);
             self.state().errors.push(error);
