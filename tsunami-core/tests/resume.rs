@@ -426,3 +426,26 @@ async fn a_service_of_all_trials_that_ends_before_them_fails_its_trial_and_ends_
         assert!(swept.done == 2 && swept.why.as_ref().unwrap().contains(&how), "{swept:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_machines_measured_is_kept_although_another_failed() {
+    let world = World::new(
+        "name = \"x\"\n[group.node]\ncount = 3\n[[step]]\nname = \"load\"\non = \"node\"\nrun = \"load\"\n\
+         [step.metrics]\nrps = { regex = 'rps=([0-9.]+)', across = \"sum\" }\n",
+    );
+    world.cloud.on_command(|machine, command| match machine {
+        _ if command.to_string() != "load" => None,
+        "node-1" => Some(Reply::status(3)),
+        _ => Some(Reply::stdout("rps=5\n")),
+    });
+    let error = world.run().await.unwrap_err();
+    assert_eq!(error.place().map(|(machine, _)| machine), Some("node-1"), "{error:?}");
+    let report: Report = world.events().iter().collect();
+    let measured = report.trials[0].measured.iter();
+    let measured: Vec<_> = measured.map(|one| (one.machine.as_deref(), one.value)).collect();
+    let expected =
+        [(Some("node-0"), Some(5.0)), (Some("node-1"), None), (Some("node-2"), Some(5.0)), (None, None)];
+    assert_eq!(measured, expected);
+    let missing = report.trials[0].measured[3].missing.as_deref();
+    assert_eq!(missing, Some("node-1: the step did not succeed"));
+}
