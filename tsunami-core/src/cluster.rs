@@ -7,7 +7,7 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
@@ -68,6 +68,12 @@ impl Cluster {
     /// Whether the run was cancelled.
     pub(crate) fn is_ending(&self) -> bool {
         self.hosts().iter().any(|host| host.inner.cancel.is_cancelled())
+    }
+
+    /// The error of the first machine that is gone, or that its provider takes back, if there is one.
+    pub(crate) async fn departure(&self) -> Option<Error> {
+        let departures = join_all(self.hosts().iter().map(Host::departure)).await;
+        departures.into_iter().flatten().next()
     }
 
     pub(crate) fn events(&self) -> &Events {
@@ -178,6 +184,8 @@ struct HostInner {
 struct Liveness {
     /// Why its provider takes it back, or took it. Files can still be fetched from it, for as long as it is there.
     interrupted: Option<String>,
+    /// It was seen on its way out: whether it is gone or was taken back will be known soon.
+    is_out: bool,
     gone: bool,
 }
 
@@ -209,6 +217,11 @@ impl Host {
     pub(crate) fn set_interrupted(&self, reason: String) {
         self.liveness().interrupted = Some(reason);
         self.inner.changed.notify_waiters();
+    }
+
+    /// Notes that it was seen on its way out, before why is known.
+    pub(crate) fn set_out(&self) {
+        self.liveness().is_out = true;
     }
 
     /// Notes that it is gone.
@@ -388,7 +401,7 @@ impl Host {
                 biased;
                 result = &mut running => break Some(result),
                 () = current.next.notified() => {}
-                () = self.leaving(command.despite_interruption) => return Err(self.lost(&command.line())),
+                () = self.leaving(command.despite_interruption) => return Err(self.lost(Some(&command.line()))),
                 () = passed(command.timeout.map(|timeout| turn.since + timeout)) => {
                     timed_out = Some(turn.index);
                     break None;
@@ -510,7 +523,7 @@ impl Host {
         tokio::select! {
             biased;
             () = self.inner.cancel.cancelled() => Err(Error::Cancelled),
-            () = self.leaving(true) => Err(self.lost(action)),
+            () = self.leaving(true) => Err(self.lost(Some(action))),
             done = doing => done.map_err(|error| Error::session(self.name(), &self.stage, action, error)),
         }
     }
@@ -545,6 +558,20 @@ impl Host {
         Some(Error::Interrupted { machine, id: self.inner.machine.id.clone(), stage, reason })
     }
 
+    /// The error of a machine that is gone, or that its provider takes back, though nothing may run there that would tell.
+    /// Of one that was seen on its way out, it waits until it is known which, unless the run ends.
+    pub(crate) async fn departure(&self) -> Option<Error> {
+        let is_known =
+            |liveness: &Liveness| !liveness.is_out || liveness.gone || liveness.interrupted.is_some();
+        tokio::select! {
+            biased;
+            () = self.until(is_known) => {}
+            () = self.inner.cancel.cancelled() => {}
+        }
+        let is_gone = self.liveness().gone;
+        if is_gone { Some(self.lost(None)) } else { self.interruption() }
+    }
+
     pub(crate) fn is_interrupted(&self) -> bool {
         self.liveness().interrupted.is_some()
     }
@@ -553,14 +580,14 @@ impl Host {
         &self.inner.session
     }
 
-    fn lost(&self, action: &str) -> Error {
+    fn lost(&self, action: Option<&str>) -> Error {
         if let Some(interrupted) = self.interruption() {
             return interrupted;
         }
         Error::Lost {
             machine: self.name().to_owned(),
             stage: self.stage.to_string(),
-            command: Some(action.to_owned()),
+            command: action.map(str::to_owned),
             source: format!("machine {} is gone", self.inner.machine.id).into(),
         }
     }
@@ -930,6 +957,11 @@ impl Process {
             Err(_) => ProcessState::Failed,
         };
         ended
+    }
+
+    /// Whether the command has ended, so that nothing is left to wait for.
+    pub(crate) fn has_ended(&self) -> bool {
+        !matches!(&self.state, ProcessState::Running(task) if !task.is_finished())
     }
 
     /// Ends the command: TERM, five seconds, then KILL. Returns once it is confirmed gone, with how it ended if

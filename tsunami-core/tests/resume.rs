@@ -399,3 +399,53 @@ fn no_other(results: &Path) -> bool {
         names.filter(|name| name != "index.csv" && !name.starts_with("set-")).collect();
     numbers.iter().filter(|name| !name.contains('.')).count() == 8
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_service_of_all_trials_that_ends_before_them_fails_its_trial_and_ends_the_sweep() {
+    // A trial takes 60 seconds. Status 0 is as wrong: it was to go on.
+    for status in [0, 3] {
+        let world = World::new(FILE);
+        world.cloud.on_command(move |_, command| {
+            let seconds = match command.to_string() {
+                line if line == "serve" => 90,
+                line if line.starts_with("measure ") => 60,
+                _ => return None,
+            };
+            let reply = if seconds == 90 { Reply::status(status) } else { Reply::stdout("rps=1\n") };
+            Some(reply.file("out.csv", "rows\n1\n").after(Duration::from_secs(seconds)))
+        });
+        let error = world.run().await.unwrap_err();
+        assert_eq!(Outcome::of(&error), Outcome::Failed, "{error:?}");
+        assert!(world.cloud.is_empty());
+        let report: Report = world.events().iter().collect();
+        let trials: Vec<_> = report.trials.iter().map(|trial| (trial.name.as_str(), trial.ok)).collect();
+        assert_eq!(trials, [("1", Some(true)), ("2", Some(false))]);
+        let how = format!("node-0: stage prepare: `serve` ended with status {status}");
+        assert!(report.trials[1].error.as_ref().unwrap().contains(&how), "{:?}", report.trials[1].error);
+        let swept = report.swept.unwrap();
+        assert!(swept.done == 2 && swept.why.as_ref().unwrap().contains(&how), "{swept:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_machines_measured_is_kept_although_another_failed() {
+    let world = World::new(
+        "name = \"x\"\n[group.node]\ncount = 3\n[[step]]\nname = \"load\"\non = \"node\"\nrun = \"load\"\n\
+         [step.metrics]\nrps = { regex = 'rps=([0-9.]+)', across = \"sum\" }\n",
+    );
+    world.cloud.on_command(|machine, command| match machine {
+        _ if command.to_string() != "load" => None,
+        "node-1" => Some(Reply::status(3)),
+        _ => Some(Reply::stdout("rps=5\n")),
+    });
+    let error = world.run().await.unwrap_err();
+    assert_eq!(error.place().map(|(machine, _)| machine), Some("node-1"), "{error:?}");
+    let report: Report = world.events().iter().collect();
+    let measured = report.trials[0].measured.iter();
+    let measured: Vec<_> = measured.map(|one| (one.machine.as_deref(), one.value)).collect();
+    let expected =
+        [(Some("node-0"), Some(5.0)), (Some("node-1"), None), (Some("node-2"), Some(5.0)), (None, None)];
+    assert_eq!(measured, expected);
+    let missing = report.trials[0].measured[3].missing.as_deref();
+    assert_eq!(missing, Some("node-1: the step did not succeed"));
+}

@@ -1,8 +1,10 @@
 //! Sweeps of trials on the fake cloud and paused time. Every test ends with an empty cloud.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -10,8 +12,9 @@ use tsunami_core::statistics::Direction;
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
 use tsunami_core::trial::{OddMachines, Trial, Trials, VoidReason};
 use tsunami_core::{
-    Cluster, Error, Event, EventKind, Group, MachineSpec, Observer, Outcome, Plan, Recorder, Report,
-    RunStore, Tsunami,
+    Cluster, Error, Event, EventKind, Group, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
+    MachineState, Observer, Outcome, Plan, Provider, ProviderError, Quote, Recorder, Report, RunFilter,
+    RunId, RunStore, Tsunami,
 };
 
 /// A fake cloud, and what was heard of a run on it.
@@ -236,6 +239,64 @@ async fn a_machine_that_is_lost_and_not_replaced_ends_the_sweep() {
     assert!(report.swept.unwrap().why.unwrap().contains("node-1"));
 }
 
+/// Shows a machine as gone while it is told to, though it is there.
+#[derive(Debug)]
+struct Mistaken(FakeCloud, Arc<Mutex<Option<&'static str>>>);
+
+#[async_trait]
+impl Provider for Mistaken {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        self.0.quote(spec, count).await
+    }
+    async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        self.0.launch(request).await
+    }
+    async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
+        let mut machines = self.0.list(filter).await?;
+        let gone = *self.1.lock().unwrap();
+        for machine in machines.iter_mut().filter(|machine| Some(machine.name().as_str()) == gone) {
+            machine.state = MachineState::Gone;
+        }
+        Ok(machines)
+    }
+    async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        self.0.extend(run, until).await
+    }
+    async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
+        *self.1.lock().unwrap() = None;
+        self.0.terminate(run).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_listed_as_gone_is_lost_though_its_session_stands_and_nothing_runs_there() {
+    // The trial is over before, or after, it is known that nobody has taken the machine back.
+    for seconds in [10, 100] {
+        let (world, gone) = (World::new(), Arc::new(Mutex::new(None)));
+        let provider = Mistaken(world.cloud.clone(), gone.clone());
+        let tsunami = Tsunami::new(Arc::new(provider), Arc::new(world.cloud.clone()))
+            .state(RunStore::at(world.directory.path().join("runs")))
+            .observer(world.events.clone() as Arc<dyn Observer>);
+        let group = Group::new("node", MachineSpec::default()).count(4);
+        let body = move |trial: Trial| {
+            if trial.name() == "2" {
+                *gone.lock().unwrap() = Some("node-1");
+            }
+            async move { trial.host("node-0")?.run(format!("measure {seconds}")).await.map(drop) }
+        };
+        let sweep = async move |cluster: Cluster| cluster.trials(two_by(2), body).await;
+        let error = tsunami.run(Plan::new("sweep").group(group).lifetime(HOUR), sweep).await.unwrap_err();
+        assert!(world.cloud.is_empty(), "left: {:?}", world.cloud);
+        assert_eq!(Outcome::of(&error), Outcome::MachineLost, "{error:?}");
+        let report = world.report();
+        assert_eq!((counted(&report), voided(&report)), (vec!["1"], vec![("2.1", VoidReason::Lost)]));
+        assert!(report.swept.unwrap().why.unwrap().contains("node-1"));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_trial_begins_that_can_t_end_in_time() {
     let world = World::new();
@@ -364,6 +425,18 @@ async fn where_something_always_disturbs_trials_they_count_and_are_marked() {
     assert_eq!(["1", "2", "3", "4"].map(disturbed), [true, true, true, false]);
     assert_eq!(voided(&report).iter().filter(|(name, _)| name.starts_with(['2', '3', '4'])).count(), 0);
     assert!(voided(&report).iter().any(|(name, _)| name.starts_with('5')), "an undisturbed one came between");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_done_again_does_not_tell_that_trials_are_always_disturbed() {
+    let world = World::new();
+    // Two warm-ups, a trial that fails and the first attempt at the next are disturbed.
+    looked_at(&world.cloud, |_| "6.1", |asked| 1000 * asked.min(11));
+    let report = world.sweep(HOUR, two_by(2).warmup(1), async |trial: Trial| {
+        measure(trial.clone(), 10).await?;
+        if trial.name() == "1" { Err(Error::other("no")) } else { Ok(()) }
+    });
+    assert_eq!(voided(&report.await.unwrap()), [("2.1", VoidReason::Disturbed)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -249,6 +249,7 @@ impl Run {
                 }
             }
             watch.until(id, is_out).await;
+            host.set_out();
             run.events.emit(EventKind::MachineGone { machine: host.name().to_owned(), id: id.clone() });
             if !host.is_interrupted()
                 && let Ok(machine) = Box::pin(timeout(REASON_TIMEOUT, watch.interrupted(id))).await

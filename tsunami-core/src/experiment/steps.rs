@@ -70,6 +70,9 @@ impl Measure for FileTrials<'_> {
     }
 }
 
+/// What machines printed that have succeeded, by their names: it is of worth although others fail.
+type Printed = BTreeMap<String, Output>;
+
 /// Everything that the steps of one trial need, or those that are done once for all trials.
 struct Steps<'a> {
     experiment: &'a Experiment,
@@ -139,8 +142,10 @@ impl Steps<'_> {
                 in_a_row(row).await
             } else {
                 let hosts = self.hosts_of(first)?;
-                let done = self.trial.step(&first.name, hosts, |host| self.part(first, host)).await;
-                self.read_metrics(first, done.as_deref().unwrap_or_default()).await;
+                let printed = Mutex::default();
+                let done = self.trial.step(&first.name, hosts, |host| self.part(first, host, &printed)).await;
+                let printed = mem::take(&mut *lock(&printed));
+                self.read_metrics(first, &printed).await;
                 (0, done.map(drop))
             };
             let step = left[last];
@@ -162,16 +167,16 @@ impl Steps<'_> {
 
     /// Reads a step's metrics from what its machines printed, in their order, and brought home. One that can't be read fails
     /// the trial once the other steps are done.
-    async fn read_metrics(&self, step: &Step, printed: &[Option<Output>]) {
+    async fn read_metrics(&self, step: &Step, printed: &Printed) {
         for metric in &step.metrics {
-            let texts = step.on.iter().enumerate().map(async |(place, machine)| {
+            let texts = step.on.iter().map(async |machine| {
                 let text = match &metric.file {
                     Some(file) => {
                         let path = self.results.collected(self.trial.name(), &step.name, machine).join(file);
                         let read = spawn_blocking(move || collected(&path)).await;
                         read.unwrap_or_else(|error| Err(error.to_string()))
                     }
-                    None => printed_text(printed.get(place).and_then(Option::as_ref)),
+                    None => printed_text(printed.get(machine)),
                 };
                 MachineText { machine: machine.clone(), text }
             });
@@ -221,22 +226,23 @@ impl Steps<'_> {
         }
     }
 
-    /// One machine's part of a step, and what it printed if metrics are read from that.
-    async fn part(&self, step: &Step, host: TrialHost) -> Result<Option<Output>, Error> {
-        let me = host.context();
+    /// One machine's part of a step. Keeps what it `printed` if metrics are read from that.
+    async fn part(&self, step: &Step, host: TrialHost, printed: &Mutex<Printed>) -> Result<(), Error> {
+        let (me, machine) = (host.context(), host.name().to_owned());
         let command = self.command(step, host)?;
         match &step.action {
             Action::Run { .. } => {
                 let output = command.run().await?;
-                let is_read = step.metrics.iter().any(|metric| metric.file.is_none());
-                return Ok(is_read.then_some(output));
+                if step.metrics.iter().any(|metric| metric.file.is_none()) {
+                    lock(printed).insert(machine, output);
+                }
             }
             Action::Start { ready: Some(ready), .. } => {
                 command.start_until(sign(ready, &self.scope(&me))?).await?;
             }
             Action::Start { ready: None, .. } => drop(command.start()),
         }
-        Ok(None)
+        Ok(())
     }
 
     /// What a step runs on a machine.

@@ -148,6 +148,21 @@ impl Background {
         Service { host, number }
     }
 
+    /// Whether it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
+    /// Brings the files home of one that has ended, and returns how it did, which is an error whatever its status. None if it
+    /// did not end by itself.
+    pub(super) async fn ended(self) -> Option<Error> {
+        let Self { host, line, collect, process } = self;
+        let ended = process.stop().await;
+        // What else goes wrong now only follows from that.
+        let _ = collected(&host, collect.as_ref()).await;
+        ended.map(|output| output.map(|output| ended_early(&host, line, &output))).unwrap_or_else(Some)
+    }
+
     /// Ends it and brings its files home. One that failed before its time is an error.
     pub(super) async fn stop(self) -> Result<(), Error> {
         let Self { host, line, collect, process } = self;

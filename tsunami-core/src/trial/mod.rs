@@ -129,7 +129,7 @@ impl Cluster {
     /// # Errors
     ///
     /// The first in time, with the others after it, of: what `body` returns, a service that failed, what could not be
-    /// ended, and an interrupted machine.
+    /// ended, and a machine that was interrupted or is gone.
     pub async fn trial<T, F, Fut>(&self, name: impl Into<String>, body: F) -> Result<T, Error>
     where
         F: FnOnce(Trial) -> Fut,
@@ -160,14 +160,14 @@ impl Cluster {
             }
         };
         // Whatever else failed, it is this that decides, and it is said with the stage where that is known.
-        let interrupted = self.hosts().iter().find_map(Host::interruption);
+        let departed = self.departure().await;
         let (stopped, swept) = (trial.stop_services().await, trial.sweep().await);
         unless_ended.disarm();
         let (value, failed) = match done {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
         };
-        let errors = [failed, stopped.err(), swept.err(), interrupted].into_iter().flatten();
+        let errors = [failed, stopped.err(), swept.err(), departed].into_iter().flatten();
         let result = gravest(errors.collect()).map_or(Ok(value), Err);
         let (ok, took) = (result.is_ok(), begun.elapsed());
         let error = result.as_ref().err().map(|error| ErrorChain(error).to_string());
@@ -324,6 +324,16 @@ impl Trial {
 
     fn services(&self) -> MutexGuard<'_, Vec<Option<Background>>> {
         lock(&self.inner.services)
+    }
+
+    /// Lets go of the services that have ended by themselves, and returns how they did, as one error.
+    async fn ended_services(&self) -> Option<Error> {
+        let ended: Vec<Background> = {
+            let mut services = self.services();
+            services.iter_mut().filter_map(|service| service.take_if(|service| service.has_ended())).collect()
+        };
+        let errors = in_time(ended.into_iter().map(Background::ended)).await;
+        gravest(errors.into_iter().flatten().collect())
     }
 
     /// Ends what was started, all at once, and brings its files home.

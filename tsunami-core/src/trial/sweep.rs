@@ -21,6 +21,7 @@ use crate::condition::{Accounting, Facts, Traces, canary, fingerprint, odd};
 use crate::error::{Error, ErrorChain, Failures};
 use crate::event::UserEvent;
 use crate::machine::MachineId;
+use crate::outcome::gravest;
 #[cfg(feature = "experiment")]
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
@@ -42,7 +43,8 @@ pub(crate) trait Measure {
         false
     }
 
-    /// What is done once on a set of machines, before its first trial. What it starts goes on until the last is over.
+    /// What is done once on a set of machines, before its first trial. What it starts goes on until the last is over: if it
+    /// ends before that, the trial under way has failed, and no other is begun.
     fn prepare(&self, trial: Trial) -> impl Future<Output = Result<(), Error>> {
         let _ = trial;
         async { Ok(()) }
@@ -170,7 +172,7 @@ struct State {
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
     is_planned: bool,
-    /// Whether the last trial counts although it was disturbed each time.
+    /// Whether the last successful trial counts although it was disturbed each time.
     is_noisy: bool,
 }
 
@@ -228,8 +230,8 @@ enum Attempt {
     Counts,
     /// It doesn't, for a reason that may have gone.
     Void,
-    /// It doesn't, and no other will on these machines.
-    Odd(String),
+    /// Whether or not it does, no other is done on these machines, for this reason.
+    Last(String),
 }
 
 impl Sweep {
@@ -332,12 +334,12 @@ impl Sweep {
             let ended = if measure.prepares() {
                 let trial = Trial::new(&cluster, format!("set-{number}"), Parameters::new(), None)?;
                 let body = async |trial: Trial| {
-                    measure.prepare(trial).await?;
-                    self.go(set, &cluster, measure).await
+                    measure.prepare(trial.clone()).await?;
+                    self.go(set, &cluster, measure, Some(&trial)).await
                 };
                 cluster.attempt(trial, false, body).await
             } else {
-                self.go(set, &cluster, measure).await
+                self.go(set, &cluster, measure, None).await
             };
             match ended {
                 Err(error) if loss(&error).is_some() && !cluster.is_ending() => {
@@ -366,19 +368,20 @@ impl Sweep {
         set: u32,
         cluster: &Cluster,
         measure: &M,
+        prepared: Option<&Trial>,
     ) -> Result<Option<String>, Error> {
         if self.is_done(set) {
             return Ok(None);
         }
         if !self.told {
-            return self.rounds(set, cluster, measure).await;
+            return self.rounds(set, cluster, measure, prepared).await;
         }
         self.look_at(cluster).await;
         if self.canary {
             self.canaries(cluster, false).await;
         }
         let traces = measure.traces().map(|directory| Traces::start(cluster.hosts(), directory));
-        let ended = self.rounds(set, cluster, measure).await;
+        let ended = self.rounds(set, cluster, measure, prepared).await;
         if let Some(Err(error)) = OptionFuture::from(traces.map(Traces::stop)).await {
             tracing::warn!(%error, "there are machines without a whole trace");
         }
@@ -432,6 +435,7 @@ impl Sweep {
         set: u32,
         cluster: &Cluster,
         measure: &M,
+        prepared: Option<&Trial>,
     ) -> Result<Option<String>, Error> {
         let mut is_first = true;
         let of_set = |planned: &&PlannedTrial| planned.set == set && self.is_wanted(planned);
@@ -447,11 +451,14 @@ impl Sweep {
             if let Some(why) = self.too_late(cluster, at..at + 1) {
                 return Ok(Some(why));
             }
-            self.attempt(at, cluster, measure, mem::take(&mut is_first)).await?;
+            let attempt = self.attempt(at, cluster, measure, prepared, mem::take(&mut is_first));
+            if let Attempt::Last(why) = attempt.await? {
+                return Ok(Some(why));
+            }
         }
         for round in rounds.into_iter().filter(|round| self.may_be_done(round)) {
-            if let Some(interrupted) = cluster.hosts().iter().find_map(Host::interruption) {
-                return Err(interrupted);
+            if let Some(departed) = cluster.departure().await {
+                return Err(departed);
             }
             self.void_round(cluster, measure, round.clone())?;
             if self.plan.compare.is_some()
@@ -464,10 +471,11 @@ impl Sweep {
                     if let Some(why) = self.too_late(cluster, at..at + 1) {
                         return Ok(Some(why));
                     }
-                    match self.attempt(at, cluster, measure, mem::take(&mut is_first)).await? {
+                    let attempt = self.attempt(at, cluster, measure, prepared, mem::take(&mut is_first));
+                    match attempt.await? {
                         Attempt::Counts => break,
                         Attempt::Void => {}
-                        Attempt::Odd(why) => return Ok(Some(why)),
+                        Attempt::Last(why) => return Ok(Some(why)),
                     }
                 }
             }
@@ -530,21 +538,31 @@ impl Sweep {
         Ok(set_aside?)
     }
 
-    /// One attempt at a trial.
+    /// One attempt at a trial, which counts on what was `prepared` to go on.
     async fn attempt<M: Measure>(
         &self,
         at: usize,
         cluster: &Cluster,
         measure: &M,
+        prepared: Option<&Trial>,
         is_first: bool,
     ) -> Result<Attempt, Error> {
+        // What it measured would not be what was planned, even if it ran elsewhere.
+        if let Some(departed) = cluster.departure().await {
+            return Err(departed);
+        }
+        if let Some(error) = ended_services(prepared).await {
+            let why = service_ended(&error);
+            self.state().errors.push(error);
+            return Ok(Attempt::Last(why));
+        }
         let planned = &self.plan.trials[at];
         let (name, parameters) = (planned.name.clone(), planned.parameters.clone());
         let trial = Trial::new(cluster, name, parameters, Some(self.progress.clone()))?;
         self.state().trials[at].begun += 1;
         let mut under_way = UnderWay { sweep: self, at, cluster, measure, is_over: false };
         let begun = Instant::now();
-        let disturbed = Mutex::new(Vec::new());
+        let (disturbed, last) = (Mutex::new(Vec::new()), Mutex::new(None));
         let body = async |trial: Trial| {
             let accounting = match self.told {
                 true => Some(Accounting::begin(cluster.hosts()).await),
@@ -559,7 +577,10 @@ impl Sweep {
                     cluster.emit(UserEvent::Accounted { trial: trial.name().to_owned(), account });
                 }
             }
-            measured
+            let Some(ended) = ended_services(prepared).await else { return measured };
+            *lock(&last) = Some(service_ended(&ended));
+            // What failed besides follows from that, more likely than not.
+            gravest([Some(ended), measured.err()].into_iter().flatten().collect()).map_or(Ok(()), Err)
         };
         let ended = cluster.attempt(trial.clone(), true, body).await;
         let took = begun.elapsed();
@@ -603,20 +624,23 @@ impl Sweep {
                     text.clone(),
                     odd.iter().map(|(machine, _)| machine.clone()).collect(),
                 )?;
-                return Ok(Attempt::Odd(text));
+                return Ok(Attempt::Last(text));
             }
         }
         let mut state = self.state();
         let ok = error.is_none();
-        state.is_noisy = !lock(&disturbed).is_empty();
+        // Neither a warm-up nor a failed trial is done again for being disturbed, so that they tell nothing of whether it ends.
+        if ok && !planned.warmup {
+            state.is_noisy = !lock(&disturbed).is_empty();
+        }
         state.trials[at].counted = Some(ok);
         if ok {
             state.took.entry(kind(planned)).or_default().push(took);
         }
-        if let Some(error) = error.filter(|_| !planned.warmup && state.errors.len() < ERRORS_KEPT) {
-            state.errors.push(error);
-        }
-        Ok(Attempt::Counts)
+        let last = lock(&last).take();
+        let is_kept = last.is_some() || (!planned.warmup && state.errors.len() < ERRORS_KEPT);
+        state.errors.extend(error.filter(|_| is_kept));
+        Ok(last.map_or(Attempt::Counts, Attempt::Last))
     }
 
     /// Whether a trial that was disturbed counts all the same, marked as such: when it was each time that it was tried, or
@@ -762,6 +786,16 @@ fn loss(error: &Error) -> Option<(VoidReason, Vec<String>)> {
     machines.sort();
     machines.dedup();
     (!lost.is_empty()).then_some((reason, machines))
+}
+
+/// How services ended that were to go on for all trials, if some did.
+async fn ended_services(prepared: Option<&Trial>) -> Option<Error> {
+    prepared?.ended_services().await
+}
+
+/// Why no other trial is done.
+fn service_ended(error: &Error) -> String {
+    format!("what was started for all trials has ended: {}", ErrorChain(error))
 }
 
 /// Replaces the machines that were interrupted; fails with `error` if there are none.
