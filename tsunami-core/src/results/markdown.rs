@@ -165,10 +165,19 @@ pub(super) fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// Text that is nothing but text in Markdown, as far as tables and markup go. Before a blank, `<` begins nothing.
+/// Text that is nothing but text in Markdown, as far as tables and markup go.
 fn cell(text: &str) -> String {
-    let text = sanitize(text).replace('\\', "\\\\").replace('|', "\\|").replace('[', "\\[");
-    text.replace('<', "&lt;").replace("&lt; ", "< ")
+    let mut cell = String::with_capacity(text.len());
+    let mut rest = sanitize(text).into_owned();
+    rest.push(' ');
+    for (c, next) in rest.chars().zip(rest.chars().skip(1)) {
+        // What stands before a space begins no tag.
+        if matches!(c, '\\' | '|' | '[') || c == '<' && next != ' ' {
+            cell.push('\\');
+        }
+        cell.push(c);
+    }
+    cell
 }
 
 #[cfg(test)]
