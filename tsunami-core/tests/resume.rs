@@ -191,6 +191,9 @@ async fn a_comparison_that_may_not_be_fails_the_run() {
             Err(error) => {
                 assert_eq!(Outcome::of(&error), Outcome::Failed);
                 assert!(holds && error.to_string().contains("`rps < 0.95` holds for slow"), "{error}");
+                // It is so once more where nothing is left to do.
+                let again = world.resume(RunOptions::default()).await.unwrap_err();
+                assert_eq!(again.to_string(), error.to_string());
             }
         }
         assert!(world.cloud.is_empty());
@@ -226,6 +229,24 @@ async fn sets_of_machines_come_one_after_another_each_torn_down_before_the_next(
     numbers.sort_unstable();
     numbers.dedup();
     assert_eq!(numbers.len(), events.len(), "they are of one story");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lifetime_of_one_set_ends_no_other() {
+    // No time for the second round of a set, and none for the first trial of one.
+    for (lifetime, done) in [("5m", 4), ("50s", 0)] {
+        let world = World::new(&two_sets().replace("3h", lifetime));
+        let error = world.run().await.unwrap_err();
+        let report: Report = world.events().iter().collect();
+        assert_eq!((table(&report).len(), report.set, report.earlier_sets.len()), (done, 2, 1), "{error:?}");
+        assert!(world.cloud.is_empty());
+        if done > 0 {
+            assert!(matches!(error, Error::Incomplete { done: 4, of: 8, .. }), "{error:?}");
+            assert_eq!(Outcome::of(&error), Outcome::Failed);
+            assert!(error.to_string().contains("lifetime"), "{error}");
+            assert_eq!(report.swept.unwrap().done, 4);
+        }
+    }
 }
 
 /// The fake cloud, for a dollar a machine and hour.

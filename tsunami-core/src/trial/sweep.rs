@@ -169,6 +169,8 @@ struct State {
     odd: BTreeMap<String, String>,
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
+    /// Why the first set stopped that did before its time.
+    stopped: Option<String>,
     is_planned: bool,
     /// Whether the last trial counts although it was disturbed each time.
     is_noisy: bool,
@@ -245,6 +247,7 @@ impl Sweep {
             canaries: BTreeSet::new(),
             odd: BTreeMap::new(),
             errors: Vec::new(),
+            stopped: None,
             is_planned: false,
             is_noisy: false,
         };
@@ -292,9 +295,14 @@ impl Sweep {
         self.plan.trials.iter().zip(&state.trials).any(left)
     }
 
+    /// Keeps why a set stopped before its time, to be told at the end.
+    pub(crate) fn stop(&self, why: String) {
+        self.state().stopped.get_or_insert(why);
+    }
+
     fn why_not_all(&self) -> String {
         if self.is_given_up() {
-            return GIVEN_UP.to_owned();
+            return self.state().stopped.clone().unwrap_or_else(|| GIVEN_UP.to_owned());
         }
         let only: Vec<_> = self.only.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("only {} was to be done", only.join(", "))
@@ -351,8 +359,11 @@ impl Sweep {
         };
         ending.is_over = true;
         let is_last = (set + 1..=self.set_count()).all(|set| self.is_done(set));
+        if let Ok(Some(why)) = &ended {
+            self.stop(why.clone());
+        }
         match &ended {
-            Ok(None) if !is_last => {}
+            Ok(_) if !is_last => {}
             Ok(why) => self.finish(&cluster, why.clone()),
             Err(error) => self.finish(&cluster, Some(ErrorChain(error).to_string())),
         }
@@ -706,11 +717,11 @@ impl Sweep {
     }
 
     /// What a program ends with that shows failed trials as an error, as files do.
-    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
+    pub(crate) fn outcome(&self) -> Result<(), Error> {
         let (done, of) = self.done();
         let mut errors = mem::take(&mut self.state().errors);
-        if done < of && (stopped.is_some() || self.is_given_up()) {
-            let why = stopped.unwrap_or_else(|| self.why_not_all());
+        if self.is_given_up() {
+            let why = self.why_not_all();
             errors.push(Error::Incomplete { done, of, why });
         } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
             errors.push(Error::other("trials failed before the sweep was resumed"));
