@@ -102,7 +102,10 @@ pub enum ResultsError {
     #[error("{0}")]
     NoSuchPart(String),
     /// What the trials of a run were made with is not as it was.
-    #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
+    #[error(
+        "{} is not as it was when the run began, and the rest would not be comparable: put it back, or start a new run",
+        .0.display()
+    )]
     Changed(PathBuf),
     /// Something could not be done with a file or directory.
     #[error("cannot {action} {}", path.display())]

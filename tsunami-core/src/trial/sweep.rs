@@ -329,6 +329,7 @@ impl Sweep {
         measure: &M,
     ) -> Result<Option<String>, Error> {
         if self.told {
+            // Once more where it is resumed: not all who observe it know what was told before.
             if !mem::replace(&mut self.state().is_planned, true) {
                 cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
             }
@@ -664,7 +665,6 @@ impl Sweep {
         let sweep = Self::new(plan, wanted, true);
         {
             let state = &mut *sweep.state();
-            state.is_planned = true;
             let mut known = HashMap::<&str, Vec<&TrialReport>>::new();
             for attempt in &report.trials {
                 known.entry(attempt.planned_name()).or_default().push(attempt);
