@@ -322,6 +322,11 @@ impl ExperimentRun {
         !self.results.has_inputs()
     }
 
+    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done.
+    pub fn is_resumable(&self) -> bool {
+        self.results.report().sweep.is_some() && self.sweep.is_given_up()
+    }
+
     /// Does what is to be done on this computer first, and then writes down what machines will be given.
     async fn make_ready(&self) -> Result<(), Error> {
         if !self.prepares() {

@@ -287,7 +287,7 @@ impl Sweep {
     }
 
     /// Whether a trial that was to be done is not.
-    fn is_given_up(&self) -> bool {
+    pub(crate) fn is_given_up(&self) -> bool {
         let state = self.state();
         let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
             !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
