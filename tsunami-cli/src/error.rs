@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tsunami_core::experiment::Problems;
@@ -54,6 +54,8 @@ pub(crate) enum Error {
         #[source]
         error: CoreError,
         logs: PathBuf,
+        /// Its results, if there are trials left to be resumed.
+        rest: Option<PathBuf>,
         tails: Arc<Tails>,
         secrets: Secrets,
         /// Whether its machines are another run's, and stay.
@@ -121,7 +123,7 @@ impl Error {
 
     fn tell(&self, message: Message, who: &str, removal: &Removal) -> Message {
         let mut told = Told { who, message, removal, secrets: None };
-        let (error, logs) = match self {
+        let error = match self {
             Self::Experiment(problems) => {
                 let colour = told.message.has_colour();
                 told.message.drawing(&problems.render(colour));
@@ -141,20 +143,23 @@ impl Error {
                 told.entry(&[(Style::Plain, who)], "interrupted");
                 return told.message;
             }
-            Self::Run { error: CoreError::Cancelled, is_attached, .. } => {
+            Self::Run { error: CoreError::Cancelled, rest, is_attached, .. } => {
                 told.line(match is_attached {
                     true => "interrupted; the machines stay up",
                     false => "interrupted; everything is torn down",
                 });
+                told.rest(rest.as_deref());
                 return told.message;
             }
-            Self::Core(error) | Self::Exec(error) => (error, None),
-            Self::Run { error, logs, tails, secrets, .. } => {
+            Self::Core(error) | Self::Exec(error) => error,
+            Self::Run { error, logs, rest, tails, secrets, .. } => {
                 told.secrets = Some(secrets);
-                (error, Some((logs, tails)))
+                told.core(error, Some((logs, tails)));
+                told.rest(rest.as_deref());
+                return told.message;
             }
         };
-        told.core(error, logs);
+        told.core(error, None);
         told.message
     }
 }
@@ -195,7 +200,7 @@ fn option_for(remedy: Remedy) -> Option<&'static str> {
     match remedy {
         Remedy::TrustNewHosts => Some("or trust it for this run: pass --accept-new-hosts"),
         Remedy::RemoveOldRuns => Some("`tsunami gc` removes what is left of runs that are over"),
-        Remedy::Resume => Some("`tsunami run --resume DIR` does the rest"),
+        // Whoever knows the directory says it.
         _ => None,
     }
 }
@@ -226,6 +231,15 @@ impl Told<'_> {
     fn help(&mut self, help: Option<&str>) {
         if let Some(help) = help {
             self.entry(&[(Style::Help, "help"), (Style::Plain, ": ")], help);
+        }
+    }
+
+    /// What does the trials that are left of the results in a directory.
+    fn rest(&mut self, results: Option<&Path>) {
+        if let Some(results) = results {
+            let results = results.to_string_lossy();
+            let quoted = shlex::try_quote(&results).unwrap_or(Cow::Borrowed(&results));
+            self.help(Some(&format!("`tsunami run --resume {quoted}` does the rest")));
         }
     }
 
@@ -389,6 +403,26 @@ mod tests {
         ] {
             let text = Error::Core(error).text(&Removal::Down);
             assert!(text.trim_end().ends_with(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_the_trials_that_are_left_is_named_with_its_directory() {
+        let run = |error| Error::Run {
+            error,
+            logs: PathBuf::from("/a b/logs"),
+            rest: Some(PathBuf::from("/a b")),
+            tails: Arc::default(),
+            secrets: Secrets::default(),
+        };
+        let incomplete = CoreError::Incomplete { done: 1, of: 2, why: "no time".to_owned() };
+        for error in [CoreError::Cancelled, incomplete] {
+            let text = run(error).text(&Removal::Down);
+            assert!(
+                text.trim_end().ends_with("\nhelp: `tsunami run --resume '/a b'` does the rest"),
+                "{text}"
+            );
+            assert_eq!(text.matches("--resume").count(), 1, "{text}");
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -15,8 +15,8 @@ use tsunami_core::experiment::{Loader, RunOptions};
 use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::trial::VoidReason;
 use tsunami_core::{
-    Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Outcome, Price,
-    Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami, read_events,
+    Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Observer,
+    Outcome, Price, Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami, read_events,
 };
 
 const FILE: &str = r#"name = "x"
@@ -191,6 +191,9 @@ async fn a_comparison_that_may_not_be_fails_the_run() {
             Err(error) => {
                 assert_eq!(Outcome::of(&error), Outcome::Failed);
                 assert!(holds && error.to_string().contains("`rps < 0.95` holds for slow"), "{error}");
+                // It is so once more where nothing is left to do.
+                let again = world.resume(RunOptions::default()).await.unwrap_err();
+                assert_eq!(again.to_string(), error.to_string());
             }
         }
         assert!(world.cloud.is_empty());
@@ -226,6 +229,24 @@ async fn sets_of_machines_come_one_after_another_each_torn_down_before_the_next(
     numbers.sort_unstable();
     numbers.dedup();
     assert_eq!(numbers.len(), events.len(), "they are of one story");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lifetime_of_one_set_ends_no_other() {
+    // No time for the second round of a set, and none for the first trial of one.
+    for (lifetime, done) in [("5m", 4), ("50s", 0)] {
+        let world = World::new(&two_sets().replace("3h", lifetime));
+        let error = world.run().await.unwrap_err();
+        let report: Report = world.events().iter().collect();
+        assert_eq!((table(&report).len(), report.set, report.earlier_sets.len()), (done, 2, 1), "{error:?}");
+        assert!(world.cloud.is_empty());
+        if done > 0 {
+            assert!(matches!(error, Error::Incomplete { done: 4, of: 8, .. }), "{error:?}");
+            assert_eq!(Outcome::of(&error), Outcome::Failed);
+            assert!(error.to_string().contains("lifetime"), "{error}");
+            assert_eq!(report.swept.unwrap().done, 4);
+        }
+    }
 }
 
 /// The fake cloud, for a dollar a machine and hour.
@@ -338,6 +359,18 @@ fn whole_rounds(report: &Report) {
     }
 }
 
+/// What each plan that is told says.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<Report>>);
+
+impl Observer for Told {
+    fn event(&self, event: &Event) {
+        if matches!(event.kind, EventKind::SweepPlanned { .. }) {
+            self.0.lock().unwrap().push([event].into_iter().collect());
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_part_is_done_alone_and_then_the_rest() {
     let world = World::new(FILE);
@@ -346,8 +379,11 @@ async fn a_part_is_done_alone_and_then_the_rest() {
     let report = experiment.run(&world.tsunami(world.cloud.clone()), options).await.unwrap();
     assert_eq!(table(&report).len(), 4);
     assert!(report.swept.unwrap().why.unwrap().contains("size=2"));
-    let whole = world.resume(RunOptions::default()).await.unwrap();
+    let told = Arc::new(Told::default());
+    let whole = world.resume(RunOptions::default().observer(told.clone())).await.unwrap();
     assert_eq!(table(&whole).len(), 8);
+    let plans: Vec<_> = told.0.lock().unwrap().iter().map(|report| report.sweep.clone()).collect();
+    assert_eq!(plans, [report.sweep], "whoever sees the rest alone is told the plan, once");
     assert!(whole.trials.iter().all(|trial| trial.voided.is_none()));
     for (name, value) in [("variant", "old"), ("size", "3"), ("other", "1")] {
         let error = world.resume(RunOptions::default().only(name, value)).await.unwrap_err();
@@ -386,6 +422,12 @@ async fn what_was_cancelled_is_resumed_too_and_changed_inputs_are_refused() {
     let error = world.resume(RunOptions::default()).await.unwrap_err();
     assert!(error.to_string().contains("tool is not as it was"), "{error}");
     std::fs::write(world.home.path().join("tool"), "1").unwrap();
+    let file = world.results().join("experiment.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("repeat = 2", "repeat = 3")).unwrap();
+    let error = world.resume(RunOptions::default()).await.unwrap_err();
+    assert!(error.to_string().contains("experiment.toml is not as it was"), "{error}");
+    std::fs::write(&file, text).unwrap();
     let report = world.resume(RunOptions::default()).await.unwrap();
     assert_eq!(table(&report).len(), 8);
     assert!(no_other(&world.results()));

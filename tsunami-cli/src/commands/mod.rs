@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
+use tsunami_core::results::is_results;
 use tsunami_core::{Error as CoreError, RunStore};
 
 use crate::args::{Args, FileArgs};
@@ -120,6 +121,10 @@ fn name_abandoned_runs() {
 
 /// Reads and checks an experiment file.
 fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> {
+    if is_results(&args.file) {
+        let what = "is the results directory of a run: did you mean `tsunami run --resume`?";
+        return Err(Error::Usage(format!("{} {what}", args.file.display())));
+    }
     let loader = Loader::new().registry(registry).values_called("--set");
     let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
     Ok(Arc::new(loader.load(&args.file)?))

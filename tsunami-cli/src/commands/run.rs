@@ -196,12 +196,13 @@ impl Stage {
         self.reporter.finish();
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
+        let rest = self.run.is_resumable().then(|| self.run.results().directory().to_owned());
         let error = outcome.err().map(|error| match error {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
-                Error::Run { error, logs, tails, secrets, is_attached: self.is_attached }
+                Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached }
             }
             _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of()),
-            error => Error::Run { error, logs, tails, secrets, is_attached: self.is_attached },
+            error => Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
         let local = self.run.unwritten().await;

@@ -89,9 +89,20 @@ fn a_sweep_that_was_killed_is_resumed_and_ends_with_the_same_table() {
 #[test]
 fn what_can_t_be_resumed_says_why() {
     let world = World::new();
-    world.tsunami(["run", "--resume", "nowhere"]).assert_status(2).assert_says(&["nowhere/experiment.toml"]);
     let file = world.write("x.toml", FILE);
     let file = file.to_str().unwrap();
+    let says = &["no results directory: it has no events.jsonl"];
+    for nothing in ["nowhere", file] {
+        world
+            .tsunami(["run", "--resume", nothing])
+            .assert_status(2)
+            .assert_says(&[nothing])
+            .assert_says(says);
+        world.tsunami(["report", nothing]).assert_status(2).assert_says(&[nothing]).assert_says(says);
+    }
+    let left = world.write("events.jsonl", "");
+    let left = world.tsunami(["run".as_ref(), left.parent().unwrap().as_os_str()]);
+    left.assert_status(2).assert_says(&["did you mean `tsunami run --resume`?"]);
     let wrong = world.tsunami(["run", file, "--only", "size=3"]);
     wrong.assert_status(2).assert_says(&["parameter size is never 3"]);
     world.tsunami(["run", file, "--resume", "--set", "a=1"]).assert_status(2);

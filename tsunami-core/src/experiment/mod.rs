@@ -425,6 +425,10 @@ impl<'a> Loader<'a> {
     /// All that is wrong, such as a file that is gone by now.
     pub fn load_again(mut self, results: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let (results, file) = (results.as_ref(), results.as_ref().join("experiment.toml"));
+        if !crate::results::is_results(results) {
+            let problem = Problem::general("this is no results directory: it has no events.jsonl");
+            return Err(Problems::one(results, "", problem));
+        }
         let given = crate::results::Given::read(results).map_err(|error| {
             Problems::one(
                 &file,

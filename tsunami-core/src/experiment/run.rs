@@ -231,7 +231,8 @@ impl ExperimentRun {
     ///
     /// # Errors
     ///
-    /// As [`Tsunami::run`] has them, and those of the trials.
+    /// As [`Tsunami::run`] has them, and those of the trials: once all sets are done, if the lifetime of one left no time for
+    /// all of its trials, or an odd machine stopped them.
     pub async fn run(&self) -> Result<(), Error> {
         self.make_ready().await?;
         self.write_index().await?;
@@ -256,12 +257,14 @@ impl ExperimentRun {
                 keep => keep,
             };
             let trials = self.trials(experiment.clone(), number, self.next_set(), is_last);
-            if !tsunami.keep(keep).run_as(id, experiment.plan(), trials).await? {
-                return Ok(());
+            match tsunami.keep(keep).run_as(id, experiment.plan(), trials).await {
+                Err(error @ Error::LifetimeOver(_)) if !is_last => self.sweep.stop(error.to_string()),
+                Ok(true) => {}
+                ended => return ended.map(drop),
             }
         }
-        // There was nothing left to do, or all of it is done.
-        self.sweep.outcome(None)
+        // There was nothing left to do.
+        verdict(&self.sweep, self.results.clone()).await
     }
 
     /// Launches and sets up, and leaves the machines to the caller. If the future is dropped, everything is torn down.
@@ -317,6 +320,11 @@ impl ExperimentRun {
     /// resumed was prepared before.
     pub fn prepares(&self) -> bool {
         !self.results.has_inputs()
+    }
+
+    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done.
+    pub fn is_resumable(&self) -> bool {
+        self.results.report().sweep.is_some() && self.sweep.is_given_up()
     }
 
     /// Does what is to be done on this computer first, and then writes down what machines will be given.
@@ -439,26 +447,30 @@ impl ExperimentRun {
         move |cluster| {
             Box::pin(async move {
                 let measure = FileTrials { experiment: &experiment, results: &results };
-                let stopped = sweep.on_set(set, number, cluster, &measure).await?;
-                if !is_last && stopped.is_none() {
+                sweep.on_set(set, number, cluster, &measure).await?;
+                // Each set has a lifetime of its own: that one stopped before its time is told at the end of all.
+                if !is_last {
                     return Ok(true);
                 }
-                sweep.outcome(stopped)?;
-                let fails = sweep.plan().compare.as_ref().is_some_and(|compare| !compare.fail_if.is_empty());
-                if fails {
-                    // There is much to reckon.
-                    let analysis = spawn_blocking(move || results.report().analysis()).await;
-                    let checks = analysis.map_err(Error::other)?.checks;
-                    let held: Vec<_> = checks.iter().filter(|check| check.holds == Some(true)).collect();
-                    if !held.is_empty() {
-                        let held = held.into_iter().map(ToString::to_string).collect::<Vec<_>>();
-                        return Err(Error::other(held.join("; ")));
-                    }
-                }
+                verdict(&sweep, results).await?;
                 Ok(false)
             })
         }
     }
+}
+
+/// What the trials came to, once no more of them are done.
+async fn verdict(sweep: &Sweep, results: Arc<Results>) -> Result<(), Error> {
+    sweep.outcome()?;
+    if sweep.plan().compare.as_ref().is_none_or(|compare| compare.fail_if.is_empty()) {
+        return Ok(());
+    }
+    // There is much to reckon.
+    let analysis = spawn_blocking(move || results.report().analysis()).await;
+    let checks = analysis.map_err(Error::other)?.checks;
+    let held = checks.iter().filter(|check| check.holds == Some(true)).map(ToString::to_string);
+    let held: Vec<_> = held.collect();
+    if held.is_empty() { Ok(()) } else { Err(Error::other(held.join("; "))) }
 }
 
 type TrialsFuture = Pin<Box<dyn Future<Output = Result<bool, Error>> + Send>>;

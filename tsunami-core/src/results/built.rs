@@ -4,7 +4,9 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Ending, ResultsError, ResultsFile, files, html, manifest, results_csv, results_json};
+use super::{
+    Ending, ResultsError, ResultsFile, files, html, is_results, manifest, results_csv, results_json,
+};
 use crate::{Analysis, Event, Observer, Report, read_events};
 
 /// What is made, in this order. The last one digests all others.
@@ -63,6 +65,9 @@ fn build(directory: &Path, report: &Report) -> Result<Vec<PathBuf>, ResultsError
 ///
 /// What can't be read. Where a later version wrote it, the cause is a [`NewerSchema`](crate::NewerSchema).
 pub fn read_report(directory: &Path) -> Result<Report, ResultsError> {
+    if !is_results(directory) {
+        return Err(ResultsError::NotResults(directory.to_owned()));
+    }
     let path = directory.join("events.jsonl");
     let events = files::open(&path).and_then(|file| read_events(BufReader::new(file)));
     let events = events.map_err(ResultsError::file("read", &path))?;

@@ -65,23 +65,47 @@ pub(crate) struct Given {
 impl Given {
     /// Reads it from a run's results.
     pub(crate) fn read(results: &Path) -> io::Result<Self> {
-        let read = |name: &str| match fs::read(results.join("inputs").join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            bytes => bytes.map(Some),
+        let inputs = results.join("inputs");
+        let source = Source::read(&inputs)?;
+        let set: Option<BTreeMap<String, String>> = match fs::read(inputs.join(SET)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            bytes => serde_json::from_slice(&bytes?)?,
         };
-        let (source, set) = (read(SOURCE)?, read(SET)?);
-        let source: Option<Source> = source.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
-        let set: Option<BTreeMap<String, String>> =
-            set.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
         let directory = source.map(|source| PathBuf::from(source.directory));
         Ok(Self { directory, set: set.unwrap_or_default().into_iter().collect() })
     }
 }
 
-/// Where the file was.
+/// Where the file was, and digests of what is kept of it: a run that is resumed has to have the same. Earlier versions left
+/// those out.
 #[derive(Serialize, Deserialize)]
 struct Source {
     directory: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    experiment_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    set_sha256: Option<String>,
+}
+
+impl Source {
+    fn of(experiment: &Experiment) -> Self {
+        let set: BTreeMap<_, _> = experiment.set.iter().map(|(name, value)| (name, value)).collect();
+        let set = set.into_iter().fold(Sha256::new(), |hasher, (name, value)| {
+            hasher.chain_update(name).chain_update([0]).chain_update(value).chain_update([0])
+        });
+        Self {
+            directory: experiment.directory.to_string_lossy().into_owned(),
+            experiment_sha256: Some(format!("{:x}", Sha256::digest(&experiment.source))),
+            set_sha256: Some(format!("{:x}", set.finalize())),
+        }
+    }
+
+    fn read(inputs: &Path) -> io::Result<Option<Self>> {
+        match fs::read(inputs.join(SOURCE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => Ok(serde_json::from_slice(&bytes?)?),
+        }
+    }
 }
 
 const SOURCE: &str = "source.json";
@@ -90,6 +114,17 @@ const UPLOADS: &str = "uploads.json";
 
 /// Compares what an experiment would be given now with what its run was given.
 pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
+    let path = directory.join(SOURCE);
+    if let Some(before) = Source::read(directory).map_err(ResultsError::file("read", &path))? {
+        let now = Source::of(experiment);
+        let differs = |before: &Option<String>, now| before.is_some() && *before != now;
+        if differs(&before.experiment_sha256, now.experiment_sha256) {
+            return Err(ResultsError::Changed(directory.with_file_name("experiment.toml")));
+        }
+        if differs(&before.set_sha256, now.set_sha256) {
+            return Err(ResultsError::Changed(directory.join(SET)));
+        }
+    }
     let path = directory.join(UPLOADS);
     let before: Vec<Digested> = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -183,8 +218,7 @@ pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), Res
         )
         .map_err(ResultsError::file("write", &path))
     };
-    let source = Source { directory: experiment.directory.to_string_lossy().into_owned() };
-    write_json(SOURCE, serde_json::to_string_pretty(&source))?;
+    write_json(SOURCE, serde_json::to_string_pretty(&Source::of(experiment)))?;
     if !uploads.is_empty() {
         write_json(UPLOADS, serde_json::to_string_pretty(&uploads))?;
     }
@@ -259,6 +293,28 @@ mod tests {
         check(&experiment, &inputs).unwrap();
         fs::write(&file, format!("{text}# more")).unwrap();
         assert!(matches!(check(&experiment, &inputs), Err(ResultsError::Changed(_))));
+    }
+
+    #[test]
+    fn a_file_or_value_that_has_changed_is_named_unless_an_earlier_version_began_the_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        fs::write(&file, "name = 'x'\n[group.a]\n").unwrap();
+        let mut experiment = Experiment::load(&file).unwrap();
+        let inputs = directory.path().join("inputs");
+        write(&experiment, &inputs).unwrap();
+        check(&experiment, &inputs).unwrap();
+        let changed = |experiment: &Experiment| check(experiment, &inputs).unwrap_err().to_string();
+        experiment.set.push(("a".to_owned(), "1".to_owned()));
+        assert!(changed(&experiment).contains("inputs/set.json is not as it was"));
+        experiment.source.push('#');
+        let error = changed(&experiment);
+        assert!(
+            error.contains("/experiment.toml is not as it was") && error.contains("put it back"),
+            "{error}"
+        );
+        fs::write(inputs.join(SOURCE), r#"{"directory": "/x"}"#).unwrap();
+        check(&experiment, &inputs).unwrap();
     }
 
     #[test]

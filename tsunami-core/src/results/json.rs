@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 
 /// What the file of events is called.
-const EVENTS: &str = "events.jsonl";
+pub(super) const EVENTS: &str = "events.jsonl";
 
 /// A value as JSON in one line. JSON itself escapes some control characters; this escapes all that a terminal would
 /// act on.

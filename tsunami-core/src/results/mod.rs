@@ -92,6 +92,9 @@ pub enum ResultsError {
     /// There is something in the directory.
     #[error("{} isn't empty: results go to a new directory", .0.display())]
     NotEmpty(PathBuf),
+    /// It is not what a run has left.
+    #[error("{} is no results directory: it has no events.jsonl", .0.display())]
+    NotResults(PathBuf),
     /// Another process writes to the directory.
     #[error("{} is in use: the run goes on", .0.display())]
     InUse(PathBuf),
@@ -102,7 +105,10 @@ pub enum ResultsError {
     #[error("{0}")]
     NoSuchPart(String),
     /// What the trials of a run were made with is not as it was.
-    #[error("{} is not as it was when the run began: the rest would not be comparable", .0.display())]
+    #[error(
+        "{} is not as it was when the run began, and the rest would not be comparable: put it back, or start a new run",
+        .0.display()
+    )]
     Changed(PathBuf),
     /// Something could not be done with a file or directory.
     #[error("cannot {action} {}", path.display())]
@@ -190,6 +196,9 @@ impl Results {
         let directory = std::path::absolute(directory).map_err(ResultsError::file("use", directory))?;
         let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
         checked.map_err(ResultsError::file("write results to", &directory))?;
+        if !is_results(&directory) {
+            return Err(ResultsError::NotResults(directory));
+        }
         inputs::check(experiment, &directory.join("inputs"))?;
         let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
@@ -308,6 +317,11 @@ impl Results {
         self.writer.settle(None);
         self.writer.files().iter().find_map(|file| file.error()).or_else(|| self.writer.error())
     }
+}
+
+/// Whether a run has left its events in a directory.
+pub fn is_results(directory: &Path) -> bool {
+    directory.join(json::EVENTS).exists()
 }
 
 /// Locks; a panic elsewhere is no reason to stop writing.

@@ -171,6 +171,8 @@ struct State {
     odd: BTreeMap<String, String>,
     /// Why trials failed: the first of them.
     errors: Vec<Error>,
+    /// Why the first set stopped that did before its time.
+    stopped: Option<String>,
     is_planned: bool,
     /// Whether the last successful trial counts although it was disturbed each time.
     is_noisy: bool,
@@ -247,6 +249,7 @@ impl Sweep {
             canaries: BTreeSet::new(),
             odd: BTreeMap::new(),
             errors: Vec::new(),
+            stopped: None,
             is_planned: false,
             is_noisy: false,
         };
@@ -286,7 +289,7 @@ impl Sweep {
     }
 
     /// Whether a trial that was to be done is not.
-    fn is_given_up(&self) -> bool {
+    pub(crate) fn is_given_up(&self) -> bool {
         let state = self.state();
         let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
             !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
@@ -294,9 +297,14 @@ impl Sweep {
         self.plan.trials.iter().zip(&state.trials).any(left)
     }
 
+    /// Keeps why a set stopped before its time, to be told at the end.
+    pub(crate) fn stop(&self, why: String) {
+        self.state().stopped.get_or_insert(why);
+    }
+
     fn why_not_all(&self) -> String {
         if self.is_given_up() {
-            return GIVEN_UP.to_owned();
+            return self.state().stopped.clone().unwrap_or_else(|| GIVEN_UP.to_owned());
         }
         let only: Vec<_> = self.only.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("only {} was to be done", only.join(", "))
@@ -323,6 +331,7 @@ impl Sweep {
         measure: &M,
     ) -> Result<Option<String>, Error> {
         if self.told {
+            // Once more where it is resumed: not all who observe it know what was told before.
             if !mem::replace(&mut self.state().is_planned, true) {
                 cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
             }
@@ -353,8 +362,11 @@ impl Sweep {
         };
         ending.is_over = true;
         let is_last = (set + 1..=self.set_count()).all(|set| self.is_done(set));
+        if let Ok(Some(why)) = &ended {
+            self.stop(why.clone());
+        }
         match &ended {
-            Ok(None) if !is_last => {}
+            Ok(_) if !is_last => {}
             Ok(why) => self.finish(&cluster, why.clone()),
             Err(error) => self.finish(&cluster, Some(ErrorChain(error).to_string())),
         }
@@ -677,7 +689,6 @@ impl Sweep {
         let sweep = Self::new(plan, wanted, true);
         {
             let state = &mut *sweep.state();
-            state.is_planned = true;
             let mut known = HashMap::<&str, Vec<&TrialReport>>::new();
             for attempt in &report.trials {
                 known.entry(attempt.planned_name()).or_default().push(attempt);
@@ -730,11 +741,11 @@ impl Sweep {
     }
 
     /// What a program ends with that shows failed trials as an error, as files do.
-    pub(crate) fn outcome(&self, stopped: Option<String>) -> Result<(), Error> {
+    pub(crate) fn outcome(&self) -> Result<(), Error> {
         let (done, of) = self.done();
         let mut errors = mem::take(&mut self.state().errors);
-        if done < of && (stopped.is_some() || self.is_given_up()) {
-            let why = stopped.unwrap_or_else(|| self.why_not_all());
+        if self.is_given_up() {
+            let why = self.why_not_all();
             errors.push(Error::Incomplete { done, of, why });
         } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
             errors.push(Error::other("trials failed before the sweep was resumed"));
