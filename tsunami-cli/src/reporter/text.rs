@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::condition::Account;
-use tsunami_core::text::{Lines, number, sanitize_bytes};
+use tsunami_core::text::{Lines, number, quoted, sanitize_bytes};
 use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
@@ -41,7 +41,8 @@ struct Sweep {
 impl Sweep {
     fn of(plan: &SweepPlan) -> Self {
         let order = |trial: &PlannedTrial| {
-            let part = |name: &String| Some(format!("{name}={}", trial.parameters.get(name)?));
+            let part =
+                |name: &String| Some(format!("{name}={}", quoted(&trial.parameters.get(name)?.to_string())));
             plan.parameters.iter().filter_map(|parameter| part(&parameter.name)).collect::<Vec<_>>().join(" ")
         };
         let metrics = plan.metrics.iter();
@@ -278,7 +279,15 @@ impl Text {
                 Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
                 None => {
                     let level = if self.sweep.has_many() { Normal } else { Verbose };
-                    (level, Style::Good, "", format!("all of {}", number(*of as usize, "trial")))
+                    (
+                        level,
+                        Style::Good,
+                        "",
+                        match of {
+                            1 => "the trial is done".to_owned(),
+                            of => format!("all {of} trials are done"),
+                        },
+                    )
                 }
             },
             EventKind::StepStarted { trial, step, machines } => {
