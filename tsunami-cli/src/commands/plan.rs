@@ -459,6 +459,23 @@ run = "flush"
     }
 
     #[test]
+    fn one_is_one_and_values_are_told_apart() {
+        let text = plan_of(
+            "name = 'x'\n[matrix]\nv = ['', 'a, b', 'c']\n[compare]\nby = 'v'\n[group.a]\n[[step]]\nname = 'load'\n\
+             on = 'a'\nrun = 'x {{ v }}'\n[step.metrics]\nm = { regex = '(1)' }\n",
+        );
+        for part in [
+            "x: 1 machine, for at most",
+            "  parameter v = '', 'a, b', c\n",
+            "  3 trials in 1 round, in a balanced order",
+            "compared by v, with ''; differences",
+            "  with one repeat there is one round of each: too few to compare\n",
+        ] {
+            assert!(text.contains(part), "no {part} in\n{text}");
+        }
+    }
+
+    #[test]
     fn long_lines_go_on_below() {
         let mut text = String::new();
         line(&mut text, &format!("  {}", "machine-1, ".repeat(18)));

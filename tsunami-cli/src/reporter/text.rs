@@ -324,6 +324,11 @@ impl Text {
                 (Quiet, Style::Warning, "", what)
             }
             EventKind::RunFinished { ok: true, .. } => (Normal, Style::Good, "", "finished".to_owned()),
+            EventKind::RunFinished { ok: false, error: Some(error) }
+                if *error == tsunami_core::Error::Cancelled.to_string() =>
+            {
+                (Normal, Style::Bad, "", "cancelled".to_owned())
+            }
             // Whoever ran it says why.
             EventKind::RunFinished { ok: false, .. } => (Normal, Style::Bad, "", "failed".to_owned()),
             // A kind that is newer than this program; a test sees to it that there is none.
