@@ -625,6 +625,8 @@ pub(crate) mod tests {
             TrialStarted { trial: "2".into() },
             measured(None, Some("the text is empty")),
             SweepFinished { done: 1, of: 2, why: Some("its lifetime is over".into()) },
+            SweepFinished { done: 2, of: 2, why: None },
+            RunFinished { ok: false, error: Some("cancelled".into()) },
         ];
         let written = Shared::default();
         let plain = Plain::new(Box::new(written.clone()), Verbosity::Normal, false);
@@ -636,7 +638,9 @@ pub(crate) mod tests {
              trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
-             1 of 2 trials: its lifetime is over\n"
+             1 of 2 trials: its lifetime is over\n\
+             all 2 trials are done\n\
+             cancelled\n"
         );
     }
 
