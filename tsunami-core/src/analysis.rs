@@ -1,6 +1,6 @@
 //! What the numbers of a run say: summaries, comparisons and verdicts, from its [`Report`] alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::report::{Report, TrialReport};
 use crate::statistics::{
     Comparison, Judgement, Placed, Round, Summary, Threshold, Verdict, Words, across_sets, bonferroni,
-    compare, summary, verdict,
+    change, compare, summary, verdict,
 };
-use crate::text::number;
+use crate::text::{number, quoted};
 use crate::trial::{Compare, MetricPlan, ParameterValue, Parameters, PlannedTrial, SweepPlan, VoidReason};
 
 /// The confidence of all intervals of a comparison together.
@@ -56,6 +56,9 @@ pub struct Counts {
     pub voided: u32,
     /// How many attempts don't count since another of their round doesn't.
     pub voided_with_round: u32,
+    /// How many of those that were planned are lost: they failed, or were tried and don't count in the end, for a cause
+    /// of their own. What was done again and counts is not lost.
+    pub lost: u32,
 }
 
 /// What was measured of one metric.
@@ -106,7 +109,7 @@ pub struct TrialValue {
     pub set: u32,
     /// Its round.
     pub round: u32,
-    /// Its place in the round, from 0.
+    /// Its place in the round, from 1.
     pub place: u32,
     /// How many trials began before it, in the whole run.
     pub order: u32,
@@ -147,6 +150,8 @@ pub struct Check {
     pub variant: ParameterValue,
     /// Whether it holds, so that the experiment fails; `None` if that can't be decided.
     pub holds: Option<bool>,
+    /// Why it can't be judged at all, if so.
+    pub unjudged: Option<String>,
 }
 
 /// Why something can't be compared.
@@ -188,6 +193,11 @@ pub enum TrialOutcome {
 }
 
 impl TrialReport {
+    /// Whether it ended and counts.
+    fn counts(&self) -> bool {
+        matches!(self.outcome(), TrialOutcome::Ok | TrialOutcome::Failed)
+    }
+
     /// How it ended.
     pub fn outcome(&self) -> TrialOutcome {
         match self.ok {
@@ -305,10 +315,20 @@ impl<'a> Table<'a> {
             cells[variant].counts.planned += 1;
             known.insert(planned.name.as_str(), (planned, combination, variant));
         }
+        let counting = report.trials.iter().filter(|trial| trial.counts()).map(TrialReport::planned_name);
+        // A trial is lost once, however often it was tried.
+        let mut settled: HashSet<&str> = counting.collect();
         for (order, trial) in (0..).zip(&report.trials) {
             let Some((planned, combination, variant)) = known.get(trial.planned_name()) else { continue };
             let Some((_, cells)) = combinations.get_mut(combination) else { continue };
             let Cell { counts, attempts } = &mut cells[*variant];
+            let is_of_its_own = trial.voided.as_ref().is_none_or(|voided| voided.reason != VoidReason::Round);
+            let is_lost = match trial.outcome() {
+                TrialOutcome::Failed => true,
+                TrialOutcome::Void => is_of_its_own && settled.insert(&planned.name),
+                TrialOutcome::Ok | TrialOutcome::Unfinished => false,
+            };
+            counts.lost += u32::from(is_lost);
             match (trial.outcome(), &trial.voided) {
                 (TrialOutcome::Ok, _) => counts.ok += 1,
                 (TrialOutcome::Failed, _) => counts.failed += 1,
@@ -338,6 +358,7 @@ impl<'a> Table<'a> {
                 sum.failed += counts.failed;
                 sum.voided += counts.voided;
                 sum.voided_with_round += counts.voided_with_round;
+                sum.lost += counts.lost;
             }
         }
         all
@@ -385,7 +406,7 @@ impl<'a> Table<'a> {
                     trial: attempt.trial.name.clone(),
                     set: attempt.trial.set,
                     round: attempt.planned.round,
-                    place: attempt.planned.place,
+                    place: attempt.planned.place + 1,
                     order: attempt.order,
                     value: attempt.trial.value_of(metric)?,
                 })
@@ -422,7 +443,7 @@ impl<'a> Table<'a> {
         let sentence = words.sentence(&comparison, &verdict, with.margin);
         let selected = differ(&cells[baseline].counts, &cells[variant].counts)
             || differ(&totals[baseline], &totals[variant]);
-        let lost = [baseline, variant].iter().any(|index| lost(&cells[*index].counts) > 0);
+        let lost = [baseline, variant].iter().any(|index| cells[*index].counts.lost > 0);
         let with_all = (selected && lost)
             .then(|| compare(&self::rounds(cells, metric, true), baseline, variant, confidence).ok())
             .flatten()
@@ -432,14 +453,9 @@ impl<'a> Table<'a> {
     }
 }
 
-/// The trials of a variant that were lost for a cause of their own.
-fn lost(counts: &Counts) -> u32 {
-    counts.failed + counts.voided
-}
-
 /// Whether so many more were lost of one variant that the others may be a selection.
 fn differ(one: &Counts, other: &Counts) -> bool {
-    lost(one).abs_diff(lost(other)) >= SELECTED_FROM
+    one.lost.abs_diff(other.lost) >= SELECTED_FROM
 }
 
 /// The rounds of a combination, in the order in which they began. With all attempts, those that don't count make rounds
@@ -481,23 +497,28 @@ impl Analysis {
         let confidence = table.confidence(known.len());
         let metrics = table.analyse(&known, compare, confidence);
         let counts = table.counts();
+        let compared = || {
+            let combinations = metrics.iter().flat_map(|metric| &metric.combinations);
+            combinations.flat_map(|combination| &combination.variants)
+        };
         let mut warnings = Vec::new();
         if let Some((first, rest)) = counts.split_first().filter(|_| compare.is_some()) {
             let all = || std::iter::once(first).chain(rest);
-            let most = all().map(lost).max().unwrap_or_default();
-            let least = all().map(lost).min().unwrap_or_default();
+            let most = all().map(|counts| counts.lost).max().unwrap_or_default();
+            let least = all().map(|counts| counts.lost).min().unwrap_or_default();
             if most - least >= SELECTED_FROM {
                 let each: Vec<String> = all().map(Counts::losses).collect();
+                // Most trials that fail have no value that could be compared.
+                let both = compared().filter_map(|variant| variant.compared.as_ref());
+                let both = both.into_iter().any(|compared| compared.with_all.is_some());
+                let both = if both { ", so comparisons are given with and without them" } else { "" };
                 warnings.push(format!(
-                    "the variants lost unequal numbers of trials ({}): what is left may be a selection, so \
-                     comparisons are given with and without them",
+                    "the variants lost unequal numbers of trials ({}): what is left may be a selection{both}",
                     each.join("; ")
                 ));
             }
         }
-        let compared = metrics.iter().flat_map(|metric| &metric.combinations);
-        let compared = compared.flat_map(|combination| &combination.variants);
-        let missing: u32 = compared.map(|variant| variant.missing).sum();
+        let missing: u32 = compared().map(|variant| variant.missing).sum();
         if missing > 0 {
             warnings.push(format!("{} missing", number(missing as usize, "value")));
         }
@@ -540,11 +561,11 @@ impl Analysis {
     }
 }
 
-/// That trials count although something disturbed them each time that they were tried, if there are such.
+/// That trials count although something disturbed them, if there are such.
 fn disturbed(report: &Report, plan: &SweepPlan) -> Option<String> {
     let counts = |name: &String| plan.trials.iter().any(|trial| trial.name == *name && !trial.warmup);
     let by = |trial: &TrialReport| trial.accounts.iter().find_map(|account| account.disturbed.clone());
-    let trials = report.trials.iter().filter(|trial| trial.voided.is_none() && counts(&trial.name));
+    let trials = report.trials.iter().filter(|trial| trial.counts() && counts(&trial.name));
     let (mut all, mut first, mut disturbed) = (0_usize, None, 0_usize);
     for trial in trials {
         all += 1;
@@ -554,9 +575,11 @@ fn disturbed(report: &Report, plan: &SweepPlan) -> Option<String> {
         }
     }
     let (name, by) = first?;
+    let (count, were) =
+        (if all == 1 { "counts" } else { "count" }, if disturbed == 1 { "was" } else { "were" });
     Some(format!(
-        "{disturbed} of {} that count were disturbed, as their machines always were when they were tried; trial {name}: \
-         {by}",
+        "{disturbed} of {} that {count} {were} disturbed by other processes (trial {name}: {by}): other things keep \
+         their machines busy, so trust small differences less",
         number(all, "trial")
     ))
 }
@@ -576,6 +599,9 @@ fn incomplete(report: &Report, counts: &[Counts]) -> Option<String> {
 
 /// What becomes of each line of `fail_if`. Those that can't be read were refused with the plan.
 fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
+    let baseline_of = |combination: &'_ Combination| {
+        combination.variants.iter().position(|one| one.counts.variant.as_ref() == Some(&compare.baseline))
+    };
     let mut checks = Vec::new();
     for line in &compare.fail_if {
         let Ok(threshold) = line.parse::<Threshold>() else { continue };
@@ -587,8 +613,21 @@ fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
                     else {
                         continue;
                     };
+                    let without =
+                        [baseline_of(combination).map(|at| &combination.variants[at]), Some(variant)];
+                    let without = without.into_iter().flatten().filter(|variant| variant.values.is_empty());
+                    let without = without.filter_map(|variant| variant.counts.variant.as_ref()).next();
                     let judged =
                         variant.compared.as_ref().map(|compared| threshold.judge(&compared.comparison));
+                    let unjudged = match judged {
+                        Some(Judgement::NoRatio) => {
+                            Some("values are not above zero, so there is no ratio".to_owned())
+                        }
+                        Some(_) => None,
+                        None => without
+                            .map(|name| format!("{name} has no value"))
+                            .or_else(|| variant.not_compared.clone()),
+                    };
                     checks.push(Check {
                         fail_if: threshold.to_string(),
                         metric: known.metric.name.clone(),
@@ -597,8 +636,9 @@ fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
                         holds: match judged {
                             Some(Judgement::Holds) => Some(true),
                             Some(Judgement::Not) => Some(false),
-                            Some(Judgement::Undecided) | None => None,
+                            Some(Judgement::Undecided | Judgement::NoRatio) | None => None,
                         },
+                        unjudged,
                     });
                 }
             }
@@ -615,10 +655,10 @@ impl Counts {
         (self.failed > 0).then(|| format!("{variant}{} of {}", self.failed, self.planned))
     }
 
-    /// `new: 3 failed, 1 void`.
+    /// `new: 3 of 10, 2 failed, 4 void`.
     fn losses(&self) -> String {
         let variant = self.variant.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{variant}: {} failed, {} void", self.failed, self.voided)
+        format!("{variant}: {} of {}, {} failed, {} void", self.lost, self.planned, self.failed, self.voided)
     }
 }
 
@@ -632,7 +672,7 @@ impl MetricAnalysis {
             for variant in &combination.variants {
                 let name = variant.counts.variant.as_ref().map(ToString::to_string).unwrap_or_default();
                 if let Some(compared) = &variant.compared {
-                    lines.push(format!("{place}{}", compared.sentence));
+                    lines.push(format!("{place}{}", compared.told()));
                 } else if let Some(why) = &variant.not_compared {
                     lines.push(format!("{place}{} of {name}: {why}", self.metric.name));
                 }
@@ -648,6 +688,16 @@ impl fmt::Display for MetricAnalysis {
     }
 }
 
+impl Compared {
+    /// The sentence and, where there is one, the interval with the trials that were lost.
+    pub(crate) fn told(&self) -> String {
+        match &self.with_all {
+            Some(all) => format!("{}; with lost trials: {}", self.sentence, change(all).1),
+            None => self.sentence.clone(),
+        }
+    }
+}
+
 impl Combination {
     /// `clients=4, size=big`; empty where nothing is combined.
     pub fn label(&self) -> String {
@@ -657,7 +707,8 @@ impl Combination {
 
 /// Parameters in a line.
 pub(crate) fn label(parameters: &Parameters) -> String {
-    let each: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let pair = |(name, value): (&String, &ParameterValue)| format!("{name}={}", quoted(&value.to_string()));
+    let each: Vec<String> = parameters.iter().map(pair).collect();
     each.join(", ")
 }
 
@@ -666,6 +717,9 @@ impl fmt::Display for Check {
         let Self { fail_if, variant, .. } = self;
         let place = label(&self.parameters);
         let place = if place.is_empty() { place } else { format!(" where {place}") };
+        if let Some(why) = &self.unjudged {
+            return write!(f, "`{fail_if}` can't be judged for {variant}{place}: {why}");
+        }
         match self.holds {
             Some(true) => write!(f, "`{fail_if}` holds for {variant}{place}"),
             Some(false) => write!(f, "`{fail_if}` does not hold for {variant}{place}"),
@@ -765,7 +819,7 @@ mod tests {
         assert_eq!(labels, ["size=4", "size=1"], "in the order of whoever wrote them");
         let [old, new] = rps.combinations[0].variants.as_slice() else { panic!("two variants") };
         assert_eq!((old.values.len(), &old.compared, old.counts.ok), (8, &None, 8));
-        assert_eq!((new.values[0].round, new.values[0].place, new.values[0].order), (1, 1, 1));
+        assert_eq!((new.values[0].round, new.values[0].place, new.values[0].order), (1, 2, 1));
         let compared = new.compared.as_ref().unwrap();
         assert!((compared.comparison.estimate - 1.25).abs() < 0.01 && compared.comparison.rounds == 8);
         assert!(!compared.selected && compared.with_all.is_none() && compared.across_sets.is_none());
@@ -816,6 +870,72 @@ mod tests {
         assert!(all.interval.width() > 2.0 * compared.comparison.interval.width());
         assert!(analysis.warnings[0].contains("may be a selection"), "{:?}", analysis.warnings);
         assert_eq!(analysis.failure().unwrap(), "2 of 12 trials failed (new: 2 of 6)");
+    }
+
+    /// Makes an attempt at a trial of what was planned, which doesn't count.
+    fn void(trial: &TrialReport, nth: u32, reason: VoidReason) -> TrialReport {
+        let voided = Voided { trial: trial.name.clone(), reason, text: String::new(), machines: Vec::new() };
+        TrialReport { name: format!("{}.{nth}", trial.name), voided: Some(voided), ..trial.clone() }
+    }
+
+    #[test]
+    fn what_was_done_again_and_counts_is_not_lost_and_what_never_counts_is() {
+        let mut report = sweep(6, &[1], |round, _, _| Some(wave(round)));
+        let news: Vec<TrialReport> = report.trials.iter().step_by(2).cloned().collect();
+        report.trials.extend(news.iter().map(|trial| void(trial, 1, VoidReason::Disturbed)));
+        let analysis = report.analysis();
+        assert!(analysis.warnings.is_empty(), "{:?}", analysis.warnings);
+        let lost = |analysis: &Analysis| analysis.counts.iter().map(|counts| counts.lost).collect::<Vec<_>>();
+        let voided: u32 = analysis.counts.iter().map(|counts| counts.voided).sum();
+        assert_eq!((lost(&analysis), voided), (vec![0, 0], 6));
+        // Trials 2 and 3 are of the same variant, and neither came to an attempt that counts.
+        for name in ["2", "3"] {
+            let at = report.trials.iter().position(|trial| trial.name == name).unwrap();
+            let trial = report.trials.remove(at);
+            report.trials.extend([1, 2].map(|nth| void(&trial, nth, VoidReason::Lost)));
+        }
+        let analysis = report.analysis();
+        assert_eq!(lost(&analysis).iter().sum::<u32>(), 2);
+        assert!(analysis.warnings[0].contains("2 of 6, 0 failed"), "{:?}", analysis.warnings);
+    }
+
+    #[test]
+    fn what_is_disturbed_is_told_of_trials_that_count() {
+        let mut report = sweep(1, &[1], |round, _, _| Some(wave(round)));
+        let disturbed =
+            crate::condition::Account { disturbed: Some("cron".to_owned()), ..Default::default() };
+        report.trials[0].accounts.push(disturbed);
+        let told = |report: &Report| report.analysis().warnings.join("; ");
+        let rest = "disturbed by other processes (trial 1: cron): other things keep their machines busy, so trust \
+                    small differences less";
+        assert_eq!(told(&report), format!("1 of 2 trials that count was {rest}"));
+        report.trials[1].ok = None;
+        assert_eq!(told(&report), format!("1 of 1 trial that counts was {rest}"));
+        report.trials[0].ok = None;
+        assert_eq!(told(&report), "");
+    }
+
+    #[test]
+    fn a_check_that_has_no_ratio_says_so() {
+        let mut report = sweep(6, &[1], |round, _, is_new| Some(if is_new { wave(round) } else { -1.0 }));
+        plan_of(&mut report).compare.as_mut().unwrap().fail_if = vec!["rps > 2".to_owned()];
+        let said = report.analysis().checks[0].to_string();
+        let why = "can't be judged for new where size=1: values are not above zero, so there is no ratio";
+        assert_eq!(said, format!("`rps > 2` {why}"));
+        for trial in &mut report.trials {
+            trial.measured.clear();
+        }
+        let said = report.analysis().checks[0].to_string();
+        assert_eq!(said, "`rps > 2` can't be judged for new where size=1: old has no value");
+    }
+
+    #[test]
+    fn parameters_are_told_apart() {
+        let of = |pairs: &[(&str, &str)]| {
+            label(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect())
+        };
+        assert_eq!(of(&[("a", "1, b=2"), ("c", "")]), "a='1, b=2', c=''");
+        assert_eq!(of(&[("a", "it's"), ("b", "x")]), "a='it''s', b=x");
     }
 
     #[test]

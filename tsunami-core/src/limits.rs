@@ -150,8 +150,11 @@ pub const HISTOGRAM_LIMIT: u64 = 64 << 20;
 /// The most bytes of a `report.html`: mail and phones take it. Where there is more to show, less of it is.
 pub const REPORT_LIMIT: usize = 1_000_000;
 
-/// How much of the end of a log is read for a report, in bytes: of it, twenty lines are shown.
-pub const REPORT_TAIL_LIMIT: u64 = 8 << 10;
+/// How much of what a command wrote is looked at for a report, in bytes: of its end, twenty lines are shown.
+pub const REPORT_TAIL_LIMIT: usize = 8 << 10;
+
+/// How much of the end of a log is searched for the command that failed, in bytes.
+pub const REPORT_LOG_LIMIT: u64 = 4 << 20;
 
 /// How much of a machine's trace is read for a report, in bytes. A day of it has 1 MB.
 pub const REPORT_TRACE_LIMIT: u64 = 16 << 20;

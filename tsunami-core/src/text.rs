@@ -92,6 +92,14 @@ pub fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
+/// A value as it is told apart beside others: in quotes where it is empty or has blanks, commas, quotes or `=`.
+pub fn quoted(value: &str) -> Cow<'_, str> {
+    match value.is_empty() || value.contains([' ', ',', '\'', '=']) {
+        true => Cow::Owned(format!("'{}'", value.replace('\'', "''"))),
+        false => Cow::Borrowed(value),
+    }
+}
+
 /// What follows an escape sequence whose ESC is gone.
 fn after_escape(text: &str) -> &str {
     match text.as_bytes().first() {

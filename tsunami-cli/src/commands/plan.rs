@@ -7,7 +7,7 @@ use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
 use tsunami_core::results::Secrets;
 use tsunami_core::statistics::Direction;
-use tsunami_core::text::number;
+use tsunami_core::text::{number, quoted};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
@@ -71,7 +71,7 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
     let mut text = match sets {
         [only] => {
             let machines = only.experiment.machines().count();
-            format!("{}: {machines} machines, for at most {lifetime}\n", experiment.name)
+            format!("{}: {}, for at most {lifetime}\n", experiment.name, number(machines, "machine"))
         }
         sets => {
             let count = sets.len();
@@ -146,7 +146,8 @@ fn sweep(text: &mut String, experiment: &Experiment) {
     let trials = &experiment.trials;
     let plan = trials.plan(trials.seed.unwrap_or_default(), |parameters| experiment.set_of(parameters));
     for parameter in &trials.parameters {
-        let values: Vec<_> = parameter.values.iter().map(ToString::to_string).collect();
+        let values: Vec<_> =
+            parameter.values.iter().map(|value| quoted(&value.to_string()).into_owned()).collect();
         line(text, &format!("  parameter {} = {}", parameter.name, some(&values)));
     }
     if plan.trials.len() > 1 {
@@ -176,8 +177,14 @@ fn sweep(text: &mut String, experiment: &Experiment) {
         let margin = (margin * 100.0 * 1e6).round() / 1e6;
         line(
             text,
-            &format!("  compared by {by}, with {baseline}; differences below {margin} % don't matter"),
+            &format!(
+                "  compared by {by}, with {}; differences below {margin} % don't matter",
+                quoted(&baseline.to_string())
+            ),
         );
+        if trials.repeat == 1 {
+            line(text, "  with one repeat there is one round of each: too few to compare");
+        }
         for threshold in fail_if {
             line(text, &format!("  fails if {}", one_line(threshold)));
         }
@@ -193,8 +200,15 @@ fn order(text: &mut String, trials: &Trials, plan: &SweepPlan) {
         Order::Balanced => "in a balanced order",
         _ => "in a random order",
     };
-    let warmups = if warmups > 0 { format!(", and {warmups} warm-ups") } else { String::new() };
-    line(text, &format!("  {counted} trials in {rounds} rounds{warmups}, {order} such as"));
+    let warmups = if warmups > 0 { format!(", and {}", number(warmups, "warm-up")) } else { String::new() };
+    line(
+        text,
+        &format!(
+            "  {} in {}{warmups}, {order} such as",
+            number(counted, "trial"),
+            number(rounds as usize, "round")
+        ),
+    );
     let width = plan.trials.last().map_or(1, |trial| trial.name.len());
     for PlannedTrial { name, parameters, .. } in plan.trials.iter().filter(|trial| !trial.warmup).take(TRIALS)
     {
@@ -205,9 +219,10 @@ fn order(text: &mut String, trials: &Trials, plan: &SweepPlan) {
     }
     let needed = trials.rows_needed();
     if !trials.repeat.is_multiple_of(needed) && (trials.repeat > 1 || trials.compare.is_some()) {
-        let repeats = trials.repeat;
-        let text_of =
-            format!("  places in rounds are balanced by a multiple of {needed} repeats; these are {repeats}");
+        let text_of = format!(
+            "  take a multiple of {needed} repeats, so that each variant is equally often in each place; these are {}",
+            trials.repeat
+        );
         line(text, &text_of);
     }
 }
@@ -260,7 +275,11 @@ fn some(all: &[String]) -> String {
 }
 
 fn pairs(parameters: &Parameters) -> String {
-    parameters.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
+    parameters
+        .iter()
+        .map(|(name, value)| format!("{name} = {}", quoted(&value.to_string())))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// As exact as anybody can plan.
@@ -395,7 +414,8 @@ run = "flush"
              5  clients = 1, variant = newest
              6  clients = 1, variant = new
              …
-          places in rounds are balanced by a multiple of 6 repeats; these are 10
+          take a multiple of 6 repeats, so that each variant is equally often in each
+              place; these are 10
           a trial may take 54s on average within the lifetime, set-up included
           metric rps of step load, more is better, in 1/s
           compared by variant, with old; differences below 0.1 % don't matter
@@ -436,6 +456,23 @@ run = "flush"
     fn without_parameters_nothing_is_said_of_trials() {
         let text = plan_of("name = 'x'\n[group.a]\n[[step]]\non = 'a'\nrun = 'x'\n");
         assert!(!text.contains("trial"), "{text}");
+    }
+
+    #[test]
+    fn one_is_one_and_values_are_told_apart() {
+        let text = plan_of(
+            "name = 'x'\n[matrix]\nv = ['', 'a, b', 'c']\n[compare]\nby = 'v'\n[group.a]\n[[step]]\nname = 'load'\n\
+             on = 'a'\nrun = 'x {{ v }}'\n[step.metrics]\nm = { regex = '(1)' }\n",
+        );
+        for part in [
+            "x: 1 machine, for at most",
+            "  parameter v = '', 'a, b', c\n",
+            "  3 trials in 1 round, in a balanced order",
+            "compared by v, with ''; differences",
+            "  with one repeat there is one round of each: too few to compare\n",
+        ] {
+            assert!(text.contains(part), "no {part} in\n{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::condition::Account;
-use tsunami_core::text::{Lines, number, sanitize_bytes};
+use tsunami_core::text::{Lines, number, quoted, sanitize_bytes};
 use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
@@ -41,7 +41,8 @@ struct Sweep {
 impl Sweep {
     fn of(plan: &SweepPlan) -> Self {
         let order = |trial: &PlannedTrial| {
-            let part = |name: &String| Some(format!("{name}={}", trial.parameters.get(name)?));
+            let part =
+                |name: &String| Some(format!("{name}={}", quoted(&trial.parameters.get(name)?.to_string())));
             plan.parameters.iter().filter_map(|parameter| part(&parameter.name)).collect::<Vec<_>>().join(" ")
         };
         let metrics = plan.metrics.iter();
@@ -278,7 +279,15 @@ impl Text {
                 Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
                 None => {
                     let level = if self.sweep.has_many() { Normal } else { Verbose };
-                    (level, Style::Good, "", format!("all of {}", number(*of as usize, "trial")))
+                    (
+                        level,
+                        Style::Good,
+                        "",
+                        match of {
+                            1 => "the trial is done".to_owned(),
+                            of => format!("all {of} trials are done"),
+                        },
+                    )
                 }
             },
             EventKind::StepStarted { trial, step, machines } => {
@@ -315,6 +324,11 @@ impl Text {
                 (Quiet, Style::Warning, "", what)
             }
             EventKind::RunFinished { ok: true, .. } => (Normal, Style::Good, "", "finished".to_owned()),
+            EventKind::RunFinished { ok: false, error: Some(error) }
+                if *error == tsunami_core::Error::Cancelled.to_string() =>
+            {
+                (Normal, Style::Bad, "", "cancelled".to_owned())
+            }
             // Whoever ran it says why.
             EventKind::RunFinished { ok: false, .. } => (Normal, Style::Bad, "", "failed".to_owned()),
             // A kind that is newer than this program; a test sees to it that there is none.
@@ -611,6 +625,8 @@ pub(crate) mod tests {
             TrialStarted { trial: "2".into() },
             measured(None, Some("the text is empty")),
             SweepFinished { done: 1, of: 2, why: Some("its lifetime is over".into()) },
+            SweepFinished { done: 2, of: 2, why: None },
+            RunFinished { ok: false, error: Some("cancelled".into()) },
         ];
         let written = Shared::default();
         let plain = Plain::new(Box::new(written.clone()), Verbosity::Normal, false);
@@ -622,7 +638,9 @@ pub(crate) mod tests {
              trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
-             1 of 2 trials: its lifetime is over\n"
+             1 of 2 trials: its lifetime is over\n\
+             all 2 trials are done\n\
+             cancelled\n"
         );
     }
 

@@ -861,6 +861,10 @@ fn what_is_compared() {
         ],
     );
     refuses(&text("[compare]\nmargin = '1%'"), &["14:2 `by` is missing here"]);
+    let start = SWEEP.find("[step.metrics]").unwrap();
+    let end = SWEEP.find("[[reset]]").unwrap();
+    let nothing = SWEEP.replace(&SWEEP[start..end], "").replace("fail_if", "# ");
+    refuses(&nothing, &["14:2 there is no metric to compare (a step's `metrics` say what is compared)"]);
     let one = text("[compare]\nby = 'variant'").replace("[\"old\", \"new\"]", "[\"old\"]");
     refuses(&one, &["15:6 `variant` has but one value, and nothing to compare it with"]);
 }
@@ -878,7 +882,7 @@ c = { file = "out.csv", regex = "(" }
 d = { file = "d/x", regex = "a", across = "merge" }
 "e-f" = { csv = "x" }
 f = { hdr = "p101", across = "sum", better = "more" }
-g = { hdr = "p50", across = "merge", where = { a = 1 } }
+g = { hdr = "p50", across = "merge", where = { a = 1 }, reduce = "max" }
 h = { csv = "x", across = "max", where = { a = 0.5, b = true }, file = "../x" }
 n = { csv = "x" }
 o = { csv = "x", unit = "a\nb" }
@@ -902,6 +906,8 @@ n = [1, 2]
             "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
             "15:46 `better` can't be \"more\" (known here: higher, lower)",
             "16:38 `where` is for `csv` and `json` (a regular expression or a histogram has no rows)",
+            "16:57 `reduce` is for `csv`, `json` and `regex` (a histogram's intervals are merged before anything is told of \
+             them)",
             "17:72 this leaves the step's directory",
             "18:1 `n` can't name a metric: it is a parameter",
             "19:1 `across` is missing here: the step runs on 3 machines (say how their values become one: `across = \"sum\"`)",
@@ -992,6 +998,7 @@ fn what_machines_cannot_depend_on() {
              [[step]]\non = 'a-1'\nrun = 'x'\n[compare]\nby = 'n'\n"
         )
     };
+    let nothing = "11:2 there is no metric to compare (a step's `metrics` say what is compared)";
     let undefined = "7:12 `m` is undefined (this knows only parameters and values: n)";
     let compared = "12:6 what is compared runs on the same machines, and the group `a` depends on `n` (use it in steps only, or \
                     compare by another parameter)";
@@ -1002,14 +1009,18 @@ fn what_machines_cannot_depend_on() {
             "6:9 expected a number of machines, found a string, once rendered: \"x\", where n = x",
             undefined,
             "9:6 there is no machine `a-1`, where n = 1 (`a` has one machine, a-0)",
+            nothing,
             compared,
         ],
     );
+    let unused = "name = 'x'\nprovider = 'cloud'\n[matrix]\nnumber = [1, 2]\n[group.a]\ncount = '{{ m }}'\n";
+    refuses(unused, &["6:13 `m` is undefined (this knows only parameters and values: number)"]);
     let many: Vec<_> = (2..103).collect();
     refuses(
         &text(&format!("{many:?}")),
         &[
             undefined,
+            nothing,
             compared,
             "machines depend on `n`, so that there would be 101 sets of them: 100 are the most",
         ],

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use super::{ResultsError, ResultsFile, again, files, lock};
 use crate::names::is_experiment_name;
-use crate::{Event, EventKind, Observer, Origin, Stream};
+use crate::{Event, EventKind, Exit, Observer, Origin, Stream};
 
 /// What the directory of the logs is called.
 pub(super) const DIRECTORY: &str = "logs";
@@ -139,19 +140,11 @@ impl Observer for Logs {
     fn event(&self, event: &Event) {
         let result = match &event.kind {
             EventKind::CommandStarted { machine, stage, command, .. } => {
-                self.append(machine, stage, true, format!("$ {}\n", command.trim_end()).as_bytes())
+                self.append(machine, stage, true, beginning(command).as_bytes())
             }
             EventKind::CommandFinished { machine, stage, exit, error, took, .. } => {
-                let how = match (exit, error) {
-                    (Some(exit), None) => exit.to_string(),
-                    (_, error) => error.as_deref().unwrap_or("no status").replace('\n', "\n# "),
-                };
-                self.append(
-                    machine,
-                    stage,
-                    true,
-                    format!("# {how} after {:.1} s\n", took.as_secs_f64()).as_bytes(),
-                )
+                let end = ending(exit.as_ref(), error.as_deref(), *took);
+                self.append(machine, stage, true, end.as_bytes())
             }
             _ => return,
         };
@@ -174,6 +167,20 @@ impl ResultsFile for Logs {
     }
 }
 
+/// The lines that a command begins with.
+pub(super) fn beginning(command: &str) -> String {
+    format!("$ {}\n", command.trim_end())
+}
+
+/// The lines that a command ends with.
+pub(super) fn ending(exit: Option<&Exit>, error: Option<&str>, took: Duration) -> String {
+    let how = match (exit, error) {
+        (Some(exit), None) => exit.to_string(),
+        (_, error) => error.unwrap_or("no status").replace('\n', "\n# "),
+    };
+    format!("# {how} after {:.1} s\n", took.as_secs_f64())
+}
+
 pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsError> {
     Ok(Arc::new(Logs::new(directory.join(DIRECTORY))))
 }
@@ -181,8 +188,6 @@ pub(super) fn create(directory: &Path) -> Result<Arc<dyn ResultsFile>, ResultsEr
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use crate::Exit;
 
     use super::*;
     use crate::results::tests::{at, finished, started};

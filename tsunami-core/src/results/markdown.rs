@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::statistics::{Comparison, Scale, Warning};
+use crate::statistics::{Warning, change, significant};
 use crate::text::sanitize;
 use crate::{Analysis, Compared};
 
@@ -100,64 +100,20 @@ pub(super) fn notes(analysis: &Analysis) -> Vec<String> {
         .extend(counted.into_iter().map(|(text, count)| format!("{text} (in {count} of {all} comparisons)")));
     notes.extend(analysis.incomplete.clone());
     if !compared.is_empty() {
+        // As many as the confidence is corrected for, whether or not all of them could be made.
+        let combinations = analysis.metrics.iter().flat_map(|metric| &metric.combinations);
+        let all: usize = combinations.map(|one| one.variants.len().saturating_sub(1)).sum();
         notes.push(format!(
-            "intervals are over rounds and hold for these machines; each has {:.2} % confidence, so that all {} hold \
+            "intervals are over rounds and hold for these machines; each has {:.2} % confidence, so that all {all} hold \
              together with 95 %",
-            100.0 * analysis.confidence,
-            compared.len()
+            100.0 * analysis.confidence
         ));
     }
     notes
 }
 
-/// How much a variant differs, and the interval of that.
-pub(super) fn change(comparison: &Comparison) -> (String, String) {
-    let (low, high) = (comparison.interval.low, comparison.interval.high);
-    match comparison.scale {
-        Scale::Ratio => {
-            let percent = |ratio: f64| signed(100.0 * (ratio - 1.0));
-            (
-                format!("{} %", percent(comparison.estimate)),
-                format!("{} to {} %", percent(low), percent(high)),
-            )
-        }
-        Scale::Difference => (signed(comparison.estimate), format!("{} to {}", signed(low), signed(high))),
-    }
-}
-
-/// A number with its sign and two decimals at most.
-pub(super) fn signed(value: f64) -> String {
-    let text = match value.abs() {
-        size @ 0.0..10.0 => format!("{size:.2}"),
-        size @ ..1e4 => format!("{size:.1}"),
-        size => significant(size),
-    };
-    match value {
-        _ if text.chars().all(|digit| matches!(digit, '0' | '.')) => text,
-        value if value < 0.0 => format!("−{text}"),
-        _ => format!("+{text}"),
-    }
-}
-
 fn range(low: f64, high: f64) -> String {
     format!("{} to {}", significant(low), significant(high))
-}
-
-/// A number with four digits that count.
-pub(super) fn significant(value: f64) -> String {
-    if value == 0.0 || !value.is_finite() {
-        return value.to_string();
-    }
-    let magnitude = value.abs().log10().floor();
-    if !(-5.0..12.0).contains(&magnitude) {
-        return format!("{value:.3e}");
-    }
-    let decimals = (3.0 - magnitude).clamp(0.0, 8.0) as usize;
-    let text = format!("{value:.decimals$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
 }
 
 pub(super) fn line(cells: &[String]) -> String {
@@ -183,14 +139,15 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::statistics::signed;
 
     #[test]
     fn numbers_have_four_digits_and_text_is_only_text() {
         let shown = [0.0, 12345.678, 1234.5, 3.0, 0.012_345, 1e-9, 2.5e15, f64::NAN].map(significant);
         assert_eq!(shown, ["0", "12346", "1234", "3", "0.01235", "1.000e-9", "2.500e15", "NaN"]);
         assert_eq!([0.0, -0.001, 3.456, -25.04].map(signed), ["0.00", "0.00", "+3.46", "−25.0"]);
-        assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b \\<img src=x> \\[x](y)");
+        assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b &lt;img src=x> \\[x](y)");
         assert_eq!(cell("`rps < 0.95` holds"), "`rps < 0.95` holds");
-        assert_eq!(cell("`rps < 0.95`<"), "`rps < 0.95`<");
+        assert_eq!(cell("`rps < 0.95`<"), "`rps < 0.95`&lt;");
     }
 }

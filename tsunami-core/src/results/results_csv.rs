@@ -1,6 +1,7 @@
 //! `results.csv`: a row for each trial, machine and metric.
 
 use std::io;
+use std::time::Duration;
 
 use super::built::Source;
 use super::results_json::planned;
@@ -39,11 +40,11 @@ pub(super) fn build(source: &Source<'_>) -> io::Result<String> {
             void(trial),
             trial.set.to_string(),
             number(counted.map(|plan| plan.round)),
-            number(counted.map(|plan| plan.place)),
+            number(counted.map(|plan| plan.place + 1)),
             plan.is_some_and(|plan| plan.warmup).to_string(),
             order.to_string(),
-            trial.started.as_secs_f64().to_string(),
-            trial.took.map(|took| took.as_secs_f64().to_string()).unwrap_or_default(),
+            seconds(trial.started).to_string(),
+            trial.took.map(|took| seconds(took).to_string()).unwrap_or_default(),
         ];
         let values = parameters.iter().map(|name| {
             plan.and_then(|plan| plan.parameters.get(*name)).map(ToString::to_string).unwrap_or_default()
@@ -66,6 +67,11 @@ pub(super) fn build(source: &Source<'_>) -> io::Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Seconds with no more digits than milliseconds have: events are no more exact.
+pub(super) fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
 /// How a trial ended, in a word.
@@ -105,6 +111,17 @@ pub(super) fn row(text: &mut String, fields: impl IntoIterator<Item = String>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    #[test]
+    fn seconds_have_the_digits_of_milliseconds() {
+        let told = [
+            Duration::from_secs_f64(8.649_000_000_4),
+            Duration::from_millis(8_649) + Duration::from_nanos(1),
+        ];
+        assert_eq!(told.map(|time| super::seconds(time).to_string()), ["8.649", "8.649"]);
+    }
+
     #[test]
     fn a_field_is_one_field_whatever_it_holds() {
         let mut text = String::new();

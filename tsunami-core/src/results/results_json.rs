@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::built::Source;
 use super::json::escaped;
+use super::results_csv::seconds;
 use crate::report::Voided;
 use crate::trial::{Measured, Parameters, PlannedTrial, SweepPlan};
 use crate::{Analysis, RunId, SweepEnd, TrialOutcome, TrialReport};
@@ -80,11 +81,11 @@ impl<'a> Trial<'a> {
             void: trial.voided.as_ref(),
             set: trial.set,
             round: planned.filter(|planned| !planned.warmup).map(|planned| planned.round),
-            place: planned.filter(|planned| !planned.warmup).map(|planned| planned.place),
+            place: planned.filter(|planned| !planned.warmup).map(|planned| planned.place + 1),
             warmup: planned.is_some_and(|planned| planned.warmup),
             parameters: planned.map(|planned| &planned.parameters),
-            started: trial.started.as_secs_f64(),
-            seconds: trial.took.map(|took| took.as_secs_f64()),
+            started: seconds(trial.started),
+            seconds: trial.took.map(seconds),
             metrics: &trial.measured,
         }
     }

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use super::ResultsError;
 use super::built::read_report;
-use super::markdown::{line, signed, significant};
+use super::markdown::line;
 use super::results_csv::row;
-use crate::analysis::label;
 use crate::condition::{Facts, differences};
-use crate::statistics::Summary;
+use crate::statistics::{Summary, signed, significant};
+use crate::text::quoted;
 use crate::trial::Parameters;
 use crate::{Report, RunId};
 
@@ -44,7 +44,8 @@ struct Key {
     step: String,
     metric: String,
     unit: String,
-    parameters: String,
+    /// Each by itself: values may look like other names.
+    parameters: BTreeMap<String, String>,
 }
 
 impl SideBySide {
@@ -125,7 +126,7 @@ impl SideBySide {
         text.push_str(&line(&heads.iter().map(|_| "---".to_owned()).collect::<Vec<_>>()));
         for key in &self.rows {
             let unit = if key.unit.is_empty() { String::new() } else { format!(" ({})", key.unit) };
-            let mut cells = vec![format!("{}{unit}", key.metric), key.parameters.clone()];
+            let mut cells = vec![format!("{}{unit}", key.metric), key.label(", ")];
             let first = self.runs.first().and_then(|run| run.measured.get(key));
             for (index, run) in self.runs.iter().enumerate() {
                 let measured = run.measured.get(key);
@@ -179,9 +180,14 @@ fn shown(summary: &Summary) -> String {
 }
 
 impl Key {
+    fn label(&self, between: &str) -> String {
+        let pair = |(name, value): (&String, &String)| format!("{name}={}", quoted(value));
+        self.parameters.iter().map(pair).collect::<Vec<_>>().join(between)
+    }
+
     /// The metric and its parameters, in one word.
     fn column(&self) -> String {
-        let parameters = self.parameters.replace(", ", " ");
+        let parameters = self.label(" ");
         if parameters.is_empty() { self.metric.clone() } else { format!("{}[{parameters}]", self.metric) }
     }
 }
@@ -203,7 +209,10 @@ impl Side {
                         step: metric.metric.step.clone(),
                         metric: metric.metric.name.clone(),
                         unit: metric.metric.unit.clone().unwrap_or_default(),
-                        parameters: label(&parameters),
+                        parameters: parameters
+                            .iter()
+                            .map(|(name, value)| (name.clone(), value.to_string()))
+                            .collect(),
                     };
                     keys.push(key.clone());
                     measured.insert(key, summary.clone());

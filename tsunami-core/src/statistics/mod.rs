@@ -51,3 +51,6 @@ pub use sample::{
 pub use threshold::{InvalidThreshold, Judgement, Op, Threshold};
 pub use verdict::{Direction, MOST_MORE_REPEATS, MoreRepeats, Verdict, verdict};
 pub use words::Words;
+pub(crate) use words::change;
+#[cfg(feature = "experiment")]
+pub(crate) use words::{signed, significant};

@@ -35,6 +35,8 @@ pub enum Judgement {
     Undecided,
     /// The whole interval lies on the other side.
     Not,
+    /// The baseline's values are not above zero, so that there is no ratio.
+    NoRatio,
 }
 
 /// Why a text is no [`Threshold`].
@@ -90,7 +92,7 @@ impl fmt::Display for Threshold {
 
 impl Threshold {
     /// Whether it holds for a comparison of its metric. Where that has differences in place of ratios, the threshold is
-    /// taken of the baseline's mean; if that isn't above 0, nothing is decided.
+    /// taken of the baseline's mean; if that isn't above 0, there is no ratio.
     #[must_use]
     pub fn judge(&self, comparison: &Comparison) -> Judgement {
         let threshold = match comparison.scale {
@@ -98,7 +100,7 @@ impl Threshold {
             Scale::Difference if comparison.baseline_mean > 0.0 => {
                 (self.ratio - 1.0) * comparison.baseline_mean
             }
-            Scale::Difference => return Judgement::Undecided,
+            Scale::Difference => return Judgement::NoRatio,
         };
         let interval = comparison.interval;
         match self.op {

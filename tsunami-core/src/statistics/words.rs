@@ -141,3 +141,49 @@ impl Shown {
         if low == high { low } else { format!("{low} to {high}") }
     }
 }
+
+/// How much a variant differs, and the interval of that.
+pub(crate) fn change(comparison: &Comparison) -> (String, String) {
+    let (low, high) = (comparison.interval.low, comparison.interval.high);
+    match comparison.scale {
+        Scale::Ratio => {
+            let percent = |ratio: f64| signed(100.0 * (ratio - 1.0));
+            (
+                format!("{} %", percent(comparison.estimate)),
+                format!("{} to {} %", percent(low), percent(high)),
+            )
+        }
+        Scale::Difference => (signed(comparison.estimate), format!("{} to {}", signed(low), signed(high))),
+    }
+}
+
+/// A number with its sign and two decimals at most.
+pub(crate) fn signed(value: f64) -> String {
+    let text = match value.abs() {
+        size @ 0.0..10.0 => format!("{size:.2}"),
+        size @ ..1e4 => format!("{size:.1}"),
+        size => significant(size),
+    };
+    match value {
+        _ if text.chars().all(|digit| matches!(digit, '0' | '.')) => text,
+        value if value < 0.0 => format!("−{text}"),
+        _ => format!("+{text}"),
+    }
+}
+
+/// A number with four digits that count.
+pub(crate) fn significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let magnitude = value.abs().log10().floor();
+    if !(-5.0..12.0).contains(&magnitude) {
+        return format!("{value:.3e}");
+    }
+    let decimals = (3.0 - magnitude).clamp(0.0, 8.0) as usize;
+    let text = format!("{value:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}

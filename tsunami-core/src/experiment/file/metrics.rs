@@ -101,6 +101,10 @@ impl Reader<'_> {
         };
         let choose = |key| table.get(key);
         let reduce = choose("reduce").and_then(|value| self.choice(value, "reduce", &REDUCE));
+        if matches!(source, Some(Source::Hdr(_))) {
+            let help = "a histogram's intervals are merged before anything is told of them".to_owned();
+            self.refuse(table, "reduce", "`reduce` is for `csv`, `json` and `regex`", help);
+        }
         let across = choose("across").and_then(|value| self.choice(value, "across", &ACROSS));
         let better = choose("better").and_then(|value| self.choice(value, "better", &DIRECTIONS));
         let unit = choose("unit").and_then(|value| self.unit(value));

@@ -176,7 +176,11 @@ impl Reader<'_> {
         values: &Arc<Parameters>,
         parameters: &Parameters,
     ) {
-        let scope = Scope::plain(values.clone()).with(parameters.clone());
+        // No key uses the others, but whoever writes a name wrong is told of them.
+        let unused = self.parameters.iter().filter(|name| !self.unread.contains(*name));
+        let mut known: Parameters = unused.map(|name| (name.clone(), "".into())).collect();
+        known.extend(parameters.clone());
+        let scope = Scope::plain(values.clone()).with(known);
         for (_, value) in keys(root, provider) {
             let Some(text) = value.get_ref().as_str() else { continue };
             let rendered = Template::new(text).and_then(|template| template.render(&scope));

@@ -235,6 +235,10 @@ impl Reader<'_> {
             let threshold = |values: &mut Values<'_, '_>, value: PlacedValue<'_>| values.0.threshold(value.0);
             Values(self).one_or_more(PlacedValue(value), threshold)
         });
+        if self.metrics.is_empty() {
+            let help = "a step's `metrics` say what is compared".to_owned();
+            self.note(Problem::at(span.clone(), "there is no metric to compare").help(help));
+        }
         let by = self.required(table, "by", span)?;
         let name = self.text(by)?;
         let Some(parameter) = parameters.iter().find(|parameter| parameter.name == name) else {

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::results::markdown::significant;
+use crate::statistics::significant;
 use crate::text::{sanitize, shorten};
 
 /// How wide a plot is, in pixels: as wide as a phone, so that its letters are as large as those around it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::plots::{self, About, Entry, Lane, Phase, Row};
 use crate::analysis::label;
-use crate::limits::{REPORT_LIMIT, REPORT_TAIL_LIMIT, REPORT_TRACE_LIMIT};
+use crate::limits::{REPORT_LIMIT, REPORT_LOG_LIMIT, REPORT_TAIL_LIMIT, REPORT_TRACE_LIMIT};
 use crate::names::is_experiment_name;
 use crate::results::built::Source;
-use crate::results::files;
-use crate::results::markdown::{change, notes, significant};
+use crate::results::markdown::notes;
 use crate::results::results_csv::outcome;
 use crate::results::results_json::planned;
 use crate::results::side_by_side::group_of;
-use crate::statistics::{Direction, Scale, Verdict};
+use crate::results::{files, logs};
+use crate::statistics::{Direction, Scale, Verdict, change, significant};
 use crate::text::{number, sanitize_bytes, shorten};
 use crate::trial::MetricPlan;
 use crate::{
@@ -108,6 +108,9 @@ struct Failure {
     /// Whether its end is shown at once.
     open: bool,
     link: Option<Link>,
+    /// Whose part of the log is shown.
+    #[serde(skip)]
+    command: Option<CommandReport>,
 }
 
 #[derive(Serialize)]
@@ -370,13 +373,6 @@ fn span(time: Duration) -> String {
 /// What failed, the whole before its parts, and how many more there are.
 fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
     let Source { directory, report, analysis } = source;
-    let plain = |what: String, why: &str| Failure {
-        what,
-        why: why.to_owned(),
-        tail: Vec::new(),
-        open: false,
-        link: None,
-    };
     let mut failures = Vec::new();
     for set in sets {
         failures.extend(
@@ -403,19 +399,27 @@ fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
     }
     failures.extend(failed_trials(report));
     failures.extend(failed_commands(report));
-    // Only what is shown is read, and each once.
+    // Only what is shown is read.
     let mut tails = 0;
     for failure in failures.iter_mut().take(FAILURES) {
-        let log = failure.link.take().map(|link| link.text);
-        let read = log.and_then(|log| Some((tail(&directory.join(&log))?, link(&log))));
-        if let Some((tail, link)) = read {
-            (failure.tail, failure.link, failure.open) = (tail, Some(link), tails < OPEN_TAILS);
-            tails += 1;
+        let Some((command, log)) = failure.command.as_ref().zip(failure.link.as_ref()) else { continue };
+        match tail(&directory.join(&log.text), command) {
+            Ok(tail) => {
+                failure.open = !tail.is_empty() && tails < OPEN_TAILS;
+                tails += usize::from(!tail.is_empty());
+                failure.tail = tail;
+            }
+            Err(_) => failure.link = None,
         }
     }
     let more = failures.len().saturating_sub(FAILURES);
     failures.truncate(FAILURES);
     (failures, more)
+}
+
+/// What failed without a log of its own.
+fn plain(what: String, why: &str) -> Failure {
+    Failure { what, why: why.to_owned(), tail: Vec::new(), open: false, link: None, command: None }
 }
 
 /// The trials that failed, together those that failed in the same words.
@@ -440,12 +444,12 @@ fn failed_trials(report: &Report) -> Vec<Failure> {
         let more = names.len().saturating_sub(10);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let what = format!("{what} {shown}{more}");
-        Failure { what, why: why.to_owned(), tail: Vec::new(), open: false, link: None }
+        plain(what, why)
     });
     failures.collect()
 }
 
-/// The commands that failed, together those that are the same and failed alike, with the log of each stage once.
+/// The commands that failed, together those that are the same and failed alike, with the log of the last of them.
 fn failed_commands(report: &Report) -> Vec<Failure> {
     let mut causes: Vec<(&CommandReport, String, usize)> = Vec::new();
     for command in report.commands.iter().filter(|command| !command.cancelled) {
@@ -459,37 +463,50 @@ fn failed_commands(report: &Report) -> Vec<Failure> {
                 == (&command.machine, &command.stage, &command.command)
         };
         match causes.iter_mut().find(|(known, of, _)| same(known) && *of == why) {
-            Some((.., count)) => *count += 1,
+            Some((last, _, count)) => (*last, *count) = (command, *count + 1),
             None => causes.push((command, why, 1)),
         }
     }
-    let mut logs = Vec::new();
     let failures = causes.into_iter().map(|(command, why, count)| {
         let CommandReport { machine, stage, .. } = command;
         let log = format!("logs/{machine}/{stage}.log");
-        let is_new = is_experiment_name(machine) && is_experiment_name(stage) && !logs.contains(&log);
-        logs.push(log.clone());
+        let has_log = is_experiment_name(machine) && is_experiment_name(stage);
         let what = format!("{stage} on {machine}: {}", shorten(&command.command, 120));
         let why = if count > 1 {
             format!("{why}, {count} times")
         } else {
             format!("{why} after {}", span(command.took))
         };
-        Failure { what, why, tail: Vec::new(), open: false, link: is_new.then(|| link(&log)) }
+        Failure { link: has_log.then(|| link(&log)), command: Some(command.clone()), ..plain(what, &why) }
     });
     failures.collect()
 }
 
-/// The last lines of a log, if it is there.
-fn tail(path: &Path) -> Option<Vec<String>> {
-    let mut file = files::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(REPORT_TAIL_LIMIT))).ok()?;
+/// The last lines of what a command wrote to its stage's log, which other commands write to before and after it; none
+/// where its end isn't found in what is read of the log.
+fn tail(path: &Path, command: &CommandReport) -> io::Result<Vec<String>> {
+    let mut file = files::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(REPORT_LOG_LIMIT)))?;
     let mut bytes = Vec::new();
-    file.take(REPORT_TAIL_LIMIT).read_to_end(&mut bytes).ok()?;
-    let lines: Vec<&[u8]> = bytes.trim_ascii_end().split(|byte| *byte == b'\n').collect();
+    file.take(REPORT_LOG_LIMIT).read_to_end(&mut bytes)?;
+    let end = logs::ending(command.exit.as_ref(), command.error.as_deref(), command.took);
+    let Some(at) = last_lines(&bytes, end.as_bytes()) else { return Ok(Vec::new()) };
+    let start = last_lines(&bytes[..at], logs::beginning(&command.command).as_bytes()).unwrap_or_default();
+    let own = &bytes[start..at + end.len()];
+    let own = &own[own.len().saturating_sub(REPORT_TAIL_LIMIT)..];
+    let lines: Vec<&[u8]> = own.trim_ascii_end().split(|byte| *byte == b'\n').collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(TAIL_LINES));
-    Some(shown.map(|line| shorten(&sanitize_bytes(line), TAIL_LINE).into_owned()).collect())
+    Ok(shown.map(|line| shorten(&sanitize_bytes(line), TAIL_LINE).into_owned()).collect())
+}
+
+/// Where whole lines stand for the last time.
+fn last_lines(bytes: &[u8], lines: &[u8]) -> Option<usize> {
+    let is_start = |at: &usize| *at == 0 || bytes[at - 1] == b'\n';
+    (0..(bytes.len() + 1).saturating_sub(lines.len()))
+        .rev()
+        .filter(is_start)
+        .find(|at| bytes[*at..].starts_with(lines))
 }
 
 fn link(path: &str) -> Link {
@@ -538,11 +555,7 @@ fn conclusions(metric: &MetricAnalysis) -> Vec<Conclusion> {
                     Verdict::Same => ("same", "the same"),
                     Verdict::CannotTell { .. } => ("unknown", "can’t tell"),
                 };
-                let mut text = format!("{place}{}", compared.sentence);
-                if let Some(all) = &compared.with_all {
-                    let (_, with) = change(all);
-                    text.push_str(&format!("; with lost trials: {with}"));
-                }
+                let text = format!("{place}{}", compared.told());
                 conclusions.push(Conclusion { kind, word, text });
             } else if let Some(why) = &variant.not_compared {
                 let name = variant.counts.variant.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -745,7 +758,7 @@ fn in_order(
             names.get(*series).cloned().unwrap_or_default(),
             value.set.to_string(),
             value.round.to_string(),
-            (value.place + 1).to_string(),
+            value.place.to_string(),
             significant(value.value),
         ]
     });
@@ -1257,4 +1270,34 @@ fn trials(source: &Source<'_>, limit: usize) -> Option<DataTable> {
         more: report.trials.len() - rows.len(),
         rows,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Exit;
+
+    #[test]
+    fn a_failed_command_shows_its_own_part_of_the_log() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("load.log");
+        let log = "$ load 1\nfine\n# status 0 after 1.0 s\n$ load 1\nno $ load 1\n# status 2 after 1.5 s\n\
+                   $ load 1\nfine again\n# status 0 after 1.5 s\n";
+        fs::write(&path, log).unwrap();
+        let mut command = CommandReport {
+            machine: "client-0".to_owned(),
+            id: None,
+            stage: "load".to_owned(),
+            command_id: 0,
+            command: "load 1".to_owned(),
+            exit: Some(Exit::Status(2)),
+            error: None,
+            cancelled: false,
+            finished: Duration::ZERO,
+            took: Duration::from_millis(1_500),
+        };
+        assert_eq!(tail(&path, &command).unwrap(), ["$ load 1", "no $ load 1", "# status 2 after 1.5 s"]);
+        command.exit = Some(Exit::Status(3));
+        assert!(tail(&path, &command).unwrap().is_empty(), "no later success is shown for it");
+    }
 }
