@@ -414,6 +414,7 @@ mod tests {
             rest: Some(PathBuf::from("/a b")),
             tails: Arc::default(),
             secrets: Secrets::default(),
+            is_attached: false,
         };
         let incomplete = CoreError::Incomplete { done: 1, of: 2, why: "no time".to_owned() };
         for error in [CoreError::Cancelled, incomplete] {
