@@ -18,8 +18,14 @@ fn open_mpi_starts_its_ranks_through_the_runs_ssh_config() {
     };
     let before = [0, 1, 2].map(logins);
 
-    let mut ranks = Command::new(example("mpi/ranks"));
-    ranks.arg(&run).current_dir(world.path("work")).env("TSUNAMI", crate::world::binary());
+    // An engine that hangs is to fail this test and no other.
+    let mut ranks = Command::new("timeout");
+    ranks
+        .arg("120")
+        .arg(example("mpi/ranks"))
+        .arg(&run)
+        .current_dir(world.path("work"))
+        .env("TSUNAMI", crate::world::binary());
     ranks.env("XDG_STATE_HOME", world.path("state")).env("TMPDIR", world.path("tmp"));
     let ended = Ended::from(ranks.output().unwrap());
     let said = ended.assert_status(0).stdout.clone();
