@@ -232,6 +232,7 @@ impl Provider for Ec2Provider {
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
         notes.extend(region.clock.note());
         notes.extend(resolved.notes.iter().cloned());
+        notes.extend(resolved.spot_notes(spec));
         notes.extend(self.resolver.check_quotas(spec, region, &resolved, count.get()).await?);
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.launches.address.get().await?));

@@ -188,10 +188,11 @@ impl Drop for Busy {
 }
 
 /// What tests print of their figures begins with one of these.
-const FIGURES: [&str; 6] = [
+const FIGURES: [&str; 7] = [
     "chaos:",
     "kill points",
     "storm:",
+    "two users:",
     "all machines ended themselves",
     "kills of a local launch",
     "launches of local machines",
@@ -206,6 +207,9 @@ pub(crate) struct Chaos {
     /// Runs in a storm of faults on the emulator.
     #[arg(long, default_value_t = 300)]
     storms: u32,
+    /// Random schedules of two people's runs in one account.
+    #[arg(long, default_value_t = 200)]
+    two_users: u32,
     /// How often a run on local machines is killed while it launches.
     #[arg(long, default_value_t = 1000)]
     kills: u32,
@@ -224,12 +228,13 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
-    let chosen = ["left_behind", "storm", "killed", "signal"];
+    let chosen = ["left_behind", "storm", "two_users", "killed", "signal"];
     let mut tests = cargo_test();
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
     tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", chaos.kills.to_string());
     tests.env("TSUNAMI_CHAOS_RUNS", chaos.schedules.to_string());
     tests.env("TSUNAMI_STORM_RUNS", chaos.storms.to_string());
+    tests.env("TSUNAMI_TWO_USERS_RUNS", chaos.two_users.to_string());
     let mut figures = Vec::new();
     let mut passed = read_figures(&mut tests, &mut figures)?;
     let mut inputs = cargo_test();

@@ -128,12 +128,16 @@ impl Launch<'_> {
                     return Ok(());
                 }
                 let mut pools = pools;
+                let mut latest = None;
                 pools.retain(|pool| {
-                    !out.contains(pool)
-                        && (sent.contains(pool) || !self.is_unavailable(*market, pool, wanted))
+                    let refused = self.refused_since(*market, pool, wanted).filter(|_| !sent.contains(pool));
+                    latest = latest.into_iter().chain(refused).min();
+                    !out.contains(pool) && refused.is_none()
                 });
                 if pools.is_empty() {
-                    tried.push(format!("{market}: no capacity a moment ago"));
+                    tried.extend(latest.map(|ago: Duration| {
+                        format!("{market}: no capacity {} s ago, and not asked again so soon", ago.as_secs())
+                    }));
                     continue;
                 }
                 let made = self.buy(group, resources, templates, *market, pools.clone(), &mut attempt).await;
@@ -433,8 +437,9 @@ impl Launch<'_> {
         if self.spec.mixed { 1 } else { wanted }
     }
 
-    fn is_unavailable(&self, market: Market, pool: &Pool, wanted: u32) -> bool {
-        self.state.unavailable_offerings.has(&self.offering(market, pool), self.at_least(wanted))
+    /// How long ago a pool had no room, for this launch or another one of this provider's.
+    fn refused_since(&self, market: Market, pool: &Pool, wanted: u32) -> Option<Duration> {
+        self.state.unavailable_offerings.since(&self.offering(market, pool), self.at_least(wanted))
     }
 
     fn remember_unavailable(&self, market: Market, pool: Option<&Pool>, error: &AwsError, wanted: u32) {

@@ -94,12 +94,11 @@ pub(crate) struct Offering {
 pub(crate) struct UnavailableOfferings(Mutex<HashMap<Offering, (Instant, u32)>>);
 
 impl UnavailableOfferings {
-    /// Whether so many were refused there a moment ago, or fewer.
-    pub(crate) fn has(&self, offering: &Offering, wanted: u32) -> bool {
+    /// How long ago so many were refused there, or fewer, if that may still be so.
+    pub(crate) fn since(&self, offering: &Offering, wanted: u32) -> Option<Duration> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(offering)
-            .is_some_and(|(since, least)| since.elapsed() < UNAVAILABLE_TTL && wanted >= *least)
+        let (since, least) = known.get(offering)?;
+        Some(since.elapsed()).filter(|ago| *ago < UNAVAILABLE_TTL && wanted >= *least)
     }
 
     /// Remembers that so many were refused there.
@@ -122,14 +121,15 @@ mod tests {
         let on_demand = Offering { spot: false, ..spot.clone() };
         let unavailable = UnavailableOfferings::default();
         unavailable.add(spot.clone(), 3);
-        assert!(unavailable.has(&spot, 3) && unavailable.has(&spot, 4));
-        assert!(!unavailable.has(&spot, 2) && !unavailable.has(&on_demand, 3));
+        let has = |offering: &Offering, wanted| unavailable.since(offering, wanted).is_some();
+        assert!(has(&spot, 3) && has(&spot, 4));
+        assert!(!has(&spot, 2) && !has(&on_demand, 3));
         // More that are refused tell nothing of fewer.
         unavailable.add(spot.clone(), 5);
-        assert!(unavailable.has(&spot, 3));
+        assert!(has(&spot, 3));
         tokio::time::advance(UNAVAILABLE_TTL).await;
-        assert!(!unavailable.has(&spot, 3));
+        assert!(!has(&spot, 3));
         unavailable.add(spot.clone(), 5);
-        assert!(!unavailable.has(&spot, 4) && unavailable.has(&spot, 5));
+        assert!(!has(&spot, 4) && has(&spot, 5));
     }
 }

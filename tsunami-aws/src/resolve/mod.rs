@@ -17,6 +17,7 @@ pub(crate) use self::check::{NO_MARKET, check};
 use self::images::Image;
 use self::network::{Network, Subnet};
 use self::offerings::Types;
+use self::prices::SpotPrice;
 use self::quotas::QuotaCache;
 use crate::model::Pool;
 use crate::region::Region;
@@ -30,6 +31,9 @@ const ADDRESS_DOLLARS_PER_HOUR: f64 = 0.005;
 /// <https://aws.amazon.com/ebs/pricing/>
 const DISK_DOLLARS_PER_GIB_MONTH: f64 = 0.20;
 const HOURS_PER_MONTH: f64 = 730.0;
+
+/// Of so many pools the range of the spot price is told.
+const RANGES: usize = 6;
 
 /// Looks specs up, each once.
 #[derive(Debug)]
@@ -133,8 +137,8 @@ pub(crate) struct ResolvedSpec {
     pub(crate) pools: Vec<Pool>,
     /// The virtual processors of each type.
     pub(crate) processors: BTreeMap<String, u32>,
-    /// US dollars an hour, by type and zone.
-    pub(crate) spot: BTreeMap<(String, String), f64>,
+    /// By type and zone.
+    pub(crate) spot: BTreeMap<(String, String), SpotPrice>,
     /// US dollars an hour, by type.
     pub(crate) on_demand: BTreeMap<String, f64>,
     /// What a machine that may burst can cost beside that, in US dollars an hour, at full load.
@@ -183,8 +187,11 @@ impl ResolvedSpec {
         }
         let price = |pool: &Pool| {
             let of_pool = (pool.instance.clone(), pool.zone.clone());
-            let spot = key.markets.first().is_some_and(|market| market.is_spot()).then(|| spot.get(&of_pool));
-            spot.unwrap_or_else(|| on_demand.get(&pool.instance)).copied().unwrap_or(f64::INFINITY)
+            let price = match key.markets.first().is_some_and(|market| market.is_spot()) {
+                true => spot.get(&of_pool).map(|price| price.now),
+                false => on_demand.get(&pool.instance).copied(),
+            };
+            price.unwrap_or(f64::INFINITY)
         };
         pools.sort_by(|a, b| price(a).total_cmp(&price(b)));
         if let Some(why) = &image.unpriced {
@@ -213,13 +220,52 @@ impl ResolvedSpec {
     /// What an hour of a machine costs as it looks now, its disk and address included.
     pub(crate) fn price(&self, spec: &Ec2Spec, market: Market, pool: &Pool) -> Price {
         let machine = match market.is_spot() {
-            true => self.spot.get(&(pool.instance.clone(), pool.zone.clone())),
-            false => self.on_demand.get(&pool.instance),
+            true => self.spot_price(pool).map(|price| price.now),
+            false => self.on_demand.get(&pool.instance).copied(),
         };
         match machine.zip(self.extras(spec)) {
             Some((machine, extras)) => Price::PerHour(machine + extras),
             None => Price::Unknown,
         }
+    }
+
+    fn spot_price(&self, pool: &Pool) -> Option<SpotPrice> {
+        self.spot.get(&(pool.instance.clone(), pool.zone.clone())).copied()
+    }
+
+    /// What there is to know of spot prices: the range of each pool over the last day, and what a limit means for it.
+    pub(crate) fn spot_notes(&self, spec: &Ec2Spec) -> Vec<String> {
+        if !spec.markets.iter().any(|market| market.is_spot()) {
+            return Vec::new();
+        }
+        let priced = self.pools.iter().filter_map(|pool| Some((pool, self.spot_price(pool)?)));
+        let mut notes: Vec<String> = priced
+            .clone()
+            .take(RANGES)
+            .map(|(pool, price)| {
+                let range = match price.least < price.most {
+                    true => format!("from ${:.4} to ${:.4}", price.least, price.most),
+                    false => format!("${:.4} all day", price.most),
+                };
+                format!("spot in the last day: {pool}: {range} an hour")
+            })
+            .collect();
+        if let more @ 1.. = priced.clone().count().saturating_sub(RANGES) {
+            notes.push(format!("spot in the last day: {more} more pools"));
+        }
+        if let Some(limit) = spec.max_price {
+            notes.push(format!(
+                "max_price = {limit} makes interruptions likelier, and saves nothing while prices are below it: EC2 takes a \
+                 machine back when its price exceeds that; without it the limit is the on-demand price"
+            ));
+            let (above, all) =
+                (priced.clone().filter(|(_, price)| price.most > limit).count(), priced.count());
+            if above > 0 {
+                notes
+                    .push(format!("in the last day the price was above max_price in {above} of {all} pools"));
+            }
+        }
+        notes
     }
 
     /// The most that an hour of a machine can cost, whatever market and pool it comes from.

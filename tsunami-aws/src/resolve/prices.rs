@@ -1,6 +1,7 @@
 //! What machines cost.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::types::InstanceType;
 use aws_sdk_pricing::types::{Filter, FilterType};
@@ -13,30 +14,56 @@ use crate::error::{AwsError, Result};
 use crate::limited::pages;
 use crate::region::Region;
 
-/// What spot machines cost now, by type and zone, in US dollars an hour.
+/// How far back spot prices are looked at.
+const SPOT_HISTORY: Duration = Duration::from_secs(24 * 3600);
+
+/// What an hour of a spot machine costs, in US dollars.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SpotPrice {
+    /// Now.
+    pub(crate) now: f64,
+    /// The least and the most of the last day.
+    pub(crate) least: f64,
+    pub(crate) most: f64,
+}
+
+/// Spot prices, by type and zone.
 pub(super) async fn spot_prices(
     key: &ResolveKey,
     region: &Region,
-) -> Result<BTreeMap<(String, String), f64>, ProviderError> {
-    let mut prices = BTreeMap::new();
+) -> Result<BTreeMap<(String, String), SpotPrice>, ProviderError> {
     if !key.markets.iter().any(|market| market.is_spot()) {
-        return Ok(prices);
+        return Ok(BTreeMap::new());
     }
     let types: Vec<_> = key.instances.iter().map(|name| InstanceType::from(name.as_str())).collect();
-    let now = DateTime::from(std::time::SystemTime::now());
+    // The answer also has the price in effect at the start.
+    // <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSpotPriceHistory.html>
+    let start = DateTime::from(SystemTime::now() - SPOT_HISTORY);
     let request = region.ec2.describe_spot_price_history().set_instance_types(Some(types));
-    let request = request.product_descriptions("Linux/UNIX").start_time(now);
-    for price in pages!(region, "DescribeSpotPriceHistory", request.clone(), spot_price_history) {
-        let dollars = price.spot_price().and_then(|price| price.parse().ok());
-        let dollars = dollars.filter(|dollars: &f64| dollars.is_finite() && *dollars > 0.0);
-        if let (Some(kind), Some(zone), Some(dollars)) =
-            (price.instance_type(), price.availability_zone(), dollars)
-        {
-            // The latest comes first.
-            prices.entry((kind.as_str().to_owned(), zone.to_owned())).or_insert(dollars);
+    let request = request.product_descriptions("Linux/UNIX").start_time(start);
+    let history = pages!(region, "DescribeSpotPriceHistory", request.clone(), spot_price_history);
+    let entries = history.iter().filter_map(|entry| {
+        let dollars = entry.spot_price()?.parse().ok().filter(|it: &f64| it.is_finite() && *it > 0.0)?;
+        let pool = (entry.instance_type()?.as_str().to_owned(), entry.availability_zone()?.to_owned());
+        Some((pool, *entry.timestamp()?, dollars))
+    });
+    Ok(of_the_day(entries))
+}
+
+/// What entries of the history come to, in whatever order they are.
+fn of_the_day(
+    entries: impl Iterator<Item = ((String, String), DateTime, f64)>,
+) -> BTreeMap<(String, String), SpotPrice> {
+    let mut prices: BTreeMap<_, (DateTime, SpotPrice)> = BTreeMap::new();
+    for (pool, at, dollars) in entries {
+        let first = (at, SpotPrice { now: dollars, least: dollars, most: dollars });
+        let (latest, price) = prices.entry(pool).or_insert(first);
+        if at > *latest {
+            (*latest, price.now) = (at, dollars);
         }
+        (price.least, price.most) = (price.least.min(dollars), price.most.max(dollars));
     }
-    Ok(prices)
+    prices.into_iter().map(|(pool, (_, price))| (pool, price)).collect()
 }
 
 /// What the types cost on demand, where that can be found out, and what to say where it can't.
@@ -100,6 +127,15 @@ fn hourly(product: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_price_now_is_the_latest_of_the_day_whatever_comes_first() {
+        let pool = || ("c7g.large".to_owned(), "eu-west-1a".to_owned());
+        let entries = [(200, 0.02), (300, 0.03), (100, 0.05)];
+        let entries = entries.map(|(at, dollars)| (pool(), DateTime::from_secs(at), dollars));
+        let day = SpotPrice { now: 0.03, least: 0.02, most: 0.05 };
+        assert_eq!(of_the_day(entries.into_iter()), BTreeMap::from([(pool(), day)]));
+    }
 
     #[test]
     fn a_price_is_found_in_the_price_list() {

@@ -231,17 +231,26 @@ async fn where_ec2_says_that_there_is_capacity_is_where_it_is_asked_next() {
                    (eu-west-1a). Our system will be working on provisioning additional capacity. You can currently \
                    get c6g.large capacity by not specifying an Availability Zone in your request or choosing \
                    eu-west-1b.";
-    let code = "InsufficientInstanceCapacity";
-    world
-        .emulator
-        .fault(json!({"action": "CreateFleet", "nth": 1, "kind": "error", "code": code, "message": message}));
-    let (provider, run) = (world.provider().await, run_id(1));
-    provider.launch(&request(&run, 2, spec())).await.unwrap();
-    let living = world.emulator.living();
-    assert_eq!(field(&living, "zone"), BTreeSet::from(["eu-west-1b".to_owned()]));
-    assert_eq!(field(&living, "market"), BTreeSet::from(["spot".to_owned()]));
-    assert_eq!(world.emulator.count("CreateFleet"), 2);
-    terminate(&provider, &run).await;
+    let unsupported = "Your requested instance type (c6g.large) is not supported in your requested Availability Zone \
+                       (eu-west-1a). Please retry your request by not specifying an Availability Zone or choosing \
+                       eu-west-1b.";
+    let (provider, mut asked) = (world.provider().await, 0);
+    for (nth, code, message) in
+        [(1, "InsufficientInstanceCapacity", message), (2, "Unsupported", unsupported)]
+    {
+        world.emulator.post("faults/clear", &json!({}));
+        world.emulator.fault(
+            json!({"action": "CreateFleet", "nth": 1, "kind": "error", "code": code, "message": message}),
+        );
+        let run = run_id(nth);
+        provider.launch(&request(&run, 2, spec())).await.unwrap();
+        let living = world.emulator.living();
+        assert_eq!(field(&living, "zone"), BTreeSet::from(["eu-west-1b".to_owned()]), "{code}");
+        assert_eq!(field(&living, "market"), BTreeSet::from(["spot".to_owned()]), "{code}");
+        asked += 2;
+        assert_eq!(world.emulator.count("CreateFleet"), asked, "{code}");
+        terminate(&provider, &run).await;
+    }
     world.emulator.assert_empty();
 }
 
@@ -437,6 +446,14 @@ async fn a_quote_tells_every_market_and_the_most_it_can_cost() {
     assert!(prices[0] < prices[1], "spot is cheaper: {both:?}");
     let most = both.max_price.dollars(1, Duration::from_secs(3600)).unwrap();
     assert!(most >= prices[1], "on-demand is what it may come to");
+    // What spot cost in the last day is told, of each pool; the emulator's prices fell an hour ago.
+    let ranges =
+        both.notes.iter().filter(|note| note.contains("in the last day: ") && note.contains(": from $"));
+    assert_eq!(ranges.count(), 6, "{:?}", both.notes);
+    let limited = quote(spec().max_price(0.0001)).await;
+    for part in ["makes interruptions likelier", "above max_price in 6 of 6 pools"] {
+        assert!(limited.notes.iter().any(|note| note.contains(part)), "{part}: {:?}", limited.notes);
+    }
     // A price that can't be had is unknown, and never a guess.
     world.emulator.post("permissions", &json!({"deny": ["pricing:*"]}));
     let unknown =

@@ -16,4 +16,5 @@ mod refusals;
 mod scale;
 mod storm;
 mod teardown;
+mod two_users;
 mod world;

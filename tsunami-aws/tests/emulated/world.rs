@@ -50,24 +50,34 @@ impl World {
     }
 
     pub(crate) async fn provider_with(&self, options: Ec2Options) -> Result<Ec2Provider, ProviderError> {
-        self.provider_at(self.root.path(), options).await
+        self.provider_at(self.root.path(), "test", options).await
     }
 
     /// A provider of another computer's, where nothing is recorded.
     pub(crate) async fn elsewhere(&self, root: &Path) -> Ec2Provider {
-        let options = Ec2Options::default().regions([REGION]);
-        self.provider_at(root, options).await.unwrap_or_else(|error| panic!("{error}"))
+        self.provider_of("test", root).await
     }
 
-    async fn provider_at(&self, root: &Path, mut options: Ec2Options) -> Result<Ec2Provider, ProviderError> {
+    /// A provider that signs with an access key of somebody's, of the same account.
+    pub(crate) async fn provider_of(&self, key: &str, root: &Path) -> Ec2Provider {
+        let options = Ec2Options::default().regions([REGION]);
+        self.provider_at(root, key, options).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn provider_at(
+        &self,
+        root: &Path,
+        key: &str,
+        mut options: Ec2Options,
+    ) -> Result<Ec2Provider, ProviderError> {
         let service = options.address_service.take();
         let service = service.unwrap_or_else(|| format!("{}/_sim/ip", self.emulator.endpoint()));
         options.address_service = Some(service);
-        Ec2Provider::with_config(root, self.config(), options).await
+        Ec2Provider::with_config(root, self.config(key), options).await
     }
 
-    fn config(&self) -> SdkConfig {
-        let credentials = Credentials::new("test", "test", None, None, "test");
+    fn config(&self, key: &str) -> SdkConfig {
+        let credentials = Credentials::new(key, "test", None, None, "test");
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .endpoint_url(self.emulator.endpoint())

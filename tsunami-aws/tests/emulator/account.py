@@ -72,6 +72,15 @@ class Account:
         self.timer = Timer(self.lock)
         self._empty()
 
+    def runs_of(self, call):
+        """The runs whose things a call names that changes something."""
+        if call.service != "ec2" or call.action.startswith(("Describe", "Get")):
+            return []
+        with self.lock:
+            tags = self.regions[call.region].backend.tags if call.region in self.regions else {}
+            runs = {tags[value].get("tsunami:run") for value in call.flat_params.values() if value in tags}
+        return sorted(runs - {None})
+
     def _empty(self):
         self.regions = {}
         self.config = json.loads(json.dumps(self.defaults))

@@ -184,15 +184,17 @@ class Catalog:
                 price = self.spot_price(region, zone, kind)
                 if price is not None:
                     for product, factor in (("Linux/UNIX", 1), ("Windows", 1.9)):
-                        # Prices hold until the next entry, so that the newest before the start counts, too.
+                        # A price holds until the next entry, so that the newest before the start counts, too.
                         for age, drift in ((timedelta(hours=1), 1), (timedelta(hours=30), 1.08)):
                             at = now - age
-                            if (end is None or at <= _aware(end)) and (
-                                    age == timedelta(hours=1) or start is None or at >= _aware(start)):
-                                rows.append({
-                                    "InstanceType": kind, "AvailabilityZone": zone, "ProductDescription": product,
-                                    "SpotPrice": f"{price * factor * drift:.6f}", "Timestamp": at,
-                                })
+                            if end is not None and at > _aware(end):
+                                continue
+                            rows.append({
+                                "InstanceType": kind, "AvailabilityZone": zone, "ProductDescription": product,
+                                "SpotPrice": f"{price * factor * drift:.6f}", "Timestamp": at,
+                            })
+                            if start is not None and at < _aware(start):
+                                break
         if products := params.get("ProductDescriptions"):
             products = [product.removesuffix(" (Amazon VPC)") for product in products]
             rows = [row for row in rows if row["ProductDescription"] in products]

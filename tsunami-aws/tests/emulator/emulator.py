@@ -103,6 +103,7 @@ class Emulator:
         """The reply to a call, or None to close the connection without one."""
         from protocol import failure
         entry = self.log.add(call)
+        entry["caller"], entry["runs"] = call.access_key, self.account.runs_of(call)
         rule = self.faults.choose(call)
         kind = rule and rule.kind
         if rule:

@@ -28,6 +28,10 @@ pub(crate) struct Call {
     /// What went wrong with it, on purpose.
     pub(crate) fault: Option<String>,
     pub(crate) params: Value,
+    /// Whose access key it was signed with.
+    pub(crate) caller: String,
+    /// The runs whose things it names, if it changes something.
+    pub(crate) runs: Vec<String>,
 }
 
 impl Emulator {
@@ -167,6 +171,8 @@ impl Emulator {
             region: entry["region"].as_str().unwrap_or_default().to_owned(),
             fault: entry["fault"].as_str().map(str::to_owned),
             params: entry["params"].clone(),
+            caller: entry["caller"].as_str().unwrap_or_default().to_owned(),
+            runs: serde_json::from_value(entry["runs"].clone()).unwrap_or_default(),
         };
         log.as_array().unwrap().iter().map(call).collect()
     }
