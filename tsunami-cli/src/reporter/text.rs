@@ -276,7 +276,11 @@ impl Text {
                 )
             }
             EventKind::SweepFinished { done, of, why } => match why {
-                Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
+                Some(why) => {
+                    // Of a single one, the run's own error says it.
+                    let level = if self.sweep.has_many() { Quiet } else { Verbose };
+                    (level, Style::Bad, "", format!("{done} of {of} trials: {why}"))
+                }
                 None => {
                     let level = if self.sweep.has_many() { Normal } else { Verbose };
                     (

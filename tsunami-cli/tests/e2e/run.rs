@@ -870,7 +870,7 @@ collect = ["out.csv"]
     let read = |name: &str| fs::read_to_string(results.join(name)).unwrap();
     assert!(!read("logs/n-0/serve.log").contains("asked"), "{}", read("logs/n-0/serve.log"));
     for told in [ended.stderr.clone(), read("events.jsonl"), read("run.json"), read("logs/n-0/setup.log")] {
-        for internal in ["IFS=", "/proc/", "until ", "exec ./", "\"sweep\"", "\"clean\""] {
+        for internal in ["IFS=", "/proc/", "until ", "exec ./", "\"sweep\",", "\"clean\","] {
             assert!(!told.contains(internal), "`{internal}` in:\n{told}");
         }
     }

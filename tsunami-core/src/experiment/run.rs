@@ -156,10 +156,7 @@ impl ExperimentRun {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
-        // A single trial that measures nothing is nothing but its steps.
-        let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
-        let sweep =
-            Sweep::new(plan, trials, told).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
+        let sweep = Sweep::new(plan, trials).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
@@ -322,9 +319,11 @@ impl ExperimentRun {
         !self.results.has_inputs()
     }
 
-    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done.
+    /// Whether there is a rest of trials that [`resume`](Self::resume) would do: of several the first had begun, and not all
+    /// are done.
     pub fn is_resumable(&self) -> bool {
-        self.results.report().sweep.is_some() && self.sweep.is_given_up()
+        let planned = self.results.report().sweep.map_or(0, |plan| plan.trials.len());
+        planned > 1 && self.sweep.is_given_up()
     }
 
     /// Does what is to be done on this computer first, and then writes down what machines will be given.
@@ -340,9 +339,6 @@ impl ExperimentRun {
 
     /// Writes down what trials there are.
     async fn write_index(&self) -> Result<(), Error> {
-        if !self.sweep.is_told() {
-            return Ok(());
-        }
         let (results, plan) = (self.results.clone(), self.sweep.plan().clone());
         spawn_blocking(move || results.write_index(&plan)).await.map_err(Error::other)?.map_err(Error::from)
     }
