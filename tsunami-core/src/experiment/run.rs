@@ -376,9 +376,9 @@ impl ExperimentRun {
     /// The runs of this sweep so far, the last one first.
     fn runs(&self) -> Vec<RunEntry> {
         let report = self.results.report();
-        let earlier = report.earlier_sets.iter().rev().map(|set| set.run.as_ref());
-        let runs = std::iter::once(report.run.as_ref()).chain(earlier).flatten();
-        runs.filter_map(|run| self.tsunami.recorded(run)).collect()
+        let mut runs: Vec<_> = report.sets().filter_map(|set| set.run.as_ref()).collect();
+        runs.reverse();
+        runs.into_iter().filter_map(|run| self.tsunami.recorded(run)).collect()
     }
 
     /// The runs of this sweep whose controller was killed, and whose machines may still be there.
@@ -428,7 +428,7 @@ impl ExperimentRun {
     /// The number of the next set of machines.
     fn next_set(&self) -> u32 {
         let report = self.results.report();
-        report.earlier_sets.iter().map(|set| set.set).chain([report.set]).max().unwrap_or_default() + 1
+        report.sets().map(|set| set.set).max().unwrap_or_default() + 1
     }
 
     /// The trials on a set of machines, as a closure for the engine. It returns whether there are more sets to come.

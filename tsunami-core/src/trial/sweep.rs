@@ -288,19 +288,20 @@ impl Sweep {
     /// Whether nothing is left to do on a set.
     pub(crate) fn is_done(&self, set: u32) -> bool {
         let state = self.state();
-        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
-            planned.set == set && !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
-        };
-        !self.plan.trials.iter().zip(&state.trials).any(left)
+        !self.left(&state).any(|planned| planned.set == set)
     }
 
     /// Whether a trial that was to be done is not.
     pub(crate) fn is_given_up(&self) -> bool {
         let state = self.state();
-        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
-            !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
-        };
-        self.plan.trials.iter().zip(&state.trials).any(left)
+        self.left(&state).next().is_some()
+    }
+
+    /// The trials that are to be done and count, and are not done.
+    fn left<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a PlannedTrial> {
+        let all = self.plan.trials.iter().zip(&state.trials);
+        let left = all.filter(|(planned, trial)| !planned.warmup && trial.counted.is_none());
+        left.map(|(planned, _)| planned).filter(|planned| self.is_wanted(planned))
     }
 
     /// Keeps why a set stopped before its time, to be told at the end.
