@@ -173,6 +173,7 @@ impl Text {
             }
             EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
             EventKind::Failed { machine, stage, error, .. } => {
+                let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
                 (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
             }
             EventKind::Uploaded { machine, stage, from, to, took, .. } => {
