@@ -26,6 +26,8 @@ use crate::outcome::gravest;
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
+#[cfg(feature = "experiment")]
+use crate::text::quoted;
 
 /// How often a trial is begun at most: done again twice.
 const ATTEMPTS: u32 = 3;
@@ -35,6 +37,10 @@ const TRACES_AFTER: Duration = Duration::from_secs(1);
 
 /// How long the end of a set of machines may take, after its last trial.
 const TEARDOWN_RESERVE: Duration = Duration::from_secs(20);
+
+/// How many values of a parameter are named to who asks for another.
+#[cfg(feature = "experiment")]
+const VALUES_SHOWN: usize = 10;
 
 /// How many errors of failed trials are kept to be told at the end.
 const ERRORS_KEPT: usize = 20;
@@ -266,7 +272,7 @@ impl Sweep {
     /// Whether a trial is of the part that is done.
     fn is_wanted(&self, planned: &PlannedTrial) -> bool {
         let is_so = |(name, value): &(String, String)| {
-            planned.parameters.get(name).is_some_and(|known| known.to_string() == *value)
+            planned.parameters.get(name).is_some_and(|known| known.is_written(value))
         };
         self.only.iter().all(is_so)
     }
@@ -605,7 +611,7 @@ impl Sweep {
                 void(VoidReason::Cut, CUT.to_owned(), Vec::new())?;
                 return Err(error);
             }
-            Err(error) if OutputRefused::is_source_of(&error) => {
+            Err(error) if OutputRefused::is_source_of(&error) || is_own_disk(&error) => {
                 void(VoidReason::Cut, error.to_string(), Vec::new())?;
                 return Err(error);
             }
@@ -722,8 +728,12 @@ impl Sweep {
             else {
                 return Err(format!("there is no parameter {name}"));
             };
-            if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(format!("parameter {name} is never {value}"));
+            if !parameter.values.iter().any(|known| known.is_written(value)) {
+                let known = parameter.values.iter().take(VALUES_SHOWN);
+                let known = known.map(|known| quoted(&known.to_string()).into_owned());
+                let known = known.collect::<Vec<_>>().join(", ");
+                let more = if parameter.values.len() > VALUES_SHOWN { ", …" } else { "" };
+                return Err(format!("parameter {name} is never {}: it is {known}{more}", quoted(value)));
             }
             if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
                 return Err(format!("{name} is compared: rounds are done whole"));
@@ -809,6 +819,15 @@ fn loss(error: &Error) -> Option<(VoidReason, Vec<String>)> {
     machines.sort();
     machines.dedup();
     (!lost.is_empty()).then_some((reason, machines))
+}
+
+/// Whether an error stems from a disk of this computer that takes no more: what a machine says of its own is no such error.
+fn is_own_disk(error: &Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let all =
+        std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    let mut kinds = all.filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.any(|kind| matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem))
 }
 
 /// How services ended that were to go on for all trials, if some did.
