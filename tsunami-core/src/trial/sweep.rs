@@ -100,8 +100,9 @@ impl Cluster {
     /// that was interrupted or lost has cut doesn't count, and is done again at most twice, with all trials of its round:
     /// on a replacement, where the [group](crate::Group::replace_interrupted) may have one. So is a trial that other
     /// processes of its machines disturbed, in its place; if they do so each time, it counts and its
-    /// [accounts](crate::TrialReport::accounts) say so, as the trials after it do until one isn't disturbed. If a trial can't be expected to
-    /// end before the lifetime is over, it is not begun, and the report says so.
+    /// [accounts](crate::TrialReport::accounts) say so, as the trials after it do until one isn't
+    /// disturbed; so does a single trial that measures nothing. If a trial can't be expected to end before the lifetime is over, it
+    /// is not begun, and the report says so.
     ///
     /// The report begins where the sweep does: what its machines did before is not in it.
     ///
