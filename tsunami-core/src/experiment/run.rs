@@ -319,11 +319,10 @@ impl ExperimentRun {
         !self.results.has_inputs()
     }
 
-    /// Whether there is a rest of trials that [`resume`](Self::resume) would do: of several the first had begun, and not all
-    /// are done.
+    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done. Of a
+    /// single one that measures nothing there is no rest, although it can be resumed, too.
     pub fn is_resumable(&self) -> bool {
-        let planned = self.results.report().sweep.map_or(0, |plan| plan.trials.len());
-        planned > 1 && self.sweep.is_given_up()
+        self.results.report().sweep.is_some_and(|plan| !plan.is_plain()) && self.sweep.is_given_up()
     }
 
     /// Does what is to be done on this computer first, and then writes down what machines will be given.

@@ -568,6 +568,11 @@ impl SweepPlan {
     pub fn counted(&self) -> usize {
         self.trials.iter().filter(|trial| !trial.warmup).count()
     }
+
+    /// Whether it is but one trial, of which nothing is read.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.trials.len() == 1 && self.metrics.is_empty()
+    }
 }
 
 #[cfg(test)]

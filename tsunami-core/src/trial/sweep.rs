@@ -667,8 +667,7 @@ impl Sweep {
     /// So does a single one that measures nothing: no number is wrong for it, and nobody asked for commands to run twice.
     fn is_noisy(&self, at: usize) -> bool {
         let state = self.state();
-        let is_plain = state.plan.trials.len() == 1 && state.plan.metrics.is_empty();
-        is_plain || state.is_noisy || state.trials[at].begun >= ATTEMPTS
+        state.plan.is_plain() || state.is_noisy || state.trials[at].begun >= ATTEMPTS
     }
 
     /// Why these trials are not begun: they can't be expected to end before the lifetime is over. Where nothing is known
