@@ -31,8 +31,11 @@ pub(crate) const UNREAD: u8 = 128 + 13;
 /// `exec` and `ssh` lost contact.
 pub(crate) const EXEC_LOST: u8 = 255;
 
-/// How many failures are told beside the first.
+/// How many kinds of failures are told beside the first.
 const OTHERS: usize = 20;
+
+/// How many machines are named of those that failed alike.
+const NAMED: usize = 6;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -261,18 +264,40 @@ impl Told<'_> {
         }
     }
 
-    /// A line each of what failed later than what was told.
+    /// A line each of what failed later than what was told, and one of all that failed alike.
     fn others(&mut self, error: &CoreError) {
-        let others = match error {
-            CoreError::Several(Failures { others, .. }) => others,
+        let Failures { first, others, .. } = match error {
+            CoreError::Several(failures) => failures,
             CoreError::Remains { cause: Some(cause), .. } => return self.others(cause),
             _ => return,
         };
-        for other in others.iter().take(OTHERS) {
-            let all = ErrorChain(other).to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            self.entry(&[(Style::Plain, "  then: ")], &shortened(&all));
+        // What was told comes first. What differs in the machine alone is alike.
+        let mut kinds: Vec<(String, Vec<&CoreError>)> = vec![(without_machine(first), Vec::new())];
+        for other in others {
+            let words = without_machine(other);
+            match kinds.iter_mut().find(|(known, _)| *known == words) {
+                Some((_, alike)) => alike.push(other),
+                None => kinds.push((words, vec![other])),
+            }
         }
-        if let more @ 1.. = others.len().saturating_sub(OTHERS) {
+        let told = usize::from(kinds[0].1.is_empty());
+        let shown = kinds[told..].iter().take(OTHERS);
+        for (nth, (_, alike)) in shown.enumerate() {
+            let is_as_told = nth + told == 0;
+            let mut text = match is_as_told {
+                true => "the same".to_owned(),
+                false => words(alike[0]),
+            };
+            if is_as_told || alike.len() > 1 {
+                let times = match alike.len() {
+                    1 => "once more".to_owned(),
+                    times => format!("{times} times{}", if is_as_told { " more" } else { "" }),
+                };
+                text.extend([", ", &times, &machines(alike)]);
+            }
+            self.entry(&[(Style::Plain, "  then: ")], &shortened(&text));
+        }
+        if let more @ 1.. = kinds.iter().skip(told + OTHERS).map(|(_, alike)| alike.len()).sum() {
             self.line(&format!("  then: {more} more"));
         }
     }
@@ -319,6 +344,34 @@ impl Told<'_> {
             self.help(Some(&self.removal.text(run)));
         }
     }
+}
+
+/// An error and all that it stems from, in one line.
+fn words(error: &CoreError) -> String {
+    ErrorChain(error).to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The same without the machine that it begins with.
+fn without_machine(error: &CoreError) -> String {
+    let words = words(error);
+    let machine = error.place().map(|(machine, _)| format!("{machine}: "));
+    machine.and_then(|machine| words.strip_prefix(&machine).map(str::to_owned)).unwrap_or(words)
+}
+
+/// ` (a-0, a-1 and 3 more)`: the machines of errors, a few of them.
+fn machines(errors: &[&CoreError]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (machine, _) in errors.iter().filter_map(|error| error.place()) {
+        if !names.contains(&machine) {
+            names.push(machine);
+        }
+    }
+    let more = match names.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    names.truncate(NAMED);
+    if names.is_empty() { String::new() } else { format!(" ({}{more})", names.join(", ")) }
 }
 
 /// A line that may have been meant for a program.
@@ -442,6 +495,15 @@ mod tests {
         };
         let step = gravest(vec![at("b", "boom"), at("a", "no file"), lost("a")]).unwrap();
         let all = gravest(vec![step, at("c", "left"), lost("a")]).unwrap();
+        // What differs in its machine alone is one line.
+        let mut many: Vec<_> = ["a", "b", "c", "b", "f"].map(|machine| at(machine, "boom")).into();
+        many.extend([at("d", "x"), at("e", "y"), at("g", "x")]);
+        let many = gravest(many);
+        assert_eq!(
+            Error::Core(many.unwrap()).text(&Removal::Down),
+            "error: a: stage load failed\n  because: boom\n  then: the same, 3 times more (b, c, f)\n  \
+             then: d: stage load failed because: x, 2 times (d, g)\n  then: e: stage load failed because: y"
+        );
         assert_eq!(
             Error::Core(all).text(&Removal::Down),
             "error: b: stage load failed\n  because: boom\n  then: a: stage load failed because: no file\n  \

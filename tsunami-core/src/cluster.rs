@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Provisioner, RunDeadline};
-use crate::error::{BoxError, Error};
+use crate::error::{BoxError, Error, shown};
 use crate::event::{EventKind, Events, Origin, UserEvent, cut};
 use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
 use crate::machine::{Machine, MachineId, RunId};
@@ -750,7 +750,7 @@ impl HostCommand {
         if let Some(command_id) = capture.command_id {
             let (exit, error) = match &result {
                 Ok(exit) => (Some(*exit), None),
-                Err(error) => (None, Some(error.to_string())),
+                Err(error) => (None, Some(self.words_of(error))),
             };
             let cancelled = matches!(result, Err(Error::Cancelled));
             self.host.inner.events.emit(EventKind::CommandFinished {
@@ -779,6 +779,13 @@ impl HostCommand {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// An error of the command's, without what its event says beside it.
+    fn words_of(&self, error: &Error) -> String {
+        let text = error.to_string();
+        let own = format!("{}: stage {}: `{}` ", self.host.name(), self.host.stage, shown(&self.line()));
+        text.strip_prefix(&own).unwrap_or(&text).to_owned()
     }
 
     /// Starts it in the background, where it runs until [`Process::stop`], or until the process is dropped.

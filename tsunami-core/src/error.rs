@@ -538,7 +538,7 @@ fn running(command: Option<&str>) -> String {
 }
 
 /// The beginning of a command.
-fn shown(command: &str) -> String {
+pub(crate) fn shown(command: &str) -> String {
     let (lines, characters) = SHOWN_COMMAND_LIMIT;
     let of_lines = command.match_indices('\n').nth(lines - 1).map_or(command.len(), |(at, _)| at);
     let of_characters = command.char_indices().nth(characters).map_or(command.len(), |(at, _)| at);

@@ -1,6 +1,7 @@
 //! What a run came to: a fold over its events.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -13,25 +14,20 @@ use crate::seconds;
 use crate::session::Exit;
 use crate::trial::{Measured, SweepPlan, VoidReason};
 
-/// The summary of a run, built from its events alone: now, or from a saved stream later.
+/// The summary of a run, built from its events alone: now, or from a saved stream later. What is of its machines alone is
+/// read as if it were here: `report.machines`.
 ///
 /// Times are since the run began. As JSON they are numbers of seconds; how long something `took` is called `seconds`
 /// there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// The run.
-    pub run: Option<RunId>,
+    /// The machines, or the last set of them, whose numbers are among all others'.
+    #[serde(flatten)]
+    pub last_set: SetReport,
     /// The experiment's name, if the stream says so.
     #[serde(with = "known")]
     pub experiment: Option<String>,
-    /// When the run began, if its stream says so. As JSON in seconds since 1970, 0 if not.
-    #[serde(with = "seconds")]
-    pub started: Option<SystemTime>,
-    /// The groups.
-    pub groups: Vec<GroupSize>,
-    /// The machines by name.
-    pub machines: BTreeMap<String, MachineReport>,
     /// The commands that ended, in the order in which they did.
     pub commands: Vec<CommandReport>,
     /// The trials that began, in the order in which they did. One that was done again is there again.
@@ -43,27 +39,9 @@ pub struct Report {
     /// How the trials ended, if they did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swept: Option<SweepEnd>,
-    /// The number of the set of machines that this tells of, from 1; 0 if there are no sets.
-    #[serde(default)]
-    pub set: u32,
     /// The sets before it, in order: each has its own run. Their trials are among all others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_sets: Vec<SetReport>,
-    /// When the last machine was ready, if all were.
-    #[serde(default, with = "seconds::optional")]
-    pub ready: Option<Duration>,
-    /// When the teardown began.
-    #[serde(default, with = "seconds::optional")]
-    pub teardown: Option<Duration>,
-    /// When the run was over.
-    #[serde(default, with = "seconds::optional")]
-    pub finished: Option<Duration>,
-    /// What may remain.
-    pub leftovers: Vec<Leftover>,
-    /// Whether the run succeeded; `None` while it is not over, or if its end was not recorded.
-    pub ok: Option<bool>,
-    /// Why it did not.
-    pub error: Option<String>,
     /// How many machines are ready: a report of many costs no look at all of them at each event.
     #[serde(skip)]
     ready_machines: Counter,
@@ -134,11 +112,26 @@ pub struct SweepEnd {
     pub why: Option<String>,
 }
 
-/// A set of machines whose trials are over, and that others followed.
+impl Deref for Report {
+    type Target = SetReport;
+
+    fn deref(&self) -> &SetReport {
+        &self.last_set
+    }
+}
+
+impl DerefMut for Report {
+    fn deref_mut(&mut self) -> &mut SetReport {
+        &mut self.last_set
+    }
+}
+
+/// The machines of one run. A sweep may take several such sets, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SetReport {
-    /// Its number, from 1.
+    /// Its number, from 1; 0 if it is none of a sweep's.
+    #[serde(default)]
     pub set: u32,
     /// Its run.
     pub run: Option<RunId>,
@@ -146,7 +139,7 @@ pub struct SetReport {
     pub groups: Vec<GroupSize>,
     /// Its machines by name.
     pub machines: BTreeMap<String, MachineReport>,
-    /// When its run began.
+    /// When its run began, if its stream says so. As JSON in seconds since 1970, 0 if not.
     #[serde(with = "seconds")]
     pub started: Option<SystemTime>,
     /// When the last of its machines was ready, if all were.
@@ -160,7 +153,7 @@ pub struct SetReport {
     pub finished: Option<Duration>,
     /// What may remain of it.
     pub leftovers: Vec<Leftover>,
-    /// Whether its run succeeded.
+    /// Whether its run succeeded; `None` while it is not over, or if its end was not recorded.
     pub ok: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
@@ -291,8 +284,8 @@ impl Report {
                 self.started = Some(event.at);
             }
             EventKind::Running { machine, id, address, description, price } => {
-                let Self { machines, ready_machines: Counter(ready), .. } = self;
-                let machine = machines.entry(machine.clone()).or_default();
+                let Self { last_set, ready_machines: Counter(ready), .. } = self;
+                let machine = last_set.machines.entry(machine.clone()).or_default();
                 if let Some(earlier) = machine.id.replace(id.clone()).filter(|earlier| earlier != id) {
                     *ready = ready.saturating_sub(machine.ready.is_some().into());
                     machine.replaced.push(Replaced {
@@ -453,28 +446,18 @@ impl Report {
             trials: now.trials,
             ..Self::default()
         };
-        self.earlier_sets.push(SetReport {
-            set: now.set,
-            run: now.run,
-            groups: now.groups,
-            machines: now.machines,
-            started: now.started,
-            ready: now.ready,
-            teardown: now.teardown,
-            finished: now.finished,
-            leftovers: now.leftovers,
-            ok: now.ok,
-            error: now.error,
-        });
+        self.earlier_sets.push(now.last_set);
+    }
+
+    /// All sets of machines, in order.
+    pub fn sets(&self) -> impl Iterator<Item = &SetReport> {
+        self.earlier_sets.iter().chain([&self.last_set])
     }
 
     /// What the machines cost, in US dollars: an estimate, from when each ran with an address to the end of the
     /// run. `None` if a price is not known.
     pub fn estimated_cost(&self) -> Option<f64> {
-        let earlier =
-            self.earlier_sets.iter().map(|set| cost_of(&set.machines, set.finished.or(set.teardown)));
-        let all = earlier.chain([cost_of(&self.machines, self.finished.or(self.teardown))]);
-        all.sum()
+        self.sets().map(|set| cost_of(&set.machines, set.finished.or(set.teardown))).sum()
     }
 
     /// The last attempt at a trial.

@@ -464,3 +464,19 @@ async fn an_odd_machine_is_named_before_the_first_trial_and_voids_those_that_use
         assert!(named.is_some() && named < at(|kind| matches!(kind, EventKind::TrialStarted { .. })));
     }
 }
+
+/// It is no fault of the experiment's, and each further trial would meet the same.
+#[tokio::test(start_paused = true)]
+async fn a_disk_of_this_computer_that_is_full_ends_a_sweep_and_voids_the_trial() {
+    let world = World::new();
+    let error = world.sweep(HOUR, two_by(2), async |trial| {
+        measure(trial.clone(), 10).await?;
+        if trial.name() == "1" {
+            return Ok(());
+        }
+        Err(trial.host("node-0")?.error(std::io::Error::from(std::io::ErrorKind::StorageFull)))
+    });
+    assert_eq!(error.await.unwrap_err().place(), Some(("node-0", "run")));
+    let report = world.report();
+    assert_eq!((voided(&report), counted(&report)), (vec![("2.1", VoidReason::Cut)], vec!["1"]));
+}

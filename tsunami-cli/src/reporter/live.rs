@@ -593,7 +593,15 @@ mod tests {
         let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
         // Of machines whose lines say so already, and of what is told of each command, or of a single trial.
         let silent = ["launching", "launched", "uploaded", "collected", "custom"];
-        let detail = ["sweep_planned", "set_started", "fingerprint", "canary", "measured", "accounted"];
+        let detail = [
+            "sweep_planned",
+            "set_started",
+            "fingerprint",
+            "canary",
+            "measured",
+            "accounted",
+            "sweep_finished",
+        ];
         let (_term, live) = on_terminal(Verbosity::Normal);
         let (mut state, now) = (lock(&live.shared.state), Instant::now());
         for event in tsunami_core::read_events(events.as_bytes()).unwrap() {

@@ -173,6 +173,7 @@ impl Text {
             }
             EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
             EventKind::Failed { machine, stage, error, .. } => {
+                let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
                 (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
             }
             EventKind::Uploaded { machine, stage, from, to, took, .. } => {
@@ -276,7 +277,11 @@ impl Text {
                 )
             }
             EventKind::SweepFinished { done, of, why } => match why {
-                Some(why) => (Quiet, Style::Bad, "", format!("{done} of {of} trials: {why}")),
+                Some(why) => {
+                    // Of a single one, the run's own error says it.
+                    let level = if self.sweep.has_many() { Quiet } else { Verbose };
+                    (level, Style::Bad, "", format!("{done} of {of} trials: {why}"))
+                }
                 None => {
                     let level = if self.sweep.has_many() { Normal } else { Verbose };
                     (

@@ -145,3 +145,23 @@ fn the_example_of_redis_says_what_its_file_costs() {
     }
     world.assert_clean();
 }
+
+#[test]
+fn a_single_trial_is_a_sweep_of_one_that_nobody_does_twice() {
+    let world = World::new();
+    let file = "name = \"x\"\n[group.node]\ncount = 2\n[[step]]\non = \"all\"\nrun = \"sleep 3\"\n";
+    // Others may disturb it, here above all: what ran to its end is not run again.
+    let ended = world.tsunami(["run".as_ref(), world.write("x.toml", file).as_os_str()]);
+    ended.assert_status(0);
+    assert!(!ended.stderr.contains("seed") && !ended.stderr.contains("1 of 1"), "{}", ended.stderr);
+    let (results, report) = (world.results(), report(&world.results()));
+    assert_eq!(report.trials.len(), 1);
+    let trial = &report.trials[0];
+    assert_eq!((trial.name.as_str(), trial.ok, trial.voided.as_ref()), ("1", Some(true), None));
+    assert!(trial.accounts.iter().any(|account| account.seconds >= 3.0), "{trial:?}");
+    for machine in ["node-0", "node-1"] {
+        assert!(report.machines[machine].facts.contains_key("kernel"));
+        assert!(results.join(format!("traces/{machine}.csv")).exists());
+    }
+    world.assert_clean();
+}

@@ -1,4 +1,5 @@
-# Says what the machine is: a line for each fact that it knows, with the fact's name, a tab, and what it is.
+# Says what the machine is: a line for each fact that it knows, with the fact's name, a tab, and what it is. `boot` is no
+# fact, but what tells machines that share a computer.
 export LC_ALL=C
 fact() {
     [ -z "$2" ] || printf '%s\t%s\n' "$1" "$2"
@@ -44,6 +45,7 @@ fact governor "${said# }"
 line_of smt /sys/devices/system/cpu/smt/control
 line_of numa /sys/devices/system/node/online
 line_of clock_source /sys/devices/system/clocksource/clocksource0/current_clocksource
+line_of boot /proc/sys/kernel/random/boot_id
 line_of kernel /proc/sys/kernel/osrelease
 line_of vendor /sys/class/dmi/id/sys_vendor
 line_of product /sys/class/dmi/id/product_name
@@ -60,16 +62,21 @@ while read -r key value _; do
         ;;
     esac
 done 2>/dev/null </proc/meminfo
-fact architecture "$(uname -m)"
+line_of architecture /proc/sys/kernel/arch || fact architecture "$(uname -m)"
 # It says `none` where there is nothing, and fails.
 fact virtualization "$(systemd-detect-virt 2>/dev/null)"
-# shellcheck disable=SC1091 # the machine has it
-fact os "$(. /etc/os-release 2>/dev/null && printf %s "$PRETTY_NAME")"
 # shellcheck disable=SC2016 # it is bash that knows
 fact bash "$(bash --norc -c 'printf %s "$BASH_VERSION"' 2>/dev/null)"
 libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>&1)
 case $libc in
-'') ;;
-*musl*) fact libc "musl ${libc##*Version }" | head -n 1 ;;
-*) fact libc "$libc" | head -n 1 ;;
+*musl*) libc="musl ${libc##*Version }" ;;
 esac
+fact libc "${libc%%
+*}"
+# The last, since a shell ends that can't make sense of it.
+PRETTY_NAME=
+if [ -r /etc/os-release ]; then
+    # shellcheck disable=SC1091 # the machine has it
+    . /etc/os-release
+fi
+fact os "$PRETTY_NAME"

@@ -45,7 +45,8 @@ const LINES_OF_A_KIND: u64 = 3600;
 /// Notes what machines do, once a second, in a file for each: `<machine>.csv`, with [`TRACE_COLUMNS`]. A long trace gets
 /// coarser towards its end, so that a day takes a megabyte.
 ///
-/// On each machine one small process does it, which takes about two thousandths of a processor. It is one of the run's,
+/// On each machine one small process does it, which takes about two thousandths of a processor; where several are known to
+/// share a computer, which is what this is about, the first of them does it for all. It is one of the run's,
 /// and ends with it if nobody ends it before; dropping this begins to end all of them and returns at once. The trace of a
 /// machine that is lost or taken back ends there. One that goes on under the same name, by other traces that are started,
 /// goes on in the same file.
@@ -58,14 +59,23 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Begins, on all of these machines at once. The directory is made if need be.
+    /// Begins, on all of these machines at once. The directory is made if need be. Which machines share a computer is known
+    /// once [`fingerprint`](super::fingerprint) or an [`Accounting`](super::Accounting) has looked at them.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     pub fn start(hosts: &[Host], directory: impl Into<PathBuf>) -> Self {
         let (pieces, receiver) = sync_channel(UNWRITTEN_TRACES_LIMIT);
-        let names: Vec<String> = hosts.iter().map(|host| host.name().to_owned()).collect();
+        let mut computers: Vec<(&Host, Vec<String>)> = Vec::new();
+        for host in hosts {
+            let boot = host.boot().get();
+            match computers.iter_mut().find(|(first, _)| boot.is_some() && first.boot().get() == boot) {
+                Some((_, names)) => names.push(host.name().to_owned()),
+                None => computers.push((host, vec![host.name().to_owned()])),
+            }
+        }
+        let (hosts, names): (Vec<_>, Vec<_>) = computers.into_iter().unzip();
         let directory = directory.into();
         let writer =
             Builder::new().name("traces".to_owned()).spawn(move || write(&directory, names, &receiver));
@@ -74,7 +84,7 @@ impl Traces {
             let command = host.stage("trace").command(own_script("trace", SCRIPT));
             (host.clone(), command.called(TRACING).unobserved().watched_by(to).start())
         };
-        Self { processes: hosts.iter().enumerate().map(start).collect(), pieces, writer }
+        Self { processes: hosts.into_iter().enumerate().map(start).collect(), pieces, writer }
     }
 
     /// Ends all of them. They are confirmed gone, and what they said is written, once this returns.
@@ -107,10 +117,10 @@ impl Traces {
     }
 }
 
-/// What a machine wrote, and when it came.
+/// What a computer wrote, and when it came.
 type Piece = (usize, SystemTime, Vec<u8>);
 
-/// Hands on what one machine writes.
+/// Hands on what one computer writes.
 #[derive(Debug)]
 struct Forwarder {
     place: usize,
@@ -130,28 +140,35 @@ impl OutputWatcher for Forwarder {
     }
 }
 
-/// Writes what comes, until the end is sent or nobody sends any more. What can't be written of one machine keeps no other from it.
-fn write(directory: &Path, names: Vec<String>, pieces: &Receiver<Option<Piece>>) -> io::Result<()> {
+/// Writes what comes of computers with these machines, until the end is sent or nobody sends any more. What can't be written
+/// of one machine keeps no other from it.
+fn write(directory: &Path, names: Vec<Vec<String>>, pieces: &Receiver<Option<Piece>>) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    let mut traces: Vec<(String, Lines, Trace, Option<File>)> =
-        names.into_iter().map(|name| (name, Lines::default(), Trace::default(), None)).collect();
+    let file_of = |name: &String| (directory.join(format!("{name}.csv")), None);
+    let trace = |names: &Vec<String>| {
+        let files: Vec<(PathBuf, Option<File>)> = names.iter().map(file_of).collect();
+        (Lines::default(), Trace::default(), files)
+    };
+    let mut traces: Vec<_> = names.iter().map(trace).collect();
     let mut error = None;
     for (place, at, bytes) in pieces.iter().map_while(|piece| piece) {
-        let (name, lines, trace, file) = &mut traces[place];
+        let (lines, trace, files) = &mut traces[place];
         let mut text = String::new();
         lines.push(&bytes, |line| text.extend(trace.line(at, &String::from_utf8_lossy(line))));
         if text.is_empty() {
             continue;
         }
-        let written = match file {
-            Some(file) => file.write_all(text.as_bytes()),
-            None => open(&directory.join(format!("{name}.csv"))).and_then(|mut opened| {
-                opened.write_all(text.as_bytes())?;
-                *file = Some(opened);
-                Ok(())
-            }),
-        };
-        error = error.or(written.err());
+        for (path, file) in files {
+            let written = match file {
+                Some(file) => file.write_all(text.as_bytes()),
+                None => open(path).and_then(|mut opened| {
+                    opened.write_all(text.as_bytes())?;
+                    *file = Some(opened);
+                    Ok(())
+                }),
+            };
+            error = error.or(written.err());
+        }
     }
     error.map_or(Ok(()), Err)
 }
@@ -290,13 +307,15 @@ mod tests {
                 sender.send(Some((0, at(10), piece.as_bytes().to_vec()))).unwrap();
             }
             drop(sender);
-            write(directory.path(), vec![name.to_owned()], &receiver)
+            write(directory.path(), vec![vec![name.to_owned(), "c-0".to_owned()]], &receiver)
         };
         trace("a-0").unwrap();
         trace("a-0").unwrap();
         let text = std::fs::read_to_string(directory.path().join("a-0.csv")).unwrap();
         let rows = "11.000,0.00,0.00,0,0,0,0,0\n12.000,1.00,0.00,0,0,0,0,0\n";
         assert_eq!(text, format!("{}\n{rows}{rows}", TRACE_COLUMNS.join(",")));
+        // A machine that shares the computer has the same.
+        assert_eq!(std::fs::read_to_string(directory.path().join("c-0.csv")).unwrap(), text);
         std::os::unix::fs::symlink("outside", directory.path().join("b-0.csv")).unwrap();
         trace("b-0").unwrap_err();
         assert!(!directory.path().join("outside").exists());

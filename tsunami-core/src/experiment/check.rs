@@ -36,8 +36,8 @@ pub(super) fn templates(
     let used = contents.templates_are_whole.then(|| used(contents));
     notes.extend(set_values(contents, used.as_ref(), called, set));
     notes.extend(used.iter().flat_map(|used| unused(contents, used)));
-    // With a group missing or its size unknown, most of what would be found here is not the user's mistake.
-    let sets = || contents.sets.iter().filter(|set| set.groups_are_whole);
+    // With a group or a name missing, or a size unknown, most of what would be found here is not the user's mistake.
+    let sets = || contents.sets.iter().filter(|set| set.groups_are_whole && contents.names_are_whole);
     // Where a template was complained about, once is enough.
     let mut wrong = HashSet::new();
     for set in sets() {

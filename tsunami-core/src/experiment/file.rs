@@ -64,6 +64,8 @@ pub(super) struct Contents {
     pub(super) named: Vec<(String, Span, Named)>,
     /// The names of those whose values could not be read.
     pub(super) unread: HashSet<String>,
+    /// Whether all such names are known.
+    pub(super) names_are_whole: bool,
     /// The names that keys use, where their templates are for no machine.
     pub(super) used: HashSet<String>,
     /// The machines, for each combination of the parameters that they depend on; at least one.
@@ -172,8 +174,14 @@ pub(super) struct Reader<'a> {
     parameters: HashSet<String>,
     /// The names of parameters and values that could not be read.
     unread: HashSet<String>,
+    /// The names of parameters that may have more values than are known.
+    cut: HashSet<String>,
+    /// Whether the tables of parameters and of values could be read.
+    names_are_whole: bool,
     /// The names of metrics, with their steps.
     metrics: BTreeMap<String, String>,
+    /// Whether these are all.
+    metrics_are_whole: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -204,7 +212,10 @@ impl<'a> Reader<'a> {
             prepares: false,
             parameters: HashSet::new(),
             unread: HashSet::new(),
+            cut: HashSet::new(),
+            names_are_whole: true,
             metrics: BTreeMap::new(),
+            metrics_are_whole: true,
         }
     }
 
@@ -280,6 +291,7 @@ impl<'a> Reader<'a> {
             values,
             named,
             unread: std::mem::take(&mut self.unread),
+            names_are_whole: self.names_are_whole,
             used,
             sets,
             templates_are_whole: self.templates_are_whole,
@@ -696,7 +708,10 @@ impl<'a> Reader<'a> {
             }
         }
         let machines = on.as_ref().map_or(0, Vec::len);
-        let metrics = self.metrics(table, name.as_deref().unwrap_or_default(), machines, &collect);
+        let listed =
+            table.get("collect").and_then(|value| value.get_ref().as_array()).map_or(0, |list| list.len());
+        let collects = (collect.len() == listed).then_some(&*collect);
+        let metrics = self.metrics(table, name.as_deref().unwrap_or_default(), machines, collects);
         Some(Step {
             name: name?,
             on: on?,

@@ -228,10 +228,28 @@ pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     likely(word, known.iter().copied()).or_else(all)
 }
 
-/// The help for a word that is very like one of those known.
+/// The help for a word that is very like one of those known, or means the same.
 pub(super) fn likely<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    nearest(word, known.into_iter()).map(|near| format!("did you mean `{near}`?"))
+    let known: Vec<&str> = known.into_iter().collect();
+    let is_same = |known: &&str| SAME.iter().any(|(meant, words)| meant == known && words.contains(&word));
+    let same = known.iter().copied().find(is_same);
+    let near = same.or_else(|| nearest(word, known.iter().copied()));
+    near.map(|near| format!("did you mean `{near}`?"))
 }
+
+/// What others call the words of ours that stand for a way to reckon, to judge or to order.
+const SAME: &[(&str, &[&str])] = &[
+    ("mean", &["avg", "average", "arithmetic"]),
+    ("median", &["med", "mid", "p50", "middle"]),
+    ("sum", &["add", "plus", "total"]),
+    ("min", &["least", "lowest", "minimum", "smallest"]),
+    ("max", &["greatest", "highest", "largest", "maximum"]),
+    ("merge", &["combine", "histogram", "union"]),
+    ("higher", &["bigger", "greater", "high", "larger", "max", "maximize", "more", "up"]),
+    ("lower", &["down", "fewer", "less", "low", "min", "minimize", "smaller"]),
+    ("balanced", &["latin", "round-robin", "square", "williams"]),
+    ("random", &["rand", "shuffle", "shuffled"]),
+];
 
 /// The known word that somebody who wrote `word` most likely meant.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -262,6 +280,11 @@ mod tests {
         assert_eq!(suggest("colour", known), Some("known here: run, start, ready, timeout".into()));
         assert_eq!(suggest("x", ["n"]), Some("known here: n".into()), "one letter is no likeness");
         assert_eq!(suggest("x", []), None);
+        let ways = ["mean", "median", "max", "higher"];
+        assert_eq!(
+            ["avg", "p50", "maximum", "up"].map(|word| likely(word, ways)),
+            ways.map(|way| Some(format!("did you mean `{way}`?")))
+        );
         let long = "b".repeat(SUGGESTION_WORD_LIMIT + 1);
         assert_eq!(likely(&long, [format!("{long}b").as_str()]), None, "that would take long, many times");
     }

@@ -156,10 +156,7 @@ impl ExperimentRun {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
-        // A single trial that measures nothing is nothing but its steps.
-        let told = plan.trials.len() > 1 || !plan.metrics.is_empty();
-        let sweep =
-            Sweep::new(plan, trials, told).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
+        let sweep = Sweep::new(plan, trials).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
@@ -322,9 +319,10 @@ impl ExperimentRun {
         !self.results.has_inputs()
     }
 
-    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done.
+    /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done. Of a
+    /// single one that measures nothing there is no rest, although it can be resumed, too.
     pub fn is_resumable(&self) -> bool {
-        self.results.report().sweep.is_some() && self.sweep.is_given_up()
+        self.results.report().sweep.is_some_and(|plan| !plan.is_plain()) && self.sweep.is_given_up()
     }
 
     /// Does what is to be done on this computer first, and then writes down what machines will be given.
@@ -340,9 +338,6 @@ impl ExperimentRun {
 
     /// Writes down what trials there are.
     async fn write_index(&self) -> Result<(), Error> {
-        if !self.sweep.is_told() {
-            return Ok(());
-        }
         let (results, plan) = (self.results.clone(), self.sweep.plan().clone());
         spawn_blocking(move || results.write_index(&plan)).await.map_err(Error::other)?.map_err(Error::from)
     }
@@ -380,9 +375,9 @@ impl ExperimentRun {
     /// The runs of this sweep so far, the last one first.
     fn runs(&self) -> Vec<RunEntry> {
         let report = self.results.report();
-        let earlier = report.earlier_sets.iter().rev().map(|set| set.run.as_ref());
-        let runs = std::iter::once(report.run.as_ref()).chain(earlier).flatten();
-        runs.filter_map(|run| self.tsunami.recorded(run)).collect()
+        let mut runs: Vec<_> = report.sets().filter_map(|set| set.run.as_ref()).collect();
+        runs.reverse();
+        runs.into_iter().filter_map(|run| self.tsunami.recorded(run)).collect()
     }
 
     /// The runs of this sweep whose controller was killed, and whose machines may still be there.
@@ -432,7 +427,7 @@ impl ExperimentRun {
     /// The number of the next set of machines.
     fn next_set(&self) -> u32 {
         let report = self.results.report();
-        report.earlier_sets.iter().map(|set| set.set).chain([report.set]).max().unwrap_or_default() + 1
+        report.sets().map(|set| set.set).max().unwrap_or_default() + 1
     }
 
     /// The trials on a set of machines, as a closure for the engine. It returns whether there are more sets to come.

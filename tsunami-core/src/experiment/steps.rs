@@ -44,6 +44,10 @@ impl FileTrials<'_> {
 }
 
 impl Measure for FileTrials<'_> {
+    fn does_nothing(&self) -> bool {
+        self.experiment.steps.is_empty()
+    }
+
     fn prepares(&self) -> bool {
         self.experiment.steps.iter().any(|step| step.per == Per::Run)
     }

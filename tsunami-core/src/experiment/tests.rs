@@ -751,6 +751,51 @@ fn without_a_matrix_there_is_one_trial() {
 }
 
 #[test]
+fn what_follows_from_another_problem_is_not_told() {
+    let file = |before: &str, metrics: &str| {
+        format!(
+            "name = \"x\"\n{before}\n[group.a]\ncount = 2\n[[step]]\non = \"a\"\nrun = \"echo {{{{ v }}}}\"\n{metrics}\n"
+        )
+    };
+    let compare = "[compare]\nby = \"v\"\nbaseline = \"old\"\nfail_if = [\"n < 0.9\"]";
+    let good = "metrics = { n = { regex = \"(x)\", across = \"sum\" } }";
+    refuses(&file(&format!("matrix = 1\n{compare}"), good), &["2:10 expected a table, found an integer"]);
+    refuses(
+        &file(&format!("[matrix]\nv = 3\n{compare}"), good),
+        &["3:5 expected a list of values, found an integer"],
+    );
+    refuses(&file(&format!("[matrix]\nv = []\n{compare}"), good), &["3:5 this list is empty"]);
+    refuses(
+        &file(&format!("[matrix]\nv = [\"new\", [1]]\n{compare}"), good),
+        &["3:13 expected a string, a number, true or false, found a list"],
+    );
+    refuses(&file("vars = 1", good), &["2:8 expected a table, found an integer"]);
+    let matrix = format!("[matrix]\nv = [\"old\", \"new\"]\n{compare}");
+    let metrics = |text: &str| file(&matrix, &format!("metrics = {text}"));
+    refuses(&metrics("1"), &["13:11 expected a table, found an integer"]);
+    refuses(
+        &metrics("{ \"e-f\" = { regex = \"(x)\", across = \"sum\" } }"),
+        &["13:13 `e-f` can't name a metric (use letters, digits and `_`, not beginning with a digit)"],
+    );
+    refuses(
+        &metrics("{ n = { regx = \"(x)\", across = \"sum\" } }"),
+        &["13:19 unknown key `regx` (did you mean `regex`?)"],
+    );
+    refuses(
+        &metrics("{ n = { regex = \"(x)\", across = \"avg\" } }"),
+        &["13:43 `across` can't be \"avg\" (did you mean `mean`?)"],
+    );
+    refuses(
+        &metrics("{ n = { csv = \"x\", across = \"sum\", file = \"out\" } }\ncollect = [1]"),
+        &["14:12 expected a string, found an integer (write it as a string: \"1\")"],
+    );
+    refuses(
+        &file("[matrix]\nv = [1, 2]\n[trials]\nbaseline = 1\n[compare]\nfail_if = \"n < 1\"", good),
+        &["5:1 unknown key `baseline` (it belongs in `[compare]`)", "6:2 `by` is missing here"],
+    );
+}
+
+#[test]
 fn parameters_and_values() {
     refuses(
         r#"name = "x"
@@ -904,7 +949,7 @@ n = [1, 2]
             "13:29 this has 0 groups, and needs one (the number stands in a group `(…)`; others are written `(?:…)`)",
             "14:1 `e-f` can't name a metric (use letters, digits and `_`, not beginning with a digit)",
             "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
-            "15:46 `better` can't be \"more\" (known here: higher, lower)",
+            "15:46 `better` can't be \"more\" (did you mean `higher`?)",
             "16:38 `where` is for `csv` and `json` (a regular expression or a histogram has no rows)",
             "16:57 `reduce` is for `csv`, `json` and `regex` (a histogram's intervals are merged before anything is told of \
              them)",

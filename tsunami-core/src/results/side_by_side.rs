@@ -220,8 +220,7 @@ impl Side {
             }
         }
         let mut groups: BTreeMap<String, Vec<Facts>> = BTreeMap::new();
-        let earlier = report.earlier_sets.iter().flat_map(|set| &set.machines);
-        for (name, machine) in earlier.chain(&report.machines) {
+        for (name, machine) in report.sets().flat_map(|set| &set.machines) {
             let kinds = groups.entry(group_of(name).to_owned()).or_default();
             let is_known = kinds.iter().any(|known| differences(known, &machine.facts).is_empty());
             if !machine.facts.is_empty() && !is_known {

@@ -23,6 +23,14 @@ pub enum ParameterValue {
     Text(String),
 }
 
+impl ParameterValue {
+    /// Whether a text is this value, as results or a file may have it: `1`, `1.0` and `1e0` are the same number.
+    pub(crate) fn is_written(&self, text: &str) -> bool {
+        self.to_string() == text
+            || matches!(self, Self::Float(value) if text.replace('_', "").parse::<f64>().is_ok_and(|other| other == *value))
+    }
+}
+
 impl fmt::Display for ParameterValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -560,6 +568,11 @@ impl SweepPlan {
     pub fn counted(&self) -> usize {
         self.trials.iter().filter(|trial| !trial.warmup).count()
     }
+
+    /// Whether it is but one trial, of which nothing is read.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.trials.len() == 1 && self.metrics.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -680,6 +693,15 @@ mod tests {
         let plan = Trials::matrix([("variant", ["a", "b", "c"])]).compare("variant").repeat(6).plan(7, |_| 1);
         let orders: Vec<_> = rounds(&plan).into_values().map(|order| order.concat()).collect();
         assert_eq!(orders.join(" "), "cab abc bca acb bac cba");
+    }
+
+    #[test]
+    fn a_number_is_the_same_however_it_is_written() {
+        let is_written = |value: ParameterValue, text| value.is_written(text);
+        assert!(["1", "1.0", "1e0", "1_0e-1"].into_iter().all(|text| is_written(1.0.into(), text)));
+        assert!(
+            !is_written(1.0.into(), "x") && !is_written("1".into(), "1.0") && is_written(true.into(), "true")
+        );
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::{OptionFuture, join_all};
-use tokio::time::Instant;
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
 
 use super::schedule::{OddMachines, Parameters, PlannedTrial, SweepPlan, Trials, VoidReason};
 use super::{MetricPlan, Trial, lock};
@@ -26,18 +26,32 @@ use crate::outcome::gravest;
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
+#[cfg(feature = "experiment")]
+use crate::text::quoted;
 
 /// How often a trial is begun at most: done again twice.
 const ATTEMPTS: u32 = 3;
 
+/// How long trials go on before traces of what machines do begin: a process each, for nothing where all is over by then.
+const TRACES_AFTER: Duration = Duration::from_secs(1);
+
 /// How long the end of a set of machines may take, after its last trial.
 const TEARDOWN_RESERVE: Duration = Duration::from_secs(20);
+
+/// How many values of a parameter are named to who asks for another.
+#[cfg(feature = "experiment")]
+const VALUES_SHOWN: usize = 10;
 
 /// How many errors of failed trials are kept to be told at the end.
 const ERRORS_KEPT: usize = 20;
 
 /// What a sweep's trials are made of.
 pub(crate) trait Measure {
+    /// Whether a trial is nothing but its name, so that its machines need no look.
+    fn does_nothing(&self) -> bool {
+        false
+    }
+
     /// Whether anything is to be [prepared](Self::prepare).
     fn prepares(&self) -> bool {
         false
@@ -86,8 +100,9 @@ impl Cluster {
     /// that was interrupted or lost has cut doesn't count, and is done again at most twice, with all trials of its round:
     /// on a replacement, where the [group](crate::Group::replace_interrupted) may have one. So is a trial that other
     /// processes of its machines disturbed, in its place; if they do so each time, it counts and its
-    /// [accounts](crate::TrialReport::accounts) say so, as the trials after it do until one isn't disturbed. If a trial can't be expected to
-    /// end before the lifetime is over, it is not begun, and the report says so.
+    /// [accounts](crate::TrialReport::accounts) say so, as the trials after it do until one isn't
+    /// disturbed; so does a single trial that measures nothing. If a trial can't be expected to end before the lifetime is over, it
+    /// is not begun, and the report says so.
     ///
     /// The report begins where the sweep does: what its machines did before is not in it.
     ///
@@ -128,7 +143,7 @@ impl Cluster {
         let plan = trials.plan(trials.seed.unwrap_or_else(new_seed), |_| 1);
         let report = Arc::new(Mutex::new(self.first_report()));
         self.events().sum_up_in(&report);
-        let sweep = Sweep::new(plan, &trials, true);
+        let sweep = Sweep::new(plan, &trials);
         sweep.on_set(1, 1, self.clone(), &Closure(body)).await?;
         let report = mem::take(&mut *lock(&report));
         Ok(report)
@@ -220,8 +235,6 @@ pub(crate) struct Sweep {
     plan: Arc<SweepPlan>,
     odd: OddMachines,
     canary: bool,
-    /// Whether more happens, and is told, than the trials themselves.
-    told: bool,
     /// What parameters are in the part that is done.
     only: Arc<[(String, String)]>,
 }
@@ -237,8 +250,8 @@ enum Attempt {
 }
 
 impl Sweep {
-    /// A sweep of which nothing is done. It is `told` of unless it is a single trial that nobody made a plan for.
-    pub(crate) fn new(plan: SweepPlan, wanted: &Trials, told: bool) -> Self {
+    /// A sweep of which nothing is done.
+    pub(crate) fn new(plan: SweepPlan, wanted: &Trials) -> Self {
         let trials = vec![TrialState::default(); plan.trials.len()];
         let shared = Arc::new(plan.clone());
         let state = State {
@@ -254,13 +267,13 @@ impl Sweep {
             is_noisy: false,
         };
         let (progress, only) = (Progress(Arc::new(Mutex::new(state))), Arc::default());
-        Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, told, only }
+        Self { progress, plan: shared, odd: wanted.odd, canary: wanted.canary, only }
     }
 
     /// Whether a trial is of the part that is done.
     fn is_wanted(&self, planned: &PlannedTrial) -> bool {
         let is_so = |(name, value): &(String, String)| {
-            planned.parameters.get(name).is_some_and(|known| known.to_string() == *value)
+            planned.parameters.get(name).is_some_and(|known| known.is_written(value))
         };
         self.only.iter().all(is_so)
     }
@@ -282,19 +295,20 @@ impl Sweep {
     /// Whether nothing is left to do on a set.
     pub(crate) fn is_done(&self, set: u32) -> bool {
         let state = self.state();
-        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
-            planned.set == set && !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
-        };
-        !self.plan.trials.iter().zip(&state.trials).any(left)
+        !self.left(&state).any(|planned| planned.set == set)
     }
 
     /// Whether a trial that was to be done is not.
     pub(crate) fn is_given_up(&self) -> bool {
         let state = self.state();
-        let left = |(planned, trial): (&PlannedTrial, &TrialState)| {
-            !planned.warmup && trial.counted.is_none() && self.is_wanted(planned)
-        };
-        self.plan.trials.iter().zip(&state.trials).any(left)
+        self.left(&state).next().is_some()
+    }
+
+    /// The trials that are to be done and count, and are not done.
+    fn left<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a PlannedTrial> {
+        let all = self.plan.trials.iter().zip(&state.trials);
+        let left = all.filter(|(planned, trial)| !planned.warmup && trial.counted.is_none());
+        left.map(|(planned, _)| planned).filter(|planned| self.is_wanted(planned))
     }
 
     /// Keeps why a set stopped before its time, to be told at the end.
@@ -312,11 +326,9 @@ impl Sweep {
 
     /// Tells that no more trials are done.
     pub(crate) fn finish(&self, cluster: &Cluster, why: Option<String>) {
-        if self.told {
-            let (done, of) = self.done();
-            let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
-            cluster.emit(UserEvent::SweepFinished { done, of, why });
-        }
+        let (done, of) = self.done();
+        let why = why.or_else(|| (done < of).then(|| self.why_not_all()));
+        cluster.emit(UserEvent::SweepFinished { done, of, why });
     }
 
     /// Does what is left of a set on machines that are up, which are the `number`th set of the sweep, and tells the end of
@@ -330,13 +342,11 @@ impl Sweep {
         mut cluster: Cluster,
         measure: &M,
     ) -> Result<Option<String>, Error> {
-        if self.told {
-            // Once more where it is resumed: not all who observe it know what was told before.
-            if !mem::replace(&mut self.state().is_planned, true) {
-                cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
-            }
-            cluster.emit(UserEvent::SetStarted { set: number, run: cluster.run_id().clone() });
+        // Once more where it is resumed: not all who observe it know what was told before.
+        if !mem::replace(&mut self.state().is_planned, true) {
+            cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
         }
+        cluster.emit(UserEvent::SetStarted { set: number, run: cluster.run_id().clone() });
         // Whoever drops this has nobody else to tell it.
         let mut ending = Ending { sweep: self, cluster: cluster.clone(), is_over: false };
         let ended = loop {
@@ -385,18 +395,14 @@ impl Sweep {
         if self.is_done(set) {
             return Ok(None);
         }
-        if !self.told {
+        if measure.does_nothing() {
             return self.rounds(set, cluster, measure, prepared).await;
         }
         self.look_at(cluster).await;
         if self.canary {
             self.canaries(cluster, false).await;
         }
-        let traces = measure.traces().map(|directory| Traces::start(cluster.hosts(), directory));
-        let ended = self.rounds(set, cluster, measure, prepared).await;
-        if let Some(Err(error)) = OptionFuture::from(traces.map(Traces::stop)).await {
-            tracing::warn!(%error, "there are machines without a whole trace");
-        }
+        let ended = traced(cluster, measure, self.rounds(set, cluster, measure, prepared)).await;
         if self.canary && matches!(ended, Ok(None)) {
             self.canaries(cluster, true).await;
         }
@@ -576,9 +582,9 @@ impl Sweep {
         let begun = Instant::now();
         let (disturbed, last) = (Mutex::new(Vec::new()), Mutex::new(None));
         let body = async |trial: Trial| {
-            let accounting = match self.told {
-                true => Some(Accounting::begin(cluster.hosts()).await),
-                false => None,
+            let accounting = match measure.does_nothing() {
+                true => None,
+                false => Some(Accounting::begin(cluster.hosts()).await),
             };
             let measured = measure.measure(trial.clone(), is_first).await;
             // While what it has begun still runs: the time of what has ended may pass for somebody else's.
@@ -606,7 +612,7 @@ impl Sweep {
                 void(VoidReason::Cut, CUT.to_owned(), Vec::new())?;
                 return Err(error);
             }
-            Err(error) if OutputRefused::is_source_of(&error) => {
+            Err(error) if OutputRefused::is_source_of(&error) || is_own_disk(&error) => {
                 void(VoidReason::Cut, error.to_string(), Vec::new())?;
                 return Err(error);
             }
@@ -622,6 +628,7 @@ impl Sweep {
             let by = lock(&disturbed).clone();
             if let Some((_, first)) = by.first().filter(|_| !self.is_noisy(at)) {
                 let text = first.clone();
+                self.state().took.entry(kind(planned)).or_default().push(took);
                 void(VoidReason::Disturbed, text, by.into_iter().map(|(machine, _)| machine).collect())?;
                 return Ok(Attempt::Void);
             }
@@ -657,9 +664,10 @@ impl Sweep {
 
     /// Whether a trial that was disturbed counts all the same, marked as such: when it was each time that it was tried, or
     /// when that is how the last one came to count. What never ends is how these machines are, and more of it is no better.
+    /// So does a single one that measures nothing: no number is wrong for it, and nobody asked for commands to run twice.
     fn is_noisy(&self, at: usize) -> bool {
         let state = self.state();
-        state.is_noisy || state.trials[at].begun >= ATTEMPTS
+        state.plan.is_plain() || state.is_noisy || state.trials[at].begun >= ATTEMPTS
     }
 
     /// Why these trials are not begun: they can't be expected to end before the lifetime is over. Where nothing is known
@@ -686,7 +694,7 @@ impl Sweep {
         report: &Report,
         is_left: impl Fn(&str) -> bool,
     ) -> Self {
-        let sweep = Self::new(plan, wanted, true);
+        let sweep = Self::new(plan, wanted);
         {
             let state = &mut *sweep.state();
             let mut known = HashMap::<&str, Vec<&TrialReport>>::new();
@@ -720,8 +728,12 @@ impl Sweep {
             else {
                 return Err(format!("there is no parameter {name}"));
             };
-            if parameter.values.iter().all(|known| known.to_string() != *value) {
-                return Err(format!("parameter {name} is never {value}"));
+            if !parameter.values.iter().any(|known| known.is_written(value)) {
+                let known = parameter.values.iter().take(VALUES_SHOWN);
+                let known = known.map(|known| quoted(&known.to_string()).into_owned());
+                let known = known.collect::<Vec<_>>().join(", ");
+                let more = if parameter.values.len() > VALUES_SHOWN { ", …" } else { "" };
+                return Err(format!("parameter {name} is never {}: it is {known}{more}", quoted(value)));
             }
             if self.plan.compare.as_ref().is_some_and(|compare| compare.by == *name) {
                 return Err(format!("{name} is compared: rounds are done whole"));
@@ -733,11 +745,6 @@ impl Sweep {
 
     pub(crate) fn plan(&self) -> &SweepPlan {
         &self.plan
-    }
-
-    /// Whether it is more than a single trial that nobody made a plan for.
-    pub(crate) fn is_told(&self) -> bool {
-        self.told
     }
 
     /// What a program ends with that shows failed trials as an error, as files do.
@@ -764,6 +771,21 @@ const GIVEN_UP: &str = "the others were done again twice, and don't count";
 
 /// What ended a trial that did not end by itself.
 const CUT: &str = "the run was ended";
+
+/// Has what machines do noted while `rounds` go on. What is over before there could be a second line begins no trace.
+async fn traced<M: Measure, T>(cluster: &Cluster, measure: &M, rounds: impl Future<Output = T>) -> T {
+    let Some(directory) = measure.traces() else { return rounds.await };
+    let mut rounds = Box::pin(rounds);
+    if let Ok(ended) = timeout(TRACES_AFTER, &mut rounds).await {
+        return ended;
+    }
+    let traces = Traces::start(cluster.hosts(), directory);
+    let ended = rounds.await;
+    if let Err(error) = traces.stop().await {
+        tracing::warn!(%error, "there are machines without a whole trace");
+    }
+    ended
+}
 
 /// Trials of one round follow one another.
 fn rounds(trials: &[(usize, &PlannedTrial)]) -> Vec<Range<usize>> {
@@ -797,6 +819,15 @@ fn loss(error: &Error) -> Option<(VoidReason, Vec<String>)> {
     machines.sort();
     machines.dedup();
     (!lost.is_empty()).then_some((reason, machines))
+}
+
+/// Whether an error stems from a disk of this computer that takes no more: what a machine says of its own is no such error.
+fn is_own_disk(error: &Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let all =
+        std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    let mut kinds = all.filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.any(|kind| matches!(kind, StorageFull | QuotaExceeded | ReadOnlyFilesystem))
 }
 
 /// How services ended that were to go on for all trials, if some did.

@@ -27,22 +27,25 @@ pub(super) fn plans(step: &Step) -> impl Iterator<Item = MetricPlan> {
 }
 
 impl Reader<'_> {
-    /// The metrics of a step on so many machines, which collects this.
+    /// The metrics of a step on so many machines, which collects this, if all of that could be read.
     pub(super) fn metrics(
         &mut self,
         table: &DeTable<'_>,
         step: &str,
         machines: usize,
-        collect: &[Pattern],
+        collect: Option<&[Pattern]>,
     ) -> Vec<Metric> {
-        let Some(metrics) = table.get("metrics").and_then(|value| self.table(value)) else {
+        let Some(value) = table.get("metrics") else { return Vec::new() };
+        let Some(metrics) = self.table(value) else {
+            self.metrics_are_whole = false;
             return Vec::new();
         };
         let starts = table.get("start").is_some();
         let read = |(name, span, value): (&str, Span, &Value<'_>)| {
             self.metric_name(name, &span, step)?;
             let metric = self.metric(name, value)?;
-            if machines > 1 && metric.across.is_none() {
+            let says_across = metric.across.is_some() || value.get_ref().get("across").is_some();
+            if machines > 1 && !says_across {
                 let message = format!("`across` is missing here: the step runs on {machines} machines");
                 let help = "say how their values become one: `across = \"sum\"`".to_owned();
                 self.note(Problem::at(span.clone(), message).help(help));
@@ -54,7 +57,11 @@ impl Reader<'_> {
                     let help = "let it write one, and name that in `collect` and in `file`".to_owned();
                     self.note(Problem::at(span, message).help(help));
                 }
-                Some(file) if !collect.iter().any(|pattern| may_match(pattern.template.source(), file)) => {
+                Some(file)
+                    if collect.is_some_and(|collect| {
+                        !collect.iter().any(|pattern| may_match(pattern.template.source(), file))
+                    }) =>
+                {
                     let place = value.get_ref().get("file").map_or(span, toml::Spanned::span);
                     let help = format!("name it there: `collect = [\"{file}\"]`");
                     let message = format!("the step doesn't `collect` a file `{file}`");
@@ -82,6 +89,7 @@ impl Reader<'_> {
         } else {
             return Some(());
         };
+        self.metrics_are_whole = false;
         self.note(problem);
         None
     }
@@ -93,6 +101,13 @@ impl Reader<'_> {
         let sources: Vec<_> = SOURCES.into_iter().filter_map(|key| Some((key, table.get(key)?))).collect();
         let source = match sources[..] {
             [(key, value)] => self.source(key, value),
+            // The one that is missing may be that which is written wrong.
+            [] if entries(table)
+                .iter()
+                .any(|(key, ..)| !super::names(METRIC_KEYS).any(|known| known == *key)) =>
+            {
+                None
+            }
             _ => {
                 let message = "a metric has one of `csv`, `json`, `regex` and `hdr`";
                 self.note(Problem::at(value.span(), message));

@@ -187,7 +187,9 @@ impl Reader<'_> {
             let rendered = match rendered {
                 Ok(rendered) => Some(rendered),
                 Err(error) => {
-                    self.note(template_problem(self.source, &value.span(), text, error));
+                    if self.names_are_whole {
+                        self.note(template_problem(self.source, &value.span(), text, error));
+                    }
                     self.templates_are_whole = false;
                     None
                 }

@@ -45,8 +45,7 @@ impl Reader<'_> {
     pub(super) fn trials(&mut self, root: &DeTable<'_>) -> (Trials, Vec<(String, Span, Named)>) {
         let mut trials = Trials::default();
         let mut named = Vec::new();
-        let matrix = root.get("matrix").and_then(|value| self.table(value));
-        let matrix = matrix.map(entries).unwrap_or_default();
+        let matrix = self.named_values(root, "matrix");
         if let Some((_, span, _)) = matrix.get(PARAMETER_LIMIT) {
             let message = format!("an experiment has at most {PARAMETER_LIMIT} parameters");
             self.note(Problem::at(span.clone(), message));
@@ -55,9 +54,12 @@ impl Reader<'_> {
             if self.is_name(root, name, &span, "a parameter") {
                 named.push((name.to_owned(), span, Named::Parameter));
             }
-            let values = self.parameter_values(value);
+            let (values, is_whole) = self.parameter_values(value);
             if values.is_empty() {
                 self.unread.insert(name.to_owned());
+            }
+            if !is_whole {
+                self.cut.insert(name.to_owned());
             }
             trials.parameters.push(Parameter::new(name, values));
         }
@@ -94,6 +96,7 @@ impl Reader<'_> {
                 None => Problem::general(message),
             });
             trials.parameters.iter_mut().for_each(|parameter| parameter.values.truncate(1));
+            self.cut.extend(trials.parameters.iter().map(|parameter| parameter.name.clone()));
         }
         (trials, named)
     }
@@ -123,11 +126,19 @@ impl Reader<'_> {
         false
     }
 
-    /// The values of a parameter, none of them twice.
-    fn parameter_values(&mut self, value: &Value<'_>) -> Vec<ParameterValue> {
+    /// The entries of a table of parameters or of values. Where it is none, nobody knows which names there are.
+    fn named_values<'t>(&mut self, root: &'t DeTable<'t>, key: &str) -> Vec<(&'t str, Span, &'t Value<'t>)> {
+        let Some(value) = root.get(key) else { return Vec::new() };
+        let table = self.table(value);
+        self.names_are_whole &= table.is_some();
+        table.map(entries).unwrap_or_default()
+    }
+
+    /// The values of a parameter, none of them twice, and whether these are all and there are some.
+    fn parameter_values(&mut self, value: &Value<'_>) -> (Vec<ParameterValue>, bool) {
         let Some(list) = value.get_ref().as_array() else {
             self.wrong_type(value, "a list of values");
-            return Vec::new();
+            return (Vec::new(), false);
         };
         if list.is_empty() {
             self.note(Problem::at(value.span(), "this list is empty"));
@@ -150,7 +161,8 @@ impl Reader<'_> {
                 values.push(scalar);
             }
         }
-        values
+        let is_whole = values.len() == list.len() && !values.is_empty();
+        (values, is_whole)
     }
 
     /// A string, a number, `true` or `false`.
@@ -188,8 +200,7 @@ impl Reader<'_> {
         named: &mut Vec<(String, Span, Named)>,
     ) -> Parameters {
         let mut values = Parameters::new();
-        let vars = root.get("vars").and_then(|value| self.table(value));
-        for (name, span, value) in vars.map(entries).unwrap_or_default() {
+        for (name, span, value) in self.named_values(root, "vars") {
             if named.iter().any(|(known, ..)| known == name) {
                 self.note(Problem::at(span, format!("`{name}` is a parameter")));
             } else if self.is_name(root, name, &span, "a value") {
@@ -235,7 +246,7 @@ impl Reader<'_> {
             let threshold = |values: &mut Values<'_, '_>, value: PlacedValue<'_>| values.0.threshold(value.0);
             Values(self).one_or_more(PlacedValue(value), threshold)
         });
-        if self.metrics.is_empty() {
+        if self.metrics.is_empty() && self.metrics_are_whole {
             let help = "a step's `metrics` say what is compared".to_owned();
             self.note(Problem::at(span.clone(), "there is no metric to compare").help(help));
         }
@@ -244,10 +255,13 @@ impl Reader<'_> {
         let Some(parameter) = parameters.iter().find(|parameter| parameter.name == name) else {
             let help = suggest(name, parameters.iter().map(|parameter| parameter.name.as_str()));
             let help = help.or_else(|| Some("`[matrix]` has parameters".to_owned()));
-            self.note(Problem::at(by.span(), format!("there is no parameter `{name}`")).help(help));
+            if self.names_are_whole {
+                self.note(Problem::at(by.span(), format!("there is no parameter `{name}`")).help(help));
+            }
             return None;
         };
-        if parameter.values.len() < 2 {
+        let is_whole = !self.cut.contains(name);
+        if is_whole && parameter.values.len() < 2 {
             let message = format!("`{name}` has but one value, and nothing to compare it with");
             self.note(Problem::at(by.span(), message));
         }
@@ -264,6 +278,7 @@ impl Reader<'_> {
                 let known: Vec<_> = parameter.values.iter().map(ToString::to_string).collect();
                 match known.iter().position(|known| *known == wanted) {
                     Some(at) => parameter.values[at].clone(),
+                    None if !is_whole => return None,
                     None => {
                         let help = suggest(&wanted, known.iter().map(String::as_str));
                         let message = format!("{wanted} is no value of `{name}`");
@@ -296,7 +311,7 @@ impl Reader<'_> {
         let text = self.text(value)?;
         match text.parse::<Threshold>() {
             Err(wrong) => self.note(Problem::at(value.span(), wrong.to_string())),
-            Ok(Threshold { metric, .. }) if !self.metrics.contains_key(&metric) => {
+            Ok(Threshold { metric, .. }) if self.metrics_are_whole && !self.metrics.contains_key(&metric) => {
                 let help = suggest(&metric, self.metrics.keys().map(String::as_str));
                 let help = help.or_else(|| Some("a step's `metrics` has them".to_owned()));
                 self.note(Problem::at(value.span(), format!("there is no metric `{metric}`")).help(help));

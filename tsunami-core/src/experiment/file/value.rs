@@ -8,7 +8,8 @@ use crate::limits::DURATION_LIMIT;
 use crate::names::{EXPERIMENT_NAME, is_experiment_name, wrong_length};
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::super::keys::{Key, names};
+use super::super::keys::{COMPARE_KEYS, Key, TRIALS_KEYS, names};
+use super::super::problem::likely;
 use super::{
     Problem, Reader, Span, Template, TemplateRole, TemplateScope, TemplateSite, Value, suggest,
     template_problem,
@@ -284,7 +285,9 @@ impl Reader<'_> {
     ) {
         for (key, span, _) in entries(table) {
             if !known.clone().any(|known| known == key) {
-                let help = suggest(key, known.clone());
+                let help = likely(key, known.clone())
+                    .or_else(|| home_of(key))
+                    .or_else(|| suggest(key, known.clone()));
                 self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
             }
         }
@@ -332,6 +335,13 @@ impl Reader<'_> {
         let help = (plain && expected == "a string").then(|| format!("write it as a string: \"{raw}\""));
         self.note(Problem::at(value.span(), format!("expected {expected}, found {found}")).help(help));
     }
+}
+
+/// The help for a key of a sweep's that stands in another table.
+fn home_of(key: &str) -> Option<String> {
+    let homes = [("[compare]", COMPARE_KEYS), ("[trials]", TRIALS_KEYS)];
+    let (home, _) = homes.into_iter().find(|(_, keys)| names(keys).any(|known| known == key))?;
+    Some(format!("it belongs in `{home}`"))
 }
 
 pub(in crate::experiment) fn unreadable(value: &Value<'_>, path: &Path, error: &io::Error) -> Problem {

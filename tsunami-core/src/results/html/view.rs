@@ -353,7 +353,7 @@ fn facts(report: &Report, run: &RunJson, metrics: usize) -> Vec<(&'static str, S
             None => "not known".to_owned(),
         },
     ));
-    if let Some(plan) = &report.sweep {
+    if let Some(plan) = report.sweep.as_ref().filter(|plan| plan.trials.len() > 1) {
         facts.push(("Seed", plan.seed.to_string()));
     }
     if !run.tsunami.is_empty() {
