@@ -265,6 +265,9 @@ pub enum EventKind {
     },
     /// A machine differs from the others of its group.
     OddMachine { machine: String, differences: Vec<String> },
+    /// The run repeats another one, whose machines were not like these in `differences`. It is told before the first trial,
+    /// and again where later machines differ in more.
+    Repeats { run: RunId, differences: Vec<String> },
     /// A machine was measured by itself: what, and how much, more being better.
     Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     /// A trial begins.
@@ -356,7 +359,9 @@ impl EventKind {
             Self::SweepFinished { why, .. } => why.iter_mut().for_each(visit),
             Self::Measured { measured, .. } => measured.missing.iter_mut().for_each(visit),
             Self::Fingerprint { facts, .. } => facts.values_mut().for_each(visit),
-            Self::OddMachine { differences, .. } => differences.iter_mut().for_each(visit),
+            Self::OddMachine { differences, .. } | Self::Repeats { differences, .. } => {
+                differences.iter_mut().for_each(visit);
+            }
             Self::Accounted { account, .. } => {
                 account.kernel_messages.iter_mut().for_each(&mut visit);
                 account.disturbed.iter_mut().for_each(visit);
@@ -404,6 +409,7 @@ pub enum UserEvent {
     SetStarted { set: u32, run: RunId },
     Fingerprint { machine: String, id: Option<MachineId>, facts: Facts },
     OddMachine { machine: String, differences: Vec<String> },
+    Repeats { run: RunId, differences: Vec<String> },
     Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     TrialStarted { trial: String },
     Measured { trial: String, measured: Measured },
@@ -424,6 +430,7 @@ impl From<UserEvent> for EventKind {
             UserEvent::SetStarted { set, run } => Self::SetStarted { set, run },
             UserEvent::Fingerprint { machine, id, facts } => Self::Fingerprint { machine, id, facts },
             UserEvent::OddMachine { machine, differences } => Self::OddMachine { machine, differences },
+            UserEvent::Repeats { run, differences } => Self::Repeats { run, differences },
             UserEvent::Canary { machine, results } => Self::Canary { machine, results },
             UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
             UserEvent::Measured { trial, measured } => Self::Measured { trial, measured },

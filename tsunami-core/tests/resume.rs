@@ -1,5 +1,5 @@
-//! Sweeps from experiment files on the fake cloud and paused time: several sets of machines, and what is left of a run
-//! that was ended before its time.
+//! Sweeps from experiment files on the fake cloud and paused time: several sets of machines, what is left of a run that was
+//! ended before its time, and runs that are repeated.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -92,6 +92,28 @@ impl World {
     async fn resume(&self, options: RunOptions) -> Result<Report, Error> {
         let experiment = Loader::new().load_again(self.results())?;
         experiment.resume(&self.tsunami(self.cloud.controller()), options, self.results()).await
+    }
+
+    fn again(&self) -> PathBuf {
+        self.home.path().join("again")
+    }
+
+    async fn repeat(&self) -> Result<Report, Error> {
+        let experiment = Loader::new().load_again(self.results())?;
+        let options = RunOptions::default().results(self.again());
+        experiment.repeat(&self.tsunami(self.cloud.controller()), options, self.results()).await
+    }
+
+    /// Machines say that their kernel is this one.
+    fn kernel(&self, kernel: &'static str) {
+        self.cloud.on_command(move |_, command| match command.to_string() {
+            line if line.contains("cpu_model") => Some(Reply::stdout(format!("kernel\t{kernel}\n"))),
+            line if line.starts_with("measure ") => {
+                Some(Reply::stdout("rps=1\n").file("out.csv", "rows\n1\n").after(Duration::from_secs(60)))
+            }
+            line if line == "serve" => Some(Reply::status(0).after(Duration::from_secs(1_000_000))),
+            _ => None,
+        });
     }
 
     fn events(&self) -> Vec<Event> {
@@ -490,4 +512,87 @@ async fn what_machines_measured_is_kept_although_another_failed() {
     assert_eq!(measured, expected);
     let missing = report.trials[0].measured[3].missing.as_deref();
     assert_eq!(missing, Some("node-1: the step did not succeed"));
+}
+
+/// A file whose machines are given a tool, a script and a value.
+fn given() -> String {
+    let upload =
+        "upload = [{ from = \"tool\", to = \"tool\" }]\nsetup = { script = \"set-up.sh\" }\ncount = 2";
+    let text = FILE.replace("count = 2", upload).replace("[matrix]", "[vars]\nn = 1\n[matrix]");
+    text.replace("run = \"measure", "env = { N = \"{{ n }}\" }\nrun = \"measure")
+}
+
+fn write(world: &World, name: &str, text: &str) {
+    std::fs::write(world.home.path().join(name), text).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_repeated_from_its_results_and_says_how_its_machines_differ() {
+    let world = World::new(&given());
+    write(&world, "tool", "1");
+    write(&world, "set-up.sh", "#!/bin/sh\n");
+    world.kernel("6.1");
+    let experiment = Loader::new().set("n", "7").load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results());
+    let first = experiment.run(&world.tsunami(world.cloud.clone()), options).await.unwrap();
+    // Neither the file nor the script has to be there still.
+    std::fs::remove_file(world.home.path().join("x.toml")).unwrap();
+    std::fs::remove_file(world.home.path().join("set-up.sh")).unwrap();
+    for (kernel, differences) in [("6.1", &[][..]), ("6.2", &["node: kernel is 6.2, before 6.1"])] {
+        world.kernel(kernel);
+        let report = world.repeat().await.unwrap();
+        assert!(world.cloud.is_empty());
+        assert_eq!(table(&report).len(), 8);
+        let repeats = report.repeats.as_ref().unwrap();
+        assert_eq!(Some(&repeats.run), first.run.as_ref());
+        assert_eq!(repeats.differences, differences);
+        assert_ne!(report.run, first.run);
+        let events = read_events(&*std::fs::read(world.again().join("events.jsonl")).unwrap()).unwrap();
+        let at = |kind: fn(&EventKind) -> bool| events.iter().position(|event| kind(&event.kind)).unwrap();
+        let told = at(|kind| matches!(kind, EventKind::Repeats { .. }));
+        assert!(told < at(|kind| matches!(kind, EventKind::TrialStarted { .. })));
+        for kept in ["experiment.toml", "inputs/set.json", "inputs/uploads.json", "inputs/node/set-up.sh"] {
+            let [before, now] =
+                [world.results(), world.again()].map(|results| std::fs::read(results.join(kept)));
+            assert_eq!(now.unwrap(), before.unwrap(), "{kept}");
+        }
+        let run = std::fs::read_to_string(world.again().join("run.json")).unwrap();
+        assert!(run.contains("\"repeats\""), "{run}");
+        std::fs::remove_dir_all(world.again()).unwrap();
+    }
+    let launches = world.cloud.calls(Call::Launch);
+    write(&world, "tool", "2");
+    let error = world.repeat().await.unwrap_err().to_string();
+    let own = world.home.path().join("x.toml").display().to_string();
+    assert!(error.contains("tool is not as it was") && error.contains(&own), "{error}");
+    write(&world, "tool", "1");
+    let kept = world.results().join("inputs/node/set-up.sh");
+    std::fs::write(&kept, "#!/bin/bash\n").unwrap();
+    let error = world.repeat().await.unwrap_err().to_string();
+    assert!(error.contains("inputs/node/set-up.sh is not as it was"), "{error}");
+    assert_eq!(world.cloud.calls(Call::Launch), launches);
+    assert!(!world.again().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_repeated_is_prepared_only_where_something_is_not_as_it_was() {
+    let prepared = "prepare = [\"cp source tool; echo x >> prepared\"]\n[group.node]";
+    let world = World::new(&given().replace("[group.node]", prepared));
+    let times = || std::fs::read_to_string(world.home.path().join("prepared")).unwrap().len() / 2;
+    write(&world, "source", "1");
+    write(&world, "set-up.sh", "#!/bin/sh\n");
+    world.run().await.unwrap();
+    write(&world, "source", "2");
+    world.repeat().await.unwrap();
+    assert_eq!(times(), 1);
+    std::fs::remove_dir_all(world.again()).unwrap();
+    let launches = world.cloud.calls(Call::Launch);
+    std::fs::remove_file(world.home.path().join("tool")).unwrap();
+    let error = world.repeat().await.unwrap_err().to_string();
+    assert!(error.contains("tool is not as it was"), "{error}");
+    assert_eq!((times(), world.cloud.calls(Call::Launch)), (2, launches));
+    std::fs::remove_dir_all(world.again()).unwrap();
+    write(&world, "source", "1");
+    world.repeat().await.unwrap();
+    assert_eq!(times(), 3);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::Secrets;
+use tsunami_core::results::{Secrets, check_inputs};
 use tsunami_core::statistics::Direction;
 use tsunami_core::text::{number, quoted};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
@@ -48,7 +48,10 @@ struct Set {
 
 impl Execute for Plan {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let experiment = load(&self.file, context.registry)?;
+        let (experiment, is_repeated) = load(&self.file, context.registry)?;
+        if is_repeated && experiment.prepare.is_empty() {
+            check_inputs(&experiment, &self.file.file)?;
+        }
         let state = RunStore::standard()?;
         let mut sets = Vec::new();
         for number in 1..=experiment.set_count() {

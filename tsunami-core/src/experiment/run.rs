@@ -23,7 +23,7 @@ use crate::plan::Problem;
 use crate::record::RunEntry;
 use crate::registry::Backend;
 use crate::report::Report;
-use crate::results::{Redacted, Results, ResultsError, Secrets};
+use crate::results::{Redacted, Repeated, Results, ResultsError, Secrets, check_inputs};
 use crate::trial::{Sweep, new_seed};
 
 /// What can be said of a run beside its file.
@@ -110,6 +110,20 @@ impl Experiment {
         let run = ExperimentRun::resume(experiment, tsunami.clone(), options, directory).await?;
         run.run_and_finish().await
     }
+
+    /// Repeats a run, by the directory of its results, which stay as they are. The experiment is the one that it was, as
+    /// [`Loader::load_again`](super::Loader::load_again) reads it. In what the machines differ from those of that run is
+    /// [told](crate::EventKind::Repeats). For the rest it is like [`run`](Self::run).
+    pub async fn repeat(
+        &self,
+        tsunami: &Tsunami,
+        options: RunOptions,
+        directory: impl AsRef<Path>,
+    ) -> Result<Report, Error> {
+        let (experiment, directory) = (Arc::new(self.clone()), directory.as_ref());
+        let run = ExperimentRun::repeat(experiment, tsunami.clone(), options, directory).await?;
+        run.run_and_finish().await
+    }
 }
 
 impl ExperimentRun {
@@ -138,6 +152,8 @@ pub struct ExperimentRun {
     results: Arc<Results>,
     secrets: Secrets,
     sweep: Sweep,
+    /// The run that this one repeats, if it does.
+    repeated: Option<Arc<Repeated>>,
     options: RunOptions,
 }
 
@@ -153,6 +169,46 @@ impl ExperimentRun {
         tsunami: Tsunami,
         options: RunOptions,
     ) -> Result<Self, ResultsError> {
+        Self::begin(experiment, tsunami, options, None).await
+    }
+
+    /// The same for a run that repeats one, by the directory of its results. What is done on this computer first is done
+    /// only where something is not as it was that machines were given.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare) has them, and what of the inputs has changed, unless that is prepared first: then the
+    /// run ends with it before anything is launched.
+    pub async fn repeat(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        options: RunOptions,
+        directory: &Path,
+    ) -> Result<Self, ResultsError> {
+        let (of, from) = (experiment.clone(), directory.to_owned());
+        let read = spawn_blocking(move || {
+            let repeated = Repeated::read(&from)?;
+            let unchanged = check_inputs(&of, &from);
+            Ok((repeated, unchanged))
+        });
+        let (repeated, unchanged) = read.await.map_err(ResultsError::unmade).flatten()?;
+        let is_unchanged = unchanged.is_ok();
+        if experiment.prepare.is_empty() {
+            unchanged?;
+        }
+        let run = Self::begin(experiment, tsunami, options, Some(Arc::new(repeated))).await?;
+        if is_unchanged && run.prepares() {
+            run.write_inputs().await?;
+        }
+        Ok(run)
+    }
+
+    async fn begin(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        options: RunOptions,
+        repeated: Option<Arc<Repeated>>,
+    ) -> Result<Self, ResultsError> {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
@@ -165,7 +221,9 @@ impl ExperimentRun {
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
         let created = spawn_blocking(move || Results::create(&of, &run, output.as_deref())).await;
         let results = created.map_err(ResultsError::unmade).flatten()?;
-        Ok(Self::new(experiment, tsunami.one_story(EventCounts::default()), id, results, sweep, options))
+        let run =
+            Self::new(experiment, tsunami.one_story(EventCounts::default()), id, results, sweep, options);
+        Ok(Self { repeated, ..run })
     }
 
     /// Takes up the directory of a run that did not do all of its trials, whatever ended it. What was done of rounds that
@@ -207,7 +265,7 @@ impl ExperimentRun {
         let observers = results.observers().into_iter().chain(options.observers.clone()).collect();
         let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
         let tsunami = tsunami.observer(redacted).results(results.directory());
-        Self { experiment, tsunami, id, results, secrets, sweep, options }
+        Self { experiment, tsunami, id, results, secrets, sweep, repeated: None, options }
     }
 
     /// The run's id, unless it goes [on](Self::run_on) machines of another run.
@@ -333,9 +391,23 @@ impl ExperimentRun {
             return Ok(());
         }
         prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        Ok(self.write_inputs().await?)
+    }
+
+    /// Writes down what machines will be given, which is what they were given before where a run is repeated.
+    async fn write_inputs(&self) -> Result<(), ResultsError> {
         let (results, experiment) = (self.results.clone(), self.experiment.clone());
-        let written = spawn_blocking(move || results.write_inputs(&experiment)).await;
-        written.map_err(Error::other)?.map_err(Error::from)
+        let repeated = self.repeated.clone();
+        let written = spawn_blocking(move || {
+            repeated.map_or(Ok(()), |repeated| check_inputs(&experiment, repeated.directory()))?;
+            results.write_inputs(&experiment)
+        });
+        written.await.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
+    }
+
+    /// The run that this one repeats, if it does and that is known.
+    pub fn repeats(&self) -> Option<RunId> {
+        self.repeated.as_ref()?.run()
     }
 
     /// Writes down what trials there are.
@@ -443,10 +515,11 @@ impl ExperimentRun {
         number: u32,
         is_last: bool,
     ) -> impl FnOnce(Cluster) -> TrialsFuture + Send + 'static {
-        let (results, sweep) = (self.results.clone(), self.sweep.clone());
+        let (results, sweep, repeated) = (self.results.clone(), self.sweep.clone(), self.repeated.clone());
         move |cluster| {
             Box::pin(async move {
-                let measure = FileTrials { experiment: &experiment, results: &results };
+                let repeated = repeated.as_deref();
+                let measure = FileTrials { experiment: &experiment, results: &results, set, repeated };
                 sweep.on_set(set, number, cluster, &measure).await?;
                 // Each set has a lifetime of its own: that one stopped before its time is told at the end of all.
                 if !is_last {

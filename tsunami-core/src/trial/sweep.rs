@@ -50,6 +50,11 @@ pub(crate) trait Measure {
         async { Ok(()) }
     }
 
+    /// Called when it is known what the machines are, as far as that is looked at.
+    fn looked_at(&self, cluster: &Cluster) {
+        let _ = cluster;
+    }
+
     /// A trial, which may be the first on its machines.
     fn measure(&self, trial: Trial, is_first: bool) -> impl Future<Output = Result<(), Error>>;
 
@@ -386,9 +391,11 @@ impl Sweep {
             return Ok(None);
         }
         if !self.told {
+            measure.looked_at(cluster);
             return self.rounds(set, cluster, measure, prepared).await;
         }
         self.look_at(cluster).await;
+        measure.looked_at(cluster);
         if self.canary {
             self.canaries(cluster, false).await;
         }
