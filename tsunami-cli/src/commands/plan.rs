@@ -13,7 +13,6 @@ use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
 use super::{Context, Execute, load};
 use crate::args::FileArgs;
-use crate::backend;
 use crate::error::Error;
 use crate::terminal::{one_line, print};
 
@@ -53,11 +52,12 @@ impl Execute for Plan {
             check_inputs(&experiment, &self.file.file)?;
         }
         let state = RunStore::standard()?;
+        let connections = context.registry.connections(&state, self.file.accept_new_hosts);
         let mut sets = Vec::new();
         for number in 1..=experiment.set_count() {
             let experiment = experiment.on_set(number);
             let Backend { provider, connector, .. } =
-                backend::of(context.registry, &experiment, self.file.accept_new_hosts, &state).await?;
+                connections.of(&experiment).await.map_err(Error::Provider)?;
             let plan = experiment.plan();
             let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
             sets.push(Set { experiment, plan, quotes });
