@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -328,7 +328,8 @@ pub enum EventKind {
         #[serde(with = "seconds")]
         until: SystemTime,
     },
-    /// The run is over.
+    /// The run is over. Of several sets of machines each has its own: `ok` says of each whether all of its trials succeeded
+    /// that were to be done, and of the last one whether those of all sets did.
     RunFinished { ok: bool, error: Option<String> },
 }
 
@@ -581,12 +582,25 @@ pub(crate) struct Events {
     counts: EventCounts,
     /// Who sums up a part of the story, for as long as anybody wants it.
     summaries: Arc<Mutex<Vec<Weak<Mutex<Report>>>>>,
+    /// Why the run will have failed, although what goes on in it comes to an end without an error.
+    failure: Arc<OnceLock<String>>,
 }
 
 impl Events {
     pub(crate) fn new(observers: &[Guarded], started_at: SystemTime, counts: EventCounts) -> Self {
         let (observers, started) = (observers.into(), Instant::now());
-        Self { observers, started_at, started, counts, summaries: Arc::default() }
+        Self { observers, started_at, started, counts, summaries: Arc::default(), failure: Arc::default() }
+    }
+
+    /// Lets the run have failed, whatever it ends with. The first reason is told.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn fail(&self, why: String) {
+        let _ = self.failure.set(why);
+    }
+
+    /// Why it will have failed, if so.
+    pub(crate) fn failure(&self) -> Option<&String> {
+        self.failure.get()
     }
 
     /// Sums up what is told from now on in `report`, until that is dropped.

@@ -51,6 +51,8 @@ run = "flush {{ size }}"
 
 struct World {
     cloud: FakeCloud,
+    /// Whether its machines cost something.
+    is_priced: bool,
     cancel: CancellationToken,
     home: TempDir,
 }
@@ -71,7 +73,7 @@ impl World {
                 .file("out.csv", format!("rows,on\n3,{machine} {line}\n"));
             Some(reply.after(Duration::from_secs(60)))
         });
-        Self { cloud, cancel: CancellationToken::new(), home }
+        Self { cloud, is_priced: false, cancel: CancellationToken::new(), home }
     }
 
     fn results(&self) -> PathBuf {
@@ -79,7 +81,11 @@ impl World {
     }
 
     fn tsunami(&self, controller: FakeCloud) -> Tsunami {
-        let tsunami = Tsunami::new(Arc::new(controller.clone()), Arc::new(controller));
+        let provider: Arc<dyn Provider> = match self.is_priced {
+            true => Arc::new(Priced(controller.clone())),
+            false => Arc::new(controller.clone()),
+        };
+        let tsunami = Tsunami::new(provider, Arc::new(controller));
         tsunami.state(RunStore::at(self.home.path().join("runs"))).cancel_on(self.cancel.clone())
     }
 
@@ -254,6 +260,36 @@ async fn sets_of_machines_come_one_after_another_each_torn_down_before_the_next(
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_each_set_tells_what_happened_on_it() {
+    for (failing, ends) in [("1", [Some("4 of 4 trials failed"), Some("")]), ("2", [None, Some("")])] {
+        let world = World::new(&two_sets());
+        world.cloud.on_command(move |_, command| {
+            let line = command.to_string();
+            if line == "serve" {
+                return Some(Reply::status(0).after(Duration::from_secs(1_000_000)));
+            }
+            let size = line.strip_prefix("measure ")?.split(' ').nth(1)?;
+            let reply = if size == failing { Reply::status(3) } else { Reply::stdout("rps=1\n") };
+            Some(reply.file("out.csv", "rows\n1\n").after(Duration::from_secs(60)))
+        });
+        world.run().await.unwrap_err();
+        let end = |event: &Event| match &event.kind {
+            EventKind::RunFinished { ok, error } => Some((*ok, error.clone())),
+            _ => None,
+        };
+        let told: Vec<_> = world.events().iter().filter_map(end).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        for ((ok, error), expected) in told.iter().zip(ends) {
+            assert_eq!((*ok, error.is_some()), (expected.is_none(), expected.is_some()), "{told:?}");
+            assert!(error.as_deref().unwrap_or_default().contains(expected.unwrap_or_default()), "{told:?}");
+        }
+        let report: Report = world.events().iter().collect();
+        assert_eq!((report.earlier_sets[0].ok, report.ok), (Some(ends[0].is_none()), Some(false)));
+        assert!(world.cloud.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_lifetime_of_one_set_ends_no_other() {
     // No time for the second round of a set, and none for the first trial of one.
     for (lifetime, done) in [("5m", 4), ("50s", 0)] {
@@ -287,7 +323,8 @@ impl Provider for Priced {
         self.0.launch(request).await
     }
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
-        self.0.list(filter).await
+        let machines = self.0.list(filter).await?.into_iter();
+        Ok(machines.map(|machine| machine.price(Price::PerHour(1.0))).collect())
     }
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         self.0.extend(run, until).await
@@ -301,16 +338,36 @@ impl Provider for Priced {
 async fn a_budget_bounds_all_sets_together() {
     // Two machines, then three, for three hours, each of which may be replaced once: 12 and 18 dollars.
     for (budget, fits) in [("20.0", false), ("30.1", true)] {
-        let world = World::new(&two_sets().replace("lifetime", &format!("budget = {budget}\nlifetime")));
-        let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
-        let tsunami = Tsunami::new(Arc::new(Priced(world.cloud.clone())), Arc::new(world.cloud.clone()))
-            .state(RunStore::at(world.home.path().join("runs")));
-        let options = RunOptions::default().results(world.results());
-        match experiment.run(&tsunami, options).await {
+        let text = two_sets().replace("lifetime", &format!("budget = {budget}\nlifetime"));
+        let world = World { is_priced: true, ..World::new(&text) };
+        match world.run().await {
             Ok(_) => assert!(fits),
             Err(Error::Budget { max_cost, .. }) => {
                 assert!(!fits && world.cloud.calls(Call::Launch) == 0);
                 assert!(max_cost.is_some_and(|cost| (cost - 30.0).abs() < 0.01), "{max_cost:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_before_a_run_is_resumed_counts_against_its_budget() {
+    // Two machines for three hours, each of which may be replaced once: 12 dollars.
+    for (budget, fits) in [("12.1", false), ("13.0", true)] {
+        let text = FILE.replace("lifetime", &format!("budget = {budget}\nlifetime"));
+        let world = World { is_priced: true, ..World::new(&text) };
+        killed(&world, 300).await;
+        // The process would have let go of it.
+        sleep(Duration::from_secs(600)).await;
+        let launches = world.cloud.calls(Call::Launch);
+        match world.resume(RunOptions::default()).await {
+            Ok(report) => assert!(fits && table(&report).len() == 8),
+            Err(error @ Error::Budget { spent, .. }) => {
+                assert!(!fits && (0.1..0.9).contains(&spent), "{error}");
+                let expected = format!("up to $12.00 beside the ${spent:.2}");
+                assert!(error.to_string().contains(&expected), "{error}");
+                assert_eq!(world.cloud.calls(Call::Launch), launches);
             }
             Err(error) => panic!("{error:?}"),
         }

@@ -24,6 +24,7 @@ mod problem;
 mod run;
 mod schema;
 mod script;
+mod spent;
 mod steps;
 mod template;
 #[cfg(test)]

@@ -26,6 +26,8 @@ use crate::outcome::gravest;
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
+#[cfg(feature = "experiment")]
+use crate::text::number;
 
 /// How often a trial is begun at most: done again twice.
 const ATTEMPTS: u32 = 3;
@@ -740,6 +742,20 @@ impl Sweep {
 
     pub(crate) fn plan(&self) -> &SweepPlan {
         &self.plan
+    }
+
+    /// Why a set has failed that went on to its end, if so: trials that failed there, or that are not done.
+    pub(crate) fn failure_of(&self, set: u32) -> Option<String> {
+        if !self.is_done(set) {
+            return Some(GIVEN_UP.to_owned());
+        }
+        let state = self.state();
+        let trials = self.plan.trials.iter().zip(&state.trials);
+        let own = trials.filter(|(planned, trial)| planned.set == set && !planned.warmup && trial.begun > 0);
+        let (failed, of) = own.fold((0, 0), |(failed, of), (_, trial)| {
+            (failed + usize::from(trial.counted == Some(false)), of + 1)
+        });
+        (failed > 0).then(|| format!("{failed} of {} failed", number(of, "trial")))
     }
 
     /// Whether it is more than a single trial that nobody made a plan for.
