@@ -126,18 +126,16 @@ impl Registration for Ec2Registration {
         shared_groups(&groups).into_iter().chain(rules(&groups)).collect()
     }
 
+    /// The profile and the regions: whatever else groups are to be, what was looked up for some is known for the others.
+    fn connection(&self, request: &ConnectRequest<'_>) -> Option<String> {
+        let (Ec2Options { profile, regions, .. }, is_configured) = asked(request);
+        Some(format!("{profile:?} {regions:?} {is_configured}"))
+    }
+
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-        let specs = || request.groups.iter().filter_map(|group| group.spec.get::<Ec2Spec>());
-        let mut regions: Vec<String> = Vec::new();
-        for region in specs().filter_map(|spec| spec.region.clone()) {
-            if !regions.contains(&region) {
-                regions.push(region);
-            }
-        }
-        let profile = request.settings.get().and_then(|Profile(profile)| profile.clone());
-        let mut options = Ec2Options { profile, regions, ..options() };
+        let (mut options, is_configured) = asked(request);
         // A group that names no region is in the configured one, which must then be the provider's first.
-        if specs().any(|spec| spec.region.is_none()) && !options.regions.is_empty() {
+        if is_configured && !options.regions.is_empty() {
             let configured = Ec2Options { regions: Vec::new(), ..options.clone() };
             let configured = Ec2Provider::connect(request.state.root(), configured).await?;
             let mut regions = configured.settings().regions.clone();
@@ -196,6 +194,19 @@ impl Registration for Ec2Registration {
         let survey = provider.survey().await;
         Ok((Backend::new(Arc::new(provider), request.connector()?), survey))
     }
+}
+
+/// What a file asks for: its profile and the regions that groups name, and whether there is a group that names none.
+fn asked(request: &ConnectRequest<'_>) -> (Ec2Options, bool) {
+    let specs = || request.groups.iter().filter_map(|group| group.spec.get::<Ec2Spec>());
+    let mut regions: Vec<String> = Vec::new();
+    for region in specs().filter_map(|spec| spec.region.clone()) {
+        if !regions.contains(&region) {
+            regions.push(region);
+        }
+    }
+    let profile = request.settings.get().and_then(|Profile(profile)| profile.clone());
+    (Ec2Options { profile, regions, ..options() }, specs().any(|spec| spec.region.is_none()))
 }
 
 fn options() -> Ec2Options {

@@ -67,7 +67,7 @@ impl Args {
 /// An experiment file and what is put into it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FileArgs {
-    /// The experiment file
+    /// The experiment file, or a directory of results: what is there is repeated
     pub(crate) file: PathBuf,
     /// A value for the templates (may be repeated)
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]

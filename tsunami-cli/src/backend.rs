@@ -1,21 +1,10 @@
 //! From a run, or from nothing but a provider's name, to the provider and the connector: by the registrations.
 
-use tsunami_core::experiment::Experiment;
 use tsunami_core::registry::{Backend, Registration, Registry, Survey, SurveyQuery};
 use tsunami_core::{Error as CoreError, Leftover, RunEntry, RunStore, Tsunami};
 
 use crate::args::CloudArgs;
 use crate::error::Error;
-
-/// What an experiment asks for.
-pub(crate) async fn of(
-    registry: &Registry,
-    experiment: &Experiment,
-    accept_new_hosts: bool,
-    state: &RunStore,
-) -> Result<Backend, Error> {
-    registry.connect(experiment, state, accept_new_hosts).await.map_err(Error::Provider)
-}
 
 /// What a recorded run was made with.
 pub(crate) async fn recorded(

@@ -94,12 +94,14 @@ pub enum Error {
         source: ProviderError,
     },
     /// The run might cost more than its budget. Nothing was started.
-    #[error("{}", over_budget(*budget, *max_cost))]
+    #[error("{}", over_budget(*budget, *max_cost, *spent))]
     Budget {
         /// The budget, in US dollars.
         budget: f64,
         /// The most the run can cost, in US dollars; `None` if a price is not known.
         max_cost: Option<f64>,
+        /// What it has cost before that, in US dollars: an estimate, where it is resumed.
+        spent: f64,
     },
     /// A command ended with a status other than 0, or by a signal.
     #[error("{machine}: stage {stage}: `{}` ended with {exit}", shown(command))]
@@ -524,13 +526,13 @@ impl fmt::Display for ErrorChain<'_> {
     }
 }
 
-fn over_budget(budget: f64, max_cost: Option<f64>) -> String {
-    match max_cost {
-        Some(max_cost) => {
-            format!("the run may cost up to ${max_cost:.2}, more than its budget of ${budget:.2}")
-        }
-        None => format!("what the run may cost is not known, so it does not fit its budget of ${budget:.2}"),
-    }
+fn over_budget(budget: f64, max_cost: Option<f64>, spent: f64) -> String {
+    let Some(max_cost) = max_cost else {
+        return format!("what the run may cost is not known, so it does not fit its budget of ${budget:.2}");
+    };
+    let spent =
+        if spent > 0.0 { format!(" beside the ${spent:.2} that it has cost so far") } else { String::new() };
+    format!("the run may cost up to ${max_cost:.2}{spent}, more than its budget of ${budget:.2}")
 }
 
 fn running(command: Option<&str>) -> String {

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io::{self, BufRead};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -265,6 +265,9 @@ pub enum EventKind {
     },
     /// A machine differs from the others of its group.
     OddMachine { machine: String, differences: Vec<String> },
+    /// The run repeats another one, whose machines were not like these in `differences`. It is told before the first trial,
+    /// and again where later machines differ in more.
+    Repeats { run: RunId, differences: Vec<String> },
     /// A machine was measured by itself: what, and how much, more being better.
     Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     /// A trial begins.
@@ -325,7 +328,8 @@ pub enum EventKind {
         #[serde(with = "seconds")]
         until: SystemTime,
     },
-    /// The run is over.
+    /// The run is over. Of several sets of machines each has its own: `ok` says of each whether all of its trials succeeded
+    /// that were to be done, and of the last one whether those of all sets did.
     RunFinished { ok: bool, error: Option<String> },
 }
 
@@ -356,7 +360,9 @@ impl EventKind {
             Self::SweepFinished { why, .. } => why.iter_mut().for_each(visit),
             Self::Measured { measured, .. } => measured.missing.iter_mut().for_each(visit),
             Self::Fingerprint { facts, .. } => facts.values_mut().for_each(visit),
-            Self::OddMachine { differences, .. } => differences.iter_mut().for_each(visit),
+            Self::OddMachine { differences, .. } | Self::Repeats { differences, .. } => {
+                differences.iter_mut().for_each(visit);
+            }
             Self::Accounted { account, .. } => {
                 account.kernel_messages.iter_mut().for_each(&mut visit);
                 account.disturbed.iter_mut().for_each(visit);
@@ -404,6 +410,7 @@ pub enum UserEvent {
     SetStarted { set: u32, run: RunId },
     Fingerprint { machine: String, id: Option<MachineId>, facts: Facts },
     OddMachine { machine: String, differences: Vec<String> },
+    Repeats { run: RunId, differences: Vec<String> },
     Canary { machine: String, results: std::collections::BTreeMap<String, f64> },
     TrialStarted { trial: String },
     Measured { trial: String, measured: Measured },
@@ -424,6 +431,7 @@ impl From<UserEvent> for EventKind {
             UserEvent::SetStarted { set, run } => Self::SetStarted { set, run },
             UserEvent::Fingerprint { machine, id, facts } => Self::Fingerprint { machine, id, facts },
             UserEvent::OddMachine { machine, differences } => Self::OddMachine { machine, differences },
+            UserEvent::Repeats { run, differences } => Self::Repeats { run, differences },
             UserEvent::Canary { machine, results } => Self::Canary { machine, results },
             UserEvent::TrialStarted { trial } => Self::TrialStarted { trial },
             UserEvent::Measured { trial, measured } => Self::Measured { trial, measured },
@@ -574,12 +582,25 @@ pub(crate) struct Events {
     counts: EventCounts,
     /// Who sums up a part of the story, for as long as anybody wants it.
     summaries: Arc<Mutex<Vec<Weak<Mutex<Report>>>>>,
+    /// Why the run will have failed, although what goes on in it comes to an end without an error.
+    failure: Arc<OnceLock<String>>,
 }
 
 impl Events {
     pub(crate) fn new(observers: &[Guarded], started_at: SystemTime, counts: EventCounts) -> Self {
         let (observers, started) = (observers.into(), Instant::now());
-        Self { observers, started_at, started, counts, summaries: Arc::default() }
+        Self { observers, started_at, started, counts, summaries: Arc::default(), failure: Arc::default() }
+    }
+
+    /// Lets the run have failed, whatever it ends with. The first reason is told.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn fail(&self, why: String) {
+        let _ = self.failure.set(why);
+    }
+
+    /// Why it will have failed, if so.
+    pub(crate) fn failure(&self) -> Option<&String> {
+        self.failure.get()
     }
 
     /// Sums up what is told from now on in `report`, until that is dropped.

@@ -102,7 +102,8 @@ pub use provider::{
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{
-    CommandReport, MachineReport, Replaced, Report, SetReport, StepReport, SweepEnd, TrialReport, Voided,
+    CommandReport, MachineReport, Repeats, Replaced, Report, SetReport, StepReport, SweepEnd, TrialReport,
+    Voided,
 };
 pub use session::{
     Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver, Session,

@@ -57,6 +57,7 @@
 //! ```
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -114,6 +115,13 @@ pub trait Registration: Debug + Send + Sync + 'static {
     fn check(&self, groups: &[Group]) -> Vec<String> {
         let _ = groups;
         Vec::new()
+    }
+
+    /// What a connection to it depends on, in words: requests of which it is the same get one connection. Default: each
+    /// request gets its own.
+    fn connection(&self, request: &ConnectRequest<'_>) -> Option<String> {
+        let _ = request;
+        None
     }
 
     /// Connects to what an experiment asks for. May ask the provider who the user is, and creates nothing.
@@ -341,6 +349,33 @@ impl Backend {
     }
 }
 
+/// Connects to what the sets of machines of one experiment ask for, once only for those whose
+/// [connection](Registration::connection) is the same: what a provider has looked up for one of them it knows for all.
+#[derive(Debug)]
+pub struct Connections {
+    registry: Registry,
+    state: RunStore,
+    trust_new_hosts: bool,
+    known: tokio::sync::Mutex<HashMap<String, Backend>>,
+}
+
+impl Connections {
+    /// Connects for a set: for the experiment as [`Experiment::on_set`] has it. May be dropped at any await.
+    pub async fn of(&self, set: &Experiment) -> Result<Backend, ProviderError> {
+        let Self { registry, state, trust_new_hosts, known } = self;
+        let provider = registry.find(&set.provider);
+        let key = provider.and_then(|it| it.connection(&registry.request_of(set, state, *trust_new_hosts)));
+        let Some(key) = key else { return registry.connect(set, state, *trust_new_hosts).await };
+        let mut known = known.lock().await;
+        if let Some(backend) = known.get(&key) {
+            return Ok(backend.clone());
+        }
+        let backend = registry.connect(set, state, *trust_new_hosts).await?;
+        known.insert(key, backend.clone());
+        Ok(backend)
+    }
+}
+
 /// Where to look for runs by tag.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -475,11 +510,26 @@ impl Registry {
         state: &RunStore,
         trust_new_hosts: bool,
     ) -> Result<Backend, ProviderError> {
-        let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
-        let connection = experiment.connection.settings.clone();
-        let request = ConnectRequest { state, connection, trust_new_hosts, groups, settings, registry: self };
+        let request = self.request_of(experiment, state, trust_new_hosts);
         let provider = self.find(&experiment.provider).ok_or_else(|| unknown(&experiment.provider))?;
         of_that_name(provider.name(), provider.connect(&request).await?)
+    }
+
+    /// What connects to what the sets of machines of an experiment ask for, one after another.
+    pub fn connections(&self, state: &RunStore, trust_new_hosts: bool) -> Connections {
+        let (registry, state) = (self.clone(), state.clone());
+        Connections { registry, state, trust_new_hosts, known: tokio::sync::Mutex::default() }
+    }
+
+    fn request_of<'a>(
+        &'a self,
+        experiment: &'a Experiment,
+        state: &'a RunStore,
+        trust_new_hosts: bool,
+    ) -> ConnectRequest<'a> {
+        let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
+        let connection = experiment.connection.settings.clone();
+        ConnectRequest { state, connection, trust_new_hosts, groups, settings, registry: self }
     }
 
     /// Connects to what a recorded run was made with. How its machines are connected to is remembered in its directory.

@@ -33,6 +33,9 @@ pub struct Report {
     /// The trials that began, in the order in which they did. One that was done again is there again.
     #[serde(default)]
     pub trials: Vec<TrialReport>,
+    /// What it repeats, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<Repeats>,
     /// What trials were planned, if any were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<SweepPlan>,
@@ -98,6 +101,16 @@ pub struct MachineReport {
     /// What it was measured to do by itself, each time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canaries: Vec<BTreeMap<String, f64>>,
+}
+
+/// An earlier run that this one repeats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Repeats {
+    /// The other run.
+    pub run: RunId,
+    /// In what these machines are not like those of that run, each once.
+    pub differences: Vec<String>,
 }
 
 /// How a sweep ended.
@@ -353,6 +366,12 @@ impl Report {
             EventKind::OddMachine { machine, differences } => {
                 self.machine(machine).differences.clone_from(differences);
             }
+            EventKind::Repeats { run, differences } => {
+                let none = || Repeats { run: run.clone(), differences: Vec::new() };
+                let known = &mut self.repeats.get_or_insert_with(none).differences;
+                let new: Vec<_> = differences.iter().filter(|text| !known.contains(text)).cloned().collect();
+                known.extend(new);
+            }
             EventKind::Canary { machine, results } => self.machine(machine).canaries.push(results.clone()),
             EventKind::TrialStarted { trial } => {
                 let set = self.set;
@@ -439,6 +458,7 @@ impl Report {
         }
         let now = std::mem::take(self);
         *self = Self {
+            repeats: now.repeats,
             sweep: now.sweep,
             swept: now.swept,
             earlier_sets: now.earlier_sets,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,10 +10,14 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::{Experiment, ExperimentRun, Loader, RunOptions};
+use tsunami_core::registry::{
+    Backend, ConnectRequest, Form, GroupTable, Key, Machines, Registration, Registry, TableReader, Values,
+};
 use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::{
-    Command, Connector, Download, Error, EventKind, Exit, Machine, Observer, Origin, Outcome, OutputSink,
-    Recorder, RunId, RunStore, SequenceObserver, Session, SessionError, SessionErrorKind, Stream, Tsunami,
+    Command, Connector, Download, Error, EventKind, Exit, Machine, MachineSpec, Observer, Origin, Outcome,
+    OutputSink, ProviderError, Recorder, RunId, RunRecord, RunStore, SequenceObserver, Session, SessionError,
+    SessionErrorKind, Stream, Tsunami,
 };
 
 const FILE: &str = r#"name = "x"
@@ -435,4 +440,77 @@ async fn a_trial_costs_a_machine_few_conversations() {
     let (ended, ..) = story(&cloud, "name = \"x\"\n[group.a]\nsetup = \"{{ n }}\"\n").await;
     ended.unwrap();
     assert_eq!(cloud.commands(), [("a-0".to_owned(), "7".to_owned())]);
+}
+
+/// A cloud whose machines have a size, and that is connected to by that.
+#[derive(Debug)]
+struct BySize {
+    cloud: FakeCloud,
+    connections: AtomicU32,
+}
+
+const SIZE: &[Key] = &[Key::new("size", Form::Text, "how large its machines are")];
+
+#[async_trait]
+impl Registration for BySize {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn group_keys(&self) -> &'static [Key] {
+        SIZE
+    }
+
+    fn reader(&self) -> Box<dyn TableReader> {
+        Box::new(SizeReader)
+    }
+
+    fn connection(&self, request: &ConnectRequest<'_>) -> Option<String> {
+        Some(format!(
+            "{:?}",
+            request.groups.iter().map(|group| group.spec.get::<String>()).collect::<Vec<_>>()
+        ))
+    }
+
+    async fn connect(&self, _: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Ok(Backend::new(Arc::new(self.cloud.clone()), Arc::new(self.cloud.clone())))
+    }
+
+    async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
+        self.connect(request).await
+    }
+}
+
+struct SizeReader;
+
+impl TableReader for SizeReader {
+    fn group(&mut self, group: &GroupTable<'_>, values: &mut Values<'_, '_>) -> Option<Machines> {
+        let size = group.table.get("size").and_then(|value| values.word(value))?;
+        Some(Machines::of(MachineSpec::new(size)))
+    }
+}
+
+#[tokio::test]
+async fn sets_of_machines_that_are_asked_for_alike_are_connected_to_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("x.toml");
+    let state = RunStore::at(directory.path().join("runs"));
+    for (group, connections) in [("size = \"s\"\ncount = \"{{ n }}\"", 1), ("size = \"s{{ n }}\"", 16)] {
+        let values: Vec<u32> = (1..=16).collect();
+        let text = format!(
+            "name = \"x\"\nprovider = \"fake\"\n[group.node]\n{group}\n[matrix]\nn = {values:?}\n\
+             [[step]]\non = \"node\"\nrun = \"true\"\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let by_size = Arc::new(BySize { cloud: FakeCloud::new(1), connections: AtomicU32::new(0) });
+        let registry = Registry::new().with(by_size.clone());
+        let experiment = Loader::new().registry(&registry).load(&file).unwrap();
+        assert_eq!(experiment.set_count(), 16);
+        let all = registry.connections(&state, false);
+        for number in 1..=16 {
+            all.of(&experiment.on_set(number)).await.unwrap();
+        }
+        assert_eq!(by_size.connections.load(Ordering::Relaxed), connections);
+    }
 }

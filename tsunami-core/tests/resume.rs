@@ -1,5 +1,5 @@
-//! Sweeps from experiment files on the fake cloud and paused time: several sets of machines, and what is left of a run
-//! that was ended before its time.
+//! Sweeps from experiment files on the fake cloud and paused time: several sets of machines, what is left of a run that was
+//! ended before its time, and runs that are repeated.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -51,6 +51,8 @@ run = "flush {{ size }}"
 
 struct World {
     cloud: FakeCloud,
+    /// Whether its machines cost something.
+    is_priced: bool,
     cancel: CancellationToken,
     home: TempDir,
 }
@@ -71,7 +73,7 @@ impl World {
                 .file("out.csv", format!("rows,on\n3,{machine} {line}\n"));
             Some(reply.after(Duration::from_secs(60)))
         });
-        Self { cloud, cancel: CancellationToken::new(), home }
+        Self { cloud, is_priced: false, cancel: CancellationToken::new(), home }
     }
 
     fn results(&self) -> PathBuf {
@@ -79,7 +81,11 @@ impl World {
     }
 
     fn tsunami(&self, controller: FakeCloud) -> Tsunami {
-        let tsunami = Tsunami::new(Arc::new(controller.clone()), Arc::new(controller));
+        let provider: Arc<dyn Provider> = match self.is_priced {
+            true => Arc::new(Priced(controller.clone())),
+            false => Arc::new(controller.clone()),
+        };
+        let tsunami = Tsunami::new(provider, Arc::new(controller));
         tsunami.state(RunStore::at(self.home.path().join("runs"))).cancel_on(self.cancel.clone())
     }
 
@@ -92,6 +98,28 @@ impl World {
     async fn resume(&self, options: RunOptions) -> Result<Report, Error> {
         let experiment = Loader::new().load_again(self.results())?;
         experiment.resume(&self.tsunami(self.cloud.controller()), options, self.results()).await
+    }
+
+    fn again(&self) -> PathBuf {
+        self.home.path().join("again")
+    }
+
+    async fn repeat(&self) -> Result<Report, Error> {
+        let experiment = Loader::new().load_again(self.results())?;
+        let options = RunOptions::default().results(self.again());
+        experiment.repeat(&self.tsunami(self.cloud.controller()), options, self.results()).await
+    }
+
+    /// Machines say that their kernel is this one.
+    fn kernel(&self, kernel: &'static str) {
+        self.cloud.on_command(move |_, command| match command.to_string() {
+            line if line.contains("cpu_model") => Some(Reply::stdout(format!("kernel\t{kernel}\n"))),
+            line if line.starts_with("measure ") => {
+                Some(Reply::stdout("rps=1\n").file("out.csv", "rows\n1\n").after(Duration::from_secs(60)))
+            }
+            line if line == "serve" => Some(Reply::status(0).after(Duration::from_secs(1_000_000))),
+            _ => None,
+        });
     }
 
     fn events(&self) -> Vec<Event> {
@@ -232,6 +260,36 @@ async fn sets_of_machines_come_one_after_another_each_torn_down_before_the_next(
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_each_set_tells_what_happened_on_it() {
+    for (failing, ends) in [("1", [Some("4 of 4 trials failed"), Some("")]), ("2", [None, Some("")])] {
+        let world = World::new(&two_sets());
+        world.cloud.on_command(move |_, command| {
+            let line = command.to_string();
+            if line == "serve" {
+                return Some(Reply::status(0).after(Duration::from_secs(1_000_000)));
+            }
+            let size = line.strip_prefix("measure ")?.split(' ').nth(1)?;
+            let reply = if size == failing { Reply::status(3) } else { Reply::stdout("rps=1\n") };
+            Some(reply.file("out.csv", "rows\n1\n").after(Duration::from_secs(60)))
+        });
+        world.run().await.unwrap_err();
+        let end = |event: &Event| match &event.kind {
+            EventKind::RunFinished { ok, error } => Some((*ok, error.clone())),
+            _ => None,
+        };
+        let told: Vec<_> = world.events().iter().filter_map(end).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        for ((ok, error), expected) in told.iter().zip(ends) {
+            assert_eq!((*ok, error.is_some()), (expected.is_none(), expected.is_some()), "{told:?}");
+            assert!(error.as_deref().unwrap_or_default().contains(expected.unwrap_or_default()), "{told:?}");
+        }
+        let report: Report = world.events().iter().collect();
+        assert_eq!((report.earlier_sets[0].ok, report.ok), (Some(ends[0].is_none()), Some(false)));
+        assert!(world.cloud.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_lifetime_of_one_set_ends_no_other() {
     // No time for the second round of a set, and none for the first trial of one.
     for (lifetime, done) in [("5m", 4), ("50s", 0)] {
@@ -265,7 +323,8 @@ impl Provider for Priced {
         self.0.launch(request).await
     }
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
-        self.0.list(filter).await
+        let machines = self.0.list(filter).await?.into_iter();
+        Ok(machines.map(|machine| machine.price(Price::PerHour(1.0))).collect())
     }
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
         self.0.extend(run, until).await
@@ -279,16 +338,36 @@ impl Provider for Priced {
 async fn a_budget_bounds_all_sets_together() {
     // Two machines, then three, for three hours, each of which may be replaced once: 12 and 18 dollars.
     for (budget, fits) in [("20.0", false), ("30.1", true)] {
-        let world = World::new(&two_sets().replace("lifetime", &format!("budget = {budget}\nlifetime")));
-        let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
-        let tsunami = Tsunami::new(Arc::new(Priced(world.cloud.clone())), Arc::new(world.cloud.clone()))
-            .state(RunStore::at(world.home.path().join("runs")));
-        let options = RunOptions::default().results(world.results());
-        match experiment.run(&tsunami, options).await {
+        let text = two_sets().replace("lifetime", &format!("budget = {budget}\nlifetime"));
+        let world = World { is_priced: true, ..World::new(&text) };
+        match world.run().await {
             Ok(_) => assert!(fits),
             Err(Error::Budget { max_cost, .. }) => {
                 assert!(!fits && world.cloud.calls(Call::Launch) == 0);
                 assert!(max_cost.is_some_and(|cost| (cost - 30.0).abs() < 0.01), "{max_cost:?}");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_before_a_run_is_resumed_counts_against_its_budget() {
+    // Two machines for three hours, each of which may be replaced once: 12 dollars.
+    for (budget, fits) in [("12.1", false), ("13.0", true)] {
+        let text = FILE.replace("lifetime", &format!("budget = {budget}\nlifetime"));
+        let world = World { is_priced: true, ..World::new(&text) };
+        killed(&world, 300).await;
+        // The process would have let go of it.
+        sleep(Duration::from_secs(600)).await;
+        let launches = world.cloud.calls(Call::Launch);
+        match world.resume(RunOptions::default()).await {
+            Ok(report) => assert!(fits && table(&report).len() == 8),
+            Err(error @ Error::Budget { spent, .. }) => {
+                assert!(!fits && (0.1..0.9).contains(&spent), "{error}");
+                let expected = format!("up to $12.00 beside the ${spent:.2}");
+                assert!(error.to_string().contains(&expected), "{error}");
+                assert_eq!(world.cloud.calls(Call::Launch), launches);
             }
             Err(error) => panic!("{error:?}"),
         }
@@ -490,4 +569,87 @@ async fn what_machines_measured_is_kept_although_another_failed() {
     assert_eq!(measured, expected);
     let missing = report.trials[0].measured[3].missing.as_deref();
     assert_eq!(missing, Some("node-1: the step did not succeed"));
+}
+
+/// A file whose machines are given a tool, a script and a value.
+fn given() -> String {
+    let upload =
+        "upload = [{ from = \"tool\", to = \"tool\" }]\nsetup = { script = \"set-up.sh\" }\ncount = 2";
+    let text = FILE.replace("count = 2", upload).replace("[matrix]", "[vars]\nn = 1\n[matrix]");
+    text.replace("run = \"measure", "env = { N = \"{{ n }}\" }\nrun = \"measure")
+}
+
+fn write(world: &World, name: &str, text: &str) {
+    std::fs::write(world.home.path().join(name), text).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_repeated_from_its_results_and_says_how_its_machines_differ() {
+    let world = World::new(&given());
+    write(&world, "tool", "1");
+    write(&world, "set-up.sh", "#!/bin/sh\n");
+    world.kernel("6.1");
+    let experiment = Loader::new().set("n", "7").load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results());
+    let first = experiment.run(&world.tsunami(world.cloud.clone()), options).await.unwrap();
+    // Neither the file nor the script has to be there still.
+    std::fs::remove_file(world.home.path().join("x.toml")).unwrap();
+    std::fs::remove_file(world.home.path().join("set-up.sh")).unwrap();
+    for (kernel, differences) in [("6.1", &[][..]), ("6.2", &["node: kernel is 6.2, before 6.1"])] {
+        world.kernel(kernel);
+        let report = world.repeat().await.unwrap();
+        assert!(world.cloud.is_empty());
+        assert_eq!(table(&report).len(), 8);
+        let repeats = report.repeats.as_ref().unwrap();
+        assert_eq!(Some(&repeats.run), first.run.as_ref());
+        assert_eq!(repeats.differences, differences);
+        assert_ne!(report.run, first.run);
+        let events = read_events(&*std::fs::read(world.again().join("events.jsonl")).unwrap()).unwrap();
+        let at = |kind: fn(&EventKind) -> bool| events.iter().position(|event| kind(&event.kind)).unwrap();
+        let told = at(|kind| matches!(kind, EventKind::Repeats { .. }));
+        assert!(told < at(|kind| matches!(kind, EventKind::TrialStarted { .. })));
+        for kept in ["experiment.toml", "inputs/set.json", "inputs/uploads.json", "inputs/node/set-up.sh"] {
+            let [before, now] =
+                [world.results(), world.again()].map(|results| std::fs::read(results.join(kept)));
+            assert_eq!(now.unwrap(), before.unwrap(), "{kept}");
+        }
+        let run = std::fs::read_to_string(world.again().join("run.json")).unwrap();
+        assert!(run.contains("\"repeats\""), "{run}");
+        std::fs::remove_dir_all(world.again()).unwrap();
+    }
+    let launches = world.cloud.calls(Call::Launch);
+    write(&world, "tool", "2");
+    let error = world.repeat().await.unwrap_err().to_string();
+    let own = world.home.path().join("x.toml").display().to_string();
+    assert!(error.contains("tool is not as it was") && error.contains(&own), "{error}");
+    write(&world, "tool", "1");
+    let kept = world.results().join("inputs/node/set-up.sh");
+    std::fs::write(&kept, "#!/bin/bash\n").unwrap();
+    let error = world.repeat().await.unwrap_err().to_string();
+    assert!(error.contains("inputs/node/set-up.sh is not as it was"), "{error}");
+    assert_eq!(world.cloud.calls(Call::Launch), launches);
+    assert!(!world.again().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_repeated_is_prepared_only_where_something_is_not_as_it_was() {
+    let prepared = "prepare = [\"cp source tool; echo x >> prepared\"]\n[group.node]";
+    let world = World::new(&given().replace("[group.node]", prepared));
+    let times = || std::fs::read_to_string(world.home.path().join("prepared")).unwrap().len() / 2;
+    write(&world, "source", "1");
+    write(&world, "set-up.sh", "#!/bin/sh\n");
+    world.run().await.unwrap();
+    write(&world, "source", "2");
+    world.repeat().await.unwrap();
+    assert_eq!(times(), 1);
+    std::fs::remove_dir_all(world.again()).unwrap();
+    let launches = world.cloud.calls(Call::Launch);
+    std::fs::remove_file(world.home.path().join("tool")).unwrap();
+    let error = world.repeat().await.unwrap_err().to_string();
+    assert!(error.contains("tool is not as it was"), "{error}");
+    assert_eq!((times(), world.cloud.calls(Call::Launch)), (2, launches));
+    std::fs::remove_dir_all(world.again()).unwrap();
+    write(&world, "source", "1");
+    world.repeat().await.unwrap();
+    assert_eq!(times(), 3);
 }

@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::results::is_results;
 use tsunami_core::{Error as CoreError, RunStore};
 
 use crate::args::{Args, FileArgs};
@@ -119,15 +118,18 @@ fn name_abandoned_runs() {
     }
 }
 
-/// Reads and checks an experiment file.
-fn load(args: &FileArgs, registry: &Registry) -> Result<Arc<Experiment>, Error> {
-    if is_results(&args.file) {
-        let what = "is the results directory of a run: did you mean `tsunami run --resume`?";
-        return Err(Error::Usage(format!("{} {what}", args.file.display())));
+/// Reads and checks an experiment file, or what a run was made from whose results are in a directory: says whether it is that.
+fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool), Error> {
+    if args.file.is_dir() {
+        if !args.set.is_empty() {
+            let why = "is repeated with the values that its run had: `--set` goes with an experiment file";
+            return Err(Error::Usage(format!("{} {why}", args.file.display())));
+        }
+        return Ok((load_again(&args.file, registry)?, true));
     }
     let loader = Loader::new().registry(registry).values_called("--set");
     let loader = args.set.iter().fold(loader, |loader, (name, value)| loader.set(name, value));
-    Ok(Arc::new(loader.load(&args.file)?))
+    Ok((Arc::new(loader.load(&args.file)?), false))
 }
 
 /// Reads and checks what a run was made from, by the directory of its results.

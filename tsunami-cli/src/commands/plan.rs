@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::Secrets;
+use tsunami_core::results::{Secrets, check_inputs};
 use tsunami_core::statistics::Direction;
 use tsunami_core::text::{number, quoted};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
@@ -13,7 +13,6 @@ use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
 use super::{Context, Execute, load};
 use crate::args::FileArgs;
-use crate::backend;
 use crate::error::Error;
 use crate::terminal::{one_line, print};
 
@@ -48,13 +47,17 @@ struct Set {
 
 impl Execute for Plan {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let experiment = load(&self.file, context.registry)?;
+        let (experiment, is_repeated) = load(&self.file, context.registry)?;
+        if is_repeated && experiment.prepare.is_empty() {
+            check_inputs(&experiment, &self.file.file)?;
+        }
         let state = RunStore::standard()?;
+        let connections = context.registry.connections(&state, self.file.accept_new_hosts);
         let mut sets = Vec::new();
         for number in 1..=experiment.set_count() {
             let experiment = experiment.on_set(number);
             let Backend { provider, connector, .. } =
-                backend::of(context.registry, &experiment, self.file.accept_new_hosts, &state).await?;
+                connections.of(&experiment).await.map_err(Error::Provider)?;
             let plan = experiment.plan();
             let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
             sets.push(Set { experiment, plan, quotes });

@@ -125,10 +125,14 @@ impl Stage {
     ) -> Result<Self, Error> {
         let StageArgs { file, output, json } = args;
         let Context { registry, colour, verbosity } = *context;
-        let experiment = if resume { load_again(&file.file, registry)? } else { load(file, registry)? };
+        let (experiment, is_repeated) = match resume {
+            true => (load_again(&file.file, registry)?, false),
+            false => load(file, registry)?,
+        };
+        let connections = Arc::new(registry.connections(&state, file.accept_new_hosts));
         let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
-            None => backend::of(registry, &experiment, file.accept_new_hosts, &state).await?,
+            None => connections.of(&experiment).await.map_err(Error::Provider)?,
         };
         let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
         let id = tsunami.next_run_id();
@@ -152,16 +156,19 @@ impl Stage {
         for (name, value) in only {
             options = options.only(name, value);
         }
-        let (known, of, accept_new_hosts) = (registry.clone(), state.clone(), file.accept_new_hosts);
         options = options.connect(move |experiment| {
-            let (known, of) = (known.clone(), of.clone());
-            async move { known.connect(&experiment, &of, accept_new_hosts).await.map_err(CoreError::other) }
+            let connections = connections.clone();
+            async move { connections.of(&experiment).await.map_err(CoreError::other) }
         });
         let crowded = crate::too_few_open_files(experiment.machines().count());
-        let run = match resume {
-            true => ExperimentRun::resume(experiment, tsunami, options, &file.file).await?,
-            false => ExperimentRun::prepare(experiment, tsunami, options).await?,
+        let run = match (resume, is_repeated) {
+            (true, _) => ExperimentRun::resume(experiment, tsunami, options, &file.file).await?,
+            (_, true) => ExperimentRun::repeat(experiment, tsunami, options, &file.file).await?,
+            _ => ExperimentRun::prepare(experiment, tsunami, options).await?,
         };
+        if let Some(repeated) = run.repeats().filter(|_| verbosity != Verbosity::Quiet) {
+            say(&format!("run {repeated} is repeated"));
+        }
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
         if run.prepares() && verbosity != Verbosity::Quiet {
             say("preparing on this computer first");

@@ -236,6 +236,17 @@ impl Text {
                 let what = format!("differs from the others of its group: {}", differences.join(", "));
                 (Quiet, Style::Warning, machine.as_str(), what)
             }
+            EventKind::Repeats { run, differences } if differences.is_empty() => (
+                Normal,
+                Style::Plain,
+                "",
+                format!("the machines are like those of run {run}, which is repeated"),
+            ),
+            EventKind::Repeats { run, differences } => {
+                let mut what = format!("the machines differ from those of run {run}, which is repeated:");
+                differences.iter().for_each(|text| what.extend(["\n", &one_line(text)]));
+                (Quiet, Style::Warning, "", what)
+            }
             EventKind::Canary { machine, results } => {
                 let results: Vec<_> =
                     results.iter().map(|(name, value)| format!("{name} {}", figure(*value))).collect();

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tsunami_core::Report;
 use tsunami_core::trial::VoidReason;
 
-use crate::world::{World, example};
+use crate::world::{Ended, World, example};
 
 const FILE: &str = r#"name = "x"
 [group.node]
@@ -100,12 +100,54 @@ fn what_can_t_be_resumed_says_why() {
             .assert_says(says);
         world.tsunami(["report", nothing]).assert_status(2).assert_says(&[nothing]).assert_says(says);
     }
-    let left = world.write("events.jsonl", "");
-    let left = world.tsunami(["run".as_ref(), left.parent().unwrap().as_os_str()]);
-    left.assert_status(2).assert_says(&["did you mean `tsunami run --resume`?"]);
+    world.tsunami(["run", "."]).assert_status(2).assert_says(says);
+    world.write("events.jsonl", "");
+    let left = world.tsunami(["run", "."]);
+    left.assert_status(2).assert_says(&["can't be read: the run ended before it was written down"]);
+    world
+        .tsunami(["run", ".", "--set", "a=1"])
+        .assert_status(2)
+        .assert_says(&["with the values that its run had"]);
     let wrong = world.tsunami(["run", file, "--only", "size=3"]);
     wrong.assert_status(2).assert_says(&["parameter size is never 3"]);
     world.tsunami(["run", file, "--resume", "--set", "a=1"]).assert_status(2);
+    world.assert_clean();
+}
+
+#[test]
+fn a_run_is_repeated_by_the_directory_of_its_results() {
+    let world = World::new();
+    let text = "name = \"x\"\n[vars]\nn = 1\n[group.node]\nsetup = { script = \"set-up.sh\" }\n\
+        upload = [{ from = \"tool\", to = \"tool\" }]\n[[step]]\nname = \"work\"\non = \"node\"\n\
+        run = \"cat tool made; echo n={{ n }}\"\n[step.metrics]\nn = { regex = 'n=([0-9]+)' }\n";
+    let file = world.write("x.toml", text);
+    let script = world.write("set-up.sh", "#!/bin/sh\necho made > made\n");
+    let tool = world.write("tool", "tool\n");
+    world.tsunami(["run", "x.toml", "--set", "n=7"]).assert_status(0);
+    let first = world.results();
+    fs::remove_file(file).unwrap();
+    fs::remove_file(script).unwrap();
+    // What is relative is so to where the file was.
+    let elsewhere = world.path("work").join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let again = |command: &str| {
+        let mut again = world.command([command.as_ref(), first.as_os_str()]);
+        Ended::from(again.current_dir(&elsewhere).output().unwrap())
+    };
+    again("plan").assert_status(0);
+    let run = first.file_name().unwrap().to_str().unwrap();
+    let repeated = again("run");
+    repeated.assert_status(0).assert_says(&[&format!("run {run} is repeated"), "like those of run"]);
+    let second = fs::read_dir(elsewhere.join("results/x")).unwrap().next().unwrap().unwrap().path();
+    let (before, after) = (report(&first), report(&second));
+    let repeats = after.repeats.as_ref().unwrap();
+    assert_eq!((repeats.run.as_str(), &repeats.differences[..]), (run, &[][..]));
+    assert_eq!((table(&after), before.repeats.clone()), (table(&before), None));
+    assert_eq!(table(&after)["1"].1, Some(7.0));
+    fs::write(tool, "another\n").unwrap();
+    for command in ["plan", "run"] {
+        again(command).assert_status(2).assert_says(&["tool is not as it was", "x.toml as it is now"]);
+    }
     world.assert_clean();
 }
 

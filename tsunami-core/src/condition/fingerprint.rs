@@ -10,6 +10,9 @@ use crate::text::{sanitize, shorten};
 
 const SCRIPT: &str = include_str!("fingerprint.sh");
 
+/// What the machines are called that one is compared with.
+pub(crate) const OTHERS: &str = "of the others";
+
 /// What errors call that.
 const ACTION: &str = "look at what the machine is";
 
@@ -111,9 +114,27 @@ fn digest(words: &str) -> String {
 /// In what two machines differ, in words; in nothing if they are alike. Memory is alike within 2 %, and what a provider
 /// calls them is left out: the market they were had from is no part of what they are.
 pub fn differences(machine: &Facts, other: &Facts) -> Vec<String> {
+    differing(machine, other, OTHERS)
+}
+
+/// The same, with a word for the other.
+fn differing(machine: &Facts, other: &Facts, whose: &str) -> Vec<String> {
     let names: BTreeSet<&String> = machine.keys().chain(other.keys()).collect();
     let differing = names.into_iter().filter(|name| !is_alike(name, machine, other));
-    differing.map(|name| in_words(name, machine.get(name), &[other.get(name)])).collect()
+    differing.map(|name| in_words(name, machine.get(name), &[other.get(name)], whose)).collect()
+}
+
+/// In what the kinds of machines that a group has differ from those that it has elsewhere; in nothing if each kind that is
+/// here is there too, and the other way round.
+#[cfg(feature = "experiment")]
+pub(crate) fn unlike(here: &[Facts], there: &[Facts], whose: &str) -> Vec<String> {
+    let lone = |some: &'_ [Facts], others: &[Facts]| {
+        let is_lone = |facts: &&Facts| others.iter().all(|other| !differences(facts, other).is_empty());
+        some.iter().find(is_lone).cloned()
+    };
+    let pair = lone(here, there).zip(there.first().cloned());
+    let pair = pair.or_else(|| here.first().cloned().zip(lone(there, here)));
+    pair.map(|(one, other)| differing(&one, &other, whose)).unwrap_or_default()
 }
 
 /// Which machines differ from the others of their group, and in what: by the name and the group of each, and its facts.
@@ -142,7 +163,7 @@ pub fn odd(machines: &[(&str, &str, &Facts)]) -> Vec<(String, Vec<String>)> {
                 };
                 let others: BTreeSet<_> = others.into_iter().map(|other| facts(other).get(name)).collect();
                 let others: Vec<_> = others.into_iter().collect();
-                odd.entry(*place).or_default().push(in_words(name, facts(place).get(name), &others));
+                odd.entry(*place).or_default().push(in_words(name, facts(place).get(name), &others, OTHERS));
             }
         }
     }
@@ -160,13 +181,13 @@ fn is_alike(name: &str, machine: &Facts, other: &Facts) -> bool {
 }
 
 /// `kernel is 6.1.0-1, of the others 6.1.0-2`.
-fn in_words(name: &str, fact: Option<&String>, others: &[Option<&String>]) -> String {
+fn in_words(name: &str, fact: Option<&String>, others: &[Option<&String>], whose: &str) -> String {
     let value = |fact: &Option<&String>| match fact {
         Some(fact) => shorten(fact, SHOWN_FACT_LIMIT).into_owned(),
         None => "not known".to_owned(),
     };
     let others = others.iter().map(value).collect::<Vec<_>>().join(" or ");
-    format!("{name} is {}, of the others {}", value(&fact), shorten(&others, 2 * SHOWN_FACT_LIMIT))
+    format!("{name} is {}, {whose} {}", value(&fact), shorten(&others, 2 * SHOWN_FACT_LIMIT))
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use accounting::Accounting;
 pub use canary::canary;
+#[cfg(feature = "experiment")]
+pub(crate) use fingerprint::{OTHERS, unlike};
 pub use fingerprint::{differences, fingerprint, odd};
 pub use traces::{TRACE_COLUMNS, Traces};
 

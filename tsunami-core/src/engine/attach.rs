@@ -235,7 +235,7 @@ impl Run {
         if let Some(budget) = record.budget
             && max_cost.is_none_or(|max_cost| max_cost > budget)
         {
-            return Err(Error::Budget { budget, max_cost });
+            return Err(Error::Budget { budget, max_cost, spent: 0.0 });
         }
         let on_machines = hosts.iter().map(async |host| {
             let moving = self.provider.extend_on(host.machine(), host.session(), until);

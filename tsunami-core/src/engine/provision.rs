@@ -78,7 +78,7 @@ impl Tsunami {
         if let Some(budget) = plan.budget
             && max_cost.is_none_or(|max_cost| max_cost > budget)
         {
-            return Err(Error::Budget { budget, max_cost });
+            return Err(Error::Budget { budget, max_cost, spent: 0.0 });
         }
         let record = self.record_of(run, &plan, max_cost)?;
         let state = self.state.clone().map_or_else(RunStore::standard, Ok)?;

@@ -175,6 +175,7 @@ impl Run {
 
     pub(super) fn emit_finished<T>(&self, result: &Result<T, Error>) {
         let error = result.as_ref().err().map(|error| ErrorChain(error).to_string());
+        let error = error.or_else(|| self.events.failure().cloned());
         self.events.emit(EventKind::RunFinished { ok: error.is_none(), error });
     }
 }

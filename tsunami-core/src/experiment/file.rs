@@ -39,6 +39,7 @@ use super::{
 use crate::registry::{
     Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, TableReader,
 };
+use crate::results::take_kept;
 use crate::trial::{DEFAULT_READY_TIMEOUT, Parameters, Trials};
 
 /// The keys of [`Common`].
@@ -149,6 +150,8 @@ pub(super) struct Reader<'a> {
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
     /// The values given beside the file, and what they are called.
     set: (&'a str, &'a [(String, String)]),
+    /// Where an earlier run has kept the scripts, if it did.
+    kept: Option<&'a Path>,
     notes: NotedProblems,
     placed: Vec<TemplateSite>,
     /// The groups met so far with their sizes, `None` where that couldn't be read.
@@ -198,6 +201,7 @@ impl<'a> Reader<'a> {
             dir,
             lookup_env,
             set,
+            kept: None,
             notes: NotedProblems::default(),
             placed: vec![],
             sizes: vec![],
@@ -217,6 +221,11 @@ impl<'a> Reader<'a> {
             metrics: BTreeMap::new(),
             metrics_are_whole: true,
         }
+    }
+
+    /// Takes scripts from where an earlier run has kept them, as far as they are there.
+    pub(super) fn kept(self, kept: Option<&'a Path>) -> Self {
+        Self { kept, ..self }
     }
 
     /// What was noted.
@@ -463,7 +472,7 @@ impl<'a> Reader<'a> {
             let fits = count.get() <= MACHINE_LIMIT - others;
             if !fits {
                 let message = format!("an experiment has at most {MACHINE_LIMIT} machines");
-                self.notes.note(Problem::at(span, message));
+                self.notes.note(Problem::at(span.clone(), message));
             }
             fits
         });
@@ -477,6 +486,7 @@ impl<'a> Reader<'a> {
         let upload = self.list_of(table, "upload", |reader, value| reader.upload(value, &used));
         let env = self.env(table, &used);
         let Machines { spec, connect_timeout, inputs, .. } = machines?;
+        let setup = self.with_kept(name, &span, setup, &inputs);
         let replace_interrupted = common.on_interruption == Some(OnInterruption::Replace);
         let (name, count) = (name.to_owned(), count?);
         Some(Group { name, count, setup, upload, env, spec, replace_interrupted, connect_timeout, inputs })
@@ -571,19 +581,46 @@ impl<'a> Reader<'a> {
     }
 
     fn script(&mut self, value: &Value<'_>) -> Option<PathBuf> {
-        let path = self.file(value)?;
-        match Interpreter::of(&path) {
-            Ok(_) => Some(path),
+        let path = self.path(value)?;
+        if self.kept.is_none() {
+            self.check_script(&value.span(), &path);
+        }
+        Some(path)
+    }
+
+    /// Notes why a script can't be run, if so.
+    fn check_script(&mut self, span: &Span, path: &Path) {
+        // To read a pipe or a device might take forever.
+        if path.exists() && !path.is_file() {
+            self.note(Problem::at(span.clone(), format!("`{}` is not a file", path.display())));
+            return;
+        }
+        let problem = match Interpreter::of(path) {
+            Ok(_) => return,
             Err(Unusable::Wrong { message, help }) => {
-                let message = format!("`{}` {message}", path.display());
-                self.note(Problem::at(value.span(), message).help(help.to_owned()));
-                None
+                Problem::at(span.clone(), format!("`{}` {message}", path.display())).help(help.to_owned())
             }
-            Err(Unusable::Unreadable(error)) => {
-                self.note(unreadable(value, &path, &error));
-                None
+            Err(Unusable::Unreadable(error)) => unreadable(span.clone(), path, &error),
+        };
+        self.note(problem);
+    }
+
+    /// A group's set-up with the scripts that an earlier run has kept.
+    fn with_kept(
+        &mut self,
+        group: &str,
+        span: &Span,
+        mut setup: Vec<Setup>,
+        inputs: &[(String, String)],
+    ) -> Vec<Setup> {
+        let Some(kept) = self.kept else { return setup };
+        take_kept(kept, group, &mut setup, inputs);
+        for setup in &setup {
+            if let Setup::Script(script) = setup {
+                self.check_script(span, script);
             }
         }
+        setup
     }
 
     fn upload(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Upload> {

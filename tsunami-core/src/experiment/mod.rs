@@ -24,6 +24,7 @@ mod problem;
 mod run;
 mod schema;
 mod script;
+mod spent;
 mod steps;
 mod template;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
+use crate::ErrorChain;
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
 use crate::provider::MachineSpec;
@@ -72,6 +74,8 @@ pub struct Experiment {
     pub source: String,
     /// The directory that paths in it are relative to.
     pub directory: PathBuf,
+    /// Where the file is; where it was, if it is what a run has kept of it.
+    pub(crate) file: PathBuf,
     /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What templates know by name in every trial: the file's values, or those given beside it, and the parameters that
@@ -367,6 +371,8 @@ pub struct Loader<'a> {
     set: Vec<(String, String)>,
     values_called: &'a str,
     directory: Option<PathBuf>,
+    /// The file, and the inputs, of which a run has kept what is read.
+    kept: Option<(Option<PathBuf>, PathBuf)>,
     lookup_env: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
@@ -383,6 +389,7 @@ impl Default for Loader<'_> {
             set: Vec::new(),
             values_called: "value",
             directory: None,
+            kept: None,
             lookup_env: &|name| std::env::var_os(name),
         }
     }
@@ -418,26 +425,32 @@ impl<'a> Loader<'a> {
     }
 
     /// Reads and checks what a run was made from, by the directory of its results: the file as it was, with the values
-    /// that were set, and paths relative to where it was. It blocks as [`load`](Self::load) does.
+    /// that were set, the scripts that are kept there, and paths relative to where the file was. It blocks as
+    /// [`load`](Self::load) does.
     ///
     /// # Errors
     ///
     /// All that is wrong, such as a file that is gone by now.
     pub fn load_again(mut self, results: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let (results, file) = (results.as_ref(), results.as_ref().join("experiment.toml"));
-        if !crate::results::is_results(results) {
-            let problem = Problem::general("this is no results directory: it has no events.jsonl");
-            return Err(Problems::one(results, "", problem));
+        let refused = |problem: String| Problems::one(results, "", Problem::general(problem));
+        match crate::results::is_results(results) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(refused("this is no results directory: it has no events.jsonl".to_owned()));
+            }
+            Err(error) => {
+                let error = ErrorChain(&error);
+                return Err(refused(format!(
+                    "it can't be told whether this is a results directory: {error}"
+                )));
+            }
         }
-        let given = crate::results::Given::read(results).map_err(|error| {
-            Problems::one(
-                &file,
-                "",
-                Problem::general(format!("what the run was given can't be read: {error}")),
-            )
-        })?;
+        let given = crate::results::Given::read(results)
+            .map_err(|error| refused(format!("what the run was given can't be read: {error}")))?;
         self.set.extend(given.set);
         self.directory = self.directory.or(given.directory);
+        self.kept = Some((given.file, results.join(crate::results::INPUTS)));
         self.load(file)
     }
 
@@ -463,7 +476,8 @@ impl<'a> Loader<'a> {
         // A line's ending is nothing that a command should see.
         let text = source.replace("\r\n", "\n");
         let set = (self.values_called, &*self.set);
-        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env, set);
+        let kept = self.kept.as_ref().map(|(_, inputs)| &**inputs);
+        let mut reader = Reader::new(&self.registry, &text, dir, self.lookup_env, set).kept(kept);
         let contents = reader.read();
         let mut notes = reader.finish();
         if let Some(contents) = &contents {
@@ -471,8 +485,9 @@ impl<'a> Loader<'a> {
         }
         match contents {
             Some(contents) if notes.is_empty() => {
-                let directory = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
-                Ok(Self::experiment(contents, self.set, source, directory))
+                let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+                let file = self.kept.and_then(|(file, _)| file).unwrap_or_else(|| absolute(path));
+                Ok(Self::experiment(contents, self.set, source, absolute(dir), file))
             }
             _ => Err(Problems::new(path, &text, notes)),
         }
@@ -483,6 +498,7 @@ impl<'a> Loader<'a> {
         set: Vec<(String, String)>,
         source: String,
         directory: PathBuf,
+        file: PathBuf,
     ) -> Experiment {
         let mut sets: Vec<_> = contents.sets.into_iter().map(|set| set.machines).collect();
         let mut experiment = Experiment {
@@ -498,6 +514,7 @@ impl<'a> Loader<'a> {
             values: contents.values,
             source,
             directory,
+            file,
             prepare: contents.prepare,
             trials: contents.trials,
             resets: Vec::new(),

@@ -1,16 +1,19 @@
 //! Running an experiment: its results, its sets of machines, and its trials on them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use tokio::task::spawn_blocking;
 
 use super::Experiment;
 use super::prepare::prepare;
+use super::spent::spent;
 use super::steps::FileTrials;
 use crate::cluster::{Cluster, Host};
 use crate::condition::{differences, fingerprint};
@@ -23,7 +26,7 @@ use crate::plan::Problem;
 use crate::record::RunEntry;
 use crate::registry::Backend;
 use crate::report::Report;
-use crate::results::{Redacted, Results, ResultsError, Secrets};
+use crate::results::{Redacted, Repeated, Results, ResultsError, Secrets, check_inputs};
 use crate::trial::{Sweep, new_seed};
 
 /// What can be said of a run beside its file.
@@ -110,6 +113,20 @@ impl Experiment {
         let run = ExperimentRun::resume(experiment, tsunami.clone(), options, directory).await?;
         run.run_and_finish().await
     }
+
+    /// Repeats a run, by the directory of its results, which stay as they are. The experiment is the one that it was, as
+    /// [`Loader::load_again`](super::Loader::load_again) reads it. In what the machines differ from those of that run is
+    /// [told](crate::EventKind::Repeats). For the rest it is like [`run`](Self::run).
+    pub async fn repeat(
+        &self,
+        tsunami: &Tsunami,
+        options: RunOptions,
+        directory: impl AsRef<Path>,
+    ) -> Result<Report, Error> {
+        let (experiment, directory) = (Arc::new(self.clone()), directory.as_ref());
+        let run = ExperimentRun::repeat(experiment, tsunami.clone(), options, directory).await?;
+        run.run_and_finish().await
+    }
 }
 
 impl ExperimentRun {
@@ -138,6 +155,10 @@ pub struct ExperimentRun {
     results: Arc<Results>,
     secrets: Secrets,
     sweep: Sweep,
+    /// The run that this one repeats, if it does.
+    repeated: Option<Arc<Repeated>>,
+    /// What its runs have cost before it was resumed, in US dollars; `None` where a price is not known.
+    spent: BTreeMap<RunId, Option<f64>>,
     options: RunOptions,
 }
 
@@ -153,6 +174,46 @@ impl ExperimentRun {
         tsunami: Tsunami,
         options: RunOptions,
     ) -> Result<Self, ResultsError> {
+        Self::begin(experiment, tsunami, options, None).await
+    }
+
+    /// The same for a run that repeats one, by the directory of its results. What is done on this computer first is done
+    /// only where something is not as it was that machines were given.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare) has them, and what of the inputs has changed, unless that is prepared first: then the
+    /// run ends with it before anything is launched.
+    pub async fn repeat(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        options: RunOptions,
+        directory: &Path,
+    ) -> Result<Self, ResultsError> {
+        let (of, from) = (experiment.clone(), directory.to_owned());
+        let read = spawn_blocking(move || {
+            let repeated = Repeated::read(&from)?;
+            let unchanged = check_inputs(&of, &from);
+            Ok((repeated, unchanged))
+        });
+        let (repeated, unchanged) = read.await.map_err(ResultsError::unmade).flatten()?;
+        let is_unchanged = unchanged.is_ok();
+        if experiment.prepare.is_empty() {
+            unchanged?;
+        }
+        let run = Self::begin(experiment, tsunami, options, Some(Arc::new(repeated))).await?;
+        if is_unchanged && run.prepares() {
+            run.write_inputs().await?;
+        }
+        Ok(run)
+    }
+
+    async fn begin(
+        experiment: Arc<Experiment>,
+        tsunami: Tsunami,
+        options: RunOptions,
+        repeated: Option<Arc<Repeated>>,
+    ) -> Result<Self, ResultsError> {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
         let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
@@ -162,7 +223,9 @@ impl ExperimentRun {
         let (of, run, output) = (experiment.clone(), id.clone(), options.results.clone());
         let created = spawn_blocking(move || Results::create(&of, &run, output.as_deref())).await;
         let results = created.map_err(ResultsError::unmade).flatten()?;
-        Ok(Self::new(experiment, tsunami.one_story(EventCounts::default()), id, results, sweep, options))
+        let run =
+            Self::new(experiment, tsunami.one_story(EventCounts::default()), id, results, sweep, options);
+        Ok(Self { repeated, ..run })
     }
 
     /// Takes up the directory of a run that did not do all of its trials, whatever ended it. What was done of rounds that
@@ -189,7 +252,10 @@ impl ExperimentRun {
         let is_left = |trial: &str| results.has_trial(trial);
         let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
         let sweep = sweep.only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
-        Ok(Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options))
+        let spent = spent(&events, SystemTime::now());
+        let run =
+            Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options);
+        Ok(Self { spent, ..run })
     }
 
     fn new(
@@ -204,7 +270,17 @@ impl ExperimentRun {
         let observers = results.observers().into_iter().chain(options.observers.clone()).collect();
         let redacted = Arc::new(Redacted::new(secrets.clone(), observers));
         let tsunami = tsunami.observer(redacted).results(results.directory());
-        Self { experiment, tsunami, id, results, secrets, sweep, options }
+        Self {
+            experiment,
+            tsunami,
+            id,
+            results,
+            secrets,
+            sweep,
+            repeated: None,
+            spent: BTreeMap::new(),
+            options,
+        }
     }
 
     /// The run's id, unless it goes [on](Self::run_on) machines of another run.
@@ -236,12 +312,22 @@ impl ExperimentRun {
         self.end_abandoned().await?;
         let left: Vec<u32> = (1..=self.sweep.set_count()).filter(|set| !self.sweep.is_done(*set)).collect();
         let sets = self.sets(&left).await?;
+        let mut kept = match sets.first() {
+            Some(first) => self.kept(first).await,
+            None => None,
+        };
+        let spent =
+            match self.check_budget(&sets, kept.as_ref().map(|(_, attached)| attached.cluster())).await {
+                Ok(spent) => spent,
+                Err(error) => {
+                    OptionFuture::from(kept.map(|(_, attached)| attached.detach())).await;
+                    return Err(error);
+                }
+            };
         let count = sets.len();
         for (nth, MachineSet { number, experiment, tsunami }) in sets.into_iter().enumerate() {
             let is_last = nth + 1 == count;
-            if nth == 0
-                && let Some((again, attached)) = self.kept(number, &experiment, &tsunami).await
-            {
+            if let Some((again, attached)) = kept.take() {
                 let trials = self.trials(experiment, number, again, is_last);
                 if attached.run(trials).await? {
                     continue;
@@ -254,7 +340,9 @@ impl ExperimentRun {
                 keep => keep,
             };
             let trials = self.trials(experiment.clone(), number, self.next_set(), is_last);
-            match tsunami.keep(keep).run_as(id, experiment.plan(), trials).await {
+            let mut plan = experiment.plan();
+            plan.budget = plan.budget.map(|budget| (budget - spent).max(0.0));
+            match tsunami.keep(keep).run_as(id, plan, trials).await {
                 Err(error @ Error::LifetimeOver(_)) if !is_last => self.sweep.stop(error.to_string()),
                 Ok(true) => {}
                 ended => return ended.map(drop),
@@ -331,9 +419,23 @@ impl ExperimentRun {
             return Ok(());
         }
         prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        Ok(self.write_inputs().await?)
+    }
+
+    /// Writes down what machines will be given, which is what they were given before where a run is repeated.
+    async fn write_inputs(&self) -> Result<(), ResultsError> {
         let (results, experiment) = (self.results.clone(), self.experiment.clone());
-        let written = spawn_blocking(move || results.write_inputs(&experiment)).await;
-        written.map_err(Error::other)?.map_err(Error::from)
+        let repeated = self.repeated.clone();
+        let written = spawn_blocking(move || {
+            repeated.map_or(Ok(()), |repeated| check_inputs(&experiment, repeated.directory()))?;
+            results.write_inputs(&experiment)
+        });
+        written.await.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
+    }
+
+    /// The run that this one repeats, if it does and that is known.
+    pub fn repeats(&self) -> Option<RunId> {
+        self.repeated.as_ref()?.run()
     }
 
     /// Writes down what trials there are.
@@ -342,7 +444,7 @@ impl ExperimentRun {
         spawn_blocking(move || results.write_index(&plan)).await.map_err(Error::other)?.map_err(Error::from)
     }
 
-    /// The sets of machines of these numbers, once it is clear that all of them may be launched.
+    /// The sets of machines of these numbers.
     async fn sets(&self, numbers: &[u32]) -> Result<Vec<MachineSet>, Error> {
         let mut sets = Vec::new();
         for &number in numbers {
@@ -355,21 +457,34 @@ impl ExperimentRun {
             };
             sets.push(MachineSet { number, experiment, tsunami });
         }
-        // One set alone is looked at by its launch.
-        if sets.len() > 1 {
-            let mut all = Some(0.0);
-            for MachineSet { experiment, tsunami, .. } in &sets {
-                let plan = experiment.plan();
-                let own = plan.max_cost(&tsunami.quote(&plan).await?);
-                all = all.zip(own).map(|(all, own)| all + own);
-            }
-            if let Some(budget) = self.experiment.budget
-                && all.is_none_or(|all| all > budget)
-            {
-                return Err(Error::Budget { budget, max_cost: all });
-            }
-        }
         Ok(sets)
+    }
+
+    /// Whether all of these sets may be launched, except for the first one, if it is kept: returns what was spent before.
+    async fn check_budget(&self, sets: &[MachineSet], kept: Option<&Cluster>) -> Result<f64, Error> {
+        let kept = kept.map(Cluster::run_id);
+        let before = self.spent.iter().filter(|(run, _)| Some(*run) != kept).map(|(_, spent)| *spent);
+        let before: Option<f64> = before.sum();
+        let new = if kept.is_some() { &sets[1..] } else { sets };
+        // One set alone is looked at by its launch.
+        if new.is_empty() || (sets.len() == 1 && before == Some(0.0)) {
+            return Ok(before.unwrap_or_default());
+        }
+        let most_of = |run| self.tsunami.recorded(run).and_then(|entry| entry.record().ok()?.max_cost);
+        let mut all = kept.map_or(Some(0.0), most_of);
+        for MachineSet { experiment, tsunami, .. } in new {
+            let plan = experiment.plan();
+            let own = plan.max_cost(&tsunami.quote(&plan).await?);
+            all = all.zip(own).map(|(all, own)| all + own);
+        }
+        let max_cost = all.filter(|_| before.is_some());
+        let spent = before.unwrap_or_default();
+        match self.experiment.budget {
+            Some(budget) if max_cost.is_none_or(|most| spent + most > budget) => {
+                Err(Error::Budget { budget, max_cost, spent })
+            }
+            _ => Ok(spent),
+        }
     }
 
     /// The runs of this sweep so far, the last one first.
@@ -399,11 +514,14 @@ impl ExperimentRun {
 
     /// The machines of the last run of this sweep, if they are up, were kept, are those of this set, and are what they were;
     /// and the number that the set had.
-    async fn kept(&self, set: u32, experiment: &Experiment, tsunami: &Tsunami) -> Option<(u32, AttachedRun)> {
+    async fn kept(
+        &self,
+        MachineSet { number: set, experiment, tsunami }: &MachineSet,
+    ) -> Option<(u32, AttachedRun)> {
         let report = self.results.report();
         let last = self.runs().into_iter().next().filter(|run| Some(run.id()) == report.run)?;
         let record = last.record().ok().filter(|record| record.kept && tsunami.has_machines_of(record))?;
-        let is_of_set = |trial: &str| self.sweep.plan().trial(trial).is_some_and(|trial| trial.set == set);
+        let is_of_set = |trial: &str| self.sweep.plan().trial(trial).is_some_and(|trial| trial.set == *set);
         let done = report.trials.iter().rev().find(|trial| trial.set == report.set)?;
         if report.set == 0 || !is_of_set(done.planned_name()) || record.groups != report.groups {
             return None;
@@ -438,13 +556,16 @@ impl ExperimentRun {
         number: u32,
         is_last: bool,
     ) -> impl FnOnce(Cluster) -> TrialsFuture + Send + 'static {
-        let (results, sweep) = (self.results.clone(), self.sweep.clone());
+        let (results, sweep, repeated) = (self.results.clone(), self.sweep.clone(), self.repeated.clone());
         move |cluster| {
             Box::pin(async move {
-                let measure = FileTrials { experiment: &experiment, results: &results };
-                sweep.on_set(set, number, cluster, &measure).await?;
-                // Each set has a lifetime of its own: that one stopped before its time is told at the end of all.
+                let repeated = repeated.as_deref();
+                let measure = FileTrials { experiment: &experiment, results: &results, set, repeated };
+                let events = cluster.events().clone();
+                let stopped = sweep.on_set(set, number, cluster, &measure).await?;
+                // Each set has a lifetime and results of its own: what is wrong with one is an error at the end of all.
                 if !is_last {
+                    stopped.or_else(|| sweep.failure_of(set)).into_iter().for_each(|why| events.fail(why));
                     return Ok(true);
                 }
                 verdict(&sweep, results).await?;

@@ -15,11 +15,12 @@ use tokio::task::spawn_blocking;
 
 use super::plan::{environment, render, script_name};
 use super::{Action, Experiment, OnError, Per, Ready, ReadyWhen, Scope, Setup, Step};
-use crate::cluster::Output;
+use crate::cluster::{Cluster, Output};
 use crate::error::{Error, in_time};
+use crate::event::UserEvent;
 use crate::limits::{METRIC_FILE_LIMIT, OUTPUT_LIMIT};
 use crate::outcome::gravest;
-use crate::results::Results;
+use crate::results::{Repeated, Results};
 use crate::session::Command;
 use crate::trial::{
     Collect, MachineContext, MachineText, Measure, Measured, Parameters, Ready as Sign, Trial, TrialCommand,
@@ -33,6 +34,10 @@ const RESET: &str = "reset";
 pub(super) struct FileTrials<'a> {
     pub(super) experiment: &'a Experiment,
     pub(super) results: &'a Results,
+    /// The number of the set of machines that they are done on, as it was planned.
+    pub(super) set: u32,
+    /// The run that is repeated, if one is.
+    pub(super) repeated: Option<&'a Repeated>,
 }
 
 impl FileTrials<'_> {
@@ -54,6 +59,22 @@ impl Measure for FileTrials<'_> {
 
     async fn prepare(&self, trial: Trial) -> Result<(), Error> {
         self.steps(trial, Per::Run).all().await
+    }
+
+    fn looked_at(&self, cluster: &Cluster) {
+        let Some((repeated, run)) = self.repeated.and_then(|repeated| Some((repeated, repeated.run()?)))
+        else {
+            return;
+        };
+        let report = self.results.report();
+        let mut differences = repeated.differences(self.set, &report.machines);
+        if let Some(told) = &report.repeats {
+            differences.retain(|text| !told.differences.contains(text));
+            if differences.is_empty() {
+                return;
+            }
+        }
+        cluster.emit(UserEvent::Repeats { run, differences });
     }
 
     async fn measure(&self, trial: Trial, is_first: bool) -> Result<(), Error> {

@@ -173,7 +173,7 @@ impl Values<'_, '_> {
 
     /// Notes that a file can't be read.
     fn unreadable(&mut self, value: Value<'_>, path: &Path, error: &io::Error) {
-        self.0.note(value::unreadable(value.0, path, error));
+        self.0.note(value::unreadable(value.0.span(), path, error));
     }
 
     /// A table.

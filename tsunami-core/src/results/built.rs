@@ -65,7 +65,7 @@ fn build(directory: &Path, report: &Report) -> Result<Vec<PathBuf>, ResultsError
 ///
 /// What can't be read. Where a later version wrote it, the cause is a [`NewerSchema`](crate::NewerSchema).
 pub fn read_report(directory: &Path) -> Result<Report, ResultsError> {
-    if !is_results(directory) {
+    if !is_results(directory)? {
         return Err(ResultsError::NotResults(directory.to_owned()));
     }
     let path = directory.join("events.jsonl");

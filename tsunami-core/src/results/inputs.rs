@@ -1,7 +1,7 @@
 //! What a run was given: scripts and user data, the values that were set, and what was uploaded.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -53,11 +53,25 @@ fn named<'a>(
     names
 }
 
+/// Puts what a run has kept in the place of a group's scripts, as far as it is there.
+pub(crate) fn take_kept(kept: &Path, group: &str, setup: &mut [Setup], inputs: &[(String, String)]) {
+    let own = named(scripts(setup), inputs);
+    let own: Vec<_> = own.into_iter().map(|(name, path)| (name, path.to_owned())).collect();
+    for setup in setup {
+        let Setup::Script(path) = setup else { continue };
+        let name = own.iter().find(|(_, own)| own == path).map(|(name, _)| name);
+        let copy = name.map(|name| kept.join(group).join(name));
+        copy.filter(|copy| copy.is_file()).into_iter().for_each(|copy| *path = copy);
+    }
+}
+
 /// What the file was given, beside what it names.
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     /// The directory that its paths are relative to, unless an earlier version left it out.
     pub(crate) directory: Option<PathBuf>,
+    /// Where the file itself was, unless an earlier version left it out.
+    pub(crate) file: Option<PathBuf>,
     /// The values that were set.
     pub(crate) set: Vec<(String, String)>,
 }
@@ -65,26 +79,35 @@ pub(crate) struct Given {
 impl Given {
     /// Reads it from a run's results.
     pub(crate) fn read(results: &Path) -> io::Result<Self> {
-        let inputs = results.join("inputs");
+        let inputs = results.join(INPUTS);
+        if matches!(fs::metadata(&inputs), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            return Err(io::Error::other("the run ended before it was written down"));
+        }
         let source = Source::read(&inputs)?;
         let set: Option<BTreeMap<String, String>> = match fs::read(inputs.join(SET)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             bytes => serde_json::from_slice(&bytes?)?,
         };
-        let directory = source.map(|source| PathBuf::from(source.directory));
-        Ok(Self { directory, set: set.unwrap_or_default().into_iter().collect() })
+        let (directory, file) = source.map(|source| (source.directory, source.file)).unzip();
+        let (directory, file) = (directory.map(PathBuf::from), file.flatten().map(PathBuf::from));
+        Ok(Self { directory, file, set: set.unwrap_or_default().into_iter().collect() })
     }
 }
 
-/// Where the file was, and digests of what is kept of it: a run that is resumed has to have the same. Earlier versions left
-/// those out.
+/// Where the file was, and digests of what is kept of it: a run that is resumed or repeated has to have the same. Earlier
+/// versions left the rest out.
 #[derive(Serialize, Deserialize)]
 struct Source {
     directory: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     experiment_sha256: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     set_sha256: Option<String>,
+    /// Scripts and user data, by `<group>/<name>`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    kept_sha256: BTreeMap<String, String>,
 }
 
 impl Source {
@@ -95,8 +118,10 @@ impl Source {
         });
         Self {
             directory: experiment.directory.to_string_lossy().into_owned(),
+            file: Some(experiment.file.to_string_lossy().into_owned()),
             experiment_sha256: Some(format!("{:x}", Sha256::digest(&experiment.source))),
             set_sha256: Some(format!("{:x}", set.finalize())),
+            kept_sha256: BTreeMap::new(),
         }
     }
 
@@ -108,6 +133,8 @@ impl Source {
     }
 }
 
+/// What the directory of all of this is called among the results.
+pub(crate) const INPUTS: &str = "inputs";
 const SOURCE: &str = "source.json";
 const SET: &str = "set.json";
 const UPLOADS: &str = "uploads.json";
@@ -115,14 +142,24 @@ const UPLOADS: &str = "uploads.json";
 /// Compares what an experiment would be given now with what its run was given.
 pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
     let path = directory.join(SOURCE);
-    if let Some(before) = Source::read(directory).map_err(ResultsError::file("read", &path))? {
+    let before = Source::read(directory).map_err(ResultsError::file("read", &path))?;
+    let file = before.as_ref().and_then(|before| before.file.as_ref()).map(PathBuf::from);
+    let differs = |what: String| ResultsError::Changed { what, file: file.clone() };
+    let changed = |path: &Path| differs(path.display().to_string());
+    if let Some(before) = &before {
         let now = Source::of(experiment);
-        let differs = |before: &Option<String>, now| before.is_some() && *before != now;
-        if differs(&before.experiment_sha256, now.experiment_sha256) {
-            return Err(ResultsError::Changed(directory.with_file_name("experiment.toml")));
+        let is_other = |before: &Option<String>, now| before.is_some() && *before != now;
+        if is_other(&before.experiment_sha256, now.experiment_sha256) {
+            return Err(changed(&directory.with_file_name("experiment.toml")));
         }
-        if differs(&before.set_sha256, now.set_sha256) {
-            return Err(ResultsError::Changed(directory.join(SET)));
+        if is_other(&before.set_sha256, now.set_sha256) {
+            return Err(changed(&directory.join(SET)));
+        }
+        for (name, sha256) in &before.kept_sha256 {
+            let kept = directory.join(name);
+            if sha256_of(&kept)? != *sha256 {
+                return Err(changed(&kept));
+            }
         }
     }
     let path = directory.join(UPLOADS);
@@ -140,14 +177,25 @@ pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), Res
             (&before.group, &before.to, &before.files) == (&now.group, &now.to, &now.files)
         };
         if !before.iter().any(is_same) {
-            return Err(ResultsError::Changed(upload.from.clone()));
+            return Err(changed(&upload.from));
         }
     }
     for group in groups(experiment) {
-        for (name, script) in named(scripts(group), &group.inputs) {
-            let (now, kept) = (digest_of(script)?, digest_of(&directory.join(&group.name).join(name))?);
-            if now != kept {
-                return Err(ResultsError::Changed(script.to_owned()));
+        let kept = directory.join(&group.name);
+        for (name, script) in named(scripts(&group.setup), &group.inputs) {
+            if digest_of(script)? != digest_of(&kept.join(name))? {
+                return Err(changed(script));
+            }
+        }
+        for (name, _) in &group.inputs {
+            let path = kept.join(name);
+            let text = fs::read(&path).map_err(ResultsError::file("read", &path))?;
+            // Groups of one name share a place for it, though a parameter may make theirs differ.
+            let mut alike = groups(experiment).filter(|other| other.name == group.name);
+            let has_it =
+                |other: &Group| other.inputs.iter().any(|(own, now)| own == name && now.as_bytes() == text);
+            if !alike.any(has_it) {
+                return Err(differs(format!("what {} was made from", path.display())));
             }
         }
     }
@@ -172,8 +220,13 @@ fn groups(experiment: &Experiment) -> impl Iterator<Item = &Group> {
     })
 }
 
-fn scripts(group: &Group) -> impl Iterator<Item = &Path> {
-    group.setup.iter().filter_map(|setup| match setup {
+fn sha256_of(file: &Path) -> Result<String, ResultsError> {
+    let files = digest_of(file)?;
+    Ok(files.into_iter().next().map(|file| file.sha256).unwrap_or_default())
+}
+
+fn scripts(setup: &[Setup]) -> impl Iterator<Item = &Path> {
+    setup.iter().filter_map(|setup| match setup {
         Setup::Script(script) => Some(script.as_path()),
         Setup::Command(_) => None,
     })
@@ -195,17 +248,27 @@ fn digested(group: &Group, upload: &Upload) -> Result<Digested, ResultsError> {
 /// Scripts and user data as they are, the values that were set, where the file was, and the digests of uploads.
 pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
     files::make_directory(directory).map_err(ResultsError::file("make", directory))?;
+    let mut source = Source::of(experiment);
     for group in groups(experiment) {
         let into = directory.join(&group.name);
+        // One whose name is no text is compared with the script itself alone.
+        let mut keep = |name: &OsStr| {
+            let sha256 = sha256_of(&into.join(name))?;
+            let name = name.to_str().map(|name| format!("{}/{name}", group.name));
+            source.kept_sha256.extend(name.map(|name| (name, sha256)));
+            Ok(())
+        };
         for (name, text) in &group.inputs {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
             let to = into.join(name);
             files::write(&to, text).map_err(ResultsError::file("write", &to))?;
+            keep(name.as_ref())?;
         }
-        for (name, script) in named(scripts(group), &group.inputs) {
+        for (name, script) in named(scripts(&group.setup), &group.inputs) {
             files::make_directory(&into).map_err(ResultsError::file("make", &into))?;
             let copy = |copy: &mut File| io::copy(&mut File::open(script)?, copy).map(drop);
-            files::whole(&into.join(name), copy).map_err(ResultsError::file("copy", script))?;
+            files::whole(&into.join(&name), copy).map_err(ResultsError::file("copy", script))?;
+            keep(&name)?;
         }
     }
     let uploads = uploads(experiment).map(|(group, upload)| digested(group, upload));
@@ -218,7 +281,7 @@ pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), Res
         )
         .map_err(ResultsError::file("write", &path))
     };
-    write_json(SOURCE, serde_json::to_string_pretty(&Source::of(experiment)))?;
+    write_json(SOURCE, serde_json::to_string_pretty(&source))?;
     if !uploads.is_empty() {
         write_json(UPLOADS, serde_json::to_string_pretty(&uploads))?;
     }
@@ -292,7 +355,7 @@ mod tests {
         experiment.groups[0].upload[0].from = directory.path().join(".").join("x.toml");
         check(&experiment, &inputs).unwrap();
         fs::write(&file, format!("{text}# more")).unwrap();
-        assert!(matches!(check(&experiment, &inputs), Err(ResultsError::Changed(_))));
+        assert!(matches!(check(&experiment, &inputs), Err(ResultsError::Changed { .. })));
     }
 
     #[test]

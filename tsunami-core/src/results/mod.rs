@@ -12,6 +12,7 @@ mod json;
 mod logs;
 mod manifest;
 mod markdown;
+mod repeated;
 mod results_csv;
 mod results_json;
 mod run_json;
@@ -32,10 +33,11 @@ use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
 pub use built::{read_report, rebuild};
-pub(crate) use inputs::Given;
+pub(crate) use inputs::{Given, INPUTS, take_kept};
 pub use json::{Json, json};
 pub use logs::Logs;
 pub use markdown::markdown;
+pub(crate) use repeated::Repeated;
 pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
 pub use side_by_side::SideBySide;
@@ -106,10 +108,15 @@ pub enum ResultsError {
     NoSuchPart(String),
     /// What the trials of a run were made with is not as it was.
     #[error(
-        "{} is not as it was when the run began, and the rest would not be comparable: put it back, or start a new run",
-        .0.display()
+        "{what} is not as it was when the run began, so that nothing done now would be comparable: put it back, or {}",
+        file.as_ref().map_or("start a new run".to_owned(), |file| format!("run {} as it is now", file.display()))
     )]
-    Changed(PathBuf),
+    Changed {
+        /// Which file, or what of it.
+        what: String,
+        /// Where the experiment's own file was, if that is known.
+        file: Option<PathBuf>,
+    },
     /// Something could not be done with a file or directory.
     #[error("cannot {action} {}", path.display())]
     File {
@@ -177,7 +184,7 @@ impl Results {
         files::write(&directory.join("experiment.toml"), &experiment.source).map_err(failed)?;
         // What is prepared may yet change them.
         if experiment.prepare.is_empty() {
-            inputs::write(experiment, &directory.join("inputs"))?;
+            inputs::write(experiment, &directory.join(INPUTS))?;
         }
         let in_use = json::lock_directory(&directory)?;
         Self::write_on(directory, Report::default(), in_use)
@@ -196,10 +203,10 @@ impl Results {
         let directory = std::path::absolute(directory).map_err(ResultsError::file("use", directory))?;
         let checked = std::env::current_dir().and_then(|base| private::check_output(&directory, &base));
         checked.map_err(ResultsError::file("write results to", &directory))?;
-        if !is_results(&directory) {
+        if !is_results(&directory)? {
             return Err(ResultsError::NotResults(directory));
         }
-        inputs::check(experiment, &directory.join("inputs"))?;
+        check_inputs(experiment, &directory)?;
         let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
         let report = events.iter().collect();
@@ -240,12 +247,12 @@ impl Results {
 
     /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
     pub(crate) fn write_inputs(&self, experiment: &Experiment) -> Result<(), ResultsError> {
-        inputs::write(experiment, &self.directory.join("inputs"))
+        inputs::write(experiment, &self.directory.join(INPUTS))
     }
 
     /// Whether that is written down.
     pub(crate) fn has_inputs(&self) -> bool {
-        self.directory.join("inputs").exists()
+        self.directory.join(INPUTS).exists()
     }
 
     /// The log of what is done on this computer, and where it is.
@@ -320,8 +327,28 @@ impl Results {
 }
 
 /// Whether a run has left its events in a directory.
-pub fn is_results(directory: &Path) -> bool {
-    directory.join(json::EVENTS).exists()
+///
+/// # Errors
+///
+/// Nobody can tell, as where the directory may not be looked into.
+pub fn is_results(directory: &Path) -> Result<bool, ResultsError> {
+    let events = directory.join(json::EVENTS);
+    match fs::metadata(&events) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        found => found.map(|_| true).map_err(ResultsError::file("look at", events)),
+    }
+}
+
+/// Compares what an experiment would be given now with what the run of a results directory was given. It reads all that is
+/// uploaded.
+///
+/// # Errors
+///
+/// [`Changed`](ResultsError::Changed), and what can't be read.
+pub fn check_inputs(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
+    inputs::check(experiment, &directory.join(INPUTS))
 }
 
 /// Locks; a panic elsewhere is no reason to stop writing.
@@ -438,5 +465,23 @@ mod tests {
             EventKind::RunFinished { ok: false, error: Some("it\u{9b}failed".into()) },
         ];
         (0..).zip(kinds).map(|(second, kind)| at(f64::from(second), kind)).collect()
+    }
+
+    #[test]
+    fn what_may_not_be_looked_at_is_not_taken_for_something_else() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_results(directory.path()).unwrap());
+        let events = directory.path().join(json::EVENTS);
+        // Root may look everywhere; but nobody follows a link to itself.
+        std::os::unix::fs::symlink(&events, &events).unwrap();
+        let error = is_results(directory.path()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot look at"), "{error}");
+        let refused = read_report(directory.path()).unwrap_err();
+        assert!(matches!(refused, ResultsError::File { .. }), "{refused}");
+        let problems = crate::experiment::Loader::new().load_again(directory.path()).unwrap_err();
+        assert!(problems.to_string().contains("can't be told whether"), "{problems}");
+        fs::remove_file(&events).unwrap();
+        fs::write(&events, "").unwrap();
+        assert!(is_results(directory.path()).unwrap() && !is_results(&events).unwrap());
     }
 }

@@ -8,11 +8,11 @@ use super::ResultsError;
 use super::built::read_report;
 use super::markdown::line;
 use super::results_csv::row;
-use crate::condition::{Facts, differences};
+use crate::condition::{Facts, OTHERS, differences, unlike};
 use crate::statistics::{Summary, signed, significant};
 use crate::text::quoted;
 use crate::trial::Parameters;
-use crate::{Report, RunId};
+use crate::{MachineReport, Report, RunId};
 
 /// How many differences between machines are told.
 const DIFFERENCES: usize = 10;
@@ -86,17 +86,7 @@ impl SideBySide {
             for group in groups {
                 match (first.groups.get(group), run.groups.get(group)) {
                     (Some(ours), Some(theirs)) => {
-                        // Each kind that one has, the other must have too.
-                        let lone = |some: &[Facts], others: &[Facts]| {
-                            let is_lone = |facts: &&Facts| {
-                                others.iter().all(|other| !differences(facts, other).is_empty())
-                            };
-                            some.iter().find(is_lone).cloned()
-                        };
-                        let pair = lone(theirs, ours)
-                            .zip(ours.first().cloned())
-                            .or_else(|| theirs.first().cloned().zip(lone(ours, theirs)));
-                        let found = pair.map(|(one, other)| differences(&one, &other)).unwrap_or_default();
+                        let found = unlike(theirs, ours, OTHERS);
                         told.extend(found.iter().map(|text| format!("{}, {group}: {text}", run.name())));
                     }
                     (None, _) => told.push(format!("{} has machines called {group}", run.name())),
@@ -219,14 +209,7 @@ impl Side {
                 }
             }
         }
-        let mut groups: BTreeMap<String, Vec<Facts>> = BTreeMap::new();
-        for (name, machine) in report.sets().flat_map(|set| &set.machines) {
-            let kinds = groups.entry(group_of(name).to_owned()).or_default();
-            let is_known = kinds.iter().any(|known| differences(known, &machine.facts).is_empty());
-            if !machine.facts.is_empty() && !is_known {
-                kinds.push(machine.facts.clone());
-            }
-        }
+        let groups = kinds(report.sets().flat_map(|set| &set.machines));
         let (run, started) = (report.run.clone(), report.started);
         (Self { directory: directory.to_owned(), run, started, measured, groups }, keys)
     }
@@ -234,6 +217,22 @@ impl Side {
     fn name(&self) -> String {
         self.run.as_ref().map_or_else(|| self.directory.to_string_lossy().into_owned(), ToString::to_string)
     }
+}
+
+/// The kinds of machines that each group has: of those that are alike, the first. One of which nothing is known is of no
+/// kind.
+pub(super) fn kinds<'m>(
+    machines: impl Iterator<Item = (&'m String, &'m MachineReport)>,
+) -> BTreeMap<String, Vec<Facts>> {
+    let mut groups: BTreeMap<String, Vec<Facts>> = BTreeMap::new();
+    for (name, machine) in machines {
+        let kinds = groups.entry(group_of(name).to_owned()).or_default();
+        let is_known = kinds.iter().any(|known| differences(known, &machine.facts).is_empty());
+        if !machine.facts.is_empty() && !is_known {
+            kinds.push(machine.facts.clone());
+        }
+    }
+    groups
 }
 
 /// The group that a machine's name tells.

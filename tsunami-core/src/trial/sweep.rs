@@ -27,7 +27,7 @@ use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
 #[cfg(feature = "experiment")]
-use crate::text::quoted;
+use crate::text::{number, quoted};
 
 /// How often a trial is begun at most: done again twice.
 const ATTEMPTS: u32 = 3;
@@ -62,6 +62,11 @@ pub(crate) trait Measure {
     fn prepare(&self, trial: Trial) -> impl Future<Output = Result<(), Error>> {
         let _ = trial;
         async { Ok(()) }
+    }
+
+    /// Called when it is known what the machines are, as far as that is looked at.
+    fn looked_at(&self, cluster: &Cluster) {
+        let _ = cluster;
     }
 
     /// A trial, which may be the first on its machines.
@@ -396,9 +401,11 @@ impl Sweep {
             return Ok(None);
         }
         if measure.does_nothing() {
+            measure.looked_at(cluster);
             return self.rounds(set, cluster, measure, prepared).await;
         }
         self.look_at(cluster).await;
+        measure.looked_at(cluster);
         if self.canary {
             self.canaries(cluster, false).await;
         }
@@ -745,6 +752,20 @@ impl Sweep {
 
     pub(crate) fn plan(&self) -> &SweepPlan {
         &self.plan
+    }
+
+    /// Why a set has failed that went on to its end, if so: trials that failed there, or that are not done.
+    pub(crate) fn failure_of(&self, set: u32) -> Option<String> {
+        if !self.is_done(set) {
+            return Some(GIVEN_UP.to_owned());
+        }
+        let state = self.state();
+        let trials = self.plan.trials.iter().zip(&state.trials);
+        let own = trials.filter(|(planned, trial)| planned.set == set && !planned.warmup && trial.begun > 0);
+        let (failed, of) = own.fold((0, 0), |(failed, of), (_, trial)| {
+            (failed + usize::from(trial.counted == Some(false)), of + 1)
+        });
+        (failed > 0).then(|| format!("{failed} of {} failed", number(of, "trial")))
     }
 
     /// What a program ends with that shows failed trials as an error, as files do.

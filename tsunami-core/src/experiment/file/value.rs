@@ -147,7 +147,7 @@ impl Reader<'_> {
         match fs::metadata(&path) {
             Ok(metadata) => Some((path, metadata)),
             Err(error) => {
-                self.note(unreadable(value, &path, &error));
+                self.note(unreadable(value.span(), &path, &error));
                 None
             }
         }
@@ -162,7 +162,7 @@ impl Reader<'_> {
         }
     }
 
-    fn path(&mut self, value: &Value<'_>) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, value: &Value<'_>) -> Option<PathBuf> {
         let text = self.text(value)?;
         if text.is_empty() {
             self.note(Problem::at(value.span(), "this is empty"));
@@ -344,8 +344,8 @@ fn home_of(key: &str) -> Option<String> {
     Some(format!("it belongs in `{home}`"))
 }
 
-pub(in crate::experiment) fn unreadable(value: &Value<'_>, path: &Path, error: &io::Error) -> Problem {
-    Problem::at(value.span(), format!("`{}` can't be read: {error}", path.display()))
+pub(in crate::experiment) fn unreadable(place: Span, path: &Path, error: &io::Error) -> Problem {
+    Problem::at(place, format!("`{}` can't be read: {error}", path.display()))
 }
 
 /// A table's entries in the order of the file; the table itself is sorted by key.

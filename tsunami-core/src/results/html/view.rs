@@ -22,7 +22,7 @@ use crate::statistics::{Direction, Scale, Verdict, change, significant};
 use crate::text::{number, sanitize_bytes, shorten};
 use crate::trial::MetricPlan;
 use crate::{
-    Combination, CommandReport, GroupSize, Leftover, MachineReport, MetricAnalysis, Price, Report,
+    Combination, CommandReport, GroupSize, Leftover, MachineReport, MetricAnalysis, Price, Repeats, Report,
     TrialOutcome, TrialReport, VariantAnalysis,
 };
 
@@ -575,7 +575,19 @@ fn page_notes(source: &Source<'_>) -> Vec<String> {
     let held = |note: &String| {
         source.analysis.checks.iter().any(|check| check.holds == Some(true) && check.to_string() == *note)
     };
-    others.filter(|note| Some(note) != source.analysis.incomplete.as_ref() && !held(note)).collect()
+    let others = others.filter(|note| Some(note) != source.analysis.incomplete.as_ref() && !held(note));
+    source.report.repeats.iter().map(repeats_note).chain(others).collect()
+}
+
+/// What is repeated, and on which machines.
+fn repeats_note(Repeats { run, differences }: &Repeats) -> String {
+    match &differences[..] {
+        [] => format!("This repeats run {run}, on machines like those of that run."),
+        some => format!(
+            "This repeats run {run}, on machines that differ from those of that run: {}.",
+            some.join("; ")
+        ),
+    }
 }
 
 fn counts(source: &Source<'_>) -> Option<DataTable> {
