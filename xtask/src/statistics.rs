@@ -1,13 +1,13 @@
 //! How often `tsunami_core::statistics` is right, as `docs/TRUST.md` has it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
 
 use crate::setup::python_environment;
-use crate::{Failure, Result, cargo, root, succeeds};
+use crate::{Failure, Result, cargo, given_tsunami, release_build, root, succeeds};
 
 const FIGURES: &str = "tsunami-core/tests/fixtures/statistics.json";
 
@@ -65,13 +65,16 @@ fn tables() -> Command {
 
 /// Comparisons of the same with the same, as somebody would run them.
 fn real(comparisons: u32, rounds: u32) -> Result {
-    let tsunami = tsunami()?;
+    let tsunami = match given_tsunami() {
+        Some(given) => given,
+        None => release_build()?.ok_or_else(|| Failure::new("tsunami does not build"))?,
+    };
     // It is compiled before anything is measured.
     let mut judge = cargo(["bench", "--package", "tsunami-core", "--bench", "statistics", "--no-run"]);
     if !succeeds(&mut judge)? {
         return Err(Failure::new("what judges the trials does not build"));
     }
-    let home = root().join("target/statistics/real");
+    let home = root().join("target/statistics-real");
     if home.exists() {
         fs::remove_dir_all(&home)?;
     }
@@ -117,18 +120,4 @@ time = {{ regex = "microseconds=([0-9]+)", better = "lower", unit = "us" }}
 "#,
         all.join(", "),
     )
-}
-
-/// The program that people run: the one that is given, or a release build. Without EC2, which has no part in it and takes
-/// long to compile.
-fn tsunami() -> Result<PathBuf> {
-    if let Some(given) = std::env::var_os("TSUNAMI_BIN") {
-        return Ok(std::path::absolute(given)?);
-    }
-    let target = root().join("target/without-aws");
-    let mut build = cargo(["build", "--release", "--package", "tsunami-cli", "--no-default-features"]);
-    if !succeeds(build.arg("--target-dir").arg(&target))? {
-        return Err(Failure::new("tsunami does not build"));
-    }
-    Ok(target.join("release/tsunami"))
 }
