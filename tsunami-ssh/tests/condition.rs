@@ -99,6 +99,22 @@ fn stranger(begins: f64, lasts: f64) {
     assert!(started.success());
 }
 
+/// Waits until the computer has had little to do for a moment, a minute at most.
+async fn calm() {
+    let busy = || {
+        let stat = fs::read_to_string("/proc/stat").unwrap();
+        let ticks = stat.split_ascii_whitespace().skip(1).take(3).map(|ticks| ticks.parse::<u64>().unwrap());
+        ticks.sum::<u64>()
+    };
+    for _ in 0..300 {
+        let before = busy();
+        sleep(Duration::from_millis(200)).await;
+        if busy() - before <= 2 {
+            return;
+        }
+    }
+}
+
 /// How often others are noticed, and how often without any: `TSUNAMI_ACCOUNTING_TRIALS` says how many quiet trials there
 /// are, and half as many have somebody else keep a processor busy for half of their time. It is a measurement, on a
 /// computer that does nothing else.
@@ -118,6 +134,7 @@ async fn others_are_noticed_and_nobody_else_is() {
         on_machines(2, move |cluster| async move {
             let mut accounts = Vec::new();
             for trial in 0..count {
+                calm().await;
                 let accounting = Accounting::begin(cluster.hosts()).await;
                 if disturb {
                     stranger(f64::from(trial % 3) / 10.0, 0.35);

@@ -134,6 +134,22 @@ fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     cargo
 }
 
+/// Builds the program that people run, without EC2: that part would take as long to compile as all of it. `None` if it
+/// does not build.
+fn release_build() -> Result<Option<PathBuf>> {
+    let target = root().join("target/without-aws");
+    let mut build = cargo(["build", "--release", "--package", "tsunami-cli", "--no-default-features"]);
+    let built = succeeds(build.arg("--target-dir").arg(&target))?;
+    Ok(built.then(|| target.join("release/tsunami")))
+}
+
+/// The tsunami that is to be measured in place of one that is built.
+fn given_tsunami() -> Option<PathBuf> {
+    let given = PathBuf::from(std::env::var_os("TSUNAMI_BIN")?);
+    // It is run in another directory.
+    Some(std::path::absolute(&given).unwrap_or(given))
+}
+
 fn root() -> PathBuf {
     let xtask = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     PathBuf::from(xtask).parent().map(PathBuf::from).unwrap_or_default()

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use crate::setup::{find, python_environment, setup, sudo_asks_nothing};
-use crate::{Failure, Result, cargo, guest, is_root, root, say, silently, succeeds};
+use crate::{Failure, Result, cargo, guest, is_root, release_build, root, say, silently, succeeds};
 
 const USER: &str = "tsunami-test";
 
@@ -154,17 +154,12 @@ fn shellcheck() -> Result<Outcome> {
         .into())
 }
 
-/// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run. Without
-/// EC2: that part would take as long to compile as all of it.
+/// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run.
 fn test_release(launches: u32) -> Result<Outcome> {
-    let profile = ["build", "--release", "--package", "tsunami-cli", "--no-default-features", "--target-dir"];
-    let target = root().join("target/without-aws");
-    if !succeeds(cargo(profile).arg(&target))? {
-        return Ok(Outcome::Failed);
-    }
+    let Some(tsunami) = release_build()? else { return Ok(Outcome::Failed) };
     let mut tests = cargo_test();
     tests.args(["--test", "e2e", "--", "--show-output"]);
-    tests.env("TSUNAMI_BIN", target.join("release/tsunami")).env("TSUNAMI_LAUNCHES", launches.to_string());
+    tests.env("TSUNAMI_BIN", tsunami).env("TSUNAMI_LAUNCHES", launches.to_string());
     Ok(succeeds(&mut tests)?.into())
 }
 

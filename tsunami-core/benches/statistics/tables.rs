@@ -8,8 +8,11 @@ use tsunami_core::statistics::{
 use crate::simulate::{NOISE, Scenario, simulations};
 
 const ROUNDS: [usize; 3] = [5, 10, 20];
-const CONFIDENCE: f64 = 0.95;
-const MARGIN: f64 = 0.03;
+pub(crate) const CONFIDENCE: f64 = 0.95;
+pub(crate) const MARGIN: f64 = 0.03;
+
+/// What is said of a cell in bold that isn't as was asked for.
+const MISSED: &str = " missed**";
 
 /// The power of a paired t test (5 %, two-sided) at 2 % noise a trial, by scipy: `xtask/statistics/reference.py`. A row
 /// for each of `EFFECTS`, a column for each of `ROUNDS`.
@@ -44,15 +47,20 @@ const SCENARIOS: [(&str, Scenario); 7] = {
     ]
 };
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) seed: u64,
     pub(crate) simulations: u64,
     /// Whether cells that miss what is asked of them are marked.
     pub(crate) judged: bool,
-    pub(crate) missed: u32,
     /// What has been made.
     pub(crate) text: String,
+    /// The title and the columns of the last table.
+    pub(crate) header: (String, Vec<String>),
+    /// How many cells something was asked of.
+    pub(crate) asked: u32,
+    /// Those that miss it, with where they are.
+    pub(crate) missed: Vec<String>,
 }
 
 /// What one comparison of equal variants came to.
@@ -281,10 +289,27 @@ impl Tables {
     fn header(&mut self, title: &str, text: &str, columns: &[&str]) {
         let numbers = "---:|".repeat(columns.len() - 1);
         self.text += &format!("\n### {title}\n\n{text}\n\n| {} |\n|---|{numbers}\n", columns.join(" | "));
+        self.header = (title.to_owned(), columns.iter().map(|&column| column.to_owned()).collect());
     }
 
     fn row(&mut self, name: &str, cells: &[String]) {
         self.text += &format!("| {name} | {} |\n", cells.join(" | "));
+        let (title, columns) = &self.header;
+        let missed = columns[1..].iter().zip(cells).filter(|(_, cell)| cell.contains(MISSED));
+        self.missed.extend(missed.map(|(column, cell)| {
+            format!("- {title}: {} {name}; {column}: {}\n", columns[0], cell.replace("**", ""))
+        }));
+    }
+
+    /// How many cells are as was asked for, and which aren't.
+    pub(crate) fn verdict(&self) -> String {
+        let (asked, missed) = (self.asked, self.missed.len());
+        match missed {
+            0 => format!("All {asked} cells are as was asked for.\n"),
+            _ => {
+                format!("{missed} of {asked} cells missed what was asked for:\n\n{}\n", self.missed.concat())
+            }
+        }
     }
 
     fn cell(&mut self, share: f64, least: f64, most: f64) -> String {
@@ -292,11 +317,8 @@ impl Tables {
     }
 
     fn mark(&mut self, cell: String, held: bool) -> String {
-        if held || !self.judged {
-            return cell;
-        }
-        self.missed += 1;
-        format!("**{cell} missed**")
+        self.asked += 1;
+        if held || !self.judged { cell } else { format!("**{cell}{MISSED}") }
     }
 }
 

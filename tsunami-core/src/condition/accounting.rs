@@ -18,7 +18,7 @@
 //! started, or a container, works there for the experiment, and nobody can tell. There, only what every such system does
 //! by itself disturbs, known by its name.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
@@ -464,23 +464,24 @@ struct Division {
     own: f64,
     /// Those that began and ended in between as init's, as far as it can be told: anybody may have left them.
     adopted: f64,
-    /// The others that are known, by their names, the greatest first.
+    /// The others, with what they have waited for, by the names of those that are left; the greatest first.
     others: Vec<(String, f64)>,
 }
 
 impl Division {
+    /// Of a process that is told twice, the last counts.
     fn between(before: &[Process], after: &[Process], controller: Option<Identity>) -> Self {
         let mut members_of_run = members(before, controller, &HashMap::new());
         members_of_run.extend(members(after, controller, &members_of_run));
         let by_pid: HashMap<u32, &Process> = after.iter().map(|process| (process.id.pid, process)).collect();
         let earlier: HashMap<Identity, &Process> =
             before.iter().map(|process| (process.id, process)).collect();
-        let later: HashSet<Identity> = after.iter().map(|process| process.id).collect();
+        let later: HashMap<Identity, &Process> = after.iter().map(|process| (process.id, process)).collect();
         let gained = |process: &Process, ticks: fn(&Process) -> i128| {
             ticks(process) - earlier.get(&process.id).map_or(0, |earlier| ticks(earlier))
         };
         let (mut own, mut adopted, mut others) = (0, 0, HashMap::<&str, i128>::new());
-        for process in after {
+        for process in later.values() {
             match members_of_run.get(&process.id) {
                 Some(true) => own += gained(process, Process::with_reaped),
                 Some(false) => own += gained(process, Process::own),
@@ -490,23 +491,18 @@ impl Division {
                 {
                     adopted += gained(process, Process::with_reaped);
                 }
-                None => {
-                    if process.adopts() {
-                        adopted += gained(process, |process| i128::from(process.reaped));
-                    }
-                    // What others have waited for may have been theirs for long. Only housekeeping is done by many in
-                    // turn.
-                    let is_housekeeping = HOUSEKEEPING.contains(&process.name.as_str());
-                    let ticks = if is_housekeeping { Process::with_reaped } else { Process::own };
-                    *others.entry(&process.name).or_default() += gained(process, ticks);
+                None if process.adopts() => {
+                    adopted += gained(process, |process| i128::from(process.reaped));
+                    *others.entry(&process.name).or_default() += gained(process, Process::own);
                 }
+                None => *others.entry(&process.name).or_default() += gained(process, Process::with_reaped),
             }
         }
         // What has ended is in the account of whoever is left above it, with what it had had before.
         let by_pid: HashMap<u32, &Process> = before.iter().map(|process| (process.id.pid, process)).collect();
-        for process in before.iter().filter(|process| !later.contains(&process.id)) {
+        for process in before.iter().filter(|process| !later.contains_key(&process.id)) {
             let above = std::iter::successors(by_pid.get(&process.parent), |above| by_pid.get(&above.parent));
-            let Some(heir) = above.take(before.len()).find(|above| later.contains(&above.id)) else {
+            let Some(heir) = above.take(before.len()).find_map(|above| later.get(&above.id)) else {
                 continue;
             };
             let with_reaped = members_of_run.get(&process.id) != Some(&false);
@@ -514,7 +510,8 @@ impl Division {
             match members_of_run.get(&heir.id) {
                 Some(true) if members_of_run.contains_key(&process.id) => own -= ticks,
                 None if heir.adopts() => adopted -= ticks,
-                _ => {}
+                None => *others.entry(&heir.name).or_default() -= ticks,
+                Some(_) => {}
             }
         }
         let in_seconds = |ticks: i128| seconds(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX));
@@ -696,6 +693,20 @@ mod tests {
     }
 
     #[test]
+    fn what_init_waits_for_while_it_is_looked_is_known_and_others_answer_for_their_children() {
+        let init = |reaped: u64| format!("1 0 1 1 0 0 {reaped} 0 2 0 init");
+        let (make, old) = ("80 1 80 80 5 0 7000 0 30 0 make", "81 80 80 80 300 0 0 0 900 0 cc");
+        let before = snapshot(10.0, 0, &[&init(1000), make, old]);
+        // Somebody's compiler that had had 3 seconds had 1 more, and another one 2. What init has waited for last was no
+        // process any more when it was its turn to be told of.
+        let make = "80 1 80 80 6 0 7600 0 30 0 make";
+        let after = snapshot(20.0, 701, &[&init(1000), make, &init(1400)]);
+        let account = between(&before, &after, true);
+        let said = "processes that are not the run's used 0.30 of a processor: make 0.30";
+        assert_eq!(account.disturbed.as_deref(), Some(said));
+    }
+
+    #[test]
     fn others_disturb_a_shared_computer_and_housekeeping_and_a_hypervisor_any() {
         let disturbed = |name: &str, ticks: u64, shared: bool| {
             let process = |ticks| format!("80 1 80 80 {ticks} 0 0 0 30 0 {name}");
@@ -790,6 +801,11 @@ mod tests {
             let seen = |pid: u32| processes.iter().find(|process| process.id.pid == pid);
             assert!(
                 seen(child.id()).is_some_and(|child| child.marked && child.name == "sleep"),
+                "{shell:?}: {said}"
+            );
+            assert_eq!(
+                processes.iter().filter(|process| process.id.pid == 1).count(),
+                2,
                 "{shell:?}: {said}"
             );
             let this = seen(std::process::id()).unwrap();

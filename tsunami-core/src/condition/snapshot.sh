@@ -10,7 +10,8 @@
 #   cgroup KEY VALUE FILE                                       the nearest first
 #   kernel TICKS                                                of all of the kernel's own threads, if they show
 #   process PID PARENT GROUP SESSION UTIME STIME CUTIME CSTIME START KIND NAME
-#                               KIND is 1 if it has the run's mark, 2 if it has ended and nobody has waited for it, else 0
+#                               KIND is 1 if it has the run's mark, 2 if it has ended and nobody has waited for it, else 0;
+#                               process 1 comes once more after all others, unless $2 is ''
 #   more                                                        not all processes were told
 #   message TEXT
 #
@@ -37,11 +38,14 @@ while IFS=: read -r _ controllers path; do
         path=${path%/*}
     done
 done 2>/dev/null </proc/self/cgroup
+# What init waits for while the others are read is in no account otherwise. At the first look that may be: it is no less
+# init's afterwards.
+[ -z "$since" ] || set -- "$@" /proc/1/stat
 marked=$(grep -lszxF -- "TSUNAMI_RUN_ID=$run" /proc/[0-9]*/environ)
 {
     printf '%s\n' "$marked"
     grep -s '' /proc/uptime /proc/sys/kernel/random/boot_id /proc/stat /proc/vmstat /proc/pressure/cpu \
-        /proc/pressure/memory /proc/pressure/io "$@" /proc/[0-9]*/stat
+        /proc/pressure/memory /proc/pressure/io /proc/[0-9]*/stat "$@"
     [ -z "$since" ] || dmesg 2>/dev/null
 } | awk -v since="$since" '
     /^\/proc\/[0-9]+\/environ$/ {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::fleet::{DIRECTORY, place};
 use crate::setup::{find, python_environment};
-use crate::{Failure, Result, cargo, root, succeeds};
+use crate::{Failure, Result, cargo, given_tsunami, root, succeeds};
 
 /// Those that are built before they are measured. tsunami's own come first.
 pub(super) const BUILT: [&str; 4] = ["tsunami", "tsunami-in-process", MINIMAL_OPENSSH, MINIMAL_RUSSH];
@@ -225,13 +225,6 @@ impl Says {
             Self::Status => None,
         }
     }
-}
-
-/// The tsunami to measure in place of one that is built.
-fn given_tsunami() -> Option<PathBuf> {
-    let given = PathBuf::from(std::env::var_os("TSUNAMI_BIN")?);
-    // It is run in another directory.
-    Some(std::path::absolute(&given).unwrap_or(given))
 }
 
 /// Builds what is measured in release mode: tsunami, unless it is given, and the minimal programs.
