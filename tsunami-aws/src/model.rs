@@ -46,6 +46,9 @@ pub(crate) struct Template {
     pub(crate) image: String,
     pub(crate) key: String,
     pub(crate) security_group: String,
+    /// Whether machines get a public address, where that is not left to their subnet.
+    #[serde(default)]
+    pub(crate) public: Option<bool>,
     pub(crate) user_data: String,
     pub(crate) root_device: String,
     pub(crate) disk: Option<Disk>,

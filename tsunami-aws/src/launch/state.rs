@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tsunami_core::RunId;
+use tsunami_core::{ProviderError, RunId};
 
 use crate::address::OwnAddress;
 use crate::model::Pool;
+use crate::region::Region;
+use crate::resolve::ResolvedSpec;
+use crate::spec::Ec2Spec;
 
 /// For how long an offering without capacity is not asked for again.
 const UNAVAILABLE_TTL: Duration = Duration::from_secs(180);
@@ -34,6 +37,26 @@ impl LaunchState {
             locks: NamedLocks::default(),
             unavailable_offerings: UnavailableOfferings::default(),
             opened: Default::default(),
+        }
+    }
+
+    /// Who may connect by SSH to machines of a spec, as CIDR blocks, unless they have a security group of the user's. By
+    /// which way this computer comes to private addresses nobody can tell: it is let in from their network.
+    pub(crate) async fn ssh_from(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+        resolved: &ResolvedSpec,
+    ) -> Result<Vec<String>, ProviderError> {
+        match spec.ssh_from.as_slice() {
+            [] if resolved.public => Ok(vec![self.address.get().await?]),
+            [] if resolved.blocks.is_empty() => {
+                let message =
+                    format!("who may connect by SSH is not known: {} shows no addresses", resolved.vpc);
+                Err(region.invalid(message).help("say who may connect: `ssh_from = \"10.0.0.0/8\"`"))
+            }
+            [] => Ok(resolved.blocks.clone()),
+            given => Ok(given.to_vec()),
         }
     }
 }

@@ -134,12 +134,25 @@ class Account:
                     del subnets[subnet.id]
         if wanted and vpc is None:
             backend.create_default_vpc()
+            vpc = backend.get_default_vpc()
         elif not wanted and vpc is not None:
             del backend.vpcs[vpc.id]
             backend.groups.pop(vpc.id, None)
             for subnets in backend.subnets.values():
                 for subnet in [subnet for subnet in subnets.values() if subnet.vpc_id == vpc.id]:
                     del subnets[subnet.id]
+
+        if wanted:
+            self._lead_out(backend, vpc)
+
+    @staticmethod
+    def _lead_out(backend, vpc):
+        """Gives a network the way to the internet that moto's default one hasn't."""
+        table = next(one for one in backend.describe_route_tables() if one.vpc_id == vpc.id)
+        if not any(route.gateway for route in table.routes):
+            gateway = backend.create_internet_gateway()
+            backend.attach_internet_gateway(gateway.id, vpc.id)
+            backend.create_route(table.id, "0.0.0.0/0", gateway_id=gateway.id)
 
     def moto(self, call, form=None):
         """Lets moto answer. What it cannot answer becomes an error of the service's, not a page of HTML."""

@@ -286,6 +286,25 @@ class Contract(unittest.TestCase):
             self.assertIn("Standard (A, C, D, H, I, M, R, T, Z)", quota["QuotaName"])
             self.assertGreaterEqual(quota["Value"], 0)
 
+    def test_an_interface_of_a_template_says_whether_machines_have_public_addresses(self):
+        self.assertTrue(self.subnet["MapPublicIpOnLaunch"])
+        for public in (False, True):
+            interface = {"DeviceIndex": 0, "AssociatePublicIpAddress": public, "DeleteOnTermination": True}
+            ids = self.ids(self.fleet(self.template(NetworkInterfaces=[interface]), [TYPE]))
+            machine, = self.wait(ids, "running")
+            self.assertEqual("PublicIpAddress" in machine, public, machine)
+            self.assertEqual(machine["SubnetId"], self.subnet["SubnetId"])
+
+    def test_the_main_table_of_the_default_network_leads_to_the_internet(self):
+        network = self.subnet["VpcId"]
+        tables = self.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"]
+        main, = [one for one in tables if any(way["Main"] for way in one["Associations"])]
+        self.assertTrue(any(route.get("GatewayId", "").startswith("igw-") for route in main["Routes"]), main)
+        found, = self.ec2.describe_vpcs(VpcIds=[network])["Vpcs"]
+        blocks = [one["CidrBlock"] for one in found["CidrBlockAssociationSet"]
+                  if one["CidrBlockState"]["State"] == "associated"]
+        self.assertIn(found["CidrBlock"], blocks)
+
     def test_the_images_of_the_aliases_are_there(self):
         ssm = self.client("ssm")
         for name in PARAMETERS:

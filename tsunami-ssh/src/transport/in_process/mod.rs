@@ -137,7 +137,7 @@ async fn connect(
             let started = Proxy::start(line, target.groups.clone()).map_err(|error| {
                 SessionError::new(SessionErrorKind::Local, "cannot run the ProxyCommand").source(error)
             })?;
-            (Way::Proxy(started.0), Some(started.1))
+            (Way::Proxy(Box::new(started.0)), Some(started.1))
         }
         None => {
             let reached = timeout(TCP_TIMEOUT, stream::tcp(&target)).await;

@@ -103,7 +103,7 @@ impl Drop for Proxy {
 pub(super) enum Way {
     /// Many small packets come with one read.
     Tcp(BufReader<TcpStream>),
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
 }
 
 /// A way that ends for good when a token says so, whoever holds it; or when the other side takes nothing for too long.
