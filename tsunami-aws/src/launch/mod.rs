@@ -305,7 +305,9 @@ impl Launch<'_> {
             image: self.resolved.image.id.clone(),
             key: resources.key.clone(),
             security_group: resources.security_group.clone(),
-            public: self.spec.reach.map(|reach| reach == Reach::Public),
+            // Of an address of IPv6 nothing has to be said.
+            public: self.spec.reach.filter(|_| !self.resolved.ipv6).map(|reach| reach == Reach::Public),
+            ipv6: self.resolved.ipv6,
             user_data,
             root_device: self.resolved.image.root_device.clone(),
             disk: self.spec.disk.clone(),

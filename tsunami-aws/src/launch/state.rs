@@ -48,16 +48,20 @@ impl LaunchState {
         region: &Region,
         resolved: &ResolvedSpec,
     ) -> Result<Vec<String>, ProviderError> {
-        match spec.ssh_from.as_slice() {
-            [] if resolved.public => Ok(vec![self.address.get().await?]),
-            [] if resolved.blocks.is_empty() => {
-                let message =
-                    format!("who may connect by SSH is not known: {} shows no addresses", resolved.vpc);
-                Err(region.invalid(message).help("say who may connect: `ssh_from = \"10.0.0.0/8\"`"))
-            }
-            [] => Ok(resolved.blocks.clone()),
-            given => Ok(given.to_vec()),
+        let (from, whose) = match spec.ssh_from.as_slice() {
+            [] if resolved.public => (vec![self.address.get().await?], "this computer's address"),
+            [] => (resolved.blocks.clone(), "their network"),
+            given => (given.to_vec(), "`ssh_from`"),
+        };
+        let family = if resolved.ipv6 { "IPv6" } else { "IPv4" };
+        if from.iter().any(|block| block.contains(':') == resolved.ipv6) {
+            return Ok(from);
         }
+        let from = if from.is_empty() { "nothing".to_owned() } else { from.join(", ") };
+        let message = format!(
+            "machines have {family} addresses there, and {whose}, from which SSH is let in, is {from}"
+        );
+        Err(region.invalid(message).help(format!("say by which blocks of {family} to connect: `ssh_from`")))
     }
 }
 

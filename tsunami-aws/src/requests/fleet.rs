@@ -7,11 +7,11 @@ use aws_sdk_ec2::types::{
     InstanceMarketOptionsRequest, InstanceType, LaunchTemplateAndOverridesResponse,
     LaunchTemplateBlockDeviceMappingRequest, LaunchTemplateEbsBlockDeviceRequest,
     LaunchTemplateHttpTokensState, LaunchTemplateIamInstanceProfileSpecificationRequest,
-    LaunchTemplateInstanceMetadataOptionsRequest, LaunchTemplateInstanceNetworkInterfaceSpecificationRequest,
-    LaunchTemplatePlacementRequest, LaunchTemplateSpecification, LaunchTemplateTagSpecificationRequest,
-    MarketType, OnDemandOptionsRequest, RequestLaunchTemplateData, ResourceType, ShutdownBehavior,
-    SpotAllocationStrategy, SpotInstanceType, SpotMarketOptions, SpotOptionsRequest,
-    TargetCapacitySpecificationRequest, VolumeType,
+    LaunchTemplateInstanceMetadataOptionsRequest, LaunchTemplateInstanceMetadataProtocolIpv6,
+    LaunchTemplateInstanceNetworkInterfaceSpecificationRequest, LaunchTemplatePlacementRequest,
+    LaunchTemplateSpecification, LaunchTemplateTagSpecificationRequest, MarketType, OnDemandOptionsRequest,
+    RequestLaunchTemplateData, ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceType,
+    SpotMarketOptions, SpotOptionsRequest, TargetCapacitySpecificationRequest, VolumeType,
 };
 use aws_smithy_types::base64;
 
@@ -136,6 +136,8 @@ impl Template {
         let metadata = LaunchTemplateInstanceMetadataOptionsRequest::builder()
             .http_tokens(LaunchTemplateHttpTokensState::Required)
             .http_put_response_hop_limit(1)
+            // Where there is no IPv4, cloud-init and what waits for notices find it by IPv6 only.
+            .set_http_protocol_ipv6(self.ipv6.then_some(LaunchTemplateInstanceMetadataProtocolIpv6::Enabled))
             .build();
         let mut data = RequestLaunchTemplateData::builder()
             .image_id(&self.image)

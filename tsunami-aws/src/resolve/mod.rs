@@ -129,6 +129,8 @@ pub(crate) struct ResolvedSpec {
     pub(crate) vpc: String,
     /// Whether machines get a public address.
     pub(crate) public: bool,
+    /// Whether they have addresses of IPv6 and no others.
+    pub(crate) ipv6: bool,
     /// The blocks of addresses of their network, where they get none.
     pub(crate) blocks: Vec<String>,
     /// Why what machines cost here is not known.
@@ -161,7 +163,7 @@ impl ResolvedSpec {
             prices::spot_prices(key, region),
             async { Ok(prices::on_demand_prices(key, region, pricing).await) },
         )?;
-        let Network { vpc, subnets, public, blocks, unpriced, notes: of_network } = network;
+        let Network { vpc, subnets, public, ipv6, blocks, unpriced, notes: of_network } = network;
         let (on_demand, mut notes) = on_demand;
         notes.extend(of_network);
         if let Some(why) = &unpriced {
@@ -206,7 +208,20 @@ impl ResolvedSpec {
                 notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
             }
         }
-        Ok(Self { image, vpc, public, blocks, unpriced, pools, processors, spot, on_demand, surplus, notes })
+        Ok(Self {
+            image,
+            vpc,
+            public,
+            ipv6,
+            blocks,
+            unpriced,
+            pools,
+            processors,
+            spot,
+            on_demand,
+            surplus,
+            notes,
+        })
     }
 
     /// What an hour of a machine costs as it looks now, its disk and address included.
@@ -246,7 +261,7 @@ impl ResolvedSpec {
         let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
         let gib = root + self.image.more_gib;
         let known = spec.disk.as_ref().is_none_or(Disk::is_plain);
-        let address = if self.public { ADDRESS_DOLLARS_PER_HOUR } else { 0.0 };
+        let address = if self.public && !self.ipv6 { ADDRESS_DOLLARS_PER_HOUR } else { 0.0 };
         (known && self.image.unpriced.is_none() && self.unpriced.is_none())
             .then(|| address + f64::from(gib) * DISK_DOLLARS_PER_GIB_MONTH / HOURS_PER_MONTH)
     }
@@ -272,6 +287,7 @@ mod tests {
             image,
             vpc: "vpc-1".into(),
             public: true,
+            ipv6: false,
             blocks: Vec::new(),
             unpriced: None,
             pools: vec![pool],
@@ -287,8 +303,13 @@ mod tests {
         };
         let plain = most(&resolved).unwrap();
         assert!(plain > 0.02 + ADDRESS_DOLLARS_PER_HOUR, "{plain}");
-        let private = ResolvedSpec { public: false, ..resolved.clone() };
-        assert!((plain - most(&private).unwrap() - ADDRESS_DOLLARS_PER_HOUR).abs() < 1e-9);
+        // What there is only of IPv4.
+        for free in [
+            ResolvedSpec { public: false, ..resolved.clone() },
+            ResolvedSpec { ipv6: true, ..resolved.clone() },
+        ] {
+            assert!((plain - most(&free).unwrap() - ADDRESS_DOLLARS_PER_HOUR).abs() < 1e-9);
+        }
         // What bursts can cost more; a further volume does.
         assert!(most(&ResolvedSpec { surplus: 0.1, ..resolved.clone() }).unwrap() > plain + 0.099);
         let more = Image { more_gib: 100, ..resolved.image.clone() };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::operation::describe_subnets::builders::DescribeSubnetsFluentBuilder;
-use aws_sdk_ec2::types::{Filter, Route, RouteTable, Tenancy, Vpc, VpcCidrBlockStateCode};
+use aws_sdk_ec2::types::{Filter, Route, RouteTable, Tenancy, Vpc, VpcCidrBlockState, VpcCidrBlockStateCode};
 use tokio::sync::OnceCell;
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
@@ -41,15 +41,13 @@ pub(super) async fn network(
         }
     };
     let Some(first) = found.first() else { return Err(without_default(region).await?) };
-    if let Some(subnet) = found.iter().find(|subnet| subnet.without_ipv4) {
-        let message =
-            format!("the subnet {} is for IPv6 only: its machines have no address of IPv4", subnet.id);
-        return Err(region.invalid(message).help("give another `subnet`"));
-    }
+    // There is no such subnet but one that somebody has named.
+    let ipv6 = found.iter().any(|subnet| subnet.without_ipv4);
     let vpc = first.vpc.clone();
     let public = match key.reach {
         Some(reach) => reach == Reach::Public,
-        None => found.iter().all(|subnet| subnet.public),
+        // Any address of IPv6 is one for the whole world, where there is a way.
+        None => ipv6 || found.iter().all(|subnet| subnet.public),
     };
     let all: Vec<String> = found.iter().map(|subnet| subnet.zone.clone()).collect();
     let wanted = |subnet: &Subnet| key.zone.as_ref().is_none_or(|wanted| *wanted == subnet.zone);
@@ -65,7 +63,7 @@ pub(super) async fn network(
     if key.subnet.is_some() || !public {
         let seen = look_at(region, &vpc).await?;
         unpriced = seen.as_ref().map_or_else(|why| Some(why.clone()), |seen| dedicated(seen, &vpc));
-        blocks = seen.as_ref().map(blocks_of).unwrap_or_default();
+        blocks = seen.as_ref().map(|seen| blocks_of(seen, ipv6)).unwrap_or_default();
     }
     if !public {
         let at = if blocks.is_empty() { String::new() } else { format!(" ({})", blocks.join(", ")) };
@@ -73,10 +71,10 @@ pub(super) async fn network(
             "machines get no public address: this computer has to reach their private ones{at}, by itself, by `[ssh] \
              jump` or by `[ssh] proxy`"
         ));
-    } else if key.reach.is_some() {
-        notes.extend(without_way(region, &vpc, &subnets).await?);
+    } else if key.reach.is_some() || ipv6 {
+        notes.extend(without_way(region, &vpc, &subnets, ipv6).await?);
     }
-    Ok(Network { vpc, subnets, public, blocks, unpriced, notes })
+    Ok(Network { vpc, subnets, public, ipv6, blocks, unpriced, notes })
 }
 
 /// What is to be said of subnets of which public addresses are asked for: an error where one has no way to the internet.
@@ -84,6 +82,7 @@ async fn without_way(
     region: &Region,
     vpc: &str,
     subnets: &BTreeMap<String, String>,
+    ipv6: bool,
 ) -> Result<Option<String>, ProviderError> {
     let filter = Filter::builder().name("vpc-id").values(vpc).build();
     let request = region.ec2.describe_route_tables().filters(filter);
@@ -104,7 +103,11 @@ async fn without_way(
         tables.iter().find(own).or_else(|| tables.iter().find(main))
     };
     let leads_out = |subnet: &&String| {
-        let gateway = |route: &Route| route.gateway_id().is_some_and(|gateway| gateway.starts_with("igw-"));
+        let gateway = |route: &Route| {
+            let family =
+                if ipv6 { route.destination_ipv6_cidr_block() } else { route.destination_cidr_block() };
+            family.is_some() && route.gateway_id().is_some_and(|gateway| gateway.starts_with("igw-"))
+        };
         of_subnet(subnet).is_none_or(|table| table.routes().iter().any(gateway))
     };
     match subnets.values().find(|subnet| !leads_out(subnet)) {
@@ -126,6 +129,8 @@ pub(super) struct Network {
     pub(super) subnets: BTreeMap<String, String>,
     /// Whether machines get a public address.
     pub(super) public: bool,
+    /// Whether they have addresses of IPv6 and no others.
+    pub(super) ipv6: bool,
     /// The network's blocks of addresses, where machines get none.
     pub(super) blocks: Vec<String>,
     pub(super) notes: Vec<String>,
@@ -158,15 +163,25 @@ fn dedicated(network: &Vpc, vpc: &str) -> Option<String> {
     })
 }
 
-/// The blocks of addresses that a network has.
-fn blocks_of(network: &Vpc) -> Vec<String> {
-    let more = network.cidr_block_association_set().iter().filter(|it| {
-        let state = it.cidr_block_state().and_then(|state| state.state());
+/// The blocks of addresses of a family that a network has.
+fn blocks_of(network: &Vpc, ipv6: bool) -> Vec<String> {
+    let is_there = |state: Option<&VpcCidrBlockState>| {
+        let state = state.and_then(|state| state.state());
         state.is_none_or(|state| *state == VpcCidrBlockStateCode::Associated)
-    });
-    let blocks = network.cidr_block().into_iter().chain(more.filter_map(|it| it.cidr_block()));
-    let blocks: BTreeSet<&str> = blocks.filter(|block| is_cidr(block)).collect();
-    blocks.into_iter().map(str::to_owned).collect()
+    };
+    let blocks: BTreeSet<&str> = match ipv6 {
+        true => {
+            let all = network.ipv6_cidr_block_association_set().iter();
+            let all = all.filter(|it| is_there(it.ipv6_cidr_block_state()));
+            all.filter_map(|it| it.ipv6_cidr_block()).collect()
+        }
+        false => {
+            let all = network.cidr_block_association_set().iter();
+            let all = all.filter(|it| is_there(it.cidr_block_state())).filter_map(|it| it.cidr_block());
+            all.chain(network.cidr_block()).collect()
+        }
+    };
+    blocks.into_iter().filter(|block| is_cidr(block)).map(str::to_owned).collect()
 }
 
 /// What is to be said where there is no default subnet: there may be no default network, or one without subnets.

@@ -10,7 +10,7 @@ use tsunami_core::{
     RunFilter,
 };
 
-use crate::world::{World, listed, plan, request, run_id, spec, terminate};
+use crate::world::{REGION, World, listed, plan, request, run_id, spec, terminate};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -157,6 +157,57 @@ async fn machines_have_public_addresses_or_none_as_is_asked_for() {
     for range in [r#"CidrIp":"192.0.2.0/24""#, r#"CidrIpv6":"2001:db8::/56""#] {
         assert!(opened(1).contains(range), "{}", opened(1));
     }
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_in_a_subnet_for_ipv6_only_have_such_addresses_everywhere() {
+    let world = World::new();
+    let provider = world.provider().await;
+    let there = |leads_out| spec().subnet(world.emulator.ipv6_subnet(REGION, leads_out));
+    let quote = async |spec| provider.quote(&MachineSpec::new(spec), 1.try_into().unwrap()).await;
+    let error = quote(there(false)).await.unwrap_err();
+    assert!(error.message.contains("no route to an internet gateway"), "{error}");
+    let nobody: [&str; 0] = [];
+    let private = quote(there(false).reach(Reach::Private).ssh_from(nobody)).await.unwrap();
+    assert!(
+        private.notes.iter().any(|note| note.starts_with("SSH is open to ") && note.contains("::/56")),
+        "{private:?}"
+    );
+    // This computer is seen at an address of IPv4 there, and nobody has one who is named like this.
+    for spec in [there(true).ssh_from(nobody), there(true)] {
+        let error = quote(spec).await.unwrap_err();
+        assert!(error.message.contains("127.0.0.1/32") && error.message.contains("IPv6"), "{error}");
+    }
+
+    let (run, from) = (run_id(1), "2001:db8::/56");
+    let public = there(true).ssh_from([from]);
+    // Nothing is to be paid for the address.
+    let dearer = quote(spec()).await.unwrap().max_price.dollars(1, HOUR);
+    assert!(quote(public.clone()).await.unwrap().max_price.dollars(1, HOUR) < dearer);
+    provider.launch(&request(&run, 2, public)).await.unwrap();
+    let machines = listed(&provider, &run).await;
+    for machine in &machines {
+        let address = machine.addresses.private.as_deref().unwrap();
+        assert!(address.starts_with("fd00::"), "{machine:?}");
+        assert_eq!(machine.addresses.public.as_deref(), Some(address));
+    }
+    let call = |action: &str| {
+        let calls = world.emulator.calls().into_iter();
+        calls.filter(|call| call.action == action).last().unwrap().params.to_string()
+    };
+    let opened = call("AuthorizeSecurityGroupIngress");
+    assert!(opened.contains(&format!(r#"CidrIpv6":"{from}""#)) && !opened.contains("CidrIp\""), "{opened}");
+    let template = call("CreateLaunchTemplate");
+    assert!(template.contains(r#"HttpProtocolIpv6":"enabled""#), "{template}");
+    terminate(&provider, &run).await;
+
+    let run = run_id(2);
+    provider.launch(&request(&run, 1, there(false).reach(Reach::Private).ssh_from(["::/0"]))).await.unwrap();
+    let machine = listed(&provider, &run).await.remove(0);
+    assert!(machine.addresses.public.is_none(), "{machine:?}");
+    assert!(machine.addresses.external().unwrap().starts_with("fd00::"), "{machine:?}");
     terminate(&provider, &run).await;
     world.emulator.assert_empty();
 }

@@ -244,6 +244,8 @@ class Addresses:
         else:
             raise SystemExit("too many emulators run already")
         self.public, self.private = self._count(block), self._count(block + 1)
+        # For networks of tests' own only: loopback has one address of IPv6.
+        self.ipv6 = (f"fd00::{block:x}:{n:x}" for n in itertools.cycle(range(1, 1 << 16)))
 
     @staticmethod
     def _count(network):
@@ -285,6 +287,9 @@ def _start_moto(addresses):
     for module in (utils, elastic_network_interfaces, instances):
         module.random_private_ip = next_private
     subnets.Subnet.get_available_subnet_ip = next_private
+    # EC2 counts addresses of IPv4; clients take no such number as there are of the others.
+    counted = subnets.Subnet.available_ip_address_count.fget
+    subnets.Subnet.available_ip_address_count = property(lambda subnet: 0 if subnet.ipv6_native else counted(subnet))
     subnets.Subnet.request_ip = lambda subnet, address, instance: None
 
     def root_only(image):

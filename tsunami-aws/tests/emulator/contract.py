@@ -104,8 +104,9 @@ class Contract(unittest.TestCase):
                                         TagSpecifications=tags("launch-template"))
         return name
 
-    def fleet(self, template, pools, count=1, market="on-demand", alike=True, **more):
-        overrides = [{"InstanceType": kind, "SubnetId": self.subnet["SubnetId"], "Priority": order}
+    def fleet(self, template, pools, count=1, market="on-demand", alike=True, subnet=None, **more):
+        subnet = subnet or self.subnet["SubnetId"]
+        overrides = [{"InstanceType": kind, "SubnetId": subnet, "Priority": order}
                      for order, kind in enumerate(pools)]
         alike = {"SingleInstanceType": True, "SingleAvailabilityZone": True, "MinTargetCapacity": count} if alike else {}
         option = "SpotOptions" if market == "spot" else "OnDemandOptions"
@@ -295,6 +296,31 @@ class Contract(unittest.TestCase):
             self.assertEqual("PublicIpAddress" in machine, public, machine)
             self.assertEqual(machine["SubnetId"], self.subnet["SubnetId"])
 
+    def test_a_machine_in_a_subnet_for_ipv6_only_has_one_such_address_and_no_other(self):
+        network = self.ec2.create_vpc(CidrBlock="10.91.0.0/16", AmazonProvidedIpv6CidrBlock=True,
+                                      TagSpecifications=tags("vpc"))["Vpc"]["VpcId"]
+
+        def blocks():
+            found, = self.ec2.describe_vpcs(VpcIds=[network])["Vpcs"]
+            return [one["Ipv6CidrBlock"] for one in found["Ipv6CidrBlockAssociationSet"]
+                    if one["Ipv6CidrBlockState"]["State"] == "associated"]
+
+        until = time.monotonic() + PATIENCE
+        while not blocks() and time.monotonic() < until:
+            time.sleep(1)
+        block = blocks()[0].partition("/")[0] + "/64"
+        subnet = self.ec2.create_subnet(VpcId=network, Ipv6Native=True, Ipv6CidrBlock=block,
+                                        AvailabilityZone=self.subnet["AvailabilityZone"],
+                                        TagSpecifications=tags("subnet"))["Subnet"]
+        shown, = self.ec2.describe_subnets(SubnetIds=[subnet["SubnetId"]])["Subnets"]
+        self.assertTrue(shown["Ipv6Native"])
+        template = self.template(MetadataOptions={"HttpTokens": "required", "HttpProtocolIpv6": "enabled"})
+        machine, = self.wait(self.ids(self.fleet(template, [TYPE], subnet=subnet["SubnetId"])), "running")
+        self.assertEqual([one["Ipv6Address"] for one in machine["NetworkInterfaces"][0]["Ipv6Addresses"]],
+                         [machine["Ipv6Address"]])
+        self.assertFalse({"PrivateIpAddress", "PublicIpAddress"} & set(machine), machine)
+        self.assertEqual(machine["MetadataOptions"]["HttpProtocolIpv6"], "enabled")
+
     def test_the_main_table_of_the_default_network_leads_to_the_internet(self):
         network = self.subnet["VpcId"]
         tables = self.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"]
@@ -375,6 +401,12 @@ def clear(ec2):
     for group in ec2.describe_placement_groups(Filters=mine)["PlacementGroups"]:
         group = group["GroupName"]
         remove(group, lambda group=group: ec2.delete_placement_group(GroupName=group))
+    for subnet in ec2.describe_subnets(Filters=mine)["Subnets"]:
+        subnet = subnet["SubnetId"]
+        remove(subnet, lambda subnet=subnet: ec2.delete_subnet(SubnetId=subnet))
+    for network in ec2.describe_vpcs(Filters=mine)["Vpcs"]:
+        network = network["VpcId"]
+        remove(network, lambda network=network: ec2.delete_vpc(VpcId=network))
     return failures
 
 
