@@ -49,9 +49,7 @@ async fn discover(client: &SharedHttpClient, service: &str) -> Result<String, Pr
     let address = text.trim().parse::<IpAddr>();
     match address {
         Ok(IpAddr::V4(address)) => Ok(format!("{address}/32")),
-        Ok(IpAddr::V6(address)) => {
-            Err(unknown(&format!("it is {address}, and machines have IPv4 addresses")))
-        }
+        Ok(IpAddr::V6(address)) => Ok(format!("{address}/128")),
         Err(_) => Err(unknown(&format!("{service} answered with something else than an address"))),
     }
 }

@@ -97,7 +97,11 @@ pub(crate) async fn machines(
         let reason = reason.map(|reason| {
             format!("EC2 took the spot machine back: {}", text::line(reason.message().unwrap_or_default()))
         });
+        let private = text::address(instance.private_ip_address());
+        // An address of IPv6 counts where it is the only one, for the network and, if there is a way, for the world.
+        let alone = text::address(instance.ipv6_address()).filter(|_| private.is_none());
         let public = text::address(instance.public_ip_address());
+        let public = public.or_else(|| alone.clone().filter(|_| notes.public));
         let state = match state(instance) {
             // The private address comes first, and can't be reached where a public one is to come.
             MachineState::Running if notes.public && public.is_none() => MachineState::Pending,
@@ -105,7 +109,7 @@ pub(crate) async fn machines(
         };
         let mut addresses = Addresses::default();
         addresses.public = public;
-        addresses.private = text::address(instance.private_ip_address());
+        addresses.private = private.or(alone);
         addresses.network = text::word(instance.vpc_id()).map(|vpc| format!("{} {vpc}", region.name));
         let mut login = Login::default();
         login.user = text::user(tag::value(tags, tag::USER));

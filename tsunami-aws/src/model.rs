@@ -46,6 +46,12 @@ pub(crate) struct Template {
     pub(crate) image: String,
     pub(crate) key: String,
     pub(crate) security_group: String,
+    /// Whether machines get a public address, where that is not left to their subnet.
+    #[serde(default)]
+    pub(crate) public: Option<bool>,
+    /// Whether machines have addresses of IPv6 and no others.
+    #[serde(default)]
+    pub(crate) ipv6: bool,
     pub(crate) user_data: String,
     pub(crate) root_device: String,
     pub(crate) disk: Option<Disk>,

@@ -8,7 +8,9 @@ import time
 import urllib.error
 import urllib.request
 
-SERVICE = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or "http://169.254.169.254"
+GIVEN = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+# The second is for machines without IPv4.
+SERVICES = [GIVEN] if GIVEN else ["http://169.254.169.254", "http://[fd00:ec2::254]"]
 # It answers this machine only, so no proxy may be asked.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 # EC2 gives two minutes' notice, and advises to look every five seconds.
@@ -16,7 +18,7 @@ PAUSE = 5
 
 
 def ask(method, path, headers):
-    request = urllib.request.Request(SERVICE + "/latest/" + path, method=method, headers=headers)
+    request = urllib.request.Request(SERVICES[0] + "/latest/" + path, method=method, headers=headers)
     with OPENER.open(request, timeout=2) as answer:
         return answer.read().decode()
 
@@ -32,6 +34,7 @@ while True:
             sys.exit()
         break
     except (OSError, http.client.HTTPException):
+        SERVICES.reverse()
         time.sleep(PAUSE)
 
 while True:

@@ -234,8 +234,11 @@ impl Provider for Ec2Provider {
         notes.extend(resolved.notes.iter().cloned());
         notes.extend(resolved.spot_notes(spec));
         notes.extend(self.resolver.check_quotas(spec, region, &resolved, count.get()).await?);
-        if spec.security_group.is_none() && spec.ssh_from.is_empty() {
-            notes.push(format!("SSH is open to {}", self.launches.address.get().await?));
+        if spec.security_group.is_none() {
+            let from = self.launches.ssh_from(spec, region, &resolved).await?;
+            if spec.ssh_from.is_empty() {
+                notes.push(format!("SSH is open to {}", from.join(", ")));
+            }
         }
         if spec.placement_group && count.get() > 1 && spec.mixed {
             notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());

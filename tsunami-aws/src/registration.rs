@@ -16,7 +16,7 @@ use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunE
 use crate::limits::USER_DATA_FILE_LIMIT;
 use crate::spec::{DISK_TYPES, wrong_disk_type};
 use crate::tag;
-use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
+use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, Reach, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
@@ -57,9 +57,15 @@ const KEYS: &[Key] = &[
     Key::new("user", Form::Text, "who to log in as").default("the user that the image is known to have"),
     Key::new("disk", Form::Table(DISK_KEYS), "the root volume").default("the image's"),
     Key::new("subnet", Form::Text, "a subnet's id").default("the default one of the zone"),
+    Key::new(
+        "reach",
+        Form::Choice(&words(&Reach::WORDS)),
+        "whether machines have public addresses, or are reached by those of their network",
+    )
+    .default("as the subnet has it"),
     Key::new("security_group", Form::Text, "a security group's id").default("one made for the run"),
     Key::new("ssh_from", Form::OneOrMore(&Form::Text), "who may connect by SSH, as CIDR blocks")
-        .default("this computer's address"),
+        .default("this computer's address; of machines without a public one, their network"),
     Key::new(
         "open_ports",
         Form::List(&Form::PORT),
@@ -228,15 +234,17 @@ fn shared_groups(groups: &[(u32, &Ec2Spec)]) -> Option<String> {
     let fits = |spec: &Ec2Spec| {
         let same = |other: &&Ec2Spec| other.region == spec.region && other.security_group.is_none();
         let differs = |other: &Ec2Spec| {
-            other.ssh_from != spec.ssh_from || other.subnet.is_some() != spec.subnet.is_some()
+            other.ssh_from != spec.ssh_from
+                || other.subnet.is_some() != spec.subnet.is_some()
+                || (spec.ssh_from.is_empty() && other.reach != spec.reach)
         };
         spec.security_group.is_some() || !groups.iter().map(|(_, other)| *other).filter(same).any(differs)
     };
     if groups.iter().all(|(_, spec)| fits(spec)) {
         return None;
     }
-    let message = "the groups of a region share one security group, so they have the same `ssh_from`, and all or none of \
-                   them a `subnet`, of one network; give one of them a `security_group` of its own";
+    let message = "the groups of a region share one security group, so they have the same `ssh_from`, the same `reach` \
+                   where that is not given, and all or none of them a `subnet`, of one network; give one of them a `security_group` of its own";
     Some(message.to_owned())
 }
 
@@ -334,6 +342,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "image" => set(&mut spec.image, values.word(value)),
         "disk" => spec.disk = disk(value, values).or(spec.disk.take()),
         "subnet" => spec.subnet = id(value, "subnet-", values).or(spec.subnet.take()),
+        "reach" => spec.reach = values.choice(value, key, &Reach::WORDS).or(spec.reach),
         "security_group" => spec.security_group = id(value, "sg-", values).or(spec.security_group.take()),
         "ssh_from" => set(&mut spec.ssh_from, values.one_or_more(value, |values, value| values.word(value))),
         "open_ports" => {

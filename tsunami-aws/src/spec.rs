@@ -39,9 +39,12 @@ pub struct Ec2Spec {
     pub disk: Option<Disk>,
     /// A subnet; `None` is the default one of the zone.
     pub subnet: Option<String>,
+    /// Whether machines have public addresses; `None` is as their subnet has it.
+    pub reach: Option<Reach>,
     /// A security group; `None` makes one for the run.
     pub security_group: Option<String>,
-    /// Who may connect by SSH, as CIDR blocks; empty is this computer's address, as it is found out.
+    /// Who may connect by SSH, as CIDR blocks. Empty is this computer's address, as it is found out; where machines have
+    /// no public address, whoever is in their network.
     pub ssh_from: Vec<String>,
     /// Ports that the run's machines in other regions may reach, both by TCP and UDP.
     pub open_ports: Vec<u16>,
@@ -126,6 +129,12 @@ impl Ec2Spec {
         self
     }
 
+    /// Sets whether machines have public addresses.
+    pub fn reach(mut self, reach: Reach) -> Self {
+        self.reach = Some(reach);
+        self
+    }
+
     /// Sets a security group.
     pub fn security_group(mut self, security_group: impl Into<String>) -> Self {
         self.security_group = Some(security_group.into());
@@ -194,6 +203,7 @@ impl Default for Ec2Spec {
             user: None,
             disk: None,
             subnet: None,
+            reach: None,
             security_group: None,
             ssh_from: Vec::new(),
             open_ports: Vec::new(),
@@ -247,6 +257,23 @@ impl fmt::Display for Market {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
     }
+}
+
+/// By which addresses machines are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reach {
+    /// By public ones, whatever their subnet is set to.
+    Public,
+    /// By those of their network, from within it or through something that leads there: they have no others.
+    Private,
+}
+
+impl Reach {
+    /// All of them by their words, as files have them.
+    #[cfg(feature = "experiment")]
+    pub(crate) const WORDS: [(&'static str, Self); 2] =
+        [("public", Self::Public), ("private", Self::Private)];
 }
 
 /// A text that names no market.

@@ -14,6 +14,7 @@ use ssh_key::PublicKey;
 use tsunami_core::{Machine, SessionError, SessionErrorKind, shown};
 
 use crate::hosts::HostAddress;
+use crate::proxy;
 use crate::transport::TransportKind;
 
 /// What can be set about SSH. The default needs nothing.
@@ -37,6 +38,10 @@ pub struct SshOptions {
     /// A jump host for all machines, or several in their order: `user@bastion`, `first,second:2222`. One
     /// connection to it serves all.
     pub jump: Option<String>,
+    /// A command whose standard input and output lead to a machine, as a program and its arguments: no shell reads
+    /// them. `{host}`, `{port}` and `{id}` stand for the machine's address, port and provider's id. Not beside a jump
+    /// host. A connection has a process of it, which ends with the connection or, at the latest, with the run.
+    pub proxy: Option<Vec<String>>,
     /// The user to log in as, where the provider does not say.
     pub user: Option<String>,
     /// The private key for machines that existed before the run. Machines of the run get a key of the run.
@@ -66,6 +71,7 @@ impl Default for SshOptions {
         Self {
             config: None,
             jump: None,
+            proxy: None,
             user: None,
             key: None,
             known_hosts: None,
@@ -88,6 +94,12 @@ impl SshOptions {
     /// Sets a jump host for all machines, or several in their order.
     pub fn jump(mut self, jump: impl Into<String>) -> Self {
         self.jump = Some(jump.into());
+        self
+    }
+
+    /// Sets a command that leads to all machines: a program and its arguments.
+    pub fn proxy(mut self, words: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.proxy = Some(words.into_iter().map(Into::into).collect());
         self
     }
 
@@ -151,6 +163,7 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
     pub(crate) known_hosts: PathBuf,
     pub(crate) options: PathBuf,
+    pub(crate) proxy: PathBuf,
 }
 
 impl Files {
@@ -161,6 +174,7 @@ impl Files {
             key: directory.join("id_ed25519"),
             known_hosts: directory.join("known_hosts"),
             options: directory.join("options.json"),
+            proxy: directory.join("proxy"),
         }
     }
 }
@@ -174,7 +188,7 @@ pub(crate) struct Unfit {
 }
 
 impl Unfit {
-    fn new(what: &'static str, value: &str) -> Self {
+    pub(crate) fn new(what: &'static str, value: &str) -> Self {
         Self { what, value: shown(value) }
     }
 
@@ -297,21 +311,40 @@ impl CommandLine {
     /// `socket` if there is one. It goes through a shell, but all that isn't fixed is quoted; and ssh puts
     /// nothing in place of `%h` and `%p` but what stands in that configuration, where both are [`Word`]s.
     pub(crate) fn through(jump: &str, config: &Path, socket: Option<&Path>) -> Result<Self, Unfit> {
-        let quoted = |what, text: &str| match shlex::try_quote(text) {
-            Ok(quoted) if !text.chars().any(char::is_control) => Ok(quoted.replace('%', "%%")),
-            _ => Err(Unfit::new(what, text)),
-        };
-        let path = |what, path: &Path| {
-            quoted(what, path.to_str().ok_or_else(|| Unfit::new(what, &path.to_string_lossy()))?)
-        };
         // ssh itself writes `exec` before it.
-        let mut line = format!("ssh -F {}", path("path", config)?);
+        let mut line = format!("ssh -F {}", quoted_path(config)?);
         if let Some(socket) = socket {
-            let _ = write!(line, " -S {}", path("path", socket)?);
+            let _ = write!(line, " -S {}", quoted_path(socket)?);
         }
-        let _ = write!(line, " -W '[%h]:%p' {}", quoted("name", &Word::alias(jump)?.0)?);
+        let _ = write!(line, " -W '[%h]:%p' {}", quoted_word("name", &Word::alias(jump)?.0)?);
         Ok(Self(line))
     }
+
+    /// The script by which a command of the user's leads to a machine: see [`proxy`]. The user's shell may be the one that
+    /// reads this (`tsunami ssh`), so nothing stands in it that shells read in several ways.
+    fn by_proxy(words: &[String], script: &Path, id: &str) -> Result<Self, Unfit> {
+        let mut line = format!("/bin/sh {} '%h' %p", quoted_path(script)?);
+        if proxy::names_id(words) {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:@+=,[]".contains(c);
+            if id.is_empty() || !id.chars().all(plain) {
+                return Err(Unfit::new("id", id));
+            }
+            let _ = write!(line, " '{id}'");
+        }
+        Ok(Self(line))
+    }
+}
+
+/// A text as one word of a shell's, in a line in which ssh puts things in place of its tokens.
+fn quoted_word(what: &'static str, text: &str) -> Result<String, Unfit> {
+    match shlex::try_quote(text) {
+        Ok(quoted) if !text.chars().any(char::is_control) => Ok(quoted.replace('%', "%%")),
+        _ => Err(Unfit::new(what, text)),
+    }
+}
+
+fn quoted_path(path: &Path) -> Result<String, Unfit> {
+    quoted_word("path", path.to_str().ok_or_else(|| Unfit::new("path", &path.to_string_lossy()))?)
 }
 
 /// One option, as a line of ssh_config and as an argument of `-o`.
@@ -467,6 +500,12 @@ pub(crate) fn endpoint(machine: &Machine) -> Option<(String, u16)> {
     Some((host.to_owned(), login.port.unwrap_or(22)))
 }
 
+/// The way that the user gave for all machines, to the one with this id.
+pub(crate) fn by_proxy(options: &SshOptions, files: &Files, id: &str) -> Result<Option<Setting>, Unfit> {
+    let line = options.proxy.as_deref().map(|words| CommandLine::by_proxy(words, &files.proxy, id));
+    line.transpose().map(|line| line.map(Setting::proxy))
+}
+
 /// The settings that say where a connection goes.
 pub(crate) fn destination(host: &str, port: u16) -> Result<[Setting; 2], Unfit> {
     Ok([Setting::new("HostName", Word::host(host)?), Setting::new("Port", Word::number(port.into()))])
@@ -494,21 +533,26 @@ impl Entry {
         if options.jump.is_some() {
             entry.settings.push(Setting::proxy(CommandLine::through(JUMP, &files.config, None)?));
         }
+        entry.settings.extend(by_proxy(options, files, machine.id.as_str())?);
         Ok(entry)
     }
 
-    /// A host that existed before the run, or a jump host: reached as the user reaches it, by way of the jump
-    /// host `through` if there is one.
+    /// A host that existed before the run, or a jump host: reached as the user reaches it, but `through` what leads to a
+    /// machine of the run's, if anything does.
     pub(crate) fn of_host(
         alias: &str,
         host: &HostAddress,
         resolved: &Resolved,
         defaults: &Resolved,
-        through: Option<&str>,
+        through: Option<Setting>,
         options: &SshOptions,
         files: &Files,
     ) -> Result<Self, Unfit> {
         let mut entry = Self::new(alias)?;
+        if let Some(way) = through {
+            entry.settings.push(way);
+            entry.set("ProxyUseFdpass", Word::ours("no"));
+        }
         // In the run's own configuration the host goes by another name.
         let key_name = resolved.get("hostkeyalias").is_none().then_some(&host.host);
         let named = |value: &str| put_names(value, &host.host, key_name.map(String::as_str));
@@ -552,9 +596,8 @@ impl Entry {
         if resolved.get("identityagent").is_none() {
             entry.set("IdentityAgent", Word::ours("SSH_AUTH_SOCK"));
         }
-        if let Some(jump) = through {
-            entry.settings.push(Setting::proxy(CommandLine::through(jump, &files.config, None)?));
-        } else if let Some(command) = resolved.get("proxycommand").filter(|command| *command != "none") {
+        // ssh takes the first one.
+        if let Some(command) = resolved.get("proxycommand").filter(|command| *command != "none") {
             entry.settings.push(Setting::proxy(CommandLine::of_user("ProxyCommand", &named(command))?));
         }
         Ok(entry)
@@ -653,6 +696,11 @@ impl SshOptions {
         }
         if let Some(kex) = &self.kex {
             Word::algorithms(kex)?;
+        }
+        if let Some(words) = &self.proxy {
+            let unfit = |what| Unfit::new(what, &words.join(" "));
+            proxy::fault(words).map_or(Ok(()), |fault| Err(unfit(fault)))?;
+            self.jump.as_ref().map_or(Ok(()), |_| Err(unfit("proxy beside a jump host:")))?;
         }
         for (what, path) in [("config", &self.config), ("key", &self.key), ("known_hosts", &self.known_hosts)]
         {

@@ -37,7 +37,7 @@ use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
 use crate::transport::openssh::master::{Master, arguments};
 use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
-use crate::{keys, probe};
+use crate::{keys, probe, proxy};
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
@@ -104,7 +104,10 @@ pub fn run_config(run_directory: &Path) -> io::Result<PathBuf> {
     for file in [&files.config, &files.hosts, &files.known_hosts, &files.key] {
         private::check(file)?;
     }
-    Ok(files.config)
+    match private::check(&files.proxy) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(files.config),
+    }
 }
 
 impl SshConnector {
@@ -184,9 +187,11 @@ impl Connector for SshConnector {
             }
         };
         let main = config::main_config(&options, &files, kex.as_deref()).map_err(unfit)?;
+        let proxy = options.proxy.as_deref().map(proxy::script);
         let (write, sockets) = (files.clone(), directory.clone());
         let write = move || {
             replace(&write.config, |_| main)?;
+            proxy.map_or(Ok(()), |script| replace(&write.proxy, |_| script))?;
             let files = [&write.hosts, &write.known_hosts];
             files.into_iter().try_for_each(|file| {
                 private::open_appending(file)?;
@@ -274,7 +279,9 @@ impl SshConnector {
         if is_young {
             answering(&mut probe).await?;
         }
-        let mut pauses = transport.pauses();
+        // What has a process for each attempt is asked less often.
+        let pauses = || if ssh.options.proxy.is_some() { proxy::PAUSES } else { transport.pauses() };
+        let mut wait = pauses();
         let mut before = None;
         let connection = loop {
             // An attempt that runs out of time does not tell whether anybody is there at all.
@@ -297,7 +304,7 @@ impl SshConnector {
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
                 _ => true,
             };
-            let pause = pauses.wait();
+            let pause = wait.wait();
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(ssh.explain(machine, error, deadline).await);
             }
@@ -305,7 +312,7 @@ impl SshConnector {
             before = Some(error);
             tokio::select! {
                 () = sleep(pause) => {}
-                _ = &mut begins => pauses = transport.pauses(),
+                _ = &mut begins => wait = pauses(),
             }
             // A host that is there lets in at once. Where it isn't, a look costs less than another attempt.
             answering(&mut probe).await?;
@@ -400,6 +407,7 @@ impl RunSsh {
             // What the config says of the name may be about its predecessor again: another process, which
             // fetches files from that, has written it.
             options.extend(config::destination(&host, port).map_err(unfit)?);
+            options.extend(config::by_proxy(&self.options, &self.files, machine.id.as_str()).map_err(unfit)?);
         }
         if self.options.jump.is_some() {
             let jump = self.jump.get_or_try_init(|| self.start(JUMP, &[], deadline)).await?;
@@ -430,6 +438,15 @@ impl RunSsh {
         }
     }
 
+    /// The directory of control sockets, which the janitor looks into when the controller is gone.
+    #[cfg(feature = "in-process")]
+    pub(crate) fn sockets(&self) -> Result<PathBuf, SessionError> {
+        match &*self.janitor.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(janitor) => Ok(janitor.directory().to_owned()),
+            None => Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
+        }
+    }
+
     /// Writes down how to reach a machine. Returns the address and port to probe, unless the way is not a
     /// direct one.
     async fn route(&self, machine: &Machine) -> Result<Option<(String, u16)>, SessionError> {
@@ -439,6 +456,10 @@ impl RunSsh {
             SessionError::new(SessionErrorKind::Local, message)
         })?;
         let unfit = |error: Unfit| error.of(&name);
+        if let Some(program) = self.options.proxy.as_deref().and_then(<[_]>::first) {
+            let missing = |fault| SessionError::new(SessionErrorKind::Local, format!("{name}: {fault}"));
+            proxy::find(program).map_err(missing)?;
+        }
         if let Some(jump) = &self.options.jump {
             let write = async || self.write_jumps(jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.map(drop);
             self.jump_written.get_or_try_init(write).await?;
@@ -457,17 +478,22 @@ impl RunSsh {
                 let host = HostAddress::of(&machine.login);
                 let resolved =
                     self.resolver.resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
-                let through = match (&self.options.jump, resolved.jumps()) {
-                    (Some(_), _) => Some(JUMP.to_owned()),
-                    (None, Some(jumps)) => Some(self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?),
-                    (None, None) => None,
+                let own = config::by_proxy(&self.options, &self.files, machine.id.as_str()).map_err(unfit)?;
+                let through = match (own, &self.options.jump, resolved.jumps()) {
+                    (Some(proxy), ..) => Some(proxy),
+                    (None, Some(_), _) => Some(self.through(JUMP).map_err(unfit)?),
+                    (None, None, Some(jumps)) => {
+                        let last = self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?;
+                        Some(self.through(&last).map_err(unfit)?)
+                    }
+                    (None, None, None) => None,
                 };
                 let entry = Entry::of_host(
                     &name,
                     &host,
                     &resolved,
                     self.defaults().await?,
-                    through.as_deref(),
+                    through,
                     &self.options,
                     &self.files,
                 );
@@ -481,7 +507,7 @@ impl RunSsh {
         };
         self.put(&self.files.hosts, entry.head(), entry.to_string());
         self.written().await?;
-        Ok(probe.filter(|_| self.options.jump.is_none()))
+        Ok(probe.filter(|_| self.options.jump.is_none() && self.options.proxy.is_none()))
     }
 
     /// Writes down how to reach jump hosts, the first as the user reaches it and each other one through the
@@ -516,12 +542,13 @@ impl RunSsh {
                     format!("{JUMP}-{:016x}", hasher.finish())
                 }
             };
+            let way = through.as_deref().map(|jump| self.through(jump)).transpose().map_err(unfit)?;
             let entry = Entry::of_host(
                 &alias,
                 host,
                 &resolved,
                 self.defaults().await?,
-                through.as_deref(),
+                way,
                 &self.options,
                 &self.files,
             );
@@ -530,6 +557,11 @@ impl RunSsh {
             through = Some(alias);
         }
         through.ok_or_else(|| SessionError::new(SessionErrorKind::Local, "no jump host is named"))
+    }
+
+    /// The way that leads through a jump host of the run's configuration.
+    fn through(&self, jump: &str) -> Result<Setting, Unfit> {
+        CommandLine::through(jump, &self.files.config, None).map(Setting::proxy)
     }
 
     /// What ssh does without any configuration.
@@ -553,8 +585,12 @@ impl RunSsh {
 
     /// Adds to an error what the user can do about it.
     async fn explain(&self, machine: &Machine, error: ConnectError, deadline: Instant) -> SessionError {
-        let ConnectError { error, reason } = error;
+        let ConnectError { mut error, reason } = error;
         if error.kind != SessionErrorKind::HostKey {
+            if let Some(words) = &self.options.proxy {
+                let proxy = tsunami_core::shown(&words.join(" "));
+                error.message = format!("by way of the proxy `{proxy}`: {}", error.message);
+            }
             return error;
         }
         let is_jump = self.options.jump.is_some() && self.jump.get().is_none();

@@ -2,7 +2,8 @@
 //!
 //! The janitor makes the directory of control sockets, says where it is, and reads from a pipe that only the
 //! controller holds open. However the controller ends, kill -9 included, the pipe closes; then the janitor
-//! removes the directory and kills its own process group, in which all ssh masters of the run live. Because
+//! removes the directory and kills its own process group, in which all ssh masters of the run live, and the groups
+//! that are noted in the directory. Because
 //! it makes the directory itself, there is never one that nobody will remove.
 
 use std::ffi::OsString;
@@ -17,6 +18,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Is given templates for `mktemp`, of which the first that can be made is the directory.
 const SCRIPT: &str = include_str!("janitor.sh");
+
+/// The name of an empty file in the directory, before the number of a process group that ends with the controller.
+#[cfg(feature = "in-process")]
+pub(crate) const GROUP: &str = "group-";
 
 #[derive(Debug)]
 pub(crate) struct Janitor {
@@ -83,9 +88,12 @@ mod tests {
         let mut janitor = Janitor::start(&[missing, home.path().join("ctl-XXXXXX")]).unwrap();
         assert!(janitor.directory().starts_with(home.path()));
         fs::write(janitor.directory().join("0"), "").unwrap();
+        let mut noted = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+        fs::write(janitor.directory().join(format!("group-{}", noted.id())), "").unwrap();
         // All that the janitor sees of it.
         drop(janitor.child.stdin.take());
         janitor.child.wait().unwrap();
+        assert!(!noted.wait().unwrap().success());
         assert!(!janitor.directory().exists());
     }
 

@@ -122,6 +122,7 @@ pub mod limits;
 mod local;
 mod pool;
 mod probe;
+mod proxy;
 #[cfg(feature = "experiment")]
 mod registration;
 mod resolver;

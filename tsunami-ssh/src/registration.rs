@@ -12,12 +12,18 @@ use tsunami_core::registry::{
 };
 use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
 
+use crate::proxy;
 use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind};
 
 /// The keys of `[ssh]`.
 const SSH_KEYS: &[Key] = &[
     Key::new("config", Form::Path, "an extra ssh_config"),
     Key::new("jump", Form::Text, "a host to jump through, as `user@bastion`"),
+    Key::new(
+        "proxy",
+        Form::List(&Form::Text),
+        "a command that leads to machines, as a list of words without a shell, with `{host}`, `{port}` and `{id}`",
+    ),
     Key::new("user", Form::Text, "who to log in as"),
     Key::new("key", Form::Path, "the private key to log in with"),
     Key::new("known_hosts", Form::Path, "where host keys are looked up"),
@@ -82,6 +88,7 @@ impl MakeConnector for OverSsh {
             match key {
                 "config" => options.config = file(value, values),
                 "jump" => options.jump = values.host(value),
+                "proxy" => options.proxy = words_of_proxy(value, values),
                 "user" => options.user = values.host(value),
                 "key" => options.key = file(value, values),
                 "known_hosts" => options.known_hosts = file(value, values),
@@ -96,6 +103,10 @@ impl MakeConnector for OverSsh {
                 _ => {}
             }
         }
+        if let (Some(_), Some(_), Some(value)) = (&options.proxy, &options.jump, table.get("proxy")) {
+            let message = "a proxy beside a jump host: machines are reached by one of them";
+            values.problem(&value.place(), message, None);
+        }
         connection.settings = Settings::new(options);
         connection
     }
@@ -109,6 +120,32 @@ impl MakeConnector for OverSsh {
 fn file(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<PathBuf> {
     let path = values.file(value)?;
     Some(std::path::absolute(&path).unwrap_or(path))
+}
+
+/// A command that is here, as a list of words.
+fn words_of_proxy(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Vec<String>> {
+    let list = values.list(value)?;
+    let words: Vec<_> = list.iter().map(|word| Some(values.text(*word)?.to_owned())).collect();
+    let mut words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
+    if let Some(fault) = proxy::fault(&words) {
+        let help = "list its words, as `[\"nc\", \"{host}\", \"{port}\"]`".to_owned();
+        values.problem(&value.place(), format!("this is a {}", fault.trim_end_matches(':')), Some(help));
+        return None;
+    }
+    let program = *list.first()?;
+    if words[0].contains('/') {
+        let path = file(program, values)?;
+        let Some(path) = path.to_str() else {
+            values.problem(&program.place(), "its whole path isn't UTF-8", None);
+            return None;
+        };
+        words[0] = path.to_owned();
+    }
+    if let Err(missing) = proxy::find(&words[0]) {
+        values.problem(&program.place(), missing, None);
+        return None;
+    }
+    Some(words)
 }
 
 /// Names of key exchange algorithms, as ssh_config has them.
@@ -358,6 +395,37 @@ hosts = ["b", 3]"#,
         assert_eq!((options.jump.as_deref(), options.kex.as_deref()), (Some("me@bastion"), Some("a,b")));
         assert!(options.keepalive == Duration::from_secs(9) && options.accept_new_hosts);
         assert_eq!(options.spread, Some(false));
+    }
+
+    #[test]
+    fn a_proxy_is_a_program_that_is_here_and_leads_to_each_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("way");
+        fs::copy("/bin/sh", &program).unwrap();
+        let read = |words: &str| {
+            let file = directory.path().join("x.toml");
+            fs::write(&file, format!("name = 'x'\n[ssh]\nproxy = {words}\n[group.a]\n")).unwrap();
+            Loader::new().registry(&registry()).load(file)
+        };
+        let experiment = read("['./way', '--to', '{host}', '{other}']").unwrap();
+        let words = options(&experiment.connection.settings, false).proxy.unwrap();
+        assert_eq!(words[1..], ["--to", "{host}", "{other}"]);
+        assert!(words[0].starts_with('/') && fs::metadata(&words[0]).unwrap().is_file(), "{words:?}");
+        for (words, place, told) in [
+            ("'nc {host}'", "3:9", "expected a list"),
+            ("['sh', 22, '{host}']", "3:16", "expected a string"),
+            ("[]", "3:9", "without a program"),
+            ("['sh', '{port}']", "3:9", "names neither {host} nor {id}"),
+            ("['no-such-program', '{host}']", "3:10", "in no directory of PATH"),
+            ("['./none', '{host}']", "3:10", "can't be read"),
+            ("['./x.toml', '{host}']", "3:10", "is not a program"),
+            ("['sh', '{host}']\njump = 'me@bastion'", "3:9", "beside a jump host"),
+        ] {
+            let problems = lines(&read(words).unwrap_err());
+            assert!(problems.len() == 1, "{words}: {problems:?}");
+            let (at, problem) = problems[0].split_once(' ').unwrap();
+            assert!(at == place && problem.contains(told), "{words}: {problems:?}");
+        }
     }
 
     #[test]

@@ -21,13 +21,14 @@ const TOOLS: [(&str, &str); 5] = [
 
 /// Those that only the tests call. The first three are shells that machines may have; `chromium` shows reports; the last
 /// ones make and boot a machine.
-const TEST_TOOLS: [(&str, &str); 16] = [
+const TEST_TOOLS: [(&str, &str); 17] = [
     ("busybox", "busybox"),
     ("tcsh", "tcsh"),
     ("fish", "fish"),
     ("shellcheck", "shellcheck"),
     ("pgrep", "procps"),
     ("pkill", "procps"),
+    ("ip", "iproute2"),
     ("setpriv", "util-linux"),
     ("useradd", "passwd"),
     ("python3", "python3"),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use aws_sdk_ec2::types::{IpPermission, IpRange};
+use aws_sdk_ec2::types::{IpPermission, IpRange, Ipv6Range};
 use tokio::time::sleep;
 use tsunami_core::{Machine, ProviderError, RunId};
 
@@ -39,18 +39,36 @@ pub(crate) async fn open_ports(
     if new.is_empty() {
         return Ok(());
     }
-    let permissions = ports.iter().flat_map(|port| {
-        let ranges: Vec<_> =
-            new.iter().map(|address| IpRange::builder().cidr_ip(format!("{address}/32")).build()).collect();
-        ["tcp", "udp"].map(|protocol| {
-            let permission = IpPermission::builder().ip_protocol(protocol);
-            let permission = permission.from_port((*port).into()).to_port((*port).into());
-            permission.set_ip_ranges(Some(ranges.clone())).build()
-        })
-    });
+    let alone = |address: &String| format!("{address}/{}", if address.contains(':') { 128 } else { 32 });
+    let blocks: Vec<String> = new.iter().map(alone).collect();
+    let permissions = ports
+        .iter()
+        .flat_map(|port| ["tcp", "udp"].map(|protocol| permission(protocol, *port, &blocks, None)));
     authorize(region, &group, permissions.collect()).await?;
     opened.extend(new.iter().map(opening));
     Ok(())
+}
+
+/// Opens a port to blocks of addresses, of either family.
+pub(super) fn permission(
+    protocol: &str,
+    port: u16,
+    blocks: &[String],
+    description: Option<&str>,
+) -> IpPermission {
+    let permission =
+        IpPermission::builder().ip_protocol(protocol).from_port(port.into()).to_port(port.into());
+    blocks
+        .iter()
+        .fold(permission, |permission, block| match block.contains(':') {
+            true => permission.ipv6_ranges(
+                Ipv6Range::builder().cidr_ipv6(block).set_description(description.map(str::to_owned)).build(),
+            ),
+            false => permission.ip_ranges(
+                IpRange::builder().cidr_ip(block).set_description(description.map(str::to_owned)).build(),
+            ),
+        })
+        .build()
 }
 
 /// Opens a security group. What is open already stays open.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_ec2::types::{Instance, InstanceStateName, IpPermission, IpRange, UserIdGroupPair};
+use aws_sdk_ec2::types::{Instance, InstanceStateName, IpPermission, UserIdGroupPair};
 use tokio::time::sleep;
 use tsunami_core::{LaunchRequest, MachineId, ProviderError, ProviderErrorKind, RunFilter};
 
@@ -22,7 +22,7 @@ use crate::model::{CreateKind, CreateRequest, Fleet, Pool, Tags, Template, token
 use crate::region::{Region, VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 use crate::requests::{CreateOutput, MakeError};
 use crate::resolve::{NO_MARKET, ResolvedSpec};
-use crate::spec::{Ec2Spec, Market};
+use crate::spec::{Ec2Spec, Market, Reach};
 use crate::user_data::UserData;
 use crate::{inventory, tag, text};
 
@@ -309,6 +309,9 @@ impl Launch<'_> {
             image: self.resolved.image.id.clone(),
             key: resources.key.clone(),
             security_group: resources.security_group.clone(),
+            // Of an address of IPv6 nothing has to be said.
+            public: self.spec.reach.filter(|_| !self.resolved.ipv6).map(|reach| reach == Reach::Public),
+            ipv6: self.resolved.ipv6,
             user_data,
             root_device: self.resolved.image.root_device.clone(),
             disk: self.spec.disk.clone(),
@@ -354,10 +357,7 @@ impl Launch<'_> {
         if let Some(given) = &self.spec.security_group {
             return Ok(given.clone());
         }
-        let from = match self.spec.ssh_from.as_slice() {
-            [] => vec![self.state.address.get().await?],
-            given => given.to_vec(),
-        };
+        let from = self.state.ssh_from(self.spec, self.region, &self.resolved).await?;
         let request =
             self.create(name, self.run_tags(), CreateKind::SecurityGroup { vpc: self.resolved.vpc.clone() });
         let made = request.make(self.region, &self.journal).await.map_err(provider_error)?;
@@ -367,9 +367,7 @@ impl Launch<'_> {
         if self.state.opened.lock().await.contains(&opening) {
             return Ok(id);
         }
-        let ranges = from.iter().map(|cidr| IpRange::builder().cidr_ip(cidr).description("ssh_from").build());
-        let ssh = IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22);
-        let ssh = ssh.set_ip_ranges(Some(ranges.collect())).build();
+        let ssh = access::permission("tcp", 22, &from, Some("ssh_from"));
         // The machines among themselves, by their group: everything.
         let own = UserIdGroupPair::builder().group_id(&id).build();
         let own = IpPermission::builder().ip_protocol("-1").user_id_group_pairs(own).build();

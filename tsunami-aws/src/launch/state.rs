@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tsunami_core::RunId;
+use tsunami_core::{ProviderError, RunId};
 
 use crate::address::OwnAddress;
 use crate::model::Pool;
+use crate::region::Region;
+use crate::resolve::ResolvedSpec;
+use crate::spec::Ec2Spec;
 
 /// For how long an offering without capacity is not asked for again.
 const UNAVAILABLE_TTL: Duration = Duration::from_secs(180);
@@ -35,6 +38,30 @@ impl LaunchState {
             unavailable_offerings: UnavailableOfferings::default(),
             opened: Default::default(),
         }
+    }
+
+    /// Who may connect by SSH to machines of a spec, as CIDR blocks, unless they have a security group of the user's. By
+    /// which way this computer comes to private addresses nobody can tell: it is let in from their network.
+    pub(crate) async fn ssh_from(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+        resolved: &ResolvedSpec,
+    ) -> Result<Vec<String>, ProviderError> {
+        let (from, whose) = match spec.ssh_from.as_slice() {
+            [] if resolved.public => (vec![self.address.get().await?], "this computer's address"),
+            [] => (resolved.blocks.clone(), "their network"),
+            given => (given.to_vec(), "`ssh_from`"),
+        };
+        let family = if resolved.ipv6 { "IPv6" } else { "IPv4" };
+        if from.iter().any(|block| block.contains(':') == resolved.ipv6) {
+            return Ok(from);
+        }
+        let from = if from.is_empty() { "nothing".to_owned() } else { from.join(", ") };
+        let message = format!(
+            "machines have {family} addresses there, and {whose}, from which SSH is let in, is {from}"
+        );
+        Err(region.invalid(message).help(format!("say by which blocks of {family} to connect: `ssh_from`")))
     }
 }
 

@@ -7,7 +7,8 @@ use aws_sdk_ec2::types::{
     InstanceMarketOptionsRequest, InstanceType, LaunchTemplateAndOverridesResponse,
     LaunchTemplateBlockDeviceMappingRequest, LaunchTemplateEbsBlockDeviceRequest,
     LaunchTemplateHttpTokensState, LaunchTemplateIamInstanceProfileSpecificationRequest,
-    LaunchTemplateInstanceMetadataOptionsRequest, LaunchTemplatePlacementRequest,
+    LaunchTemplateInstanceMetadataOptionsRequest, LaunchTemplateInstanceMetadataProtocolIpv6,
+    LaunchTemplateInstanceNetworkInterfaceSpecificationRequest, LaunchTemplatePlacementRequest,
     LaunchTemplateSpecification, LaunchTemplateTagSpecificationRequest, MarketType, OnDemandOptionsRequest,
     RequestLaunchTemplateData, ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceType,
     SpotMarketOptions, SpotOptionsRequest, TargetCapacitySpecificationRequest, VolumeType,
@@ -135,15 +136,28 @@ impl Template {
         let metadata = LaunchTemplateInstanceMetadataOptionsRequest::builder()
             .http_tokens(LaunchTemplateHttpTokensState::Required)
             .http_put_response_hop_limit(1)
+            // Where there is no IPv4, cloud-init and what waits for notices find it by IPv6 only.
+            .set_http_protocol_ipv6(self.ipv6.then_some(LaunchTemplateInstanceMetadataProtocolIpv6::Enabled))
             .build();
         let mut data = RequestLaunchTemplateData::builder()
             .image_id(&self.image)
             .key_name(&self.key)
-            .security_group_ids(&self.security_group)
             .user_data(base64::encode(&self.user_data))
             // What powers itself off is gone, not stopped.
             .instance_initiated_shutdown_behavior(ShutdownBehavior::Terminate)
             .metadata_options(metadata);
+        data = match self.public {
+            None => data.security_group_ids(&self.security_group),
+            // Only an interface can say so, and then has the group. Its subnet comes with the fleet's request.
+            Some(public) => data.network_interfaces(
+                LaunchTemplateInstanceNetworkInterfaceSpecificationRequest::builder()
+                    .device_index(0)
+                    .associate_public_ip_address(public)
+                    .delete_on_termination(true)
+                    .groups(&self.security_group)
+                    .build(),
+            ),
+        };
         let mut volume = LaunchTemplateEbsBlockDeviceRequest::builder().delete_on_termination(true);
         if let Some(disk) = &self.disk {
             volume = volume.volume_type(VolumeType::from(disk.kind.as_str()));

@@ -1,5 +1,6 @@
 //! What is wrong with a spec by itself, whatever EC2 has.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::ProviderError;
@@ -58,11 +59,16 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
     }
     for cidr in &spec.ssh_from {
         if !is_cidr(cidr) {
-            let message = format!("ssh_from `{cidr}` is no block of IPv4 addresses");
+            let message = format!("ssh_from `{cidr}` is no block of addresses");
             return Err(region
                 .invalid(message)
-                .help("write it as 203.0.113.7/32, or 0.0.0.0/0 for the whole world"));
+                .help("write it as 203.0.113.7/32 or 2001:db8::/56, or 0.0.0.0/0 for the whole world"));
         }
+    }
+    if spec.reach.is_some() && spec.native_spot_block {
+        return wrong(
+            "native spot blocks take their subnet's setting of public addresses: no `reach` can be given",
+        );
     }
     let lifetime = Duration::from_secs(1);
     let own = spec.user_data.as_deref();
@@ -83,8 +89,10 @@ fn is_instance_profile(text: &str) -> bool {
     name.is_some_and(|name| (1..=128).contains(&name.len()) && name.chars().all(is_usual))
 }
 
-fn is_cidr(text: &str) -> bool {
+/// Whether a text is a block of addresses, of either family.
+pub(super) fn is_cidr(text: &str) -> bool {
     text.split_once('/').is_some_and(|(address, length)| {
-        address.parse::<std::net::Ipv4Addr>().is_ok() && length.parse::<u8>().is_ok_and(|length| length <= 32)
+        let longest = address.parse::<IpAddr>().map(|address| if address.is_ipv4() { 32 } else { 128 });
+        longest.is_ok_and(|longest| length.parse::<u8>().is_ok_and(|length| length <= longest))
     })
 }

@@ -21,7 +21,7 @@ use self::prices::SpotPrice;
 use self::quotas::QuotaCache;
 use crate::model::Pool;
 use crate::region::Region;
-use crate::spec::{Disk, Ec2Spec, Market};
+use crate::spec::{Disk, Ec2Spec, Market, Reach};
 
 /// What a public IPv4 address costs, in US dollars an hour, everywhere.
 /// <https://aws.amazon.com/vpc/pricing/>
@@ -57,6 +57,7 @@ struct ResolveKey {
     region: String,
     zone: Option<String>,
     subnet: Option<String>,
+    reach: Option<Reach>,
     instances: Vec<String>,
     image: String,
     user: Option<String>,
@@ -71,6 +72,7 @@ impl ResolveKey {
             region: region.name.clone(),
             zone: spec.zone.clone(),
             subnet: spec.subnet.clone(),
+            reach: spec.reach,
             instances: spec.instances.clone(),
             image: spec.image.clone(),
             user: spec.user.clone(),
@@ -131,6 +133,10 @@ pub(crate) struct ResolvedSpec {
     pub(crate) vpc: String,
     /// Whether machines get a public address.
     pub(crate) public: bool,
+    /// Whether they have addresses of IPv6 and no others.
+    pub(crate) ipv6: bool,
+    /// The blocks of addresses of their network, where they get none.
+    pub(crate) blocks: Vec<String>,
     /// Why what machines cost here is not known.
     pub(crate) unpriced: Option<String>,
     /// Every type in every zone that has it, the cheapest first.
@@ -161,14 +167,9 @@ impl ResolvedSpec {
             prices::spot_prices(key, region),
             async { Ok(prices::on_demand_prices(key, region, pricing).await) },
         )?;
-        let Network { vpc, subnets, public, unpriced } = network;
+        let Network { vpc, subnets, public, ipv6, blocks, unpriced, notes: of_network } = network;
         let (on_demand, mut notes) = on_demand;
-        if !public {
-            notes.push(
-                "machines get no public address in that subnet: this computer has to reach their private ones"
-                    .to_owned(),
-            );
-        }
+        notes.extend(of_network);
         if let Some(why) = &unpriced {
             notes.push(format!("what machines cost is not known here: {why}"));
         }
@@ -214,7 +215,20 @@ impl ResolvedSpec {
                 notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));
             }
         }
-        Ok(Self { image, vpc, public, unpriced, pools, processors, spot, on_demand, surplus, notes })
+        Ok(Self {
+            image,
+            vpc,
+            public,
+            ipv6,
+            blocks,
+            unpriced,
+            pools,
+            processors,
+            spot,
+            on_demand,
+            surplus,
+            notes,
+        })
     }
 
     /// What an hour of a machine costs as it looks now, its disk and address included.
@@ -293,8 +307,9 @@ impl ResolvedSpec {
         let root = spec.disk.as_ref().and_then(|disk| disk.gib).unwrap_or(self.image.gib);
         let gib = root + self.image.more_gib;
         let known = spec.disk.as_ref().is_none_or(Disk::is_plain);
+        let address = if self.public && !self.ipv6 { ADDRESS_DOLLARS_PER_HOUR } else { 0.0 };
         (known && self.image.unpriced.is_none() && self.unpriced.is_none())
-            .then(|| ADDRESS_DOLLARS_PER_HOUR + f64::from(gib) * DISK_DOLLARS_PER_GIB_MONTH / HOURS_PER_MONTH)
+            .then(|| address + f64::from(gib) * DISK_DOLLARS_PER_GIB_MONTH / HOURS_PER_MONTH)
     }
 }
 
@@ -318,6 +333,8 @@ mod tests {
             image,
             vpc: "vpc-1".into(),
             public: true,
+            ipv6: false,
+            blocks: Vec::new(),
             unpriced: None,
             pools: vec![pool],
             processors: BTreeMap::new(),
@@ -332,6 +349,13 @@ mod tests {
         };
         let plain = most(&resolved).unwrap();
         assert!(plain > 0.02 + ADDRESS_DOLLARS_PER_HOUR, "{plain}");
+        // What there is only of IPv4.
+        for free in [
+            ResolvedSpec { public: false, ..resolved.clone() },
+            ResolvedSpec { ipv6: true, ..resolved.clone() },
+        ] {
+            assert!((plain - most(&free).unwrap() - ADDRESS_DOLLARS_PER_HOUR).abs() < 1e-9);
+        }
         // What bursts can cost more; a further volume does.
         assert!(most(&ResolvedSpec { surplus: 0.1, ..resolved.clone() }).unwrap() > plain + 0.099);
         let more = Image { more_gib: 100, ..resolved.image.clone() };

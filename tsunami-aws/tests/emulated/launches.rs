@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tsunami_aws::{Disk, Market};
+use tsunami_aws::{Disk, Market, Reach};
 use tsunami_core::{
     Error, EventKind, Group, MachineId, MachineSpec, MachineState, Plan, Price, Provider, ProviderErrorKind,
     RunFilter,
 };
 
-use crate::world::{World, listed, plan, request, run_id, spec, terminate};
+use crate::world::{REGION, World, listed, plan, request, run_id, spec, terminate};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn field(instances: &[Value], name: &str) -> BTreeSet<String> {
     instances.iter().map(|instance| instance[name].as_str().unwrap_or_default().to_owned()).collect()
@@ -110,6 +112,102 @@ async fn a_machine_counts_as_running_once_it_has_its_public_address() {
         }
     };
     assert!(machine.addresses.public.is_some(), "{machine:?}");
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_have_public_addresses_or_none_as_is_asked_for() {
+    let world = World::new();
+    let provider = world.provider().await;
+    let quote = async |spec| provider.quote(&MachineSpec::new(spec), 1.try_into().unwrap()).await.unwrap();
+    let nobody: [&str; 0] = [];
+    let private = spec().reach(Reach::Private).ssh_from(nobody);
+    let quoted = quote(private.clone()).await;
+    for told in ["private ones (172.31.0.0/16)", "SSH is open to 172.31.0.0/16"] {
+        assert!(quoted.notes.iter().any(|note| note.contains(told)), "{:?}", quoted.notes);
+    }
+    let dearer = quote(spec().reach(Reach::Public)).await;
+    assert!(dearer.max_price.dollars(1, HOUR) > quoted.max_price.dollars(1, HOUR), "{quoted:?} {dearer:?}");
+
+    let run = run_id(1);
+    provider.launch(&request(&run, 2, private)).await.unwrap();
+    for machine in listed(&provider, &run).await {
+        assert_eq!(machine.addresses.public, None, "{machine:?}");
+    }
+    let opened = |n: usize| {
+        let calls = world.emulator.calls().into_iter();
+        let mut opened = calls.filter(|call| call.action == "AuthorizeSecurityGroupIngress");
+        opened.nth(n).unwrap().params.to_string()
+    };
+    assert!(opened(0).contains(r#"CidrIp":"172.31.0.0/16""#), "{}", opened(0));
+    let until_running = async |run| {
+        while listed(&provider, run).await.iter().any(|machine| machine.state != MachineState::Running) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until_running(&run).await;
+    terminate(&provider, &run).await;
+
+    let run = run_id(2);
+    let both = ["192.0.2.0/24", "2001:db8::/56"];
+    provider.launch(&request(&run, 1, spec().reach(Reach::Public).ssh_from(both))).await.unwrap();
+    until_running(&run).await;
+    assert!(listed(&provider, &run).await[0].addresses.public.is_some());
+    for range in [r#"CidrIp":"192.0.2.0/24""#, r#"CidrIpv6":"2001:db8::/56""#] {
+        assert!(opened(1).contains(range), "{}", opened(1));
+    }
+    terminate(&provider, &run).await;
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_in_a_subnet_for_ipv6_only_have_such_addresses_everywhere() {
+    let world = World::new();
+    let provider = world.provider().await;
+    let there = |leads_out| spec().subnet(world.emulator.ipv6_subnet(REGION, leads_out));
+    let quote = async |spec| provider.quote(&MachineSpec::new(spec), 1.try_into().unwrap()).await;
+    let error = quote(there(false)).await.unwrap_err();
+    assert!(error.message.contains("no route to an internet gateway"), "{error}");
+    let nobody: [&str; 0] = [];
+    let private = quote(there(false).reach(Reach::Private).ssh_from(nobody)).await.unwrap();
+    assert!(
+        private.notes.iter().any(|note| note.starts_with("SSH is open to ") && note.contains("::/56")),
+        "{private:?}"
+    );
+    // This computer is seen at an address of IPv4 there, and nobody has one who is named like this.
+    for spec in [there(true).ssh_from(nobody), there(true)] {
+        let error = quote(spec).await.unwrap_err();
+        assert!(error.message.contains("127.0.0.1/32") && error.message.contains("IPv6"), "{error}");
+    }
+
+    let (run, from) = (run_id(1), "2001:db8::/56");
+    let public = there(true).ssh_from([from]);
+    // Nothing is to be paid for the address.
+    let dearer = quote(spec()).await.unwrap().max_price.dollars(1, HOUR);
+    assert!(quote(public.clone()).await.unwrap().max_price.dollars(1, HOUR) < dearer);
+    provider.launch(&request(&run, 2, public)).await.unwrap();
+    let machines = listed(&provider, &run).await;
+    for machine in &machines {
+        let address = machine.addresses.private.as_deref().unwrap();
+        assert!(address.starts_with("fd00::"), "{machine:?}");
+        assert_eq!(machine.addresses.public.as_deref(), Some(address));
+    }
+    let call = |action: &str| {
+        let calls = world.emulator.calls().into_iter();
+        calls.filter(|call| call.action == action).last().unwrap().params.to_string()
+    };
+    let opened = call("AuthorizeSecurityGroupIngress");
+    assert!(opened.contains(&format!(r#"CidrIpv6":"{from}""#)) && !opened.contains("CidrIp\""), "{opened}");
+    let template = call("CreateLaunchTemplate");
+    assert!(template.contains(r#"HttpProtocolIpv6":"enabled""#), "{template}");
+    terminate(&provider, &run).await;
+
+    let run = run_id(2);
+    provider.launch(&request(&run, 1, there(false).reach(Reach::Private).ssh_from(["::/0"]))).await.unwrap();
+    let machine = listed(&provider, &run).await.remove(0);
+    assert!(machine.addresses.public.is_none(), "{machine:?}");
+    assert!(machine.addresses.external().unwrap().starts_with("fd00::"), "{machine:?}");
     terminate(&provider, &run).await;
     world.emulator.assert_empty();
 }

@@ -1,7 +1,7 @@
 //! What a user reads who asked for something that can't be had. Within seconds, and nothing is left behind.
 
 use serde_json::json;
-use tsunami_aws::{Disk, Ec2Spec, Market};
+use tsunami_aws::{Disk, Ec2Spec, Market, Reach};
 use tsunami_core::{MachineSpec, Price, Provider, ProviderError, ProviderErrorKind};
 
 use crate::world::{World, request, run_id, spec, terminate};
@@ -154,6 +154,16 @@ async fn what_a_network_means_for_machines_is_known_beforehand() {
     let quoted = quote(plain.clone()).await.unwrap();
     assert!(matches!(quoted.max_price, Price::PerHour(_)), "{quoted:?}");
     assert!(quoted.notes.iter().any(|note| note.contains("no public address")), "{:?}", quoted.notes);
+
+    // Public addresses there would lead nobody to machines.
+    let provider = world.provider().await;
+    let wanted = MachineSpec::new(spec().subnet(plain.clone()).reach(Reach::Public));
+    let error = provider.quote(&wanted, 1.try_into().unwrap()).await.unwrap_err();
+    says(&error, &[&plain, "no route to an internet gateway", "reach = \"private\""]);
+    world.emulator.post("permissions", &json!({"deny": ["ec2:DescribeRouteTables"]}));
+    let quoted = provider.quote(&wanted, 1.try_into().unwrap()).await.unwrap();
+    assert!(quoted.notes.iter().any(|note| note.contains("ec2:DescribeRouteTables")), "{:?}", quoted.notes);
+    world.emulator.post("permissions", &json!({"deny": []}));
 
     let quoted = quote(network("dedicated", "10.2.0.0/24")).await.unwrap();
     assert_eq!(quoted.max_price, Price::Unknown, "it would fit a budget");

@@ -143,12 +143,25 @@ class Account:
                     del subnets[subnet.id]
         if wanted and vpc is None:
             backend.create_default_vpc()
+            vpc = backend.get_default_vpc()
         elif not wanted and vpc is not None:
             del backend.vpcs[vpc.id]
             backend.groups.pop(vpc.id, None)
             for subnets in backend.subnets.values():
                 for subnet in [subnet for subnet in subnets.values() if subnet.vpc_id == vpc.id]:
                     del subnets[subnet.id]
+
+        if wanted:
+            self._lead_out(backend, vpc)
+
+    @staticmethod
+    def _lead_out(backend, vpc):
+        """Gives a network the way to the internet that moto's default one hasn't."""
+        table = next(one for one in backend.describe_route_tables() if one.vpc_id == vpc.id)
+        if not any(route.gateway for route in table.routes):
+            gateway = backend.create_internet_gateway()
+            backend.attach_internet_gateway(gateway.id, vpc.id)
+            backend.create_route(table.id, "0.0.0.0/0", gateway_id=gateway.id)
 
     def moto(self, call, form=None):
         """Lets moto answer. What it cannot answer becomes an error of the service's, not a page of HTML."""
@@ -240,6 +253,8 @@ class Addresses:
         else:
             raise SystemExit("too many emulators run already")
         self.public, self.private = self._count(block), self._count(block + 1)
+        # For networks of tests' own only: loopback has one address of IPv6.
+        self.ipv6 = (f"fd00::{block:x}:{n:x}" for n in itertools.cycle(range(1, 1 << 16)))
 
     @staticmethod
     def _count(network):
@@ -281,6 +296,9 @@ def _start_moto(addresses):
     for module in (utils, elastic_network_interfaces, instances):
         module.random_private_ip = next_private
     subnets.Subnet.get_available_subnet_ip = next_private
+    # EC2 counts addresses of IPv4; clients take no such number as there are of the others.
+    counted = subnets.Subnet.available_ip_address_count.fget
+    subnets.Subnet.available_ip_address_count = property(lambda subnet: 0 if subnet.ipv6_native else counted(subnet))
     subnets.Subnet.request_ip = lambda subnet, address, instance: None
 
     def root_only(image):

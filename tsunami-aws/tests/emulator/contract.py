@@ -104,8 +104,9 @@ class Contract(unittest.TestCase):
                                         TagSpecifications=tags("launch-template"))
         return name
 
-    def fleet(self, template, pools, count=1, market="on-demand", alike=True, **more):
-        overrides = [{"InstanceType": kind, "SubnetId": self.subnet["SubnetId"], "Priority": order}
+    def fleet(self, template, pools, count=1, market="on-demand", alike=True, subnet=None, **more):
+        subnet = subnet or self.subnet["SubnetId"]
+        overrides = [{"InstanceType": kind, "SubnetId": subnet, "Priority": order}
                      for order, kind in enumerate(pools)]
         alike = {"SingleInstanceType": True, "SingleAvailabilityZone": True, "MinTargetCapacity": count} if alike else {}
         option = "SpotOptions" if market == "spot" else "OnDemandOptions"
@@ -286,6 +287,50 @@ class Contract(unittest.TestCase):
             self.assertIn("Standard (A, C, D, H, I, M, R, T, Z)", quota["QuotaName"])
             self.assertGreaterEqual(quota["Value"], 0)
 
+    def test_an_interface_of_a_template_says_whether_machines_have_public_addresses(self):
+        self.assertTrue(self.subnet["MapPublicIpOnLaunch"])
+        for public in (False, True):
+            interface = {"DeviceIndex": 0, "AssociatePublicIpAddress": public, "DeleteOnTermination": True}
+            ids = self.ids(self.fleet(self.template(NetworkInterfaces=[interface]), [TYPE]))
+            machine, = self.wait(ids, "running")
+            self.assertEqual("PublicIpAddress" in machine, public, machine)
+            self.assertEqual(machine["SubnetId"], self.subnet["SubnetId"])
+
+    def test_a_machine_in_a_subnet_for_ipv6_only_has_one_such_address_and_no_other(self):
+        network = self.ec2.create_vpc(CidrBlock="10.91.0.0/16", AmazonProvidedIpv6CidrBlock=True,
+                                      TagSpecifications=tags("vpc"))["Vpc"]["VpcId"]
+
+        def blocks():
+            found, = self.ec2.describe_vpcs(VpcIds=[network])["Vpcs"]
+            return [one["Ipv6CidrBlock"] for one in found["Ipv6CidrBlockAssociationSet"]
+                    if one["Ipv6CidrBlockState"]["State"] == "associated"]
+
+        until = time.monotonic() + PATIENCE
+        while not blocks() and time.monotonic() < until:
+            time.sleep(1)
+        block = blocks()[0].partition("/")[0] + "/64"
+        subnet = self.ec2.create_subnet(VpcId=network, Ipv6Native=True, Ipv6CidrBlock=block,
+                                        AvailabilityZone=self.subnet["AvailabilityZone"],
+                                        TagSpecifications=tags("subnet"))["Subnet"]
+        shown, = self.ec2.describe_subnets(SubnetIds=[subnet["SubnetId"]])["Subnets"]
+        self.assertTrue(shown["Ipv6Native"])
+        template = self.template(MetadataOptions={"HttpTokens": "required", "HttpProtocolIpv6": "enabled"})
+        machine, = self.wait(self.ids(self.fleet(template, [TYPE], subnet=subnet["SubnetId"])), "running")
+        self.assertEqual([one["Ipv6Address"] for one in machine["NetworkInterfaces"][0]["Ipv6Addresses"]],
+                         [machine["Ipv6Address"]])
+        self.assertFalse({"PrivateIpAddress", "PublicIpAddress"} & set(machine), machine)
+        self.assertEqual(machine["MetadataOptions"]["HttpProtocolIpv6"], "enabled")
+
+    def test_the_main_table_of_the_default_network_leads_to_the_internet(self):
+        network = self.subnet["VpcId"]
+        tables = self.ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [network]}])["RouteTables"]
+        main, = [one for one in tables if any(way["Main"] for way in one["Associations"])]
+        self.assertTrue(any(route.get("GatewayId", "").startswith("igw-") for route in main["Routes"]), main)
+        found, = self.ec2.describe_vpcs(VpcIds=[network])["Vpcs"]
+        blocks = [one["CidrBlock"] for one in found["CidrBlockAssociationSet"]
+                  if one["CidrBlockState"]["State"] == "associated"]
+        self.assertIn(found["CidrBlock"], blocks)
+
     def test_the_images_of_the_aliases_are_there(self):
         ssm = self.client("ssm")
         for name in PARAMETERS:
@@ -356,6 +401,12 @@ def clear(ec2):
     for group in ec2.describe_placement_groups(Filters=mine)["PlacementGroups"]:
         group = group["GroupName"]
         remove(group, lambda group=group: ec2.delete_placement_group(GroupName=group))
+    for subnet in ec2.describe_subnets(Filters=mine)["Subnets"]:
+        subnet = subnet["SubnetId"]
+        remove(subnet, lambda subnet=subnet: ec2.delete_subnet(SubnetId=subnet))
+    for network in ec2.describe_vpcs(Filters=mine)["Vpcs"]:
+        network = network["VpcId"]
+        remove(network, lambda network=network: ec2.delete_vpc(VpcId=network))
     return failures
 
 

@@ -169,6 +169,7 @@ class Control:
             "id": one.id, "region": region.name, "zone": one.placement.zone, "state": one.state,
             "type": one.instance_type, "image": one.image_id, "market": "spot" if life.spot else "on-demand",
             "public": None if gone else one.public_ip, "private": None if gone else one.private_ip,
+            "ipv6": life.ipv6,
             "tags": region.tags(one.id), "key": one.key_name, "user_data": life.user_data.decode(errors="replace"),
             "shutdown_behavior": one.instance_initiated_shutdown_behavior,
             "metadata": {"http_tokens": options.http_tokens, "hop_limit": options.http_put_response_hop_limit,

@@ -132,6 +132,49 @@ impl Emulator {
         self.send("POST", "/", &format!("{scope}\r\n{kind}\r\n"), &form.join("&"))
     }
 
+    /// A network of its own with a subnet for IPv6 only, and a way to the internet if it has one.
+    pub(crate) fn ipv6_subnet(&self, region: &str, leads_out: bool) -> String {
+        let ask = |parameters: &[(&str, &str)], name: &str| {
+            let answer = self.ec2(region, parameters);
+            let mut words = answer.split(['<', '>']);
+            words.find(|word| *word == name).unwrap_or_else(|| panic!("no {name} in {answer}"));
+            words.next().unwrap_or_default().to_owned()
+        };
+        let network =
+            [("Action", "CreateVpc"), ("CidrBlock", "10.91.0.0/16"), ("AmazonProvidedIpv6CidrBlock", "true")];
+        let network = ask(&network, "vpcId");
+        let block = ask(&[("Action", "DescribeVpcs"), ("VpcId.1", &network)], "ipv6CidrBlock");
+        let zone = format!("{region}a");
+        let subnet = [
+            ("Action", "CreateSubnet"),
+            ("VpcId", &*network),
+            ("Ipv6Native", "true"),
+            ("Ipv6CidrBlock", &*block.replace("/56", "/64")),
+            ("AvailabilityZone", &*zone),
+        ];
+        let subnet = ask(&subnet, "subnetId");
+        if leads_out {
+            let gateway = ask(&[("Action", "CreateInternetGateway")], "internetGatewayId");
+            let attach =
+                [("Action", "AttachInternetGateway"), ("VpcId", &*network), ("InternetGatewayId", &*gateway)];
+            self.ec2(region, &attach);
+            let tables = [
+                ("Action", "DescribeRouteTables"),
+                ("Filter.1.Name", "vpc-id"),
+                ("Filter.1.Value.1", &*network),
+            ];
+            let table = ask(&tables, "routeTableId");
+            let route = [
+                ("Action", "CreateRoute"),
+                ("RouteTableId", &*table),
+                ("DestinationIpv6CidrBlock", "::/0"),
+                ("GatewayId", &*gateway),
+            ];
+            self.ec2(region, &route);
+        }
+        subnet
+    }
+
     fn request(&self, method: &str, path: &str, body: &str) -> String {
         let answer = self.send(method, &format!("/_sim/{path}"), "", body);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

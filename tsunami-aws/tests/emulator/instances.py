@@ -33,6 +33,8 @@ class Life:
     placement_group: str = ""
     profile: dict | None = None
     public: bool = False
+    # The address of an instance that has no other.
+    ipv6: str | None = None
     user_data: bytes = b""
     groups: list = field(default_factory=list)
     subnet: str = ""
@@ -94,6 +96,7 @@ class Instances:
         if self.account.config["machines"]:
             key = self.account.region(instance.life.region).backend.key_pairs.get(instance.key_name)
             self.machines.boot(instance.id, instance.life.user_data, key.public_key if key else "",
+                               [instance.life.ipv6] if instance.life.ipv6 else
                                [address for address in (nic.public_ip, nic.private_ip_address) if address],
                                self.account.config)
 
@@ -320,6 +323,12 @@ class Instances:
                                                "DeleteOnTermination": bool(block.delete_on_termination)}}
                 for device, block in one.get_block_device_mapping],
         }
+        if life.ipv6:
+            interface, address = result["NetworkInterfaces"][0], {"Ipv6Address": life.ipv6, "IsPrimaryIpv6": False}
+            for one in (result, interface):
+                one.pop("PrivateIpAddress")
+            result["Ipv6Address"] = life.ipv6
+            interface |= {"PrivateIpAddresses": [], "Ipv6Addresses": [address]}
         return result | self.account.config["forged"]
 
     def describe_instance_status(self, call):

@@ -323,6 +323,9 @@ class Launcher:
                 raise ApiError("InvalidParameterCombination", f"{strategy.title()} placement groups are not supported "
                                f"by the '{kind}' instance type. Specify a supported instance type or change the "
                                "placement group strategy, and try again.")
+        if subnet is not None and subnet.ipv6_native and _nic(spec).get("AssociatePublicIpAddress"):
+            raise ApiError("InvalidParameterCombination", "A public IPv4 address can't be associated with an interface in "
+                           "a subnet for IPv6 only")
         if spec.get("NetworkInterfaces") and (spec.get("SubnetId") or spec.get("SecurityGroupIds")):
             raise ApiError("InvalidParameterCombination", "Network interfaces and an instance-level subnet ID or "
                            "security groups may not be specified on the same request")
@@ -431,10 +434,12 @@ class Launcher:
         )
         public = nic.get("AssociatePublicIpAddress")
         public = pool.subnet.map_public_ip_on_launch in (True, "true") if public is None else public
+        ipv6 = pool.subnet.ipv6_native
         for instance in reservation.instances:
             instance.reservation = reservation.id
             instance.life = Life(
-                region.name, fleet=fleet, token=token, user_data=data, public=public, subnet=pool.subnet.id,
+                region.name, fleet=fleet, token=token, user_data=data, public=public and not ipv6,
+                ipv6=next(self.account.addresses.ipv6) if ipv6 else None, subnet=pool.subnet.id,
                 network=pool.subnet.vpc_id, groups=[group.id for group in groups], profile=_profile(spec),
                 placement_group=spec.get("Placement", {}).get("GroupName", ""))
             instance.placement.group_name = instance.life.placement_group

@@ -330,7 +330,8 @@ class Machines:
 
     def _sshd_config(self, machine, host_key):
         place = machine.directory
-        lines = [f"ListenAddress {address}:{self.port}" for address in machine.addresses]
+        addresses = [f"[{address}]" if ":" in address else address for address in machine.addresses]
+        lines = [f"ListenAddress {address}:{self.port}" for address in addresses]
         lines += [
             f'HostKey "{host_key}"', f'AuthorizedKeysFile "{place}/authorized_keys"',
             f"AllowUsers {self.user}", f"ForceCommand /bin/sh {shlex.quote(str(place / 'enter'))}",

@@ -204,6 +204,42 @@ fn a_jump_host_reaches_machines() {
     assert!(setup.contains("through"), "{setup}");
 }
 
+/// A command of the user's leads to hosts, and so it does for whoever takes up the run after its controller was killed. No
+/// process of it is left, deaf as it is to whoever asks it to end.
+#[test]
+fn a_proxy_leads_to_hosts_and_ends_with_its_controller() {
+    let existing = Existing::new(1);
+    let deaf = "trap '' TERM HUP PIPE INT; exec 3<>/dev/tcp/$1/$2; cat <&3 & cat >&3; sleep 1008";
+    for transport in ["openssh", "in-process"] {
+        let marker = existing.world.path(transport);
+        let text = format!(
+            "name = \"x\"\nprovider = \"hosts\"\n[ssh]\nkey = {:?}\nknown_hosts = {:?}\ntransport = {transport:?}\n\
+             proxy = [\"bash\", \"-c\", {deaf:?}, {marker:?}, \"{{host}}\", \"{{port}}\"]\n[group.node]\nhosts = {:?}\n\
+             setup = \"echo through\"\n[[step]]\nname = \"w\"\non = \"node\"\nrun = \"sleep 1009\"\n",
+            existing.key, existing.known_hosts, existing.hosts
+        );
+        let file = existing.world.write("x.toml", &text);
+        let of_the_proxy = || {
+            let all = existing.world.processes().into_iter();
+            all.filter(|process| process.contains("cat <&3")).collect::<Vec<_>>()
+        };
+        let mut run = existing.world.start(&file);
+        run.wait_for(&["\"command_started\"", "\"w\""]);
+        assert!(!of_the_proxy().is_empty());
+        run.signal(Signal::KILL);
+        run.end();
+        let gone = || match of_the_proxy() {
+            left if left.is_empty() => Ok(()),
+            left => Err(left.join("\n")),
+        };
+        eventually("the proxies are gone", gone);
+        let mut down = existing.world.command(["down", "x"]);
+        assert!(down.current_dir("/").status().unwrap().success());
+        eventually("the proxies are gone", gone);
+        existing.assert_left_as_found();
+    }
+}
+
 /// A name in an ssh_config means there what it means to ssh: with its own jump host, under another name, with a key
 /// and known hosts whose paths have spaces.
 #[test]

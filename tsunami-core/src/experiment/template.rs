@@ -19,8 +19,11 @@ use minijinja::{Error, ErrorKind};
 use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
 
-/// What every machine can be asked for, as `x.ip` of another or as `ip` of its own.
-const ATTRIBUTES: &[&str] = &["name", "group", "index", "ip", "public_ip", "private_ip"];
+/// What a machine knows of itself by a plain name, as `ip`.
+const OWN: &[&str] = &["name", "group", "index", "ip", "public_ip", "private_ip"];
+
+/// What every machine can be asked for, as `x.ip`.
+const ATTRIBUTES: &[&str] = &["name", "group", "index", "ip", "host", "public_ip", "private_ip"];
 
 /// Names that no group and no parameter can have: the facts themselves, and the words of the language.
 const RESERVED: &[&str] = &[
@@ -319,12 +322,12 @@ impl Context {
     }
 
     fn help_for(&self, name: &str) -> Option<String> {
-        if self.me.is_some() && ATTRIBUTES.contains(&name) {
+        if self.me.is_some() && OWN.contains(&name) {
             // Known, but this machine has no such address. There is nothing to suggest.
             return None;
         }
         let values = self.values.keys().chain(self.parameters.keys()).map(String::as_str);
-        let own = ATTRIBUTES.iter().copied().chain(["run_id"]).filter(|_| self.me.is_some());
+        let own = OWN.iter().copied().chain(["run_id"]).filter(|_| self.me.is_some());
         let own: Vec<_> = own.chain(values).collect();
         let groups = self.machines().into_iter().flat_map(Machines::groups);
         let only = match &self.at {
@@ -363,7 +366,8 @@ impl Object for Context {
             ("trial", Where::Trial(_, trial)) => return Some(Value::from(trial)),
             _ => {}
         }
-        attribute(me, me, name).or_else(|| value().map(Some)).unwrap_or_else(|| {
+        let own = if OWN.contains(&name) { attribute(me, me, name) } else { None };
+        own.or_else(|| value().map(Some)).unwrap_or_else(|| {
             let machines = self.machines()?;
             machines.group(name)?;
             Some(Value::from_object(GroupValue {
@@ -382,10 +386,16 @@ fn attribute(me: &MachineContext, other: &MachineContext, name: &str) -> Option<
         "group" => Some(Value::from(&other.group)),
         "index" => Some(Value::from(other.index)),
         "ip" => other.address_from(me).map(Value::from),
+        "host" => other.address_from(me).map(|address| Value::from(in_a_url(address))),
         "public_ip" => other.addresses.public.as_ref().map(Value::from),
         "private_ip" => other.addresses.private.as_ref().map(Value::from),
         _ => return None,
     })
+}
+
+/// An address as URLs have it: one of IPv6 in brackets.
+fn in_a_url(address: &str) -> String {
+    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
 }
 
 /// A group: always a list, and if it has one machine also that machine.
@@ -582,7 +592,7 @@ mod tests {
             MachineContext { ip: None, addresses: Addresses::default(), ..machine("x", 0, "1", None) };
         let machines = Machines::from(vec![unknown.clone(), machine("y", 0, "2", None)]);
         let scope = Scope::step(&unknown, &machines, "7", Parameters::new());
-        for template in ["{{ ip }}", "{{ x.ip }}", "{{ public_ip }}"] {
+        for template in ["{{ ip }}", "{{ x.ip }}", "{{ x.host }}", "{{ public_ip }}"] {
             let error = Template::new(template).unwrap().render(&scope).unwrap_err();
             assert!(error.to_string().contains("undefined"), "{template}: {error}");
         }
@@ -618,6 +628,19 @@ mod tests {
             "two unknown networks are not the same"
         );
         assert_eq!(elsewhere.address_from(server), None);
+    }
+
+    #[test]
+    fn an_address_in_a_url_has_brackets_if_it_needs_them() {
+        renders("{{ server.host }} {{ client[1].host }}", "198.18.0.1 10.0.2.1");
+        let addresses = Addresses::default().private("fd00::1").network("1");
+        let machine =
+            MachineContext { addresses, ip: Some("fd00::1".to_owned()), ..machine("host", 0, "1", None) };
+        let machines = Machines::from(vec![machine.clone()]);
+        let scope = Scope::step(&machine, &machines, "7", Parameters::new());
+        // A group may have that name: by itself it means nothing else.
+        let template = Template::new("{{ ip }} {{ host.ip }} http://{{ host.host }}:80/").unwrap();
+        assert_eq!(template.render(&scope).unwrap(), "fd00::1 fd00::1 http://[fd00::1]:80/");
     }
 
     #[test]

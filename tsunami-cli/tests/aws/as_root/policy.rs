@@ -39,7 +39,7 @@ fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
     cloud.emulator.post("policy", &policy());
     let file = cloud.server_and_clients(
         "open_ports = [7777]\nmarket = [\"spot\", \"on-demand\"]",
-        "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nplacement_group = true\niam_profile = \"bench\"",
+        "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nreach = \"public\"\nplacement_group = true\niam_profile = \"bench\"",
         "instance = [\"c7g.large\", \"c6g.large\"]\nregion = \"us-east-1\"",
     );
     cloud.run(&file).assert_status(0);

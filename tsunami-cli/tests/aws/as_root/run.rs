@@ -48,6 +48,38 @@ fn two_regions_work_together() {
     cloud.assert_clean();
 }
 
+/// As an Instance Connect Endpoint does: a command that is told a machine's id leads to its private address.
+#[test]
+fn machines_without_public_addresses_are_reached_by_a_proxy_that_is_told_their_ids() {
+    let cloud = Cloud::new();
+    let file = cloud.server_and_clients(
+        "region = \"eu-west-1\"\nreach = \"private\"\ninstance = \"c7g.large\"",
+        "",
+        "",
+    );
+    let way = cloud.world.write(
+        "way",
+        "#!/bin/bash\necho \"$1 $2\" >> \"$0.said\"\nexec 3<>/dev/tcp/$2/$3; cat <&3 & exec cat >&3\n",
+    );
+    fs::set_permissions(&way, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}\n[ssh]\nproxy = [\"./way\", \"{{id}}\", \"{{host}}\", \"{{port}}\"]\n"))
+        .unwrap();
+    let plan = cloud.tsunami([std::ffi::OsStr::new("plan"), file.as_os_str()]);
+    for told in ["private ones (172.31.0.0/16)", "SSH is open to 172.31.0.0/16"] {
+        assert!(plan.assert_status(0).stdout.contains(told), "{}", plan.stdout);
+    }
+    cloud.run(&file).assert_status(0);
+    let instances = cloud.emulator.instances();
+    let said = fs::read_to_string(cloud.world.path("work/way.said")).unwrap();
+    for instance in &instances {
+        let private = said.lines().find_map(|line| line.strip_prefix(instance["id"].as_str().unwrap()));
+        assert!(private.is_some_and(|address| address.starts_with(" 127.")), "{instance} {said}");
+    }
+    assert_eq!(instances.len(), 4);
+    cloud.assert_clean();
+}
+
 #[test]
 fn without_spot_it_runs_on_demand_and_says_so() {
     let cloud = Cloud::new();

@@ -63,7 +63,13 @@ impl InProcessTransport {
 impl Transport for InProcessTransport {
     async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError> {
         let (settings, pinned) = self.ssh.settings(&self.machine, deadline).await?;
-        let target = Target::of(&settings)?;
+        let mut target = Target::of(&settings)?;
+        if target.proxy.is_some() {
+            target.groups = Some(self.ssh.sockets()?);
+            // What it has said is told when the time is over.
+            let left = deadline.saturating_duration_since(Instant::now());
+            target.connect_timeout = target.connect_timeout.min(left.saturating_sub(ENDING_TIMEOUT));
+        }
         let known = known_keys(&target, pinned).await?;
         let accept = target.accepts_new.then(|| self.ssh.clone());
         let end = self.ssh.over().child_token();
@@ -128,10 +134,10 @@ async fn connect(
     let guard = end.clone().drop_guard();
     let (way, proxy) = match &target.proxy {
         Some(line) => {
-            let started = Proxy::start(line).map_err(|error| {
+            let started = Proxy::start(line, target.groups.clone()).map_err(|error| {
                 SessionError::new(SessionErrorKind::Local, "cannot run the ProxyCommand").source(error)
             })?;
-            (Way::Proxy(started.0), Some(started.1))
+            (Way::Proxy(Box::new(started.0)), Some(started.1))
         }
         None => {
             let reached = timeout(TCP_TIMEOUT, stream::tcp(&target)).await;
@@ -158,7 +164,15 @@ async fn connect(
     let mut handle = match shaking_hands {
         Ok(Ok(handle)) => handle,
         Ok(Err(error)) => return Err(no_connection(&target, error, &outcome, proxy).await),
-        Err(_) => return Err(at(&target, late("connected, then no answer")).into()),
+        Err(_) => {
+            let said = proxy.map(|proxy| proxy.text()).unwrap_or_default();
+            let lines = [&said, "no answer in time"].join("\n");
+            return Err(match (said.is_empty(), &target.proxy) {
+                (false, _) => master::explain(&lines),
+                (true, Some(_)) => late("no answer in time, and not a word").into(),
+                (true, None) => at(&target, late("connected, then no answer")).into(),
+            });
+        }
     };
     login::log_in(&mut handle, &target).await.map_err(|ConnectError { error, reason }| {
         let said = taken(&outcome).lost.take();
@@ -234,6 +248,11 @@ async fn no_connection(
     if !said.is_empty() {
         // What leads there may be an ssh.
         return master::explain(&said);
+    }
+    if target.proxy.is_some()
+        && matches!(error, russh::Error::Disconnect | russh::Error::HUP | russh::Error::IO(_))
+    {
+        return late("it ended without a word").into();
     }
     if let Some(lost) = taken(outcome).lost.take() {
         return at(target, SessionError::new(SessionErrorKind::Connect, lost)).into();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Stdio;
 use std::task::{Context, Poll, ready};
@@ -15,6 +16,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::target::{Family, Target};
+use crate::janitor::GROUP;
 use crate::transport::openssh::master::CapturedOutput;
 
 /// How much is read at a time, unless more is wanted. Each connection holds as much.
@@ -47,18 +49,29 @@ pub(super) async fn tcp(target: &Target) -> io::Result<BufReader<TcpStream>> {
     Err(last)
 }
 
-/// A command whose input and output lead to the host. All of its process group is gone once it is dropped.
+/// A command whose input and output lead to the host. All of its process group is gone once it is dropped, or once the
+/// janitor knows that the controller is gone.
 #[derive(Debug)]
 pub(super) struct Proxy {
     io: Join<ChildStdout, ChildStdin>,
     child: Child,
+    groups: Option<PathBuf>,
 }
 
 impl Proxy {
-    /// Starts it as ssh would, but in a process group of its own. Also returns what it says on standard error.
-    pub(super) fn start(line: &str) -> io::Result<(Self, CapturedOutput)> {
+    /// Starts it as ssh would, but in a process group of its own, which it first notes in `groups`. Also returns what it
+    /// says on standard error.
+    pub(super) fn start(line: &str, groups: Option<PathBuf>) -> io::Result<(Self, CapturedOutput)> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("exec {line}")]);
+        match &groups {
+            Some(groups) => {
+                let line = format!(": > \"$0/{GROUP}$$\" && exec {line}");
+                command.arg("-c").arg(line).arg(groups);
+            }
+            None => {
+                command.arg("-c").arg(format!("exec {line}"));
+            }
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).process_group(0).spawn()?;
         let captured = CapturedOutput::default();
@@ -68,15 +81,19 @@ impl Proxy {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
         tokio::spawn(captured.clone().listen(stderr));
-        Ok((Self { io: join(stdout, stdin), child }, captured))
+        Ok((Self { io: join(stdout, stdin), child, groups }, captured))
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Nobody has waited for it yet, so the number is still its own.
-        if let Some(group) = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)) {
+        let Some(id) = self.child.id() else { return };
+        if let Some(group) = id.try_into().ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(group, Signal::KILL);
+        }
+        if let Some(groups) = &self.groups {
+            let _ = std::fs::remove_file(groups.join(format!("{GROUP}{id}")));
         }
     }
 }
@@ -86,7 +103,7 @@ impl Drop for Proxy {
 pub(super) enum Way {
     /// Many small packets come with one read.
     Tcp(BufReader<TcpStream>),
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
 }
 
 /// A way that ends for good when a token says so, whoever holds it; or when the other side takes nothing for too long.

@@ -22,6 +22,8 @@ pub(super) struct Target {
     pub(super) key_name: Option<String>,
     /// What a shell runs to get there.
     pub(super) proxy: Option<String>,
+    /// Where what it runs leaves the number of its process group, for the janitor.
+    pub(super) groups: Option<PathBuf>,
     /// `None` if nobody has said which.
     pub(super) identities: Option<Vec<PathBuf>>,
     pub(super) identities_only: bool,
@@ -120,6 +122,7 @@ impl Target {
         let path = |keyword, value: &str| tokens.path(value).ok_or_else(|| unfit(keyword, Some(value)));
         let mut target = Self {
             proxy: None,
+            groups: None,
             identities: None,
             identities_only: word("IdentitiesOnly") == Some("yes"),
             agent: None,
