@@ -188,10 +188,11 @@ impl Drop for Busy {
 }
 
 /// What tests print of their figures begins with one of these.
-const FIGURES: [&str; 6] = [
+const FIGURES: [&str; 7] = [
     "chaos:",
     "kill points",
     "storm:",
+    "interrupted trials:",
     "all machines ended themselves",
     "kills of a local launch",
     "launches of local machines",
@@ -224,7 +225,7 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
-    let chosen = ["left_behind", "storm", "killed", "signal"];
+    let chosen = ["left_behind", "storm", "killed", "signal", "thirteen"];
     let mut tests = cargo_test();
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
     tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", chaos.kills.to_string());

@@ -4,3 +4,4 @@ mod account;
 mod leftovers;
 mod policy;
 mod run;
+mod sweep;
