@@ -218,7 +218,7 @@ pub(crate) struct Chaos {
     inputs: u32,
 }
 
-/// The tests of "nothing left behind" and of hostile input, for longer than anybody waits for CI.
+/// The tests of "nothing left behind", of interrupted trials and of hostile input, for longer than anybody waits for CI.
 pub(crate) fn chaos(chaos: &Chaos) -> Result {
     setup(true)?;
     if !is_root() {
