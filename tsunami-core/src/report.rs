@@ -183,6 +183,15 @@ pub struct Replaced {
     /// When it ran with an address.
     #[serde(default, with = "seconds::optional")]
     pub running: Option<Duration>,
+    /// What it was, by name.
+    #[serde(default, skip_serializing_if = "Facts::is_empty")]
+    pub facts: Facts,
+    /// In what it differed from the others of its group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<String>,
+    /// What it was measured to do by itself, each time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub canaries: Vec<BTreeMap<String, f64>>,
 }
 
 /// The summary of one command.
@@ -305,6 +314,9 @@ impl Report {
                         id: earlier,
                         price: machine.price,
                         running: machine.running,
+                        facts: std::mem::take(&mut machine.facts),
+                        differences: std::mem::take(&mut machine.differences),
+                        canaries: std::mem::take(&mut machine.canaries),
                     });
                     (machine.connected, machine.ready, machine.gone) = (None, None, None);
                     machine.error = None;

@@ -480,3 +480,35 @@ async fn a_disk_of_this_computer_that_is_full_ends_a_sweep_and_voids_the_trial()
     let report = world.report();
     assert_eq!((voided(&report), counted(&report)), (vec![("2.1", VoidReason::Cut)], vec!["1"]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_is_looked_at_for_itself() {
+    let world = World::new();
+    let canaries = Arc::new(Mutex::new(0));
+    let count = canaries.clone();
+    world.cloud.on_command(move |_, command| {
+        let line = command.to_string();
+        let seconds = line.strip_prefix("measure ").and_then(|seconds| seconds.parse().ok());
+        if let Some(seconds) = seconds {
+            return Some(Reply::stdout("17\n").after(Duration::from_secs(seconds)));
+        }
+        if line.contains("cpu_model") {
+            return Some(Reply::stdout("kernel\t6.1\n"));
+        }
+        line.ends_with(" canary").then(|| {
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            Reply::stdout(format!("cpu {count}\n")).after(Duration::from_secs(2))
+        })
+    });
+    world.cloud.machine_fault("node-2", MachineFault::Interrupted(Duration::from_secs(300)));
+    let trials = two_by(3).canary(true);
+    let report = world.sweep(HOUR, trials, async |trial| measure(trial, 100).await).await.unwrap();
+    let machine = &report.machines["node-2"];
+    let [replaced] = &machine.replaced[..] else { panic!("{machine:?}") };
+    assert_eq!((&replaced.facts["kernel"], replaced.canaries.len()), (&"6.1".to_owned(), 1));
+    assert_eq!((&machine.facts["kernel"], machine.canaries.len()), (&"6.1".to_owned(), 2));
+    // Four before the first trial, the new one, and four after the last.
+    assert_eq!(*canaries.lock().unwrap(), 9);
+    assert!(["node-0", "node-1", "node-3"].iter().all(|name| report.machines[*name].canaries.len() == 2));
+}

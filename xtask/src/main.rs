@@ -44,7 +44,7 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
-    /// The tests of "nothing left behind" and of hostile input in their long form, with a summary.
+    /// The tests of "nothing left behind", of interrupted trials and of hostile input in their long form, with a summary.
     Chaos(test::Chaos),
     /// What it takes to set machines up over SSH, beside what people would use in tsunami's place; as root.
     Bench(bench::Bench),

@@ -183,11 +183,12 @@ impl Drop for Busy {
 }
 
 /// What tests print of their figures begins with one of these.
-const FIGURES: [&str; 7] = [
+const FIGURES: [&str; 8] = [
     "chaos:",
     "kill points",
     "storm:",
     "two users:",
+    "interrupted trials:",
     "all machines ended themselves",
     "kills of a local launch",
     "launches of local machines",
@@ -216,14 +217,14 @@ pub(crate) struct Chaos {
     inputs: u32,
 }
 
-/// The tests of "nothing left behind" and of hostile input, for longer than anybody waits for CI.
+/// The tests of "nothing left behind", of interrupted trials and of hostile input, for longer than anybody waits for CI.
 pub(crate) fn chaos(chaos: &Chaos) -> Result {
     setup(true)?;
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
-    let chosen = ["left_behind", "storm", "two_users", "killed", "signal"];
+    let chosen = ["left_behind", "storm", "two_users", "killed", "signal", "thirteen"];
     let mut tests = cargo_test();
     tests.args(targets).args(["--", "--nocapture"]).args(chosen);
     tests.env("TSUNAMI_CHAOS", "1").env("TSUNAMI_KILLS", chaos.kills.to_string());

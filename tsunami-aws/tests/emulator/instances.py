@@ -1,5 +1,6 @@
 """Instances and spot requests from their launch to their end, and the calls that show and change them."""
 
+import math
 import re
 import time
 import uuid
@@ -98,6 +99,7 @@ class Instances:
             self.machines.boot(instance.id, instance.life.user_data, key.public_key if key else "",
                                [instance.life.ipv6] if instance.life.ipv6 else
                                [address for address in (nic.public_ip, nic.private_ip_address) if address],
+                               math.prod(self.account.catalog.processors(instance.instance_type).values()),
                                self.account.config)
 
     def terminate(self, instance, reason, code="instance-terminated-by-user"):

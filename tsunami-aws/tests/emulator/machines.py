@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 import traceback
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,14 +75,18 @@ done
 exec env "$@"
 """
 STUBS = {"systemctl": _SYSTEMCTL, "poweroff": _POWER_OFF, "halt": _POWER_OFF, "shutdown": _SHUTDOWN,
-         "reboot": _STUB + "power reboot\n", "sudo": _SUDO,
+         "reboot": _STUB + "power reboot\n", "sudo": _SUDO, "nproc": _STUB + 'cat "$machine/processors"\n',
          # The host may have one of its own, which would wait for the host.
          "cloud-init": "#!/bin/sh\necho 'status: done'\n"}
 
+# A machine is a computer of its own, which nobody else uses: it shows a boot of its own, where the kernel lets us do so.
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_ALONE = ["unshare", "--mount", "sh", "-c", f'mount --bind "$0" {BOOT_ID} && exec "$@"']
+
 
 class Machine:
-    def __init__(self, identity, directory, user_data, public_key, addresses):
-        self.id, self.directory = identity, directory
+    def __init__(self, identity, directory, user_data, public_key, addresses, processors=0):
+        self.id, self.directory, self.processors = identity, directory, processors
         self.hook, self.public_key, self.addresses = boothook(user_data), public_key, addresses
         self.status, self.ended, self.boots = "booting", False, 0
         # How it behaves while it is young, and to whoever logs in: settings of the account's.
@@ -107,6 +112,7 @@ class Machines:
             _write(self.stubs / name, text, 0o755)
         # Orphans come to us, so that none is lost sight of.
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+        self.alone = subprocess.run([*_ALONE, BOOT_ID, "true"], capture_output=True).returncode == 0
         if os.geteuid() == 0:
             # sshd insists on it, and without an init nobody has made it.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -115,8 +121,8 @@ class Machines:
 
     # What others ask for.
 
-    def boot(self, identity, user_data, public_key, addresses, manners):
-        machine = Machine(identity, self.directory / identity, user_data, public_key, addresses)
+    def boot(self, identity, user_data, public_key, addresses, processors, manners):
+        machine = Machine(identity, self.directory / identity, user_data, public_key, addresses, processors)
         machine.manners = {name: manners[name] for name in machine.manners}
         if machine.hook is None:
             return
@@ -184,6 +190,8 @@ class Machines:
             if not (place / "stubs").exists():
                 (place / "stubs").symlink_to(self.stubs)
             _write(place / HOOK, machine.hook, 0o700)
+            _write(place / "processors", f"{machine.processors}\n")
+            _write(place / "boot_id", f"{uuid.uuid4()}\n")
             _write(place / "authorized_keys", "" if machine.manners["key_delay"] else machine.public_key.strip() + "\n")
             _write(place / "enter", self._enter(machine))
             _write(place / "sshd_config", self._sshd_config(machine, place / "root" / HOST_KEY))
@@ -227,8 +235,9 @@ class Machines:
 
     def _listen(self, machine, config):
         config, log = machine.directory / config, machine.directory / "sshd.log"
+        alone = [*_ALONE, str(machine.directory / "boot_id")] if self.alone else []
         machine.sshd = self._spawn(
-            machine, [_sshd(), "-D", "-e", "-f", str(config)], "sshd.log", {**os.environ, MARK: machine.id})
+            machine, [*alone, _sshd(), "-D", "-e", "-f", str(config)], "sshd.log", {**os.environ, MARK: machine.id})
         if machine.sshd is None:
             return
         _write(machine.directory / "sshd.pid", f"{machine.sshd.pid}\n")

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use tsunami_core::Report;
+use tsunami_core::experiment::Loader;
 use tsunami_core::trial::VoidReason;
 
-use crate::world::{Ended, World, example};
+use crate::world::{Ended, Going, World, example};
 
 const FILE: &str = r#"name = "x"
 [group.node]
@@ -171,6 +172,60 @@ fn the_example_of_a_server_says_which_variant_is_faster() {
     for file in ["report.html", "results.json", "results.csv", "manifest.json", "traces/server-0.csv"] {
         assert!(results.join(file).exists(), "{file}");
     }
+    world.assert_clean();
+}
+
+/// Of an experiment that people are shown, the same trials are done in the same order, whatever ends the program meanwhile.
+#[test]
+fn the_example_of_a_server_that_is_killed_and_resumed_ends_with_the_table_of_an_undisturbed_run() {
+    let world = World::new();
+    for name in ["server", "load"] {
+        fs::copy(example("compare").join(name), world.path("work").join(name)).unwrap();
+    }
+    let text = fs::read_to_string(example("compare/experiment.toml")).unwrap();
+    let shorter = text.replace("repeat = 6", "repeat = 2").replace("--seconds 0.5", "--seconds 0.2");
+    let file = world.write("experiment.toml", &shorter);
+    let mut run = world.start(&file);
+    // In a round; in the long form also in warm-ups, and once more in what is left.
+    let long = std::env::var_os("TSUNAMI_CHAOS").is_some();
+    let moments: &[u32] = if long { &[2, 9, 9] } else { &[9] };
+    for trials in moments {
+        for _ in 0..*trials {
+            run.wait_for(&["\"trial_finished\""]);
+        }
+        run.wait_for(&["\"command_started\"", "bin/load"]);
+        run.signal(Signal::KILL);
+        assert_eq!(run.end().status, None);
+        world.tsunami(["down", "--all"]).assert_status(0);
+        world.assert_clean();
+        let mut resume = world.command(["run", "--json", "--resume"]);
+        resume.arg(world.results());
+        run = Going::of(resume);
+    }
+    run.end().assert_status(0);
+
+    let results = world.results();
+    let after = report(&results);
+    let planned = after.sweep.as_ref().unwrap();
+    let experiment = Loader::new().load(&file).unwrap();
+    let undisturbed = experiment.trials.plan(planned.seed, |parameters| experiment.set_of(parameters));
+    assert_eq!(*planned, undisturbed);
+    let table = table(&after);
+    let wanted =
+        undisturbed.trials.iter().map(|trial| (trial.name.clone(), format!("{:?}", trial.parameters)));
+    assert_eq!(
+        table
+            .iter()
+            .map(|(name, (parameters, _))| (name.clone(), parameters.clone()))
+            .collect::<BTreeMap<_, _>>(),
+        wanted.collect()
+    );
+    assert!(table.values().all(|(_, measured)| measured.is_some()), "{table:?}");
+    let counted = after.trials.iter().filter(|trial| trial.voided.is_none() && !trial.name.starts_with('w'));
+    let planned = undisturbed.trials.iter().filter(|trial| !trial.warmup);
+    assert!(counted.map(|trial| &trial.name).eq(planned.map(|trial| &trial.name)), "{:?}", after.trials);
+    let index = fs::read_to_string(results.join("trials/index.csv")).unwrap();
+    assert_eq!(index.lines().count(), 1 + undisturbed.trials.len());
     world.assert_clean();
 }
 

@@ -5,3 +5,4 @@ mod ipv6;
 mod leftovers;
 mod policy;
 mod run;
+mod sweep;
