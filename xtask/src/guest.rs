@@ -9,21 +9,8 @@ use std::thread;
 use crate::setup::sudo_asks_nothing;
 use crate::{Failure, Result, is_root, root, succeeds};
 
-/// A machine to boot.
-struct Guest {
-    name: &'static str,
-    /// A release of Debian, with the cloud-init of its time.
-    suite: &'static str,
-    /// What it has beside `PACKAGES`.
-    more: &'static str,
-}
-
-/// The last one is for the long form of the tests alone.
-const GUESTS: [Guest; 3] = [
-    Guest { name: "bookworm", suite: "bookworm", more: "" },
-    Guest { name: "trixie", suite: "trixie", more: "" },
-    Guest { name: "selinux", suite: "trixie", more: ",policycoreutils,selinux-policy-default" },
-];
+/// The releases of Debian that are built, each with the cloud-init of its time.
+const SUITES: [&str; 2] = ["bookworm", "trixie"];
 
 /// What is installed, beside what these need.
 const PACKAGES: &str = "cloud-init,dbus,e2fsprogs,initramfs-tools,iproute2,kmod,linux-image-cloud-amd64,netbase,\
@@ -34,19 +21,17 @@ const SCRIPT: &str = include_str!("guest.sh");
 /// Where apt says nothing.
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Makes `root.img`, `vmlinuz` and `initrd.img` of each in `target/guest/NAME`, once for each recipe; `all` of them, or
-/// those that the short form of the tests boots.
-pub(crate) fn guests(all: bool) -> Result {
+/// Makes `root.img`, `vmlinuz` and `initrd.img` of each in `target/guest/SUITE`, once for each recipe.
+pub(crate) fn guests() -> Result {
     let target = root().join("target/guest");
     fs::create_dir_all(&target)?;
     let lock = File::create(target.join("lock"))?;
     lock.lock()?;
-    let built = |guest: &&Guest| {
-        let built = fs::read_to_string(target.join(guest.name).join("recipe"));
-        built.is_ok_and(|built| built.trim_end() == guest.recipe())
+    let built = |suite: &&str| {
+        let built = fs::read_to_string(target.join(suite).join("recipe"));
+        built.is_ok_and(|built| built.trim_end() == recipe(suite))
     };
-    let wanted = if all { GUESTS.as_slice() } else { &GUESTS[..2] };
-    let missing: Vec<&Guest> = wanted.iter().filter(|guest| !built(guest)).collect();
+    let missing: Vec<&str> = SUITES.into_iter().filter(|suite| !built(suite)).collect();
     if missing.is_empty() {
         eprintln!("xtask: the guests are up to date");
         return Ok(());
@@ -60,21 +45,20 @@ pub(crate) fn guests(all: bool) -> Result {
         }
     };
     let sources = apt_sources(Path::new("/etc/apt"));
-    eprintln!("xtask: building guests of Debian, which takes a minute or two");
-    let build = |guest: &Guest| {
+    eprintln!("xtask: building guests of Debian {}, which takes a minute or two", missing.join(" and "));
+    let build = |suite: &str| {
         // An archive that has another release has this one as well.
-        let suites = [guest.suite].into_iter().chain(GUESTS.iter().map(|guest| guest.suite));
-        let mirror = suites.into_iter().find_map(|suite| mirror(&sources, suite));
+        let mirror = [suite].into_iter().chain(SUITES).find_map(|suite| mirror(&sources, suite));
         // What is mounted meanwhile is gone with the namespace, however that ends.
         let words = [prefix, &["unshare", "--mount", "sh"]].concat();
         let mut build = Command::new(words[0]);
-        build.args(&words[1..]).arg(root().join("xtask/src/guest.sh")).arg(target.join(guest.name));
-        build.args([&guest.recipe(), guest.suite, mirror.as_deref().unwrap_or(MIRROR), &guest.packages()]);
+        build.args(&words[1..]).arg(root().join("xtask/src/guest.sh")).arg(target.join(suite));
+        build.args([&recipe(suite), suite, mirror.as_deref().unwrap_or(MIRROR), PACKAGES]);
         succeeds(&mut build)
     };
     // Side by side: each waits for the network, and then for one processor.
     let built = thread::scope(|scope| {
-        let builds: Vec<_> = missing.iter().map(|guest| scope.spawn(|| build(guest))).collect();
+        let builds: Vec<_> = missing.iter().map(|suite| scope.spawn(|| build(suite))).collect();
         let joined = builds.into_iter().map(|build| build.join().unwrap_or(Ok(false)));
         joined.collect::<Result<Vec<bool>>>()
     })?;
@@ -84,16 +68,10 @@ pub(crate) fn guests(all: bool) -> Result {
     }
 }
 
-impl Guest {
-    fn packages(&self) -> String {
-        format!("{PACKAGES}{}", self.more)
-    }
-
-    fn recipe(&self) -> String {
-        let mut recipe = DefaultHasher::new();
-        (self.suite, self.packages(), SCRIPT).hash(&mut recipe);
-        format!("{:016x}", recipe.finish())
-    }
+fn recipe(suite: &str) -> String {
+    let mut recipe = DefaultHasher::new();
+    (suite, PACKAGES, SCRIPT).hash(&mut recipe);
+    format!("{:016x}", recipe.finish())
 }
 
 /// All that apt's lists of sources say.

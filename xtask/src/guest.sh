@@ -35,12 +35,6 @@ mount -t proc proc "$root/proc"
 chroot "$root" systemctl --quiet enable systemd-networkd
 chroot "$root" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer e2scrub_reap.service fstrim.timer
-# Where SELinux is installed it is enforced, and all files have its labels.
-contexts=/etc/selinux/default/contexts/files/file_contexts
-if [ -e "$root$contexts" ]; then
-    printf '%s\n' SELINUX=enforcing SELINUXTYPE=default >"$root/etc/selinux/config"
-    chroot "$root" setfiles -F -e /proc "$contexts" /
-fi
 umount "$root/proc"
 
 cp "$root"/boot/vmlinuz-* "$build/vmlinuz"

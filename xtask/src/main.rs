@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::bench(&bench),
         Task::Statistics(statistics) => statistics::statistics(&statistics),
         Task::Chaos(chaos) => test::chaos(&chaos),
-        Task::Guest => setup::setup(true).and_then(|()| guest::guests(true)),
+        Task::Guest => setup::setup(true).and_then(|()| guest::guests()),
         Task::AwsContract(contract) => contract::contract(&contract),
         Task::Emulator { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

@@ -71,7 +71,7 @@ pub(crate) fn test(quick: bool) -> Result {
     parts.part("setup", || setup(true).map(|()| Outcome::Passed))?;
     let guest = is_root() || sudo_asks_nothing();
     parts.part("machines to boot", || match guest {
-        true => guest::guests(false).map(|()| Outcome::Passed),
+        true => guest::guests().map(|()| Outcome::Passed),
         false => Ok(Outcome::LeftOut("building them takes root, or sudo without a password")),
     })?;
     if !quick {
@@ -223,7 +223,7 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
-    guest::guests(true)?;
+    guest::guests()?;
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
     let chosen = ["left_behind", "storm", "killed", "signal"];
     let mut tests = cargo_test();

@@ -297,7 +297,7 @@ mod tests {
         let include = "Include /etc/ssh/sshd_config.d/*.conf\n";
         let configs = [
             (format!("# HostKey /x\n{include}HostKey /x\n"), ""),
-            (format!("include \"/etc/ssh/sshd_config.d/*.conf\"\nPort 22\n"), ""),
+            ("include \"/etc/ssh/sshd_config.d/*.conf\"\nPort 22\n".to_owned(), ""),
             (format!("HostKey /x\n{include}"), line),
             (format!("Match user x\n  {include}"), line),
             (format!("#{include}UsePAM yes\n"), line),
