@@ -15,12 +15,8 @@ use crate::user_data::DEADLINE_DIGITS;
 /// How far a machine's own deadline may be from the one in its tags: they are told to the second, at once.
 const DEADLINE_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Waits for cloud-init. A status of 2 means that it ended with warnings, since its version 23.4.
-const WAIT_FOR_CLOUD_INIT: &str = "command -v cloud-init >/dev/null || exit 0\n\
-     cloud-init status --wait >/dev/null && exit 0\n\
-     [ $? != 2 ] || exit 0\n\
-     cloud-init status --long >&2\n\
-     exit 1";
+/// Waits for cloud-init.
+const WAIT_FOR_CLOUD_INIT: &str = include_str!("cloud_init.sh");
 
 /// Fails unless a machine says that it is armed to end when its tags say so.
 pub(crate) async fn verify_deadline(

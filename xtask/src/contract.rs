@@ -6,8 +6,8 @@ use std::process::Command;
 use crate::emulator::{self, home};
 use crate::{Failure, Result, root, succeeds};
 
-/// What it may cost at the most: some thirty machines of the smallest types, for a minute or two each, with their disks
-/// and addresses.
+/// What it may cost at the most: some thirty-five machines of the smallest types, for a minute or two each, and for seven
+/// those of the images, with their disks and addresses.
 const MAX_CENTS: u32 = 10;
 
 #[derive(Debug, clap::Args)]
@@ -36,8 +36,8 @@ pub(crate) fn contract(contract: &Contract) -> Result {
     };
     let endpoint = given("AWS_ENDPOINT_URL").map(|url| format!(" at {url}")).unwrap_or_default();
     eprintln!(
-        "xtask: as {who} in {region}{endpoint}: launches about thirty t3.nano, t3.micro and t2.nano machines, at most \
-         three at a time for a minute or two, and makes security groups, launch templates and a placement group.\n\
+        "xtask: as {who} in {region}{endpoint}: launches about thirty-five t3.nano, t3.micro and t2.nano machines, at \
+         most eight at a time and for a few minutes, and makes security groups, launch templates and a placement group.\n\
          xtask: that costs a few cents, {MAX_CENTS} at the most. All of it carries the tag `tsunami:contract` and is \
          removed at the end; what can't be is named."
     );

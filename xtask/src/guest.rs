@@ -1,53 +1,39 @@
-//! Builds the machine that tests boot: a small Debian with systemd, cloud-init and sshd.
+//! Builds the machines that tests boot: small Debians with systemd, cloud-init and sshd.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use crate::setup::sudo_asks_nothing;
 use crate::{Failure, Result, is_root, root, succeeds};
 
-/// What debootstrap installs. It knows of no package's alternatives, hence python3-cffi-backend.
-const PACKAGES: [&str; 14] = [
-    "cloud-init",
-    "dbus",
-    "e2fsprogs",
-    "initramfs-tools",
-    "iproute2",
-    "kmod",
-    "linux-image-cloud-amd64",
-    "netbase",
-    "openssh-server",
-    "python3-cffi-backend",
-    "sudo",
-    "systemd-sysv",
-    "udev",
-    "util-linux-extra",
-];
+/// The releases of Debian that are built, each with the cloud-init of its time.
+const SUITES: [&str; 2] = ["bookworm", "trixie"];
+
+/// What is installed, beside what these need.
+const PACKAGES: &str = "cloud-init,dbus,e2fsprogs,initramfs-tools,iproute2,kmod,linux-image-cloud-amd64,netbase,\
+                        openssh-server,sudo,systemd-sysv,udev,util-linux-extra";
 
 const SCRIPT: &str = include_str!("guest.sh");
-
-/// For a computer that has no Debian itself.
-const SUITE: &str = "bookworm";
 
 /// Where apt says nothing.
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Makes `root.img`, `vmlinuz` and `initrd.img` in `target/guest`, once for each recipe.
-pub(crate) fn guest() -> Result {
-    let suite = suite(&fs::read_to_string("/etc/os-release").unwrap_or_default());
-    let packages = PACKAGES.join(",");
-    let mut recipe = DefaultHasher::new();
-    (&suite, &packages, SCRIPT).hash(&mut recipe);
-    let recipe = format!("{:016x}", recipe.finish());
-
-    let target = root().join("target");
+/// Makes `root.img`, `vmlinuz` and `initrd.img` of each in `target/guest/SUITE`, once for each recipe.
+pub(crate) fn guests() -> Result {
+    let target = root().join("target/guest");
     fs::create_dir_all(&target)?;
-    let lock = File::create(target.join("guest.lock"))?;
+    let lock = File::create(target.join("lock"))?;
     lock.lock()?;
-    if fs::read_to_string(target.join("guest/recipe")).is_ok_and(|built| built.trim_end() == recipe) {
-        eprintln!("xtask: the guest is up to date");
+    let built = |suite: &&str| {
+        let built = fs::read_to_string(target.join(suite).join("recipe"));
+        built.is_ok_and(|built| built.trim_end() == recipe(suite))
+    };
+    let missing: Vec<&str> = SUITES.into_iter().filter(|suite| !built(suite)).collect();
+    if missing.is_empty() {
+        eprintln!("xtask: the guests are up to date");
         return Ok(());
     }
     let prefix: &[&str] = match (is_root(), sudo_asks_nothing()) {
@@ -58,26 +44,34 @@ pub(crate) fn guest() -> Result {
             return Err(Failure { message, status: 2 });
         }
     };
-    let mirror = mirror(&apt_sources(Path::new("/etc/apt")), &suite).unwrap_or_else(|| MIRROR.to_owned());
-    eprintln!("xtask: building a guest of Debian {suite}, which takes some minutes");
-    // What debootstrap mounts is gone with the namespace, however that ends.
-    let words = [prefix, &["unshare", "--mount", "sh"]].concat();
-    let mut build = Command::new(words[0]);
-    build.args(&words[1..]).arg(root().join("xtask/src/guest.sh")).arg(&target);
-    build.args([&recipe, &suite, &mirror, &packages]);
-    if succeeds(&mut build)? { Ok(()) } else { Err(Failure::new("the guest was not built: see above")) }
+    let sources = apt_sources(Path::new("/etc/apt"));
+    eprintln!("xtask: building guests of Debian {}, which takes a minute or two", missing.join(" and "));
+    let build = |suite: &str| {
+        // An archive that has another release has this one as well.
+        let mirror = [suite].into_iter().chain(SUITES).find_map(|suite| mirror(&sources, suite));
+        // What is mounted meanwhile is gone with the namespace, however that ends.
+        let words = [prefix, &["unshare", "--mount", "sh"]].concat();
+        let mut build = Command::new(words[0]);
+        build.args(&words[1..]).arg(root().join("xtask/src/guest.sh")).arg(target.join(suite));
+        build.args([&recipe(suite), suite, mirror.as_deref().unwrap_or(MIRROR), PACKAGES]);
+        succeeds(&mut build)
+    };
+    // Side by side: each waits for the network, and then for one processor.
+    let built = thread::scope(|scope| {
+        let builds: Vec<_> = missing.iter().map(|suite| scope.spawn(|| build(suite))).collect();
+        let joined = builds.into_iter().map(|build| build.join().unwrap_or(Ok(false)));
+        joined.collect::<Result<Vec<bool>>>()
+    })?;
+    match built.iter().all(|built| *built) {
+        true => Ok(()),
+        false => Err(Failure::new("a guest was not built: see above")),
+    }
 }
 
-/// The release of Debian that is here, so that what apt has a mirror of is what the guest is made from.
-fn suite(os_release: &str) -> String {
-    let value = |name| {
-        let mut lines = os_release.lines().filter_map(|line| line.split_once('='));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"'))
-    };
-    match (value("ID"), value("VERSION_CODENAME")) {
-        (Some("debian"), Some(codename)) => codename.to_owned(),
-        _ => SUITE.to_owned(),
-    }
+fn recipe(suite: &str) -> String {
+    let mut recipe = DefaultHasher::new();
+    (suite, PACKAGES, SCRIPT).hash(&mut recipe);
+    format!("{:016x}", recipe.finish())
 }
 
 /// All that apt's lists of sources say.
@@ -136,11 +130,5 @@ mod tests {
                        Components: main\n";
         assert_eq!(mirror(stanzas, "bookworm").as_deref(), Some("http://f.example/debian"));
         assert_eq!(mirror(stanzas, "trixie"), None);
-    }
-
-    #[test]
-    fn the_release_is_the_one_that_is_here_if_that_is_debian() {
-        assert_eq!(suite("ID=debian\nVERSION_CODENAME=trixie\n"), "trixie");
-        assert_eq!(suite("ID=ubuntu\nVERSION_CODENAME=noble\n"), SUITE);
     }
 }

@@ -1,19 +1,22 @@
-# Builds the guest, as root and in a mount namespace of its own: TARGET RECIPE SUITE MIRROR PACKAGES
+# Builds a guest, as root and in a mount namespace of its own: DIRECTORY RECIPE SUITE MIRROR PACKAGES
 set -eu
-target=$1 recipe=$2 suite=$3 mirror=$4 packages=$5
-build=$target/guest.new
+directory=$1 recipe=$2 suite=$3 mirror=$4 packages=$5
+build=$directory.new
 root=$build/root
 umask 022
-rm -rf "$build" "$target/guest.old"
-mkdir -p "$root"
+rm -rf "$build" "$directory.old"
+mkdir -p "$build"
 
-# debootstrap itself knows only of apt's programs that find a proxy.
-if command -v apt-config >/dev/null; then
-    eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
-    [ -z "${http_proxy-}" ] || export http_proxy
-    [ -z "${https_proxy-}" ] || export https_proxy
-fi
-debootstrap --arch=amd64 --variant=minbase --include="$packages" "$suite" "$root" "$mirror"
+# What the initial RAM disk is made by is there before the kernel, so that it is made once. What this computer has must
+# not decide what the guest can boot from.
+mkdir -p "$build/first/etc/initramfs-tools/conf.d" "$build/first/usr/share/initramfs-tools/modules.d"
+printf '%s\n' MODULES=list COMPRESS=gzip >"$build/first/etc/initramfs-tools/conf.d/guest"
+printf '%s\n' virtio_pci virtio_blk ext4 >"$build/first/usr/share/initramfs-tools/modules.d/guest.conf"
+mmdebstrap --quiet --mode=root --architectures=amd64 --variant=minbase --include="$packages" \
+    --aptopt='APT::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --essential-hook="copy-in '$build/first/etc' '$build/first/usr' /" \
+    "$suite" "$root" "$mirror"
 
 echo 'LABEL=root / ext4 errors=remount-ro 0 1' >"$root/etc/fstab"
 echo guest >"$root/etc/hostname"
@@ -32,21 +35,15 @@ mount -t proc proc "$root/proc"
 chroot "$root" systemctl --quiet enable systemd-networkd
 chroot "$root" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer e2scrub_reap.service fstrim.timer
-# What this computer has must not decide what the guest can boot from.
-printf '%s\n' virtio_pci virtio_blk ext4 >>"$root/etc/initramfs-tools/modules"
-echo MODULES=list >"$root/etc/initramfs-tools/conf.d/guest"
-chroot "$root" update-initramfs -u
 umount "$root/proc"
 
-rm -rf "$root"/debootstrap "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* \
-    "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/*
 cp "$root"/boot/vmlinuz-* "$build/vmlinuz"
 cp "$root"/boot/initrd.img-* "$build/initrd.img"
 mke2fs -q -t ext4 -L root -E lazy_itable_init=0,lazy_journal_init=0 -d "$root" "$build/root.img" 1G
 chmod a+r "$build/vmlinuz" "$build/initrd.img"
-rm -rf "$root"
+rm -rf "$root" "$build/first"
 echo "$recipe" >"$build/recipe"
 
-[ ! -e "$target/guest" ] || mv "$target/guest" "$target/guest.old"
-mv "$build" "$target/guest"
-rm -rf "$target/guest.old"
+[ ! -e "$directory" ] || mv "$directory" "$directory.old"
+mv "$build" "$directory"
+rm -rf "$directory.old"

@@ -50,7 +50,7 @@ enum Task {
     Bench(bench::Bench),
     /// How often statements about measurements are right: simulations, as the tables of docs/TRUST.md, and scipy's figures.
     Statistics(statistics::Statistics),
-    /// Build the machine that tests boot, a small Debian; as root.
+    /// Build the machines that tests boot, small Debians; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
     AwsContract(contract::Contract),
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::bench(&bench),
         Task::Statistics(statistics) => statistics::statistics(&statistics),
         Task::Chaos(chaos) => test::chaos(&chaos),
-        Task::Guest => setup::setup(true).and_then(|()| guest::guest()),
+        Task::Guest => setup::setup(true).and_then(|()| guest::guests()),
         Task::AwsContract(contract) => contract::contract(&contract),
         Task::Emulator { port } => emulator::run(port),
         Task::RunAsUser { directory, program, arguments } => {

@@ -33,7 +33,7 @@ const TEST_TOOLS: [(&str, &str); 17] = [
     ("useradd", "passwd"),
     ("python3", "python3"),
     ("chromium", "chromium"),
-    ("debootstrap", "debootstrap"),
+    ("mmdebstrap", "mmdebstrap"),
     ("mke2fs", "e2fsprogs"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mpirun", "openmpi-bin"),

@@ -70,9 +70,9 @@ pub(crate) fn test(quick: bool) -> Result {
     let mut parts = Parts::default();
     parts.part("setup", || setup(true).map(|()| Outcome::Passed))?;
     let guest = is_root() || sudo_asks_nothing();
-    parts.part("a machine to boot", || match guest {
-        true => guest::guest().map(|()| Outcome::Passed),
-        false => Ok(Outcome::LeftOut("building it takes root, or sudo without a password")),
+    parts.part("machines to boot", || match guest {
+        true => guest::guests().map(|()| Outcome::Passed),
+        false => Ok(Outcome::LeftOut("building them takes root, or sudo without a password")),
     })?;
     if !quick {
         parts.part("format", || check("fmt", &["--all", "--check"]))?;
@@ -217,12 +217,13 @@ pub(crate) struct Chaos {
     inputs: u32,
 }
 
-/// The tests of "nothing left behind", of interrupted trials and of hostile input, for longer than anybody waits for CI.
+/// The tests of "nothing left behind", of interrupted trials and of hostile input, for longer than anybody waits for CI, and of all images.
 pub(crate) fn chaos(chaos: &Chaos) -> Result {
     setup(true)?;
     if !is_root() {
         return Err(Failure::new("this takes root: the emulator's machines listen on port 22"));
     }
+    guest::guests()?;
     let targets = ["--test", "chaos", "--test", "emulated", "--test", "aws", "--test", "e2e"];
     let chosen = ["left_behind", "storm", "two_users", "killed", "signal", "thirteen"];
     let mut tests = cargo_test();
@@ -232,7 +233,13 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
     tests.env("TSUNAMI_STORM_RUNS", chaos.storms.to_string());
     tests.env("TSUNAMI_TWO_USERS_RUNS", chaos.two_users.to_string());
     let mut figures = Vec::new();
-    let mut passed = read_figures(&mut tests, &mut figures)?;
+    let mut passed = read_figures(&mut tests, &FIGURES, &mut figures)?;
+    // Each machine keeps a processor busy.
+    let mut boots = cargo_test();
+    boots.args(["--test", "boot", "--", "--include-ignored"]).arg(format!("--test-threads={}", processors()));
+    let mut booted = Vec::new();
+    passed &= read_figures(&mut boots, &["... ok"], &mut booted)?;
+    figures.push(format!("{} scenarios of machines that boot passed", booted.len()));
     let mut inputs = cargo_test();
     passed &= succeeds(inputs.args(["--lib", "--bins"]).env("TSUNAMI_FUZZ_CASES", chaos.inputs.to_string()))?;
     let busy = Busy::new()?;
@@ -242,14 +249,14 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
     if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
 }
 
-/// Runs tests where their output can be seen, and picks out the figures. Returns whether they passed.
-fn read_figures(tests: &mut Command, figures: &mut Vec<String>) -> Result<bool> {
+/// Runs tests where their output can be seen, and picks out the figures, which begin with one of the signs. Returns whether they passed.
+fn read_figures(tests: &mut Command, signs: &[&str], figures: &mut Vec<String>) -> Result<bool> {
     say(tests);
     let mut child = tests.stdout(Stdio::piped()).spawn()?;
     for line in BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output"))?).lines() {
         let line = line?;
         eprintln!("{line}");
-        let figure = FIGURES.iter().find_map(|sign| line.find(sign).map(|at| line[at..].to_owned()));
+        let figure = signs.iter().find_map(|sign| line.find(sign).map(|at| line[at..].to_owned()));
         figures.extend(figure);
     }
     Ok(child.wait()?.success())

@@ -39,7 +39,7 @@ keep 644 "$unit" <<'TSUNAMI'
 Description=The deadline of this machine (tsunami)
 DefaultDependencies=no
 RequiresMountsFor=/var/lib/tsunami /usr/local/bin
-Before=sshd.service ssh.service ssh.socket
+Before=sshd.service ssh.service sshd.socket ssh.socket
 IgnoreOnIsolate=yes
 RefuseManualStop=yes
 StartLimitIntervalSec=60
@@ -74,8 +74,13 @@ keep 600 "$ssh/tsunami_host_ed25519_key" <<'TSUNAMI'
 TSUNAMI
 line='HostKey /etc/ssh/tsunami_host_ed25519_key'
 echo "$line" | keep 644 "$ssh/sshd_config.d/00-tsunami.conf"
+# Of several keys of a kind sshd serves the first: where others come before that file is included, if it is, the line
+# stands before them.
 config=$ssh/sshd_config
-if [ -f "$config" ] && ! grep -Eiq '^[[:space:]]*Include[[:space:]].*sshd_config\.d/' "$config" &&
-    ! grep -qxF "$line" "$config"; then
-    sed -i "1i $line" "$config"
+keys='^[[:space:]]*(HostKey|Match|Include[[:space:]].*sshd_config\.d/)'
+if [ -f "$config" ]; then
+    case $(grep -Ei "$keys" "$config" | head -n 1) in
+    *sshd_config.d/* | "$line") ;;
+    *) sed -i "1i $line" "$config" ;;
+    esac
 fi

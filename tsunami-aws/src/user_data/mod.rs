@@ -202,6 +202,10 @@ fn has_default_user(own: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
     use super::*;
 
     fn compose(own: Option<&str>) -> Result<String, InvalidUserData> {
@@ -285,5 +289,42 @@ mod tests {
         // A boundary never occurs in what it bounds.
         let hostile = "#!/bin/sh\n--===tsunami===--\necho still here";
         assert!(compose(Some(hostile)).unwrap().contains("boundary=\"===tsunami-===\""));
+    }
+
+    #[test]
+    fn the_pinned_key_comes_before_any_other_of_the_image() {
+        let line = "HostKey /etc/ssh/tsunami_host_ed25519_key\n";
+        let include = "Include /etc/ssh/sshd_config.d/*.conf\n";
+        let configs = [
+            (format!("# HostKey /x\n{include}HostKey /x\n"), ""),
+            ("include \"/etc/ssh/sshd_config.d/*.conf\"\nPort 22\n".to_owned(), ""),
+            (format!("HostKey /x\n{include}"), line),
+            (format!("Match user x\n  {include}"), line),
+            (format!("#{include}UsePAM yes\n"), line),
+        ];
+        // What it asks the machine for does nothing here, above all its end.
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        for stub in ["poweroff", "systemctl", "sync"] {
+            let stub = place.path().join(stub);
+            fs::write(&stub, "#!/bin/sh\n").unwrap();
+            fs::set_permissions(&stub, Permissions::from_mode(0o755)).unwrap();
+        }
+        let text = compose(None).unwrap().replace(DEADLINE.trim_end(), "#!/bin/sh");
+        let hook = text.split("\n\n").skip(2).collect::<Vec<_>>().join("\n\n");
+        let hook = hook.split("\n--===tsunami===").next().unwrap();
+        for (config, before) in configs {
+            let file = root.join("etc/ssh/sshd_config");
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, &config).unwrap();
+            // Twice, as at every boot.
+            for _ in 0..2 {
+                let mut sh = Command::new("sh");
+                sh.env("PATH", format!("{}:/usr/bin:/bin", place.path().display())).env("DESTDIR", &root);
+                let done = sh.args(["-c", hook]).output().unwrap();
+                assert!(done.status.success(), "{config}: {}", String::from_utf8_lossy(&done.stderr));
+                assert_eq!(fs::read_to_string(&file).unwrap(), format!("{before}{config}"));
+            }
+        }
     }
 }

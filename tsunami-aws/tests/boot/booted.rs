@@ -1,8 +1,10 @@
 //! The tests, by the name under which they can be left out where no machine can be built.
 
 use std::fs::{self, File, Permissions};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
@@ -15,8 +17,14 @@ use tsunami_aws::UserData;
 
 const DEADLINE: &str = include_str!("../../src/user_data/deadline.sh");
 
-/// A boot takes a sixth of it where nothing else runs.
-const BOOT: Duration = Duration::from_secs(300);
+/// What `cargo xtask aws-contract` asks of images that can't be booted here.
+const IMAGE: &str = include_str!("../emulator/image.sh");
+
+/// What the controller runs on a new machine before anything else does.
+const WAIT_FOR_CLOUD_INIT: &str = include_str!("../../src/cloud_init.sh");
+
+/// A boot takes a twentieth of it where nothing else runs.
+const BOOT: Duration = Duration::from_secs(1200);
 
 /// How long a machine takes to end once it has begun to.
 const END: Duration = Duration::from_secs(30);
@@ -28,8 +36,50 @@ const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 const STATUS: &str = "tsunami-deadline status";
 
-#[test]
-fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does() {
+/// Makes a test of each scenario with each image. What is `long` is left to `cargo xtask chaos`.
+macro_rules! scenarios {
+    ($($scenario:ident: $bookworm:ident $trixie:ident;)*) => {
+        $(mod $scenario {
+            scenario!($bookworm bookworm $scenario);
+            scenario!($trixie trixie $scenario);
+        })*
+    };
+}
+
+macro_rules! scenario {
+    (short $image:ident $scenario:ident) => {
+        #[test]
+        fn $image() {
+            super::$scenario(stringify!($image));
+        }
+    };
+    (long $image:ident $scenario:ident) => {
+        #[test]
+        #[ignore = "in the long form"]
+        fn $image() {
+            super::$scenario(stringify!($image));
+        }
+    };
+}
+
+scenarios! {
+    a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does: short short;
+    at_its_deadline_a_machine_powers_off_whatever_runs_on_it: short long;
+    lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back: short long;
+    a_moved_deadline_holds_over_a_killed_watch_and_a_reboot: short long;
+    a_deadline_ends_a_shutdown_that_hangs: short long;
+    a_machine_that_cannot_be_armed_lets_nobody_in_and_powers_off: short long;
+    a_socket_that_starts_sshd_listens_once_the_machine_is_armed: long long;
+    the_pinned_key_is_served_whatever_sshd_config_includes: long long;
+    a_slow_cloud_init_lets_nobody_in_before_the_machine_is_armed: long long;
+    a_cloud_init_that_hangs_holds_no_deadline_up: long long;
+    a_module_that_fails_is_told_and_no_deadline_fails_with_it: long long;
+    a_broken_cloud_init_lets_nobody_in_and_the_machine_ends: long long;
+    a_link_that_comes_up_late_is_waited_for: long long;
+    without_any_network_a_machine_ends_itself: long long;
+}
+
+fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does(image: &str) {
     let other = new_key();
     let private = other.to_openssh(LineEnding::LF).unwrap().replace('\n', "\n    ");
     let own = format!(
@@ -37,7 +87,7 @@ fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does()
          ssh_keys:\n  ed25519_private: |\n    {private}\n  ed25519_public: {}\n",
         other.public_key().to_openssh().unwrap()
     );
-    let machine = Machine::boot(now() + HOUR, HOUR, DEADLINE, Some(&own));
+    let machine = Boot { own: Some(&own), ..Boot::of(image) }.begin();
     machine.wait_for_login("");
     assert_eq!(machine.run(STATUS), machine.promise());
 
@@ -47,11 +97,7 @@ fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does()
     assert_eq!(others, other.public_key().to_openssh().unwrap());
 
     // Armed first, and for good.
-    let started = |unit| {
-        let show = format!("systemctl show --value -p ExecMainStartTimestampMonotonic {unit}");
-        machine.run(&show).parse::<u64>().unwrap()
-    };
-    assert!(started("tsunami-deadline.service") < started("ssh.service"));
+    machine.was_armed_first("ssh.service");
     assert_eq!(machine.run("systemctl is-enabled tsunami-deadline.service"), "enabled");
     machine.fails("sudo systemctl stop tsunami-deadline.service");
 
@@ -69,10 +115,9 @@ fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does()
     machine.wait_for_off(Instant::now() + END);
 }
 
-#[test]
-fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it() {
+fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it(image: &str) {
     let at = now() + 150;
-    let machine = Machine::boot(at, 150, DEADLINE, None);
+    let machine = Boot { at, life: 150, ..Boot::of(image) }.begin();
     machine.wait_for_login("");
     let mut session = machine.ssh("trap '' HUP INT TERM; echo here; while :; do sleep 1; done");
     let mut session = session.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -83,9 +128,8 @@ fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it() {
     assert!(!machine.ssh("true").output().unwrap().status.success());
 }
 
-#[test]
-fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back() {
-    let machine = Machine::boot(now() + HOUR, HOUR, DEADLINE, None);
+fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back(image: &str) {
+    let machine = Boot::of(image).begin();
     let boot = machine.wait_for_login("");
     let (_, lived) = machine.beat();
     let more = 2 * boot + Duration::from_secs(50);
@@ -113,9 +157,8 @@ fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back
     assert!(extended.elapsed() + Duration::from_secs(5) >= more, "off after {:?}", extended.elapsed());
 }
 
-#[test]
-fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot() {
-    let machine = Machine::boot(now() + HOUR, HOUR, DEADLINE, None);
+fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot(image: &str) {
+    let machine = Boot::of(image).begin();
     let boot = machine.wait_for_login("").as_secs();
     let (first, at) = (now() + boot + 15, now() + 2 * boot + 40);
     machine.run(&format!("sudo tsunami-deadline extend {first} {HOUR}"));
@@ -139,9 +182,8 @@ fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot() {
     assert!(now() >= at, "it was off {} s before its time", at - now());
 }
 
-#[test]
-fn a_deadline_ends_a_shutdown_that_hangs() {
-    let machine = Machine::boot(now() + HOUR, HOUR, DEADLINE, None);
+fn a_deadline_ends_a_shutdown_that_hangs(image: &str) {
+    let machine = Boot::of(image).begin();
     machine.wait_for_login("");
     machine.run(
         "sudo systemd-run --quiet --unit hangs -p ExecStop='sleep infinity' -p TimeoutStopSec=infinity sleep infinity",
@@ -153,31 +195,146 @@ fn a_deadline_ends_a_shutdown_that_hangs() {
     assert!(now() >= at, "the shutdown did not hang");
 }
 
-#[test]
-fn a_machine_that_cannot_be_armed_lets_nobody_in_and_powers_off() {
-    let machine = Machine::boot(now() + HOUR, HOUR, "#!/bin/sh\nsleep 1000\n", None);
+fn a_machine_that_cannot_be_armed_lets_nobody_in_and_powers_off(image: &str) {
+    let machine = Boot { tool: "#!/bin/sh\nsleep 1000\n", ..Boot::of(image) }.begin();
     machine.wait_for_off(Instant::now() + BOOT + END);
     let console = machine.console();
     assert!(console.contains("tsunami: the deadline could not be armed; powering off"), "{console}");
     assert!(!console.contains("OpenBSD Secure Shell server"));
 }
 
-/// A machine that QEMU emulates, with a disk of its own.
-#[derive(Debug)]
-struct Machine {
-    directory: TempDir,
-    port: u16,
-    at: u64,
-    life: u64,
-    qemu: std::cell::RefCell<Child>,
+fn a_socket_that_starts_sshd_listens_once_the_machine_is_armed(image: &str) {
+    // As Ubuntu has it since 22.10.
+    let changes = [
+        Change::Gone("/etc/systemd/system/multi-user.target.wants/ssh.service"),
+        Change::Gone("/etc/systemd/system/sshd.service"),
+        Change::Link(
+            "/etc/systemd/system/sockets.target.wants/ssh.socket",
+            "/usr/lib/systemd/system/ssh.socket",
+        ),
+    ];
+    let machine = Boot { changes: &changes, own: Some(IMAGE), ..Boot::of(image) }.begin();
+    machine.wait_for_login("");
+    assert_eq!(machine.run("systemctl is-enabled ssh.socket ssh.service || :"), "enabled\ndisabled");
+    machine.was_armed_first("ssh.socket");
+    machine.run(WAIT_FOR_CLOUD_INIT);
+    machine.answers_the_contract("ssh.socket");
+
+    let before = machine.run(BOOT_ID);
+    machine.reboot();
+    machine.wait_for_login(&before);
+    machine.was_armed_first("ssh.socket");
+    machine.ends_when_told();
 }
 
-impl Machine {
-    fn boot(at: u64, life: u64, tool: &str, own: Option<&str>) -> Self {
-        let guest = guest();
+fn the_pinned_key_is_served_whatever_sshd_config_includes(image: &str) {
+    // As older images have it, and as somebody may have written it by hand.
+    let own = "UsePAM yes\nPasswordAuthentication no\nHostKey /etc/ssh/ssh_host_ed25519_key\n";
+    let late =
+        format!("#Include /etc/ssh/sshd_config.d/*.conf\n{own}Include /etc/ssh/sshd_config.d/*.conf\n");
+    let changes = [Change::File("/etc/ssh/sshd_config", own)];
+    let machine = Boot { changes: &changes, ..Boot::of(image) }.begin();
+    machine.wait_for_login("");
+    machine.was_armed_first("ssh.service");
+
+    let before = machine.run(BOOT_ID);
+    machine.run(&format!("printf %s '{late}' | sudo tee /etc/ssh/sshd_config; sync"));
+    machine.reboot();
+    machine.wait_for_login(&before);
+    machine.ends_when_told();
+}
+
+fn a_slow_cloud_init_lets_nobody_in_before_the_machine_is_armed(image: &str) {
+    // Before it knows tsunami's part, and after.
+    let slow = "[Service]\nExecStartPre=/bin/sleep 60\n";
+    let changes = [Change::File("/etc/systemd/system/cloud-init-local.service.d/slow.conf", slow)];
+    let own = "#cloud-config\nbootcmd: [sleep 60]\n";
+    let machine = Boot { changes: &changes, own: Some(own), ..Boot::of(image) }.begin();
+    machine.wait_for_login("");
+    machine.was_armed_first("ssh.service");
+    machine.run(WAIT_FOR_CLOUD_INIT);
+    machine.ends_when_told();
+}
+
+fn a_cloud_init_that_hangs_holds_no_deadline_up(image: &str) {
+    let at = now() + 120;
+    let own = "#cloud-config\nbootcmd: [sleep infinity]\n";
+    let machine = Boot { at, own: Some(own), ..Boot::of(image) }.begin();
+    machine.ends_alone();
+}
+
+fn a_module_that_fails_is_told_and_no_deadline_fails_with_it(image: &str) {
+    let own = "#cloud-config\nbootcmd: [exit 7]\nwrite_files: 7\nruncmd: {a: b}\n";
+    let machine = Boot { own: Some(own), ..Boot::of(image) }.begin();
+    machine.wait_for_login("");
+    machine.was_armed_first("ssh.service");
+    let refused = machine.attempt(WAIT_FOR_CLOUD_INIT).unwrap_err();
+    assert!(refused.contains("exit status: 1") && refused.contains("status: error"), "{refused}");
+    assert!(refused.contains("bootcmd"), "{refused}");
+    machine.ends_when_told();
+}
+
+fn a_broken_cloud_init_lets_nobody_in_and_the_machine_ends(image: &str) {
+    // A module that can't be loaded, of those that come before the login's key.
+    let at = now() + 120;
+    let module = "/usr/lib/python3/dist-packages/cloudinit/config/cc_users_groups.py";
+    let changes = [Change::File(module, "raise RuntimeError('broken')\n")];
+    let machine = Boot { at, changes: &changes, ..Boot::of(image) }.begin();
+    machine.ends_alone();
+}
+
+fn a_link_that_comes_up_late_is_waited_for(image: &str) {
+    let machine = Boot { unplugged: true, own: Some(IMAGE), ..Boot::of(image) }.begin();
+    sleep(Duration::from_secs(90));
+    machine.plug(true);
+    machine.wait_for_login("");
+    machine.was_armed_first("ssh.service");
+    machine.run(WAIT_FOR_CLOUD_INIT);
+    machine.answers_the_contract("ssh.service");
+    machine.ends_when_told();
+}
+
+fn without_any_network_a_machine_ends_itself(image: &str) {
+    let at = now() + 120;
+    let machine = Boot { at, unplugged: true, ..Boot::of(image) }.begin();
+    machine.ends_alone();
+}
+
+/// What is booted, if not an image as it is with nothing but tsunami's part.
+#[derive(Clone, Copy, Debug)]
+struct Boot<'a> {
+    /// A Debian, by its release.
+    image: &'a str,
+    at: u64,
+    life: u64,
+    tool: &'a str,
+    own: Option<&'a str>,
+    /// How the image's files differ.
+    changes: &'a [Change<'a>],
+    /// Whether the network has no link, as if the cable were out.
+    unplugged: bool,
+}
+
+/// What differs in an image, by the path there.
+#[derive(Clone, Copy, Debug)]
+enum Change<'a> {
+    File(&'a str, &'a str),
+    Link(&'a str, &'a str),
+    Gone(&'a str),
+}
+
+impl<'a> Boot<'a> {
+    fn of(image: &'a str) -> Self {
+        let at = now() + HOUR;
+        Self { image, at, life: HOUR, tool: DEADLINE, own: None, changes: &[], unplugged: false }
+    }
+
+    fn begin(self) -> Machine {
+        let guest = guest(self.image);
         let directory = tempfile::Builder::new().prefix("tsunami-boot-").tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         symlink(&guest, path("guest")).unwrap();
+        let disk = self.disk(directory.path());
 
         let (login, host) = (new_key(), new_key());
         fs::write(path("key"), login.to_openssh(LineEnding::LF).unwrap()).unwrap();
@@ -191,22 +348,108 @@ impl Machine {
         let login = login.public_key().to_openssh().unwrap();
         let meta_data = format!("instance-id: i-1\nlocal-hostname: guest\npublic-keys: [\"{login}\"]\n");
         fs::write(path("seed/meta-data"), meta_data).unwrap();
-        fs::write(path("seed/user-data"), user_data(at, life, &host, tool, own)).unwrap();
+        fs::write(path("seed/user-data"), self.user_data(&host)).unwrap();
 
         // However this process ends, `timeout` ends with it, and QEMU with `timeout`.
         let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "TERM", "timeout", "900", "setpriv", "--pdeathsig", "KILL"]);
+        qemu.args(["--pdeathsig", "TERM", "timeout", "2400", "setpriv", "--pdeathsig", "KILL"]);
         qemu.args(["qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none"]);
         qemu.args(["-serial", "file:console", "-kernel", "guest/vmlinuz", "-initrd", "guest/initrd.img"]);
-        qemu.args(["-append", "root=LABEL=root ro console=ttyS0"]);
-        qemu.args(["-drive", "file=guest/root.img,format=raw,if=virtio,snapshot=on"]);
+        // Mitigations are slow under emulation, and protect nothing.
+        qemu.args(["-append", "root=LABEL=root ro console=ttyS0 mitigations=off"]);
+        qemu.args(["-drive", &format!("file={disk},format=raw,if=virtio,snapshot=on")]);
         qemu.args(["-blockdev", "driver=vvfat,node-name=seed,dir=seed,label=CIDATA,read-only=on"]);
         qemu.args(["-device", "virtio-blk-pci,drive=seed", "-device", "virtio-net-pci,netdev=net,romfile="]);
         qemu.args(["-netdev", &format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22")]);
+        qemu.args(["-qmp", "unix:qmp,server=on,wait=off", "-S"]);
         qemu.current_dir(directory.path()).env("TMPDIR", directory.path()).stdin(Stdio::null());
         let said = File::create(path("qemu")).unwrap();
         let qemu = qemu.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap();
-        Self { directory, port, at, life, qemu: qemu.into() }
+        let Self { at, life, .. } = self;
+        let machine = Machine { directory, port, at, life, qemu: qemu.into() };
+        if self.unplugged {
+            machine.plug(false);
+        }
+        machine.ask_qemu("{'execute': 'cont'}");
+        machine
+    }
+
+    /// Makes a disk of its own for what differs from the image, below the machine's directory.
+    fn disk(&self, directory: &Path) -> &'static str {
+        if self.changes.is_empty() {
+            return "guest/root.img";
+        }
+        let mut commands = String::new();
+        for (number, change) in self.changes.iter().enumerate() {
+            let (Change::File(path, _) | Change::Link(path, _) | Change::Gone(path)) = change;
+            // Either may fail, for good reason.
+            commands.push_str(&format!("mkdir {}\nrm {path}\n", path.rsplit_once('/').unwrap().0));
+            match change {
+                Change::File(path, content) => {
+                    fs::write(directory.join(format!("change-{number}")), content).unwrap();
+                    commands.push_str(&format!("write change-{number} {path}\n"));
+                }
+                Change::Link(path, target) => commands.push_str(&format!("symlink {path} {target}\n")),
+                Change::Gone(_) => {}
+            }
+        }
+        fs::write(directory.join("changes"), commands).unwrap();
+        let run = |command: &[&str]| {
+            let done = Command::new(command[0]).args(&command[1..]).current_dir(directory).output().unwrap();
+            assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+        };
+        run(&["cp", "--sparse=always", "guest/root.img", "root.img"]);
+        run(&["/usr/sbin/debugfs", "-w", "-f", "changes", "root.img"]);
+        "root.img"
+    }
+
+    fn user_data(&self, host: &PrivateKey) -> String {
+        let host_key = host.to_openssh(LineEnding::LF).unwrap();
+        // A part of the user's own that tsunami can't look into, and so does not refuse.
+        let own = self.own.map(|own| {
+            let own = aws_smithy_types::base64::encode(own);
+            format!("Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n{own}\n")
+        });
+        let at = UNIX_EPOCH + Duration::from_secs(self.at);
+        let mut user_data = UserData::new(at, Duration::from_secs(self.life), &host_key);
+        user_data.own = own.as_deref();
+        let text = user_data.compose().unwrap();
+        assert!(text.contains(DEADLINE.trim_end()));
+        text.replace(DEADLINE.trim_end(), self.tool.trim_end())
+    }
+}
+
+/// A machine that QEMU emulates, with a disk of its own.
+#[derive(Debug)]
+struct Machine {
+    directory: TempDir,
+    port: u16,
+    at: u64,
+    life: u64,
+    qemu: std::cell::RefCell<Child>,
+}
+
+impl Machine {
+    /// Has QEMU do something, in words of its protocol QMP, and waits until it has.
+    fn ask_qemu(&self, command: &str) {
+        let began = Instant::now();
+        let mut stream = loop {
+            match UnixStream::connect(self.directory.path().join("qmp")) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(began.elapsed() < END, "QEMU does not listen: {error}"),
+            }
+            sleep(Duration::from_millis(20));
+        };
+        writeln!(stream, "{{'execute': 'qmp_capabilities'}} {command}").unwrap();
+        let lines = BufReader::new(stream).lines().map(Result::unwrap);
+        let answers = lines.filter(|line| !line.contains("\"QMP\"") && !line.contains("\"event\""));
+        let answers: Vec<String> = answers.take(2).collect();
+        assert!(answers.iter().all(|answer| answer.starts_with("{\"return\"")), "{command}: {answers:?}");
+    }
+
+    /// Puts the network's cable in or out.
+    fn plug(&self, up: bool) {
+        self.ask_qemu(&format!("{{'execute': 'set_link', 'arguments': {{'name': 'net', 'up': {up}}}}}"));
     }
 
     fn promise(&self) -> String {
@@ -216,7 +459,7 @@ impl Machine {
     /// `ssh` as it is to trust nothing but the pinned key.
     fn ssh(&self, command: &str) -> Command {
         let mut ssh = Command::new("timeout");
-        ssh.args(["900", "ssh", "-F", "/dev/null", "-i", "key", "-p", &self.port.to_string()]);
+        ssh.args(["2400", "ssh", "-F", "/dev/null", "-i", "key", "-p", &self.port.to_string()]);
         for option in [
             "BatchMode=yes",
             "IdentitiesOnly=yes",
@@ -275,6 +518,57 @@ impl Machine {
         let _ = self.attempt("sudo systemctl reboot");
     }
 
+    /// What holds before anybody can log in: the machine is armed, and for what was promised.
+    #[track_caller]
+    fn was_armed_first(&self, listener: &str) {
+        assert_eq!(self.run(STATUS), self.promise());
+        let began = |unit: &str| {
+            let show = format!("systemctl show --value -p InactiveExitTimestampMonotonic {unit}");
+            self.run(&show).parse::<u64>().unwrap()
+        };
+        let (armed, listened) = (began("tsunami-deadline.service"), began(listener));
+        assert!(0 < armed && armed < listened, "armed at {armed} us, and {listener} began at {listened} us");
+    }
+
+    /// What the user's part of its user data, `IMAGE`, said on the console.
+    #[track_caller]
+    fn answers_the_contract(&self, listener: &str) {
+        let console = self.console();
+        let said = |name: &str| {
+            let answer = console.split(&format!("tsunami-contract: {name} ")).nth(1);
+            answer.and_then(|answer| answer.lines().next()).unwrap_or_else(|| panic!("no {name}: {console}"))
+        };
+        assert_eq!((said("user"), said("listener")), ("admin", listener));
+        assert_eq!(said("deadline"), self.promise());
+        assert!(fs::read_to_string(self.directory.path().join("known_hosts")).unwrap().contains(said("key")));
+        let began: Vec<u64> = said("began").split(' ').map(|began| began.parse().unwrap()).collect();
+        assert!(began.len() == 2 && 0 < began[0] && began[0] < began[1], "{began:?}");
+        assert!(console.contains("tsunami-contract: complete"), "{console}");
+    }
+
+    /// Its deadline is moved close, and holds.
+    #[track_caller]
+    fn ends_when_told(&self) {
+        let at = now() + 15;
+        self.run(&format!("sudo tsunami-deadline extend {at} {HOUR}"));
+        self.wait_for_off(deadline(at) + END);
+        assert!(now() >= at, "it was off {} s before its time", at - now());
+    }
+
+    /// It is off at its deadline, and nobody could log in before.
+    #[track_caller]
+    fn ends_alone(&self) {
+        let until = deadline(self.at) + BOOT;
+        while self.qemu.borrow_mut().try_wait().unwrap().is_none() {
+            assert!(self.attempt("true").is_err(), "somebody was let in");
+            assert!(Instant::now() < until, "the machine is still on");
+            sleep(Duration::from_secs(2));
+        }
+        assert!(now() >= self.at, "it was off {} s before its time", self.at - now());
+        let console = self.console();
+        assert!(console.contains("tsunami: the deadline of this machine is over"), "{console}");
+    }
+
     /// The uptime at which `watch` last looked, and the seconds lived by then.
     #[track_caller]
     fn beat(&self) -> (u64, u64) {
@@ -315,27 +609,11 @@ impl Drop for Machine {
     }
 }
 
-fn guest() -> PathBuf {
+fn guest(image: &str) -> PathBuf {
     let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
-    let guest = std::env::var_os("TSUNAMI_GUEST").map_or_else(built, PathBuf::from);
+    let guest = std::env::var_os("TSUNAMI_GUEST").map_or_else(built, PathBuf::from).join(image);
     assert!(guest.join("root.img").exists(), "{} is missing: `cargo xtask guest` makes it", guest.display());
     fs::canonicalize(guest).unwrap()
-}
-
-fn user_data(at: u64, life: u64, host: &PrivateKey, tool: &str, own: Option<&str>) -> String {
-    let host_key = host.to_openssh(LineEnding::LF).unwrap();
-    // A part of the user's own that tsunami can't look into, and so does not refuse.
-    let own = own.map(|own| {
-        let own = aws_smithy_types::base64::encode(own);
-        format!("Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\n{own}\n")
-    });
-    let at = UNIX_EPOCH + Duration::from_secs(at);
-    let lifetime = Duration::from_secs(life);
-    let mut user_data = UserData::new(at, lifetime, &host_key);
-    user_data.own = own.as_deref();
-    let text = user_data.compose().unwrap();
-    assert!(text.contains(DEADLINE.trim_end()));
-    text.replace(DEADLINE.trim_end(), tool.trim_end())
 }
 
 fn new_key() -> PrivateKey {

@@ -7,11 +7,15 @@ region, endpoint."""
 
 import json
 import os
+import re
+import subprocess
 import sys
+import tempfile
 import time
 import unittest
 import urllib.request
 import uuid
+from pathlib import Path
 
 import boto3
 from botocore.config import Config
@@ -30,6 +34,17 @@ PARAMETERS = [
     "/aws/service/debian/release/12/latest/amd64",
     "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64",
 ]
+# What machines of the images are taken to be, by their aliases: the parameter, who logs in, and what starts sshd.
+IMAGES = {
+    "ubuntu-24.04": (PARAMETERS[0], "ubuntu", "ssh.socket"),
+    "ubuntu-22.04": ("/aws/service/canonical/ubuntu/server/22.04/stable/current/amd64/hvm/ebs-gp2/ami-id",
+                     "ubuntu", "ssh.service"),
+    "debian-12": (PARAMETERS[2], "admin", "ssh.service"),
+    "debian-13": ("/aws/service/debian/release/13/latest/amd64", "admin", "ssh.service"),
+    "al2023": (IMAGE, "ec2-user", "sshd.service"),
+}
+# How long a machine of such an image lives.
+LIFE = 420
 PATIENCE = 300
 
 
@@ -71,8 +86,8 @@ class Contract(unittest.TestCase):
         return [one for reservation in found for one in reservation["Instances"]]
 
     @classmethod
-    def wait(cls, ids, state):
-        until = time.monotonic() + PATIENCE
+    def wait(cls, ids, state, patience=PATIENCE):
+        until = time.monotonic() + patience
         while True:
             try:
                 machines = cls.described(ids)
@@ -83,7 +98,7 @@ class Contract(unittest.TestCase):
                 if error.response["Error"]["Code"] != "InvalidInstanceID.NotFound":
                     raise
             if time.monotonic() > until:
-                raise AssertionError(f"not {state} after {PATIENCE} s: {ids}")
+                raise AssertionError(f"not {state} after {patience} s: {ids}")
             time.sleep(0.1 if emulator() else 3)
 
     def refused(self, code, request, *words):
@@ -338,6 +353,40 @@ class Contract(unittest.TestCase):
             found, = self.ec2.describe_images(ImageIds=[image])["Images"]
             self.assertEqual(found["Architecture"], "arm64" if "arm64" in name else "x86_64", name)
 
+    def test_a_machine_of_each_image_is_armed_first_and_known_by_the_pinned_key_and_ends(self):
+        ssm, (private, public) = self.client("ssm"), host_key()
+        at = int(time.time()) + 3600
+        told, machines = user_data(at, LIFE, private), {}
+        for alias, (parameter, *_) in IMAGES.items():
+            image = ssm.get_parameter(Name=parameter)["Parameter"]["Value"]
+            machines[alias], = self.launch(1, ImageId=image, UserData=told)
+        for alias, machine in machines.items():
+            _, user, listener = IMAGES[alias]
+            if emulator():
+                self.wait([machine], "running")
+                arrange("console", {"instance": machine, "text": answer(user, listener, f"armed {at} {LIFE}", public)})
+            with self.subTest(alias):
+                facts = self.facts(machine)
+                print(f"{alias}: {facts}", file=sys.stderr)
+                self.assertEqual((facts["user"], facts["listener"]), (user, listener))
+                self.assertEqual((facts["deadline"], facts["key"]), (f"armed {at} {LIFE}", public))
+                armed, listened = map(int, facts["began"].split())
+                self.assertTrue(0 < armed < listened, facts)
+                arrange("poweroff", {"instance": machine})
+                ended, = self.wait([machine], "terminated", LIFE + PATIENCE)
+                self.assertEqual(ended["StateReason"]["Code"], "Client.InstanceInitiatedShutdown")
+
+    def facts(self, machine):
+        """What `image.sh` said on a machine's console."""
+        until = time.monotonic() + LIFE + PATIENCE
+        while True:
+            said = self.ec2.get_console_output(InstanceId=machine, Latest=True).get("Output", "")
+            facts = dict(re.findall(r"tsunami-contract: (\w+) ?([^\r\n]*)", said))
+            if "complete" in facts:
+                return facts
+            self.assertLess(time.monotonic(), until, f"{machine} has not said all: {said[-2000:]}")
+            time.sleep(0.1 if emulator() else 10)
+
     def test_the_price_list_has_one_price_for_a_plain_machine(self):
         wanted = {"instanceType": TYPE, "regionCode": self.ec2.meta.region_name, "operatingSystem": "Linux",
                   "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used", "marketoption": "OnDemand",
@@ -355,6 +404,37 @@ class Contract(unittest.TestCase):
     def test_every_answer_says_what_time_it_is(self):
         answer = self.ec2.describe_regions()["ResponseMetadata"]["HTTPHeaders"]
         self.assertRegex(answer["date"], r"^\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT$")
+
+
+def user_data(at, life, key):
+    """tsunami's own user data, with what asks the image as the user's part."""
+    home = Path(__file__).resolve().parent
+    scripts = home.parent.parent / "src/user_data"
+    hook = (scripts / "boothook.sh").read_text()
+    for place, content in (("@TOOL@", (scripts / "deadline.sh").read_text().rstrip()), ("@AT@", str(at)),
+                           ("@FOR@", str(life)), ("@HOST_KEY@", key.rstrip())):
+        hook = hook.replace(place, content)
+    return ("Content-Type: multipart/mixed; boundary=\"===tsunami===\"\nMIME-Version: 1.0\n\n"
+            "--===tsunami===\nContent-Type: text/cloud-boothook; charset=\"utf-8\"\n"
+            f"Content-Disposition: attachment; filename=\"tsunami-boothook.sh\"\n\n{hook}\n"
+            "--===tsunami===\nContent-Type: text/plain; charset=\"utf-8\"\n"
+            "Content-Disposition: attachment; filename=\"user-data\"\n\n"
+            f"{(home / 'image.sh').read_text().rstrip()}\n--===tsunami===--\n")
+
+
+def host_key():
+    """A new host key: what machines get, and what they are known by."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", file], check=True)
+        return file.read_text(), " ".join(file.with_suffix(".pub").read_text().split()[:2])
+
+
+def answer(user, listener, deadline, key):
+    """What a machine says whose image is as it is taken to be."""
+    facts = {"user": user, "listener": listener, "deadline": deadline, "began": "2000000 3000000", "key": key,
+             "version": "", "includes": "1", "selinux": "none", "complete": ""}
+    return "".join(f"[    9.0] tsunami-contract: {name} {fact}\r\n" for name, fact in facts.items())
 
 
 def emulator():

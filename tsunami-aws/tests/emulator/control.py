@@ -13,6 +13,7 @@ POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"
 POST /_sim/spot_request                {"instance", "state", "code"}: what a spot request says of itself
 POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
+POST /_sim/console                     {"instance", "text"}: what the machine has said on its console
 GET /_sim/remaining[?run=ID]           all that has a run's tag and isn't gone
 GET /_sim/fleets                       the states of all fleets, by id
 GET /_sim/instances                    all instances, with what a test may ask of them
@@ -96,6 +97,10 @@ class Control:
 
     def post_poweroff(self, given):
         self.instances.power_off(given["instance"])
+
+    def post_console(self, given):
+        with self.account.lock:
+            self.instances.find(given["instance"]).life.console = given["text"]
 
     def post_capacity(self, given):
         with self.account.lock:

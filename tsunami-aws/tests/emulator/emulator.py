@@ -88,7 +88,7 @@ class Emulator:
         }
         for owner, actions in (
             (instances, ("DescribeInstances", "DescribeInstanceStatus", "TerminateInstances", "StopInstances",
-                         "StartInstances", "RebootInstances", "ModifyInstanceAttribute", "DescribeSpotInstanceRequests",
+                         "StartInstances", "RebootInstances", "GetConsoleOutput", "ModifyInstanceAttribute", "DescribeSpotInstanceRequests",
                          "CancelSpotInstanceRequests")),
             (launcher, ("DescribeFleets", "DeleteFleets")),
             (resources, ("CreatePlacementGroup", "DescribePlacementGroups", "DeletePlacementGroup",

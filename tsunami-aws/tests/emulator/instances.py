@@ -1,5 +1,6 @@
 """Instances and spot requests from their launch to their end, and the calls that show and change them."""
 
+import base64
 import math
 import re
 import time
@@ -37,6 +38,7 @@ class Life:
     # The address of an instance that has no other.
     ipv6: str | None = None
     user_data: bytes = b""
+    console: str = ""
     groups: list = field(default_factory=list)
     subnet: str = ""
     network: str = ""
@@ -222,6 +224,11 @@ class Instances:
             raise ApiError("MissingParameter", "The request must contain the parameter InstanceId")
         anyway = not self.account.config["invisible_to_changes"]
         return self.named(self.account.region(call.region), ids, anyway)
+
+    def get_console_output(self, call):
+        one, = self.named(self.account.region(call.region), [call.params["InstanceId"]])
+        said = base64.b64encode(one.life.console.encode()).decode()
+        return {"InstanceId": one.id, "Timestamp": datetime.now(timezone.utc), "Output": said}
 
     def describe_instances(self, call):
         params, region = call.params, self.account.region(call.region)
