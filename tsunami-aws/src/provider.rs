@@ -12,8 +12,8 @@ use aws_sdk_ec2::types::{InstanceStateName, Tag};
 use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
 use tsunami_core::{
-    LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
+    Choice, Choices, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider,
+    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
 };
 
 use crate::address::OwnAddress;
@@ -168,6 +168,12 @@ impl Ec2Provider {
         journals.entry(run.clone()).or_insert_with(|| Journal::of(&self.root, run)).clone()
     }
 
+    /// The spec, with the types chosen where it names none and its program asked for no choice.
+    async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
+        let choice = self.choose(wanted, &Choices::new()).await?;
+        Ok(choice.map_or_else(|| wanted.clone(), |choice| choice.spec))
+    }
+
     fn spec_of(&self, machine: &Machine) -> Option<Ec2Spec> {
         let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
         specs.get(&(machine.run.clone(), machine.group.clone())).cloned()
@@ -212,8 +218,24 @@ impl Provider for Ec2Provider {
         serde_json::to_value(&self.settings).unwrap_or_default()
     }
 
-    async fn quote(&self, wanted: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+    /// Which instance types have what a spec asks for that names none.
+    async fn choose(&self, wanted: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
         let spec = spec(wanted)?;
+        let Some(shape) = spec.shape.as_ref().filter(|_| spec.instances.is_empty()) else { return Ok(None) };
+        let region = self.region(spec)?;
+        resolve::check(spec, region)?;
+        let asked = resolve::asked(spec, shape, region);
+        let chosen = match known.get(&asked).filter(|known| !known.is_empty()) {
+            Some(known) => known.clone(),
+            None => self.resolver.choose(spec, shape, region).await?,
+        };
+        let spec = Ec2Spec { instances: chosen.clone(), ..spec.clone() };
+        Ok(Some(Choice::new(asked, chosen, MachineSpec::new(spec))))
+    }
+
+    async fn quote(&self, wanted: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        let wanted = self.chosen(wanted).await?;
+        let spec = spec(&wanted)?;
         let region = self.region(spec)?;
         resolve::check(spec, region)?;
         let resolved = self.resolver.resolve(spec, region).await?;
@@ -229,7 +251,16 @@ impl Provider for Ec2Provider {
             );
         }
         let image = &resolved.image;
+        let chosen = spec.shape.as_ref().zip(spec.markets.first());
+        let chosen = chosen.map(|(shape, market)| {
+            let prices = resolved.prices(spec, *market).into_iter().map(|(instance, price)| match price {
+                Price::PerHour(dollars) => format!("{instance} (${dollars:.4}/h)"),
+                _ => instance.to_owned(),
+            });
+            format!("{shape}: any of {}", prices.collect::<Vec<_>>().join(", "))
+        });
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
+        notes.extend(chosen);
         notes.extend(region.clock.note());
         notes.extend(resolved.notes.iter().cloned());
         notes.extend(self.resolver.check_quotas(spec, region, &resolved, count.get()).await?);
@@ -243,7 +274,8 @@ impl Provider for Ec2Provider {
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
-        let spec = spec(&request.spec)?;
+        let wanted = self.chosen(&request.spec).await?;
+        let spec = spec(&wanted)?;
         let region = self.region(spec)?;
         let (run, group) = (request.run.clone(), request.group.clone());
         let lock = self.launches.locks.named_lock(LockKey::Group { run: run.clone(), group: group.clone() });

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::shape::Shape;
+
 /// What to launch: the [`MachineSpec`](tsunami_core::MachineSpec) of an [`Ec2Provider`](crate::Ec2Provider).
 ///
 /// ```
@@ -26,8 +28,11 @@ pub struct Ec2Spec {
     pub markets: Vec<Market>,
     /// The most that an hour of a spot machine may cost, in US dollars; `None` is the on-demand price.
     pub max_price: Option<f64>,
-    /// Instance types, any one of which will do; at least one, all of one architecture.
+    /// Instance types, any one of which will do; at least one, all of one architecture. Empty leaves it to `shape`.
     pub instances: Vec<String>,
+    /// What instance types have to have. Which ones that are is [chosen](tsunami_core::Provider::choose) once, before the
+    /// launch: then `instances` names them.
+    pub shape: Option<Shape>,
     /// Whether machines may differ in type and zone.
     pub mixed: bool,
     /// An alias (`ubuntu-24.04`, `debian-12`, `al2023`), an id (`ami-…`), or the path of a public parameter
@@ -93,6 +98,14 @@ impl Ec2Spec {
     /// Sets the instance types, any one of which will do.
     pub fn instances(mut self, instances: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.instances = instances.into_iter().map(Into::into).collect();
+        self.shape = None;
+        self
+    }
+
+    /// Sets what instance types have to have, in place of their names.
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.instances.clear();
+        self.shape = Some(shape);
         self
     }
 
@@ -189,6 +202,7 @@ impl Default for Ec2Spec {
             markets: vec![Market::OnDemand],
             max_price: None,
             instances: Vec::new(),
+            shape: None,
             mixed: false,
             image: "ubuntu-24.04".to_owned(),
             user: None,
@@ -235,6 +249,11 @@ impl Market {
             Self::Spot => "spot",
             Self::SpotBlock => "spot-block",
         }
+    }
+
+    /// By which price list it is paid.
+    pub(crate) fn pricing(self) -> &'static str {
+        if self.is_spot() { Self::Spot.word() } else { Self::OnDemand.word() }
     }
 
     /// Whether it is one of the spot kinds.

@@ -1,6 +1,7 @@
 //! What launches and ends machines.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -32,6 +33,15 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// in a run's record, so it holds no secrets.
     fn settings(&self) -> serde_json::Value {
         serde_json::Value::Null
+    }
+
+    /// Chooses what `spec` leaves open, such as which of all kinds of machine will do; `None` where it leaves nothing open.
+    /// Creates nothing. The engine asks before it quotes and launches, does both with the spec of the answer, and records
+    /// what was chosen: `known` is all of that so far, also of an earlier process whose run goes on. What is in there is
+    /// gone by, and nobody is asked again.
+    async fn choose(&self, spec: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
+        let _ = (spec, known);
+        Ok(None)
     }
 
     /// Checks whether `count` machines of `spec` could be launched and what they cost. Creates nothing.
@@ -142,6 +152,28 @@ impl Debug for MachineSpec {
             Some(spec) => spec.fmt(f),
             None => f.write_str("MachineSpec"),
         }
+    }
+}
+
+/// What providers chose where specs left it open, by what was asked for.
+pub type Choices = BTreeMap<String, Vec<String>>;
+
+/// What a provider chose where a spec left it open.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What was asked for, in one line. Specs that leave the same open ask for the same.
+    pub asked: String,
+    /// What will do, in the provider's own words, the best first.
+    pub chosen: Vec<String>,
+    /// The spec that leaves nothing open.
+    pub spec: MachineSpec,
+}
+
+impl Choice {
+    /// A choice of any one of `chosen`, which `spec` says.
+    pub fn new(asked: impl Into<String>, chosen: Vec<String>, spec: MachineSpec) -> Self {
+        Self { asked: asked.into(), chosen, spec }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::{Account, Facts};
 use crate::event::{Event, EventKind, GroupSize, known};
 use crate::machine::{MachineId, RunId};
-use crate::provider::{Leftover, Price};
+use crate::provider::{Choices, Leftover, Price};
 use crate::seconds;
 use crate::session::Exit;
 use crate::trial::{Measured, SweepPlan, VoidReason};
@@ -30,6 +30,9 @@ pub struct Report {
     pub started: Option<SystemTime>,
     /// The groups.
     pub groups: Vec<GroupSize>,
+    /// What the provider chose where groups left it open.
+    #[serde(default, skip_serializing_if = "Choices::is_empty")]
+    pub choices: Choices,
     /// The machines by name.
     pub machines: BTreeMap<String, MachineReport>,
     /// The commands that ended, in the order in which they did.
@@ -290,6 +293,9 @@ impl Report {
                 self.groups.clone_from(groups);
                 self.started = Some(event.at);
             }
+            EventKind::Chosen { asked, chosen, .. } => {
+                self.choices.insert(asked.clone(), chosen.clone());
+            }
             EventKind::Running { machine, id, address, description, price } => {
                 let Self { machines, ready_machines: Counter(ready), .. } = self;
                 let machine = machines.entry(machine.clone()).or_default();
@@ -448,6 +454,7 @@ impl Report {
         *self = Self {
             sweep: now.sweep,
             swept: now.swept,
+            choices: now.choices,
             earlier_sets: now.earlier_sets,
             commands: now.commands,
             trials: now.trials,

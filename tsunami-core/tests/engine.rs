@@ -875,6 +875,7 @@ async fn mocks_stand_in_for_single_calls() {
     let mut provider = MockProvider::new();
     provider.expect_name().return_const("mock".to_owned());
     provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_choose().returning(|_, _| Ok(None));
     provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_launch().times(1).returning(|request| {
         assert_eq!((request.group.as_str(), request.count.get()), ("node", 2));
@@ -900,6 +901,7 @@ async fn a_machine_whose_address_is_none_is_not_connected_to() {
     let mut provider = MockProvider::new();
     provider.expect_name().return_const("mock".to_owned());
     provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_choose().returning(|_, _| Ok(None));
     provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_launch().returning(|_| Ok(vec![MachineId::new("i-1")]));
     provider.expect_terminate().returning(|_| Ok(Vec::new()));
@@ -1059,6 +1061,7 @@ async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
     {
         let world = World::new();
         let mut provider = MockProvider::new();
+        provider.expect_choose().returning(|_, _| Ok(None));
         provider.expect_quote().returning(move |_, _| Ok(Quote::new(Quote::free("a mock").offers, price)));
         provider.expect_name().return_const("mock".to_owned());
         provider.expect_settings().return_const(serde_json::Value::Null);

@@ -21,8 +21,14 @@ pub(crate) const NO_MARKET: &str = "no market is given";
 /// What is wrong with a spec by itself.
 pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     let wrong = |message: &str| Err(region.invalid(message.to_owned()));
-    if spec.instances.is_empty() {
-        return wrong("no instance type is given");
+    match &spec.shape {
+        Some(shape) => {
+            if let Some(message) = shape.wrong() {
+                return Err(region.invalid(message));
+            }
+        }
+        None if spec.instances.is_empty() => return wrong("no instance type is given"),
+        None => {}
     }
     if spec.markets.is_empty() {
         return wrong(NO_MARKET);

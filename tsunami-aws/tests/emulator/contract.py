@@ -286,6 +286,40 @@ class Contract(unittest.TestCase):
             self.assertIn("Standard (A, C, D, H, I, M, R, T, Z)", quota["QuotaName"])
             self.assertGreaterEqual(quota["Value"], 0)
 
+    def test_types_are_found_by_what_they_have(self):
+        def found(size=1000, **more):
+            wanted = {"VCpuCount": {"Min": 2, "Max": 4}, "MemoryMiB": {"Min": 8192, "Max": 16384},
+                      "InstanceGenerations": ["current"], "BareMetal": "excluded", **more}
+            pages = self.ec2.get_paginator("get_instance_types_from_instance_requirements").paginate(
+                ArchitectureTypes=["arm64"], VirtualizationTypes=["hvm"], InstanceRequirements=wanted,
+                PaginationConfig={"PageSize": size})
+            return {one["InstanceType"] for page in pages for one in page["InstanceTypes"]}
+
+        plain, bursting = found(), found(BurstablePerformance="included")
+        self.assertEqual(found(size=5), plain)
+        # What bursts is left out unless it is asked for, and what is excluded by a pattern is.
+        self.assertEqual(({kind for kind in plain if kind.startswith("t")}, "t4g.large" in bursting), (set(), True))
+        self.assertEqual(found(BurstablePerformance="included", ExcludedInstanceTypes=["t*", "m7g.*"]),
+                         {kind for kind in plain if not kind.startswith("m7g.")})
+        self.assertEqual(found(VCpuCount={"Min": 3, "Max": 3}), set())
+        described = self.ec2.describe_instance_types(InstanceTypes=sorted(plain)[:100])["InstanceTypes"]
+        for one in described:
+            self.assertTrue(2 <= one["VCpuInfo"]["DefaultVCpus"] <= 4 and one["CurrentGeneration"], one)
+            self.assertTrue(8192 <= one["MemoryInfo"]["SizeInMiB"] <= 16384, one)
+            self.assertIn("arm64", one["ProcessorInfo"]["SupportedArchitectures"])
+
+    def test_the_price_list_is_asked_by_the_number_of_processors(self):
+        pricing = self.client("pricing", region_name="us-east-1")
+        wanted = {"vcpu": "2", "regionCode": self.ec2.meta.region_name, "operatingSystem": "Linux",
+                  "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used", "marketoption": "OnDemand",
+                  "licenseModel": "No License required", "operation": "RunInstances"}
+        filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+        pages = pricing.get_paginator("get_products").paginate(ServiceCode="AmazonEC2", Filters=filters,
+                                                               FormatVersion="aws_v1")
+        kinds = [json.loads(one)["product"]["attributes"]["instanceType"] for page in pages for one in page["PriceList"]]
+        self.assertIn("m7g.large", kinds)
+        self.assertEqual(len(set(kinds)), len(kinds))
+
     def test_the_images_of_the_aliases_are_there(self):
         ssm = self.client("ssm")
         for name in PARAMETERS:

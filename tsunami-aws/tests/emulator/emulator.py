@@ -94,7 +94,8 @@ class Emulator:
             (resources, ("CreatePlacementGroup", "DescribePlacementGroups", "DeletePlacementGroup",
                          "DeleteSecurityGroup", "AuthorizeSecurityGroupIngress", "DeleteKeyPair", "DescribeKeyPairs",
                          "DescribeLaunchTemplates", "DeleteLaunchTemplate")),
-            (catalog, ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory")),
+            (catalog, ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory",
+                       "GetInstanceTypesFromInstanceRequirements")),
         ):
             for action in actions:
                 self.handlers["ec2", action] = getattr(owner, _snake(action))

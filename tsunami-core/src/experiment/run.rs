@@ -192,7 +192,8 @@ impl ExperimentRun {
         let is_left = |trial: &str| results.has_trial(trial);
         let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
         let sweep = sweep.only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
-        Ok(Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options))
+        let tsunami = tsunami.one_story(EventCounts::of(&events)).choices(report.choices);
+        Ok(Self::new(experiment, tsunami, id, results, sweep, options))
     }
 
     fn new(

@@ -40,7 +40,7 @@ fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
     let file = cloud.server_and_clients(
         "open_ports = [7777]\nmarket = [\"spot\", \"on-demand\"]",
         "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nplacement_group = true\niam_profile = \"bench\"",
-        "instance = [\"c7g.large\", \"c6g.large\"]\nregion = \"us-east-1\"",
+        "instance = { vcpus = 2, memory = \"4GiB\", arch = \"arm64\" }\nregion = \"us-east-1\"",
     );
     cloud.run(&file).assert_status(0);
     let up = cloud.tsunami([OsStr::new("up"), file.as_os_str()]);
