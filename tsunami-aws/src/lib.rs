@@ -110,6 +110,6 @@ pub use provider::Ec2Provider;
 pub use registration::Ec2Registration;
 pub use settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
 pub use shape::{Amount, Generation, Shape};
-pub use spec::{Disk, Ec2Spec, InvalidMarket, Market};
+pub use spec::{Disk, Ec2Spec, InvalidMarket, Market, Reservation};
 pub use teardown::recorded_leftovers;
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

@@ -27,7 +27,7 @@ use crate::model::{Pool, timestamp};
 use crate::region::Region;
 use crate::resolve::{self, Resolver};
 use crate::settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
-use crate::spec::Ec2Spec;
+use crate::spec::{Ec2Spec, Market};
 use crate::teardown::{self, Left, Stays};
 use crate::{guest, inventory, tag};
 
@@ -240,7 +240,15 @@ impl Provider for Ec2Provider {
         resolve::check(spec, region)?;
         let resolved = self.resolver.resolve(spec, region).await?;
         let mut offers = Vec::new();
+        let reserved = self.resolver.reserved(spec, region, &resolved).await?;
         for market in &spec.markets {
+            if *market == Market::Reservation {
+                offers.extend(reserved.iter().map(|reserved| {
+                    let price = resolved.price(spec, *market, &reserved.pool);
+                    Offer::new(format!("{}, {reserved}", reserved.pool), price)
+                }));
+                continue;
+            }
             let cheapest = |pool: &&Pool| match resolved.price(spec, *market, pool) {
                 Price::PerHour(dollars) => dollars,
                 _ => f64::INFINITY,
@@ -267,10 +275,28 @@ impl Provider for Ec2Provider {
         if spec.security_group.is_none() && spec.ssh_from.is_empty() {
             notes.push(format!("SSH is open to {}", self.launches.address.get().await?));
         }
+        if !reserved.is_empty() {
+            let room = reserved.iter().map(|reserved| reserved.free);
+            let room = if spec.mixed { room.sum() } else { room.max().unwrap_or_default() };
+            if room < count.get() {
+                notes.push(format!("what is reserved has room for {room} of the {count} machines just now"));
+            }
+            notes.push(
+                "what is reserved is paid for in any case: its price here is the on-demand price, as a bound"
+                    .to_owned(),
+            );
+        }
         if spec.placement_group && count.get() > 1 && spec.mixed {
             notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());
         }
-        Ok(notes.into_iter().fold(Quote::new(offers, resolved.max_price(spec)), Quote::note))
+        let quote = notes.into_iter().fold(Quote::new(offers, resolved.max_price(spec)), Quote::note);
+        // Another market has what lives longer than all that is reserved.
+        let elsewhere = spec.markets.iter().any(|market| *market != Market::Reservation);
+        let longest = reserved.iter().map(|reserved| reserved.ends.ok_or(())).collect::<Result<Vec<_>, ()>>();
+        match longest.ok().and_then(|all| all.into_iter().max()).filter(|_| !elsewhere) {
+            Some(ends) => Ok(quote.ends(ends)),
+            None => Ok(quote),
+        }
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -282,12 +308,14 @@ impl Provider for Ec2Provider {
         let _lock = lock.lock().await;
         let resolved = self.resolver.resolve(spec, region).await?;
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert((run, group), spec.clone());
+        let reserved = self.resolver.reserved(spec, region, &resolved).await;
         let journal = self.journal(&request.run);
         journal.write_settings(&self.settings).await.map_err(journal_error)?;
         // The machines live by EC2's clock.
         let mut request = request.clone();
         request.deadline.at = region.clock.theirs(request.deadline.at);
-        Launch { state: &self.launches, request: &request, spec, region, resolved, journal }.run().await
+        let state = &self.launches;
+        Launch { state, request: &request, spec, region, resolved, reserved, journal }.run().await
     }
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {

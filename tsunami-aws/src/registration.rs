@@ -17,7 +17,7 @@ use crate::limits::USER_DATA_FILE_LIMIT;
 use crate::shape::{ARCHITECTURES, Amount, GENERATIONS, Shape, wrong_pattern};
 use crate::spec::{DISK_TYPES, wrong_disk_type};
 use crate::tag;
-use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, recorded_options};
+use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, Reservation, recorded_options};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
@@ -84,8 +84,16 @@ const KEYS: &[Key] = &[
     .default("\"fail\""),
     Key::new("spot_block", Form::Choice(&words(&SPOT_BLOCKS)), "who keeps the promise of a spot block")
         .default("\"promise\""),
+    Key::new(
+        "reservation",
+        Form::OneOrMore(&Form::Either(&[Form::Text, Form::Table(RESERVATION_KEYS)])),
+        "reserved capacity for the market of that name, by its id `cr-…` or by a tag",
+    ),
     Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
 ];
+
+const RESERVATION_KEYS: &[Key] =
+    &[Key::new("tag", Form::Text, "all reservations with this tag, as `\"team=blue\"`").required()];
 
 const SHAPE_KEYS: &[Key] = &[
     Key::new(
@@ -309,6 +317,15 @@ impl TableReader for Reader {
             let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
             values.problem(&group.place, "this group has no `instance`", Some(help));
         }
+        let is_reserved = spec.markets.contains(&Market::Reservation);
+        let own = group.table.get("reservation");
+        if is_reserved && spec.reservations.is_empty() && own.is_none() {
+            let help = "set `reservation = \"cr-…\"`, or `{ tag = \"team=blue\" }`".to_owned();
+            values.problem(&group.place, "the market \"reservation\" needs a `reservation`", Some(help));
+        } else if let Some(value) = own.filter(|_| !is_reserved && !spec.reservations.is_empty()) {
+            let help = "add \"reservation\" to `market`".to_owned();
+            values.problem(&value.place(), "nothing is taken from a reservation here", Some(help));
+        }
         let is_metal = spec.instances.iter().any(|instance| instance.contains(".metal"));
         let inputs = spec.user_data.iter().map(|text| (USER_DATA.to_owned(), text.clone())).collect();
         let mut machines = Machines::of(MachineSpec::new(spec));
@@ -366,6 +383,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "user_data" => spec.user_data = user_data(value, values).or(spec.user_data.take()),
         "tags" => tags(&mut spec.tags, value, values),
         "wait_for_cloud_init" => set(&mut spec.wait_for_cloud_init, values.boolean(value)),
+        "reservation" => set(&mut spec.reservations, values.one_or_more(value, reservation)),
         "spot_block" => {
             set(&mut spec.native_spot_block, values.choice(value, key, &SPOT_BLOCKS));
         }
@@ -404,6 +422,30 @@ fn id(value: Value<'_>, prefix: &str, values: &mut Values<'_, '_>) -> Option<Str
         return None;
     }
     Some(word)
+}
+
+fn reservation(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Reservation> {
+    if !value.is_table() {
+        return id(value, "cr-", values).map(Reservation::Id);
+    }
+    let table = values.table(value)?;
+    values.keys(table, RESERVATION_KEYS);
+    let Some(tag) = table.get("tag") else {
+        values.problem(&value.place(), "this says no `tag`", Some("as `{ tag = \"team=blue\" }`".to_owned()));
+        return None;
+    };
+    let text = values.text(tag)?;
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Some(Reservation::tag(key, value)),
+        _ => {
+            values.problem(
+                &tag.place(),
+                format!("`{text}` is no tag"),
+                Some("write it as `team=blue`".to_owned()),
+            );
+            None
+        }
+    }
 }
 
 fn shape(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Shape> {
@@ -740,6 +782,51 @@ instance = { vcpus = 0 }
                 "4:99 unknown key `vcpu` (did you mean `vcpus`?)",
                 "6:12 this says neither `vcpus` nor `memory` (as `{ vcpus = \"2..4\", memory = \"8GiB..\" }`)",
                 "8:22 this is no whole number above zero, or far too large",
+            ],
+        );
+    }
+
+    #[test]
+    fn reserved_capacity_is_named_by_its_id_or_by_a_tag() {
+        let experiment = load(
+            r#"name = "x"
+provider = "aws"
+[aws]
+instance = "m"
+market = ["reservation", "on-demand"]
+reservation = ["cr-1", { tag = "team=blue=1" }]
+[group.a]
+[group.b]
+market = "spot"
+[group.c]
+reservation = { tag = "k=" }"#,
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let [a, b, c] = specs(&experiment)[..] else { panic!("{experiment:?}") };
+        assert_eq!(a.markets, [Market::Reservation, Market::OnDemand]);
+        assert_eq!(a.reservations, [Reservation::id("cr-1"), Reservation::tag("team", "blue=1")]);
+        assert_eq!((b.markets.len(), &c.reservations[..]), (1, &[Reservation::tag("k", "")][..]));
+        refuses(
+            r#"name = "x"
+provider = "aws"
+[aws]
+instance = "m"
+[group.a]
+market = "reservation"
+[group.b]
+reservation = "cr-1"
+[group.c]
+market = "reservation"
+reservation = ["sr-1", { tag = "blue" }, { tags = "a=b" }, {}]
+"#,
+            &[
+                "5:8 the market \"reservation\" needs a `reservation` (set `reservation = \"cr-…\"`, or `{ tag = \"team=blue\" }`)",
+                "8:15 nothing is taken from a reservation here (add \"reservation\" to `market`)",
+                "11:16 `sr-1` is no id: it begins with `cr-`",
+                "11:32 `blue` is no tag (write it as `team=blue`)",
+                "11:42 this says no `tag` (as `{ tag = \"team=blue\" }`)",
+                "11:44 unknown key `tags` (did you mean `tag`?)",
+                "11:60 this says no `tag` (as `{ tag = \"team=blue\" }`)",
             ],
         );
     }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::{Bound, RangeBounds};
 
-/// Any instance type that has all of this: those of today's families on hardware that is shared, and not bare metal.
+/// Any instance type that has all of this, but for bare metal. Types that burst (`t4g.large`) are among them, unless
+/// `exclude` says otherwise.
 ///
 /// ```
 /// use tsunami_aws::{Ec2Spec, Shape};

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Purchase;
 use crate::shape::Shape;
 
 /// What to launch: the [`MachineSpec`](tsunami_core::MachineSpec) of an [`Ec2Provider`](crate::Ec2Provider).
@@ -63,6 +64,8 @@ pub struct Ec2Spec {
     /// Whether spot blocks are asked of the service (`BlockDurationMinutes`, for endpoints that still take it)
     /// rather than promised by tsunami.
     pub native_spot_block: bool,
+    /// The reservations of the market [`Reservation`](Market::Reservation), in the order to try.
+    pub reservations: Vec<Reservation>,
 }
 
 impl Ec2Spec {
@@ -192,6 +195,12 @@ impl Ec2Spec {
         self.native_spot_block = native_spot_block;
         self
     }
+
+    /// Sets the reservations of the market of that name, in the order to try.
+    pub fn reservations(mut self, reservations: impl IntoIterator<Item = Reservation>) -> Self {
+        self.reservations = reservations.into_iter().collect();
+        self
+    }
 }
 
 impl Default for Ec2Spec {
@@ -217,6 +226,7 @@ impl Default for Ec2Spec {
             tags: Vec::new(),
             wait_for_cloud_init: true,
             native_spot_block: false,
+            reservations: Vec::new(),
         }
     }
 }
@@ -233,14 +243,54 @@ pub enum Market {
     /// that tsunami keeps: one-time spot, the deadline armed in the first boot, interruptions noticed and told
     /// apart from failures, and replaced if the group says so.
     SpotBlock,
+    /// What the account has reserved: on-demand reservations, Capacity Blocks and interruptible reservations, as
+    /// [`Ec2Spec::reservations`] names them. Nothing else is launched where they have no room.
+    Reservation,
+}
+
+/// Capacity that is reserved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reservation {
+    /// By its id, `cr-…`.
+    Id(String),
+    /// All that have this tag.
+    Tag {
+        /// The tag's name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Reservation {
+    /// The reservation with this id.
+    pub fn id(id: impl Into<String>) -> Self {
+        Self::Id(id.into())
+    }
+
+    /// All reservations with this tag.
+    pub fn tag(key: impl Into<String>, value: impl Into<String>) -> Self {
+        Self::Tag { key: key.into(), value: value.into() }
+    }
+}
+
+impl fmt::Display for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "reservation {id}"),
+            Self::Tag { key, value } => write!(f, "reservation with the tag {key}={value}"),
+        }
+    }
 }
 
 impl Market {
     /// All of them by their words, as files have them.
-    pub(crate) const WORDS: [(&'static str, Self); 3] = [
+    pub(crate) const WORDS: [(&'static str, Self); 4] = [
         (Self::OnDemand.word(), Self::OnDemand),
         (Self::Spot.word(), Self::Spot),
         (Self::SpotBlock.word(), Self::SpotBlock),
+        (Self::Reservation.word(), Self::Reservation),
     ];
 
     const fn word(self) -> &'static str {
@@ -248,6 +298,7 @@ impl Market {
             Self::OnDemand => "on-demand",
             Self::Spot => "spot",
             Self::SpotBlock => "spot-block",
+            Self::Reservation => "reservation",
         }
     }
 
@@ -258,7 +309,16 @@ impl Market {
 
     /// Whether it is one of the spot kinds.
     pub(crate) fn is_spot(self) -> bool {
-        self != Self::OnDemand
+        matches!(self, Self::Spot | Self::SpotBlock)
+    }
+
+    /// What EC2 is asked for.
+    pub(crate) fn purchase(self) -> Purchase {
+        match self {
+            Self::OnDemand => Purchase::OnDemand,
+            Self::Spot | Self::SpotBlock => Purchase::Spot,
+            Self::Reservation => Purchase::Reserved,
+        }
     }
 }
 
@@ -270,7 +330,7 @@ impl fmt::Display for Market {
 
 /// A text that names no market.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no market: use \"on-demand\", \"spot\" or \"spot-block\"")]
+#[error("`{0}` is no market: use \"on-demand\", \"spot\", \"spot-block\" or \"reservation\"")]
 pub struct InvalidMarket(String);
 
 impl FromStr for Market {

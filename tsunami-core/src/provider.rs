@@ -193,6 +193,8 @@ pub struct Quote {
     pub offers: Vec<Offer>,
     /// The most that one machine of the group can cost, whatever is chosen, and all that comes with it.
     pub max_price: Price,
+    /// When the provider ends the machines, whatever their lifetime is, if it does.
+    pub ends: Option<SystemTime>,
     /// What the user should know beside that.
     pub notes: Vec<String>,
 }
@@ -200,12 +202,18 @@ pub struct Quote {
 impl Quote {
     /// The quote of what could be had, the most likely first, where one machine costs `max_price` at the most.
     pub fn new(offers: Vec<Offer>, max_price: Price) -> Self {
-        Self { offers, max_price, notes: Vec::new() }
+        Self { offers, max_price, ends: None, notes: Vec::new() }
     }
 
     /// The quote of a provider that has one kind of machine, which costs nothing.
     pub fn free(description: impl Into<String>) -> Self {
         Self::new(vec![Offer::new(description, Price::Free)], Price::Free)
+    }
+
+    /// Sets when the provider ends the machines, whatever their lifetime is.
+    pub fn ends(mut self, ends: SystemTime) -> Self {
+        self.ends = Some(ends);
+        self
     }
 
     /// Adds something that the user should know.

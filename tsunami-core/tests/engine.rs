@@ -140,6 +140,25 @@ async fn a_bad_plan_asks_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn machines_that_would_be_ended_before_their_lifetime_is_over_are_not_launched() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let mut provider = MockProvider::new();
+    provider.expect_choose().returning(|_, _| Ok(None));
+    let ends = now + Duration::from_secs(600);
+    provider.expect_quote().returning(move |_, _| Ok(Quote::free("a block").ends(ends)));
+    let tsunami = Tsunami::new(Arc::new(provider), Arc::new(FakeCloud::new(1))).started_at(now);
+    let plan = |minutes: u64| {
+        let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+        plan.lifetime(Duration::from_secs(60 * minutes))
+    };
+    tsunami.quote(&plan(10)).await.unwrap();
+    let error = tsunami.quote(&plan(11)).await.unwrap_err();
+    let Error::Quote { failures } = &error else { panic!("{error:?}") };
+    let said = &failures[0].error.message;
+    assert!(said.contains("in 10m, before their lifetime of 11m is over"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_quote_asks_for_nothing_more() {
     let world = World::new();
     world.cloud.fault(Call::Quote, 1, Fault::Error(ProviderErrorKind::InvalidSpec));

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tsunami_core::ProviderError;
 
 use crate::region::Region;
-use crate::spec::Ec2Spec;
+use crate::spec::{Ec2Spec, Market};
 use crate::user_data::UserData;
 use crate::{tag, text};
 
@@ -32,6 +32,9 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
     }
     if spec.markets.is_empty() {
         return wrong(NO_MARKET);
+    }
+    if spec.markets.contains(&Market::Reservation) && spec.reservations.is_empty() {
+        return wrong("the market \"reservation\" is given, and no reservation");
     }
     if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
         return wrong("max_price is not an amount of money");

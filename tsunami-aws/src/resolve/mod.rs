@@ -6,6 +6,7 @@ mod network;
 mod offerings;
 mod prices;
 mod quotas;
+mod reservations;
 mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,10 +20,11 @@ use self::images::Image;
 use self::network::{Network, Subnet};
 use self::offerings::Types;
 use self::quotas::QuotaCache;
+pub(crate) use self::reservations::Reserved;
 use crate::model::Pool;
 use crate::region::Region;
 use crate::shape::Shape;
-use crate::spec::{Disk, Ec2Spec, Market};
+use crate::spec::{Disk, Ec2Spec, Market, Reservation};
 
 /// What a public IPv4 address costs, in US dollars an hour, everywhere.
 /// <https://aws.amazon.com/vpc/pricing/>
@@ -63,6 +65,7 @@ struct ResolveKey {
     disk: Option<Disk>,
     /// Their order decides which pool comes first.
     markets: Vec<Market>,
+    reservations: Vec<Reservation>,
 }
 
 impl ResolveKey {
@@ -76,6 +79,7 @@ impl ResolveKey {
             user: spec.user.clone(),
             disk: spec.disk.clone(),
             markets: spec.markets.clone(),
+            reservations: spec.reservations.clone(),
         }
     }
 }
@@ -121,6 +125,17 @@ impl Resolver {
             shapes::choose(ResolveKey::of(spec, region), shape, region, lookups, &self.pricing).await
         };
         cell.get_or_try_init(choose).await.cloned()
+    }
+
+    /// The reservations that a spec asks for, as they are now.
+    pub(crate) async fn reserved(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+        resolved: &ResolvedSpec,
+    ) -> Result<Vec<Reserved>, ProviderError> {
+        let subnets = resolved.pools.iter().map(|pool| (pool.zone.clone(), pool.subnet.clone())).collect();
+        reservations::reservations(&ResolveKey::of(spec, region), region, &subnets).await
     }
 
     /// Whether the account's quotas have room for so many machines: what is to be said where only some markets have,

@@ -73,8 +73,7 @@ pub(super) async fn choose(
     Ok(key.instances)
 }
 
-/// The instance types of a shape, in the order of their names. EC2 by itself leaves out bare metal, which stays, and
-/// what bursts, which `exclude` says.
+/// The instance types of a shape, in the order of their names. By itself EC2 leaves out bare metal, and what bursts.
 async fn matching(shape: &Shape, region: &Region) -> Result<Vec<String>> {
     let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
     let Amount { least, most } = shape.vcpus;

@@ -320,6 +320,45 @@ class Contract(unittest.TestCase):
         self.assertIn("m7g.large", kinds)
         self.assertEqual(len(set(kinds)), len(kinds))
 
+    def test_a_fleet_goes_into_the_reservation_that_its_template_names_as_long_as_there_is_room(self):
+        mine = [{"Name": f"tag:{TAG['Key']}", "Values": [RUN]}, {"Name": "state", "Values": ["active"]}]
+        reserved = self.ec2.create_capacity_reservation(
+            InstanceType=TYPE, InstancePlatform="Linux/UNIX", AvailabilityZone=self.subnet["AvailabilityZone"],
+            InstanceCount=1, InstanceMatchCriteria="targeted",
+            TagSpecifications=tags("capacity-reservation"))["CapacityReservation"]["CapacityReservationId"]
+
+        def shown():
+            pages = self.ec2.get_paginator("describe_capacity_reservations").paginate(Filters=mine)
+            return [one for page in pages for one in page["CapacityReservations"]]
+
+        def fleet():
+            return self.ec2.create_fleet(
+                Type="instant", TagSpecifications=tags("fleet"),
+                LaunchTemplateConfigs=[{"LaunchTemplateSpecification": {"LaunchTemplateName": template, "Version": "1"},
+                                        "Overrides": [{"InstanceType": TYPE, "SubnetId": self.subnet["SubnetId"]}]}],
+                TargetCapacitySpecification={"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "reserved-capacity"},
+                ReservedCapacityOptions={"ReservationTypes": ["on-demand-capacity-reservation"],
+                                         "AllocationStrategy": "prioritized"})
+
+        until = time.monotonic() + PATIENCE
+        while not shown() and time.monotonic() < until:
+            time.sleep(1)
+        one, = shown()
+        self.assertEqual((one["CapacityReservationId"], one["AvailableInstanceCount"], one["InstancePlatform"],
+                          one["ReservationType"]), (reserved, 1, "Linux/UNIX", "default"))
+        template = self.template(CapacityReservationSpecification={
+            "CapacityReservationTarget": {"CapacityReservationId": reserved}})
+        ids = self.ids(fleet())
+        machine, = self.wait(ids, "running")
+        self.assertEqual(machine["CapacityReservationId"], reserved)
+        self.assertEqual(shown()[0]["AvailableInstanceCount"], 0)
+        # Where there is no room for it, nothing else is launched in its place.
+        full = fleet()
+        self.assertEqual(self.ids(full), [])
+        self.assertIn(full["Errors"][0]["ErrorCode"], ("ReservationCapacityExceeded", "InsufficientInstanceCapacity"))
+        self.refused("InvalidCapacityReservationId.NotFound", lambda: self.ec2.describe_capacity_reservations(
+            CapacityReservationIds=["cr-0123456789abcdef0"]))
+
     def test_the_images_of_the_aliases_are_there(self):
         ssm = self.client("ssm")
         for name in PARAMETERS:
@@ -384,6 +423,10 @@ def clear(ec2):
     for template in ec2.describe_launch_templates(Filters=mine)["LaunchTemplates"]:
         name = template["LaunchTemplateName"]
         remove(name, lambda name=name: ec2.delete_launch_template(LaunchTemplateName=name))
+    for reserved in ec2.describe_capacity_reservations(Filters=mine)["CapacityReservations"]:
+        if reserved["State"] == "active":
+            identity = reserved["CapacityReservationId"]
+            remove(identity, lambda identity=identity: ec2.cancel_capacity_reservation(CapacityReservationId=identity))
     for group in ec2.describe_security_groups(Filters=mine)["SecurityGroups"]:
         group = group["GroupId"]
         remove(group, lambda group=group: ec2.delete_security_group(GroupId=group))

@@ -12,7 +12,7 @@ mod teardown;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use crate::error::{Error, QuoteFailure};
 use crate::event::{EventCounts, Guarded as GuardedObserver, Observer};
 use crate::machine::{Machine, RunId};
 use crate::plan::Plan;
-use crate::provider::{Choice, Choices, Provider, Quote, RunFilter};
+use crate::provider::{Choice, Choices, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter};
 use crate::record::RunStore;
 #[cfg(feature = "experiment")]
 use crate::record::{RunEntry, RunRecord};
@@ -251,7 +251,9 @@ impl Tsunami {
         let quotes = plan.groups.iter().zip(specs).map(async |(group, choice)| {
             let choice = choice?;
             let spec = choice.as_ref().map_or(&group.spec, |choice| &choice.spec);
-            Ok((self.provider.quote(spec, group.size()).await?, choice))
+            let quote = self.provider.quote(spec, group.size()).await?;
+            self.check_end(&quote, plan.lifetime)?;
+            Ok((quote, choice))
         });
         let (mut quoted, mut failures) = (Vec::new(), Vec::new());
         for (group, quote) in plan.groups.iter().zip(join_all(quotes).await) {
@@ -261,6 +263,24 @@ impl Tsunami {
             }
         }
         if failures.is_empty() { Ok(quoted) } else { Err(Error::Quote { failures }) }
+    }
+
+    /// Whether machines may live as long as they are to.
+    fn check_end(&self, quote: &Quote, lifetime: Duration) -> Result<(), ProviderError> {
+        let now = self.started_at.unwrap_or_else(SystemTime::now);
+        let Some(left) = quote.ends.map(|ends| ends.duration_since(now).unwrap_or_default()) else {
+            return Ok(());
+        };
+        if left >= lifetime {
+            return Ok(());
+        }
+        let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+        let message = format!(
+            "the provider ends such machines in {left}, before their lifetime of {} is over",
+            humantime::format_duration(lifetime)
+        );
+        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message);
+        Err(error.help("give a shorter `lifetime`, or let them be had elsewhere"))
     }
 
     /// Runs an experiment: launches the plan's machines, sets them all up, hands them to `body`, and tears
