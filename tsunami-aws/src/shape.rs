@@ -228,7 +228,7 @@ mod tests {
         let shape = Shape::default().vcpus(2..);
         assert_eq!(shape.wrong(), None);
         for (shape, wrong) in [
-            (shape.clone().vcpus(4..=2), "ends before it begins"),
+            (Shape { vcpus: Amount { least: 4, most: Some(2) }, ..shape.clone() }, "ends before it begins"),
             (shape.clone().memory_gib(..1), "ends before it begins"),
             (shape.clone().arch("sparc"), "`sparc` is no architecture"),
             (shape.clone().exclude(["c7 g"]), "`c7 g` is no instance type"),

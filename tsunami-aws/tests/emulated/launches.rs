@@ -125,7 +125,7 @@ async fn a_shape_that_no_type_has_is_told_with_what_leaves_none() {
         ),
         (spec().shape(shape.clone().exclude(["*"])), "none of *", "without `exclude`"),
         (spec().shape(shape.clone().memory_gib(4000..).exclude(["*"])), "4000", "loosen more than one"),
-        (spec().shape(shape.clone().vcpus(4..=2)), "ends before it begins", ""),
+        (spec().shape(shape.clone().memory_gib(..1)), "ends before it begins", ""),
         (spec().shape(shape.clone()).zone("eu-west-1z"), "zone eu-west-1z is not among", ""),
     ] {
         let error = provider.choose(&MachineSpec::new(spec), &Choices::new()).await.unwrap_err();
