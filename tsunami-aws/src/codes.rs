@@ -79,6 +79,18 @@ const TABLE: &[Row] = &[
     row(Capacity, EC2, MORE_ROOM, &["InsufficientInstanceCapacity", "InsufficientHostCapacity"]),
     row(Capacity, EC2, MORE_ROOM, &["InsufficientReservedInstanceCapacity", "InsufficientCapacity"]),
     row(Capacity, FLEET, MORE_ROOM, &["UnfulfillableCapacity"]),
+    row(
+        Capacity,
+        EC2,
+        Say("give more of `reservation`, or add another `market` after \"reservation\""),
+        &["ReservationCapacityExceeded"],
+    ),
+    row(
+        InvalidSpec,
+        EC2,
+        Say("see that the `reservation` is there, in {region}, and shared with the account"),
+        &["InvalidCapacityReservationId.NotFound", "InvalidCapacityReservationId.Malformed"],
+    ),
     row(Capacity, EC2, MORE_ROOM, &["Unsupported"]),
     row(
         Capacity,

@@ -89,7 +89,11 @@ pub(crate) async fn machines(
         let kind = text::word(instance.instance_type().map(|kind| kind.as_str())).unwrap_or_default();
         let zone = instance.placement().and_then(|placement| placement.availability_zone());
         let zone = text::word(zone).unwrap_or_default();
-        let market = if is_spot(instance) { "spot" } else { "on-demand" };
+        let market = match instance.capacity_reservation_id() {
+            _ if is_spot(instance) => "spot",
+            Some(_) => "reservation",
+            None => "on-demand",
+        };
         let price = notes.prices.get(&GroupRecord::price_key(is_spot(instance), &kind, &zone));
         let reason = instance
             .state_reason()
@@ -114,7 +118,7 @@ pub(crate) async fn machines(
         let mut login = Login::default();
         login.user = text::user(tag::value(tags, tag::USER));
         login.host_key.clone_from(host_key);
-        let interrupted = interrupted.get(&id).cloned().or(reason);
+        let interrupted = interrupted.get(&id).cloned().or(reason).or_else(|| taken_back(instance));
         let mut machine = Machine::new(MachineId::new(id), run, group, index, state)
             .addresses(addresses)
             .login(login)
@@ -126,6 +130,22 @@ pub(crate) async fn machines(
         machines.push(machine);
     }
     Ok(machines)
+}
+
+/// That EC2 takes an instance back whose reservation ends, or whose lender wants the capacity. Only EventBridge tells it
+/// before, two minutes ahead.
+fn taken_back(instance: &Instance) -> Option<String> {
+    let what = match instance.instance_lifecycle()? {
+        InstanceLifecycleType::CapacityBlock => "its Capacity Block ends",
+        InstanceLifecycleType::InterruptibleCapacityReservation => "the lender takes its capacity back",
+        _ => return None,
+    };
+    let is_over = matches!(state(instance), MachineState::Gone | MachineState::Stopping);
+    let reason = instance.state_reason().filter(|_| is_over)?;
+    // What the user or the machine does is told so.
+    let code = reason.code().filter(|code| !code.starts_with("Client."))?;
+    let words = text::line(reason.message().unwrap_or(code));
+    Some(format!("EC2 took the machine back, as {what}: {words}"))
 }
 
 /// Why an instance ended, or is ending, where nobody asked for it.

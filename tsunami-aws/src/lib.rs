@@ -93,6 +93,7 @@ mod registration;
 mod requests;
 mod resolve;
 mod settings;
+mod shape;
 mod spec;
 mod tag;
 mod teardown;
@@ -108,6 +109,7 @@ pub use provider::Ec2Provider;
 #[cfg(feature = "experiment")]
 pub use registration::Ec2Registration;
 pub use settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
-pub use spec::{Disk, Ec2Spec, InvalidMarket, Market, Reach};
+pub use shape::{Amount, Generation, Shape};
+pub use spec::{Disk, Ec2Spec, InvalidMarket, Market, Reach, Reservation};
 pub use teardown::recorded_leftovers;
 pub use user_data::{InvalidUserData, USER_DATA_LIMIT, UserData};

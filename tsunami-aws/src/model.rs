@@ -58,6 +58,27 @@ pub(crate) struct Template {
     pub(crate) iam_profile: Option<String>,
     pub(crate) placement_group: Option<String>,
     pub(crate) spot: bool,
+    #[serde(default)]
+    pub(crate) reservation: Option<(String, ReservedKind)>,
+}
+
+/// What machines are asked for as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purchase {
+    OnDemand,
+    Spot,
+    Reserved,
+}
+
+/// What kind a reservation is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReservedKind {
+    OnDemand,
+    /// A Capacity Block, which has an end.
+    Block,
+    /// Lent by somebody who may take it back.
+    Interruptible,
 }
 
 /// Machines from a template.
@@ -73,6 +94,9 @@ pub(crate) struct Fleet {
     pub(crate) alike: bool,
     /// The length of a spot block, in minutes.
     pub(crate) block: Option<i32>,
+    /// The kind of the reservation that the template names.
+    #[serde(default)]
+    pub(crate) reserved: Option<ReservedKind>,
     pub(crate) token: String,
 }
 
@@ -116,9 +140,13 @@ impl CreateRequest {
         self.fleet().is_some()
     }
 
-    /// Whether it asks for spot machines.
-    pub(crate) fn is_spot(&self) -> bool {
-        self.fleet().is_some_and(|fleet| fleet.spot)
+    /// What machines are asked for as, if they are.
+    pub(crate) fn purchase(&self) -> Option<Purchase> {
+        self.fleet().map(|fleet| match (fleet.reserved, fleet.spot) {
+            (Some(_), _) => Purchase::Reserved,
+            (None, true) => Purchase::Spot,
+            (None, false) => Purchase::OnDemand,
+        })
     }
 }
 

@@ -12,8 +12,8 @@ use aws_sdk_ec2::types::{InstanceStateName, Tag};
 use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
 use tsunami_core::{
-    LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
+    Choice, Choices, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider,
+    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
 };
 
 use crate::address::OwnAddress;
@@ -27,7 +27,7 @@ use crate::model::{Pool, timestamp};
 use crate::region::Region;
 use crate::resolve::{self, Resolver};
 use crate::settings::{ADDRESS_SERVICE, Ec2Options, Ec2Settings};
-use crate::spec::Ec2Spec;
+use crate::spec::{Ec2Spec, Market};
 use crate::teardown::{self, Left, Stays};
 use crate::{guest, inventory, tag};
 
@@ -168,6 +168,12 @@ impl Ec2Provider {
         journals.entry(run.clone()).or_insert_with(|| Journal::of(&self.root, run)).clone()
     }
 
+    /// The spec, with the types chosen where it names none and its program asked for no choice.
+    async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
+        let choice = self.choose(wanted, &Choices::new()).await?;
+        Ok(choice.map_or_else(|| wanted.clone(), |choice| choice.spec))
+    }
+
     fn spec_of(&self, machine: &Machine) -> Option<Ec2Spec> {
         let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
         specs.get(&(machine.run.clone(), machine.group.clone())).cloned()
@@ -212,13 +218,37 @@ impl Provider for Ec2Provider {
         serde_json::to_value(&self.settings).unwrap_or_default()
     }
 
-    async fn quote(&self, wanted: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+    /// Which instance types have what a spec asks for that names none.
+    async fn choose(&self, wanted: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
         let spec = spec(wanted)?;
+        let Some(shape) = spec.shape.as_ref().filter(|_| spec.instances.is_empty()) else { return Ok(None) };
+        let region = self.region(spec)?;
+        resolve::check(spec, region)?;
+        let asked = resolve::asked(spec, shape, region);
+        let chosen = match known.get(&asked).filter(|known| !known.is_empty()) {
+            Some(known) => known.clone(),
+            None => self.resolver.choose(spec, shape, region).await?,
+        };
+        let spec = Ec2Spec { instances: chosen.clone(), ..spec.clone() };
+        Ok(Some(Choice::new(asked, chosen, MachineSpec::new(spec))))
+    }
+
+    async fn quote(&self, wanted: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
+        let wanted = self.chosen(wanted).await?;
+        let spec = spec(&wanted)?;
         let region = self.region(spec)?;
         resolve::check(spec, region)?;
         let resolved = self.resolver.resolve(spec, region).await?;
         let mut offers = Vec::new();
+        let reserved = self.resolver.reserved(spec, region, &resolved).await?;
         for market in &spec.markets {
+            if *market == Market::Reservation {
+                offers.extend(reserved.iter().map(|reserved| {
+                    let price = resolved.price(spec, *market, &reserved.pool);
+                    Offer::new(format!("{}, {reserved}", reserved.pool), price)
+                }));
+                continue;
+            }
             let cheapest = |pool: &&Pool| match resolved.price(spec, *market, pool) {
                 Price::PerHour(dollars) => dollars,
                 _ => f64::INFINITY,
@@ -229,7 +259,16 @@ impl Provider for Ec2Provider {
             );
         }
         let image = &resolved.image;
+        let chosen = spec.shape.as_ref().zip(spec.markets.first());
+        let chosen = chosen.map(|(shape, market)| {
+            let prices = resolved.prices(spec, *market).into_iter().map(|(instance, price)| match price {
+                Price::PerHour(dollars) => format!("{instance} (${dollars:.4}/h)"),
+                _ => instance.to_owned(),
+            });
+            format!("{shape}: any of {}", prices.collect::<Vec<_>>().join(", "))
+        });
         let mut notes = vec![format!("image {} ({}), entered as {}", image.name, image.id, image.user)];
+        notes.extend(chosen);
         notes.extend(region.clock.note());
         notes.extend(resolved.notes.iter().cloned());
         notes.extend(resolved.spot_notes(spec));
@@ -240,26 +279,47 @@ impl Provider for Ec2Provider {
                 notes.push(format!("SSH is open to {}", from.join(", ")));
             }
         }
+        if !reserved.is_empty() {
+            let room = reserved.iter().map(|reserved| reserved.free);
+            let room = if spec.mixed { room.sum() } else { room.max().unwrap_or_default() };
+            if room < count.get() {
+                notes.push(format!("what is reserved has room for {room} of the {count} machines just now"));
+            }
+            notes.push(
+                "what is reserved is paid for in any case: its price here is the on-demand price, as a bound"
+                    .to_owned(),
+            );
+        }
         if spec.placement_group && count.get() > 1 && spec.mixed {
             notes.push("a placement group keeps all machines in one zone, mixed or not".to_owned());
         }
-        Ok(notes.into_iter().fold(Quote::new(offers, resolved.max_price(spec)), Quote::note))
+        let quote = notes.into_iter().fold(Quote::new(offers, resolved.max_price(spec)), Quote::note);
+        // Another market has what lives longer than all that is reserved.
+        let elsewhere = spec.markets.iter().any(|market| *market != Market::Reservation);
+        let longest = reserved.iter().map(|reserved| reserved.ends.ok_or(())).collect::<Result<Vec<_>, ()>>();
+        match longest.ok().and_then(|all| all.into_iter().max()).filter(|_| !elsewhere) {
+            Some(ends) => Ok(quote.ends(ends)),
+            None => Ok(quote),
+        }
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
-        let spec = spec(&request.spec)?;
+        let wanted = self.chosen(&request.spec).await?;
+        let spec = spec(&wanted)?;
         let region = self.region(spec)?;
         let (run, group) = (request.run.clone(), request.group.clone());
         let lock = self.launches.locks.named_lock(LockKey::Group { run: run.clone(), group: group.clone() });
         let _lock = lock.lock().await;
         let resolved = self.resolver.resolve(spec, region).await?;
         self.specs.lock().unwrap_or_else(PoisonError::into_inner).insert((run, group), spec.clone());
+        let reserved = self.resolver.reserved(spec, region, &resolved).await;
         let journal = self.journal(&request.run);
         journal.write_settings(&self.settings).await.map_err(journal_error)?;
         // The machines live by EC2's clock.
         let mut request = request.clone();
         request.deadline.at = region.clock.theirs(request.deadline.at);
-        Launch { state: &self.launches, request: &request, spec, region, resolved, journal }.run().await
+        let state = &self.launches;
+        Launch { state, request: &request, spec, region, resolved, reserved, journal }.run().await
     }
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {

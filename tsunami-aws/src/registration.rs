@@ -14,9 +14,12 @@ use tsunami_core::registry::{
 use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
 
 use crate::limits::USER_DATA_FILE_LIMIT;
+use crate::shape::{ARCHITECTURES, Amount, GENERATIONS, Shape, wrong_pattern};
 use crate::spec::{DISK_TYPES, wrong_disk_type};
 use crate::tag;
-use crate::{Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, Reach, recorded_options};
+use crate::{
+    Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, Reach, Reservation, recorded_options,
+};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
@@ -45,7 +48,11 @@ const KEYS: &[Key] = &[
         .default("\"on-demand\""),
     Key::new("max_price", Form::Number, "the most that an hour of a spot machine may cost, in US dollars")
         .default("the on-demand price"),
-    Key::new("instance", Form::OneOrMore(&Form::Text), "instance types, any one of which will do"),
+    Key::new(
+        "instance",
+        Form::Either(&[Form::OneOrMore(&Form::Text), Form::Table(SHAPE_KEYS)]),
+        "instance types, any one of which will do, or what they have to have",
+    ),
     Key::new("mixed", Form::Boolean, "whether the machines of a group may differ in type and zone")
         .default("false"),
     Key::new(
@@ -85,7 +92,31 @@ const KEYS: &[Key] = &[
     .default("\"fail\""),
     Key::new("spot_block", Form::Choice(&words(&SPOT_BLOCKS)), "who keeps the promise of a spot block")
         .default("\"promise\""),
+    Key::new(
+        "reservation",
+        Form::OneOrMore(&Form::Either(&[Form::Text, Form::Table(RESERVATION_KEYS)])),
+        "reserved capacity for the market of that name, by its id `cr-…` or by a tag",
+    ),
     Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
+];
+
+const RESERVATION_KEYS: &[Key] =
+    &[Key::new("tag", Form::Text, "all reservations with this tag, as `\"team=blue\"`").required()];
+
+const SHAPE_KEYS: &[Key] = &[
+    Key::new(
+        "vcpus",
+        Form::Either(&[Form::Text, Form::Integer(1, u32::MAX)]),
+        "virtual processors, as `\"2..4\"`, `\"4..\"` or `4`; both ends count",
+    ),
+    Key::new("memory", Form::Text, "memory, as `\"8GiB..\"` or `\"8GiB..16GiB\"`"),
+    Key::new("arch", Form::Choice(&ARCHITECTURES), "the architecture").default("\"x86_64\""),
+    Key::new("generation", Form::Choice(&words(&GENERATIONS)), "of which age").default("\"current\""),
+    Key::new(
+        "exclude",
+        Form::OneOrMore(&Form::Text),
+        "types that won't do; `*` stands for anything, as in `\"t*\"`",
+    ),
 ];
 
 const DISK_KEYS: &[Key] = &[
@@ -302,9 +333,19 @@ impl TableReader for Reader {
             }
         }
         spec.user.clone_from(&group.common.user);
-        if spec.instances.is_empty() {
+        let is_told = group.table.get("instance").is_some() || spec.shape.is_some();
+        if spec.instances.is_empty() && !is_told {
             let help = "set `instance = \"c7g.large\"` there, or in `[aws]` for all groups".to_owned();
             values.problem(&group.place, "this group has no `instance`", Some(help));
+        }
+        let is_reserved = spec.markets.contains(&Market::Reservation);
+        let own = group.table.get("reservation");
+        if is_reserved && spec.reservations.is_empty() && own.is_none() {
+            let help = "set `reservation = \"cr-…\"`, or `{ tag = \"team=blue\" }`".to_owned();
+            values.problem(&group.place, "the market \"reservation\" needs a `reservation`", Some(help));
+        } else if let Some(value) = own.filter(|_| !is_reserved && !spec.reservations.is_empty()) {
+            let help = "add \"reservation\" to `market`".to_owned();
+            values.problem(&value.place(), "nothing is taken from a reservation here", Some(help));
         }
         let is_metal = spec.instances.iter().any(|instance| instance.contains(".metal"));
         let inputs = spec.user_data.iter().map(|text| (USER_DATA.to_owned(), text.clone())).collect();
@@ -337,7 +378,16 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "zone" => spec.zone = values.word(value).or(spec.zone.take()),
         "market" => set(&mut spec.markets, values.one_or_more(value, market)),
         "max_price" => spec.max_price = values.dollars(value).or(spec.max_price),
-        "instance" => set(&mut spec.instances, values.one_or_more(value, |values, value| values.word(value))),
+        "instance" if value.is_table() => {
+            if let Some(shape) = shape(value, values) {
+                (spec.instances, spec.shape) = (Vec::new(), Some(shape));
+            }
+        }
+        "instance" => {
+            if let Some(instances) = values.one_or_more(value, |values, value| values.word(value)) {
+                (spec.instances, spec.shape) = (instances, None);
+            }
+        }
         "mixed" => set(&mut spec.mixed, values.boolean(value)),
         "image" => set(&mut spec.image, values.word(value)),
         "disk" => spec.disk = disk(value, values).or(spec.disk.take()),
@@ -355,6 +405,7 @@ fn read(spec: &mut Ec2Spec, key: &str, value: Value<'_>, values: &mut Values<'_,
         "user_data" => spec.user_data = user_data(value, values).or(spec.user_data.take()),
         "tags" => tags(&mut spec.tags, value, values),
         "wait_for_cloud_init" => set(&mut spec.wait_for_cloud_init, values.boolean(value)),
+        "reservation" => set(&mut spec.reservations, values.one_or_more(value, reservation)),
         "spot_block" => {
             set(&mut spec.native_spot_block, values.choice(value, key, &SPOT_BLOCKS));
         }
@@ -393,6 +444,114 @@ fn id(value: Value<'_>, prefix: &str, values: &mut Values<'_, '_>) -> Option<Str
         return None;
     }
     Some(word)
+}
+
+fn reservation(values: &mut Values<'_, '_>, value: Value<'_>) -> Option<Reservation> {
+    if !value.is_table() {
+        return id(value, "cr-", values).map(Reservation::Id);
+    }
+    let table = values.table(value)?;
+    values.keys(table, RESERVATION_KEYS);
+    let Some(tag) = table.get("tag") else {
+        values.problem(&value.place(), "this says no `tag`", Some("as `{ tag = \"team=blue\" }`".to_owned()));
+        return None;
+    };
+    let text = values.text(tag)?;
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Some(Reservation::tag(key, value)),
+        _ => {
+            values.problem(
+                &tag.place(),
+                format!("`{text}` is no tag"),
+                Some("write it as `team=blue`".to_owned()),
+            );
+            None
+        }
+    }
+}
+
+fn shape(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Shape> {
+    let table = values.table(value)?;
+    values.keys(table, SHAPE_KEYS);
+    let usual = Shape::default();
+    let is_open = table.get("vcpus").is_none() && table.get("memory").is_none();
+    if is_open {
+        let help = "as `{ vcpus = \"2..4\", memory = \"8GiB..\" }`".to_owned();
+        values.problem(&value.place(), "this says neither `vcpus` nor `memory`", Some(help));
+    }
+    // All of it is read before any of it is missed, so that all that is wrong is noted.
+    let vcpus = given(table, "vcpus", usual.vcpus, |value| match value.is_text() {
+        true => amount(value, values, "`2..4`, `2..` or `4`", |text| text.parse().ok()),
+        false => values.integer(value, &Form::Integer(1, u32::MAX)).map(|count| Amount::of(count..=count)),
+    });
+    let memory_gib = given(table, "memory", usual.memory_gib, |value| {
+        amount(value, values, "`8GiB..16GiB`, `8GiB..` or `8GiB`", gib)
+    });
+    let arch = given(table, "arch", usual.arch, |value| {
+        let choices = ARCHITECTURES.map(|arch| (arch, arch));
+        values.choice(value, "arch", &choices).map(str::to_owned)
+    });
+    let generation = given(table, "generation", usual.generation, |value| {
+        values.choice(value, "generation", &GENERATIONS)
+    });
+    let exclude = given(table, "exclude", usual.exclude, |value| {
+        values.one_or_more(value, |values, value| pattern(value, values))
+    });
+    let shape = Shape {
+        vcpus: vcpus?,
+        memory_gib: memory_gib?,
+        arch: arch?,
+        generation: generation?,
+        exclude: exclude?,
+    };
+    if let Some(wrong) = shape.wrong() {
+        values.problem(&value.place(), wrong, None);
+    }
+    (!is_open).then_some(shape)
+}
+
+/// What a key of a table is read as, if it is there.
+fn given<'t, T>(
+    table: Table<'t>,
+    key: &str,
+    usual: T,
+    read: impl FnOnce(Value<'t>) -> Option<T>,
+) -> Option<T> {
+    table.get(key).map_or(Some(usual), read)
+}
+
+fn amount(
+    value: Value<'_>,
+    values: &mut Values<'_, '_>,
+    example: &str,
+    number: impl Fn(&str) -> Option<u32>,
+) -> Option<Amount> {
+    let text = values.text(value)?;
+    let (wrong, help) = match Amount::read(text, number) {
+        Some(amount) if !amount.is_empty() => return Some(amount),
+        Some(_) => (format!("nothing is within `{text}`"), None),
+        None => (format!("`{text}` is no such amount"), Some(format!("write it as {example}"))),
+    };
+    values.problem(&value.place(), wrong, help);
+    None
+}
+
+/// A size in GiB.
+fn gib(text: &str) -> Option<u32> {
+    let number = |text: &str| text.trim().parse::<u32>().ok();
+    match text.strip_suffix("TiB") {
+        Some(tib) => number(tib)?.checked_mul(1024),
+        None => number(text.strip_suffix("GiB")?),
+    }
+}
+
+fn pattern(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<String> {
+    let text = values.text(value)?;
+    if let Some(wrong) = wrong_pattern(text) {
+        values.problem(&value.place(), wrong, Some("as `t*` or `m5a.*`".to_owned()));
+        return None;
+    }
+    Some(text.to_owned())
 }
 
 fn disk(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Disk> {
@@ -600,6 +759,98 @@ profile = "other"
         let text = "name = 'x'\nprovider = 'aws'\n[group.a]\ninstance = 'm'\nuser_data = 'long'";
         let problems = load(text).unwrap_err().to_string();
         assert!(problems.contains("long` is larger than 64 KiB; EC2 takes less"), "{problems}");
+    }
+
+    #[test]
+    fn an_instance_may_be_told_by_what_it_has_to_have() {
+        let experiment = load(
+            r#"name = "x"
+provider = "aws"
+[aws]
+instance = { vcpus = "2..4", memory = "8GiB..", arch = "arm64", generation = "any", exclude = "t*" }
+[vars]
+least = 4
+[group.a]
+[group.b]
+instance = "c7g.large"
+[group.c]
+instance = { vcpus = 4 }
+[group.d]
+instance = { vcpus = "{{ least }}..", memory = "..1TiB" }"#,
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let [a, b, c, d] = specs(&experiment)[..] else { panic!("{experiment:?}") };
+        let shape = |spec: &Ec2Spec| spec.shape.as_ref().map(ToString::to_string);
+        assert_eq!(shape(a).unwrap(), "2 to 4 vCPUs, at least 8 GiB, arm64, any generation, none of t*");
+        assert_eq!((shape(b), b.instances.len(), a.instances.len()), (None, 1, 0));
+        assert_eq!(shape(c).unwrap(), "4 vCPUs, any number of GiB, x86_64, current generation");
+        assert_eq!(shape(d).unwrap(), "at least 4 vCPUs, at most 1024 GiB, x86_64, current generation");
+        refuses(
+            r#"name = "x"
+provider = "aws"
+[group.a]
+instance = { vcpus = "4..2", memory = "8", arch = "sparc", generation = "old", exclude = ["t *"], vcpu = 2 }
+[group.b]
+instance = { arch = "arm64" }
+[group.c]
+instance = { vcpus = 0 }
+"#,
+            &[
+                "4:22 nothing is within `4..2`",
+                "4:39 `8` is no such amount (write it as `8GiB..16GiB`, `8GiB..` or `8GiB`)",
+                r#"4:51 `arch` can't be "sparc" (known here: x86_64, arm64)"#,
+                r#"4:73 `generation` can't be "old" (known here: current, previous, any)"#,
+                "4:91 `t *` is no instance type, nor a pattern of some (as `t*` or `m5a.*`)",
+                "4:99 unknown key `vcpu` (did you mean `vcpus`?)",
+                "6:12 this says neither `vcpus` nor `memory` (as `{ vcpus = \"2..4\", memory = \"8GiB..\" }`)",
+                "8:22 this is no whole number above zero, or far too large",
+            ],
+        );
+    }
+
+    #[test]
+    fn reserved_capacity_is_named_by_its_id_or_by_a_tag() {
+        let experiment = load(
+            r#"name = "x"
+provider = "aws"
+[aws]
+instance = "m"
+market = ["reservation", "on-demand"]
+reservation = ["cr-1", { tag = "team=blue=1" }]
+[group.a]
+[group.b]
+market = "spot"
+[group.c]
+reservation = { tag = "k=" }"#,
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
+        let [a, b, c] = specs(&experiment)[..] else { panic!("{experiment:?}") };
+        assert_eq!(a.markets, [Market::Reservation, Market::OnDemand]);
+        assert_eq!(a.reservations, [Reservation::id("cr-1"), Reservation::tag("team", "blue=1")]);
+        assert_eq!((b.markets.len(), &c.reservations[..]), (1, &[Reservation::tag("k", "")][..]));
+        refuses(
+            r#"name = "x"
+provider = "aws"
+[aws]
+instance = "m"
+[group.a]
+market = "reservation"
+[group.b]
+reservation = "cr-1"
+[group.c]
+market = "reservation"
+reservation = ["sr-1", { tag = "blue" }, { tags = "a=b" }, {}]
+"#,
+            &[
+                "5:8 the market \"reservation\" needs a `reservation` (set `reservation = \"cr-…\"`, or `{ tag = \"team=blue\" }`)",
+                "8:15 nothing is taken from a reservation here (add \"reservation\" to `market`)",
+                "11:16 `sr-1` is no id: it begins with `cr-`",
+                "11:32 `blue` is no tag (write it as `team=blue`)",
+                "11:42 this says no `tag` (as `{ tag = \"team=blue\" }`)",
+                "11:44 unknown key `tags` (did you mean `tag`?)",
+                "11:60 this says no `tag` (as `{ tag = \"team=blue\" }`)",
+            ],
+        );
     }
 
     #[test]

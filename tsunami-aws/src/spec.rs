@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Purchase;
+use crate::shape::Shape;
+
 /// What to launch: the [`MachineSpec`](tsunami_core::MachineSpec) of an [`Ec2Provider`](crate::Ec2Provider).
 ///
 /// ```
@@ -26,8 +29,11 @@ pub struct Ec2Spec {
     pub markets: Vec<Market>,
     /// The most that an hour of a spot machine may cost, in US dollars; `None` is the on-demand price.
     pub max_price: Option<f64>,
-    /// Instance types, any one of which will do; at least one, all of one architecture.
+    /// Instance types, any one of which will do; at least one, all of one architecture. Empty leaves it to `shape`.
     pub instances: Vec<String>,
+    /// What instance types have to have. Which ones that are is [chosen](tsunami_core::Provider::choose) once, before the
+    /// launch: then `instances` names them.
+    pub shape: Option<Shape>,
     /// Whether machines may differ in type and zone.
     pub mixed: bool,
     /// An alias (`ubuntu-24.04`, `debian-12`, `al2023`), an id (`ami-…`), or the path of a public parameter
@@ -61,6 +67,8 @@ pub struct Ec2Spec {
     /// Whether spot blocks are asked of the service (`BlockDurationMinutes`, for endpoints that still take it)
     /// rather than promised by tsunami.
     pub native_spot_block: bool,
+    /// The reservations of the market [`Reservation`](Market::Reservation), in the order to try.
+    pub reservations: Vec<Reservation>,
 }
 
 impl Ec2Spec {
@@ -96,6 +104,14 @@ impl Ec2Spec {
     /// Sets the instance types, any one of which will do.
     pub fn instances(mut self, instances: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.instances = instances.into_iter().map(Into::into).collect();
+        self.shape = None;
+        self
+    }
+
+    /// Sets what instance types have to have, in place of their names.
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.instances.clear();
+        self.shape = Some(shape);
         self
     }
 
@@ -188,6 +204,12 @@ impl Ec2Spec {
         self.native_spot_block = native_spot_block;
         self
     }
+
+    /// Sets the reservations of the market of that name, in the order to try.
+    pub fn reservations(mut self, reservations: impl IntoIterator<Item = Reservation>) -> Self {
+        self.reservations = reservations.into_iter().collect();
+        self
+    }
 }
 
 impl Default for Ec2Spec {
@@ -198,6 +220,7 @@ impl Default for Ec2Spec {
             markets: vec![Market::OnDemand],
             max_price: None,
             instances: Vec::new(),
+            shape: None,
             mixed: false,
             image: "ubuntu-24.04".to_owned(),
             user: None,
@@ -213,6 +236,7 @@ impl Default for Ec2Spec {
             tags: Vec::new(),
             wait_for_cloud_init: true,
             native_spot_block: false,
+            reservations: Vec::new(),
         }
     }
 }
@@ -229,14 +253,54 @@ pub enum Market {
     /// that tsunami keeps: one-time spot, the deadline armed in the first boot, interruptions noticed and told
     /// apart from failures, and replaced if the group says so.
     SpotBlock,
+    /// What the account has reserved: on-demand reservations, Capacity Blocks and interruptible reservations, as
+    /// [`Ec2Spec::reservations`] names them. Nothing else is launched where they have no room.
+    Reservation,
+}
+
+/// Capacity that is reserved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reservation {
+    /// By its id, `cr-…`.
+    Id(String),
+    /// All that have this tag.
+    Tag {
+        /// The tag's name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Reservation {
+    /// The reservation with this id.
+    pub fn id(id: impl Into<String>) -> Self {
+        Self::Id(id.into())
+    }
+
+    /// All reservations with this tag.
+    pub fn tag(key: impl Into<String>, value: impl Into<String>) -> Self {
+        Self::Tag { key: key.into(), value: value.into() }
+    }
+}
+
+impl fmt::Display for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "reservation {id}"),
+            Self::Tag { key, value } => write!(f, "reservation with the tag {key}={value}"),
+        }
+    }
 }
 
 impl Market {
     /// All of them by their words, as files have them.
-    pub(crate) const WORDS: [(&'static str, Self); 3] = [
+    pub(crate) const WORDS: [(&'static str, Self); 4] = [
         (Self::OnDemand.word(), Self::OnDemand),
         (Self::Spot.word(), Self::Spot),
         (Self::SpotBlock.word(), Self::SpotBlock),
+        (Self::Reservation.word(), Self::Reservation),
     ];
 
     const fn word(self) -> &'static str {
@@ -244,12 +308,27 @@ impl Market {
             Self::OnDemand => "on-demand",
             Self::Spot => "spot",
             Self::SpotBlock => "spot-block",
+            Self::Reservation => "reservation",
         }
+    }
+
+    /// By which price list it is paid.
+    pub(crate) fn pricing(self) -> &'static str {
+        if self.is_spot() { Self::Spot.word() } else { Self::OnDemand.word() }
     }
 
     /// Whether it is one of the spot kinds.
     pub(crate) fn is_spot(self) -> bool {
-        self != Self::OnDemand
+        matches!(self, Self::Spot | Self::SpotBlock)
+    }
+
+    /// What EC2 is asked for.
+    pub(crate) fn purchase(self) -> Purchase {
+        match self {
+            Self::OnDemand => Purchase::OnDemand,
+            Self::Spot | Self::SpotBlock => Purchase::Spot,
+            Self::Reservation => Purchase::Reserved,
+        }
     }
 }
 
@@ -278,7 +357,7 @@ impl Reach {
 
 /// A text that names no market.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no market: use \"on-demand\", \"spot\" or \"spot-block\"")]
+#[error("`{0}` is no market: use \"on-demand\", \"spot\", \"spot-block\" or \"reservation\"")]
 pub struct InvalidMarket(String);
 
 impl FromStr for Market {

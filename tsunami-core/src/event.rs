@@ -156,6 +156,9 @@ pub enum EventKind {
         deadline: SystemTime,
         groups: Vec<GroupSize>,
     },
+    /// What the provider chose where the group leaves it open: any one of these will do, in a run that goes on with this
+    /// one, too.
+    Chosen { group: String, asked: String, chosen: Vec<String> },
     /// A group is asked for.
     Launching { group: String, count: u32 },
     /// A request to a provider will be repeated.
@@ -371,6 +374,7 @@ impl EventKind {
             | Self::SetStarted { .. }
             | Self::Canary { .. }
             | Self::RunStarted { .. }
+            | Self::Chosen { .. }
             | Self::Launching { .. }
             | Self::Launched { .. }
             | Self::Connected { .. }

@@ -97,8 +97,8 @@ pub use plan::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem};
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
 pub use provider::{
-    DiscoveredRun, LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, Survey,
+    Choice, Choices, DiscoveredRun, LaunchRequest, Leftover, MachineSpec, Offer, Price, ProgressSink,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, Survey,
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{

@@ -1,6 +1,7 @@
 //! What launches and ends machines.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -32,6 +33,15 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// in a run's record, so it holds no secrets.
     fn settings(&self) -> serde_json::Value {
         serde_json::Value::Null
+    }
+
+    /// Chooses what `spec` leaves open, such as which of all kinds of machine will do; `None` where it leaves nothing open.
+    /// Creates nothing. The engine asks before it quotes and launches, does both with the spec of the answer, and records
+    /// what was chosen: `known` is all of that so far, also of an earlier process whose run goes on. What is in there is
+    /// gone by, and nobody is asked again.
+    async fn choose(&self, spec: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
+        let _ = (spec, known);
+        Ok(None)
     }
 
     /// Checks whether `count` machines of `spec` could be launched and what they cost. Creates nothing.
@@ -145,6 +155,28 @@ impl Debug for MachineSpec {
     }
 }
 
+/// What providers chose where specs left it open, by what was asked for.
+pub type Choices = BTreeMap<String, Vec<String>>;
+
+/// What a provider chose where a spec left it open.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What was asked for, in one line. Specs that leave the same open ask for the same.
+    pub asked: String,
+    /// What will do, in the provider's own words, the best first.
+    pub chosen: Vec<String>,
+    /// The spec that leaves nothing open.
+    pub spec: MachineSpec,
+}
+
+impl Choice {
+    /// A choice of any one of `chosen`, which `spec` says.
+    pub fn new(asked: impl Into<String>, chosen: Vec<String>, spec: MachineSpec) -> Self {
+        Self { asked: asked.into(), chosen, spec }
+    }
+}
+
 /// The answer to "could I have these, and for how much?".
 ///
 /// ```
@@ -161,6 +193,8 @@ pub struct Quote {
     pub offers: Vec<Offer>,
     /// The most that one machine of the group can cost, whatever is chosen, and all that comes with it.
     pub max_price: Price,
+    /// When the provider ends the machines, whatever their lifetime is, if it does.
+    pub ends: Option<SystemTime>,
     /// What the user should know beside that.
     pub notes: Vec<String>,
 }
@@ -168,12 +202,18 @@ pub struct Quote {
 impl Quote {
     /// The quote of what could be had, the most likely first, where one machine costs `max_price` at the most.
     pub fn new(offers: Vec<Offer>, max_price: Price) -> Self {
-        Self { offers, max_price, notes: Vec::new() }
+        Self { offers, max_price, ends: None, notes: Vec::new() }
     }
 
     /// The quote of a provider that has one kind of machine, which costs nothing.
     pub fn free(description: impl Into<String>) -> Self {
         Self::new(vec![Offer::new(description, Price::Free)], Price::Free)
+    }
+
+    /// Sets when the provider ends the machines, whatever their lifetime is.
+    pub fn ends(mut self, ends: SystemTime) -> Self {
+        self.ends = Some(ends);
+        self
     }
 
     /// Adds something that the user should know.

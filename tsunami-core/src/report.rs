@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::{Account, Facts};
 use crate::event::{Event, EventKind, GroupSize, known};
 use crate::machine::{MachineId, RunId};
-use crate::provider::{Leftover, Price};
+use crate::provider::{Choices, Leftover, Price};
 use crate::seconds;
 use crate::session::Exit;
 use crate::trial::{Measured, SweepPlan, VoidReason};
@@ -28,6 +28,9 @@ pub struct Report {
     /// The experiment's name, if the stream says so.
     #[serde(with = "known")]
     pub experiment: Option<String>,
+    /// What the provider chose where groups left it open.
+    #[serde(default, skip_serializing_if = "Choices::is_empty")]
+    pub choices: Choices,
     /// The commands that ended, in the order in which they did.
     pub commands: Vec<CommandReport>,
     /// The trials that began, in the order in which they did. One that was done again is there again.
@@ -305,6 +308,9 @@ impl Report {
                 self.groups.clone_from(groups);
                 self.started = Some(event.at);
             }
+            EventKind::Chosen { asked, chosen, .. } => {
+                self.choices.insert(asked.clone(), chosen.clone());
+            }
             EventKind::Running { machine, id, address, description, price } => {
                 let Self { last_set, ready_machines: Counter(ready), .. } = self;
                 let machine = last_set.machines.entry(machine.clone()).or_default();
@@ -473,6 +479,7 @@ impl Report {
             repeats: now.repeats,
             sweep: now.sweep,
             swept: now.swept,
+            choices: now.choices,
             earlier_sets: now.earlier_sets,
             commands: now.commands,
             trials: now.trials,

@@ -140,6 +140,25 @@ async fn a_bad_plan_asks_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn machines_that_would_be_ended_before_their_lifetime_is_over_are_not_launched() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let mut provider = MockProvider::new();
+    provider.expect_choose().returning(|_, _| Ok(None));
+    let ends = now + Duration::from_secs(600);
+    provider.expect_quote().returning(move |_, _| Ok(Quote::free("a block").ends(ends)));
+    let tsunami = Tsunami::new(Arc::new(provider), Arc::new(FakeCloud::new(1))).started_at(now);
+    let plan = |minutes: u64| {
+        let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()));
+        plan.lifetime(Duration::from_secs(60 * minutes))
+    };
+    tsunami.quote(&plan(10)).await.unwrap();
+    let error = tsunami.quote(&plan(11)).await.unwrap_err();
+    let Error::Quote { failures } = &error else { panic!("{error:?}") };
+    let said = &failures[0].error.message;
+    assert!(said.contains("in 10m, before their lifetime of 11m is over"), "{said}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_quote_asks_for_nothing_more() {
     let world = World::new();
     world.cloud.fault(Call::Quote, 1, Fault::Error(ProviderErrorKind::InvalidSpec));
@@ -875,6 +894,7 @@ async fn mocks_stand_in_for_single_calls() {
     let mut provider = MockProvider::new();
     provider.expect_name().return_const("mock".to_owned());
     provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_choose().returning(|_, _| Ok(None));
     provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_launch().times(1).returning(|request| {
         assert_eq!((request.group.as_str(), request.count.get()), ("node", 2));
@@ -900,6 +920,7 @@ async fn a_machine_whose_address_is_none_is_not_connected_to() {
     let mut provider = MockProvider::new();
     provider.expect_name().return_const("mock".to_owned());
     provider.expect_settings().return_const(serde_json::Value::Null);
+    provider.expect_choose().returning(|_, _| Ok(None));
     provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_launch().returning(|_| Ok(vec![MachineId::new("i-1")]));
     provider.expect_terminate().returning(|_| Ok(Vec::new()));
@@ -1059,6 +1080,7 @@ async fn a_plan_that_may_cost_more_than_its_budget_asks_for_nothing() {
     {
         let world = World::new();
         let mut provider = MockProvider::new();
+        provider.expect_choose().returning(|_, _| Ok(None));
         provider.expect_quote().returning(move |_, _| Ok(Quote::new(Quote::free("a mock").offers, price)));
         provider.expect_name().return_const("mock".to_owned());
         provider.expect_settings().return_const(serde_json::Value::Null);

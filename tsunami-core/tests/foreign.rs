@@ -470,6 +470,7 @@ async fn a_session_that_never_says_that_a_command_is_gone_does_not_hold_its_end(
 async fn a_provider_that_panics_when_it_is_asked_its_name_ends_the_run_before_it_begins() {
     let world = World::new();
     let mut provider = MockProvider::new();
+    provider.expect_choose().returning(|_, _| Ok(None));
     provider.expect_quote().returning(|_, _| Ok(Quote::free("a mock")));
     provider.expect_name().returning(|| panic!("nameless"));
     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(world.cloud.clone())).state(world.state.clone());

@@ -15,8 +15,9 @@ use tsunami_core::experiment::{Loader, RunOptions};
 use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::trial::VoidReason;
 use tsunami_core::{
-    Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Observer,
-    Outcome, Price, Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami, read_events,
+    Choice, Choices, Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
+    Observer, Outcome, Price, Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami,
+    read_events,
 };
 
 const FILE: &str = r#"name = "x"
@@ -82,7 +83,7 @@ impl World {
 
     fn tsunami(&self, controller: FakeCloud) -> Tsunami {
         let provider: Arc<dyn Provider> = match self.is_priced {
-            true => Arc::new(Priced(controller.clone())),
+            true => Arc::new(Priced(controller.clone(), None)),
             false => Arc::new(controller.clone()),
         };
         let tsunami = Tsunami::new(provider, Arc::new(controller));
@@ -307,19 +308,27 @@ async fn the_lifetime_of_one_set_ends_no_other() {
     }
 }
 
-/// The fake cloud, for a dollar a machine and hour.
+/// The fake cloud, for a dollar a machine and hour. It may have one kind of machine to choose for each group.
 #[derive(Debug)]
-struct Priced(FakeCloud);
+struct Priced(FakeCloud, Option<&'static str>);
 
 #[async_trait]
 impl Provider for Priced {
     fn name(&self) -> String {
         self.0.name()
     }
-    async fn quote(&self, _: &MachineSpec, _: NonZeroU32) -> Result<Quote, ProviderError> {
+    async fn choose(&self, spec: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
+        let Some(kinds) = &self.1 else { return Ok(None) };
+        assert!(spec.is_default(), "what was chosen is chosen again: {spec:?}");
+        let chosen = known.get("any").cloned().unwrap_or_else(|| vec![(*kinds).to_owned()]);
+        Ok(Some(Choice::new("any", chosen.clone(), MachineSpec::new(chosen))))
+    }
+    async fn quote(&self, spec: &MachineSpec, _: NonZeroU32) -> Result<Quote, ProviderError> {
+        assert_eq!(spec.is_default(), self.1.is_none());
         Ok(Quote::new(Vec::new(), Price::PerHour(1.0)))
     }
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
+        assert_eq!(request.spec.is_default(), self.1.is_none());
         self.0.launch(request).await
     }
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
@@ -332,6 +341,29 @@ impl Provider for Priced {
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         self.0.terminate(run).await
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_chosen_is_gone_by_in_every_set_and_when_the_run_goes_on() {
+    let world = World::new(&two_sets());
+    let tsunami = |kind| {
+        let provider = Arc::new(Priced(world.cloud.clone(), Some(kind)));
+        let tsunami = Tsunami::new(provider, Arc::new(world.cloud.clone()));
+        tsunami.state(RunStore::at(world.home.path().join("runs")))
+    };
+    let part = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results()).only("size", "1");
+    let report = part.run(&tsunami("first"), options).await.unwrap();
+    let choices = Choices::from([("any".to_owned(), vec!["first".to_owned()])]);
+    assert_eq!(report.choices, choices);
+    let rest = Loader::new().load_again(world.results()).unwrap();
+    let again = rest.resume(&tsunami("second"), RunOptions::default(), world.results()).await.unwrap();
+    assert_eq!((table(&again).len(), again.choices), (8, choices));
+    let chosen = world.events().into_iter().filter_map(|event| match event.kind {
+        EventKind::Chosen { chosen, .. } => Some(chosen),
+        _ => None,
+    });
+    assert_eq!(chosen.collect::<Vec<_>>(), [["first"], ["first"]]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,10 +18,10 @@ use self::state::Offering;
 pub(crate) use self::state::{LaunchState, LockKey, Opening, Peer};
 use crate::error::{AwsError, Result};
 use crate::journal::{GroupRecord, Journal, journal_error};
-use crate::model::{CreateKind, CreateRequest, Fleet, Pool, Tags, Template, token};
+use crate::model::{CreateKind, CreateRequest, Fleet, Pool, Purchase, Tags, Template, token};
 use crate::region::{Region, VISIBILITY_ATTEMPTS, VISIBILITY_PAUSE};
 use crate::requests::{CreateOutput, MakeError};
-use crate::resolve::{NO_MARKET, ResolvedSpec};
+use crate::resolve::{NO_MARKET, Reserved, ResolvedSpec};
 use crate::spec::{Ec2Spec, Market, Reach};
 use crate::user_data::UserData;
 use crate::{inventory, tag, text};
@@ -29,8 +29,17 @@ use crate::{inventory, tag, text};
 /// The longest that a spot block of the service's own lasted, in minutes; blocks were of whole hours.
 const MAX_BLOCK_MINUTES: u64 = 360;
 
-/// What fails inside EC2, by whether it was asked for as spot.
-type Failing = BTreeMap<bool, AwsError>;
+/// What fails inside EC2, by what it was asked for as.
+type Failing = BTreeMap<Purchase, AwsError>;
+
+/// The templates of a launch, by whether they are for spot, and by their reservation.
+type Templates = BTreeMap<(bool, Option<String>), String>;
+
+/// What is asked for together: some pools, or the one of a reservation.
+struct Lot {
+    pools: Vec<Pool>,
+    reserved: Option<Reserved>,
+}
 
 /// The launch of one group.
 pub(crate) struct Launch<'a> {
@@ -39,6 +48,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) spec: &'a Ec2Spec,
     pub(crate) region: &'a Region,
     pub(crate) resolved: Arc<ResolvedSpec>,
+    /// What is reserved for it, or why that is not known.
+    pub(crate) reserved: Result<Vec<Reserved>, ProviderError>,
     pub(crate) journal: Journal,
 }
 
@@ -88,7 +99,7 @@ impl Launch<'_> {
             match entry.request.make(self.region, &self.journal).await {
                 Ok(made) => self.assign_slots(group, &made).await?,
                 Err(MakeError::Refused(failure)) if failure.is_inside_aws() => {
-                    failing.insert(entry.request.is_spot(), failure);
+                    failing.extend(entry.request.purchase().map(|purchase| (purchase, failure)));
                 }
                 Err(MakeError::Refused(failure)) if failure.answered => {}
                 Err(error) => return Err(provider_error(error)),
@@ -103,7 +114,7 @@ impl Launch<'_> {
         &self,
         group: &mut GroupRecord,
         resources: &RunResources,
-        templates: &mut BTreeMap<bool, String>,
+        templates: &mut Templates,
         (mut attempt, failing): (u32, Failing),
     ) -> Result<(), ProviderError> {
         // A program may launch what it has asked no quote for.
@@ -114,15 +125,15 @@ impl Launch<'_> {
         let (mut failures, mut patience) = (Vec::new(), VISIBILITY_ATTEMPTS);
         for (place, market) in self.spec.markets.iter().enumerate() {
             let next = self.spec.markets.get(place + 1);
-            let mut choices: VecDeque<Vec<Pool>> = self.choices(group, *market).into();
-            if let Some(failure) = failing.get(&market.is_spot()) {
+            let mut choices = self.lots(group, *market, &mut tried);
+            if let Some(failure) = failing.get(&market.purchase()) {
                 tried.push(format!("{market}: {}: {}", failure.code, failure.message));
                 failures.push(failure.clone());
                 choices.clear();
             }
             // What this market has refused here for good, and where EC2 has sent us already.
             let (mut out, mut sent) = (BTreeSet::new(), BTreeSet::new());
-            while let Some(pools) = choices.pop_front() {
+            while let Some(Lot { pools, reserved }) = choices.pop_front() {
                 let wanted = missing(group);
                 if wanted == 0 {
                     return Ok(());
@@ -130,7 +141,8 @@ impl Launch<'_> {
                 let mut pools = pools;
                 let mut latest = None;
                 pools.retain(|pool| {
-                    let refused = self.refused_since(*market, pool, wanted).filter(|_| !sent.contains(pool));
+                    let refused = self.refused_since(*market, pool, wanted);
+                    let refused = refused.filter(|_| !sent.contains(pool) && reserved.is_none());
                     latest = latest.into_iter().chain(refused).min();
                     !out.contains(pool) && refused.is_none()
                 });
@@ -140,7 +152,8 @@ impl Launch<'_> {
                     }));
                     continue;
                 }
-                let made = self.buy(group, resources, templates, *market, pools.clone(), &mut attempt).await;
+                let lot = Lot { pools: pools.clone(), reserved: reserved.clone() };
+                let made = self.buy(group, resources, templates, *market, lot, &mut attempt).await;
                 let of_pools = match made {
                     Ok(made) => {
                         self.assign_slots(group, &made).await?;
@@ -150,7 +163,7 @@ impl Launch<'_> {
                         if failure.is_of_our_making() && patience > 0 {
                             patience -= 1;
                             sleep(VISIBILITY_PAUSE).await;
-                            choices.push_front(pools);
+                            choices.push_front(Lot { pools, reserved });
                             continue;
                         }
                         if failure.stops_everything() {
@@ -165,10 +178,10 @@ impl Launch<'_> {
                 {
                     patience -= 1;
                     sleep(VISIBILITY_PAUSE).await;
-                    choices.push_front(pools);
+                    choices.push_front(Lot { pools, reserved });
                     continue;
                 }
-                for (pool, failure) in &of_pools {
+                for (pool, failure) in of_pools.iter().filter(|_| reserved.is_none()) {
                     self.remember_unavailable(*market, pool.as_ref(), failure, wanted);
                     out.extend(pool.clone().filter(|_| failure.is_of_the_pool()));
                 }
@@ -179,7 +192,7 @@ impl Launch<'_> {
                 let named = self.named(group, *market, &of_pools, &out);
                 let named: Vec<Pool> = named.into_iter().filter(|pool| sent.insert(pool.clone())).collect();
                 if !named.is_empty() {
-                    choices.push_front(named);
+                    choices.push_front(Lot { pools: named, reserved: None });
                 }
                 let failure = gravest(of_pools).unwrap_or_else(|| self.short_of(*market));
                 let said = format!("{market}: {}: {}", failure.code, failure.message);
@@ -234,9 +247,46 @@ impl Launch<'_> {
                 same && failure.zones_with_capacity().any(|zone| zone == pool.zone)
             })
         };
+        if market == Market::Reservation {
+            return Vec::new();
+        }
         let mut pools: Vec<Pool> = self.choices(group, market).into_iter().flatten().collect();
         pools.retain(|pool| named(pool) && !out.contains(pool));
         pools
+    }
+
+    /// What to ask for in a market, one lot after the other. What can't be asked for is added to `tried`.
+    fn lots(&self, group: &GroupRecord, market: Market, tried: &mut Vec<String>) -> VecDeque<Lot> {
+        if market != Market::Reservation {
+            let lots = self.choices(group, market).into_iter();
+            return lots.map(|pools| Lot { pools, reserved: None }).collect();
+        }
+        let alike =
+            group.pool.as_ref().filter(|_| !self.spec.mixed && group.slots.iter().any(Option::is_some));
+        // It would launch as many as it has room for, and those that come later would be others.
+        let least = if self.spec.mixed || alike.is_some() { 1 } else { missing(group) };
+        let until = self.region.clock.ours(self.request.deadline.at);
+        let mut lots = VecDeque::new();
+        if let Err(error) = &self.reserved {
+            tried.push(format!("{market}: {error}"));
+        }
+        for reserved in self.reserved.iter().flatten() {
+            let is_like = alike.is_none_or(|first| first.instance == reserved.pool.instance);
+            if !is_like || reserved.free < least || !reserved.lasts(until) {
+                let count = missing(group);
+                tried.push(format!(
+                    "{market}: {} has no place for {count} until their end: {reserved}",
+                    reserved.pool
+                ));
+                continue;
+            }
+            let lot = Lot { pools: vec![reserved.pool.clone()], reserved: Some(reserved.clone()) };
+            match alike == Some(&reserved.pool) {
+                true => lots.push_front(lot),
+                false => lots.push_back(lot),
+            }
+        }
+        lots
     }
 
     /// The pools to ask together, one lot after the other. Machines of a group are alike: those that come later
@@ -264,15 +314,17 @@ impl Launch<'_> {
         &self,
         group: &GroupRecord,
         resources: &RunResources,
-        templates: &mut BTreeMap<bool, String>,
+        templates: &mut Templates,
         market: Market,
-        pools: Vec<Pool>,
+        Lot { pools, reserved }: Lot,
         attempt: &mut u32,
     ) -> Result<CreateOutput, MakeError> {
         let spot = market.is_spot();
-        let template = match templates.entry(spot) {
+        let template = match templates.entry((spot, reserved.as_ref().map(|reserved| reserved.id.clone()))) {
             Entry::Occupied(made) => made.get().clone(),
-            Entry::Vacant(free) => free.insert(self.template(resources, spot, *attempt).await?).clone(),
+            Entry::Vacant(free) => {
+                free.insert(self.template(resources, spot, reserved.as_ref(), *attempt).await?).clone()
+            }
         };
         let name = format!("{}-{}-{:04}", self.request.run, self.request.group, *attempt);
         *attempt += 1;
@@ -285,6 +337,7 @@ impl Launch<'_> {
             max_price: self.spec.max_price.filter(|_| spot).map(|price| price.to_string()),
             alike: !self.spec.mixed,
             block: native.then(|| block_minutes(self.request.deadline.lifetime)),
+            reserved: reserved.map(|reserved| reserved.kind),
             token: token(&[&self.region.name, &name]),
         };
         let kind = if native { CreateKind::Instances(fleet) } else { CreateKind::Fleet(fleet) };
@@ -295,6 +348,7 @@ impl Launch<'_> {
         &self,
         resources: &RunResources,
         spot: bool,
+        reserved: Option<&Reserved>,
         attempt: u32,
     ) -> Result<String, MakeError> {
         let (host_key, _) = self.journal.host_key().await?;
@@ -318,6 +372,7 @@ impl Launch<'_> {
             iam_profile: self.spec.iam_profile.clone(),
             placement_group: resources.placement_group.clone(),
             spot,
+            reservation: reserved.map(|reserved| (reserved.id.clone(), reserved.kind)),
         };
         let name = tag::template_name(&self.request.run, &self.request.group, attempt);
         let request =

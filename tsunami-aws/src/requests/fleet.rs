@@ -2,22 +2,24 @@
 
 use aws_sdk_ec2::types::DefaultTargetCapacityType as Target;
 use aws_sdk_ec2::types::{
-    FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
-    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetType,
-    InstanceMarketOptionsRequest, InstanceType, LaunchTemplateAndOverridesResponse,
-    LaunchTemplateBlockDeviceMappingRequest, LaunchTemplateEbsBlockDeviceRequest,
-    LaunchTemplateHttpTokensState, LaunchTemplateIamInstanceProfileSpecificationRequest,
+    CapacityReservationTarget, FleetLaunchTemplateConfigRequest, FleetLaunchTemplateOverridesRequest,
+    FleetLaunchTemplateSpecificationRequest, FleetOnDemandAllocationStrategy, FleetReservationType,
+    FleetType, InstanceMarketOptionsRequest, InstanceType, LaunchTemplateAndOverridesResponse,
+    LaunchTemplateBlockDeviceMappingRequest, LaunchTemplateCapacityReservationSpecificationRequest,
+    LaunchTemplateEbsBlockDeviceRequest, LaunchTemplateHttpTokensState,
+    LaunchTemplateIamInstanceProfileSpecificationRequest, LaunchTemplateInstanceMarketOptionsRequest,
     LaunchTemplateInstanceMetadataOptionsRequest, LaunchTemplateInstanceMetadataProtocolIpv6,
     LaunchTemplateInstanceNetworkInterfaceSpecificationRequest, LaunchTemplatePlacementRequest,
     LaunchTemplateSpecification, LaunchTemplateTagSpecificationRequest, MarketType, OnDemandOptionsRequest,
-    RequestLaunchTemplateData, ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceType,
-    SpotMarketOptions, SpotOptionsRequest, TargetCapacitySpecificationRequest, VolumeType,
+    RequestLaunchTemplateData, ReservedCapacityAllocationStrategy, ReservedCapacityOptionsRequest,
+    ResourceType, ShutdownBehavior, SpotAllocationStrategy, SpotInstanceType, SpotMarketOptions,
+    SpotOptionsRequest, TargetCapacitySpecificationRequest, VolumeType,
 };
 use aws_smithy_types::base64;
 
 use super::output::CreateOutput;
 use crate::error::{AwsError, Result};
-use crate::model::{CreateRequest, Fleet, Tags, Template};
+use crate::model::{CreateRequest, Fleet, ReservedKind, Tags, Template};
 use crate::region::Region;
 use crate::tag;
 
@@ -38,7 +40,11 @@ impl CreateRequest {
             .set_overrides(Some(overrides.collect()))
             .build();
         let count = i32::try_from(fleet.count).unwrap_or(i32::MAX);
-        let target = if fleet.spot { Target::Spot } else { Target::OnDemand };
+        let target = match (fleet.reserved, fleet.spot) {
+            (Some(_), _) => Target::ReservedCapacity,
+            (None, true) => Target::Spot,
+            (None, false) => Target::OnDemand,
+        };
         let capacity = TargetCapacitySpecificationRequest::builder()
             .total_target_capacity(count)
             .default_target_capacity_type(target)
@@ -46,8 +52,19 @@ impl CreateRequest {
         let request = region.ec2.create_fleet().r#type(FleetType::Instant).client_token(&fleet.token);
         let request = request.launch_template_configs(config).target_capacity_specification(capacity);
         let request = request.tag_specifications(tag::specification(&self.tags, ResourceType::Fleet));
-        let request = match fleet.spot {
-            true => request.spot_options(
+        let request = match (fleet.reserved, fleet.spot) {
+            // It launches as many as there is room for, and nothing in their place.
+            (Some(kind), _) => request.reserved_capacity_options(
+                ReservedCapacityOptionsRequest::builder()
+                    .allocation_strategy(ReservedCapacityAllocationStrategy::Prioritized)
+                    .reservation_types(match kind {
+                        ReservedKind::OnDemand => FleetReservationType::OnDemandCapacityReservation,
+                        ReservedKind::Block => FleetReservationType::CapacityBlock,
+                        ReservedKind::Interruptible => FleetReservationType::InterruptibleCapacityReservation,
+                    })
+                    .build(),
+            ),
+            (None, true) => request.spot_options(
                 SpotOptionsRequest::builder()
                     .allocation_strategy(SpotAllocationStrategy::PriceCapacityOptimized)
                     .single_instance_type(fleet.alike)
@@ -55,7 +72,7 @@ impl CreateRequest {
                     .set_min_target_capacity(fleet.alike.then_some(count))
                     .build(),
             ),
-            false => request.on_demand_options(
+            (None, false) => request.on_demand_options(
                 OnDemandOptionsRequest::builder()
                     .allocation_strategy(FleetOnDemandAllocationStrategy::Prioritized)
                     .single_instance_type(fleet.alike)
@@ -175,6 +192,20 @@ impl Template {
         }
         if let Some(group) = &self.placement_group {
             data = data.placement(LaunchTemplatePlacementRequest::builder().group_name(group).build());
+        }
+        if let Some((id, kind)) = &self.reservation {
+            let target = CapacityReservationTarget::builder().capacity_reservation_id(id).build();
+            let request = LaunchTemplateCapacityReservationSpecificationRequest::builder();
+            data =
+                data.capacity_reservation_specification(request.capacity_reservation_target(target).build());
+            let market = match kind {
+                ReservedKind::OnDemand => None,
+                ReservedKind::Block => Some(MarketType::CapacityBlock),
+                ReservedKind::Interruptible => Some(MarketType::InterruptibleCapacityReservation),
+            };
+            data = data.set_instance_market_options(market.map(|market| {
+                LaunchTemplateInstanceMarketOptionsRequest::builder().market_type(market).build()
+            }));
         }
         let mut tagged = vec![ResourceType::Instance, ResourceType::Volume, ResourceType::NetworkInterface];
         if self.spot {

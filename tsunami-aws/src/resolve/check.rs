@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tsunami_core::ProviderError;
 
 use crate::region::Region;
-use crate::spec::Ec2Spec;
+use crate::spec::{Ec2Spec, Market};
 use crate::user_data::UserData;
 use crate::{tag, text};
 
@@ -22,11 +22,20 @@ pub(crate) const NO_MARKET: &str = "no market is given";
 /// What is wrong with a spec by itself.
 pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError> {
     let wrong = |message: &str| Err(region.invalid(message.to_owned()));
-    if spec.instances.is_empty() {
-        return wrong("no instance type is given");
+    match &spec.shape {
+        Some(shape) => {
+            if let Some(message) = shape.wrong() {
+                return Err(region.invalid(message));
+            }
+        }
+        None if spec.instances.is_empty() => return wrong("no instance type is given"),
+        None => {}
     }
     if spec.markets.is_empty() {
         return wrong(NO_MARKET);
+    }
+    if spec.markets.contains(&Market::Reservation) && spec.reservations.is_empty() {
+        return wrong("the market \"reservation\" is given, and no reservation");
     }
     if spec.max_price.is_some_and(|price| !price.is_finite() || price <= 0.0) {
         return wrong("max_price is not an amount of money");

@@ -6,6 +6,8 @@ mod network;
 mod offerings;
 mod prices;
 mod quotas;
+mod reservations;
+mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,9 +21,11 @@ use self::network::{Network, Subnet};
 use self::offerings::Types;
 use self::prices::SpotPrice;
 use self::quotas::QuotaCache;
+pub(crate) use self::reservations::Reserved;
 use crate::model::Pool;
 use crate::region::Region;
-use crate::spec::{Disk, Ec2Spec, Market, Reach};
+use crate::shape::Shape;
+use crate::spec::{Disk, Ec2Spec, Market, Reach, Reservation};
 
 /// What a public IPv4 address costs, in US dollars an hour, everywhere.
 /// <https://aws.amazon.com/vpc/pricing/>
@@ -42,6 +46,8 @@ pub(crate) struct Resolver {
     /// By region.
     lookups: HashMap<String, RegionLookups>,
     resolved: Mutex<HashMap<ResolveKey, Arc<OnceCell<Arc<ResolvedSpec>>>>>,
+    /// Which types have what was asked for, by that.
+    chosen: Mutex<HashMap<String, Arc<OnceCell<Vec<String>>>>>,
 }
 
 /// What was looked up of a region, for all groups in it.
@@ -64,6 +70,7 @@ struct ResolveKey {
     disk: Option<Disk>,
     /// Their order decides which pool comes first.
     markets: Vec<Market>,
+    reservations: Vec<Reservation>,
 }
 
 impl ResolveKey {
@@ -78,6 +85,7 @@ impl ResolveKey {
             user: spec.user.clone(),
             disk: spec.disk.clone(),
             markets: spec.markets.clone(),
+            reservations: spec.reservations.clone(),
         }
     }
 }
@@ -85,7 +93,7 @@ impl ResolveKey {
 impl Resolver {
     pub(crate) fn new(pricing: aws_sdk_pricing::Client, regions: &[Region]) -> Self {
         let lookups = regions.iter().map(|region| (region.name.clone(), RegionLookups::default()));
-        Self { pricing, lookups: lookups.collect(), resolved: Mutex::default() }
+        Self { pricing, lookups: lookups.collect(), resolved: Mutex::default(), chosen: Mutex::default() }
     }
 
     /// Looks a spec up, unless that was done before. Creates nothing.
@@ -107,6 +115,35 @@ impl Resolver {
         cell.get_or_try_init(resolve).await.cloned()
     }
 
+    /// Which instance types have what a spec asks for, as was found out before, if it was. Creates nothing.
+    pub(crate) async fn choose(
+        &self,
+        spec: &Ec2Spec,
+        shape: &Shape,
+        region: &Region,
+    ) -> Result<Vec<String>, ProviderError> {
+        let cell = {
+            let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+            chosen.entry(asked(spec, shape, region)).or_default().clone()
+        };
+        let choose = async || {
+            let lookups = self.lookups(region)?;
+            shapes::choose(ResolveKey::of(spec, region), shape, region, lookups, &self.pricing).await
+        };
+        cell.get_or_try_init(choose).await.cloned()
+    }
+
+    /// The reservations that a spec asks for, as they are now.
+    pub(crate) async fn reserved(
+        &self,
+        spec: &Ec2Spec,
+        region: &Region,
+        resolved: &ResolvedSpec,
+    ) -> Result<Vec<Reserved>, ProviderError> {
+        let subnets = resolved.pools.iter().map(|pool| (pool.zone.clone(), pool.subnet.clone())).collect();
+        reservations::reservations(&ResolveKey::of(spec, region), region, &subnets).await
+    }
+
     /// Whether the account's quotas have room for so many machines: what is to be said where only some markets have,
     /// or it can't be found out; an error where none has.
     pub(crate) async fn check_quotas(
@@ -124,6 +161,13 @@ impl Resolver {
             .get(&region.name)
             .ok_or_else(|| region.invalid("it is not among this provider's regions".to_owned()))
     }
+}
+
+/// What a spec asks for that names no types: all on which it depends which ones they are.
+pub(crate) fn asked(spec: &Ec2Spec, shape: &Shape, region: &Region) -> String {
+    let place = spec.subnet.as_ref().or(spec.zone.as_ref()).unwrap_or(&region.name);
+    let cheap = spec.markets.first().map_or("on-demand", |market| market.pricing());
+    format!("{shape}, in {place}, the cheapest {cheap}")
 }
 
 /// A spec, looked up.
@@ -280,6 +324,24 @@ impl ResolvedSpec {
             }
         }
         notes
+    }
+
+    /// What an hour of each type costs as it looks now in a market, the types as the pools have them.
+    pub(crate) fn prices(&self, spec: &Ec2Spec, market: Market) -> Vec<(&str, Price)> {
+        let mut prices: Vec<(&str, Price)> = Vec::new();
+        for pool in &self.pools {
+            let price = self.price(spec, market, pool);
+            match prices.iter_mut().find(|(instance, _)| *instance == pool.instance) {
+                Some((_, Price::PerHour(least))) => {
+                    if let Price::PerHour(price) = price {
+                        *least = least.min(price);
+                    }
+                }
+                Some((_, known)) => *known = price,
+                None => prices.push((&pool.instance, price)),
+            }
+        }
+        prices
     }
 
     /// The most that an hour of a machine can cost, whatever market and pool it comes from.

@@ -56,9 +56,6 @@ pub(super) async fn types(key: &ResolveKey, region: &Region) -> Result<Types, Pr
     let mut architectures = by_architecture.into_iter();
     match (architectures.next(), architectures.next()) {
         (Some((architecture, _)), None) if architecture != "unknown" => {
-            let processors = |info: &InstanceTypeInfo| {
-                info.v_cpu_info()?.default_v_cpus().and_then(|count| u32::try_from(count).ok())
-            };
             let all = answer.instance_types().iter();
             let bursts = all.clone().filter(|info| info.burstable_performance_supported() == Some(true));
             let surplus =
@@ -76,19 +73,30 @@ pub(super) async fn types(key: &ResolveKey, region: &Region) -> Result<Types, Pr
     }
 }
 
+/// The virtual processors of a type.
+pub(super) fn processors(info: &InstanceTypeInfo) -> Option<u32> {
+    info.v_cpu_info()?.default_v_cpus().and_then(|count| u32::try_from(count).ok())
+}
+
+/// A filter takes so many values.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>
+const MAX_FILTER_VALUES: usize = 200;
+
 /// The zones that have each type.
 pub(super) async fn offered(
     key: &ResolveKey,
     region: &Region,
 ) -> Result<BTreeMap<String, BTreeSet<String>>, ProviderError> {
-    let types = Filter::builder().name("instance-type").set_values(Some(key.instances.clone())).build();
     let mut offered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let request = region.ec2.describe_instance_type_offerings();
-    let request = request.location_type(LocationType::AvailabilityZone).filters(types);
-    for offering in pages!(region, "DescribeInstanceTypeOfferings", request.clone(), instance_type_offerings)
-    {
-        if let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) {
-            offered.entry(kind.as_str().to_owned()).or_default().insert(zone.to_owned());
+    for some in key.instances.chunks(MAX_FILTER_VALUES) {
+        let types = Filter::builder().name("instance-type").set_values(Some(some.to_vec())).build();
+        let request = region.ec2.describe_instance_type_offerings();
+        let request = request.location_type(LocationType::AvailabilityZone).filters(types);
+        let found = pages!(region, "DescribeInstanceTypeOfferings", request.clone(), instance_type_offerings);
+        for offering in found {
+            if let (Some(kind), Some(zone)) = (offering.instance_type(), offering.location()) {
+                offered.entry(kind.as_str().to_owned()).or_default().insert(zone.to_owned());
+            }
         }
     }
     Ok(offered)

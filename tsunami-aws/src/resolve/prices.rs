@@ -1,6 +1,6 @@
 //! What machines cost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::types::InstanceType;
@@ -90,8 +90,39 @@ async fn on_demand(
     region: &Region,
     pricing: &aws_sdk_pricing::Client,
 ) -> Result<Option<f64>> {
+    let products = products(("instanceType", instance), region, pricing).await?;
+    // Which of several it is that a launch is billed as is not told: a bound takes the most.
+    Ok(products.iter().filter_map(|product| hourly(product)).reduce(f64::max))
+}
+
+/// What all types with so many virtual processors cost on demand, as far as that can be found out.
+pub(super) async fn on_demand_by_processors(
+    processors: &BTreeSet<u32>,
+    region: &Region,
+    pricing: &aws_sdk_pricing::Client,
+) -> BTreeMap<String, f64> {
+    let asked = processors
+        .iter()
+        .map(async |count| products(("vcpu", count.to_string().as_str()), region, pricing).await);
+    let mut prices: BTreeMap<String, f64> = BTreeMap::new();
+    for products in futures_util::future::join_all(asked).await {
+        for product in products.unwrap_or_default() {
+            if let (Some(instance), Some(price)) = (instance_of(&product), hourly(&product)) {
+                prices.entry(instance).and_modify(|most| *most = most.max(price)).or_insert(price);
+            }
+        }
+    }
+    prices
+}
+
+/// The products of the price list that are plain machines, of one kind or size.
+async fn products(
+    of: (&str, &str),
+    region: &Region,
+    pricing: &aws_sdk_pricing::Client,
+) -> Result<Vec<String>> {
     let filters = [
-        ("instanceType", instance),
+        of,
         ("regionCode", region.name.as_str()),
         ("operatingSystem", "Linux"),
         ("tenancy", "Shared"),
@@ -109,9 +140,13 @@ async fn on_demand(
             AwsError::ours(kind, "NotSent", error.to_string(), "GetProducts", &region.name)
         })?);
     }
-    let products = pages!(region, "GetProducts", request.clone(), price_list);
-    // Which of several it is that a launch is billed as is not told: a bound takes the most.
-    Ok(products.iter().filter_map(|product| hourly(product)).reduce(f64::max))
+    Ok(pages!(region, "GetProducts", request.clone(), price_list))
+}
+
+/// The instance type of a product of the price list.
+fn instance_of(product: &str) -> Option<String> {
+    let product: Value = serde_json::from_str(product).ok()?;
+    Some(product.pointer("/product/attributes/instanceType")?.as_str()?.to_owned())
 }
 
 /// The price of a product of the price list, in US dollars an hour.

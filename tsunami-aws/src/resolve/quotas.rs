@@ -73,6 +73,10 @@ fn shortage(
     left: &BTreeMap<Quota, u32>,
     count: u32,
 ) -> Option<(Quota, String)> {
+    // What is reserved counts already.
+    if market == Market::Reservation {
+        return None;
+    }
     // For how many machines each quota has room, with the type that makes the most of it.
     let mut rooms: BTreeMap<Quota, (u32, &str, u32)> = BTreeMap::new();
     for instance in &spec.instances {

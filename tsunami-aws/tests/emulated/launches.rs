@@ -1,13 +1,14 @@
 //! Markets, pools, places, and what a machine is born with.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tsunami_aws::{Disk, Market, Reach};
+use tsunami_aws::{Disk, Market, Reach, Shape};
 use tsunami_core::{
-    Error, EventKind, Group, MachineId, MachineSpec, MachineState, Plan, Price, Provider, ProviderErrorKind,
-    RunFilter,
+    Choices, Error, EventKind, Group, MachineId, MachineSpec, MachineState, Plan, Price, Provider,
+    ProviderErrorKind, RunFilter,
 };
 
 use crate::world::{REGION, World, listed, plan, request, run_id, spec, terminate};
@@ -73,6 +74,72 @@ async fn a_pool_without_capacity_is_passed_over_for_the_next_type() {
     assert_eq!(field(&world.emulator.living(), "type"), BTreeSet::from(["c6g.large".to_owned()]));
     terminate(&provider, &run).await;
     world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_types_have_to_have_is_looked_up_once_and_the_cheapest_are_taken() {
+    let world = World::new();
+    let shape = Shape::default().vcpus(2..=4).memory_gib(4..=8).arch("arm64").exclude(["t*"]);
+    let wanted = spec().markets([Market::OnDemand]).shape(shape);
+    let (provider, run) = (world.provider().await, run_id(1));
+    let machines = MachineSpec::new(wanted.clone());
+    let choice = provider.choose(&machines, &Choices::new()).await.unwrap().unwrap();
+    // Sold here, and by price.
+    let expected = ["c6g.large", "c7g.large", "m6g.large", "m7g.large", "c6g.xlarge", "c7g.xlarge"];
+    assert_eq!(choice.chosen, expected);
+    assert!(choice.asked.contains("2 to 4 vCPUs, 4 to 8 GiB, arm64") && choice.asked.contains("eu-west-1"));
+    let quote = provider.quote(&choice.spec, NonZeroU32::MIN).await.unwrap();
+    let told = quote.notes.iter().find(|note| note.contains("any of c6g.large ($0.0820/h), c7g.large"));
+    assert!(told.is_some_and(|note| note.ends_with("c7g.xlarge ($0.1667/h)")), "{:?}", quote.notes);
+    assert!(matches!(quote.max_price, Price::PerHour(_)));
+    // What was chosen before is gone by, whatever there is now.
+    let known = Choices::from([(choice.asked.clone(), vec!["m6g.large".to_owned()])]);
+    let again = provider.choose(&machines, &known).await.unwrap().unwrap();
+    assert_eq!((again.asked, again.chosen), (choice.asked, known.into_values().next().unwrap()));
+    assert_eq!(world.emulator.count("GetInstanceTypesFromInstanceRequirements"), 1);
+    // Nothing is chosen where types are named.
+    assert!(provider.choose(&choice.spec, &Choices::new()).await.unwrap().is_none());
+    provider.launch(&request(&run, 2, wanted)).await.unwrap();
+    assert_eq!(field(&world.emulator.living(), "type"), BTreeSet::from(["c6g.large".to_owned()]));
+    terminate(&provider, &run).await;
+    let tsunami = world.tsunami(provider);
+    let plan = plan(&[("node", 1, spec().shape(Shape::default().vcpus(..=2).memory_gib(..=4)))]);
+    tsunami.run(plan, async |_| Ok(())).await.unwrap();
+    let chosen = world.events.events().into_iter().filter_map(|event| match event.kind {
+        EventKind::Chosen { chosen, .. } => Some(chosen),
+        _ => None,
+    });
+    let chosen: Vec<_> = chosen.collect();
+    assert!(chosen.len() == 1 && chosen[0].contains(&"t3.medium".to_owned()), "{chosen:?}");
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shape_that_no_type_has_is_told_with_what_leaves_none() {
+    let world = World::new();
+    let provider = world.provider().await;
+    let shape = Shape::default().vcpus(2..=4).memory_gib(8..=8).arch("arm64");
+    for (spec, said, help) in [
+        (
+            spec().shape(shape.clone().memory_gib(4000..)),
+            "no instance type there has 2 to 4",
+            "without `memory`",
+        ),
+        (spec().shape(shape.clone().exclude(["*"])), "none of *", "without `exclude`"),
+        (spec().shape(shape.clone().memory_gib(4000..).exclude(["*"])), "4000", "loosen more than one"),
+        (spec().shape(shape.clone().memory_gib(..1)), "ends before it begins", ""),
+        (spec().shape(shape.clone()).zone("eu-west-1z"), "zone eu-west-1z is not among", ""),
+    ] {
+        let error = provider.choose(&MachineSpec::new(spec), &Choices::new()).await.unwrap_err();
+        assert_eq!(error.kind, ProviderErrorKind::InvalidSpec, "{error}");
+        let told = error.help.clone().unwrap_or_default();
+        assert!(error.to_string().contains(said) && told.contains(help), "{error}: {told}");
+    }
+    let denied = json!({"deny": ["ec2:GetInstanceTypesFromInstanceRequirements"]});
+    world.emulator.post("permissions", &denied);
+    let error = provider.choose(&MachineSpec::new(spec().shape(shape)), &Choices::new()).await.unwrap_err();
+    let told = error.help.unwrap_or_default();
+    assert!(told.contains("lack the permission ec2:GetInstanceTypesFromInstanceRequirements"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ mod faults;
 mod hostile;
 mod launches;
 mod refusals;
+mod reservations;
 mod scale;
 mod storm;
 mod teardown;

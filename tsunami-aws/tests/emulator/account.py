@@ -51,6 +51,7 @@ class Region:
         self.placement_groups = {}
         self.fleets = {}
         self.tokens = {}
+        self.reservations = {}
 
     def tags(self, resource):
         return dict(self.backend.tags.get(resource, {}))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from datetime import datetime, timedelta, timezone
+from fnmatch import fnmatchcase
 
 from protocol import ApiError, matches, page
 
@@ -149,6 +150,39 @@ class Catalog:
             text = f"The following supplied instance types do not exist: [{', '.join(missing)}]"
             raise ApiError("InvalidInstanceType", text)
         return self.account.moto(call)
+
+    def get_instance_types_from_instance_requirements(self, call):
+        params = call.params
+        wanted = params.get("InstanceRequirements", {})
+        for name, given in (("ArchitectureTypes", params), ("VirtualizationTypes", params), ("VCpuCount", wanted),
+                            ("MemoryMiB", wanted)):
+            if not given.get(name):
+                raise ApiError("MissingParameter", f"The request must contain the parameter {name}")
+        if unknown := set(wanted) - {"VCpuCount", "MemoryMiB", "ExcludedInstanceTypes", "InstanceGenerations",
+                                     "BareMetal", "BurstablePerformance"}:
+            raise ApiError("UnsupportedOperation", f"The emulator knows no {', '.join(sorted(unknown))} of instances.")
+
+        def within(amount, limits):
+            return int(limits["Min"]) <= amount <= int(limits.get("Max", amount))
+
+        def fits(name, default, has):
+            return wanted.get(name, default) == "included" or has == (wanted.get(name, default) == "required")
+
+        def matches_all(kind, facts):
+            return (set(params["ArchitectureTypes"]) & set(facts["ProcessorInfo"]["SupportedArchitectures"])
+                    and set(params["VirtualizationTypes"]) & set(facts["SupportedVirtualizationTypes"])
+                    and within(facts["VCpuInfo"]["DefaultVCpus"], wanted["VCpuCount"])
+                    and within(facts["MemoryInfo"]["SizeInMiB"], wanted["MemoryMiB"])
+                    and fits("BareMetal", "excluded", facts["BareMetal"])
+                    and fits("BurstablePerformance", "excluded", facts["BurstablePerformanceSupported"])
+                    and ("current" if facts["CurrentGeneration"] else "previous")
+                    in wanted.get("InstanceGenerations", ["current", "previous"])
+                    and not any(fnmatchcase(kind, pattern) for pattern in wanted.get("ExcludedInstanceTypes", [])))
+
+        kinds = [kind for kind, facts in self.types().items()
+                 if matches_all(kind, facts) and self.zones_of(call.region, kind)]
+        kinds, token = page(sorted(kinds), params)
+        return {"InstanceTypes": [{"InstanceType": kind} for kind in kinds], "NextToken": token}
 
     def describe_instance_type_offerings(self, call):
         by = call.params.get("LocationType", "region")

@@ -346,6 +346,79 @@ class Contract(unittest.TestCase):
                   if one["CidrBlockState"]["State"] == "associated"]
         self.assertIn(found["CidrBlock"], blocks)
 
+    def test_types_are_found_by_what_they_have(self):
+        def found(size=1000, **more):
+            wanted = {"VCpuCount": {"Min": 2, "Max": 4}, "MemoryMiB": {"Min": 8192, "Max": 16384},
+                      "InstanceGenerations": ["current"], "BareMetal": "excluded", **more}
+            pages = self.ec2.get_paginator("get_instance_types_from_instance_requirements").paginate(
+                ArchitectureTypes=["arm64"], VirtualizationTypes=["hvm"], InstanceRequirements=wanted,
+                PaginationConfig={"PageSize": size})
+            return {one["InstanceType"] for page in pages for one in page["InstanceTypes"]}
+
+        plain, bursting = found(), found(BurstablePerformance="included")
+        self.assertEqual(found(size=5), plain)
+        # What bursts is left out unless it is asked for, and what is excluded by a pattern is.
+        self.assertEqual(({kind for kind in plain if kind.startswith("t")}, "t4g.large" in bursting), (set(), True))
+        self.assertEqual(found(BurstablePerformance="included", ExcludedInstanceTypes=["t*", "m7g.*"]),
+                         {kind for kind in plain if not kind.startswith("m7g.")})
+        self.assertEqual(found(VCpuCount={"Min": 3, "Max": 3}), set())
+        described = self.ec2.describe_instance_types(InstanceTypes=sorted(plain)[:100])["InstanceTypes"]
+        for one in described:
+            self.assertTrue(2 <= one["VCpuInfo"]["DefaultVCpus"] <= 4 and one["CurrentGeneration"], one)
+            self.assertTrue(8192 <= one["MemoryInfo"]["SizeInMiB"] <= 16384, one)
+            self.assertIn("arm64", one["ProcessorInfo"]["SupportedArchitectures"])
+
+    def test_the_price_list_is_asked_by_the_number_of_processors(self):
+        pricing = self.client("pricing", region_name="us-east-1")
+        wanted = {"vcpu": "2", "regionCode": self.ec2.meta.region_name, "operatingSystem": "Linux",
+                  "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used", "marketoption": "OnDemand",
+                  "licenseModel": "No License required", "operation": "RunInstances"}
+        filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+        pages = pricing.get_paginator("get_products").paginate(ServiceCode="AmazonEC2", Filters=filters,
+                                                               FormatVersion="aws_v1")
+        kinds = [json.loads(one)["product"]["attributes"]["instanceType"] for page in pages for one in page["PriceList"]]
+        self.assertIn("m7g.large", kinds)
+        self.assertEqual(len(set(kinds)), len(kinds))
+
+    def test_a_fleet_goes_into_the_reservation_that_its_template_names_as_long_as_there_is_room(self):
+        mine = [{"Name": f"tag:{TAG['Key']}", "Values": [RUN]}, {"Name": "state", "Values": ["active"]}]
+        reserved = self.ec2.create_capacity_reservation(
+            InstanceType=TYPE, InstancePlatform="Linux/UNIX", AvailabilityZone=self.subnet["AvailabilityZone"],
+            InstanceCount=1, InstanceMatchCriteria="targeted",
+            TagSpecifications=tags("capacity-reservation"))["CapacityReservation"]["CapacityReservationId"]
+
+        def shown():
+            pages = self.ec2.get_paginator("describe_capacity_reservations").paginate(Filters=mine)
+            return [one for page in pages for one in page["CapacityReservations"]]
+
+        def fleet():
+            return self.ec2.create_fleet(
+                Type="instant", TagSpecifications=tags("fleet"),
+                LaunchTemplateConfigs=[{"LaunchTemplateSpecification": {"LaunchTemplateName": template, "Version": "1"},
+                                        "Overrides": [{"InstanceType": TYPE, "SubnetId": self.subnet["SubnetId"]}]}],
+                TargetCapacitySpecification={"TotalTargetCapacity": 1, "DefaultTargetCapacityType": "reserved-capacity"},
+                ReservedCapacityOptions={"ReservationTypes": ["on-demand-capacity-reservation"],
+                                         "AllocationStrategy": "prioritized"})
+
+        until = time.monotonic() + PATIENCE
+        while not shown() and time.monotonic() < until:
+            time.sleep(1)
+        one, = shown()
+        self.assertEqual((one["CapacityReservationId"], one["AvailableInstanceCount"], one["InstancePlatform"],
+                          one["ReservationType"]), (reserved, 1, "Linux/UNIX", "default"))
+        template = self.template(CapacityReservationSpecification={
+            "CapacityReservationTarget": {"CapacityReservationId": reserved}})
+        ids = self.ids(fleet())
+        machine, = self.wait(ids, "running")
+        self.assertEqual(machine["CapacityReservationId"], reserved)
+        self.assertEqual(shown()[0]["AvailableInstanceCount"], 0)
+        # Where there is no room for it, nothing else is launched in its place.
+        full = fleet()
+        self.assertEqual(self.ids(full), [])
+        self.assertIn(full["Errors"][0]["ErrorCode"], ("ReservationCapacityExceeded", "InsufficientInstanceCapacity"))
+        self.refused("InvalidCapacityReservationId.NotFound", lambda: self.ec2.describe_capacity_reservations(
+            CapacityReservationIds=["cr-0123456789abcdef0"]))
+
     def test_the_images_of_the_aliases_are_there(self):
         ssm = self.client("ssm")
         for name in PARAMETERS:
@@ -475,6 +548,10 @@ def clear(ec2):
     for template in ec2.describe_launch_templates(Filters=mine)["LaunchTemplates"]:
         name = template["LaunchTemplateName"]
         remove(name, lambda name=name: ec2.delete_launch_template(LaunchTemplateName=name))
+    for reserved in ec2.describe_capacity_reservations(Filters=mine)["CapacityReservations"]:
+        if reserved["State"] == "active":
+            identity = reserved["CapacityReservationId"]
+            remove(identity, lambda identity=identity: ec2.cancel_capacity_reservation(CapacityReservationId=identity))
     for group in ec2.describe_security_groups(Filters=mine)["SecurityGroups"]:
         group = group["GroupId"]
         remove(group, lambda group=group: ec2.delete_security_group(GroupId=group))

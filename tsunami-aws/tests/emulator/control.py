@@ -10,6 +10,9 @@ POST /_sim/permissions                 {"deny": ["ec2:CreateFleet", "ssm:*", ...
 POST /_sim/policy                      what the caller may do, as IAM takes it; {} lets them do everything
 POST /_sim/interrupt                   {"instance", "notice": seconds, "outside"}: the service takes a spot instance
                                        back; without "outside", only the machine itself is told before
+POST /_sim/reservation                 {"region", "type", "zone", "count", "kind", "id", "state", "platform", "ends": in so many
+                                       seconds, "tags"}: reserves capacity
+POST /_sim/reclaim                     {"region", "id", "notice": seconds}: the lender takes a reservation back
 POST /_sim/spot_request                {"instance", "state", "code"}: what a spot request says of itself
 POST /_sim/protect                     {"instance", "on": true if absent}: it may not be terminated
 POST /_sim/poweroff                    {"instance"}: the machine switches itself off
@@ -32,8 +35,9 @@ RUN = "tsunami:run"
 
 
 class Control:
-    def __init__(self, account, instances, machines, faults, log):
+    def __init__(self, account, instances, reservations, machines, faults, log):
         self.account, self.instances, self.machines = account, instances, machines
+        self.reservations = reservations
         self.faults, self.log = faults, log
 
     def answer(self, method, path, query, body, caller):
@@ -86,6 +90,14 @@ class Control:
 
     def post_interrupt(self, given):
         self.instances.interrupt(given["instance"], float(given.get("notice", 120)), given.get("outside", True))
+
+    def post_reservation(self, given):
+        with self.account.lock:
+            return {"id": self.reservations.add(given).id}
+
+    def post_reclaim(self, given):
+        with self.account.lock:
+            self.reservations.reclaim(given)
 
     def post_spot_request(self, given):
         with self.account.lock:
@@ -182,7 +194,7 @@ class Control:
             "disks": [{"id": volume.id, "size": volume.size, "type": volume.volume_type,
                        "tags": region.tags(volume.id)} for volume in volumes if volume],
             "groups": life.groups, "subnet": life.subnet, "placement_group": life.placement_group,
-            "profile": life.profile, "token": life.token, "fleet": life.fleet,
+            "reservation": life.reservation and life.reservation.id, "profile": life.profile, "token": life.token, "fleet": life.fleet,
             "reason": one.state_reason.code or None, "age": round(time.monotonic() - life.born, 3),
             "spot": life.spot and {"id": life.spot.id, "state": life.spot.state, "status": life.spot.code,
                                    "price": life.spot.price, "block_minutes": life.spot.block_minutes,

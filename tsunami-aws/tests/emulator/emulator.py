@@ -61,14 +61,16 @@ class Emulator:
         from faults import Faults
         from instances import Instances
         from launch import Launcher
+        from reservations import Reservations
         from resources import Resources
         self.account = Account(with_machines)
         self.machines, self.faults, self.log = machines, Faults(), Log()
         instances = Instances(self.account, machines)
         machines.power_off = instances.power_off
-        launcher, resources = Launcher(self.account, instances), Resources(self.account, instances)
+        reservations = Reservations(self.account, instances)
+        launcher, resources = Launcher(self.account, instances, reservations), Resources(self.account, instances)
         catalog = self.account.catalog
-        self.control = Control(self.account, instances, machines, self.faults, self.log)
+        self.control = Control(self.account, instances, reservations, machines, self.faults, self.log)
         self.metadata = metadata.Metadata(self.account, instances)
 
         def once(effect):
@@ -91,10 +93,12 @@ class Emulator:
                          "StartInstances", "RebootInstances", "GetConsoleOutput", "ModifyInstanceAttribute", "DescribeSpotInstanceRequests",
                          "CancelSpotInstanceRequests")),
             (launcher, ("DescribeFleets", "DeleteFleets")),
+            (reservations, ("CreateCapacityReservation", "CancelCapacityReservation", "DescribeCapacityReservations")),
             (resources, ("CreatePlacementGroup", "DescribePlacementGroups", "DeletePlacementGroup",
                          "DeleteSecurityGroup", "AuthorizeSecurityGroupIngress", "DeleteKeyPair", "DescribeKeyPairs",
                          "DescribeLaunchTemplates", "DeleteLaunchTemplate")),
-            (catalog, ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory")),
+            (catalog, ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory",
+                       "GetInstanceTypesFromInstanceRequirements")),
         ):
             for action in actions:
                 self.handlers["ec2", action] = getattr(owner, _snake(action))

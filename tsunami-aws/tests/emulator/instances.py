@@ -30,6 +30,7 @@ class Life:
     region: str
     spot: "SpotRequest | None" = None
     notice: dict | None = None
+    reservation: object | None = None
     fleet: str | None = None
     token: str | None = None
     placement_group: str = ""
@@ -303,6 +304,10 @@ class Instances:
             result["StateReason"] = {"Code": one.state_reason.code, "Message": one.state_reason.message}
         if life.spot:
             result |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": life.spot.id}
+        if life.reservation:
+            result["CapacityReservationId"] = life.reservation.id
+            if life.reservation.kind != "on-demand-capacity-reservation":
+                result["InstanceLifecycle"] = life.reservation.kind
         if life.profile:
             result["IamInstanceProfile"] = life.profile
         if state == "terminated":

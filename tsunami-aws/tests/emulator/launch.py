@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from account import ACCOUNT
 from catalog import on_demand_price
@@ -29,11 +29,15 @@ class Pool:
     override: dict | None = None
     order: int = 0
     error: ApiError | None = None
+    # The reservation that it is a part of, and the types of reservations that the request is for.
+    reservation: object | None = None
+    kinds: list = field(default_factory=list)
 
 
 class Launcher:
-    def __init__(self, account, instances):
+    def __init__(self, account, instances, reservations):
         self.account, self.instances, self.catalog = account, instances, account.catalog
+        self.reservations = reservations
 
     # Tokens.
 
@@ -115,14 +119,21 @@ class Launcher:
         if total < 1 or sum(wanted.values()) > total:
             raise ApiError("InvalidParameterValue", "The total target capacity must be at least 1 and no less than "
                            "the spot and on-demand target capacities together.")
-        wanted[target.get("DefaultTargetCapacityType", "on-demand")] += total - sum(wanted.values())
+        default, reserved = target.get("DefaultTargetCapacityType", "on-demand"), params.get("ReservedCapacityOptions")
+        if (default == "reserved-capacity") != bool(reserved) or (reserved and sum(wanted.values())):
+            raise ApiError("InvalidParameterCombination", "ReservedCapacityOptions and the default target capacity type "
+                           "reserved-capacity go together, and with no other target capacity.")
+        if default not in ("spot", "on-demand", "reserved-capacity"):
+            raise ApiError("UnsupportedOperation", f"The emulator knows no target capacity type {default}.")
+        wanted[default] = wanted.get(default, 0) + total - sum(wanted.values())
         configs = []
         for config in params.get("LaunchTemplateConfigs", []):
             configs.append((self._template(region, config.get("LaunchTemplateSpecification", {})),
                             config.get("Overrides") or [{}]))
         if not configs:
             raise ApiError("MissingParameter", "The request must contain the parameter LaunchTemplateConfigs")
-        options = {"spot": params.get("SpotOptions", {}), "on-demand": params.get("OnDemandOptions", {})}
+        options = {"spot": params.get("SpotOptions", {}), "on-demand": params.get("OnDemandOptions", {}),
+                   "reserved-capacity": reserved or {}}
         for option in options.values():
             if option.get("MinTargetCapacity") and not (
                     option.get("SingleInstanceType") or option.get("SingleAvailabilityZone")):
@@ -140,9 +151,9 @@ class Launcher:
         region.backend.create_tags([fleet], tags_for(params.get("TagSpecifications"), "fleet"))
         return {
             "FleetId": fleet,
-            "Errors": [{"LaunchTemplateAndOverrides": _where(pool), "Lifecycle": pool.market,
+            "Errors": [{"LaunchTemplateAndOverrides": _where(pool), "Lifecycle": _lifecycle(pool),
                         "ErrorCode": pool.error.code, "ErrorMessage": pool.error.message} for pool in errors],
-            "Instances": [{"LaunchTemplateAndOverrides": _where(pool), "Lifecycle": pool.market,
+            "Instances": [{"LaunchTemplateAndOverrides": _where(pool), "Lifecycle": _lifecycle(pool),
                            "InstanceIds": [one.id for one in ones], "InstanceType": pool.kind,
                            "AvailabilityZone": pool.zone, "SubnetId": pool.subnet.id} for pool, ones in launched],
         }
@@ -156,7 +167,8 @@ class Launcher:
                 spec = _overridden(template["data"], override, params.get("TagSpecifications"))
                 try:
                     for pool in self._pools(region, spec, market, shown, override):
-                        pool.order = len(pools)
+                        pool.order, pool.reservation = len(pools), self.reservations.of(region, spec)
+                        pool.kinds = options.get("ReservationTypes", [])
                         pools.append(pool)
                 except ApiError as error:
                     kind = override.get("InstanceType", spec.get("InstanceType", ""))
@@ -360,6 +372,10 @@ class Launcher:
 
     def _free(self, region, pool, wanted):
         """How many of the wanted instances a pool has room for."""
+        if pool.market == "reserved-capacity":
+            if pool.reservation is None:
+                raise ApiError("InvalidParameterCombination", "The launch template names no capacity reservation.")
+            return min(wanted, self.reservations.fits(pool.reservation, pool, pool.kinds))
         if pool.market == "spot":
             price = self.catalog.spot_price(region.name, pool.zone, pool.kind)
             options = pool.spec.get("InstanceMarketOptions", {}).get("SpotOptions", {})
@@ -386,6 +402,8 @@ class Launcher:
 
     def _exhausted(self, region, pool, code=None):
         """The error of a pool that has no more."""
+        if pool.reservation:
+            return self.reservations.exceeded(pool.reservation)
         limits = sorted(self._limits(region, pool), key=lambda limit: limit[0])
         code = code or (limits[0][1] if limits else None) or "InsufficientInstanceCapacity"
         elsewhere = [zone for zone in self.catalog.zones_of(region.name, pool.kind) if zone != pool.zone
@@ -438,8 +456,8 @@ class Launcher:
         for instance in reservation.instances:
             instance.reservation = reservation.id
             instance.life = Life(
-                region.name, fleet=fleet, token=token, user_data=data, public=public and not ipv6,
-                ipv6=next(self.account.addresses.ipv6) if ipv6 else None, subnet=pool.subnet.id,
+                region.name, reservation=pool.reservation, fleet=fleet, token=token, user_data=data,
+                public=public and not ipv6, ipv6=next(self.account.addresses.ipv6) if ipv6 else None, subnet=pool.subnet.id,
                 network=pool.subnet.vpc_id, groups=[group.id for group in groups], profile=_profile(spec),
                 placement_group=spec.get("Placement", {}).get("GroupName", ""))
             instance.placement.group_name = instance.life.placement_group
@@ -565,6 +583,14 @@ def _profile(spec):
         return None
     arn = asked.get("Arn") or f"arn:aws:iam::{ACCOUNT}:instance-profile/{asked.get('Name')}"
     return {"Arn": arn, "Id": "AIPA" + hashlib.sha256(arn.encode()).hexdigest()[:17].upper()}
+
+
+def _lifecycle(pool):
+    """How a fleet's answer calls what a pool gives."""
+    if pool.market != "reserved-capacity":
+        return pool.market
+    kind = pool.reservation.kind if pool.reservation else "on-demand-capacity-reservation"
+    return "on-demand" if kind == "on-demand-capacity-reservation" else kind
 
 
 def _where(pool):

@@ -159,6 +159,9 @@ impl Text {
                 }
                 (Normal, Style::Plain, group.as_str(), what)
             }
+            EventKind::Chosen { group, asked, chosen } => {
+                (Verbose, Style::Plain, group.as_str(), format!("{asked}: any of {}", chosen.join(", ")))
+            }
             EventKind::Note { group, text } => (Normal, Style::Warning, group.as_str(), text.clone()),
             EventKind::Running { machine, id, address, description, .. } => {
                 let at = address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use crate::machine::{Login, Machine, MachineId, RunId};
 use crate::provider::{
-    LaunchRequest, Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter,
+    Choice, Choices, LaunchRequest, Leftover, MachineSpec, Provider, ProviderError, ProviderErrorKind, Quote,
+    RunFilter,
 };
 use crate::session::{Connector, Session, SessionError, SessionErrorKind};
 
@@ -78,6 +79,10 @@ impl Provider for Guarded<dyn Provider> {
 
     fn settings(&self) -> serde_json::Value {
         self.0.settings()
+    }
+
+    async fn choose(&self, spec: &MachineSpec, known: &Choices) -> Result<Option<Choice>, ProviderError> {
+        asked("choose", async { self.0.choose(spec, known).await }).await
     }
 
     async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
@@ -182,6 +187,7 @@ mod tests {
         let mut mock = MockProvider::new();
         mock.expect_name().return_const("mock".to_owned());
         mock.expect_settings().return_const(json!({ "region": "mars" }));
+        mock.expect_choose().returning(|_, _| Err(refused()));
         mock.expect_quote().returning(|_, _| Err(refused()));
         mock.expect_launch().returning(|_| Err(refused()));
         mock.expect_list().returning(|_| Err(refused()));
@@ -202,6 +208,7 @@ mod tests {
         assert_eq!(provider.consistency(), Duration::from_secs(77));
         assert_eq!(provider.interruption_notice(&machine, &session).await, "taken back");
         for answer in [
+            provider.choose(&spec, &Choices::new()).await.err(),
             provider.quote(&spec, one).await.err(),
             provider.launch(&request).await.err(),
             provider.list(&RunFilter::Run(machine.run.clone())).await.err(),

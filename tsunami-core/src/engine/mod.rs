@@ -11,8 +11,8 @@ mod teardown;
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use crate::error::{Error, QuoteFailure};
 use crate::event::{EventCounts, Guarded as GuardedObserver, Observer};
 use crate::machine::{Machine, RunId};
 use crate::plan::Plan;
-use crate::provider::{Provider, Quote, RunFilter};
+use crate::provider::{Choice, Choices, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter};
 use crate::record::RunStore;
 #[cfg(feature = "experiment")]
 use crate::record::{RunEntry, RunRecord};
@@ -79,6 +79,8 @@ pub struct Tsunami {
     tasks: TaskTracker,
     /// How many events and commands were told of before, in a story that goes on over several runs.
     counts: Option<EventCounts>,
+    /// What was chosen so far, for all runs.
+    choices: Arc<Mutex<Choices>>,
 }
 
 /// When machines outlive their run, until their lifetime is over or somebody tears them down.
@@ -110,6 +112,7 @@ impl Tsunami {
             outlive_runtime: true,
             tasks: TaskTracker::new(),
             counts: None,
+            choices: Arc::default(),
         }
     }
 
@@ -204,6 +207,12 @@ impl Tsunami {
         self
     }
 
+    /// Goes by what was chosen before, as [`Report::choices`](crate::Report::choices) has it, where specs leave it open: see
+    /// [`Provider::choose`]. What its runs choose is gone by in the next ones in any case.
+    pub fn choices(self, choices: Choices) -> Self {
+        Self { choices: Arc::new(Mutex::new(choices)), ..self }
+    }
+
     /// Asks for a run id, as the next run would get it.
     pub fn next_run_id(&self) -> RunId {
         self.run_id(0)
@@ -222,8 +231,30 @@ impl Tsunami {
     ///
     /// [`Error::Plan`] with all that is wrong with the plan, or [`Error::Quote`] with all groups that can't be had.
     pub async fn quote(&self, plan: &Plan) -> Result<Vec<Quote>, Error> {
+        Ok(self.quote_chosen(plan).await?.into_iter().map(|(quote, _)| quote).collect())
+    }
+
+    /// The same, with what the provider chose for each group.
+    async fn quote_chosen(&self, plan: &Plan) -> Result<Vec<(Quote, Option<Choice>)>, Error> {
         plan.validate()?;
-        let quotes = plan.groups.iter().map(|group| self.provider.quote(&group.spec, group.size()));
+        // One after the other, since groups that leave the same open are to have the same.
+        let mut specs = Vec::new();
+        for group in &plan.groups {
+            let known = self.choices.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let choice = self.provider.choose(&group.spec, &known).await;
+            if let Ok(Some(Choice { asked, chosen, .. })) = &choice {
+                let mut known = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+                known.insert(asked.clone(), chosen.clone());
+            }
+            specs.push(choice);
+        }
+        let quotes = plan.groups.iter().zip(specs).map(async |(group, choice)| {
+            let choice = choice?;
+            let spec = choice.as_ref().map_or(&group.spec, |choice| &choice.spec);
+            let quote = self.provider.quote(spec, group.size()).await?;
+            self.check_end(&quote, plan.lifetime)?;
+            Ok((quote, choice))
+        });
         let (mut quoted, mut failures) = (Vec::new(), Vec::new());
         for (group, quote) in plan.groups.iter().zip(join_all(quotes).await) {
             match quote {
@@ -232,6 +263,24 @@ impl Tsunami {
             }
         }
         if failures.is_empty() { Ok(quoted) } else { Err(Error::Quote { failures }) }
+    }
+
+    /// Whether machines may live as long as they are to.
+    fn check_end(&self, quote: &Quote, lifetime: Duration) -> Result<(), ProviderError> {
+        let now = self.started_at.unwrap_or_else(SystemTime::now);
+        let Some(left) = quote.ends.map(|ends| ends.duration_since(now).unwrap_or_default()) else {
+            return Ok(());
+        };
+        if left >= lifetime {
+            return Ok(());
+        }
+        let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+        let message = format!(
+            "the provider ends such machines in {left}, before their lifetime of {} is over",
+            humantime::format_duration(lifetime)
+        );
+        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message);
+        Err(error.help("give a shorter `lifetime`, or let them be had elsewhere"))
     }
 
     /// Runs an experiment: launches the plan's machines, sets them all up, hands them to `body`, and tears

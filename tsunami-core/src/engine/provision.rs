@@ -24,7 +24,7 @@ use crate::event::{EventKind, GroupSize, cut};
 use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
-use crate::provider::{LaunchRequest, ProgressSink, ProviderError, ProviderErrorKind};
+use crate::provider::{Choice, LaunchRequest, ProgressSink, ProviderError, ProviderErrorKind};
 use crate::record::{RunRecord, RunStore};
 
 /// How often a create is repeated when the service is throttling or unavailable.
@@ -70,10 +70,11 @@ impl Tsunami {
     pub(super) async fn launch(
         self,
         run: RunId,
-        plan: Plan,
+        mut plan: Plan,
         cancel: CancellationToken,
     ) -> Result<RunHandle, Error> {
-        let quotes = cancel.run_until_cancelled(self.quote(&plan)).await.ok_or(Error::Cancelled)??;
+        let quoted = cancel.run_until_cancelled(self.quote_chosen(&plan)).await.ok_or(Error::Cancelled)??;
+        let (quotes, choices): (Vec<_>, Vec<_>) = quoted.into_iter().unzip();
         let max_cost = plan.max_cost(&quotes);
         if let Some(budget) = plan.budget
             && max_cost.is_none_or(|max_cost| max_cost > budget)
@@ -95,6 +96,12 @@ impl Tsunami {
             }
         };
         run.emit_started(record.experiment);
+        for (group, choice) in plan.groups.iter_mut().zip(choices) {
+            if let Some(Choice { asked, chosen, spec }) = choice {
+                group.spec = spec;
+                run.events.emit(EventKind::Chosen { group: group.name.clone(), asked, chosen });
+            }
+        }
         let machines = OwnedMachines::new(run, self.keep);
         match machines.run().bring_up(plan).await {
             Ok(cluster) => Ok(RunHandle { machines, cluster }),

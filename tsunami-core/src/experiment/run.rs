@@ -253,8 +253,8 @@ impl ExperimentRun {
         let sweep = Sweep::resumed(plan, &experiment.trials, &report, is_left);
         let sweep = sweep.only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let spent = spent(&events, SystemTime::now());
-        let run =
-            Self::new(experiment, tsunami.one_story(EventCounts::of(&events)), id, results, sweep, options);
+        let tsunami = tsunami.one_story(EventCounts::of(&events)).choices(report.choices);
+        let run = Self::new(experiment, tsunami, id, results, sweep, options);
         Ok(Self { spent, ..run })
     }
 

@@ -26,6 +26,16 @@ impl Value<'_> {
     pub fn place(self) -> Place {
         Place(self.0.span())
     }
+
+    /// Whether it is a string, for those who take that or something else.
+    pub fn is_text(self) -> bool {
+        self.0.get_ref().is_str()
+    }
+
+    /// Whether it is a table.
+    pub fn is_table(self) -> bool {
+        self.0.get_ref().is_table()
+    }
 }
 
 impl fmt::Debug for Value<'_> {

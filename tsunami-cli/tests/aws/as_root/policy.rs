@@ -40,8 +40,12 @@ fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
     let file = cloud.server_and_clients(
         "open_ports = [7777]\nmarket = [\"spot\", \"on-demand\"]",
         "instance = \"c7g.xlarge\"\nregion = \"eu-west-1\"\nreach = \"public\"\nplacement_group = true\niam_profile = \"bench\"",
-        "instance = [\"c7g.large\", \"c6g.large\"]\nregion = \"us-east-1\"",
+        "instance = { vcpus = 2, memory = \"4GiB\", arch = \"arm64\" }\nregion = \"us-east-1\"\n\
+         market = [\"reservation\", \"spot\"]\nreservation = \"cr-1\"",
     );
+    let reserved =
+        json!({"region": "us-east-1", "zone": "us-east-1a", "type": "c7g.large", "count": 9, "id": "cr-1"});
+    cloud.emulator.post("reservation", &reserved);
     cloud.run(&file).assert_status(0);
     let up = cloud.tsunami([OsStr::new("up"), file.as_os_str()]);
     let run = up.assert_status(0).stdout.trim().to_owned();
