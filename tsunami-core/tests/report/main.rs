@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tsunami_core::Report;
-use tsunami_core::results::{SideBySide, markdown, rebuild};
+use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild};
 
 use browser::Browser;
 
@@ -240,6 +240,47 @@ fn keep(browser: &mut Browser, page: &Path, name: &str) {
         Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(file).spawn().unwrap();
     decode.stdin.take().unwrap().write_all(browser.screenshot().as_bytes()).unwrap();
     assert!(decode.wait().unwrap().success());
+}
+
+/// Of older runs, or without what a connector tells, phases are known together.
+#[test]
+fn how_machines_came_up_is_summed_up_over_runs_by_what_they_are() {
+    let plan = sample::plan(2, &[1]);
+    let runs: Vec<_> = (0..2).map(|day| built(&sample::sweep_on(day, 1.0, &plan, 2, false))).collect();
+    let old = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events-1.jsonl");
+    fs::copy(fixture, old.path().join("events.jsonl")).unwrap();
+    let directories: Vec<&Path> = runs.iter().map(tempfile::TempDir::path).chain([old.path()]).collect();
+    let starts = ColdStarts::read(&directories).unwrap();
+    let csv = starts.csv();
+    let of = |kind: &str| -> Vec<&str> {
+        csv.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(',')).collect()
+    };
+    let phases = |rows: &[&str]| -> Vec<String> {
+        rows.iter().map(|row| row.split(',').nth(2).unwrap().to_owned()).collect()
+    };
+    // Three machines each time: of the server, and of two clients.
+    let server = of("c7g.2xlarge");
+    assert_eq!(
+        phases(&server),
+        ["request", "start", "boot", "login", "verify", "request to verified", "set-up"]
+    );
+    assert_eq!(server[0], "ami-0abc,eu-west-1,request,2,1.8,1.8,1.8");
+    assert!(of("c7g.large").contains(&"ami-0abc,eu-west-1,login,4,0.25,0.25,0.25"), "{csv}");
+    let earlier = phases(&of("a fake machine"));
+    assert_eq!(earlier, ["request", "start", "boot and login", "verify and set-up"], "{csv}");
+    let table = starts.markdown();
+    assert!(
+        table.contains("| c7g.2xlarge | ami-0abc | eu-west-1 | request | 2 | 1.80 | 1.80 | 1.80 |"),
+        "{table}"
+    );
+    // Whatever a provider says, it is a text.
+    let hostile = built(&sample::sweep(&plan, 1, true));
+    let mut starts = ColdStarts::default();
+    starts.add(&read_report(hostile.path()).unwrap());
+    for told in [starts.csv(), starts.markdown()] {
+        assert!(told.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)), "{told:?}");
+    }
 }
 
 #[test]
