@@ -24,7 +24,8 @@ fn built(story: &sample::Story) -> tempfile::TempDir {
         .unwrap();
     let traces = directory.path().join("traces");
     fs::create_dir_all(&traces).unwrap();
-    let rows = (0..1200).map(|second| format!("{second},{:.1}\n", 4.0 + f64::from(second % 90) / 30.0));
+    let rows = (0..1200)
+        .map(|second| format!("{},{:.1}\n", 1_790_000_000 + second, 4.0 + f64::from(second % 90) / 30.0));
     fs::write(traces.join("server-0.csv"), format!("time,cpu\n{}", rows.collect::<String>())).unwrap();
     rebuild(directory.path()).unwrap();
     directory

@@ -12,7 +12,7 @@ mod trials;
 use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +20,8 @@ use self::conclusions::{Conclusion, conclusions, counts, page_notes};
 use self::conditions::conditions;
 use self::failures::{Failure, failures};
 use self::machines::{hardware, machines, places};
-use self::metrics::{MetricView, in_order, metric_view};
-use self::timelines::{TimelineView, timelines};
+use self::metrics::{MetricView, in_order, lost_trials, metric_view};
+use self::timelines::{PhaseEntry, TimelineView, timelines};
 use self::traces::traces;
 use self::trials::trials;
 use super::plots::{self, About};
@@ -57,6 +57,7 @@ pub(super) struct View {
     counts: Option<DataTable>,
     metrics: Vec<MetricView>,
     legend: Vec<LegendEntry>,
+    phases: Vec<PhaseEntry>,
     places: DataTable,
     timelines: Vec<TimelineView>,
     machines: Option<DataTable>,
@@ -87,6 +88,18 @@ struct DataTable {
     more: usize,
 }
 
+impl DataTable {
+    /// What nothing has needs no column.
+    fn drop_empty_columns(&mut self) {
+        for column in (1..self.heads.len()).rev() {
+            if self.rows.iter().all(|row| row[column].is_empty()) {
+                self.heads.remove(column);
+                self.rows.iter_mut().for_each(|row| drop(row.remove(column)));
+            }
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct LegendEntry {
     name: String,
@@ -112,6 +125,7 @@ struct RunJson {
 /// A set of machines, the last or an earlier one.
 struct Set<'a> {
     set: u32,
+    started: Option<SystemTime>,
     groups: &'a [GroupSize],
     machines: &'a BTreeMap<String, MachineReport>,
     ready: Option<Duration>,
@@ -163,23 +177,31 @@ impl View {
             .iter()
             .filter_map(|counts| counts.variant.as_ref().map(ToString::to_string))
             .collect();
+        let lost = |outcome| report.trials.iter().any(|trial| trial.outcome() == outcome);
+        let is_void = lost(TrialOutcome::Void) || lost(TrialOutcome::Unfinished);
+        let lost_marks = [("failed", lost(TrialOutcome::Failed), "diamond"), ("void", is_void, "ring")];
         let legend = names.iter().enumerate().map(|(index, name)| {
             let (mark, colour) = plots::mark(index);
             LegendEntry { name: name.clone(), mark, colour }
         });
-        let legend = legend.collect();
+        let lost_marks = lost_marks.into_iter().filter(|(_, is_there, _)| *is_there);
+        let lost_marks =
+            lost_marks.map(|(name, _, mark)| LegendEntry { name: name.to_owned(), mark, colour: 0 });
+        let legend = legend.chain(lost_marks).collect();
         // Where there isn't room for all, what sums up comes first.
-        let timelines = timelines(report, &sets, &mut plots);
+        let (timelines, phases) = timelines(source, &sets, &mut plots);
         let mut metrics: Vec<MetricView> = analysis
             .metrics
             .iter()
             .take(METRICS)
             .map(|metric| metric_view(metric, source, &mut plots))
             .collect();
-        let traces = traces(directory, &mut plots);
+        let (traces, lost_trials) = (traces(source, &mut plots), lost_trials(source));
         for (view, metric) in metrics.iter_mut().zip(&analysis.metrics) {
             let each = metric.combinations.iter();
-            view.figures.extend(each.filter_map(|one| in_order(metric, one, &names, &mut plots)));
+            view.figures.extend(
+                each.filter_map(|one| in_order(metric, one, &names, source, &lost_trials, &mut plots)),
+            );
         }
         let rows = if room < REPORT_LIMIT { TABLE_ROWS / 6 } else { TABLE_ROWS };
         let conclusions: Vec<Conclusion> = analysis.metrics.iter().flat_map(conclusions).collect();
@@ -214,6 +236,7 @@ impl View {
             legend,
             places: places(&sets),
             timelines,
+            phases,
             machines: machines(&sets, rows),
             hardware: hardware(&sets),
             conditions: conditions(report, &sets, rows),
@@ -235,6 +258,7 @@ fn run_json(directory: &Path) -> RunJson {
 fn sets(report: &Report) -> Vec<Set<'_>> {
     let earlier = report.earlier_sets.iter().map(|set| Set {
         set: set.set,
+        started: set.started,
         groups: &set.groups,
         machines: &set.machines,
         ready: set.ready,
@@ -245,6 +269,7 @@ fn sets(report: &Report) -> Vec<Set<'_>> {
     });
     let last = Set {
         set: report.set,
+        started: report.started,
         groups: &report.groups,
         machines: &report.machines,
         ready: report.ready,

@@ -109,10 +109,12 @@ fn accounts(report: &Report, limit: usize) -> Option<DataTable> {
         std::iter::once((*machine).to_owned()).chain(shown).collect()
     });
     let rows: Vec<Vec<String>> = rows.collect();
-    (!rows.is_empty()).then(|| DataTable {
+    let mut table = DataTable {
         caption: "Seconds that machines accounted for, over all trials".to_owned(),
         heads: heads.map(str::to_owned).into(),
         more: sums.len() - rows.len(),
         rows,
-    })
+    };
+    table.drop_empty_columns();
+    (!table.rows.is_empty()).then_some(table)
 }

@@ -88,16 +88,10 @@ pub(super) fn machines(sets: &[Set<'_>], limit: usize) -> Option<DataTable> {
         true => format!("Machines with something to say, of {total}"),
         false => "Machines".to_owned(),
     };
-    let mut heads =
-        ["machine", "set", "id", "address", "what", "canary", "remarks"].map(str::to_owned).to_vec();
-    // What nothing has needs no column.
-    for column in (1..heads.len()).rev() {
-        if rows.iter().all(|row| row[column].is_empty()) {
-            heads.remove(column);
-            rows.iter_mut().for_each(|row| drop(row.remove(column)));
-        }
-    }
-    (!rows.is_empty()).then_some(DataTable { caption, heads, rows, more })
+    let heads = ["machine", "set", "id", "address", "what", "canary", "remarks"].map(str::to_owned).to_vec();
+    let mut table = DataTable { caption, heads, rows, more };
+    table.drop_empty_columns();
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// What there is to say of a machine.

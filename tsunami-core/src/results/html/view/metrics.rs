@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use super::{DataTable, Figure, Plots, TABLE_ROWS};
 use crate::results::built::Source;
-use crate::results::html::plots::{self, Entry, Row};
+use crate::results::html::plots::{self, Entry, Lost, Row};
+use crate::results::results_csv::outcome;
+use crate::results::results_json::planned;
 use crate::statistics::{Direction, Scale, change, significant};
-use crate::trial::{Compare, MetricPlan};
-use crate::{Combination, MetricAnalysis, VariantAnalysis};
+use crate::trial::{Compare, MetricPlan, PlannedTrial};
+use crate::{Combination, MetricAnalysis, TrialOutcome, TrialReport, VariantAnalysis};
 
 #[derive(Serialize)]
 pub(super) struct MetricView {
@@ -152,47 +154,85 @@ fn points(metric: &MetricAnalysis, plots: &mut Plots) -> Option<Figure> {
     plots.figure(caption, description, Some(table), |about| plots::rows(about, &rows, &with_unit, None))
 }
 
-/// What one combination measured, in the order of the trials: what drifts is seen.
+/// The attempts at trials that failed or don't count, without warm-ups: how many began before each, and what it was.
+pub(super) type LostTrials<'a> = Vec<(u32, &'a TrialReport, &'a PlannedTrial)>;
+
+pub(super) fn lost_trials<'a>(source: &Source<'a>) -> LostTrials<'a> {
+    let planned = planned(source.report.sweep.as_ref());
+    let numbered = (0..).zip(&source.report.trials).filter(|(_, trial)| trial.outcome() != TrialOutcome::Ok);
+    let of = |(order, trial): (u32, &'a TrialReport)| {
+        let plan = planned.get(trial.planned_name()).copied().filter(|plan| !plan.warmup)?;
+        Some((order, trial, plan))
+    };
+    numbered.filter_map(of).collect()
+}
+
+/// What one combination measured, in the order of the trials: what drifts is seen, and where trials were lost.
 pub(super) fn in_order(
     metric: &MetricAnalysis,
     combination: &Combination,
     names: &[String],
+    source: &Source<'_>,
+    lost_trials: &LostTrials<'_>,
     plots: &mut Plots,
 ) -> Option<Figure> {
     let with_unit = with_unit(metric);
-    let mut found = Vec::new();
+    let mut points = Vec::new();
+    // The place in the run, the set, and the row of the table.
+    let mut rows: Vec<(u32, u32, Vec<String>)> = Vec::new();
+    let mut add = |order: u32,
+                   series: usize,
+                   (trial, set, round, place): (&str, u32, u32, u32),
+                   value: String| {
+        let name = names.get(series).cloned().unwrap_or_default();
+        let numbers = [set, round, place].map(|number| number.to_string());
+        rows.push((order, set, [trial.to_owned(), name].into_iter().chain(numbers).chain([value]).collect()));
+    };
     for (series, variant) in combination.variants.iter().enumerate() {
-        found.extend(variant.values.iter().map(|value| (series, value)));
+        for value in &variant.values {
+            points.push((series, f64::from(value.order) + 1.0, value.value));
+            let place = (value.trial.as_str(), value.set, value.round, value.place);
+            add(value.order, series, place, significant(value.value));
+        }
     }
-    if found.is_empty() {
+    if points.is_empty() {
         return None;
     }
-    found.sort_by_key(|(_, value)| value.order);
-    let points: Vec<(usize, f64, f64)> =
-        found.iter().map(|(series, value)| (*series, f64::from(value.order) + 1.0, value.value)).collect();
-    let changes = found.windows(2).filter(|pair| pair[0].1.set != pair[1].1.set);
+    let by = source.analysis.compare.as_ref().map(|compare| &compare.by);
+    let mut lost = Vec::new();
+    for (order, trial, plan) in lost_trials {
+        let of = |name: &String| plan.parameters.get(name);
+        let is_of = |variant: &VariantAnalysis| by.is_none_or(|by| variant.counts.variant.as_ref() == of(by));
+        if combination.parameters.iter().all(|(name, value)| of(name) == Some(value))
+            && let Some(series) = combination.variants.iter().position(is_of)
+        {
+            let is_failed = trial.outcome() == TrialOutcome::Failed;
+            lost.push((series, f64::from(*order) + 1.0, if is_failed { Lost::Failed } else { Lost::Void }));
+            let place = (trial.name.as_str(), trial.set, plan.round, plan.place + 1);
+            add(*order, series, place, outcome(trial).to_owned());
+        }
+    }
+    rows.sort_by_key(|(order, ..)| *order);
+    let changes = rows.windows(2).filter(|pair| pair[0].1 != pair[1].1);
     let breaks: Vec<f64> =
-        changes.map(|pair| (f64::from(pair[0].1.order) + f64::from(pair[1].1.order)) / 2.0 + 1.0).collect();
-    let rows = found.iter().map(|(series, value)| {
-        vec![
-            value.trial.clone(),
-            names.get(*series).cloned().unwrap_or_default(),
-            value.set.to_string(),
-            value.round.to_string(),
-            value.place.to_string(),
-            significant(value.value),
-        ]
-    });
+        changes.map(|pair| (f64::from(pair[0].0) + f64::from(pair[1].0)) / 2.0 + 1.0).collect();
     let place = combination.label();
     let place = if place.is_empty() { String::new() } else { format!(" where {place}") };
     let table = DataTable {
         caption: format!("{with_unit}{place}, trial by trial"),
         heads: ["trial", "variant", "set", "round", "place", "value"].map(str::to_owned).into(),
-        rows: rows.take(TABLE_ROWS).collect(),
-        more: found.len().saturating_sub(TABLE_ROWS),
+        more: rows.len().saturating_sub(TABLE_ROWS),
+        rows: rows.into_iter().take(TABLE_ROWS).map(|(.., row)| row).collect(),
     };
     let caption = format!("{}{place}, in the order of trials", metric.metric.name);
-    let description = "Each trial's value by its place in the whole run. Lines part sets of machines.";
+    let mut description =
+        "Each trial's value by its place in the whole run. Lines part sets of machines.".to_owned();
+    if !lost.is_empty() {
+        description
+            .push_str(" In the strip at the foot: trials that failed (diamonds) or don't count (rings).");
+    }
     let axes = (plots::PLACES, with_unit.as_str());
-    plots.figure(caption, description, Some(table), |about| plots::order(about, &points, &breaks, axes))
+    plots.figure(caption, &description, Some(table), |about| {
+        plots::order(about, &points, &lost, &breaks, axes)
+    })
 }
