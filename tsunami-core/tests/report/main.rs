@@ -22,13 +22,19 @@ fn built(story: &sample::Story) -> tempfile::TempDir {
     fs::create_dir_all(&logs).unwrap();
     fs::write(logs.join("serve.log"), format!("$ redis-server\n{}\nOut of memory\n", sample::HOSTILE))
         .unwrap();
-    let traces = directory.path().join("traces");
+    traced(directory.path(), "server-0");
+    rebuild(directory.path()).unwrap();
+    directory
+}
+
+/// Writes what a machine was busy with while the story goes on.
+fn traced(directory: &Path, machine: &str) {
+    let traces = directory.join("traces");
     fs::create_dir_all(&traces).unwrap();
     let rows = (0..1200)
         .map(|second| format!("{},{:.1}\n", 1_790_000_000 + second, 4.0 + f64::from(second % 90) / 30.0));
-    fs::write(traces.join("server-0.csv"), format!("time,cpu\n{}", rows.collect::<String>())).unwrap();
-    rebuild(directory.path()).unwrap();
-    directory
+    fs::write(traces.join(format!("{machine}.csv")), format!("time,cpu\n{}", rows.collect::<String>()))
+        .unwrap();
 }
 
 fn read(directory: &Path, name: &str) -> String {
@@ -145,6 +151,13 @@ fn a_report_is_small_however_large_the_run() {
     let page = read(directory.path(), "report.html");
     assert!(page.len() <= 1_000_000, "{}", page.len());
     assert!(page.contains("client × 1000") && page.contains("Critical path"), "groups are shown");
+    // As many machines as are shown one by one, each with what it was busy with.
+    let directory = built(&sample::sweep(&sample::plan(3, &[1, 4]), 99, false));
+    (0..99).for_each(|client| traced(directory.path(), &format!("client-{client}")));
+    rebuild(directory.path()).unwrap();
+    let page = read(directory.path(), "report.html");
+    assert!(page.len() <= 1_000_000, "{}", page.len());
+    assert_eq!((page.matches("<polygon").count() / 100, page.contains("left out")), (1, false));
 }
 
 /// What a page says of itself to those who don't see it, and whether it does what it must not.
@@ -184,6 +197,28 @@ fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
         // Two metrics with a forest, medians and each combination; a timeline; a trace.
         assert_eq!(count(&mut browser, "figure > svg.plot, figure .scroll > svg.plot"), figures, "{name}");
         assert!(count(&mut browser, "figure svg circle") > 10, "{name}");
+        // The machine that others waited for, and below the row of one what it was busy with.
+        let path = browser.value("document.querySelector('#timeline ~ p:has(strong)').textContent");
+        let path = path.as_str().unwrap();
+        assert!(
+            path.starts_with("Critical path: client-") && path.contains("(request 1.8 s, start "),
+            "{path}"
+        );
+        assert!(
+            path.contains(", boot ") && path.contains(") → trials ") && path.contains(" → teardown "),
+            "{path}"
+        );
+        if name != "many" {
+            assert_eq!(count(&mut browser, ".wide svg polygon"), 1, "{name}");
+            // Trials that are no values differ from those that are by their shapes, and the legend has these.
+            let marks = "[...document.querySelectorAll('[aria-label=Marks] li')].map(one => one.textContent.trim()).join()";
+            assert_eq!(browser.value(marks), "old,new,failed,void", "{name}");
+            let diamonds = "[...document.querySelectorAll('.figures polyline[fill=none]')]\
+                            .filter(one => one.points.numberOfItems == 5).length";
+            // Of each metric five, and one ring.
+            assert_eq!(browser.value(diamonds), 10, "{name}");
+            assert_eq!(count(&mut browser, ".figures circle[fill=none]"), 2, "{name}");
+        }
         assert_eq!(count(&mut browser, "script, img, iframe, link, object, [onerror], [src]"), 0, "{name}");
         assert_eq!(count(&mut browser, "main, header, nav, footer, h1"), 5, "{name}");
         assert_eq!(

@@ -280,7 +280,19 @@ impl Phase {
         }
     }
 
-    /// The same as the page has it.
+    /// What it is called; a part of a machine's way up has its own name.
+    pub(super) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Up(_) => None,
+            Self::Done => Some("trial"),
+            Self::Failed => Some("failed or gone"),
+            Self::Void => Some("void"),
+            Self::Step => Some("step"),
+            Self::Teardown => Some("teardown"),
+        }
+    }
+
+    /// Its colour as the page has it.
     pub(super) fn fill(self) -> String {
         let RGBColor(red, green, blue) = self.colour();
         format!("#{red:02X}{green:02X}{blue:02X}")

@@ -77,6 +77,7 @@ pub(super) fn machines(sets: &[Set<'_>], limit: usize) -> Option<DataTable> {
                 id,
                 machine.address.clone().unwrap_or_default(),
                 machine.description.clone(),
+                machine.kind.image.clone().unwrap_or_default(),
                 canary,
                 said,
             ]);
@@ -88,7 +89,8 @@ pub(super) fn machines(sets: &[Set<'_>], limit: usize) -> Option<DataTable> {
         true => format!("Machines with something to say, of {total}"),
         false => "Machines".to_owned(),
     };
-    let heads = ["machine", "set", "id", "address", "what", "canary", "remarks"].map(str::to_owned).to_vec();
+    let heads =
+        ["machine", "set", "id", "address", "what", "image", "canary", "remarks"].map(str::to_owned).to_vec();
     let mut table = DataTable { caption, heads, rows, more };
     table.drop_empty_columns();
     (!table.rows.is_empty()).then_some(table)

@@ -92,7 +92,6 @@ fn timeline(
         }
         if let Some(gone) = machine.gone {
             stretches.push((seconds(gone), seconds(end), Phase::Failed));
-            shown.insert((Phase::Failed, "failed or gone".to_owned()));
         }
         Lane { label, stretches, busy: Vec::new(), critical }
     };
@@ -115,17 +114,16 @@ fn timeline(
     }
     let most = add_traces(source, set, &mut lanes[groups..], end);
     if !trials.is_empty() {
-        let mut stretches = Vec::new();
-        for trial in &trials {
-            let (phase, name) = match trial.outcome() {
-                TrialOutcome::Ok => (Phase::Done, "trial"),
-                TrialOutcome::Failed => (Phase::Failed, "failed or gone"),
-                TrialOutcome::Void | TrialOutcome::Unfinished => (Phase::Void, "void"),
+        let stretch = |trial: &&TrialReport| {
+            let phase = match trial.outcome() {
+                TrialOutcome::Ok => Phase::Done,
+                TrialOutcome::Failed => Phase::Failed,
+                TrialOutcome::Void | TrialOutcome::Unfinished => Phase::Void,
             };
             let until = trial.took.map_or(end, |took| trial.started + took);
-            stretches.push((seconds(trial.started), seconds(until), phase));
-            shown.insert((phase, name.to_owned()));
-        }
+            (seconds(trial.started), seconds(until), phase)
+        };
+        let stretches = trials.iter().map(stretch).collect();
         lanes.push(Lane { label: "trials".to_owned(), stretches, busy: Vec::new(), critical: true });
         let steps = trials.iter().flat_map(|trial| &trial.steps);
         // More than this is one block on any screen.
@@ -134,20 +132,15 @@ fn timeline(
             let phase = if step.ok == Some(false) { Phase::Failed } else { Phase::Step };
             (seconds(step.started), seconds(until), phase)
         });
-        let stretches: Vec<_> = steps.collect();
-        for (_, _, phase) in &stretches {
-            let name = if *phase == Phase::Step { "step" } else { "failed or gone" };
-            shown.insert((*phase, name.to_owned()));
-        }
-        if !stretches.is_empty() {
-            lanes.push(Lane { label: "steps".to_owned(), stretches, busy: Vec::new(), critical: false });
-        }
+        let stretches = steps.collect();
+        lanes.push(Lane { label: "steps".to_owned(), stretches, busy: Vec::new(), critical: false });
     }
     if let (Some(from), Some(until)) = (set.teardown, set.finished) {
         let stretches = vec![(seconds(from), seconds(until), Phase::Teardown)];
-        shown.insert((Phase::Teardown, "teardown".to_owned()));
         lanes.push(Lane { label: "teardown".to_owned(), stretches, busy: Vec::new(), critical: true });
     }
+    let phases = lanes.iter().flat_map(|lane| &lane.stretches).map(|(.., phase)| *phase);
+    shown.extend(phases.filter_map(|phase| Some((phase, phase.name()?.to_owned()))));
     let title = if several { format!("Set {}", set.set) } else { "Timeline".to_owned() };
     let mut description = "A row for each machine, with the phases of its way up; then trials, steps and \
                            teardown. Bold rows are the critical path."
