@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use aws_sdk_ec2::types::{Instance, InstanceLifecycleType, InstanceStateName, SpotInstanceState, Tag};
 use futures_util::future::join_all;
-use tsunami_core::{Addresses, Login, Machine, MachineId, MachineState, Price, RunFilter, RunId};
+use tsunami_core::{
+    Addresses, Login, Machine, MachineId, MachineKind, MachineState, Price, RunFilter, RunId,
+};
 
 use crate::error::Result;
 use crate::journal::{GroupRecord, Journal};
@@ -119,10 +121,14 @@ pub(crate) async fn machines(
         login.user = text::user(tag::value(tags, tag::USER));
         login.host_key.clone_from(host_key);
         let interrupted = interrupted.get(&id).cloned().or(reason).or_else(|| taken_back(instance));
+        let mut made_from = MachineKind::default().region(&region.name);
+        made_from.machine_type = Some(kind.clone()).filter(|kind| !kind.is_empty());
+        made_from.image = text::word(instance.image_id());
         let mut machine = Machine::new(MachineId::new(id), run, group, index, state)
             .addresses(addresses)
             .login(login)
             .description(format!("{kind} in {zone}, {market}"))
+            .kind(made_from)
             .price(price.map_or(Price::Unknown, |dollars| Price::PerHour(*dollars)));
         machine.expires = expires(region, tags);
         machine.ended = ended(instance);

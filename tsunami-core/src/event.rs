@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::condition::{Account, Facts};
-use crate::machine::{MachineId, RunId};
+use crate::machine::{MachineId, MachineKind, RunId};
 use crate::provider::{Leftover, Price};
 use crate::report::Report;
 use crate::seconds::{self, Milliseconds};
@@ -179,10 +179,22 @@ pub enum EventKind {
         #[serde(with = "known")]
         address: Option<String>,
         description: String,
+        /// What it was made from. Older streams don't tell.
+        #[serde(default, skip_serializing_if = "MachineKind::is_unknown")]
+        kind: MachineKind,
         price: Price,
     },
-    /// A session to a machine stands.
+    /// A session to a machine stands. `answered` is how long after the beginning of the run the machine was first seen to
+    /// answer, where its session tells.
     Connected {
+        machine: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<MachineId>,
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "seconds::optional")]
+        answered: Option<Duration>,
+    },
+    /// Its provider has checked a machine, and its set-up begins. Older streams don't tell.
+    Verified {
         machine: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<MachineId>,
@@ -378,6 +390,7 @@ impl EventKind {
             | Self::Launching { .. }
             | Self::Launched { .. }
             | Self::Connected { .. }
+            | Self::Verified { .. }
             | Self::Ready { .. }
             | Self::Uploaded { .. }
             | Self::Collected { .. }
@@ -636,6 +649,11 @@ impl Events {
     pub(crate) fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
         let tell = |observer: &Guarded| observer.tell(|observer| observer.output(origin, stream, bytes));
         self.observers.iter().filter_map(tell).collect()
+    }
+
+    /// How long after the beginning something was, as exact as an event is.
+    pub(crate) fn elapsed_at(&self, at: Instant) -> Duration {
+        cut(at.saturating_duration_since(self.started))
     }
 
     /// The time it is, by tokio's clock.

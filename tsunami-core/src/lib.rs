@@ -70,6 +70,7 @@ pub mod results;
 mod seconds;
 mod session;
 mod spread;
+mod start_phase;
 pub mod statistics;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -89,7 +90,8 @@ pub use event::{
     UserEvent, read_events,
 };
 pub use machine::{
-    Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineState, RunId, shown,
+    Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineKind, MachineState,
+    RunId, shown,
 };
 pub use names::{is_experiment_name, is_group_name};
 pub use outcome::{Outcome, gravest};
@@ -111,6 +113,7 @@ pub use session::{
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};
+pub use start_phase::{StartPhase, StartStretch};
 
 /// Cancels a run or a command, and is told to [`Tsunami::cancel_on`] and [`HostCommand::cancel_on`]. It is tokio-util's,
 /// of the version that goes with this crate.

@@ -126,6 +126,54 @@ impl fmt::Display for MachineId {
     }
 }
 
+/// What a machine was made from, in its provider's words. Those that have it in common take about as long to come up.
+///
+/// ```
+/// use tsunami_core::MachineKind;
+///
+/// let kind = MachineKind::default().machine_type("c7g.large").image("ami-0abc").region("eu-west-1");
+/// assert!(!kind.is_unknown() && MachineKind::default().is_unknown());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct MachineKind {
+    /// Its type, or size.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub machine_type: Option<String>,
+    /// The image that it booted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The region that it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+}
+
+impl MachineKind {
+    /// Whether nothing of it is known.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Sets its type.
+    pub fn machine_type(mut self, machine_type: impl Into<String>) -> Self {
+        self.machine_type = Some(machine_type.into());
+        self
+    }
+
+    /// Sets its image.
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = Some(image.into());
+        self
+    }
+
+    /// Sets its region.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+}
+
 /// What a provider says of one machine.
 ///
 /// ```
@@ -167,6 +215,9 @@ pub struct Machine {
     /// What it is, for people: `c7g.large in eu-west-1b, spot`.
     #[serde(default)]
     pub description: String,
+    /// What it was made from, where its provider tells.
+    #[serde(default, skip_serializing_if = "MachineKind::is_unknown")]
+    pub kind: MachineKind,
     /// What it costs, as far as its provider can tell from its own records.
     #[serde(default)]
     pub price: Price,
@@ -191,6 +242,7 @@ impl Machine {
             login: Login::default(),
             expires: None,
             description: String::new(),
+            kind: MachineKind::default(),
             price: Price::Unknown,
             ended: None,
             interrupted: None,
@@ -218,6 +270,12 @@ impl Machine {
     /// Sets what it is, for people.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.description = description.into();
+        self
+    }
+
+    /// Sets what it was made from.
+    pub fn kind(mut self, kind: MachineKind) -> Self {
+        self.kind = kind;
         self
     }
 
@@ -479,6 +537,7 @@ mod tests {
             },
             expires: None,
             description: String::new(),
+            kind: MachineKind::default(),
             price: Price::Free,
             ended: None,
             interrupted: None,

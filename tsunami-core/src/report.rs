@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::condition::{Account, Facts};
 use crate::event::{Event, EventKind, GroupSize, known};
-use crate::machine::{MachineId, RunId};
+use crate::machine::{MachineId, MachineKind, RunId};
 use crate::provider::{Choices, Leftover, Price};
 use crate::seconds;
 use crate::session::Exit;
@@ -51,6 +51,22 @@ pub struct Report {
     /// How many machines are ready: a report of many costs no look at all of them at each event.
     #[serde(skip)]
     ready_machines: Counter,
+    #[serde(skip)]
+    launches: Launches,
+}
+
+/// When groups were asked for, and when those machines were that the answers named. It follows from the rest, as a
+/// [`Counter`] does.
+#[derive(Clone, Debug, Default)]
+struct Launches {
+    groups: BTreeMap<String, Duration>,
+    machines: BTreeMap<MachineId, (Option<Duration>, Duration)>,
+}
+
+impl PartialEq for Launches {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// A count that follows from the rest: it is not saved, and equal to any other.
@@ -74,6 +90,9 @@ pub struct MachineReport {
     pub address: Option<String>,
     /// What it is.
     pub description: String,
+    /// What it was made from, where its provider tells.
+    #[serde(default, skip_serializing_if = "MachineKind::is_unknown")]
+    pub kind: MachineKind,
     /// What it costs.
     pub price: Price,
     /// Those that it replaced.
@@ -81,12 +100,24 @@ pub struct MachineReport {
     pub replaced: Vec<Replaced>,
     /// Why its provider took it, or one that it replaced, before its time.
     pub interrupted: Option<String>,
+    /// When its group was asked for.
+    #[serde(default, with = "seconds::optional")]
+    pub requested: Option<Duration>,
+    /// When its provider had answered that.
+    #[serde(default, with = "seconds::optional")]
+    pub launched: Option<Duration>,
     /// When it ran with an address.
     #[serde(default, with = "seconds::optional")]
     pub running: Option<Duration>,
+    /// When it was first seen to answer, before anybody logged in.
+    #[serde(default, with = "seconds::optional")]
+    pub answered: Option<Duration>,
     /// When the session stood.
     #[serde(default, with = "seconds::optional")]
     pub connected: Option<Duration>,
+    /// When its provider had checked it.
+    #[serde(default, with = "seconds::optional")]
+    pub verified: Option<Duration>,
     /// When it was set up.
     #[serde(default, with = "seconds::optional")]
     pub ready: Option<Duration>,
@@ -311,8 +342,16 @@ impl Report {
             EventKind::Chosen { asked, chosen, .. } => {
                 self.choices.insert(asked.clone(), chosen.clone());
             }
-            EventKind::Running { machine, id, address, description, price } => {
-                let Self { last_set, ready_machines: Counter(ready), .. } = self;
+            EventKind::Launching { group, .. } => drop(self.launches.groups.insert(group.clone(), now)),
+            EventKind::Launched { group, machines } => {
+                let asked = self.launches.groups.get(group).copied();
+                for id in machines {
+                    // Those of an earlier launch are named once more where others are replaced.
+                    self.launches.machines.entry(id.clone()).or_insert((asked, now));
+                }
+            }
+            EventKind::Running { machine, id, address, description, kind, price } => {
+                let Self { last_set, ready_machines: Counter(ready), launches, .. } = self;
                 let machine = last_set.machines.entry(machine.clone()).or_default();
                 if let Some(earlier) = machine.id.replace(id.clone()).filter(|earlier| earlier != id) {
                     *ready = ready.saturating_sub(machine.ready.is_some().into());
@@ -324,18 +363,27 @@ impl Report {
                         differences: std::mem::take(&mut machine.differences),
                         canaries: std::mem::take(&mut machine.canaries),
                     });
-                    (machine.connected, machine.ready, machine.gone) = (None, None, None);
+                    (machine.answered, machine.connected, machine.verified) = (None, None, None);
+                    (machine.ready, machine.gone) = (None, None);
                     machine.error = None;
                 }
                 machine.address.clone_from(address);
                 machine.description.clone_from(description);
+                machine.kind.clone_from(kind);
+                let launch = launches.machines.get(id).copied();
+                machine.requested = launch.and_then(|(asked, _)| asked);
+                machine.launched = launch.map(|(_, answered)| answered);
                 machine.price = *price;
                 machine.running = Some(now);
             }
             EventKind::Interrupted { machine, reason, .. } => {
                 self.machine(machine).interrupted = Some(reason.clone());
             }
-            EventKind::Connected { machine, .. } => self.machine(machine).connected = Some(now),
+            EventKind::Connected { machine, answered, .. } => {
+                let machine = self.machine(machine);
+                (machine.answered, machine.connected) = (*answered, Some(now));
+            }
+            EventKind::Verified { machine, .. } => self.machine(machine).verified = Some(now),
             EventKind::Ready { machine, .. } => {
                 let is_another = self.machine(machine).ready.replace(now).is_none();
                 self.ready_machines.0 += u32::from(is_another);
@@ -455,10 +503,8 @@ impl Report {
                 self.error.clone_from(error);
             }
             // They change nothing of what a run came to.
-            EventKind::Launching { .. }
-            | EventKind::Retrying { .. }
+            EventKind::Retrying { .. }
             | EventKind::Note { .. }
-            | EventKind::Launched { .. }
             | EventKind::Uploaded { .. }
             | EventKind::CommandStarted { .. }
             | EventKind::Collected { .. }

@@ -191,6 +191,12 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// What has come stays.
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError>;
 
+    /// When the machine was first seen to answer while it was connected to, before anybody logged in; `None` where nobody
+    /// looked.
+    fn answered(&self) -> Option<Instant> {
+        None
+    }
+
     /// Asks whether the connection still works. May be dropped at any await.
     ///
     /// # Errors

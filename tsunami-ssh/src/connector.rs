@@ -260,8 +260,9 @@ impl SshConnector {
         let answering = async |probe: &mut Option<(String, u16)>| match probe.take() {
             Some((host, port)) => probe::until_answering(&host, port, deadline)
                 .await
+                .map(|()| Some(Instant::now()))
                 .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
-            None => Ok(()),
+            None => Ok(None),
         };
         // What costs little is tried at once, but not so often that it would find out by itself when sshd begins.
         let mut begins = pin!(
@@ -276,9 +277,7 @@ impl SshConnector {
         // A machine of the run's own is young: its login key may come later than sshd, its host key later than
         // another one. It is asked again, and never logged in to before it shows the right key.
         let is_young = machine.login.directory.is_none() && machine.login.host_key.is_some();
-        if is_young {
-            answering(&mut probe).await?;
-        }
+        let mut answered = if is_young { answering(&mut probe).await? } else { None };
         // What has a process for each attempt is asked less often.
         let pauses = || if ssh.options.proxy.is_some() { proxy::PAUSES } else { transport.pauses() };
         let mut wait = pauses();
@@ -315,9 +314,11 @@ impl SshConnector {
                 _ = &mut begins => wait = pauses(),
             }
             // A host that is there lets in at once. Where it isn't, a look costs less than another attempt.
-            answering(&mut probe).await?;
+            let seen = answering(&mut probe).await?;
+            answered = answered.or(seen);
         };
-        Ok(SshSession::new(ssh, machine, connection))
+        let answered = answered.or_else(|| transport.answered());
+        Ok(SshSession::new(ssh, machine, connection, answered))
     }
 
     /// The name or address that ssh would connect to for a host.

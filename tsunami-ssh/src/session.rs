@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
     Command, ContentOffer, Download, Exit, Machine, OutputSink, SequenceObserver, Session, SessionError,
@@ -24,12 +25,19 @@ pub(crate) struct SshSession {
     commands: Arc<Commands>,
     places: Places,
     kept: KeptContents,
+    answered: Option<Instant>,
 }
 
 impl SshSession {
-    pub(crate) fn new(ssh: Arc<RunSsh>, machine: &Machine, connection: Arc<dyn Connection>) -> Self {
+    /// A session over a connection to a machine that was first seen to answer then.
+    pub(crate) fn new(
+        ssh: Arc<RunSsh>,
+        machine: &Machine,
+        connection: Arc<dyn Connection>,
+        answered: Option<Instant>,
+    ) -> Self {
         let pool = Pool::new(machine.name(), ssh.transport(machine), connection);
-        Self::of(ssh, machine, Commands::new(pool, machine, false))
+        Self { answered, ..Self::of(ssh, machine, Commands::new(pool, machine, false)) }
     }
 
     /// A session over what another one has left.
@@ -45,6 +53,7 @@ impl SshSession {
             commands: Arc::new(commands),
             places: Places::default(),
             kept: KeptContents::default(),
+            answered: None,
         }
     }
 
@@ -114,6 +123,10 @@ impl Session for SshSession {
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
         files::download(&self.commands, download).await
+    }
+
+    fn answered(&self) -> Option<Instant> {
+        self.answered
     }
 
     async fn check(&self) -> Result<(), SessionError> {

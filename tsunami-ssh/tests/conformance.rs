@@ -238,13 +238,17 @@ async fn a_young_machine_that_refuses_the_login_is_asked_again(transport: Transp
     let keys = machines.directory().join("local/node-0/authorized_keys");
     let later = keys.with_extension("later");
     fs::rename(&keys, &later).unwrap();
-    tokio::spawn(async move {
+    let lets_in = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(18)).await;
+        let now = Instant::now();
         fs::rename(&later, &keys).unwrap();
+        now
     });
     let deadline = Instant::now() + Duration::from_secs(60);
     let session = machines.connector.connect(&machines.machines[0], deadline).await;
-    session.map(drop).unwrap_or_else(|error| panic!("{error}"));
+    let session = session.unwrap_or_else(|error| panic!("{error}"));
+    // To answer is one thing, to let in another.
+    assert!(session.answered().unwrap() < lets_in.await.unwrap());
 }
 
 /// A machine that is taken back may live for as long as its replacement takes to come up.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tsunami_aws::{Disk, Market, Reach, Shape};
 use tsunami_core::{
     Choices, Error, EventKind, Group, MachineId, MachineSpec, MachineState, Plan, Price, Provider,
-    ProviderErrorKind, RunFilter,
+    ProviderErrorKind, Report, RunFilter,
 };
 
 use crate::world::{REGION, World, listed, plan, request, run_id, spec, terminate};
@@ -528,12 +528,18 @@ async fn an_interrupted_machine_is_noticed_within_seconds_and_replaced() {
     assert_eq!(names, ["node-0", "node-1"]);
     let replacement = repaired.host("node-1").unwrap().machine();
     assert_ne!(replacement.id, victim);
-    let kind = |description: &str| description.split(' ').next().unwrap_or_default().to_owned();
-    assert_eq!(kind(&replacement.description), kind(&repaired.hosts()[0].machine().description), "alike");
+    let kind = &replacement.kind;
+    assert_eq!(kind, &repaired.hosts()[0].machine().kind, "alike");
+    assert!([&kind.machine_type, &kind.image, &kind.region].into_iter().all(Option::is_some), "{kind:?}");
     running.down().await.unwrap();
     emulator.assert_empty();
     let interrupted = |kind: &EventKind| matches!(kind, EventKind::Interrupted { .. });
     assert!(world.events.events().iter().any(|event| interrupted(&event.kind)));
+    // The way up of a replacement begins with its own request.
+    let report: Report = world.events.events().iter().collect();
+    let [kept, new] = ["node-0", "node-1"].map(|name| &report.machines[name]);
+    assert!(kept.verified.is_some() && new.requested > kept.verified, "{kept:?} {new:?}");
+    assert!(new.verified > new.connected && new.running > new.launched, "{new:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

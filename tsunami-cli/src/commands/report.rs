@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
-use tsunami_core::results::{ResultsError, markdown, rebuild};
+use tsunami_core::results::{ColdStarts, ResultsError, markdown, rebuild};
 
 use super::{Context, Execute};
 use crate::error::Error;
@@ -14,8 +14,15 @@ use crate::terminal::{one_line, print, say};
 /// Make report.html, results.json and results.csv anew from a run's directory
 #[derive(Debug, clap::Args)]
 pub(crate) struct Report {
-    /// The results directory of a run, of this or an earlier version
-    directory: PathBuf,
+    /// The results directories of runs, of this or an earlier version
+    #[arg(required = true, value_name = "DIR")]
+    directories: Vec<PathBuf>,
+    /// Make nothing; print how long machines took to come up, over all these runs, by type, image and region
+    #[arg(long)]
+    cold_start: bool,
+    /// Print that as CSV
+    #[arg(long, requires = "cold_start")]
+    csv: bool,
 }
 
 impl Execute for Report {
@@ -24,15 +31,26 @@ impl Execute for Report {
     }
 
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let built = spawn_blocking(move || {
-            let (report, built) = rebuild(&self.directory)?;
-            Ok::<_, ResultsError>((markdown(&report.analysis()), built))
-        });
-        let (table, built) = built.await.map_err(CoreError::other)??;
-        if context.verbosity != Verbosity::Quiet {
-            print(&table)?;
-            for path in built {
-                say(&format!("made {}", one_line(&path.to_string_lossy())));
+        let Self { directories, cold_start, csv } = self;
+        if cold_start {
+            let read = spawn_blocking(move || ColdStarts::read(&directories));
+            let starts = read.await.map_err(CoreError::other)??;
+            if starts.is_empty() {
+                return Err(Error::Usage("these runs don't tell how any machine came up".to_owned()));
+            }
+            return print(&if csv { starts.csv() } else { starts.markdown() }).map(|()| 0);
+        }
+        for directory in directories {
+            let built = spawn_blocking(move || {
+                let (report, built) = rebuild(&directory)?;
+                Ok::<_, ResultsError>((markdown(&report.analysis()), built))
+            });
+            let (table, built) = built.await.map_err(CoreError::other)??;
+            if context.verbosity != Verbosity::Quiet {
+                print(&table)?;
+                for path in built {
+                    say(&format!("made {}", one_line(&path.to_string_lossy())));
+                }
             }
         }
         Ok(0)

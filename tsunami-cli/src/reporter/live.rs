@@ -334,6 +334,7 @@ impl State {
                 | EventKind::Launched { .. }
                 | EventKind::Running { .. }
                 | EventKind::Connected { .. }
+                | EventKind::Verified { .. }
                 | EventKind::Ready { .. }
         );
         if !shown || self.verbosity == Verbosity::Verbose {
@@ -362,6 +363,9 @@ impl State {
             }
             EventKind::Connected { machine, .. } => {
                 self.machine(machine, now).becomes("connected", Style::Plain, false, now);
+            }
+            EventKind::Verified { machine, .. } => {
+                self.machine(machine, now).becomes("verified", Style::Plain, false, now);
             }
             EventKind::Ready { machine, .. } => {
                 self.machine(machine, now).becomes("ready", Style::Good, true, now);
@@ -649,6 +653,7 @@ mod tests {
                     id: id.clone(),
                     address: None,
                     description: String::new(),
+                    kind: tsunami_core::MachineKind::default(),
                     price: tsunami_core::Price::Free,
                 },
             ));

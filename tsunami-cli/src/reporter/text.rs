@@ -174,6 +174,9 @@ impl Text {
             EventKind::Connected { machine, .. } => {
                 (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
             }
+            EventKind::Verified { machine, .. } => {
+                (Verbose, Style::Plain, machine.as_str(), "verified".to_owned())
+            }
             EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
             EventKind::Failed { machine, stage, error, .. } => {
                 let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
@@ -559,10 +562,11 @@ pub(crate) mod tests {
                     id: id(),
                     address: Some("192.0.2.7".into()),
                     description: "a fake machine".into(),
+                    kind: tsunami_core::MachineKind::default(),
                     price: tsunami_core::Price::Free,
                 },
             ),
-            at(1.3, Connected { machine: machine(), id: None }),
+            at(1.3, Connected { machine: machine(), id: None, answered: None }),
             at(1.4, started("client-0", "setup", "apt-get update\napt-get install \x1b]0;x\x07redis")),
             at(
                 2.7,

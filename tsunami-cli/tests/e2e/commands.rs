@@ -406,7 +406,11 @@ fn runs_are_compared_by_their_directories_alone() {
             && csv.ends_with(",b,110,220\n"),
         "{csv}"
     );
-    world.tsunami(["report", "a"]).assert_status(0).assert_says(&["made a/report.html"]);
+    world.tsunami(["report", "--cold-start", "a"]).assert_status(2).assert_says(&["how any machine came up"]);
+    world
+        .tsunami(["report", "a", "b"])
+        .assert_status(0)
+        .assert_says(&["made a/report.html", "made b/report.html"]);
     assert!(world.path("work/a/report.html").exists());
     world.tsunami(["report", "nowhere"]).assert_status(2).assert_says(&["events.jsonl"]);
 }

@@ -52,6 +52,12 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     let again = fs::read(results.join("report.html")).unwrap();
     assert!(again.len() > 5000 && again.len() <= page.len(), "the logs are gone");
     let results = results.as_os_str();
+    let starts = world
+        .tsunami(["report", "--cold-start", "--csv"].map(OsStr::new).into_iter().chain([results, results]));
+    for phase in ["request", "start", "boot", "login", "verify", "request to verified", "set-up"] {
+        let row = format!("sshd on this computer's loopback,,,{phase},8,");
+        assert!(starts.assert_status(0).stdout.contains(&row), "no {row} in {}", starts.stdout);
+    }
     let compared = world.tsunami([OsStr::new("compare"), results, results]);
     compared.assert_status(2).assert_says(&["no metric in common"]);
     world.assert_clean();

@@ -96,6 +96,7 @@ impl Provisioner {
             id: machine.id.clone(),
             address: machine.addresses.external().or(machine.login.host.as_deref()).map(str::to_owned),
             description: machine.description.clone(),
+            kind: machine.kind.clone(),
             price: machine.price,
         });
         *stage = "connect";
@@ -172,6 +173,8 @@ impl Run {
         };
         let verified = timeout_at(deadline + VERIFY_GRACE, verifying).await.unwrap_or_else(unanswered);
         verified.map_err(unfit(&host))?;
+        let (machine, id) = (host.name().to_owned(), Some(host.machine().id.clone()));
+        self.events.emit(EventKind::Verified { machine, id });
         Ok(host)
     }
 
@@ -216,7 +219,8 @@ impl Run {
         self.sessions().push(session.clone());
         self.spreads.connected();
         let id = Some(machine.id.clone());
-        self.events.emit(EventKind::Connected { machine: machine.name(), id });
+        let answered = session.answered().map(|at| self.events.elapsed_at(at));
+        self.events.emit(EventKind::Connected { machine: machine.name(), id, answered });
         Ok(Host::new(machine, session, self.events.clone(), self.spreads.clone(), self.cancel.clone()))
     }
 }

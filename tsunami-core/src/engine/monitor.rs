@@ -307,6 +307,7 @@ mod tests {
             login: crate::Login { user: None, host: None, port: None, host_key: None, directory: None },
             expires: None,
             description: String::new(),
+            kind: crate::MachineKind::default(),
             price: crate::Price::Free,
             ended: None,
             interrupted: None,

@@ -78,6 +78,7 @@ mod tests {
             id: MachineId::new(id),
             address: None,
             description: String::new(),
+            kind: crate::MachineKind::default(),
             price,
         };
         let gone = |id: &str| EventKind::MachineGone { machine: "node-0".to_owned(), id: MachineId::new(id) };

@@ -4,6 +4,7 @@
 //! events and logs as they come, and [`Results::finish`] sums up. [`Secrets`] are taken out of what all of them write.
 
 mod built;
+mod cold_start;
 mod files;
 mod html;
 mod index;
@@ -33,6 +34,7 @@ use crate::trial::SweepPlan;
 use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 
 pub use built::{read_report, rebuild};
+pub use cold_start::ColdStarts;
 pub(crate) use inputs::{Given, INPUTS, take_kept};
 pub use json::{Json, json};
 pub use logs::Logs;
@@ -377,7 +379,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::{EventKind, Exit, GroupSize, Leftover, MachineId, Price};
+    use crate::{EventKind, Exit, GroupSize, Leftover, MachineId, MachineKind, Price};
 
     /// A writer whose text can be read.
     #[derive(Clone, Default)]
@@ -450,7 +452,14 @@ mod tests {
                 groups,
             },
             EventKind::Launched { group: "client".into(), machines: vec![id.clone()] },
-            EventKind::Running { machine: machine(), id, address, description, price },
+            EventKind::Running {
+                machine: machine(),
+                id,
+                address,
+                description,
+                kind: MachineKind::default().machine_type("c7g.large").region("eu-west-1"),
+                price,
+            },
             started("client-0", "setup", "apt-get update\n\u{1b}[2J"),
             finished("client-0", "setup", "apt-get update", Ok(Exit::Status(100))),
             EventKind::TrialStarted { trial: trial() },

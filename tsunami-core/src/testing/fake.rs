@@ -17,9 +17,9 @@ use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
     Addresses, Command, Connector, ContentOffer, Deadline, Download, Exit, LaunchRequest, Leftover, Login,
-    Machine, MachineId, MachineSpec, MachineState, OutputSink, Price, Program, Provider, ProviderError,
-    ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError, SessionErrorKind,
-    SharedContent, Stdin, Stream,
+    Machine, MachineId, MachineKind, MachineSpec, MachineState, OutputSink, Price, Program, Provider,
+    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError,
+    SessionErrorKind, SharedContent, Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -857,6 +857,7 @@ fn describe(id: &MachineId, machine: &FakeMachine) -> Machine {
         },
         expires: Some(machine.expires),
         description: "a fake machine".to_owned(),
+        kind: MachineKind::default(),
         price: Price::Free,
         ended: None,
         interrupted: machine.interrupted(),
@@ -1281,6 +1282,10 @@ impl Session for FakeSession {
             Err(SessionError::new(SessionErrorKind::Transfer, message))
         };
         self.unless_broken(self.cloud.session_call(Call::Download, async { Ok(()) }, bring)).await
+    }
+
+    fn answered(&self) -> Option<Instant> {
+        Some(self.connected_at)
     }
 
     async fn check(&self) -> Result<(), SessionError> {

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tsunami_core::Report;
-use tsunami_core::results::{SideBySide, markdown, rebuild};
+use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild};
 
 use browser::Browser;
 
@@ -22,12 +22,19 @@ fn built(story: &sample::Story) -> tempfile::TempDir {
     fs::create_dir_all(&logs).unwrap();
     fs::write(logs.join("serve.log"), format!("$ redis-server\n{}\nOut of memory\n", sample::HOSTILE))
         .unwrap();
-    let traces = directory.path().join("traces");
-    fs::create_dir_all(&traces).unwrap();
-    let rows = (0..1200).map(|second| format!("{second},{:.1}\n", 4.0 + f64::from(second % 90) / 30.0));
-    fs::write(traces.join("server-0.csv"), format!("time,cpu\n{}", rows.collect::<String>())).unwrap();
+    traced(directory.path(), "server-0");
     rebuild(directory.path()).unwrap();
     directory
+}
+
+/// Writes what a machine was busy with while the story goes on.
+fn traced(directory: &Path, machine: &str) {
+    let traces = directory.join("traces");
+    fs::create_dir_all(&traces).unwrap();
+    let rows = (0..1200)
+        .map(|second| format!("{},{:.1}\n", 1_790_000_000 + second, 4.0 + f64::from(second % 90) / 30.0));
+    fs::write(traces.join(format!("{machine}.csv")), format!("time,cpu\n{}", rows.collect::<String>()))
+        .unwrap();
 }
 
 fn read(directory: &Path, name: &str) -> String {
@@ -144,6 +151,13 @@ fn a_report_is_small_however_large_the_run() {
     let page = read(directory.path(), "report.html");
     assert!(page.len() <= 1_000_000, "{}", page.len());
     assert!(page.contains("client × 1000") && page.contains("Critical path"), "groups are shown");
+    // As many machines as are shown one by one, each with what it was busy with.
+    let directory = built(&sample::sweep(&sample::plan(3, &[1, 4]), 99, false));
+    (0..99).for_each(|client| traced(directory.path(), &format!("client-{client}")));
+    rebuild(directory.path()).unwrap();
+    let page = read(directory.path(), "report.html");
+    assert!(page.len() <= 1_000_000, "{}", page.len());
+    assert_eq!((page.matches("<polygon").count() / 100, page.contains("left out")), (1, false));
 }
 
 /// What a page says of itself to those who don't see it, and whether it does what it must not.
@@ -183,6 +197,28 @@ fn a_browser_shows_all_of_it_and_nothing_hostile_happens() {
         // Two metrics with a forest, medians and each combination; a timeline; a trace.
         assert_eq!(count(&mut browser, "figure > svg.plot, figure .scroll > svg.plot"), figures, "{name}");
         assert!(count(&mut browser, "figure svg circle") > 10, "{name}");
+        // The machine that others waited for, and below the row of one what it was busy with.
+        let path = browser.value("document.querySelector('#timeline ~ p:has(strong)').textContent");
+        let path = path.as_str().unwrap();
+        assert!(
+            path.starts_with("Critical path: client-") && path.contains("(request 1.8 s, start "),
+            "{path}"
+        );
+        assert!(
+            path.contains(", boot ") && path.contains(") → trials ") && path.contains(" → teardown "),
+            "{path}"
+        );
+        if name != "many" {
+            assert_eq!(count(&mut browser, ".wide svg polygon"), 1, "{name}");
+            // Trials that are no values differ from those that are by their shapes, and the legend has these.
+            let marks = "[...document.querySelectorAll('[aria-label=Marks] li')].map(one => one.textContent.trim()).join()";
+            assert_eq!(browser.value(marks), "old,new,failed,void", "{name}");
+            let diamonds = "[...document.querySelectorAll('.figures polyline[fill=none]')]\
+                            .filter(one => one.points.numberOfItems == 5).length";
+            // Of each metric five, and one ring.
+            assert_eq!(browser.value(diamonds), 10, "{name}");
+            assert_eq!(count(&mut browser, ".figures circle[fill=none]"), 2, "{name}");
+        }
         assert_eq!(count(&mut browser, "script, img, iframe, link, object, [onerror], [src]"), 0, "{name}");
         assert_eq!(count(&mut browser, "main, header, nav, footer, h1"), 5, "{name}");
         assert_eq!(
@@ -240,6 +276,47 @@ fn keep(browser: &mut Browser, page: &Path, name: &str) {
         Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(file).spawn().unwrap();
     decode.stdin.take().unwrap().write_all(browser.screenshot().as_bytes()).unwrap();
     assert!(decode.wait().unwrap().success());
+}
+
+/// Of older runs, or without what a connector tells, phases are known together.
+#[test]
+fn how_machines_came_up_is_summed_up_over_runs_by_what_they_are() {
+    let plan = sample::plan(2, &[1]);
+    let runs: Vec<_> = (0..2).map(|day| built(&sample::sweep_on(day, 1.0, &plan, 2, false))).collect();
+    let old = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events-1.jsonl");
+    fs::copy(fixture, old.path().join("events.jsonl")).unwrap();
+    let directories: Vec<&Path> = runs.iter().map(tempfile::TempDir::path).chain([old.path()]).collect();
+    let starts = ColdStarts::read(&directories).unwrap();
+    let csv = starts.csv();
+    let of = |kind: &str| -> Vec<&str> {
+        csv.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(',')).collect()
+    };
+    let phases = |rows: &[&str]| -> Vec<String> {
+        rows.iter().map(|row| row.split(',').nth(2).unwrap().to_owned()).collect()
+    };
+    // Three machines each time: of the server, and of two clients.
+    let server = of("c7g.2xlarge");
+    assert_eq!(
+        phases(&server),
+        ["request", "start", "boot", "login", "verify", "request to verified", "set-up"]
+    );
+    assert_eq!(server[0], "ami-0abc,eu-west-1,request,2,1.8,1.8,1.8");
+    assert!(of("c7g.large").contains(&"ami-0abc,eu-west-1,login,4,0.25,0.25,0.25"), "{csv}");
+    let earlier = phases(&of("a fake machine"));
+    assert_eq!(earlier, ["request", "start", "boot and login", "verify and set-up"], "{csv}");
+    let table = starts.markdown();
+    assert!(
+        table.contains("| c7g.2xlarge | ami-0abc | eu-west-1 | request | 2 | 1.80 | 1.80 | 1.80 |"),
+        "{table}"
+    );
+    // Whatever a provider says, it is a text.
+    let hostile = built(&sample::sweep(&plan, 1, true));
+    let mut starts = ColdStarts::default();
+    starts.add(&read_report(hostile.path()).unwrap());
+    for told in [starts.csv(), starts.markdown()] {
+        assert!(told.chars().all(|c| c == '\n' || tsunami_core::text::harmless(c)), "{told:?}");
+    }
 }
 
 #[test]

@@ -9,7 +9,9 @@ use tsunami_core::condition::Account;
 use tsunami_core::results::Json;
 use tsunami_core::statistics::Direction;
 use tsunami_core::trial::{Compare, Measured, MetricPlan, Parameter, PlannedTrial, SweepPlan, VoidReason};
-use tsunami_core::{Event, EventKind, Exit, GroupSize, Leftover, MachineId, Observer, Price, RunId};
+use tsunami_core::{
+    Event, EventKind, Exit, GroupSize, Leftover, MachineId, MachineKind, Observer, Price, RunId,
+};
 
 /// What a machine or a user may have written.
 pub(crate) const HOSTILE: &str = "</title></text><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">\u{1b}[2J\u{202e}";
@@ -160,6 +162,17 @@ pub(crate) fn sweep_on(day: u32, level: f64, plan: &SweepPlan, clients: u32, hos
 }
 
 fn machines(story: &mut Story, names: &[String], hostile: bool) {
+    let id = |index: usize| MachineId::new(format!("i-{index:03}"));
+    let groups = [("server", 0..1), ("client", 1..names.len())];
+    for (group, of) in &groups {
+        let count = u32::try_from(of.len()).unwrap();
+        story.add(EventKind::Launching { group: (*group).to_owned(), count });
+    }
+    story.wait(1.8);
+    for (group, of) in groups {
+        let machines = of.map(id).collect();
+        story.add(EventKind::Launched { group: group.to_owned(), machines });
+    }
     for (index, name) in names.iter().enumerate() {
         story.wait(if index == 0 { 8.0 } else { 0.4 });
         let what = if name.starts_with("server") { "c7g.2xlarge" } else { "c7g.large" };
@@ -167,16 +180,23 @@ fn machines(story: &mut Story, names: &[String], hostile: bool) {
             "{what} spot in eu-west-1a, ami-0abc ({})",
             if hostile { HOSTILE } else { "Ubuntu 24.04" }
         );
-        let (id, price) = (
-            MachineId::new(format!("i-{index:03}")),
-            Price::PerHour(if index == 0 { 0.1364 } else { 0.0412 }),
-        );
+        let kind = if hostile {
+            MachineKind::default().machine_type(HOSTILE).image(HOSTILE).region(HOSTILE)
+        } else {
+            MachineKind::default().machine_type(what).image("ami-0abc").region("eu-west-1")
+        };
+        let (id, price) = (id(index), Price::PerHour(if index == 0 { 0.1364 } else { 0.0412 }));
         let address = Some(format!("192.0.2.{}", index % 250 + 1));
-        story.add(EventKind::Running { machine: name.clone(), id, address, description, price });
+        story.add(EventKind::Running { machine: name.clone(), id, address, description, kind, price });
     }
     for (index, name) in names.iter().enumerate() {
         story.wait(if index == 0 { 14.0 } else { 0.3 });
-        story.add(EventKind::Connected { machine: name.clone(), id: None });
+        let answered = Some(story.now.saturating_sub(Duration::from_millis(250)));
+        story.add(EventKind::Connected { machine: name.clone(), id: None, answered });
+    }
+    for name in names {
+        story.wait(0.05);
+        story.add(EventKind::Verified { machine: name.clone(), id: None });
     }
     for (index, name) in names.iter().enumerate() {
         story.wait(if index == 2 { 19.0 } else { 0.6 });

@@ -72,6 +72,11 @@ pub(crate) trait Transport: Debug + Send + Sync {
     /// Opens a connection, beside those that there are. May be dropped at any await; nothing stays behind.
     async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError>;
 
+    /// When the machine was first seen to answer an attempt, where an attempt tells.
+    fn answered(&self) -> Option<Instant> {
+        None
+    }
+
     /// Whether an attempt costs so little that it is itself the way to find out whether sshd answers yet.
     fn is_cheap(&self) -> bool {
         false

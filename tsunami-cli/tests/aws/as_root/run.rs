@@ -30,6 +30,15 @@ fn a_server_and_three_clients_run_and_leave_nothing() {
     assert_eq!(run["provider"], "aws");
     let server = &run["machines"]["server-0"];
     assert!(server["description"].as_str().unwrap().starts_with("c7g.xlarge in eu-west-1"), "{server}");
+    let kind = &server["kind"];
+    assert_eq!((&kind["type"], &kind["region"]), (&json!("c7g.xlarge"), &json!("eu-west-1")), "{server}");
+    assert!(kind["image"].as_str().unwrap().starts_with("ami-"), "{server}");
+    // Each point of a machine's way up is known, in this order.
+    let points = ["requested", "launched", "running", "answered", "connected", "verified", "ready"];
+    for machine in run["machines"].as_object().unwrap().values() {
+        let times = points.map(|point| machine[point].as_f64());
+        assert!(times[0].is_some() && times.is_sorted(), "{machine}");
+    }
     assert!(run["estimated_cost"].as_f64().unwrap() > 0.0, "{run}");
     cloud.assert_clean();
 }

@@ -6,6 +6,7 @@ use plotters::prelude::*;
 use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::StartPhase;
 use crate::statistics::significant;
 use crate::text::{sanitize, shorten};
 
@@ -26,6 +27,10 @@ const INK: RGBColor = RGBColor(0x10, 0x20, 0x30);
 const AXIS: RGBColor = RGBColor(0x80, 0x80, 0x81);
 const GRID: RGBColor = RGBColor(0xd9, 0xd9, 0xda);
 const BAND: RGBColor = RGBColor(0xe6, 0xe9, 0xee);
+const LIGHT: RGBColor = RGBColor(0xb0, 0xb0, 0xb1);
+const START: RGBColor = RGBColor(0x8a, 0x95, 0xa5);
+const LOGIN: RGBColor = RGBColor(0x8e, 0x6b, 0xbf);
+const VERIFY: RGBColor = RGBColor(0x8b, 0x5e, 0x3c);
 
 /// The colours of series, which people tell apart whose eyes tell few (those of Okabe and Ito).
 const SERIES: [RGBColor; 6] = [
@@ -167,29 +172,53 @@ pub(super) fn rows(about: About<'_>, rows: &[Row], axis: &str, band: Option<(f64
     })
 }
 
+/// A trial without a value that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    Failed,
+    Void,
+}
+
 /// What the axis of the order is called. It has whole numbers alone.
 pub(super) const PLACES: &str = "place in the run";
 
-/// Values in the order in which they were measured.
+/// Values in the order in which they were measured, and in a strip below them the trials that have none.
 pub(super) fn order(
     about: About<'_>,
     points: &[(usize, f64, f64)],
+    lost: &[(usize, f64, Lost)],
     breaks: &[f64],
     axes: (&str, &str),
 ) -> Option<String> {
-    let xs: Vec<f64> = points.iter().map(|(_, x, _)| *x).collect();
+    const STRIP: f64 = 0.13;
+    let xs: Vec<f64> = points.iter().map(|(_, x, _)| *x).chain(lost.iter().map(|(_, x, _)| *x)).collect();
     let ys: Vec<f64> = points.iter().map(|(_, _, y)| *y).collect();
     let (x, y) = (padded(bounds(&xs)?), padded(bounds(&ys)?));
+    let strip = if lost.is_empty() { 0.0 } else { (y.1 - y.0) * STRIP };
+    let floor = y.0 - strip;
     draw(about, (WIDTH, 230), |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(8)
             .margin_right(12)
             .x_label_area_size(40)
             .y_label_area_size(66)
-            .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+            .build_cartesian_2d(x.0..x.1, floor..y.1)?;
+        if strip > 0.0 {
+            chart.draw_series([Rectangle::new([(x.0, floor), (x.1, y.0)], BAND.filled())])?;
+        }
         mesh(&mut chart, axes.0, axes.1, 6, 5)?;
         for at in breaks {
-            chart.draw_series([PathElement::new([(*at, y.0), (*at, y.1)], AXIS)])?;
+            chart.draw_series([PathElement::new([(*at, floor), (*at, y.1)], AXIS)])?;
+        }
+        for (series, x, lost) in lost {
+            let (at, line) = ((*x, floor + strip / 2.0), SERIES[series % SERIES.len()].stroke_width(2));
+            match lost {
+                Lost::Failed => {
+                    let diamond = [(0, -5), (5, 0), (0, 5), (-5, 0), (0, -5)];
+                    chart.draw_series([EmptyElement::at(at) + PathElement::new(diamond, line)])?;
+                }
+                Lost::Void => drop(chart.draw_series([Circle::new(at, 4, line)])?),
+            }
         }
         for (series, x, y) in points {
             point(&mut chart, (*x, *y), *series)?;
@@ -219,12 +248,14 @@ pub(super) fn lines(about: About<'_>, series: &[Vec<(f64, f64)>], axes: (&str, &
     })
 }
 
+/// What an axis of time is called.
+pub(super) const SINCE_THE_BEGINNING: &str = "seconds since the run began";
+
 /// What a stretch of time was spent with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    Launch,
-    Connect,
-    Setup,
+    /// A machine comes up.
+    Up(StartPhase),
     Done,
     Failed,
     Void,
@@ -235,15 +266,36 @@ pub(super) enum Phase {
 impl Phase {
     fn colour(self) -> RGBColor {
         match self {
-            Self::Launch => RGBColor(0xb0, 0xb0, 0xb1),
-            Self::Connect => SERIES[4],
-            Self::Setup => SERIES[0],
+            Self::Up(StartPhase::Request) => LIGHT,
+            Self::Up(StartPhase::Start) => START,
+            Self::Up(StartPhase::Boot) => SERIES[4],
+            Self::Up(StartPhase::Login) => LOGIN,
+            Self::Up(StartPhase::Verify) => VERIFY,
+            Self::Up(StartPhase::SetUp) => SERIES[0],
             Self::Done => SERIES[2],
             Self::Failed => SERIES[1],
             Self::Void => AXIS,
             Self::Step => SERIES[5],
             Self::Teardown => SERIES[3],
         }
+    }
+
+    /// What it is called; a part of a machine's way up has its own name.
+    pub(super) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Up(_) => None,
+            Self::Done => Some("trial"),
+            Self::Failed => Some("failed or gone"),
+            Self::Void => Some("void"),
+            Self::Step => Some("step"),
+            Self::Teardown => Some("teardown"),
+        }
+    }
+
+    /// Its colour as the page has it.
+    pub(super) fn fill(self) -> String {
+        let RGBColor(red, green, blue) = self.colour();
+        format!("#{red:02X}{green:02X}{blue:02X}")
     }
 }
 
@@ -253,29 +305,33 @@ pub(super) struct Lane {
     pub(super) label: String,
     /// In seconds.
     pub(super) stretches: Vec<(f64, f64, Phase)>,
+    /// How busy the machine was, from 0 to 1, by the second.
+    pub(super) busy: Vec<(f64, f64)>,
     /// Whether it is what others waited for.
     pub(super) critical: bool,
 }
 
 /// What happened when, a lane each.
 pub(super) fn timeline(about: About<'_>, lanes: &[Lane], end: f64) -> Option<String> {
-    const LANE: u32 = 20;
+    const LANE: i32 = 20;
+    const BUSY: i32 = 14;
     const LABELS: i32 = 150;
-    let count = u32::try_from(lanes.len()).ok()?;
-    let inner = count * LANE;
-    let size = (TIMELINE_WIDTH, inner + 52);
+    let height = |lane: &Lane| if lane.busy.is_empty() { LANE } else { LANE + BUSY };
+    let inner: i32 = lanes.iter().map(height).sum();
+    let size = (TIMELINE_WIDTH, u32::try_from(inner + 52).ok()?);
+    let end = end.max(1.0);
     draw(about, size, |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(6)
             .margin_right(16)
             .x_label_area_size(40)
             .margin_left(LABELS)
-            .build_cartesian_2d(0.0..end.max(1.0), f64::from(count)..0.0)?;
-        mesh(&mut chart, "seconds since the run began", "", 10, 0)?;
-        for (row, lane) in (0..).zip(lanes) {
-            let (row, middle) = (f64::from(row), f64::from(row) + 0.5);
+            .build_cartesian_2d(0.0..end, f64::from(inner)..0.0)?;
+        mesh(&mut chart, SINCE_THE_BEGINNING, "", 10, 0)?;
+        let mut top = 0;
+        for lane in lanes {
             // Beside the plot: the plotting area itself would cut it off.
-            let at = chart.backend_coord(&(0.0, middle));
+            let at = chart.backend_coord(&(0.0, f64::from(top + LANE / 2)));
             let mut style = letters(HPos::Right);
             if lane.critical {
                 style.font = style.font.style(FontStyle::Bold);
@@ -283,10 +339,20 @@ pub(super) fn timeline(about: About<'_>, lanes: &[Lane], end: f64) -> Option<Str
             root.draw_text(&shorten(&sanitize(&lane.label), 20), &style, (at.0 - 8, at.1))?;
             for (from, to, phase) in &lane.stretches {
                 let colour = phase.colour();
-                let corners = [(*from, row + 0.15), (to.max(*from), row + 0.85)];
+                let corners = [(*from, f64::from(top + 3)), (to.max(*from), f64::from(top + LANE - 3))];
                 let style = if *phase == Phase::Void { colour.stroke_width(1) } else { colour.filled() };
                 chart.draw_series([Rectangle::new(corners, style)])?;
             }
+            let floor = f64::from(top + LANE + BUSY - 3);
+            let busy = lane.busy.iter().filter(|(x, _)| (0.0..=end).contains(x));
+            let line: Vec<(f64, f64)> =
+                busy.map(|(x, y)| (*x, floor - y.clamp(0.0, 1.0) * f64::from(BUSY - 3))).collect();
+            if let Some((first, last)) = line.first().zip(line.last()) {
+                let ends = [(last.0, floor), (first.0, floor)];
+                let area: Vec<_> = line.iter().copied().chain(ends).collect();
+                chart.draw_series([Polygon::new(area, LIGHT.filled())])?;
+            }
+            top += height(lane);
         }
         Ok(())
     })
@@ -369,7 +435,14 @@ mod tests {
             (f64::NAN, 1.0),
             (1.0, f64::INFINITY),
         ] {
-            let drawn = order(about, &[(0, 1.0, low), (1, 2.0, high)], &[1.5], ("x", "y")).unwrap();
+            let drawn = order(
+                about,
+                &[(0, 1.0, low), (1, 2.0, high)],
+                &[(0, 3.0, Lost::Void), (1, 4.0, Lost::Failed)],
+                &[1.5],
+                ("x", "y"),
+            )
+            .unwrap();
             assert!(
                 drawn.contains("<title id=\"t1\">&lt;a&gt;</title><desc id=\"d1\">b &amp; c</desc>"),
                 "{drawn}"
@@ -381,9 +454,13 @@ mod tests {
             rows(about, &of, "axis", Some((-3.0, 3.0))).unwrap();
             lines(about, &[vec![(low, 1.0), (high, 2.0)]], ("x", "y")).unwrap();
         }
-        assert!(order(about, &[], &[], ("x", "y")).is_none() && rows(about, &[], "x", None).is_none());
-        let lane =
-            Lane { label: "n-0".to_owned(), stretches: vec![(0.0, 1e12, Phase::Launch)], critical: true };
+        assert!(order(about, &[], &[], &[], ("x", "y")).is_none() && rows(about, &[], "x", None).is_none());
+        let lane = Lane {
+            label: "n-0".to_owned(),
+            stretches: vec![(0.0, 1e12, Phase::Up(StartPhase::Boot))],
+            busy: vec![(-1.0, 0.5), (f64::NAN, 0.5), (1.0, f64::NAN), (2.0, 7.0), (1e13, 0.0)],
+            critical: true,
+        };
         timeline(about, &[lane], 1e12).unwrap();
     }
 }

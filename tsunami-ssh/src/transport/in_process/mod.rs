@@ -15,7 +15,7 @@ use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -51,11 +51,15 @@ const CHANNEL_MESSAGES: usize = 16;
 pub(crate) struct InProcessTransport {
     ssh: Arc<RunSsh>,
     machine: Machine,
+    answered: Answered,
 }
+
+/// When the other side first said something, on any of some connections.
+type Answered = Arc<OnceLock<Instant>>;
 
 impl InProcessTransport {
     pub(crate) fn new(ssh: Arc<RunSsh>, machine: Machine) -> Self {
-        Self { ssh, machine }
+        Self { ssh, machine, answered: Answered::default() }
     }
 }
 
@@ -76,10 +80,15 @@ impl Transport for InProcessTransport {
         if end.is_cancelled() {
             return Err(SessionError::new(SessionErrorKind::Lost, "the run is over").into());
         }
-        let connected = timeout_at(deadline, connect(target, known, accept, end)).await;
+        let connected =
+            timeout_at(deadline, connect(target, known, accept, end, self.answered.clone())).await;
         let connection =
             connected.unwrap_or_else(|_| Err(late("it did not let anybody in in time").into()))?;
         Ok(Arc::new(connection))
+    }
+
+    fn answered(&self) -> Option<Instant> {
+        self.answered.get().copied()
     }
 
     fn is_cheap(&self) -> bool {
@@ -130,6 +139,7 @@ async fn connect(
     known: KnownKeys,
     accept: Option<Arc<RunSsh>>,
     end: CancellationToken,
+    answered: Answered,
 ) -> Result<InProcessConnection, ConnectError> {
     let guard = end.clone().drop_guard();
     let (way, proxy) = match &target.proxy {
@@ -149,7 +159,7 @@ async fn connect(
     };
     let patience =
         target.keepalive * u32::try_from(target.keepalive_limit).unwrap_or(u32::MAX).saturating_add(1);
-    let stream = Stream::new(way, end.clone(), patience);
+    let stream = Stream::new(way, end.clone(), patience, answered);
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let config = Arc::new(config(&target, &known));
     let check = HostKeyCheck {

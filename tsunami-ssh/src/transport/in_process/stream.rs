@@ -12,9 +12,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, Join, ReadBuf, join};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::Answered;
 use super::target::{Family, Target};
 use crate::janitor::GROUP;
 use crate::transport::openssh::master::CapturedOutput;
@@ -114,11 +115,12 @@ pub(super) struct Stream {
     patience: Duration,
     /// Runs while nothing can be written: the signs of life that a connection sends tell nothing then.
     stalled: Option<Pin<Box<Sleep>>>,
+    answered: Answered,
 }
 
 impl Stream {
-    pub(super) fn new(way: Way, end: CancellationToken, patience: Duration) -> Self {
-        Self { way: Some(way), end: Box::pin(end.cancelled_owned()), patience, stalled: None }
+    pub(super) fn new(way: Way, end: CancellationToken, patience: Duration, answered: Answered) -> Self {
+        Self { way: Some(way), end: Box::pin(end.cancelled_owned()), patience, stalled: None, answered }
     }
 
     fn way(&mut self, cx: &mut Context<'_>) -> io::Result<&mut Way> {
@@ -144,10 +146,15 @@ impl Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut().way(cx)? {
+        let (stream, before) = (self.get_mut(), buf.filled().len());
+        let read = match stream.way(cx)? {
             Way::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Way::Proxy(proxy) => Pin::new(&mut proxy.io).poll_read(cx, buf),
+        };
+        if buf.filled().len() > before {
+            stream.answered.get_or_init(Instant::now);
         }
+        read
     }
 }
 

@@ -207,7 +207,14 @@ impl Place {
     async fn connect_with(&self, known: &str, more: &[Setting]) -> Result<InProcessConnection, ConnectError> {
         let mut keys = KnownKeys::default();
         keys.add("peer", known);
-        soon(connect(Target::of(&self.settings(more)).unwrap(), keys, None, CancellationToken::new())).await
+        soon(connect(
+            Target::of(&self.settings(more)).unwrap(),
+            keys,
+            None,
+            CancellationToken::new(),
+            Answered::default(),
+        ))
+        .await
     }
 
     async fn connected(&self) -> InProcessConnection {
@@ -557,7 +564,7 @@ async fn an_attempt_that_is_dropped_leaves_nothing() {
         let target = Target::of(&place.settings(&[])).unwrap();
         let _ = timeout(
             Duration::from_micros(micros),
-            connect(target, known.clone(), None, CancellationToken::new()),
+            connect(target, known.clone(), None, CancellationToken::new(), Answered::default()),
         )
         .await
         .map(drop);
