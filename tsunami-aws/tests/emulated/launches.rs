@@ -261,8 +261,8 @@ async fn machines_in_a_subnet_for_ipv6_only_have_such_addresses_everywhere() {
         assert_eq!(machine.addresses.public.as_deref(), Some(address));
     }
     let call = |action: &str| {
-        let calls = world.emulator.calls().into_iter();
-        calls.filter(|call| call.action == action).last().unwrap().params.to_string()
+        let mut calls = world.emulator.calls().into_iter();
+        calls.rfind(|call| call.action == action).unwrap().params.to_string()
     };
     let opened = call("AuthorizeSecurityGroupIngress");
     assert!(opened.contains(&format!(r#"CidrIpv6":"{from}""#)) && !opened.contains("CidrIp\""), "{opened}");
