@@ -191,6 +191,14 @@ async fn what_it_cannot_do_is_a_panic() {
     assert_eq!(cloud.machines(), ["node-0"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_ends_with_its_launch_may_also_be_slow_to_boot() {
+    let cloud = cloud();
+    cloud.machine_fault("node-0", MachineFault::Dies(Duration::ZERO));
+    cloud.machine_fault("node-0", MachineFault::SlowBoot(Duration::from_secs(60)));
+    assert_eq!(machine(&cloud).await.state, MachineState::Gone);
+}
+
 #[tokio::test]
 async fn a_login_without_a_host_leads_nowhere() {
     assert_eq!(cloud().resolve(&Login::default().host("box")).await.unwrap(), "box");

@@ -282,7 +282,10 @@ impl FakeMachine {
                 self.notice_at = Some(self.launched_at + after.saturating_sub(NOTICE));
                 self.notice_listed = matches!(fault, MachineFault::Interrupted(_));
             }
-            MachineFault::SlowBoot(_) | MachineFault::NeverBoots if self.state() != MachineState::Pending => {
+            // What has no life ahead of it at its launch has not booted either.
+            MachineFault::SlowBoot(_) | MachineFault::NeverBoots
+                if self.launched_at < Instant::now() && self.state() != MachineState::Pending =>
+            {
                 panic!("{} has booted already", self.name());
             }
             MachineFault::SlowBoot(after) => self.runs_at = Some(self.launched_at + after),
