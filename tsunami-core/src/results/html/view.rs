@@ -9,10 +9,9 @@ mod timelines;
 mod traces;
 mod trials;
 
-use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +29,7 @@ use crate::results::built::Source;
 use crate::results::files;
 use crate::results::results_json::planned;
 use crate::text::number;
-use crate::{GroupSize, Leftover, MachineReport, Report, TrialOutcome, TrialReport};
+use crate::{Report, SetReport, TrialOutcome, TrialReport};
 
 /// Up to so many machines are shown one by one; else groups are.
 const SINGLE_MACHINES: usize = 100;
@@ -122,19 +121,6 @@ struct RunJson {
     outcome: String,
 }
 
-/// A set of machines, the last or an earlier one.
-struct Set<'a> {
-    set: u32,
-    started: Option<SystemTime>,
-    groups: &'a [GroupSize],
-    machines: &'a BTreeMap<String, MachineReport>,
-    ready: Option<Duration>,
-    teardown: Option<Duration>,
-    finished: Option<Duration>,
-    leftovers: &'a [Leftover],
-    error: Option<&'a str>,
-}
-
 /// Numbers plots and keeps what they may take.
 struct Plots {
     next: usize,
@@ -169,7 +155,7 @@ impl View {
     pub(super) fn new(source: &Source<'_>, room: usize) -> Self {
         let Source { directory, report, analysis } = source;
         let run_json = run_json(directory);
-        let sets = sets(report);
+        let sets: Vec<&SetReport> = report.sets().collect();
         let mut plots = Plots { next: 0, room: room / 10 * 6, left_out: 0 };
         let (failures, more_failures) = failures(source, &sets);
         let names: Vec<String> = analysis
@@ -255,32 +241,6 @@ fn run_json(directory: &Path) -> RunJson {
     file.and_then(|file| serde_json::from_reader(BufReader::new(file)).ok()).unwrap_or_default()
 }
 
-fn sets(report: &Report) -> Vec<Set<'_>> {
-    let earlier = report.earlier_sets.iter().map(|set| Set {
-        set: set.set,
-        started: set.started,
-        groups: &set.groups,
-        machines: &set.machines,
-        ready: set.ready,
-        teardown: set.teardown,
-        finished: set.finished,
-        leftovers: &set.leftovers,
-        error: set.error.as_deref(),
-    });
-    let last = Set {
-        set: report.set,
-        started: report.started,
-        groups: &report.groups,
-        machines: &report.machines,
-        ready: report.ready,
-        teardown: report.teardown,
-        finished: report.finished,
-        leftovers: &report.leftovers,
-        error: report.error.as_deref(),
-    };
-    earlier.chain([last]).collect()
-}
-
 fn said_outcome(report: &Report, run: &RunJson) -> String {
     match (report.ok, run.outcome.as_str()) {
         (_, outcome) if !outcome.is_empty() => outcome.to_owned(),
@@ -295,7 +255,7 @@ fn facts(report: &Report, run: &RunJson, metrics: usize) -> Vec<(&'static str, S
     if !run.provider.is_empty() {
         facts.push(("Provider", run.provider.clone()));
     }
-    let machines: usize = sets(report).iter().map(|set| set.machines.len()).sum();
+    let machines: usize = report.sets().map(|set| set.machines.len()).sum();
     facts.push(("Machines", machines.to_string()));
     let done = report
         .trials
@@ -315,8 +275,7 @@ fn facts(report: &Report, run: &RunJson, metrics: usize) -> Vec<(&'static str, S
     if metrics > 0 {
         facts.push(("Metrics", metrics.to_string()));
     }
-    let ends =
-        sets(report).iter().map(|set| set.finished.or(set.teardown)).collect::<Option<Vec<Duration>>>();
+    let ends = report.sets().map(|set| set.finished.or(set.teardown)).collect::<Option<Vec<Duration>>>();
     if let Some(took) = ends.map(|ends| ends.into_iter().sum::<Duration>()) {
         facts.push(("Took", span(took)));
     }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::DataTable;
 use super::machines::remarks;
-use super::{DataTable, Set};
-use crate::Report;
+use crate::{Report, SetReport};
 
 /// What happened beside the experiment: void trials, disturbances, and what machines accounted for.
-pub(super) fn conditions(report: &Report, sets: &[Set<'_>], limit: usize) -> Vec<DataTable> {
+pub(super) fn conditions(report: &Report, sets: &[&SetReport], limit: usize) -> Vec<DataTable> {
     let mut tables = Vec::new();
     let odd =
-        sets.iter().flat_map(|set| set.machines).map(|(name, machine)| vec![name.clone(), remarks(machine)]);
+        sets.iter().flat_map(|set| &set.machines).map(|(name, machine)| vec![name.clone(), remarks(machine)]);
     let mut odd: Vec<Vec<String>> = odd.filter(|row| !row[1].is_empty()).collect();
     if !odd.is_empty() {
         let more = odd.len().saturating_sub(limit);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Link, Set, link, span};
+use super::{Link, link, span};
 use crate::analysis::label;
 use crate::limits::{REPORT_LOG_LIMIT, REPORT_TAIL_LIMIT};
 use crate::names::is_experiment_name;
@@ -13,7 +13,7 @@ use crate::results::built::Source;
 use crate::results::results_json::planned;
 use crate::results::{files, logs};
 use crate::text::{sanitize_bytes, shorten};
-use crate::{CommandReport, Report, TrialOutcome};
+use crate::{CommandReport, Report, SetReport, TrialOutcome};
 
 /// How many failures are shown, each with the end of its log.
 const FAILURES: usize = 20;
@@ -39,7 +39,7 @@ pub(super) struct Failure {
 }
 
 /// What failed, the whole before its parts, and how many more there are.
-pub(super) fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, usize) {
+pub(super) fn failures(source: &Source<'_>, sets: &[&SetReport]) -> (Vec<Failure>, usize) {
     let Source { directory, report, analysis } = source;
     let mut failures = Vec::new();
     for set in sets {
@@ -49,19 +49,21 @@ pub(super) fn failures(source: &Source<'_>, sets: &[Set<'_>]) -> (Vec<Failure>, 
     }
     for set in sets {
         let what = if sets.len() > 1 { format!("The run of set {}", set.set) } else { "The run".to_owned() };
-        failures.extend(set.error.map(|error| plain(what, error)));
+        failures.extend(set.error.as_deref().map(|error| plain(what, error)));
     }
     for check in analysis.checks.iter().filter(|check| check.holds == Some(true)) {
         failures.push(plain("fail_if".to_owned(), &check.to_string()));
     }
     // The run mostly says so itself.
     let why = report.swept.as_ref().and_then(|swept| swept.why.as_deref());
-    let is_told =
-        sets.iter().filter_map(|set| set.error).any(|error| why.is_some_and(|why| error.contains(why)));
+    let is_told = sets
+        .iter()
+        .filter_map(|set| set.error.as_deref())
+        .any(|error| why.is_some_and(|why| error.contains(why)));
     let incomplete = analysis.incomplete.iter().filter(|_| !is_told);
     failures.extend(incomplete.map(|why| plain("Incomplete".to_owned(), why)));
     for set in sets {
-        for (name, machine) in set.machines {
+        for (name, machine) in &set.machines {
             failures.extend(machine.error.iter().map(|error| plain(name.clone(), error)));
         }
     }

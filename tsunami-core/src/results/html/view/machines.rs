@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{DataTable, SINGLE_MACHINES, Set, TABLE_ROWS};
+use super::{DataTable, SINGLE_MACHINES, TABLE_ROWS};
 use crate::results::side_by_side::group_of;
 use crate::statistics::significant;
 use crate::text::shorten;
-use crate::{MachineReport, Price};
+use crate::{MachineReport, Price, SetReport};
 
 /// What ran where, and for how much: a row for each group of each set.
-pub(super) fn places(sets: &[Set<'_>]) -> DataTable {
+pub(super) fn places(sets: &[&SetReport]) -> DataTable {
     let mut rows = Vec::new();
     let several = sets.len() > 1;
     for set in sets {
         let end = set.finished.or(set.teardown);
-        for group in set.groups {
+        for group in &set.groups {
             let machines: Vec<&MachineReport> = set
                 .machines
                 .iter()
@@ -60,11 +60,11 @@ fn hourly(price: Price) -> Option<f64> {
 }
 
 /// The machines that are to be named: all, or if they are many those of which there is something to say.
-pub(super) fn machines(sets: &[Set<'_>], limit: usize) -> Option<DataTable> {
+pub(super) fn machines(sets: &[&SetReport], limit: usize) -> Option<DataTable> {
     let total: usize = sets.iter().map(|set| set.machines.len()).sum();
     let mut rows = Vec::new();
     for set in sets {
-        for (name, machine) in set.machines {
+        for (name, machine) in &set.machines {
             let said = remarks(machine);
             if total > SINGLE_MACHINES && said.is_empty() {
                 continue;
@@ -120,9 +120,9 @@ fn canaries(machine: &MachineReport) -> String {
 }
 
 /// What is known of the machines of each group: what they have in common, and what not.
-pub(super) fn hardware(sets: &[Set<'_>]) -> Vec<DataTable> {
+pub(super) fn hardware(sets: &[&SetReport]) -> Vec<DataTable> {
     let mut groups: BTreeMap<&str, BTreeMap<&str, BTreeMap<&str, usize>>> = BTreeMap::new();
-    for (name, machine) in sets.iter().flat_map(|set| set.machines) {
+    for (name, machine) in sets.iter().flat_map(|set| &set.machines) {
         for (fact, value) in &machine.facts {
             let values = groups.entry(group_of(name)).or_default().entry(fact).or_default();
             *values.entry(value).or_default() += 1;

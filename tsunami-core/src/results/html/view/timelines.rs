@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::traces::Busy;
-use super::{DataTable, Figure, Plots, SINGLE_MACHINES, Set, span};
+use super::{DataTable, Figure, Plots, SINGLE_MACHINES, span};
 use crate::results::built::Source;
 use crate::results::html::plots::{self, Lane, Phase};
 use crate::results::side_by_side::group_of;
 use crate::statistics::significant;
-use crate::{MachineReport, TrialOutcome, TrialReport};
+use crate::{MachineReport, SetReport, TrialOutcome, TrialReport};
 
 /// How many sets of machines have a timeline.
 const TIMELINES: usize = 8;
@@ -45,7 +45,7 @@ type Shown = BTreeSet<(Phase, String)>;
 
 pub(super) fn timelines(
     source: &Source<'_>,
-    sets: &[Set<'_>],
+    sets: &[&SetReport],
     plots: &mut Plots,
 ) -> (Vec<TimelineView>, Vec<PhaseEntry>) {
     let with_machines = sets.iter().filter(|set| !set.machines.is_empty()).take(TIMELINES);
@@ -62,7 +62,7 @@ pub(super) fn timelines(
 
 fn timeline(
     source: &Source<'_>,
-    set: &Set<'_>,
+    set: &SetReport,
     several: bool,
     plots: &mut Plots,
     shown: &mut Shown,
@@ -99,7 +99,7 @@ fn timeline(
     let mut lanes = Vec::new();
     let mut named: Vec<_> = set.machines.iter().collect();
     if !is_single {
-        for group in set.groups {
+        for group in &set.groups {
             let members = set.machines.iter().filter(|(name, _)| group_of(name) == group.name);
             let members: Vec<&MachineReport> = members.map(|(_, machine)| machine).collect();
             let label = format!("{} × {}", group.name, members.len());
@@ -165,7 +165,7 @@ fn timeline(
 }
 
 /// Puts under each lane how busy the machine was, all by one measure, which is returned.
-fn add_traces(source: &Source<'_>, set: &Set<'_>, lanes: &mut [Lane], end: Duration) -> Option<f64> {
+fn add_traces(source: &Source<'_>, set: &SetReport, lanes: &mut [Lane], end: Duration) -> Option<f64> {
     let started = set.started?;
     let points = (BUSY_POINTS / lanes.len().max(1)).clamp(2, BUSY_POINTS_OF_A_LANE);
     for lane in &mut *lanes {
@@ -201,7 +201,7 @@ fn middle(members: &[&MachineReport]) -> MachineReport {
 /// What the run could not have been shorter than: the way up of the machine that was ready last, then trials, then the
 /// teardown.
 fn critical_path(
-    set: &Set<'_>,
+    set: &SetReport,
     slowest: Option<&str>,
     trials: &[&TrialReport],
     trials_end: Option<Duration>,
