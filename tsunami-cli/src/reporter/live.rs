@@ -598,6 +598,7 @@ mod tests {
         // Of machines whose lines say so already, and of what is told of each command, or of a single trial.
         let silent = ["launching", "launched", "uploaded", "collected", "custom"];
         let detail = [
+            "chosen",
             "sweep_planned",
             "set_started",
             "fingerprint",

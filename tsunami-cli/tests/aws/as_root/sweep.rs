@@ -159,7 +159,7 @@ fn an_interrupted_machine_voids_its_round_alone_and_its_replacement_is_looked_at
     assert!((0..4).all(|index| measured(&format!("node-{index}")).len() == 2), "{:?}", report.machines);
     assert_eq!(report.machines["node-2"].replaced[0].canaries.len(), 1);
     let canaries = heard.iter().filter_map(|event| match &event.kind {
-        EventKind::Canary { results, .. } => Some((event.elapsed, results)),
+        EventKind::Canary { results, .. } => Some((event.seq, results)),
         _ => None,
     });
     let canaries: Vec<_> = canaries.collect();
@@ -168,11 +168,11 @@ fn an_interrupted_machine_voids_its_round_alone_and_its_replacement_is_looked_at
         let mut all = heard
             .iter()
             .filter(|event| matches!(&event.kind, EventKind::TrialStarted { trial } if trial == wanted));
-        all.next_back().unwrap().elapsed
+        all.next_back().unwrap().seq
     };
-    let times: Vec<_> = canaries.iter().map(|(at, _)| *at).collect();
-    assert_eq!(times.len(), 9);
-    assert!(times[3] < began("1") && began("4") < times[4] && times[4] < began("5") && began("8") < times[5]);
+    let at: Vec<_> = canaries.iter().map(|(at, _)| *at).collect();
+    assert_eq!(at.len(), 9);
+    assert!(at[3] < began("1") && began("4") < at[4] && at[4] < began("5") && began("8") < at[5]);
     cloud.assert_clean();
 }
 
