@@ -7,6 +7,7 @@
 //!     machines.json           what is known of its machines; a hint, never the truth
 //!     ending                  there once a teardown has begun, for whoever would launch more
 //!     lock                    locked for as long as a controller lives
+//!     machines.lock           locked for as long as another run does its trials on the machines
 //!     …                       what the provider and the connector keep there
 //! ```
 //!
@@ -311,8 +312,22 @@ impl RunEntry {
 
     /// Takes the lock, or `None` if another process has it.
     pub(crate) fn lock(&self) -> Result<Option<RunLock>, Error> {
+        self.lock_file("lock")
+    }
+
+    /// Takes the run's machines for trials, which would end each other's commands and bring home each other's files:
+    /// `None` if the run goes on yet, or another one's trials are done there.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn lock_machines(&self) -> Result<Option<RunLock>, Error> {
+        if self.is_controlled()? {
+            return Ok(None);
+        }
+        self.lock_file("machines.lock")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<Option<RunLock>, Error> {
         self.check()?;
-        let path = self.path.join("lock");
+        let path = self.path.join(name);
         let failed = |source| Error::record("lock", &path, source);
         let file = private::open_appending(&path).map_err(failed)?;
         match file.try_lock() {

@@ -249,7 +249,7 @@ impl Text {
                 format!("the machines are like those of run {run}, which is repeated"),
             ),
             EventKind::Repeats { run, differences } => {
-                let mut what = format!("the machines differ from those of run {run}, which is repeated:");
+                let mut what = format!("the machines beside those of run {run}, which is repeated:");
                 differences.iter().for_each(|text| what.extend(["\n", &one_line(text)]));
                 (Quiet, Style::Warning, "", what)
             }

@@ -313,6 +313,10 @@ fn what_is_interrupted_on_machines_of_another_run_says_that_they_stay() {
     let args = ["run".as_ref(), "--json".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str()];
     let mut run = Going::of(world.command(args));
     run.wait_for(&["\"command_started\"", "sleep 1016"]);
+    // Trials of two runs would end each other's commands, and bring home each other's files.
+    let beside =
+        ["run".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str(), "-o".as_ref(), "out2".as_ref()];
+    world.tsunami(beside).assert_status(2).assert_says(&["in use"]);
     run.signal(Signal::INT);
     run.end().assert_status(5).assert_says(&["interrupted; the machines stay up"]);
     world.tsunami(["exec", &up, "--", "true"]).assert_status(0);

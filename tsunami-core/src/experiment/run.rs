@@ -367,12 +367,20 @@ impl ExperimentRun {
     ///
     /// # Errors
     ///
-    /// As [`Tsunami::attach`] has them, those of the steps, and a machine that the experiment has and the run doesn't.
+    /// As [`Tsunami::attach`] has them, those of the steps, a machine that the experiment has and the run doesn't, and
+    /// machines that another run's trials are done on.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         if self.experiment.set_count() > 1 {
             let message = "its machines depend on parameters: they can't be those of another run".to_owned();
             return Err(Error::Plan { problems: vec![Problem { about: "trials".to_owned(), message }] });
         }
+        let Some(_machines) = directory.lock_machines()? else {
+            let message = format!(
+                "those of run {} are in use: it goes on yet, or another run does its trials there. Wait for its end",
+                directory.id()
+            );
+            return Err(Error::Plan { problems: vec![Problem { about: "machines".to_owned(), message }] });
+        };
         self.make_ready().await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());

@@ -1,5 +1,6 @@
 //! What is made from a run's report alone: at its end, and again whenever somebody asks.
 
+use std::fs;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +60,19 @@ fn build(directory: &Path, report: &Report) -> Result<Vec<PathBuf>, ResultsError
     built.into_iter().collect()
 }
 
+/// What the events of a run have lost, if it shows.
+fn lost(directory: &Path, report: &Report) -> Option<String> {
+    if report.run.is_none() && report.earlier_sets.is_empty() {
+        return Some("no run is in it: it is empty, or its beginning is lost".to_owned());
+    }
+    let results: serde_json::Value =
+        serde_json::from_slice(&fs::read(directory.join("results.json")).ok()?).ok()?;
+    let (has, had) = (report.trials.len(), results["trials"].as_array()?.len());
+    (has < had).then(|| {
+        format!("{has} trials are in it, and {had} in results.json: its end is lost. Remove results.json to go on without")
+    })
+}
+
 /// What a results directory tells: its events, of this form or an earlier one, summed up. Blocks.
 ///
 /// # Errors
@@ -79,9 +93,14 @@ pub fn read_report(directory: &Path) -> Result<Report, ResultsError> {
 ///
 /// # Errors
 ///
-/// What can't be read or written. All else is.
+/// What can't be read or written; all else is. With nothing written, that there is no run in the events, or that they have
+/// fewer trials than `results.json`: then they have lost something that it still has.
 pub fn rebuild(directory: &Path) -> Result<(Report, Vec<PathBuf>), ResultsError> {
     let report = read_report(directory)?;
+    if let Some(lost) = lost(directory, &report) {
+        let events = directory.join("events.jsonl");
+        return Err(ResultsError::file("make anything of", &events)(io::Error::other(lost)));
+    }
     let built = build(directory, &report)?;
     Ok((report, built))
 }

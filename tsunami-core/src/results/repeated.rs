@@ -83,7 +83,10 @@ fn offered<'m>(
 ) -> BTreeMap<&'m str, BTreeSet<&'m str>> {
     let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, machine) in machines {
-        groups.entry(group_of(name)).or_default().insert(&machine.description);
+        // Machines of another run's are used as they are.
+        if !machine.description.is_empty() {
+            groups.entry(group_of(name)).or_default().insert(&machine.description);
+        }
     }
     groups
 }

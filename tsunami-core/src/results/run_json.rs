@@ -25,7 +25,8 @@ struct RunJson<'a> {
     outcome: &'static str,
     exit_status: u8,
     controller: Controller,
-    set: &'a [(String, String)],
+    /// Those of `--set`.
+    values: &'a [(String, String)],
     /// In US dollars; `None` if a price is not known.
     estimated_cost: Option<f64>,
     #[serde(flatten)]
@@ -71,7 +72,7 @@ impl ResultsFile for RunFile {
             outcome: outcome.words(),
             exit_status: outcome.exit_status(),
             controller: Controller::this(),
-            set: &experiment.set,
+            values: &experiment.set,
             estimated_cost: report.estimated_cost(),
             report,
         };

@@ -98,6 +98,25 @@ fn a_sweep_is_told_in_rows_in_values_and_in_words() {
 }
 
 #[test]
+fn events_that_have_lost_something_overwrite_nothing() {
+    let directory = built(&sample::sweep(&sample::plan(2, &[1]), 2, false));
+    let (events, results) = (read(directory.path(), "events.jsonl"), read(directory.path(), "results.json"));
+    let first: String = events.lines().take(3).map(|line| format!("{line}\n")).collect();
+    let half: String =
+        events.lines().take(events.lines().count() / 2).map(|line| format!("{line}\n")).collect();
+    for (left, said) in [("", "no run is in it"), (&*first, "its end is lost"), (&half, "its end is lost")] {
+        fs::write(directory.path().join("events.jsonl"), left).unwrap();
+        let error = rebuild(directory.path()).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains(said), "{error}: {source}");
+        assert_eq!(read(directory.path(), "results.json"), results);
+    }
+    // Whoever wants what is left all the same says so.
+    fs::remove_file(directory.path().join("results.json")).unwrap();
+    rebuild(directory.path()).unwrap();
+}
+
+#[test]
 fn a_manifest_has_the_digest_of_every_other_file() {
     let directory = built(&sample::sweep(&sample::plan(2, &[1]), 2, false));
     let manifest: Value = serde_json::from_str(&read(directory.path(), "manifest.json")).unwrap();

@@ -59,10 +59,9 @@ pub(super) fn page_notes(source: &Source<'_>) -> Vec<String> {
 fn repeats_note(Repeats { run, differences }: &Repeats) -> String {
     match &differences[..] {
         [] => format!("This repeats run {run}, on machines like those of that run."),
-        some => format!(
-            "This repeats run {run}, on machines that differ from those of that run: {}.",
-            some.join("; ")
-        ),
+        some => {
+            format!("This repeats run {run}. Its machines beside those of that run: {}.", some.join("; "))
+        }
     }
 }
 
