@@ -14,7 +14,8 @@ done
     say listener "$listener"
     say deadline "$(tsunami-deadline status)"
     say began "$(began tsunami-deadline.service) $(began "$listener")"
-    say key "$(ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 2,3)"
+    # Some versions tell what answered in a comment.
+    say key "$(ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | grep -v '^#' | cut -d ' ' -f 2,3)"
     say version "$(cloud-init --version 2>&1)"
     say includes "$(grep -Eic '^[[:space:]]*Include[[:space:]].*sshd_config\.d/' /etc/ssh/sshd_config)"
     say selinux "$(cat /sys/fs/selinux/enforce 2>/dev/null || echo none)"
