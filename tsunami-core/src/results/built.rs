@@ -62,7 +62,7 @@ fn build(directory: &Path, report: &Report) -> Result<Vec<PathBuf>, ResultsError
 
 /// What the events of a run have lost, if it shows.
 fn lost(directory: &Path, report: &Report) -> Option<String> {
-    if report.run.is_none() && report.earlier_sets.is_empty() {
+    if report.run.is_none() && report.earlier_sets.is_empty() && report.trials.is_empty() {
         return Some("no run is in it: it is empty, or its beginning is lost".to_owned());
     }
     let results: serde_json::Value =
