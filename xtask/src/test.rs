@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -29,7 +29,7 @@ const AS_ANOTHER: [&str; 10] =
 const KEPT: [&str; 4] = ["CI", "RUST_BACKTRACE", "RUST_TEST_THREADS", "TSUNAMI_LOG"];
 
 #[derive(Debug)]
-enum Outcome {
+pub(crate) enum Outcome {
     Passed,
     Failed,
     LeftOut(&'static str),
@@ -53,21 +53,89 @@ impl From<bool> for Outcome {
 
 /// The parts of a test, each with what came of it and how long it took.
 #[derive(Debug, Default)]
-struct Parts(Vec<String>, bool);
+pub(crate) struct Parts {
+    told: Vec<String>,
+    failed: bool,
+}
 
 impl Parts {
-    fn part(&mut self, name: &str, run: impl FnOnce() -> Result<Outcome>) -> Result {
+    pub(crate) fn part(&mut self, name: &str, run: impl FnOnce() -> Result<Outcome>) -> Result {
         let begun = Instant::now();
         let outcome = run()?;
-        self.1 |= matches!(outcome, Outcome::Failed);
-        self.0.push(format!("{name} {outcome} ({} s)", begun.elapsed().as_secs()));
+        self.failed |= matches!(outcome, Outcome::Failed);
+        self.told.push(format!("{name} {outcome} ({} s)", begun.elapsed().as_secs()));
         Ok(())
     }
+
+    /// Tells all of them; an error if one failed.
+    pub(crate) fn tell(&self) -> Result {
+        eprintln!("xtask: {}", self.told.join(", "));
+        if self.failed { Err(Failure::new("")) } else { Ok(()) }
+    }
+}
+
+/// The tests that failed, and what they printed: told once more at the end, where people look first.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    names: Vec<String>,
+    output: Vec<String>,
+    /// Whether what is read stands below the heading of failures.
+    below: bool,
+}
+
+/// So much of what a program's failed tests printed is told again.
+const TOLD_AGAIN_LINES: usize = 150;
+
+impl Failures {
+    /// Runs tests where their output can be seen. Returns whether they passed.
+    pub(crate) fn run(&mut self, tests: &mut Command) -> Result<bool> {
+        follow(tests, |line| self.read(line))
+    }
+
+    fn read(&mut self, line: &str) {
+        match line {
+            // Once before what they printed, and once before the list of their names.
+            "failures:" => self.below = !self.below,
+            _ if line.starts_with("running ") => self.below = false,
+            _ if self.below => self.output.push(line.to_owned()),
+            _ => {}
+        }
+        if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
+            self.names.push(name.to_owned());
+        }
+    }
+
+    pub(crate) fn tell(&self) {
+        if self.names.is_empty() {
+            return;
+        }
+        let shown = self.output.len().min(TOLD_AGAIN_LINES);
+        eprintln!("xtask: what the tests that failed have printed, once more:");
+        self.output[..shown].iter().for_each(|line| eprintln!("{line}"));
+        if shown < self.output.len() {
+            eprintln!("xtask: … and {} lines more", self.output.len() - shown);
+        }
+        eprintln!("xtask: these tests failed: {}", self.names.join(", "));
+    }
+}
+
+/// Runs a command where its output can be seen, line by line, and has somebody read along. Returns whether it succeeded.
+fn follow(command: &mut Command, mut read: impl FnMut(&str)) -> Result<bool> {
+    say(command);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut output = BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output"))?);
+    let mut line = Vec::new();
+    while output.read_until(b'\n', &mut line)? > 0 {
+        io::stdout().write_all(&line)?;
+        read(String::from_utf8_lossy(&line).trim_end_matches('\n'));
+        line.clear();
+    }
+    Ok(child.wait()?.success())
 }
 
 /// All that can be checked is, whatever fails before it.
 pub(crate) fn test(quick: bool) -> Result {
-    let mut parts = Parts::default();
+    let (mut parts, mut failures) = (Parts::default(), Failures::default());
     parts.part("setup", || setup(true).map(|()| Outcome::Passed))?;
     let guest = is_root() || sudo_asks_nothing();
     parts.part("machines to boot", || match guest {
@@ -99,19 +167,22 @@ pub(crate) fn test(quick: bool) -> Result {
         tests.args(["--skip", "booted::"]);
     }
     let (here, there) = if is_root() { ("root", "an ordinary user") } else { ("an ordinary user", "root") };
-    parts.part(&format!("tests as {here}"), || Ok(succeeds(&mut tests)?.into()))?;
+    parts.part(&format!("tests as {here}"), || Ok(failures.run(&mut tests)?.into()))?;
     if !quick {
-        parts
-            .part(&format!("tests as {there}"), || if is_root() { test_as_user() } else { test_as_root() })?;
-        parts.part("tests of the release build", || test_release(100))?;
+        let there = format!("tests as {there}");
+        parts.part(&there, || match is_root() {
+            true => test_as_user(&mut failures),
+            false => test_as_root(&mut failures),
+        })?;
+        parts.part("tests of the release build", || test_release(100, &mut failures))?;
     }
-    eprintln!("xtask: {}", parts.0.join(", "));
-    if parts.1 { Err(Failure::new("")) } else { Ok(()) }
+    failures.tell();
+    parts.tell()
 }
 
 /// The tests of all packages, so that nothing is compiled twice. Most tests wait for machines: of those that run at a
 /// time there are more than processors.
-fn cargo_test() -> Command {
+pub(crate) fn cargo_test() -> Command {
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
     if std::env::var_os("RUST_TEST_THREADS").is_none() {
         tests.env("RUST_TEST_THREADS", (2 * processors()).to_string());
@@ -155,12 +226,12 @@ fn shellcheck() -> Result<Outcome> {
 }
 
 /// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run.
-fn test_release(launches: u32) -> Result<Outcome> {
+fn test_release(launches: u32, failures: &mut Failures) -> Result<Outcome> {
     let Some(tsunami) = release_build()? else { return Ok(Outcome::Failed) };
     let mut tests = cargo_test();
     tests.args(["--test", "e2e", "--", "--show-output"]);
     tests.env("TSUNAMI_BIN", tsunami).env("TSUNAMI_LAUNCHES", launches.to_string());
-    Ok(succeeds(&mut tests)?.into())
+    Ok(failures.run(&mut tests)?.into())
 }
 
 /// What keeps all processors busy for as long as it lives.
@@ -243,23 +314,20 @@ pub(crate) fn chaos(chaos: &Chaos) -> Result {
     let mut inputs = cargo_test();
     passed &= succeeds(inputs.args(["--lib", "--bins"]).env("TSUNAMI_FUZZ_CASES", chaos.inputs.to_string()))?;
     let busy = Busy::new()?;
-    passed &= matches!(test_release(chaos.launches)?, Outcome::Passed);
+    let mut failures = Failures::default();
+    passed &= matches!(test_release(chaos.launches, &mut failures)?, Outcome::Passed);
     drop(busy);
+    failures.tell();
     eprintln!("xtask: {}", figures.join("\nxtask: "));
     if passed { Ok(()) } else { Err(Failure::new("something was left behind, or went wrong: see above")) }
 }
 
 /// Runs tests where their output can be seen, and picks out the figures, which begin with one of the signs. Returns whether they passed.
 fn read_figures(tests: &mut Command, signs: &[&str], figures: &mut Vec<String>) -> Result<bool> {
-    say(tests);
-    let mut child = tests.stdout(Stdio::piped()).spawn()?;
-    for line in BufReader::new(child.stdout.take().ok_or_else(|| Failure::new("no output"))?).lines() {
-        let line = line?;
-        eprintln!("{line}");
+    follow(tests, |line| {
         let figure = signs.iter().find_map(|sign| line.find(sign).map(|at| line[at..].to_owned()));
         figures.extend(figure);
-    }
-    Ok(child.wait()?.success())
+    })
 }
 
 /// A cargo command that not every toolchain has.
@@ -271,16 +339,16 @@ fn check(command: &str, arguments: &[&str]) -> Result<Outcome> {
     Ok(succeeds(cargo([command]).args(arguments))?.into())
 }
 
-fn test_as_root() -> Result<Outcome> {
+fn test_as_root(failures: &mut Failures) -> Result<Outcome> {
     if !sudo_asks_nothing() {
         return Ok(Outcome::LeftOut("takes root, or sudo without a password"));
     }
     let mut runner: Vec<OsString> = ["sudo", "-n", "-H", "env"].map(OsString::from).into();
     runner.extend(environment(&root()));
-    test_through(&runner)
+    test_through(&runner, failures)
 }
 
-fn test_as_user() -> Result<Outcome> {
+fn test_as_user(failures: &mut Failures) -> Result<Outcome> {
     if !silently(Command::new("id").arg(USER)) {
         eprintln!("xtask: adding a system user to run tests as; `userdel --remove {USER}` removes it");
         let mut useradd = Command::new(find("useradd").unwrap_or_else(|| "useradd".into()));
@@ -305,11 +373,11 @@ fn test_as_user() -> Result<Outcome> {
     let xtask = runner.path().join("xtask");
     fs::copy("/proc/self/exe", &xtask)?;
     fs::set_permissions(&xtask, Permissions::from_mode(0o755))?;
-    test_through(&[xtask.into(), "run-as-user".into(), directory.path().into()])
+    test_through(&[xtask.into(), "run-as-user".into(), directory.path().into()], failures)
 }
 
 /// Has cargo run the tests' programs through another one.
-fn test_through(runner: &[OsString]) -> Result<Outcome> {
+fn test_through(runner: &[OsString], failures: &mut Failures) -> Result<Outcome> {
     // Rust writes a string as TOML reads it, unless it has control characters.
     let runner = format!("target.'cfg(unix)'.runner = {runner:?}");
     let mut tests = cargo_test();
@@ -317,7 +385,7 @@ fn test_through(runner: &[OsString]) -> Result<Outcome> {
     if !is_root() {
         tests.args(["--test", "aws"]);
     }
-    Ok(succeeds(&mut tests)?.into())
+    Ok(failures.run(&mut tests)?.into())
 }
 
 /// Runs a test's program as `USER`, in and from a copy of what it needs.
@@ -358,4 +426,19 @@ fn environment(root: &Path) -> Vec<OsString> {
     let kept = KEPT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?).into()));
     variables.extend(kept);
     variables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_tests_have_printed_is_told_again() {
+        let mut failures = Failures::default();
+        let printed = "running 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nfine\n\
+            \nfailures:\n\n---- m::b stdout ----\nboom\n\nfailures:\n    m::b\n\ntest result: FAILED.\n\nrunning 1 test\ntest c ... ok";
+        printed.lines().for_each(|line| failures.read(line));
+        assert_eq!(failures.names, ["m::b"]);
+        assert_eq!(failures.output.join("\n").trim(), "---- m::b stdout ----\nboom");
+    }
 }
