@@ -298,7 +298,10 @@ mod tests {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            child.stdin.take().unwrap().write_all(input).unwrap();
+            // What refuses may end before it has read.
+            if let Err(error) = child.stdin.take().unwrap().write_all(input) {
+                assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            }
             child.wait_with_output().unwrap()
         }
 
