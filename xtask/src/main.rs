@@ -4,6 +4,7 @@
 
 mod bench;
 mod contract;
+mod docs;
 mod emulator;
 mod guest;
 mod setup;
@@ -50,6 +51,12 @@ enum Task {
     Bench(bench::Bench),
     /// How often statements about measurements are right: simulations, as the tables of docs/TRUST.md, and scipy's figures.
     Statistics(statistics::Statistics),
+    /// Make the guide, a book, and the documentation of all crates.
+    Docs {
+        /// Only the guide.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Build the machines that tests boot, small Debians; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
@@ -99,6 +106,7 @@ fn main() -> ExitCode {
         Task::Test { quick } => test::test(quick),
         Task::Bench(bench) => bench::bench(&bench),
         Task::Statistics(statistics) => statistics::statistics(&statistics),
+        Task::Docs { quick } => docs::docs(quick),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Guest => setup::setup(true).and_then(|()| guest::guests()),
         Task::AwsContract(contract) => contract::contract(&contract),
