@@ -285,9 +285,13 @@ fn commands(registry: &Registry) -> String {
     let all = "Every command takes the options of `tsunami` itself, too.";
     let mut text = format!("# All commands\n\n{MADE} {all}\n\n```text\n{}```\n", shown(&mut program));
     for command in program.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let mut command = command.clone().term_width(88).disable_help_flag(true);
-        let name = format!("tsunami {}", command.get_name());
-        command = command.bin_name(&name);
+        let is_global = |arg: &&clap::Arg| arg.is_global_set();
+        let globals: Vec<_> =
+            command.get_arguments().filter(is_global).map(|arg| arg.get_id().clone()).collect();
+        let own = command.clone().term_width(88).disable_help_flag(true);
+        let own = globals.into_iter().fold(own, |own, id| own.mut_arg(id, |arg| arg.hide(true)));
+        let name = format!("tsunami {}", own.get_name());
+        let mut command = own.bin_name(&name);
         let _ = write!(text, "\n## {name}\n\n```text\n{}```\n", shown(&mut command));
     }
     text
