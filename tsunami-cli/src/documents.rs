@@ -66,6 +66,15 @@ fn what_documents_have_readers_type_is_understood() {
         }
     }
     assert!(count > 30, "{count} command lines were found");
+    // What is only mentioned is a command, too.
+    let mentioned = Regex::new(r"`tsunami ([a-z]+)[ `]").unwrap();
+    let program = Args::command_for(&registry);
+    for page in pages() {
+        let prose = prose(&page);
+        let names = mentioned.captures_iter(&prose).map(|found| found.get(1).unwrap().as_str());
+        let unknown = names.filter(|name| program.find_subcommand(name).is_none());
+        wrong.extend(unknown.map(|name| format!("{}: there is no `tsunami {name}`", page.name())));
+    }
     assert_none(&wrong);
 }
 
