@@ -103,8 +103,10 @@ fn experiments_in_documents_are_valid() {
                 text += "name = \"x\"\n";
             }
             let aws = table.contains_key("aws") || block.text.contains("instance = ");
-            if !table.contains_key("provider") && aws {
-                text += "provider = \"aws\"\n";
+            let provider =
+                if aws { Some("aws") } else { block.text.contains("hosts = [").then_some("hosts") };
+            if let Some(provider) = provider.filter(|_| !table.contains_key("provider")) {
+                text += &format!("provider = \"{provider}\"\n");
             }
             if aws && cfg!(not(feature = "aws")) {
                 continue;
@@ -133,7 +135,7 @@ fn experiments_in_documents_are_valid() {
     assert_none(&wrong);
 }
 
-/// The anchors of a page's headings, as GitHub and mdBook make them.
+/// The anchors of a page: of its headings, as GitHub and mdBook make them, and those that it has itself.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut fenced = false;
     let headings = text.lines().filter(|line| {
@@ -145,7 +147,9 @@ fn anchors(text: &str) -> BTreeSet<String> {
         let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
         kept.map(|c| if c == ' ' { '-' } else { c }).collect()
     };
-    headings.map(anchor).collect()
+    let given = Regex::new(r#"<a id="([^"]+)""#).unwrap();
+    let given = given.captures_iter(text).map(|found| found[1].to_owned());
+    headings.map(anchor).chain(given).collect()
 }
 
 /// A page without its code.
