@@ -69,9 +69,12 @@ fn follow(page: &Page) {
                 found.difference(&expected).collect::<Vec<_>>()
             );
             let remains = |line: &&str| *line == "…" || alike(line).is_subset(&found);
+            // Where a trial was done again, its steps are told once.
+            let mut told = BTreeSet::new();
+            let is_new = |line: &String| !line.starts_with('[') || told.insert(timeless(line));
             match is_a_part {
                 true => text.extend(shown.lines().filter(remains).map(|line| format!("{line}\n"))),
-                false => text.extend(printed.lines().filter_map(calm).map(|line| line + "\n")),
+                false => text.extend(printed.lines().filter_map(calm).filter(is_new).map(|line| line + "\n")),
             }
         }
         anew.push((block.line - 1..block.line - 1 + block.text.lines().count(), text));
@@ -96,14 +99,18 @@ fn calm(line: &str) -> Option<String> {
 /// The lines of an output in no order, without what differs from run to run: ids, times, addresses and figures.
 fn alike(output: &str) -> BTreeSet<String> {
     let id = Regex::new(r"\b\d{8}-\d{6}-[a-z0-9]+\b").unwrap();
-    let duration = Regex::new(r"\b(\d+(\.\d+)?(ms|s|m|h)\b ?)+").unwrap();
     let number = Regex::new(r"\d+([.,]\d+)*").unwrap();
     let space = Regex::new(r" {2,}").unwrap();
     let lines = output.lines().filter_map(calm).map(|line| {
-        let line = id.replace_all(&line, "RUN");
-        let line = duration.replace_all(&line, "TIME ");
+        let line = timeless(&id.replace_all(&line, "RUN"));
         let line = number.replace_all(&line, "N");
         space.replace_all(&line, " ").trim().to_owned()
     });
     lines.filter(|line| !line.is_empty()).collect()
+}
+
+/// A line without its times.
+fn timeless(line: &str) -> String {
+    let duration = Regex::new(r"\b(\d+(\.\d+)?(ms|s|m|h)\b ?)+").unwrap();
+    duration.replace_all(line, "TIME ").into_owned()
 }
