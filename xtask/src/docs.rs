@@ -18,12 +18,15 @@ pub(crate) fn docs(quick: bool) -> Result {
         let mut crates = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         done &= succeeds(crates.env("RUSTDOCFLAGS", "-D warnings"))?;
     }
+    if !done {
+        return Err(Failure::new("the documents could not be made: see above"));
+    }
     eprintln!("xtask: the guide is in target/guide/index.html, the crates are in target/doc");
-    if done { Ok(()) } else { Err(Failure::new("see above")) }
+    Ok(())
 }
 
 /// Makes the book. mdBook goes on where a page includes what isn't there, so its complaints count.
-fn book() -> Result<bool> {
+pub(crate) fn book() -> Result<bool> {
     let home = root().join("target/mdbook");
     let mdbook = home.join("bin/mdbook");
     let installed = Command::new(&mdbook).arg("--version").output();

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use crate::docs::book;
 use crate::setup::{find, python_environment, setup, sudo_asks_nothing};
 use crate::{Failure, Result, cargo, guest, is_root, release_build, root, say, silently, succeeds};
 
@@ -84,6 +85,7 @@ pub(crate) fn test(quick: bool) -> Result {
         parts.part("lints without features", || check("clippy", &less))?;
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         parts.part("docs", || Ok(succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()))?;
+        parts.part("guide", || Ok(book()?.into()))?;
     }
     if !quick {
         parts.part("dependencies", dependencies)?;
