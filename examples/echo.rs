@@ -11,6 +11,11 @@ use tsunami_core::{Cluster, Command, Error, Group, MachineSpec, Plan};
 /// The port that the server listens on.
 const PORT: u16 = 7000;
 
+/// The guide's programs, which compile as documentation of this crate: docs/guide/src/library.md.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide/src/library.md")]
+pub struct Library;
+
 /// What one client measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {

@@ -359,7 +359,9 @@ fn denied(refusal: &Refusal<'_>) -> String {
              what an organisation denies no policy of the caller's own can mend"
         );
     }
-    format!("the credentials lack the permission {is}: the README's section \"On EC2\" has a policy")
+    format!(
+        "the credentials lack the permission {is}: the guide's page \"Amazon EC2\" (docs/guide/src/ec2.md) has a policy"
+    )
 }
 
 /// The action that AWS says is not allowed.
@@ -477,7 +479,7 @@ mod tests {
             ),
         ] {
             let help = help(&refusal("UnauthorizedOperation", &message)).unwrap();
-            assert!(!help.contains("README"), "{help}");
+            assert!(!help.contains("has a policy"), "{help}");
             for part in parts {
                 assert!(help.contains(part), "no `{part}` in {help}");
             }

@@ -38,7 +38,7 @@ impl Args {
         Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
 
-    fn command_for(registry: &Registry) -> clap::Command {
+    pub(crate) fn command_for(registry: &Registry) -> clap::Command {
         let found = registry.providers().filter(|provider| provider.finds_by_tag());
         let found: Vec<_> = found.map(|provider| provider.name()).collect();
         let help = format!("Look for runs by tag there: {}", found.join(", "));

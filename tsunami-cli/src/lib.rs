@@ -41,6 +41,8 @@
 mod args;
 mod backend;
 mod commands;
+#[cfg(test)]
+mod documents;
 mod error;
 #[cfg(test)]
 mod fuzz;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod contract;
+mod docs;
 mod emulator;
 mod guest;
 mod release;
@@ -53,6 +54,12 @@ enum Task {
     Statistics(statistics::Statistics),
     /// What is checked before a release: packages, features, oldest versions, installation, advisories, tests with EC2.
     Release(release::Release),
+    /// Make the guide, a book, and the documentation of all crates.
+    Docs {
+        /// Only the guide.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Build the machines that tests boot, small Debians; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
@@ -102,6 +109,7 @@ fn main() -> ExitCode {
         Task::Test { quick } => test::test(quick),
         Task::Bench(bench) => bench::bench(&bench),
         Task::Statistics(statistics) => statistics::statistics(&statistics),
+        Task::Docs { quick } => docs::docs(quick),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Release(release) => release::release(&release),
         Task::Guest => setup::setup(true).and_then(|()| guest::guests()),

@@ -11,14 +11,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use crate::docs::book;
 use crate::setup::{find, python_environment, setup, sudo_asks_nothing};
 use crate::{Failure, Result, cargo, guest, is_root, release_build, root, say, silently, succeeds};
 
 const USER: &str = "tsunami-test";
 
-/// Where tests run from.
-const PACKAGES: [&str; 6] =
-    ["tsunami-core", "tsunami-aws", "tsunami-ssh", "tsunami-cli", "examples", "xtask"];
+/// Where tests run from, and the documents, which some of them read.
+const COPIED: [&str; 8] =
+    ["tsunami-core", "tsunami-aws", "tsunami-ssh", "tsunami-cli", "examples", "xtask", "docs", "README.md"];
 
 /// The tests on local machines, and those that cost nothing. The others don't care who runs them. They are
 /// chosen by target: with other packages chosen, cargo would build the AWS SDK once more.
@@ -152,6 +153,7 @@ pub(crate) fn test(quick: bool) -> Result {
         parts.part("lints without features", || check("clippy", &less))?;
         let mut docs = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
         parts.part("docs", || Ok(succeeds(docs.env("RUSTDOCFLAGS", "-D warnings"))?.into()))?;
+        parts.part("guide", || Ok(book()?.into()))?;
     }
     if !quick {
         parts.part("dependencies", dependencies)?;
@@ -360,7 +362,7 @@ fn test_as_user(failures: &mut Failures) -> Result<Outcome> {
     // The repository and the target directory may be where only root can read.
     let directory = tempfile::Builder::new().prefix("tsunami-").tempdir_in("/tmp")?;
     let mut copy = Command::new("cp");
-    copy.current_dir(root()).arg("-R").args(PACKAGES).arg("Cargo.toml").arg(directory.path());
+    copy.current_dir(root()).arg("-R").args(COPIED).arg("Cargo.toml").arg(directory.path());
     fs::create_dir(directory.path().join("bin"))?;
     fs::create_dir(directory.path().join("tmp"))?;
     let mut own = Command::new("chown");

@@ -35,6 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// What every login goes through, in a home of the machine's own.
 const ENTER: &str = r#"cd "$HOME" && exec "$SHELL" ${SSH_ORIGINAL_COMMAND:+-c "$SSH_ORIGINAL_COMMAND"}"#;
 
+/// The guide's programs, which compile as documentation of this crate: docs/guide/src/provider.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guide/src/provider.md")]
+pub struct Guide;
+
 /// Launches machines in PID namespaces of this computer.
 #[derive(Debug)]
 pub struct Namespaces {

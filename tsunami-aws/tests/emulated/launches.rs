@@ -366,7 +366,7 @@ async fn what_nobody_but_others_can_mend_is_told_with_whose_it_is() {
         let (provider, run) = (world.provider().await, run_id(1));
         let error = provider.launch(&request(&run, 2, spec())).await.unwrap_err();
         let told = error.help.unwrap_or_default();
-        assert!(told.contains(help) && !told.contains("README"), "{code}: {told}");
+        assert!(told.contains(help) && !told.contains("has a policy"), "{code}: {told}");
         terminate(&provider, &run).await;
         world.emulator.assert_empty();
     }

@@ -4,10 +4,12 @@
 #![expect(clippy::print_stdout, reason = "figures, for whoever wants to see them")]
 
 mod commands;
+mod documents;
 mod engines;
 mod hosts;
 mod input;
 mod interrupt;
+mod markdown;
 mod run;
 mod sweep;
 mod world;

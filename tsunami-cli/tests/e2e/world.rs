@@ -48,7 +48,8 @@ impl World {
         command
     }
 
-    fn program(&self, program: &OsStr) -> Command {
+    /// A program in the working directory, with the state and the temporary files of this place.
+    pub(crate) fn program(&self, program: &OsStr) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.path("work")).stdin(Stdio::null());
         command.env("XDG_STATE_HOME", self.path("state")).env("TMPDIR", self.path("tmp"));

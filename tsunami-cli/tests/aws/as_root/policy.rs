@@ -1,4 +1,4 @@
-//! The policy in the README allows what tsunami does, and little else.
+//! The policy in the guide allows what tsunami does, and little else.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -21,8 +21,9 @@ const IMPLIED: [&str; 6] = [
 ];
 
 fn policy() -> Value {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
-    let policy = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/src/ec2.md");
+    let page = fs::read_to_string(page).unwrap();
+    let policy = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     serde_json::from_str(policy).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn allowed() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_policy_in_the_readme_is_complete_and_no_more_than_that() {
+fn the_policy_in_the_guide_is_complete_and_no_more_than_that() {
     let cloud = Cloud::new();
     cloud.emulator.post("policy", &policy());
     let file = cloud.server_and_clients(
