@@ -46,6 +46,7 @@ mod error;
 mod fuzz;
 mod reporter;
 mod signals;
+mod table;
 mod tails;
 mod terminal;
 

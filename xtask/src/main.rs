@@ -6,6 +6,7 @@ mod bench;
 mod contract;
 mod emulator;
 mod guest;
+mod picture;
 mod setup;
 mod statistics;
 mod test;
@@ -50,6 +51,11 @@ enum Task {
     Bench(bench::Bench),
     /// How often statements about measurements are right: simulations, as the tables of docs/TRUST.md, and scipy's figures.
     Statistics(statistics::Statistics),
+    /// Make the README's pictures from a real run: what a terminal shows of it, and its report.
+    Picture {
+        /// Where to [default: docs].
+        directory: Option<PathBuf>,
+    },
     /// Build the machines that tests boot, small Debians; as root.
     Guest,
     /// Ask a real AWS account whether EC2 is what the tests take it to be, having said what that costs.
@@ -100,6 +106,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::bench(&bench),
         Task::Statistics(statistics) => statistics::statistics(&statistics),
         Task::Chaos(chaos) => test::chaos(&chaos),
+        Task::Picture { directory } => picture::picture(directory.as_deref()),
         Task::Guest => setup::setup(true).and_then(|()| guest::guests()),
         Task::AwsContract(contract) => contract::contract(&contract),
         Task::Emulator { port } => emulator::run(port),

@@ -10,6 +10,7 @@ use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
+use super::waits::{Waits, are};
 use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
@@ -22,6 +23,9 @@ pub(super) struct Text {
     /// What has no end of line yet, by command and stream.
     partial: HashMap<u64, [Lines; 2]>,
     sweep: Sweep,
+    waits: Waits,
+    /// How the last command of each machine failed that was told.
+    failed: HashMap<String, String>,
 }
 
 /// What is known of the trials of a run that has many.
@@ -105,12 +109,21 @@ const NAMED: usize = 6;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new(), sweep: Sweep::default() }
+        Self {
+            verbosity,
+            run: String::new(),
+            width: 0,
+            partial: HashMap::new(),
+            sweep: Sweep::default(),
+            waits: Waits::default(),
+            failed: HashMap::new(),
+        }
     }
 
     /// Appends what there is to say of an event, as whole lines.
     pub(super) fn event(&mut self, event: &Event, out: &mut Message) {
         use Verbosity::{Normal, Quiet, Verbose};
+        self.waits.event(event);
         match &event.kind {
             EventKind::RunStarted { run, groups, .. } => {
                 self.run = run.to_string();
@@ -180,7 +193,9 @@ impl Text {
             EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
             EventKind::Failed { machine, stage, error, .. } => {
                 let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
-                (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
+                let is_told = self.failed.get(machine).is_some_and(|how| error.ends_with(how));
+                let why = if is_told { String::new() } else { format!(": {error}") };
+                (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed{why}"))
             }
             EventKind::Uploaded { machine, stage, from, to, took, .. } => {
                 let what = format!("{stage}: uploaded {from} to {to} after {}", span(*took));
@@ -195,7 +210,10 @@ impl Text {
                     (Some(exit), None) if exit.success() => {
                         (Verbose, Style::Faint, format!("done after {after}"))
                     }
-                    (Some(exit), None) => (Quiet, Style::Bad, format!("ended with {exit} after {after}")),
+                    (Some(exit), None) => {
+                        self.failed.insert(machine.clone(), format!("ended with {exit}"));
+                        (Quiet, Style::Bad, format!("ended with {exit} after {after}"))
+                    }
                     (None, Some(_)) if *cancelled => {
                         (Verbose, Style::Faint, format!("cancelled after {after}"))
                     }
@@ -290,7 +308,11 @@ impl Text {
                     Quiet,
                     Style::Warning,
                     "",
-                    format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                    // What disturbed it was said when it ended.
+                    match self.sweep.disturbed.take_if(|told| told == text) {
+                        Some(_) => format!("{trial} doesn't count, and is {attempt} from here on"),
+                        None => format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                    },
                 )
             }
             EventKind::SweepFinished { done, of, why } => match why {
@@ -313,10 +335,7 @@ impl Text {
                 }
             },
             EventKind::StepStarted { trial, step, machines } => {
-                let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-                if machines.len() > NAMED {
-                    let _ = write!(on, " and {} more", machines.len() - NAMED);
-                }
+                let on = in_rows(machines, NAMED);
                 (detail, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
             }
             EventKind::StepFinished { trial, step, ok, took } => {
@@ -324,14 +343,20 @@ impl Text {
                 (if *ok { detail } else { level }, style, who, what)
             }
             EventKind::TearingDown { reason } => {
-                (Normal, Style::Plain, "", format!("tearing down: {reason}"))
+                // That all is done says nothing new.
+                let why = if reason == "done" { String::new() } else { format!(": {reason}") };
+                (Normal, Style::Plain, "", format!("tearing down{why}"))
             }
             EventKind::StillThere { leftovers } => {
                 let count = number(leftovers.len(), "thing");
                 (Normal, Style::Warning, "", format!("{count} still there, asked to end once more"))
             }
             EventKind::TornDown { leftovers, took } if leftovers.is_empty() => {
-                (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*took)))
+                let gone = match self.waits.launched() {
+                    0 => "nothing was launched".to_owned(),
+                    machines => format!("{} gone", are(machines)),
+                };
+                (Normal, Style::Good, "", format!("torn down: {gone}, after {}", span(*took)))
             }
             EventKind::TornDown { leftovers, took } => {
                 let count = number(leftovers.len(), "thing");
@@ -359,6 +384,21 @@ impl Text {
         if level <= self.verbosity {
             self.lines(event.elapsed, who, style, &what, out);
         }
+    }
+
+    /// Takes note of an event of which nothing is to be said.
+    pub(super) fn note(&mut self, event: &Event) {
+        self.waits.event(event);
+    }
+
+    /// What is waited for, and whether a line said so when it began.
+    pub(super) fn waits(&self) -> Option<(bool, String)> {
+        (self.verbosity > Verbosity::Quiet).then(|| self.waits.words()).flatten()
+    }
+
+    /// Appends that something is waited for.
+    pub(super) fn wait(&self, elapsed: Duration, words: &str, out: &mut Message) {
+        self.lines(elapsed, "", Style::Faint, &format!("waiting {}", one_line(words)), out);
     }
 
     /// What goes on, if this begins something that takes a while.
@@ -395,18 +435,47 @@ impl Text {
         let time = format!("[{:5.1}s]", elapsed.as_secs_f64());
         let who = one_line(who);
         let indent = if who.is_empty() { 0 } else { self.width.max(who.len()).min(WIDEST) + 2 };
+        let hang = NO_TIME.len() + 1 + indent + 2;
         for (i, line) in what.trim_end().split('\n').enumerate() {
             match i {
-                0 => out.line(&[
-                    (Style::Faint, &time),
-                    (Style::Plain, " "),
-                    (Style::Plain, &format!("{who:indent$}")),
-                    (style, line),
-                ]),
-                _ => out.line(&[(Style::Plain, &format!("{NO_TIME} {:indent$}", "")), (style, line)]),
+                0 => out.hanging(
+                    hang,
+                    &[
+                        (Style::Faint, &time),
+                        (Style::Plain, " "),
+                        (Style::Plain, &format!("{who:indent$}")),
+                        (style, line),
+                    ],
+                ),
+                _ => {
+                    out.hanging(hang, &[(Style::Plain, &format!("{NO_TIME} {:indent$}", "")), (style, line)])
+                }
             }
         }
     }
+}
+
+/// The names of machines: those in a row by the first and the last, and so many of what that makes.
+pub(crate) fn in_rows(machines: &[String], most: usize) -> String {
+    fn parts(name: &str) -> Option<(&str, u32)> {
+        let (group, index) = name.rsplit_once('-')?;
+        Some((group, index.parse().ok()?))
+    }
+    let follows = |one: &String, other: &String| match (parts(one), parts(other)) {
+        (Some((group, index)), Some((next, after))) => group == next && index.checked_add(1) == Some(after),
+        _ => false,
+    };
+    let rows: Vec<&[String]> = machines.chunk_by(follows).collect();
+    let named = |row: &&[String]| match row {
+        [first, .., last] if row.len() > 2 => vec![format!("{first} to {last}")],
+        few => few.to_vec(),
+    };
+    let mut names = rows.iter().take(most).flat_map(named).collect::<Vec<_>>().join(", ");
+    let more: usize = rows.iter().skip(most).map(|row| row.len()).sum();
+    if more > 0 {
+        let _ = write!(names, " and {more} more");
+    }
+    names
 }
 
 fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut Message) {
@@ -429,7 +498,7 @@ pub(super) fn first_line(command: &str) -> String {
 }
 
 /// A time as people say it: `1.2s`, `2m 5s`.
-pub(super) fn span(time: Duration) -> String {
+pub(crate) fn span(time: Duration) -> String {
     if time < Duration::from_secs(60) && time.subsec_nanos() != 0 {
         return format!("{:.1}s", time.as_secs_f64());
     }
