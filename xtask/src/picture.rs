@@ -7,8 +7,13 @@ use std::process::{Command, Stdio};
 
 use crate::{Failure, Result, given_tsunami, release_build, root, setup, succeeds};
 
+/// The experiment, what of it is too long for a picture, and what stands there.
+const EXPERIMENT: &str = "examples/experiments/compare";
+const SHORTER: [(&str, &str); 3] =
+    [("clients = [1, 4, 16]", "clients = [4]"), ("repeat = 6", "repeat = 4"), ("\nslowest =", "\n# slowest =")];
+
 /// What is run, as the picture says it.
-const RUN: [&str; 4] = ["run", "examples/experiments/compare/experiment.toml", "--only", "clients=4"];
+const RUN: [&str; 2] = ["run", "compare.toml"];
 
 /// How wide the terminal is, and how high: all that is told fits.
 const COLUMNS: usize = 80;
@@ -21,7 +26,7 @@ const MARGIN: f64 = 16.0;
 /// The window in which the report is shown.
 const WINDOW: &str = "--window-size=1100,1000";
 
-/// What a README should not be larger by.
+/// More than this, each, is too much for a README.
 const MOST_BYTES: u64 = 200_000;
 
 /// Makes both pictures in a directory, by default `docs`.
@@ -32,13 +37,23 @@ pub(crate) fn picture(into: Option<&Path>) -> Result {
     };
     let into = std::path::absolute(into.map_or_else(|| root().join("docs"), PathBuf::from))?;
     let work = tempfile::tempdir()?;
-    let (typescript, results) = (work.path().join("typescript"), work.path().join("results"));
-    run(&tsunami, &results, &typescript)?;
+    for name in ["load", "server"] {
+        fs::copy(root().join(EXPERIMENT).join(name), work.path().join(name))?;
+    }
+    let experiment = fs::read_to_string(root().join(EXPERIMENT).join("experiment.toml"))?;
+    let shorter = SHORTER.iter().fold(experiment, |text, (long, short)| text.replace(long, short));
+    fs::write(work.path().join(RUN[1]), shorter)?;
+    let shown = run(&tsunami, work.path())?;
     let mut screen = Screen::default();
     screen.show(&format!("\x1b[1m$ tsunami {}\x1b[0m\r\n", RUN.join(" ")));
-    screen.show(&String::from_utf8_lossy(&fs::read(&typescript)?));
+    // Where it was made is nobody's business.
+    let directory = fs::canonicalize(work.path())?;
+    screen.show(&shown.replace(&*directory.to_string_lossy(), "."));
     fs::write(into.join("run.svg"), screen.svg())?;
-    report(&results.join("report.html"), &into.join("report.png"), work.path())?;
+    let runs = fs::read_dir(work.path().join("results/compare"))?.collect::<std::io::Result<Vec<_>>>()?;
+    let pages = runs.iter().map(|run| run.path().join("report.html"));
+    let page = pages.into_iter().find(|page| page.exists()).ok_or_else(|| Failure::new("the run has no report"))?;
+    report(&page, &into.join("report.png"), work.path())?;
     for name in ["run.svg", "report.png"] {
         let size = fs::metadata(into.join(name))?.len();
         if size > MOST_BYTES {
@@ -48,26 +63,18 @@ pub(crate) fn picture(into: Option<&Path>) -> Result {
     Ok(())
 }
 
-/// Runs the experiment on a pseudo-terminal, and keeps what is written to it.
-fn run(tsunami: &Path, results: &Path, typescript: &Path) -> Result {
-    let script = r#"stty cols "$COLUMNS_SHOWN" rows "$ROWS_SHOWN" -onlcr; "$TSUNAMI" "$@" -o "$RESULTS""#;
-    let words = RUN.map(|word| format!("'{word}'")).join(" ");
+/// Runs the experiment on a pseudo-terminal, and returns what is written to it.
+fn run(tsunami: &Path, work: &Path) -> Result<String> {
+    let script = format!(r#"stty cols {COLUMNS} rows {ROWS}; "$TSUNAMI" {}"#, RUN.join(" "));
+    let typescript = work.join("typescript");
     let mut command = Command::new("script");
-    command.args(["--quiet", "--return", "--flush", "--command"]).arg(format!("set -- {words}; {script}"));
-    command.arg("/dev/null").current_dir(root()).stdin(Stdio::null()).stdout(fs::File::create(typescript)?);
-    command
-        .env("TSUNAMI", tsunami)
-        .env("RESULTS", results)
-        .env("TERM", "xterm-256color")
-        .env("SHELL", "/bin/sh");
-    command
-        .env("COLUMNS_SHOWN", COLUMNS.to_string())
-        .env("ROWS_SHOWN", ROWS.to_string())
-        .env_remove("NO_COLOR");
-    match succeeds(&mut command)? {
-        true => Ok(()),
-        false => Err(Failure::new(format!("the run failed:\n{}", fs::read_to_string(typescript)?))),
-    }
+    command.args(["--quiet", "--return", "--flush", "--command", &script, "/dev/null"]).current_dir(work);
+    command.stdin(Stdio::null()).stdout(fs::File::create(&typescript)?);
+    command.env("TSUNAMI", tsunami).env("XDG_STATE_HOME", work.join("state")).env("SHELL", "/bin/sh");
+    command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    let is_done = succeeds(&mut command)?;
+    let shown = String::from_utf8_lossy(&fs::read(&typescript)?).into_owned();
+    if is_done { Ok(shown) } else { Err(Failure::new(format!("the run failed:\n{shown}"))) }
 }
 
 /// Has Chromium show the report.
