@@ -120,7 +120,9 @@ impl Message {
         let parts = parts.iter().map(|(style, part)| (*style, sanitize(part)));
         let parts: Vec<_> = parts.filter(|(_, part)| !part.is_empty()).collect();
         let whole: String = parts.iter().map(|(_, part)| part.as_ref()).collect();
-        let lines = self.width.map_or_else(|| vec![0..whole.len()], |width| wrap::wrap(&whole, width, hang));
+        let width = self.width.unwrap_or(usize::MAX);
+        let hang = hang.min(width / 2);
+        let lines = wrap::wrap(&whole, width, hang);
         for (nth, line) in lines.into_iter().enumerate() {
             if nth > 0 {
                 self.text.extend(["\n", &" ".repeat(hang)]);
@@ -170,14 +172,13 @@ impl Message {
             text.push_str(&sanitize(rest));
             // Lines of words may go on below; what points at something in a file must stay where it is.
             let hang = text.find("= ").filter(|at| text[..*at].trim().is_empty()).map(|at| at + 2);
-            let lines = match self.width.zip(hang) {
-                Some((width, hang)) => wrap::wrap(&text, width, hang),
-                None => vec![0..text.len()],
-            };
+            let width = self.width.filter(|_| hang.is_some()).unwrap_or(usize::MAX);
+            let hang = hang.unwrap_or_default().min(width / 2);
+            let lines = wrap::wrap(&text, width, hang);
             let mut colours = colours.into_iter().peekable();
             for (nth, line) in lines.into_iter().enumerate() {
                 if nth > 0 {
-                    drawing.extend(["\n", &" ".repeat(hang.unwrap_or_default())]);
+                    drawing.extend(["\n", &" ".repeat(hang)]);
                 }
                 let mut at = line.start;
                 while let Some((place, colour)) = colours.next_if(|(place, _)| *place <= line.end) {

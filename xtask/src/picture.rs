@@ -9,8 +9,11 @@ use crate::{Failure, Result, given_tsunami, release_build, root, setup, succeeds
 
 /// The experiment, what of it is too long for a picture, and what stands there.
 const EXPERIMENT: &str = "examples/experiments/compare";
-const SHORTER: [(&str, &str); 3] =
-    [("clients = [1, 4, 16]", "clients = [4]"), ("repeat = 6", "repeat = 4"), ("\nslowest =", "\n# slowest =")];
+const SHORTER: [(&str, &str); 3] = [
+    ("clients = [1, 4, 16]", "clients = [4]"),
+    ("repeat = 6", "repeat = 4"),
+    ("\nslowest =", "\n# slowest ="),
+];
 
 /// What is run, as the picture says it.
 const RUN: [&str; 2] = ["run", "compare.toml"];
@@ -52,7 +55,8 @@ pub(crate) fn picture(into: Option<&Path>) -> Result {
     fs::write(into.join("run.svg"), screen.svg())?;
     let runs = fs::read_dir(work.path().join("results/compare"))?.collect::<std::io::Result<Vec<_>>>()?;
     let pages = runs.iter().map(|run| run.path().join("report.html"));
-    let page = pages.into_iter().find(|page| page.exists()).ok_or_else(|| Failure::new("the run has no report"))?;
+    let page =
+        pages.into_iter().find(|page| page.exists()).ok_or_else(|| Failure::new("the run has no report"))?;
     report(&page, &into.join("report.png"), work.path())?;
     for name in ["run.svg", "report.png"] {
         let size = fs::metadata(into.join(name))?.len();

@@ -41,7 +41,7 @@ impl Execute for Compare {
             let each: String = runs.changed().iter().map(|line| format!("\n  {line}")).collect();
             let why = if each.is_empty() { String::new() } else { format!("; they differ in this:{each}") };
             return Err(Error::Usage(format!(
-                "these runs have no metric of the same parameters in common{why}"
+                "these runs have no metric in common, of the same parameters{why}"
             )));
         }
         let unlike = runs.unlike();

@@ -16,15 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
-use super::{Context, Execute};
+use super::{Context, Execute, SILENT, told_if_slow};
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::reporter::{Verbosity, span};
 use crate::signals;
 use crate::terminal::{self, say};
 
-/// How long nothing is said of a copy.
-const SILENT: Duration = Duration::from_secs(2);
 /// How often the line that changes does so, and how seldom at least there is another one where none can.
 const REDRAW: Duration = Duration::from_millis(200);
 const SELDOM: Duration = Duration::from_secs(60);
@@ -117,17 +115,6 @@ impl Execute for Cp {
         result?;
         Ok(0)
     }
-}
-
-/// Waits, and says for what if it takes a while.
-async fn told_if_slow<T>(waiting: impl Future<Output = T>, what: &str) -> T {
-    let mut waiting = pin!(waiting);
-    tokio::select! {
-        biased;
-        done = &mut waiting => return done,
-        () = sleep(SILENT) => say(what),
-    }
-    waiting.await
 }
 
 /// How far all copies are, for whoever waits for them.

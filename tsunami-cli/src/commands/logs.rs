@@ -434,7 +434,7 @@ mod tests {
         log(&directory, "b-2", "load", "$ go\n# status 0 after 1.0 s\n");
         log(&directory, "a-0", "setup", "not me\n");
         fs::write(directory.join("logs/prepare.log"), "built\n").unwrap();
-        let (text, failed) = told(&[directory.clone()], &["b", "here"]);
+        let (text, failed) = told(std::slice::from_ref(&directory), &["b", "here"]);
         insta::assert_snapshot!(text, @"
         here  prepare | built
         b-2  setup    | $ first

@@ -9,7 +9,7 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
-use super::{Context, Execute};
+use super::{Context, Execute, told_if_slow};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
@@ -107,7 +107,8 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
-    let asked = join_all(directories.iter().map(|directory| row(registry, directory, state))).await;
+    let asking = join_all(directories.iter().map(|directory| row(registry, directory, state)));
+    let asked = told_if_slow(asking, "waiting for providers to list the machines").await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
@@ -160,7 +161,8 @@ fn table(rows: &[Row]) -> Table {
 
 /// Lists the runs that are found by tag, whoever launched them.
 async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunStore) -> Result<u8, Error> {
-    let surveys = backend::survey(registry, state, cloud, false).await?;
+    let survey = backend::survey(registry, state, cloud, false);
+    let surveys = told_if_slow(survey, "waiting for providers to list what they have by tag").await?;
     let (mut text, mut status) = (String::new(), 0);
     let mut is_empty = true;
     for surveyed in &surveys {

@@ -11,7 +11,7 @@ use tsunami_core::text::{number, quoted};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Error as CoreError, Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
-use super::{Context, Execute, load};
+use super::{Context, Execute, load, told_if_slow};
 use crate::args::FileArgs;
 use crate::error::Error;
 use crate::reporter::machines;
@@ -60,10 +60,15 @@ impl Execute for Plan {
         let mut sets = Vec::new();
         for number in 1..=experiment.set_count() {
             let experiment = experiment.on_set(number);
-            let Backend { provider, connector, .. } =
-                connections.of(&experiment).await.map_err(Error::Provider)?;
             let plan = experiment.plan();
-            let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
+            let asking = async {
+                let Backend { provider, connector, .. } =
+                    connections.of(&experiment).await.map_err(Error::Provider)?;
+                Ok::<_, Error>(Tsunami::new(provider, connector).quote(&plan).await?)
+            };
+            let what =
+                format!("waiting for {} to say what there is, and at which price", experiment.provider);
+            let quotes = told_if_slow(asking, &what).await?;
             sets.push(Set { experiment, plan, quotes });
         }
         if self.json {

@@ -13,6 +13,7 @@ use tsunami_core::text::{Lines, sanitize_bytes, shorten};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::text::{Text, WIDEST, first_line, span};
+use super::waits::BEFORE;
 use super::{Reporter, Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
@@ -364,6 +365,13 @@ impl State {
                     }
                 }
             }
+            EventKind::Launched { group, .. } => {
+                let launched =
+                    |machine: &&mut Machine| machine.state == "launching" && machine.group() == group;
+                self.machines.iter_mut().filter(launched).for_each(|machine| {
+                    machine.becomes("starting", Style::Plain, false, now);
+                });
+            }
             EventKind::Running { machine, id, .. } => {
                 self.begins("setting up", now);
                 let machine = self.machine(machine, now);
@@ -371,10 +379,10 @@ impl State {
                 machine.becomes("connecting", Style::Plain, false, now);
             }
             EventKind::Connected { machine, .. } => {
-                self.machine(machine, now).becomes("connected", Style::Plain, false, now);
+                self.machine(machine, now).becomes("booting", Style::Plain, false, now);
             }
             EventKind::Verified { machine, .. } => {
-                self.machine(machine, now).becomes("verified", Style::Plain, false, now);
+                self.machine(machine, now).becomes("setting up", Style::Plain, false, now);
             }
             EventKind::Ready { machine, .. } => {
                 self.machine(machine, now).becomes("ready", Style::Good, true, now);
@@ -451,8 +459,17 @@ impl State {
 
     /// The lines to be shown, with at most `shown` machines.
     fn rows(&self, now: Instant, shown: usize) -> Vec<String> {
-        if self.verbosity == Verbosity::Quiet || self.experiment.is_empty() && self.machines.is_empty() {
+        if self.verbosity == Verbosity::Quiet {
             return Vec::new();
+        }
+        if self.experiment.is_empty() && self.machines.is_empty() {
+            // What is checked, asked for and prepared before is over at once, or shows that it isn't.
+            let took = now.saturating_duration_since(self.phase.1).as_secs();
+            let is_slow = took >= 2;
+            return is_slow
+                .then(|| format!("waiting {BEFORE}  {}", span(Duration::from_secs(took))))
+                .into_iter()
+                .collect();
         }
         // Where there is no room for all, those that do the same are shown as one.
         let alike = self.alike(self.machines.len() > shown);
@@ -662,7 +679,7 @@ mod tests {
     fn every_kind_of_event_changes_a_line_or_is_told_above_them() {
         let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
         // Of machines whose lines say so already, and of what is told of each command, or of a single trial.
-        let silent = ["launching", "launched", "uploaded", "collected", "custom"];
+        let silent = ["launching", "uploaded", "collected", "custom"];
         let detail = [
             "chosen",
             "sweep_planned",

@@ -94,7 +94,6 @@ impl State {
     }
 
     fn tick(&mut self, now: Instant) {
-        let Some((elapsed, heard)) = self.heard else { return };
         let Some((is_told, words)) = self.text.waits() else { return };
         if words != self.waiting.0 {
             self.waiting = (words, if is_told { TOLD_WAIT } else { FIRST_WAIT });
@@ -103,7 +102,7 @@ impl State {
             return;
         }
         let words = self.waiting.0.clone();
-        let elapsed = elapsed + now.saturating_duration_since(heard);
+        let elapsed = self.heard.map(|(elapsed, heard)| elapsed + now.saturating_duration_since(heard));
         self.write(|text, out| text.wait(elapsed, &words, out));
         self.said = now;
         self.waiting.1 = (self.waiting.1 * 3).min(LONGEST_WAIT);
@@ -135,6 +134,11 @@ mod tests {
         let written = Shared::default();
         let plain = Plain::new(Box::new(written.clone()), Verbosity::Normal, false);
         let events = little_run();
+        let start = Instant::now();
+        lock(&plain.0).tick(start + Duration::from_secs(1));
+        assert_eq!(written.text(), "");
+        lock(&plain.0).tick(start + Duration::from_secs(2));
+        assert_eq!(written.text(), "waiting for checks, prices and what the file prepares\n");
         events[..6].iter().for_each(|event| plain.event(event));
         let before = written.text().lines().count();
         let start = Instant::now();

@@ -396,9 +396,13 @@ impl Text {
         (self.verbosity > Verbosity::Quiet).then(|| self.waits.words()).flatten()
     }
 
-    /// Appends that something is waited for.
-    pub(super) fn wait(&self, elapsed: Duration, words: &str, out: &mut Message) {
-        self.lines(elapsed, "", Style::Faint, &format!("waiting {}", one_line(words)), out);
+    /// Appends that something is waited for; how long the run goes on is known once it has begun.
+    pub(super) fn wait(&self, elapsed: Option<Duration>, words: &str, out: &mut Message) {
+        let words = format!("waiting {}", one_line(words));
+        match elapsed {
+            Some(elapsed) => self.lines(elapsed, "", Style::Faint, &words, out),
+            None => out.line(&[(Style::Faint, &words)]),
+        }
     }
 
     /// What goes on, if this begins something that takes a while.

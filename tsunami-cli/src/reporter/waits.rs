@@ -13,6 +13,9 @@ const COMMAND: usize = 48;
 /// How many machines, or rows of them, are named.
 const NAMED: usize = 4;
 
+/// What is waited for before a run tells anything.
+pub(super) const BEFORE: &str = "for checks, prices and what the file prepares";
+
 /// What a run waits for, by its events.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
@@ -28,6 +31,7 @@ pub(super) struct Waits {
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Phase {
     #[default]
+    Before,
     Over,
     SettingUp,
     Trials,
@@ -107,6 +111,7 @@ impl Waits {
     /// What is waited for, and whether a line has said so when it began.
     pub(super) fn words(&self) -> Option<(bool, String)> {
         match self.phase {
+            Phase::Before => Some((false, BEFORE.to_owned())),
             Phase::Over => None,
             Phase::Ending => Some((false, format!("until {} gone", are(self.launched)))),
             Phase::Trials => {

@@ -1,16 +1,15 @@
 //! Lines that go on below, between words.
 
+use std::iter;
 use std::ops::Range;
 
-/// Where the lines of a text begin and end that is shown in so many columns, all but the first set in by `hang`. A word
+/// Where the lines of a text begin and end that is shown in so many columns, all but the first set in by `hang`, which is less. A word
 /// stays whole, and so does what stands in backquotes, such as a command to copy, where it fits into a line at all.
 pub(super) fn wrap(text: &str, width: usize, hang: usize) -> Vec<Range<usize>> {
-    let hang = hang.min(width / 2);
-    let words = words(text, width - hang);
     let columns = |range: Range<usize>| text[range].chars().count();
-    let Some((first, rest)) = words.split_first().filter(|_| columns(0..text.len()) > width) else {
-        return vec![0..text.len()];
-    };
+    let is_wide = text.len() > width && columns(0..text.len()) > width;
+    let words = if is_wide { words(text, width - hang) } else { Vec::new() };
+    let Some((first, rest)) = words.split_first() else { return iter::once(0..text.len()).collect() };
     let mut lines = Vec::new();
     let (mut line, mut room) = (0..first.end, width);
     for word in rest {
