@@ -171,7 +171,8 @@ impl Message {
             }
             text.push_str(&sanitize(rest));
             // Lines of words may go on below; what points at something in a file must stay where it is.
-            let hang = text.find("= ").filter(|at| text[..*at].trim().is_empty()).map(|at| at + 2);
+            let note = text.find("= ").filter(|at| text[..*at].trim().is_empty()).map(|at| at + 2);
+            let hang = note.or_else(|| text.starts_with("error: ").then_some(CONTINUED));
             let width = self.width.filter(|_| hang.is_some()).unwrap_or(usize::MAX);
             let hang = hang.unwrap_or_default().min(width / 2);
             let lines = wrap::wrap(&text, width, hang);
@@ -537,10 +538,12 @@ mod tests {
         let mut message = Message::new(true).within(Some(16));
         message.line(&[(Style::Bad, "one two"), (Style::Plain, " three "), (Style::Good, "four five")]);
         message.line(&[(Style::Plain, "short")]);
+        message.drawing("\u{1b}[31merror\u{1b}[0m: a bad problem");
         message.drawing("\u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do this or\u{1b}[1mthat\u{1b}[0m");
         assert_eq!(
             message.as_str(),
             "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\nshort\n\
+             \u{1b}[31merror\u{1b}[0m: a bad\n    problem\n\
              \u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do\n    this or\u{1b}[1mthat\u{1b}[0m\n"
         );
     }

@@ -26,6 +26,8 @@ pub(super) struct Text {
     waits: Waits,
     /// How the last command of each machine failed that was told.
     failed: HashMap<String, String>,
+    /// The groups of more machines than are told of one by one: how many there are, and were ready.
+    crowds: HashMap<String, (usize, usize)>,
 }
 
 /// What is known of the trials of a run that has many.
@@ -40,6 +42,8 @@ struct Sweep {
     measured: Vec<String>,
     /// What disturbed it.
     disturbed: Option<String>,
+    /// The words without figures of what was last told to have disturbed one.
+    cause: Option<String>,
 }
 
 impl Sweep {
@@ -56,6 +60,7 @@ impl Sweep {
             units: metrics.filter_map(|metric| Some((metric.name.clone(), metric.unit.clone()?))).collect(),
             measured: Vec::new(),
             disturbed: None,
+            cause: None,
         }
     }
 
@@ -104,6 +109,8 @@ fn figure(value: f64) -> String {
 const NO_TIME: &str = "         ";
 /// Names wider than this don't set in what stands beside them any further.
 pub(super) const WIDEST: usize = 128;
+/// Of a group of more machines than this, single ones are told of only where something is the matter.
+const CROWD: u32 = 12;
 /// How many machines of a step are named.
 const NAMED: usize = 6;
 
@@ -117,6 +124,7 @@ impl Text {
             sweep: Sweep::default(),
             waits: Waits::default(),
             failed: HashMap::new(),
+            crowds: HashMap::new(),
         }
     }
 
@@ -134,6 +142,13 @@ impl Text {
                         + 1
                 });
                 self.width = names.max().unwrap_or(0).min(WIDEST);
+                let crowds = groups.iter().filter(|group| group.count > CROWD);
+                self.crowds = crowds.map(|group| (group.name.clone(), (group.count as usize, 0))).collect();
+            }
+            EventKind::Ready { machine, .. } => {
+                if let Some((_, ready)) = self.crowds.get_mut(group_of(machine)) {
+                    *ready += 1;
+                }
             }
             EventKind::CommandFinished { machine, stage, command_id, .. } => {
                 self.finish(*command_id, machine, stage, out)
@@ -147,6 +162,9 @@ impl Text {
             EventKind::Measured { measured, .. } => self.sweep.note(measured),
             _ => {}
         }
+        // Of many machines the group is a line.
+        let of_one =
+            |machine: &str| if self.crowds.contains_key(group_of(machine)) { Verbose } else { Normal };
         // Of many trials each is a line.
         let detail = if self.sweep.has_many() { Verbose } else { Normal };
         let (level, style, who, what) = match &event.kind {
@@ -179,18 +197,27 @@ impl Text {
             EventKind::Running { machine, id, address, description, .. } => {
                 let at = address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
                 let what = format!("running{at} ({id}, {description})");
-                (Normal, Style::Plain, machine.as_str(), what)
+                (of_one(machine), Style::Plain, machine.as_str(), what)
             }
             EventKind::Interrupted { machine, id, reason } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
             EventKind::Connected { machine, .. } => {
-                (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
+                (of_one(machine), Style::Plain, machine.as_str(), "connected".to_owned())
             }
             EventKind::Verified { machine, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), "verified".to_owned())
             }
-            EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
+            EventKind::Ready { machine, .. } => match self.crowds.get(group_of(machine)) {
+                Some((all, ready)) if ready == all && self.verbosity < Verbose => {
+                    (Normal, Style::Good, group_of(machine), format!("all {all} machines are ready"))
+                }
+                // A replacement, when all were.
+                Some((all, ready)) if ready > all => {
+                    (Normal, Style::Good, machine.as_str(), "ready".to_owned())
+                }
+                _ => (of_one(machine), Style::Good, machine.as_str(), "ready".to_owned()),
+            },
             EventKind::Failed { machine, stage, error, .. } => {
                 let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
                 let is_told = self.failed.get(machine).is_some_and(|how| error.ends_with(how));
@@ -298,7 +325,13 @@ impl Text {
                     let _ = write!(what, ": {}", self.sweep.measured.join(", "));
                 }
                 if let Some(by) = &self.sweep.disturbed {
-                    let _ = write!(what, "; disturbed: {by}");
+                    // What is as it was before but for its figures is told by what they are of.
+                    let words = by.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default();
+                    let known = self.sweep.cause.replace(words.to_owned());
+                    let _ = match by.rsplit_once(": ").filter(|_| known.as_deref() == Some(words)) {
+                        Some((_, figures)) => write!(what, "; disturbed again: {figures}"),
+                        None => write!(what, "; disturbed: {by}"),
+                    };
                 }
                 (level, style, who, what)
             }
@@ -457,6 +490,11 @@ impl Text {
             }
         }
     }
+}
+
+/// The group that a machine's name tells.
+fn group_of(machine: &str) -> &str {
+    machine.rsplit_once('-').map_or(machine, |(group, _)| group)
 }
 
 /// The names of machines: those in a row by the first and the last, and so many of what that makes.
@@ -701,13 +739,18 @@ pub(crate) mod tests {
             let took = Duration::from_millis(1500);
             TrialFinished { trial: trial.into(), ok: true, error: None, took }
         };
-        let machines = Vec::new();
-        let voided = TrialVoided {
+        let voided_by = |text: &str| TrialVoided {
             trial: "1".into(),
             attempt: "1.1".into(),
             reason: tsunami_core::trial::VoidReason::Disturbed,
-            text: "others used 40 %".into(),
-            machines,
+            text: text.into(),
+            machines: Vec::new(),
+        };
+        let voided = voided_by("others used 40 %");
+        let account = |by: &str| {
+            let mut account = Account::default();
+            account.disturbed = Some(by.into());
+            Accounted { trial: "1".into(), account }
         };
         let kinds = [
             SweepPlanned { plan: serde_json::from_str(plan).unwrap() },
@@ -718,6 +761,13 @@ pub(crate) mod tests {
             measured(Some(77_400.4), None),
             finished("1"),
             voided,
+            TrialStarted { trial: "1".into() },
+            account("others used 40 %: rustc 0.4"),
+            finished("1"),
+            voided_by("others used 40 %: rustc 0.4"),
+            TrialStarted { trial: "1".into() },
+            account("others used 50 %: cc 0.5"),
+            finished("1"),
             TrialStarted { trial: "2".into() },
             measured(None, Some("the text is empty")),
             SweepFinished { done: 1, of: 2, why: Some("its lifetime is over".into()) },
@@ -733,6 +783,9 @@ pub(crate) mod tests {
              warm-up w1 (variant=old) done after 1.5s\n\
              trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
+             trial 1 of 2 (variant=old) done after 1.5s; disturbed: others used 40 %: rustc 0.4\n\
+             trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on\n\
+             trial 1 of 2 (variant=old) done after 1.5s; disturbed again: cc 0.5\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
              1 of 2 trials: its lifetime is over\n\
              all 2 trials are done\n\
@@ -779,6 +832,30 @@ pub(crate) mod tests {
                   machine i-0c (client-0): timed out
         [ 75.0s] failed
         ");
+    }
+
+    #[test]
+    fn of_a_crowd_the_group_is_told_when_all_are_ready() {
+        let mut text = Text::new(Verbosity::Normal);
+        let mut out = Message::new(false);
+        let mut begin = little_run().remove(0);
+        if let EventKind::RunStarted { groups, .. } = &mut begin.kind {
+            *groups = vec![GroupSize::new("server", 1), GroupSize::new("client", CROWD + 1)];
+        }
+        text.event(&begin, &mut out);
+        out.clear();
+        let ready = |machine: String| at(1.0, EventKind::Ready { machine, id: None });
+        let connected = |machine: String| at(1.0, EventKind::Connected { machine, id: None, answered: None });
+        for index in 0..=CROWD {
+            text.event(&connected(format!("client-{index}")), &mut out);
+            text.event(&ready(format!("client-{index}")), &mut out);
+        }
+        text.event(&ready("server-0".to_owned()), &mut out);
+        text.event(&ready("client-3".to_owned()), &mut out);
+        assert_eq!(
+            out.as_str(),
+            "[  1.0s] client     all 13 machines are ready\n[  1.0s] server-0   ready\n[  1.0s] client-3   ready\n"
+        );
     }
 
     #[test]
