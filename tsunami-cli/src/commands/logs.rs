@@ -22,6 +22,9 @@ const POLL: Duration = Duration::from_millis(200);
 /// What the machine is called that a log is of which no machine has: this computer.
 const HERE: &str = "here";
 
+/// How much of a line is looked at at once.
+const PIECE: u64 = 64 << 10;
+
 /// How much of a run's events is read to find out whose machines it used.
 const BEGINNING: u64 = 64 << 10;
 
@@ -63,7 +66,8 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
         for directory in &directories {
             shown.find(&directory.join("logs"), only).map_err(Error::file("read", directory))?;
         }
-        let done = if std::mem::take(&mut is_first) { shown.so_far(&directories) } else { shown.more() };
+        let done =
+            if std::mem::take(&mut is_first) { shown.so_far(&directories, going) } else { shown.more() };
         match done.and_then(|()| shown.out.flush()) {
             // Whoever read it has seen enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
@@ -239,7 +243,7 @@ impl Shown {
     }
 
     /// Shows all that there is by now, command by command in the order in which they began, where that is known.
-    fn so_far(&mut self, directories: &[PathBuf]) -> io::Result<()> {
+    fn so_far(&mut self, directories: &[PathBuf], goes_on: bool) -> io::Result<()> {
         let mut begun = HashMap::new();
         directories.iter().for_each(|directory| read_commands(directory, &mut begun));
         let mut parts = Vec::new();
@@ -252,7 +256,10 @@ impl Shown {
         parts.sort_by_key(|part| part.at);
         for part in parts {
             self.show(part.log, part.from, Some(part.to), part.failed)?;
-            self.finish_line(part.log, part.failed)?;
+            // A line that has no end yet may go on.
+            if !goes_on {
+                self.finish_line(part.log, part.failed)?;
+            }
         }
         Ok(())
     }
@@ -267,7 +274,7 @@ impl Shown {
         let mut file = File::open(&self.logs[nth].path)?;
         file.seek(SeekFrom::Start(from))?;
         let mut file = file.take(to.map_or(u64::MAX, |to| to - from));
-        let mut buffer = vec![0; 64 << 10];
+        let (mut at, mut buffer) = (from, vec![0; 64 << 10]);
         while let count @ 1.. = file.read(&mut buffer)? {
             let mut lines = std::mem::take(&mut self.logs[nth].lines);
             let mut shown = Ok(());
@@ -277,7 +284,8 @@ impl Shown {
                 }
             });
             self.logs[nth].lines = lines;
-            self.logs[nth].read = self.logs[nth].read.max(from).saturating_add(count as u64);
+            at += count as u64;
+            self.logs[nth].read = self.logs[nth].read.max(at);
             shown?;
         }
         Ok(())
@@ -360,20 +368,20 @@ fn read_commands(results: &Path, commands: &mut Commands) {
 fn split(nth: usize, log: &Log, known: Vec<Begun>) -> io::Result<Vec<Part>> {
     let mut file = BufReader::new(File::open(&log.path)?);
     let mut known = known.into_iter().peekable();
-    let (mut at, mut line) = (0, Vec::new());
+    let (mut at, mut line, mut is_start) = (0, Vec::new(), true);
     let mut parts = vec![Part { log: nth, at: None, from: 0, to: 0, failed: false }];
     loop {
         line.clear();
-        // No line that is looked for is longer than this.
-        let most = known.peek().map_or(64 << 10, |begun| begun.line.len() as u64 + 1);
-        let read = (&mut file).take(most).read_until(b'\n', &mut line)? as u64;
+        // A line without an end is read in pieces.
+        let read = (&mut file).take(PIECE).read_until(b'\n', &mut line)? as u64;
         if read == 0 {
             break;
         }
-        let begins = |begun: &Begun| line.strip_suffix(b"\n") == Some(begun.line.as_bytes());
+        let begins = |begun: &Begun| is_start && line.strip_suffix(b"\n") == Some(begun.line.as_bytes());
         if let Some(begun) = known.next_if(begins) {
             parts.push(Part { log: nth, at: Some(begun.at), from: at, to: at, failed: begun.failed });
         }
+        is_start = line.ends_with(b"\n");
         at += read;
         if let Some(part) = parts.last_mut() {
             part.to = at;
@@ -405,7 +413,7 @@ mod tests {
         let mut shown =
             Shown { out: PassedOn::in_memory(false), logs: Vec::new(), width: 0, failed: BTreeMap::new() };
         directories.iter().for_each(|it| shown.find(&it.join("logs"), &only).unwrap());
-        shown.so_far(directories).unwrap();
+        shown.so_far(directories, false).unwrap();
         (shown.out.text(), shown.failed)
     }
 
