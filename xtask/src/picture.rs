@@ -27,7 +27,7 @@ const CHARACTER: (f64, f64) = (8.4, 18.0);
 const MARGIN: f64 = 16.0;
 
 /// The window in which the report is shown.
-const WINDOW: &str = "--window-size=1100,1000";
+const WINDOW: &str = "--window-size=1200,1050";
 
 /// More than this, each, is too much for a README.
 const MOST_BYTES: u64 = 200_000;
