@@ -48,6 +48,7 @@ mod error;
 mod fuzz;
 mod reporter;
 mod signals;
+mod table;
 mod tails;
 mod terminal;
 

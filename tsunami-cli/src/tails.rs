@@ -16,9 +16,20 @@ const LINES: usize = 10;
 /// little.
 const BYTES: usize = 4096;
 
-/// Keeps the end of both outputs of each command that goes on, and of the last that ended, by machine and stage.
+/// A machine and a stage.
+type Place = (String, String);
+
+/// Keeps the end of both outputs of each command that goes on, and of the last that ended, by machine and stage. Of many
+/// trials, the first one that failed is what is told of: what later ones write is no part of that.
 #[derive(Debug, Default)]
-pub(crate) struct Tails(Mutex<HashMap<(String, String), Stage>>);
+pub(crate) struct Tails(Mutex<HashMap<Place, Stage>>, Mutex<Option<FailedTrial>>);
+
+/// A trial that failed, and the last lines as they were then.
+#[derive(Debug)]
+struct FailedTrial {
+    trial: String,
+    lines: HashMap<Place, Vec<String>>,
+}
 
 #[derive(Debug, Default)]
 struct Stage {
@@ -47,8 +58,9 @@ struct Output {
 impl Tails {
     /// The last lines of both outputs, in the order in which they came.
     pub(crate) fn of(&self, machine: &str, stage: &str) -> Vec<String> {
-        let tails = lock(&self.0);
-        tails.get(&(machine.to_owned(), stage.to_owned())).map(Stage::lines).unwrap_or_default()
+        let place = (machine.to_owned(), stage.to_owned());
+        let then = lock(&self.1).as_ref().and_then(|failed| failed.lines.get(&place).cloned());
+        then.or_else(|| lock(&self.0).get(&place).map(Stage::lines)).unwrap_or_default()
     }
 }
 
@@ -125,6 +137,15 @@ impl Observer for Tails {
                 let commands = stage.into_iter().flat_map(|stage| &mut stage.commands);
                 commands.filter(|tail| tail.command_id == *command_id).for_each(|tail| tail.goes_on = false);
             }
+            EventKind::TrialFinished { trial, ok: false, .. } => {
+                let tails = lock(&self.0);
+                let lines = || tails.iter().map(|(place, stage)| (place.clone(), stage.lines())).collect();
+                lock(&self.1).get_or_insert_with(|| FailedTrial { trial: trial.clone(), lines: lines() });
+            }
+            // It is done again, and its failure told by nobody.
+            EventKind::TrialVoided { trial, .. } => {
+                lock(&self.1).take_if(|failed| failed.trial == *trial);
+            }
             // Only commands write.
             _ => {}
         }
@@ -144,6 +165,29 @@ mod tests {
 
     use super::*;
     use crate::reporter::{at, finished, numbered, started};
+
+    #[test]
+    fn what_the_first_trial_that_failed_and_counts_wrote_is_kept() {
+        let tails = Tails::default();
+        let trial = |name: &str, ok: bool| {
+            let number = name.len() as u64;
+            tails.event(&at(0.0, numbered(started("a", "b", "x"), number)));
+            let origin = Origin::new("a", "b").command(None, number);
+            tails.output(&origin, Stream::Stdout, name.as_bytes()).unwrap();
+            tails.event(&at(0.5, numbered(finished("a", "b", "x", Ok(Exit::Status(1))), number)));
+            let took = std::time::Duration::ZERO;
+            tails.event(&at(1.0, EventKind::TrialFinished { trial: name.into(), ok, error: None, took }));
+        };
+        trial("1", false);
+        let (reason, machines) = (tsunami_core::trial::VoidReason::Disturbed, Vec::new());
+        let (trial_of, attempt, text) = ("1".to_owned(), "1.1".to_owned(), String::new());
+        tails.event(&at(1.0, EventKind::TrialVoided { trial: trial_of, attempt, reason, text, machines }));
+        trial("22", true);
+        trial("333", false);
+        trial("4444", false);
+        trial("55555", true);
+        assert_eq!(tails.of("a", "b"), ["333"]);
+    }
 
     #[test]
     fn both_outputs_of_the_last_command_are_kept_whichever_writes_more() {

@@ -7,14 +7,17 @@
 //! to standard output and standard error.
 
 mod outlet;
+mod wrap;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use rustix::termios::tcgetwinsize;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
@@ -39,6 +42,12 @@ static STDERR: LazyLock<Arc<Outlet>> = LazyLock::new(|| Outlet::new(io::stderr()
 /// How far a line is set in that goes on with the text of the line before.
 const CONTINUED: usize = 4;
 
+/// How many bytes of lines that are passed on come out together.
+const PASSED_ON: usize = 64 << 10;
+
+/// Terminals with fewer columns break lines as they like.
+const NARROWEST: usize = 30;
+
 /// How a part of a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
@@ -51,7 +60,12 @@ pub(crate) enum Style {
     Error,
     /// The word that begins advice.
     Help,
+    /// One of several colours in which machines are told apart.
+    Machine(usize),
 }
+
+/// The parameters of those colours; none of them says that something is well or wrong.
+const MACHINES: [&str; 6] = ["36", "34", "35", "96", "94", "95"];
 
 impl Style {
     /// The parameters of the SGR sequence.
@@ -64,7 +78,13 @@ impl Style {
             Self::Bad => "31",
             Self::Error => "1;31",
             Self::Help => "1;36",
+            Self::Machine(which) => MACHINES[which % MACHINES.len()],
         }
+    }
+
+    /// The colour of a machine, by its name: neighbours differ.
+    pub(crate) fn of_machine(name: &str) -> Self {
+        Self::Machine(name.bytes().fold(0, |sum, byte| sum + usize::from(byte)))
     }
 }
 
@@ -73,24 +93,58 @@ impl Style {
 pub(crate) struct Message {
     text: String,
     colour: bool,
+    /// How many columns there are, if lines are to go on below where they end.
+    width: Option<usize>,
 }
 
 impl Message {
     /// One without lines, whose parts get colours or don't.
     pub(crate) fn new(colour: bool) -> Self {
-        Self { text: String::new(), colour }
+        Self { text: String::new(), colour, width: None }
+    }
+
+    /// The same, with lines that go on below, between words, where they are wider than this.
+    pub(crate) fn within(mut self, width: Option<usize>) -> Self {
+        self.width = width;
+        self
     }
 
     /// Adds a line of these parts. A part stays within the line, whatever is in it.
     pub(crate) fn line(&mut self, parts: &[(Style, &str)]) {
-        for (style, part) in parts {
-            let (part, code) = (sanitize(part), style.code());
-            match self.colour && !code.is_empty() && !part.is_empty() {
-                true => self.text.extend(["\u{1b}[", code, "m", &part, "\u{1b}[0m"]),
-                false => self.text.push_str(&part),
+        let start: String = parts.iter().map(|(_, part)| *part).collect();
+        self.hanging(start.len() - start.trim_start_matches(' ').len() + CONTINUED, parts);
+    }
+
+    /// The same; where it is too wide for the terminal, it goes on below, set in by so many columns.
+    pub(crate) fn hanging(&mut self, hang: usize, parts: &[(Style, &str)]) {
+        let parts = parts.iter().map(|(style, part)| (*style, sanitize(part)));
+        let parts: Vec<_> = parts.filter(|(_, part)| !part.is_empty()).collect();
+        let whole: String = parts.iter().map(|(_, part)| part.as_ref()).collect();
+        let width = self.width.unwrap_or(usize::MAX);
+        let hang = hang.min(width / 2);
+        let lines = wrap::wrap(&whole, width, hang);
+        for (nth, line) in lines.into_iter().enumerate() {
+            if nth > 0 {
+                self.text.extend(["\n", &" ".repeat(hang)]);
+            }
+            let mut at = 0;
+            for (style, part) in &parts {
+                let (from, to) = (line.start.max(at), line.end.min(at + part.len()));
+                at += part.len();
+                if from < to {
+                    self.push(*style, &whole[from..to]);
+                }
             }
         }
         self.text.push('\n');
+    }
+
+    fn push(&mut self, style: Style, clean: &str) {
+        let code = style.code();
+        match self.colour && !code.is_empty() {
+            true => self.text.extend(["\u{1b}[", code, "m", clean, "\u{1b}[0m"]),
+            false => self.text.push_str(clean),
+        }
     }
 
     /// Adds a line that begins with these parts and goes on with a text. What the text has beyond its first line
@@ -108,14 +162,34 @@ impl Message {
     /// Adds lines that a library drew, with its own colours, around texts that were [marked](mark) before.
     pub(crate) fn drawing(&mut self, drawn: &str) {
         for line in drawn.lines() {
+            let (mut drawing, mut text, mut colours) = (String::new(), String::new(), Vec::new());
             let mut rest = line;
             while let Some((before, colour, after)) = split_at_colour(rest) {
-                self.text.push_str(&sanitize(before));
-                self.text.push_str(colour);
+                text.push_str(&sanitize(before));
+                colours.push((text.len(), colour));
                 rest = after;
             }
-            self.text.push_str(&sanitize(rest));
-            self.text.push('\n');
+            text.push_str(&sanitize(rest));
+            // Lines of words may go on below; what points at something in a file must stay where it is.
+            let note = text.find("= ").filter(|at| text[..*at].trim().is_empty()).map(|at| at + 2);
+            let hang = note.or_else(|| text.starts_with("error: ").then_some(CONTINUED));
+            let width = self.width.filter(|_| hang.is_some()).unwrap_or(usize::MAX);
+            let hang = hang.unwrap_or_default().min(width / 2);
+            let lines = wrap::wrap(&text, width, hang);
+            let mut colours = colours.into_iter().peekable();
+            for (nth, line) in lines.into_iter().enumerate() {
+                if nth > 0 {
+                    drawing.extend(["\n", &" ".repeat(hang)]);
+                }
+                let mut at = line.start;
+                while let Some((place, colour)) = colours.next_if(|(place, _)| *place <= line.end) {
+                    drawing.extend([&text[at..place.max(at)], colour]);
+                    at = place.max(at);
+                }
+                drawing.push_str(&text[at..line.end]);
+            }
+            drawing.extend(colours.map(|(_, colour)| colour));
+            self.text.extend([drawing.as_str(), "\n"]);
         }
     }
 
@@ -138,7 +212,8 @@ impl Message {
 
     /// The lines, which are gone from here then.
     pub(crate) fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::new(self.colour))
+        let empty = Self::new(self.colour).within(self.width);
+        std::mem::replace(self, empty)
     }
 }
 
@@ -174,7 +249,23 @@ pub(crate) fn use_colour(colour: bool) {
 
 /// A message for standard error.
 pub(crate) fn message() -> Message {
-    Message::new(COLOUR.load(Ordering::Relaxed))
+    Message::new(COLOUR.load(Ordering::Relaxed)).within(stderr_columns())
+}
+
+/// How many columns a terminal has; none if it is no terminal, or too narrow for words.
+fn columns(terminal: impl AsFd) -> Option<usize> {
+    let columns = usize::from(tcgetwinsize(terminal).ok()?.ws_col);
+    (columns >= NARROWEST).then_some(columns)
+}
+
+/// How many columns messages have, if they go to a terminal.
+pub(crate) fn stderr_columns() -> Option<usize> {
+    columns(io::stderr())
+}
+
+/// How many columns results have, if they go to a terminal.
+pub(crate) fn stdout_columns() -> Option<usize> {
+    columns(io::stdout())
 }
 
 /// The way to standard error.
@@ -189,9 +280,16 @@ pub(crate) fn show(message: &Message) {
 
 /// Shows a line on standard error. What the text has beyond its first line is set in.
 pub(crate) fn say(text: &str) {
-    let mut message = Message::new(false);
+    let mut message = Message::new(false).within(stderr_columns());
     message.entry(&[], text);
     show(&message);
+}
+
+/// Shows a line on a terminal in the place of the one that was shown so before, or nothing.
+pub(crate) fn redraw(text: &str) {
+    let width = stderr_columns().unwrap_or(NARROWEST).saturating_sub(1);
+    let line: String = one_line(text).chars().take(width).collect();
+    STDERR.show(&format!("\r\u{1b}[2K{line}"), PROGRESS_LIMIT);
 }
 
 /// Shows an error in a line.
@@ -201,10 +299,19 @@ pub(crate) fn complain(text: &str) {
     show(&message);
 }
 
-/// Writes lines to standard output: results. Names in them must have been [kept to one line](one_line) before. A
-/// reader that has gone does not mind; a full disk is an error.
+/// Writes lines to standard output: results, as they are. Names in them must have been [kept to one line](one_line)
+/// before. A reader that has gone does not mind; a full disk is an error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
-    let mut message = Message::new(false);
+    write_lines(text, None)
+}
+
+/// The same for words: on a terminal, lines go on below where it ends. Elsewhere each stays one.
+pub(crate) fn print_words(text: &str) -> Result<(), Error> {
+    write_lines(text, stdout_columns())
+}
+
+fn write_lines(text: &str, width: Option<usize>) -> Result<(), Error> {
+    let mut message = Message::new(false).within(width);
     for line in text.lines() {
         message.line(&[(Style::Plain, line)]);
     }
@@ -221,6 +328,58 @@ pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     match terminal {
         true => write(outlet, clean_lines(bytes).as_bytes()),
         false => write(outlet, bytes),
+    }
+}
+
+/// Lines that somebody else wrote, behind names of ours, on standard output: as they are, or cleaned if it is a terminal.
+/// They appear when they are [flushed](Self::flush), or are many.
+pub(crate) struct PassedOn {
+    /// Whether a terminal reads it, and whether it has colours.
+    terminal: Option<bool>,
+    /// Where it is kept, if nobody reads it: for tests.
+    kept: bool,
+    buffer: Vec<u8>,
+}
+
+impl PassedOn {
+    pub(crate) fn new(colour: bool) -> Self {
+        let terminal = io::stdout().is_terminal().then_some(colour);
+        Self { terminal, kept: false, buffer: Vec::new() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_memory(colour: bool) -> Self {
+        Self { terminal: Some(colour), kept: true, buffer: Vec::new() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.buffer).into_owned()
+    }
+
+    /// Adds a line. Waits for whoever reads, once much has come together.
+    pub(crate) fn line(&mut self, (who, start): (Style, &str), style: Style, line: &[u8]) -> io::Result<()> {
+        match self.terminal {
+            Some(colour) => {
+                let mut message = Message::new(colour);
+                message.line(&[(who, start), (style, &sanitize_bytes(line))]);
+                self.buffer.extend_from_slice(message.as_str().as_bytes());
+            }
+            None => {
+                self.buffer.extend_from_slice(start.as_bytes());
+                self.buffer.extend_from_slice(line);
+                self.buffer.push(b'\n');
+            }
+        }
+        if self.buffer.len() > PASSED_ON { self.flush() } else { Ok(()) }
+    }
+
+    /// Brings out what was added. Waits for whoever reads it.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if self.kept || self.buffer.is_empty() {
+            return Ok(());
+        }
+        write(&STDOUT, &std::mem::take(&mut self.buffer))
     }
 }
 
@@ -372,6 +531,21 @@ mod tests {
             "error: no\n    error: forged\n      because: forgedx\n  because: of\n      this"
         );
         assert_eq!(one_line("a\nb\u{1b}[1mc"), "a bc");
+    }
+
+    #[test]
+    fn a_line_goes_on_below_with_its_colours_and_a_drawing_only_where_it_has_words() {
+        let mut message = Message::new(true).within(Some(16));
+        message.line(&[(Style::Bad, "one two"), (Style::Plain, " three "), (Style::Good, "four five")]);
+        message.line(&[(Style::Plain, "short")]);
+        message.drawing("\u{1b}[31merror\u{1b}[0m: a bad problem");
+        message.drawing("\u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do this or\u{1b}[1mthat\u{1b}[0m");
+        assert_eq!(
+            message.as_str(),
+            "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\nshort\n\
+             \u{1b}[31merror\u{1b}[0m: a bad\n    problem\n\
+             \u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do\n    this or\u{1b}[1mthat\u{1b}[0m\n"
+        );
     }
 
     #[test]

@@ -483,6 +483,13 @@ impl Host {
         Ok(matches)
     }
 
+    /// How many bytes this process has sent and fetched so far with [`upload`](Self::upload) and
+    /// [`download`](Self::download), about: for showing that a transfer goes on. What another machine of the run gave to
+    /// this one isn't counted.
+    pub fn moved(&self) -> u64 {
+        self.inner.session.moved()
+    }
+
     /// What the kernel calls the present life of the computer that the machine is, or is on; see `condition`.
     pub(crate) fn boot(&self) -> &OnceLock<String> {
         &self.inner.boot

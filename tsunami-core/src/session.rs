@@ -191,6 +191,12 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// What has come stays.
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError>;
 
+    /// How many bytes [`upload`](Self::upload) and [`download`](Self::download) have moved so far over this session, about;
+    /// 0 where nobody counts them.
+    fn moved(&self) -> u64 {
+        0
+    }
+
     /// When the machine was first seen to answer while it was connected to, before anybody logged in; `None` where nobody
     /// looked.
     fn answered(&self) -> Option<Instant> {

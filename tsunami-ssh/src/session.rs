@@ -125,6 +125,10 @@ impl Session for SshSession {
         files::download(&self.commands, download).await
     }
 
+    fn moved(&self) -> u64 {
+        self.commands.moved().bytes()
+    }
+
     fn answered(&self) -> Option<Instant> {
         self.answered
     }

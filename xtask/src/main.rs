@@ -8,6 +8,7 @@ mod docs;
 mod emulator;
 mod guest;
 mod release;
+mod picture;
 mod setup;
 mod statistics;
 mod test;
@@ -59,6 +60,10 @@ enum Task {
         /// Only the guide.
         #[arg(long)]
         quick: bool,
+    /// Make the README's pictures from a real run: what a terminal shows of it, and its report.
+    Picture {
+        /// Where to [default: docs].
+        directory: Option<PathBuf>,
     },
     /// Build the machines that tests boot, small Debians; as root.
     Guest,
@@ -112,6 +117,7 @@ fn main() -> ExitCode {
         Task::Docs { quick } => docs::docs(quick),
         Task::Chaos(chaos) => test::chaos(&chaos),
         Task::Release(release) => release::release(&release),
+        Task::Picture { directory } => picture::picture(directory.as_deref()),
         Task::Guest => setup::setup(true).and_then(|()| guest::guests()),
         Task::AwsContract(contract) => contract::contract(&contract),
         Task::Emulator { port } => emulator::run(port),

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
-use tsunami_core::results::SideBySide;
+use tsunami_core::results::{SideBySide, json as to_json};
 
 use super::{Context, Execute};
 use crate::error::Error;
+use crate::table::print_markdown;
 use crate::terminal::{print, say};
 
 /// Set what runs measured side by side
@@ -19,6 +20,9 @@ pub(crate) struct Compare {
     /// Print CSV, a row for each run, for tools that look for points of change
     #[arg(long)]
     csv: bool,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
     /// Compare them although their machines differ
     #[arg(long)]
     unlike_machines: bool,
@@ -30,11 +34,15 @@ impl Execute for Compare {
     }
 
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
-        let Self { directories, csv, unlike_machines } = self;
+        let Self { directories, csv, json, unlike_machines } = self;
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
         if !runs.is_comparable() {
-            return Err(Error::Usage("these runs have no metric in common".to_owned()));
+            let each: String = runs.changed().iter().map(|line| format!("\n  {line}")).collect();
+            let why = if each.is_empty() { String::new() } else { format!("; they differ in this:{each}") };
+            return Err(Error::Usage(format!(
+                "these runs have no metric in common, of the same parameters{why}"
+            )));
         }
         let unlike = runs.unlike();
         if !unlike.is_empty() && !unlike_machines {
@@ -44,10 +52,14 @@ impl Execute for Compare {
             )));
         }
         unlike.iter().for_each(|line| say(&format!("unlike machines: {line}")));
+        runs.changed().iter().for_each(|line| say(&format!("not the same: {line}")));
         if csv {
             return print(&runs.csv()).map(|()| 0);
         }
-        print(&runs.markdown())?;
+        if json {
+            return print(&to_json(&runs.json()).map_err(CoreError::from)?).map(|()| 0);
+        }
+        print_markdown(&runs.markdown())?;
         say(
             "each interval is of that run's own median: what changed between the runs beside the experiment is not \
              taken out",

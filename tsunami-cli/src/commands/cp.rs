@@ -4,20 +4,28 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
-use super::{Context, Execute};
+use super::{Context, Execute, SILENT, told_if_slow};
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
+use crate::reporter::{Verbosity, span};
 use crate::signals;
-use crate::terminal::say;
+use crate::terminal::{self, say};
+
+/// How often the line that changes does so, and how seldom at least there is another one where none can.
+const REDRAW: Duration = Duration::from_millis(200);
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,8 +90,8 @@ impl Execute for Cp {
         let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
         signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
         let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
-        let running =
-            engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place))).await?;
+        let attach = engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place)));
+        let running = told_if_slow(attach, &format!("connecting to {}", places.join(", "))).await?;
         let hosts = running.cluster().hosts();
         let at = |place: &str| -> Vec<&Host> {
             hosts.iter().filter(|host| is_at(host.machine(), place)).collect()
@@ -94,9 +102,13 @@ impl Execute for Cp {
                 Err(CoreError::other(format!("the run has no machine or group `{place}` that is running")))
             }
             None => {
-                let copies = sources.iter().map(|source| copy(source, &destination, &at, sources.len() > 1));
-                gravest(join_all(copies).await.into_iter().filter_map(Result::err).collect())
-                    .map_or(Ok(()), Err)
+                let of = places.iter().map(|place| at(place).len()).sum();
+                let transfer = Transfer::new(hosts, matches!(destination, End::Remote(..)), of);
+                let several = sources.len() > 1;
+                let copies =
+                    sources.iter().map(|source| copy(source, &destination, &at, several, &transfer.done));
+                let copied = transfer.tell(join_all(copies), context.verbosity).await;
+                gravest(copied.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
             }
         };
         running.detach().await;
@@ -105,18 +117,98 @@ impl Execute for Cp {
     }
 }
 
+/// How far all copies are, for whoever waits for them.
+struct Transfer<'a> {
+    hosts: &'a [Host],
+    is_upload: bool,
+    /// Of how many there are, one for each machine and source, so many have ended.
+    done: AtomicUsize,
+    of: usize,
+    began: Instant,
+}
+
+impl<'a> Transfer<'a> {
+    fn new(hosts: &'a [Host], is_upload: bool, of: usize) -> Self {
+        Self { hosts, is_upload, done: AtomicUsize::new(0), of, began: Instant::now() }
+    }
+
+    /// Waits for the copies. What takes longer shows its bytes and rate: on a terminal in a line that changes, elsewhere in
+    /// a line now and then.
+    async fn tell<T>(&self, copies: impl Future<Output = T>, verbosity: Verbosity) -> T {
+        let mut copies = pin!(copies);
+        if verbosity == Verbosity::Quiet {
+            return copies.await;
+        }
+        let draws = terminal::is_interactive();
+        let (mut pause, mut is_shown) = (SILENT, false);
+        let copied = loop {
+            tokio::select! {
+                biased;
+                copied = &mut copies => break copied,
+                () = sleep(pause) => {}
+            }
+            is_shown = true;
+            let words = self.words();
+            if draws {
+                terminal::redraw(&words);
+                pause = REDRAW;
+            } else {
+                say(&words);
+                pause = (pause * 3).min(SELDOM);
+            }
+        };
+        if is_shown {
+            if draws {
+                terminal::redraw("");
+            }
+            say(&self.words());
+        }
+        copied
+    }
+
+    fn words(&self) -> String {
+        let moved = self.hosts.iter().map(Host::moved).sum();
+        let (took, done) = (self.began.elapsed(), self.done.load(Ordering::Relaxed));
+        words(self.is_upload, moved, took, (done, self.of))
+    }
+}
+
+fn words(is_upload: bool, moved: u64, took: Duration, (done, of): (usize, usize)) -> String {
+    let what = if is_upload { "sent" } else { "fetched" };
+    let rate = moved as f64 / took.as_secs_f64().max(1e-3);
+    let copies = if of > 1 { format!(", {done} of {of} copies done") } else { String::new() };
+    format!("{what} {} in {}, {}/s{copies}", bytes(moved as f64), span(took), bytes(rate))
+}
+
+/// So many bytes, in the largest unit that leaves something before the point.
+fn bytes(count: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = count;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < units.len() {
+        (size, unit) = (size / 1024.0, unit + 1);
+    }
+    let digits = usize::from(unit > 0 && size < 100.0);
+    format!("{size:.digits$} {}", units[unit])
+}
+
 async fn copy<'a>(
     source: &End,
     destination: &End,
     at: &impl Fn(&str) -> Vec<&'a Host>,
     several: bool,
+    done: &AtomicUsize,
 ) -> Result<(), CoreError> {
+    let count = |copied: Result<(), CoreError>| {
+        done.fetch_add(1, Ordering::Relaxed);
+        copied
+    };
     let results = match (source, destination) {
         (End::Local(from), End::Remote(place, to)) => {
             // As `cp` does: into a directory if the destination is one, or if several go there.
             let uploads = at(place).into_iter().map(async |host| {
                 let to = destination_on(host, to, from, several).await?;
-                host.upload(from, &to).await
+                count(host.upload(from, &to).await)
             });
             join_all(uploads).await
         }
@@ -125,7 +217,7 @@ async fn copy<'a>(
             let apart = hosts.len() > 1;
             let downloads = hosts.into_iter().map(async |host| {
                 let to = if apart { to.join(host.name()) } else { to.clone() };
-                fetch(host, path, &to, several || apart).await
+                count(fetch(host, path, &to, several || apart).await)
             });
             join_all(downloads).await
         }
@@ -246,6 +338,17 @@ mod tests {
         assert_eq!(End::parse("./a:b"), End::Local("./a:b".into()));
         assert_eq!(End::parse("plain"), End::Local("plain".into()));
     }
+
+    #[test]
+    fn a_copy_tells_its_bytes_and_rate() {
+        let took = Duration::from_secs(12);
+        assert_eq!(
+            words(true, 31_457_280, took, (2, 40)),
+            "sent 30.0 MiB in 12s, 2.5 MiB/s, 2 of 40 copies done"
+        );
+        assert_eq!(words(false, 500, Duration::from_millis(2500), (0, 1)), "fetched 500 B in 2.5s, 200 B/s");
+    }
+
     #[test]
     fn a_path_is_a_directory_and_a_name_in_it() {
         for (path, expected) in [

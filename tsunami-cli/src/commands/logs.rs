@@ -1,126 +1,484 @@
 //! `tsunami logs`: what set-up and steps printed.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
-use tsunami_core::{Error as CoreError, RunStore, Stream};
+use tsunami_core::text::Lines;
+use tsunami_core::{Error as CoreError, EventKind, RunEntry, RunStore, read_events};
 
 use super::{Context, Execute};
 use crate::error::{Error, USAGE};
-use crate::terminal::{one_line, pass_on, say};
+use crate::terminal::{PassedOn, Style, one_line, say};
 
 /// How often the files are looked at while following.
 const POLL: Duration = Duration::from_millis(200);
 
+/// What the machine is called that a log is of which no machine has: this computer.
+const HERE: &str = "here";
+
+/// How much of a line is looked at at once.
+const PIECE: u64 = 64 << 10;
+
+/// How much of a run's events is read to find out whose machines it used.
+const BEGINNING: u64 = 64 << 10;
+
 /// Show what set-up and steps printed
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logs {
-    /// A run id, a prefix of one, or an experiment's name
+    /// A run id, a prefix of one, an experiment's name, or a directory of results
     run: String,
-    /// Only this machine
-    machine: Option<String>,
+    /// Only these machines and groups
+    #[arg(value_name = "MACHINE|GROUP")]
+    only: Vec<String>,
     /// Go on as long as the run does
     #[arg(short, long)]
     follow: bool,
 }
 
 impl Execute for Logs {
-    async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let colour = context.colour && io::stdout().is_terminal();
         // Logs may be large, and whoever reads them slow.
-        let shown = spawn_blocking(move || logs(&self.run, self.machine.as_deref(), self.follow));
+        let shown = spawn_blocking(move || logs(&self, colour));
         shown.await.map_err(CoreError::other)?
     }
 }
 
-fn logs(name: &str, machine: Option<&str>, follow: bool) -> Result<u8, Error> {
+fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
     let state = RunStore::standard()?;
-    let recorded = state.find(name);
-    let results = match &recorded {
-        Ok(directory) => directory.record()?.results,
-        // The record of a run that is over is gone; its results may be here.
-        Err(CoreError::UnknownRun { .. }) => find_results(name),
-        Err(_) => None,
+    let (recorded, directories) = find(&state, run)?;
+    let is_going = || {
+        let is_controlled = |run: &RunEntry| run.is_controlled().unwrap_or(false);
+        *follow
+            && (recorded.as_ref().is_some_and(is_controlled) || directories.iter().any(|it| is_written(it)))
     };
-    let Some(results) = results else {
-        recorded?;
-        return Err(Error::Usage(format!("run {name} has no results directory")));
-    };
-    let logs = results.join("logs");
-    let mut shown: BTreeMap<PathBuf, u64> = BTreeMap::new();
-    let mut last = None;
+    let mut shown = Shown { out: PassedOn::new(colour), logs: Vec::new(), width: 0, failed: BTreeMap::new() };
+    let mut is_first = true;
     loop {
         // Asked before reading, so that what was written last is seen.
-        let going =
-            follow && recorded.as_ref().is_ok_and(|directory| directory.is_controlled().unwrap_or(false));
-        for file in files(&logs, machine).map_err(Error::file("read", &logs))? {
-            let from = shown.entry(file.clone()).or_default();
-            let heading = (last.as_ref() != Some(&file)).then(|| file.strip_prefix(&logs).unwrap_or(&file));
-            let read = match show(&file, *from, heading) {
-                // Whoever read it has seen enough.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
-                read => read.map_err(Error::file("read", &file))?,
-            };
-            if read > 0 {
-                *from += read;
-                last = Some(file);
-            }
+        let going = is_going();
+        for directory in &directories {
+            shown.find(&directory.join("logs"), only).map_err(Error::file("read", directory))?;
+        }
+        let done =
+            if std::mem::take(&mut is_first) { shown.so_far(&directories, going) } else { shown.more() };
+        match done.and_then(|()| shown.out.flush()) {
+            // Whoever read it has seen enough.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
+            done => done.map_err(Error::file("read", "the logs"))?,
         }
         if !going {
             break;
         }
         thread::sleep(POLL);
     }
-    if shown.is_empty() {
-        say(&machine.map_or_else(|| "no logs".to_owned(), |machine| format!("no logs of {machine}")));
+    let ended = shown.finish();
+    if ended.as_ref().is_err_and(|error| error.kind() != ErrorKind::BrokenPipe) {
+        ended.map_err(Error::file("write to", "standard output"))?;
+    }
+    if shown.logs.is_empty() && only.is_empty() {
+        say("no logs");
+        return Ok(USAGE);
+    }
+    let is_missing = |name: &&String| !shown.logs.iter().any(|log| log.is_of(name));
+    let missing: Vec<&str> = only.iter().filter(is_missing).map(String::as_str).collect();
+    if !missing.is_empty() {
+        say(&format!("no logs of {}", missing.join(", ")));
         return Ok(USAGE);
     }
     Ok(0)
 }
 
-/// The results of a run that is over, below this directory.
-fn find_results(name: &str) -> Option<PathBuf> {
-    let runs =
-        fs::read_dir("results").ok()?.flatten().flat_map(|experiment| fs::read_dir(experiment.path()).ok());
-    let mut fitting =
-        runs.flatten().flatten().map(|run| run.path()).filter(|run| {
-            run.file_name().and_then(|run| run.to_str()).is_some_and(|run| run.starts_with(name))
-        });
-    let first = fitting.next().filter(|_| !name.is_empty())?;
-    fitting.next().is_none().then_some(first)
-}
-
-/// The logs there are, by machine, oldest first.
-fn files(logs: &Path, machine: Option<&str>) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(logs).into_iter().flatten().flatten() {
-        if machine.is_none_or(|machine| entry.file_name() == machine) {
-            for file in fs::read_dir(entry.path())?.flatten() {
-                let created = file.metadata().and_then(|metadata| metadata.created());
-                files.push((entry.file_name(), created.ok(), file.path()));
+/// The run that is meant, if it is recorded, and where its results are; then those of runs that used its machines.
+fn find(state: &RunStore, name: &str) -> Result<(Option<RunEntry>, Vec<PathBuf>), Error> {
+    let named = Path::new(name);
+    if named.join("events.jsonl").is_file() || named.join("logs").is_dir() {
+        return Ok((None, vec![named.to_owned()]));
+    }
+    let recorded = state.find(name);
+    let (entry, results) = match &recorded {
+        Ok(entry) => (Some(entry.clone()), entry.record()?.results),
+        // The record of a run that is over is gone, and runs on another one's machines have none; their results may be here.
+        Err(CoreError::UnknownRun { .. }) => (None, find_results(name)),
+        Err(_) => (None, None),
+    };
+    let Some(results) = results else {
+        recorded?;
+        return Err(Error::Usage(format!("run {name} has no results directory")));
+    };
+    let mut all = vec![results.clone()];
+    let id = entry.as_ref().map(RunEntry::id).or_else(|| machines_of(&results)?.parse().ok());
+    if let Some(id) = id.filter(|id| results.file_name() == Some(OsStr::new(id.as_str()))) {
+        let beside = results.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+        let others = directories(&beside).into_iter().chain(directories(Path::new("results")));
+        for other in others.filter(|other| machines_of(other).as_deref() == Some(id.as_str())) {
+            let is_known = |known: &PathBuf| fs::canonicalize(known).ok() == fs::canonicalize(&other).ok();
+            if !all.iter().any(is_known) {
+                all.push(other);
             }
         }
     }
-    files.sort();
-    Ok(files.into_iter().map(|(.., path)| path).collect())
+    Ok((entry, all))
 }
 
-/// Prints what a file has from an offset on. Returns how much that was.
-fn show(path: &Path, from: u64, heading: Option<&Path>) -> std::io::Result<u64> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(from))?;
-    let (mut buffer, mut total) = (vec![0; 64 << 10], 0);
-    while let count @ 1.. = file.read(&mut buffer)? {
-        if let Some(heading) = heading.filter(|_| total == 0) {
-            let heading = format!("==> {} <==\n", one_line(&heading.to_string_lossy()));
-            pass_on(Stream::Stdout, heading.as_bytes())?;
-        }
-        total += count as u64;
-        pass_on(Stream::Stdout, &buffer[..count])?;
+/// The results of a run that is over, below this directory: by its id or the beginning of it, or the last of an experiment.
+fn find_results(name: &str) -> Option<PathBuf> {
+    let all = directories(Path::new("results"));
+    let called =
+        |run: &&PathBuf| run.file_name().and_then(OsStr::to_str).is_some_and(|run| run.starts_with(name));
+    let of = |run: &&PathBuf| run.parent().and_then(Path::file_name) == Some(OsStr::new(name));
+    let fitting: Vec<&PathBuf> = all.iter().filter(called).filter(|_| !name.is_empty()).collect();
+    match fitting[..] {
+        [] => all.iter().filter(of).max_by_key(|run| run.file_name()).cloned(),
+        [one] => Some(one.clone()),
+        _ => None,
     }
-    Ok(total)
+}
+
+/// The results directories of all experiments below one. Links to others count once.
+fn directories(results: &Path) -> Vec<PathBuf> {
+    let inside = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let runs = inside(results).flat_map(|experiment| inside(&experiment).collect::<Vec<_>>());
+    let mut runs: Vec<PathBuf> = runs.filter(|run| !run.is_symlink()).collect();
+    runs.sort();
+    runs
+}
+
+/// The run whose machines the run with these results had.
+fn machines_of(results: &Path) -> Option<String> {
+    let file = File::open(results.join("events.jsonl")).ok()?;
+    let events = read_events(BufReader::new(file.take(BEGINNING))).ok()?;
+    events.into_iter().find_map(|event| match event.kind {
+        EventKind::RunStarted { run, .. } => Some(run.to_string()),
+        _ => None,
+    })
+}
+
+/// Whether a process writes to these results: it holds a lock on the events.
+fn is_written(results: &Path) -> bool {
+    let events = File::open(results.join("events.jsonl"));
+    events.is_ok_and(|events| matches!(events.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// What one machine printed in one stage.
+struct Log {
+    machine: String,
+    stage: String,
+    path: PathBuf,
+    /// How much of it has been shown.
+    read: u64,
+    lines: Lines,
+}
+
+impl Log {
+    fn is_of(&self, name: &str) -> bool {
+        self.machine == name || self.machine.rsplit_once('-').is_some_and(|(group, _)| group == name)
+    }
+}
+
+/// When a command began, how its log shows that, and whether it failed.
+struct Begun {
+    at: SystemTime,
+    line: String,
+    failed: bool,
+}
+
+/// A part of a log: what one command printed.
+struct Part {
+    log: usize,
+    at: Option<SystemTime>,
+    from: u64,
+    to: u64,
+    failed: bool,
+}
+
+/// What has been shown.
+struct Shown {
+    out: PassedOn,
+    /// In the order in which machines are listed.
+    logs: Vec<Log>,
+    /// How wide the names before lines are.
+    width: usize,
+    /// What failed, by machine.
+    failed: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Shown {
+    /// Finds logs that are new.
+    fn find(&mut self, logs: &Path, only: &[String]) -> io::Result<()> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(logs).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match entry.file_type()?.is_dir() {
+                true => {
+                    for file in fs::read_dir(entry.path())? {
+                        found.push((name.clone(), file?.path()));
+                    }
+                }
+                false => found.push((HERE.to_owned(), entry.path())),
+            }
+        }
+        found.retain(|(_, path)| self.logs.iter().all(|log| log.path != *path));
+        // As machines are numbered, and not as digits are sorted.
+        found.sort_by_cached_key(|(machine, path)| {
+            let (group, index) = machine.rsplit_once('-').unwrap_or((machine, ""));
+            (group.to_owned(), index.parse::<u64>().ok(), fs::metadata(path).and_then(|it| it.created()).ok())
+        });
+        for (machine, path) in found {
+            let stage = path.file_stem().map(|stage| one_line(&stage.to_string_lossy())).unwrap_or_default();
+            let machine = one_line(&machine);
+            let log = Log { machine, stage, path, read: 0, lines: Lines::complete() };
+            if only.is_empty() || only.iter().any(|name| log.is_of(name)) {
+                self.width = self.width.max(log.machine.len() + 2 + log.stage.len());
+                self.logs.push(log);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows all that there is by now, command by command in the order in which they began, where that is known.
+    fn so_far(&mut self, directories: &[PathBuf], goes_on: bool) -> io::Result<()> {
+        let mut begun = HashMap::new();
+        directories.iter().for_each(|directory| read_commands(directory, &mut begun));
+        let mut parts = Vec::new();
+        for (nth, log) in self.logs.iter().enumerate() {
+            let key = (log.path.clone(), log.machine.clone(), log.stage.clone());
+            let known = begun.remove(&(key.0, key.1, key.2)).unwrap_or_default();
+            parts.extend(split(nth, log, known)?);
+        }
+        // What no event tells of is shown first: what was done on this computer, or by an earlier version.
+        parts.sort_by_key(|part| part.at);
+        for part in parts {
+            self.show(part.log, part.from, Some(part.to), part.failed)?;
+            // A line that has no end yet may go on.
+            if !goes_on {
+                self.finish_line(part.log, part.failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what the logs have now beyond what was shown.
+    fn more(&mut self) -> io::Result<()> {
+        (0..self.logs.len()).try_for_each(|nth| self.show(nth, self.logs[nth].read, None, false))
+    }
+
+    /// Shows a log from an offset on.
+    fn show(&mut self, nth: usize, from: u64, to: Option<u64>, failed: bool) -> io::Result<()> {
+        let mut file = File::open(&self.logs[nth].path)?;
+        file.seek(SeekFrom::Start(from))?;
+        let mut file = file.take(to.map_or(u64::MAX, |to| to - from));
+        let (mut at, mut buffer) = (from, vec![0; 64 << 10]);
+        while let count @ 1.. = file.read(&mut buffer)? {
+            let mut lines = std::mem::take(&mut self.logs[nth].lines);
+            let mut shown = Ok(());
+            lines.push(&buffer[..count], |line| {
+                if shown.is_ok() {
+                    shown = self.line(nth, line, failed);
+                }
+            });
+            self.logs[nth].lines = lines;
+            at += count as u64;
+            self.logs[nth].read = self.logs[nth].read.max(at);
+            shown?;
+        }
+        Ok(())
+    }
+
+    /// Shows a last line that has no end.
+    fn finish_line(&mut self, nth: usize, failed: bool) -> io::Result<()> {
+        let mut lines = std::mem::replace(&mut self.logs[nth].lines, Lines::complete());
+        let mut shown = Ok(());
+        lines.finish(|line| shown = self.line(nth, line, failed));
+        shown
+    }
+
+    fn line(&mut self, nth: usize, line: &[u8], failed: bool) -> io::Result<()> {
+        let Log { machine, stage, .. } = &self.logs[nth];
+        // A command's own output may look like this, too: then it has another colour, and no more.
+        let is_end = line.starts_with(b"# ") && line.ends_with(b" s");
+        let is_bad = is_end && !line.starts_with(b"# status 0 after") && !line.starts_with(b"# cancelled")
+            || failed && is_end;
+        if is_bad {
+            let end = String::from_utf8_lossy(&line[2..]);
+            let end = end.split(" after ").next().unwrap_or_default();
+            self.failed.entry(machine.clone()).or_default().insert(format!("{stage}: {}", one_line(end)));
+        }
+        let style = match () {
+            () if is_bad => Style::Bad,
+            () if is_end || line.starts_with(b"$ ") => Style::Faint,
+            () => Style::Plain,
+        };
+        let who = if failed || is_bad { Style::Bad } else { Style::of_machine(machine) };
+        let pad = self.width.saturating_sub(machine.len() + 2 + stage.len());
+        let start = format!("{machine}  {stage}{:pad$} | ", "");
+        self.out.line((who, &start), style, line)
+    }
+
+    /// Shows what has no end of line, and then, where several machines were shown, which of them failed.
+    fn finish(&mut self) -> io::Result<()> {
+        (0..self.logs.len()).try_for_each(|nth| self.finish_line(nth, false))?;
+        self.out.flush()?;
+        let machines: BTreeSet<&String> = self.logs.iter().map(|log| &log.machine).collect();
+        if machines.len() > 1 {
+            for (machine, failures) in &self.failed {
+                let failures: Vec<&str> = failures.iter().map(String::as_str).collect();
+                say(&format!("failed on {machine}: {}", failures.join("; ")));
+            }
+        }
+        Ok(())
+    }
+}
+
+type Commands = HashMap<(PathBuf, String, String), Vec<Begun>>;
+
+/// Reads when the commands of a run began, by the log that each is in. What can't be read is not known.
+fn read_commands(results: &Path, commands: &mut Commands) {
+    let Ok(file) = File::open(results.join("events.jsonl")) else { return };
+    let mut places = HashMap::new();
+    for event in read_events(BufReader::new(file)).unwrap_or_default() {
+        match event.kind {
+            EventKind::CommandStarted { machine, stage, command_id, command, .. } => {
+                let path = results.join("logs").join(&machine).join(format!("{stage}.log"));
+                let key = (path, machine, stage);
+                let begun = commands.entry(key.clone()).or_default();
+                let first = command.trim_end().lines().next().unwrap_or_default();
+                begun.push(Begun { at: event.at, line: format!("$ {first}"), failed: false });
+                places.insert(command_id, (key, begun.len() - 1));
+            }
+            EventKind::CommandFinished { command_id, exit, cancelled, .. } => {
+                let place = places.remove(&command_id);
+                let begun = place.and_then(|(key, nth)| commands.get_mut(&key)?.get_mut(nth));
+                if let Some(begun) = begun {
+                    begun.failed = !cancelled && !exit.is_some_and(|exit| exit.success());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Where in a log each of the commands begins that are known to be in it.
+fn split(nth: usize, log: &Log, known: Vec<Begun>) -> io::Result<Vec<Part>> {
+    let mut file = BufReader::new(File::open(&log.path)?);
+    let mut known = known.into_iter().peekable();
+    let (mut at, mut line, mut is_start) = (0, Vec::new(), true);
+    let mut parts = vec![Part { log: nth, at: None, from: 0, to: 0, failed: false }];
+    loop {
+        line.clear();
+        // A line without an end is read in pieces.
+        let read = (&mut file).take(PIECE).read_until(b'\n', &mut line)? as u64;
+        if read == 0 {
+            break;
+        }
+        let begins = |begun: &Begun| is_start && line.strip_suffix(b"\n") == Some(begun.line.as_bytes());
+        if let Some(begun) = known.next_if(begins) {
+            parts.push(Part { log: nth, at: Some(begun.at), from: at, to: at, failed: begun.failed });
+        }
+        is_start = line.ends_with(b"\n");
+        at += read;
+        if let Some(part) = parts.last_mut() {
+            part.to = at;
+        }
+    }
+    parts.retain(|part| part.from < part.to);
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results(of: &Path, id: &str, events: &[&str]) -> PathBuf {
+        let directory = of.join("x").join(id);
+        fs::create_dir_all(directory.join("logs")).unwrap();
+        let lines: String = events.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(directory.join("events.jsonl"), format!("{{\"schema\":2}}\n{lines}")).unwrap();
+        directory
+    }
+
+    fn log(results: &Path, machine: &str, stage: &str, text: &str) {
+        fs::create_dir_all(results.join("logs").join(machine)).unwrap();
+        fs::write(results.join("logs").join(machine).join(format!("{stage}.log")), text).unwrap();
+    }
+
+    fn told(directories: &[PathBuf], only: &[&str]) -> (String, BTreeMap<String, BTreeSet<String>>) {
+        let only: Vec<String> = only.iter().map(|&name| name.to_owned()).collect();
+        let mut shown =
+            Shown { out: PassedOn::in_memory(false), logs: Vec::new(), width: 0, failed: BTreeMap::new() };
+        directories.iter().for_each(|it| shown.find(&it.join("logs"), &only).unwrap());
+        shown.so_far(directories, false).unwrap();
+        (shown.out.text(), shown.failed)
+    }
+
+    #[test]
+    fn commands_are_shown_in_the_order_in_which_they_began_and_who_failed_is_told() {
+        let all = tempfile::tempdir().unwrap();
+        let id = "20261128-082330-x3pph4b3rq9vs";
+        let begun = |at: u32, machine: &str, stage: &str, number: u32, command: &str| {
+            format!(
+                r#"{{"seq":{at},"at":{at}.0,"elapsed":{at}.0,"event":"command_started","machine":"{machine}","stage":"{stage}","command_id":{number},"command":"{command}"}}"#
+            )
+        };
+        let ended = r#"{"seq":9,"at":9.0,"elapsed":9.0,"event":"command_finished","machine":"b-10","stage":"load","command_id":3,"command":"go","exit":{"status":3},"error":null,"seconds":1.0}"#;
+        let lines = [
+            begun(1, "b-2", "setup", 1, "first"),
+            begun(2, "b-10", "setup", 2, "second\\nmore"),
+            begun(3, "b-10", "load", 3, "go"),
+            begun(4, "b-2", "load", 4, "go"),
+        ];
+        let mut lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        lines.push(ended);
+        let directory = results(all.path(), id, &lines);
+        log(&directory, "b-2", "setup", "$ first\none\n# status 0 after 1.0 s\n");
+        log(&directory, "b-10", "setup", "$ second\nmore\ntwo");
+        log(&directory, "b-10", "load", "$ go\nno\n# status 3 after 1.0 s\n");
+        log(&directory, "b-2", "load", "$ go\n# status 0 after 1.0 s\n");
+        log(&directory, "a-0", "setup", "not me\n");
+        fs::write(directory.join("logs/prepare.log"), "built\n").unwrap();
+        let (text, failed) = told(std::slice::from_ref(&directory), &["b", "here"]);
+        insta::assert_snapshot!(text, @"
+        here  prepare | built
+        b-2  setup    | $ first
+        b-2  setup    | one
+        b-2  setup    | # status 0 after 1.0 s
+        b-10  setup   | $ second
+        b-10  setup   | more
+        b-10  setup   | two
+        b-10  load    | $ go
+        b-10  load    | no
+        b-10  load    | # status 3 after 1.0 s
+        b-2  load     | $ go
+        b-2  load     | # status 0 after 1.0 s
+        ");
+        assert_eq!(failed["b-10"].iter().collect::<Vec<_>>(), ["load: status 3"]);
+        assert!(told(&[directory], &["a-0"]).0.starts_with("a-0  setup | not me"));
+    }
+
+    #[test]
+    fn a_run_on_the_machines_of_another_is_shown_with_it() {
+        let all = tempfile::tempdir().unwrap();
+        let ids = ["20261128-082330-x3pph4b3rq9vs", "20261128-082430-x3pph4b3rq9vs"];
+        let started = format!(
+            r#"{{"seq":1,"at":1.0,"elapsed":1.0,"event":"run_started","run":"{}","experiment":"x","deadline":9.0,"groups":[]}}"#,
+            ids[0]
+        );
+        let both = ids.map(|id| results(all.path(), id, &[&started]));
+        let state = RunStore::at(all.path().join("state"));
+        for (name, expected) in [(&both[0], &both[..1]), (&both[1], &both[1..])] {
+            assert_eq!(find(&state, name.to_str().unwrap()).unwrap().1, expected);
+        }
+        assert_eq!(directories(all.path()), both);
+        assert_eq!(machines_of(&both[1]).as_deref(), Some(ids[0]));
+        assert!(!is_written(&both[0]));
+        let lock = File::open(both[0].join("events.jsonl")).unwrap();
+        lock.lock().unwrap();
+        assert!(is_written(&both[0]));
+    }
 }

@@ -9,15 +9,20 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
-use super::{Context, Execute};
+use super::{Context, Execute, told_if_slow};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
-use crate::terminal::{one_line, print, say};
+use crate::table::Table;
+use crate::terminal::{one_line, print, say, stdout_columns};
+
+/// The number of the form of what `--json` shows; docs/json.md describes it.
+const LS_SCHEMA: u32 = 1;
 
 /// One run, as `--json` shows it. Times in seconds.
 #[derive(Serialize)]
 struct Row {
+    schema: u32,
     run: RunId,
     experiment: String,
     provider: String,
@@ -102,7 +107,8 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
     let (mut rows, mut status) = (Vec::new(), 0);
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
-    let asked = join_all(directories.iter().map(|directory| row(registry, directory, state))).await;
+    let asking = join_all(directories.iter().map(|directory| row(registry, directory, state)));
+    let asked = told_if_slow(asking, "waiting for providers to list the machines").await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
@@ -124,22 +130,7 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
     } else if directories.is_empty() {
         say("no runs");
     } else if !rows.is_empty() {
-        let _ = writeln!(
-            text,
-            "{:<30} {:<16} {:<8} {:>9} {:<16} {:>8} {:>8}",
-            "RUN", "EXPERIMENT", "PROVIDER", "MACHINES", "STATE", "AGE", "LEFT"
-        );
-        for row in &rows {
-            let Row { run, experiment, provider, state, machines_running, machines, age, left } = row;
-            let count = format!("{machines_running}/{machines}");
-            let [age, left] = [*age, *left].map(short);
-            let [experiment, provider] = [experiment, provider].map(|name| one_line(name));
-            let (run, state) = (run.as_str(), <&str>::from(*state));
-            let _ = writeln!(
-                text,
-                "{run:<30} {experiment:<16} {provider:<8} {count:>9} {state:<16} {age:>8} {left:>8}"
-            );
-        }
+        text = table(&rows).text(stdout_columns());
     }
     print(&text)?;
     for row in rows {
@@ -150,9 +141,28 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
     Ok(status)
 }
 
+/// All of it; on a terminal as much as there is room for.
+fn table(rows: &[Row]) -> Table {
+    let heads = ["RUN", "EXPERIMENT", "PROVIDER", "UP", "STATE", "AGE", "LEFT"];
+    let mut table = Table::new(heads).dispensable(&[2, 5]);
+    for row in rows {
+        table.row(vec![
+            row.run.to_string(),
+            one_line(&row.experiment),
+            one_line(&row.provider),
+            format!("{}/{}", row.machines_running, row.machines),
+            <&str>::from(row.state).to_owned(),
+            short(row.age),
+            if row.left == 0 { "over".to_owned() } else { short(row.left) },
+        ]);
+    }
+    table
+}
+
 /// Lists the runs that are found by tag, whoever launched them.
 async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunStore) -> Result<u8, Error> {
-    let surveys = backend::survey(registry, state, cloud, false).await?;
+    let survey = backend::survey(registry, state, cloud, false);
+    let surveys = told_if_slow(survey, "waiting for providers to list what they have by tag").await?;
     let (mut text, mut status) = (String::new(), 0);
     let mut is_empty = true;
     for surveyed in &surveys {
@@ -167,7 +177,7 @@ async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunS
         for found in &survey.runs {
             let left = found.expires.duration_since(now).unwrap_or_default().as_secs();
             if json {
-                let row = serde_json::json!({"run": found.run, "left": left, "things": found.things});
+                let row = serde_json::json!({"schema": LS_SCHEMA, "run": found.run, "left": left, "things": found.things});
                 let _ = writeln!(text, "{}", to_json(&row).map_err(tsunami_core::Error::from)?);
                 continue;
             }
@@ -196,6 +206,7 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
     let is_gone = listed.iter().all(|machine| machine.state == MachineState::Gone);
     let state = State::of(directory.is_controlled()?, record.kept, is_gone, deadline <= now);
     Ok(Row {
+        schema: LS_SCHEMA,
         run: record.run,
         experiment: record.experiment,
         provider: record.provider,
@@ -216,6 +227,36 @@ fn short(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_fit_into_eighty_columns_and_are_told_whole_elsewhere() {
+        let row = |experiment: &str, state, machines, left| Row {
+            schema: LS_SCHEMA,
+            run: "20261128-082330-x3pph4b3rq9vs".parse().unwrap(),
+            experiment: experiment.to_owned(),
+            provider: "local".to_owned(),
+            state,
+            machines_running: 1,
+            machines,
+            age: 75,
+            left,
+        };
+        let rows = [
+            row("x", State::Running, 1, 3500),
+            row("redis-throughput-against-memory", State::ControllerGone, 1000, 0),
+        ];
+        insta::assert_snapshot!(table(&rows).text(None), @"
+        RUN                            EXPERIMENT                       PROVIDER      UP  STATE               AGE  LEFT
+        20261128-082330-x3pph4b3rq9vs  x                                local        1/1  running          1m 15s  58m 20s
+        20261128-082330-x3pph4b3rq9vs  redis-throughput-against-memory  local     1/1000  controller gone  1m 15s  over
+        ");
+        insta::assert_snapshot!(table(&rows).text(Some(80)), @"
+        RUN                            EXPERIMENT                UP  STATE       LEFT
+        20261128-082330-x3pph4b3rq9vs  x                        1/1  running     58m 20s
+        20261128-082330-x3pph4b3rq9vs  redis-throughput-     1/1000  controller  over
+                                       against-memory                gone
+        ");
+    }
 
     #[test]
     fn a_run_is_complained_of_while_something_is_there_that_nobody_will_end() {

@@ -17,8 +17,11 @@ mod ssh;
 mod up;
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
 use tsunami_core::{Error as CoreError, RunStore};
@@ -28,6 +31,9 @@ use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::signals;
 use crate::terminal::say;
+
+/// How long nothing is said of what is waited for.
+const SILENT: Duration = Duration::from_secs(2);
 
 /// The commands, in the order in which help lists them. Each one's file has its arguments and what it does.
 #[derive(Debug, clap::Subcommand)]
@@ -88,6 +94,17 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Schema(command) => begin(command, context).await,
         Command::Down(command) => begin(command, context).await,
     }
+}
+
+/// Waits, and says for what if it takes a while.
+async fn told_if_slow<T>(waiting: impl Future<Output = T>, what: &str) -> T {
+    let mut waiting = pin!(waiting);
+    tokio::select! {
+        biased;
+        done = &mut waiting => return done,
+        () = sleep(SILENT) => say(what),
+    }
+    waiting.await
 }
 
 async fn begin(command: impl Execute, context: &Context<'_>) -> Result<u8, Error> {

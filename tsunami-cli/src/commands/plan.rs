@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::{Secrets, check_inputs};
+use tsunami_core::results::{Secrets, check_inputs, json as to_json};
 use tsunami_core::statistics::Direction;
 use tsunami_core::text::{number, quoted};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
-use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
+use tsunami_core::{Error as CoreError, Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
-use super::{Context, Execute, load};
+use super::{Context, Execute, load, told_if_slow};
 use crate::args::FileArgs;
 use crate::error::Error;
-use crate::terminal::{one_line, print};
+use crate::reporter::machines;
+use crate::terminal::{one_line, print, print_words};
 
-/// How many machines of a step, or values of a parameter, are named.
+/// How many machines of a step, or values of a parameter, are named: those in a row as one.
 const NAMED: usize = 20;
 
 /// How many sets of machines are shown.
@@ -36,6 +37,9 @@ const HANGING: &str = "      ";
 pub(crate) struct Plan {
     #[command(flatten)]
     file: FileArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Some machines, and what their provider says of them.
@@ -56,16 +60,87 @@ impl Execute for Plan {
         let mut sets = Vec::new();
         for number in 1..=experiment.set_count() {
             let experiment = experiment.on_set(number);
-            let Backend { provider, connector, .. } =
-                connections.of(&experiment).await.map_err(Error::Provider)?;
             let plan = experiment.plan();
-            let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
+            let asking = async {
+                let Backend { provider, connector, .. } =
+                    connections.of(&experiment).await.map_err(Error::Provider)?;
+                Ok::<_, Error>(Tsunami::new(provider, connector).quote(&plan).await?)
+            };
+            let what =
+                format!("waiting for {} to say what there is, and at which price", experiment.provider);
+            let quotes = told_if_slow(asking, &what).await?;
             sets.push(Set { experiment, plan, quotes });
         }
+        if self.json {
+            return print(&to_json(&json(&experiment, &sets)).map_err(CoreError::from)?).map(|()| 0);
+        }
         let most = sets.iter().map(|set| set.experiment.machines().count()).max().unwrap_or_default();
-        print(&text(&experiment, &sets, crate::too_few_open_files(most)))?;
+        print_words(&text(&experiment, &sets, crate::too_few_open_files(most)))?;
         Ok(0)
     }
+}
+
+/// The number of the form of what `--json` prints; docs/json.md describes it.
+const PLAN_SCHEMA: u32 = 1;
+
+/// The plan for programs: machines, trials, and what it may cost. Times in seconds, prices in US dollars.
+fn json(experiment: &Experiment, sets: &[Set]) -> serde_json::Value {
+    let dollars = |price: Price| match price {
+        Price::Free => Some(0.0),
+        Price::PerHour(dollars) => Some(dollars),
+        _ => None,
+    };
+    let of_set = |(nth, set): (usize, &Set)| {
+        let groups = set.experiment.groups.iter().zip(&set.quotes).map(|(group, quote)| {
+            let offers = quote.offers.iter().map(
+                |offer| serde_json::json!({ "description": offer.description, "per_hour": dollars(offer.price) }),
+            );
+            serde_json::json!({
+                "name": group.name, "count": group.count, "offers": offers.collect::<Vec<_>>(), "notes": quote.notes,
+            })
+        });
+        serde_json::json!({
+            "parameters": experiment.sets.get(nth).map(|set| &set.parameters),
+            "groups": groups.collect::<Vec<_>>(),
+        })
+    };
+    let steps = experiment.steps.iter().enumerate().map(|(at, step)| {
+        let on = sets.iter().filter_map(|set| Some(&set.experiment.steps.get(at)?.on));
+        serde_json::json!({ "name": step.name, "on": on.max_by_key(|on| on.len()), "once": step.per == Per::Run })
+    });
+    let trials = &experiment.trials;
+    let plan = trials.plan(trials.seed.unwrap_or_default(), |parameters| experiment.set_of(parameters));
+    let count = |warmup: bool| plan.trials.iter().filter(|trial| trial.warmup == warmup).count();
+    let parameters = trials.parameters.iter();
+    let metrics = trials.metrics.iter();
+    let (hourly, most) = dollars_of(sets);
+    serde_json::json!({
+        "schema": PLAN_SCHEMA,
+        "experiment": experiment.name,
+        "provider": experiment.provider,
+        "lifetime": experiment.lifetime.as_secs(),
+        "sets": sets.iter().enumerate().map(of_set).collect::<Vec<_>>(),
+        "steps": steps.collect::<Vec<_>>(),
+        "parameters": parameters
+            .map(|parameter| serde_json::json!({ "name": parameter.name, "values": parameter.values }))
+            .collect::<Vec<_>>(),
+        "trials": count(false),
+        "warmups": count(true),
+        "rounds": plan.trials.iter().map(|trial| trial.round).max(),
+        "metrics": metrics
+            .map(|metric| serde_json::json!({ "name": metric.name, "step": metric.step, "unit": metric.unit }))
+            .collect::<Vec<_>>(),
+        "per_hour": hourly,
+        "most": most,
+        "budget": experiment.budget,
+    })
+}
+
+/// What an hour of the dearest set costs as it looks now, and all of them in their whole lives, where that is known.
+fn dollars_of(sets: &[Set]) -> (Option<f64>, Option<f64>) {
+    let dearest = sets.iter().map(|set| hourly(&set.plan, &set.quotes)).collect::<Option<Vec<_>>>();
+    let dearest = dearest.map(|all| all.into_iter().fold(0.0, f64::max));
+    (dearest, sets.iter().map(|set| set.plan.max_cost(&set.quotes)).sum())
 }
 
 /// All that there is to say of a plan.
@@ -231,9 +306,7 @@ fn order(text: &mut String, trials: &Trials, plan: &SweepPlan) {
 }
 
 fn costs(text: &mut String, experiment: &Experiment, sets: &[Set]) {
-    let most: Option<f64> = sets.iter().map(|set| set.plan.max_cost(&set.quotes)).sum();
-    let dearest = sets.iter().map(|set| hourly(&set.plan, &set.quotes)).collect::<Option<Vec<_>>>();
-    let dearest = dearest.map(|all| all.into_iter().fold(0.0, f64::max));
+    let (dearest, most) = dollars_of(sets);
     let whole = if sets.len() > 1 { "for all sets together" } else { "in its whole life" };
     let _ = match most.map(|most| (most, dearest)) {
         Some((0.0, _)) => writeln!(text, "costs nothing"),
@@ -265,10 +338,10 @@ fn shows_secrets(experiment: &Experiment, step: &Step) -> bool {
 fn most<'s>(sets: impl Iterator<Item = &'s Vec<String>> + Clone) -> String {
     let Some(most) = sets.clone().max_by_key(|on| on.len()) else { return String::new() };
     let at_most = if sets.into_iter().any(|on| on.len() < most.len()) { " at most" } else { "" };
-    format!("{}{at_most}", some(most))
+    format!("{}{at_most}", machines(most, NAMED))
 }
 
-/// The names of machines, or values, as far as anybody wants to read them.
+/// Values, as far as anybody wants to read them.
 fn some(all: &[String]) -> String {
     let mut names = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     if all.len() > NAMED {
@@ -401,10 +474,7 @@ run = "flush"
           client    30 x a machine, $0.5000/h each
           first, on this computer: cargo build --release
           step 1           on server-0, once for all trials
-          step load        on client-0, client-1, client-2, client-3, client-4,
-              client-5, client-6, client-7, client-8, client-9, client-10, client-11,
-              client-12, client-13, client-14, client-15, client-16, client-17,
-              client-18, client-19 and 10 more
+          step load        on client-0 to client-29
           between trials   on server-0
           step load knows a secret and collects files: collected files are not redacted
           parameter variant = old, new, newest
@@ -443,7 +513,7 @@ run = "flush"
           client     4 x a machine, $0.5000/h each
         ");
         for part in [
-            "  step load        on client-0, client-1, client-2, client-3 at most\n",
+            "  step load        on client-0 to client-3 at most\n",
             "$2.5000 an hour as it looks now, $9.00 at most for all sets together\n",
             "  a trial may take 1m 49s on average",
         ] {

@@ -1,14 +1,16 @@
 //! `tsunami report`: what a run came to, made anew from its directory.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
-use tsunami_core::results::{ColdStarts, ResultsError, markdown, rebuild};
+use tsunami_core::results::{ColdStarts, ResultsError, json as to_json, markdown, rebuild};
 
 use super::{Context, Execute};
 use crate::error::Error;
 use crate::reporter::Verbosity;
+use crate::table::print_markdown;
 use crate::terminal::{one_line, print, say};
 
 /// Make report.html, results.json and results.csv anew from a run's directory
@@ -23,6 +25,9 @@ pub(crate) struct Report {
     /// Print that as CSV
     #[arg(long, requires = "cold_start")]
     csv: bool,
+    /// Print results.json, or with --cold-start its figures, as one JSON object a line
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
 }
 
 impl Execute for Report {
@@ -31,14 +36,18 @@ impl Execute for Report {
     }
 
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let Self { directories, cold_start, csv } = self;
+        let Self { directories, cold_start, csv, json } = self;
         if cold_start {
             let read = spawn_blocking(move || ColdStarts::read(&directories));
             let starts = read.await.map_err(CoreError::other)??;
             if starts.is_empty() {
                 return Err(Error::Usage("these runs don't tell how any machine came up".to_owned()));
             }
-            return print(&if csv { starts.csv() } else { starts.markdown() }).map(|()| 0);
+            if json {
+                return print(&to_json(&starts.json()).map_err(CoreError::from)?).map(|()| 0);
+            }
+            let printed = if csv { print(&starts.csv()) } else { print_markdown(&starts.markdown()) };
+            return printed.map(|()| 0);
         }
         for directory in directories {
             let built = spawn_blocking(move || {
@@ -46,8 +55,11 @@ impl Execute for Report {
                 Ok::<_, ResultsError>((markdown(&report.analysis()), built))
             });
             let (table, built) = built.await.map_err(CoreError::other)??;
-            if context.verbosity != Verbosity::Quiet {
-                print(&table)?;
+            if json {
+                let results = built.iter().find(|path| path.ends_with("results.json"));
+                results.map_or(Ok(()), |path| print(&in_one_line(path)?))?;
+            } else if context.verbosity != Verbosity::Quiet {
+                print_markdown(&table)?;
                 for path in built {
                     say(&format!("made {}", one_line(&path.to_string_lossy())));
                 }
@@ -55,4 +67,10 @@ impl Execute for Report {
         }
         Ok(0)
     }
+}
+
+/// A file of JSON in one line: no string of it goes on in another.
+fn in_one_line(path: &Path) -> Result<String, Error> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    Ok(text.lines().map(str::trim_start).collect())
 }

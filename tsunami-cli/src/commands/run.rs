@@ -20,8 +20,9 @@ use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
+use crate::table::print_markdown;
 use crate::tails::Tails;
-use crate::terminal::{Events, print, say};
+use crate::terminal::{Events, say};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -218,7 +219,9 @@ impl Stage {
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
         let (written, table) = match self.run.finish(outcome).await {
-            Ok(report) if !self.quiet && !self.json => (None, print(&markdown(&report.analysis())).err()),
+            Ok(report) if !self.quiet && !self.json => {
+                (None, print_markdown(&markdown(&report.analysis())).err())
+            }
             Ok(_) => (None, None),
             Err(error) => (Some(Error::from(error)), None),
         };

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tsunami_core::text::{Lines, sanitize_bytes};
+use tsunami_core::text::{Lines, sanitize_bytes, shorten};
 use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::text::{Text, WIDEST, first_line, span};
+use super::waits::BEFORE;
 use super::{Reporter, Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
@@ -24,6 +25,8 @@ const SHOWN: usize = 30;
 const FRAMES: u8 = 20;
 /// The size of a terminal that doesn't tell.
 const USUAL_SIZE: (u16, u16) = (24, 80);
+/// How much of an experiment's name is shown, so that there is room for what goes on.
+const NAME: usize = 20;
 /// How much text may wait to be printed before it is, whatever the time.
 const QUEUE: usize = 64 * 1024;
 
@@ -48,8 +51,8 @@ struct Shared {
     bars: Mutex<Vec<(ProgressBar, String)>>,
     multi: MultiProgress,
     outlet: Arc<Outlet>,
-    /// How many rows the terminal has.
-    height: fn() -> u16,
+    /// How many rows and columns the terminal has.
+    size: fn() -> (u16, u16),
 }
 
 struct State {
@@ -62,7 +65,8 @@ struct State {
     machines: Vec<Machine>,
     places: HashMap<String, usize>,
     experiment: String,
-    phase: String,
+    /// What goes on, and since when.
+    phase: (String, Instant),
     deadline: Option<Instant>,
 }
 
@@ -93,7 +97,7 @@ impl Live {
     pub(crate) fn new(colour: bool, verbosity: Verbosity) -> Self {
         let screen = Screen { outlet: stderr().clone(), frame: Mutex::default() };
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen), FRAMES);
-        let live = Self::on(target, stderr().clone(), || size().0, colour, verbosity);
+        let live = Self::on(target, stderr().clone(), size, colour, verbosity);
         *lock(&live.echo) = hide_control_characters();
         live
     }
@@ -101,7 +105,7 @@ impl Live {
     fn on(
         target: ProgressDrawTarget,
         outlet: Arc<Outlet>,
-        height: fn() -> u16,
+        size: fn() -> (u16, u16),
         colour: bool,
         verbosity: Verbosity,
     ) -> Self {
@@ -109,12 +113,12 @@ impl Live {
             text: Text::new(verbosity),
             verbosity,
             colour,
-            queue: Message::new(colour),
+            queue: Message::new(colour).within(Some(size().1.into())),
             stopped: false,
             machines: Vec::new(),
             places: HashMap::new(),
             experiment: String::new(),
-            phase: String::new(),
+            phase: (String::new(), Instant::now()),
             deadline: None,
         };
         let shared = Arc::new(Shared {
@@ -123,7 +127,7 @@ impl Live {
             bars: Mutex::default(),
             multi: MultiProgress::with_draw_target(target),
             outlet,
-            height,
+            size,
         });
         let ticking = shared.clone();
         let ticker = thread::Builder::new().name("live".into()).spawn(move || ticking.tick()).ok();
@@ -224,9 +228,13 @@ impl Shared {
                 let lines = state.queue.take().as_str().lines().count();
                 return self.outlet.leave_out(lines);
             }
-            let shown = usize::from((self.height)()).saturating_sub(4).clamp(1, SHOWN);
+            let (height, width) = (self.size)();
+            let shown = usize::from(height).saturating_sub(4).clamp(1, SHOWN);
             let rows = if state.stopped { Vec::new() } else { state.rows(Instant::now(), shown) };
-            (state.queue.take(), rows)
+            let queue = state.queue.take();
+            // What comes next may find the terminal wider, or narrower.
+            state.queue = state.queue.take().within(Some(width.into()));
+            (queue, rows)
         };
         if !queue.is_empty() {
             let _ = self.multi.println(queue.to_string());
@@ -340,13 +348,15 @@ impl State {
         if !shown || self.verbosity == Verbosity::Verbose {
             self.text.event(event, &mut self.queue);
             if let Some(phase) = self.text.phase(event) {
-                self.phase = phase;
+                self.phase = (phase, now);
             }
+        } else {
+            self.text.note(event);
         }
         match &event.kind {
             EventKind::RunStarted { experiment, deadline, groups, .. } => {
                 self.experiment = one_line(experiment);
-                "launching".clone_into(&mut self.phase);
+                self.begins("launching", now);
                 let left = deadline.duration_since(event.at).unwrap_or_default();
                 self.deadline = now.checked_add(left);
                 for group in groups {
@@ -355,22 +365,29 @@ impl State {
                     }
                 }
             }
+            EventKind::Launched { group, .. } => {
+                let launched =
+                    |machine: &&mut Machine| machine.state == "launching" && machine.group() == group;
+                self.machines.iter_mut().filter(launched).for_each(|machine| {
+                    machine.becomes("starting", Style::Plain, false, now);
+                });
+            }
             EventKind::Running { machine, id, .. } => {
-                "setting up".clone_into(&mut self.phase);
+                self.begins("setting up", now);
                 let machine = self.machine(machine, now);
                 machine.id = Some(id.clone());
                 machine.becomes("connecting", Style::Plain, false, now);
             }
             EventKind::Connected { machine, .. } => {
-                self.machine(machine, now).becomes("connected", Style::Plain, false, now);
+                self.machine(machine, now).becomes("booting", Style::Plain, false, now);
             }
             EventKind::Verified { machine, .. } => {
-                self.machine(machine, now).becomes("verified", Style::Plain, false, now);
+                self.machine(machine, now).becomes("setting up", Style::Plain, false, now);
             }
             EventKind::Ready { machine, .. } => {
                 self.machine(machine, now).becomes("ready", Style::Good, true, now);
                 if self.count("ready") == self.machines.len() {
-                    "ready".clone_into(&mut self.phase);
+                    self.begins("ready", now);
                 }
             }
             EventKind::Failed { machine, .. } => {
@@ -398,10 +415,16 @@ impl State {
                 machine.commands.retain(|running| running.command_id != *command_id);
                 machine.last.clear();
             }
-            EventKind::TearingDown { .. } => "tearing down".clone_into(&mut self.phase),
-            EventKind::Kept { .. } => "kept".clone_into(&mut self.phase),
+            EventKind::TearingDown { .. } => self.begins("tearing down", now),
+            EventKind::Kept { .. } => self.begins("kept", now),
             // They change no line; what there is to say of them is said above.
             _ => {}
+        }
+    }
+
+    fn begins(&mut self, phase: &str, now: Instant) {
+        if self.phase.0 != phase {
+            self.phase = (phase.to_owned(), now);
         }
     }
 
@@ -436,20 +459,37 @@ impl State {
 
     /// The lines to be shown, with at most `shown` machines.
     fn rows(&self, now: Instant, shown: usize) -> Vec<String> {
-        if self.verbosity == Verbosity::Quiet || self.experiment.is_empty() && self.machines.is_empty() {
+        if self.verbosity == Verbosity::Quiet {
             return Vec::new();
         }
-        let all = self.machines.len() <= shown;
-        let wanted = |machine: &&Machine| all || !machine.settled || !machine.commands.is_empty();
-        let chosen: Vec<&Machine> = self.machines.iter().filter(wanted).take(shown).collect();
-        let width = chosen.iter().map(|machine| machine.name.len()).max().unwrap_or(0).min(WIDEST);
-        let mut rows: Vec<String> =
-            chosen.iter().map(|machine| machine.row(width, now, self.colour)).collect();
-        if chosen.len() < self.machines.len() {
-            rows.push(format!("… and {} more", self.machines.len() - chosen.len()));
+        if self.experiment.is_empty() && self.machines.is_empty() {
+            // What is checked, asked for and prepared before is over at once, or shows that it isn't.
+            let took = now.saturating_duration_since(self.phase.1).as_secs();
+            let is_slow = took >= 2;
+            return is_slow
+                .then(|| format!("waiting {BEFORE}  {}", span(Duration::from_secs(took))))
+                .into_iter()
+                .collect();
         }
-        let whole = format!("{}  {}", self.experiment, self.phase);
-        let ready = format!("  {}/{} ready", self.count("ready"), self.machines.len());
+        // Where there is no room for all, those that do the same are shown as one.
+        let alike = self.alike(self.machines.len() > shown);
+        let names: Vec<String> = alike.iter().map(|machines| called(machines)).collect();
+        let width = names.iter().take(shown).map(|name| name.chars().count()).max().unwrap_or(0).min(WIDEST);
+        let chosen = alike.iter().zip(&names).take(shown);
+        let mut rows: Vec<String> =
+            chosen.map(|(machines, name)| machines[0].row(name, width, now, self.colour)).collect();
+        let more: usize = alike.iter().skip(shown).map(Vec::len).sum();
+        if more > 0 {
+            rows.push(format!("… and {more} more"));
+        }
+        let (phase, since) = &self.phase;
+        let took = now.saturating_duration_since(*since).as_secs();
+        let took = if took > 1 { format!("  {}", span(Duration::from_secs(took))) } else { String::new() };
+        let whole = format!("{}  {phase}{took}", shorten(&self.experiment, NAME));
+        // That all are is of no interest any more once something is done with them.
+        let (ready, all) = (self.count("ready"), self.machines.len());
+        let ready =
+            if ready < all || phase == "ready" { format!("  {ready}/{all} ready") } else { String::new() };
         let lost = match self.count("failed") + self.count("gone") {
             0 => String::new(),
             lost => format!("{lost} failed"),
@@ -469,6 +509,36 @@ impl State {
             ],
         ));
         rows
+    }
+
+    /// The machines in the order of their first, each by itself or together with those of its group that do the same.
+    /// What failed comes first, then what is being done, then what is idle.
+    fn alike(&self, together: bool) -> Vec<Vec<&Machine>> {
+        if !together {
+            return self.machines.iter().map(|machine| vec![machine]).collect();
+        }
+        let mut alike: Vec<Vec<&Machine>> = Vec::new();
+        let mut places = HashMap::new();
+        for machine in &self.machines {
+            let place = *places.entry(machine.kind()).or_insert(alike.len());
+            match alike.get_mut(place) {
+                Some(machines) => machines.push(machine),
+                None => alike.push(vec![machine]),
+            }
+        }
+        alike.sort_by_key(|machines| {
+            let first = machines[0];
+            (first.style != Style::Bad, first.settled && first.commands.is_empty())
+        });
+        alike
+    }
+}
+
+/// What machines that are shown as one are called.
+fn called(machines: &[&Machine]) -> String {
+    match machines {
+        [one] => one.name.clone(),
+        all => format!("{} ×{}", all[0].group(), all.len()),
     }
 }
 
@@ -491,7 +561,18 @@ impl Machine {
         (self.state, self.style, self.settled, self.since) = (state, style, settled, now);
     }
 
-    fn row(&self, width: usize, now: Instant, colour: bool) -> String {
+    fn group(&self) -> &str {
+        self.name.rsplit_once('-').map_or(&self.name, |(group, _)| group)
+    }
+
+    /// What is the same of machines that are shown as one. One that failed is shown by itself.
+    fn kind(&self) -> (&str, &str, &str) {
+        let own = if self.style == Style::Bad { self.name.as_str() } else { "" };
+        (self.group(), self.commands.last().map_or(self.state, |running| running.stage.as_str()), own)
+    }
+
+    /// Its line, under a name that may be that of several.
+    fn row(&self, name: &str, width: usize, now: Instant, colour: bool) -> String {
         let running = self.commands.last();
         let state = running.map_or(self.state.into(), |running| one_line(&running.stage));
         let style = if running.is_some() { Style::Plain } else { self.style };
@@ -507,7 +588,7 @@ impl Machine {
         row(
             colour,
             &[
-                (Style::Plain, &format!("{:width$}  ", self.name)),
+                (Style::Plain, &format!("{name:width$}  ")),
                 (style, &format!("{state:10}")),
                 (Style::Plain, &format!("  {time:>7}  ")),
                 (Style::Faint, &what.replace('\t', " ")),
@@ -535,7 +616,7 @@ mod tests {
     fn on_terminal(verbosity: Verbosity) -> (InMemoryTerm, Live) {
         let term = InMemoryTerm::new(24, 80);
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(term.clone()), 20);
-        (term, Live::on(target, Outlet::new(io::sink()), || 24, false, verbosity))
+        (term, Live::on(target, Outlet::new(io::sink()), || (24, 80), false, verbosity))
     }
 
     /// What the terminal shows, without what depends on how fast the test runs.
@@ -565,7 +646,7 @@ mod tests {
         live.shared.draw();
         insta::assert_snapshot!(shown(&term), @"
         [  0.0s] run 20231114-221320-abcd of redis: 1 × server, 2 × client; ends within
-        45m
+                    45m
         [  0.1s] server    trying again in 2s: no capacity
         [  3.0s] client-1  setup: `false` ended with status 1 after 1.2s
         [  3.1s] client-1  setup failed: bad
@@ -587,6 +668,8 @@ mod tests {
         insta::assert_snapshot!(shown(&term).lines().nth(7).unwrap(), @"client-0  load             0s  99 % of a line that is much wider than the termin");
         events[18..].iter().for_each(|event| live.event(event));
         assert!(term.contents().ends_with("timed out\n[ 75.0s] failed"), "{}", term.contents());
+        live.event(&at(76.0, EventKind::TornDown { leftovers: Vec::new(), took: Duration::ZERO }));
+        assert!(term.contents().ends_with("torn down: 2 machines are gone, after 0s"), "{}", term.contents());
         live.event(&events[2]);
         live.finish();
         assert!(term.contents().ends_with("no capacity"), "{}", term.contents());
@@ -596,7 +679,7 @@ mod tests {
     fn every_kind_of_event_changes_a_line_or_is_told_above_them() {
         let events = include_str!("../../../tsunami-core/tests/fixtures/events-2.jsonl");
         // Of machines whose lines say so already, and of what is told of each command, or of a single trial.
-        let silent = ["launching", "launched", "uploaded", "collected", "custom"];
+        let silent = ["launching", "uploaded", "collected", "custom"];
         let detail = [
             "chosen",
             "sweep_planned",
@@ -621,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_machines_those_that_are_busy_are_shown() {
+    fn of_many_machines_those_that_do_the_same_are_one_and_the_busy_come_first() {
         let (_term, live) = on_terminal(Verbosity::Normal);
         let rows = || lock(&live.shared.state).rows(Instant::now(), 3);
         live.event(&launched(100));
@@ -631,13 +714,22 @@ mod tests {
         live.event(&at(1.0, started("client-7", "load", "load")));
         let names: Vec<_> =
             rows().iter().map(|row| row.split("  ").next().unwrap_or_default().to_owned()).collect();
-        assert_eq!(
-            names,
-            ["client-7 ", "client-98", "client-99", "… and 97 more", "redis"].map(str::trim_end)
-        );
+        assert_eq!(names, ["client-7 ", "client ×2", "client ×97", "redis"].map(str::trim_end));
         live.event(&at(1.0, finished("client-7", "load", "load", Ok(Exit::Status(0)))));
-        assert_eq!(rows().len(), 4);
-        assert!(rows()[3].starts_with("redis  launching  98/100 ready  4"), "{}", rows()[3]);
+        assert_eq!(rows().len(), 3);
+        assert!(rows()[2].starts_with("redis  launching  98/100 ready  4"), "{}", rows()[2]);
+        for i in 90..95 {
+            let failed = EventKind::Failed {
+                machine: format!("client-{i}"),
+                id: None,
+                stage: "setup".into(),
+                error: "no".into(),
+            };
+            live.event(&at(1.0, failed));
+        }
+        let rows = rows();
+        assert!(rows[0].starts_with("client-90") && rows[2].starts_with("client-92"), "{rows:?}");
+        assert_eq!(rows[3], "… and 97 more");
     }
 
     #[test]
@@ -687,7 +779,7 @@ mod tests {
         let outlet = Outlet::new(writer);
         let screen = Screen { outlet: outlet.clone(), frame: Mutex::default() };
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(screen), FRAMES);
-        let live = Live::on(target, outlet.clone(), || 24, false, Verbosity::Verbose);
+        let live = Live::on(target, outlet.clone(), || (24, 80), false, Verbosity::Verbose);
         live.event(&launched(2));
         let lines = "x\n".repeat(1000);
         for _ in 0..1000 {

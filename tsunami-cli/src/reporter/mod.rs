@@ -3,6 +3,7 @@
 mod live;
 mod plain;
 mod text;
+mod waits;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,7 @@ use live::Live;
 pub(crate) use plain::Plain;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, at, finished, little_run, numbered, started};
+pub(crate) use text::{in_rows as machines, span};
 
 /// Shows people a run while it goes on.
 pub(crate) trait Reporter: Observer {
@@ -32,7 +34,8 @@ pub(crate) fn choose(verbosity: Verbosity, colour: bool) -> Arc<dyn Reporter> {
     if terminal::is_interactive() && verbosity != Verbosity::Quiet {
         return Arc::new(Live::new(colour, verbosity));
     }
-    Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour))
+    let width = terminal::stderr_columns();
+    Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour).within(width).telling_of_waits())
 }
 
 /// How much is told.

@@ -10,6 +10,7 @@ use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
+use super::waits::{Waits, are};
 use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
@@ -22,6 +23,11 @@ pub(super) struct Text {
     /// What has no end of line yet, by command and stream.
     partial: HashMap<u64, [Lines; 2]>,
     sweep: Sweep,
+    waits: Waits,
+    /// How the last command of each machine failed that was told.
+    failed: HashMap<String, String>,
+    /// The groups of more machines than are told of one by one: how many there are, and were ready.
+    crowds: HashMap<String, (usize, usize)>,
 }
 
 /// What is known of the trials of a run that has many.
@@ -36,6 +42,8 @@ struct Sweep {
     measured: Vec<String>,
     /// What disturbed it.
     disturbed: Option<String>,
+    /// The words without figures of what was last told to have disturbed one.
+    cause: Option<String>,
 }
 
 impl Sweep {
@@ -52,6 +60,7 @@ impl Sweep {
             units: metrics.filter_map(|metric| Some((metric.name.clone(), metric.unit.clone()?))).collect(),
             measured: Vec::new(),
             disturbed: None,
+            cause: None,
         }
     }
 
@@ -100,17 +109,29 @@ fn figure(value: f64) -> String {
 const NO_TIME: &str = "         ";
 /// Names wider than this don't set in what stands beside them any further.
 pub(super) const WIDEST: usize = 128;
+/// Of a group of more machines than this, single ones are told of only where something is the matter.
+const CROWD: u32 = 12;
 /// How many machines of a step are named.
 const NAMED: usize = 6;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, run: String::new(), width: 0, partial: HashMap::new(), sweep: Sweep::default() }
+        Self {
+            verbosity,
+            run: String::new(),
+            width: 0,
+            partial: HashMap::new(),
+            sweep: Sweep::default(),
+            waits: Waits::default(),
+            failed: HashMap::new(),
+            crowds: HashMap::new(),
+        }
     }
 
     /// Appends what there is to say of an event, as whole lines.
     pub(super) fn event(&mut self, event: &Event, out: &mut Message) {
         use Verbosity::{Normal, Quiet, Verbose};
+        self.waits.event(event);
         match &event.kind {
             EventKind::RunStarted { run, groups, .. } => {
                 self.run = run.to_string();
@@ -121,6 +142,13 @@ impl Text {
                         + 1
                 });
                 self.width = names.max().unwrap_or(0).min(WIDEST);
+                let crowds = groups.iter().filter(|group| group.count > CROWD);
+                self.crowds = crowds.map(|group| (group.name.clone(), (group.count as usize, 0))).collect();
+            }
+            EventKind::Ready { machine, .. } => {
+                if let Some((_, ready)) = self.crowds.get_mut(group_of(machine)) {
+                    *ready += 1;
+                }
             }
             EventKind::CommandFinished { machine, stage, command_id, .. } => {
                 self.finish(*command_id, machine, stage, out)
@@ -134,6 +162,9 @@ impl Text {
             EventKind::Measured { measured, .. } => self.sweep.note(measured),
             _ => {}
         }
+        // Of many machines the group is a line.
+        let of_one =
+            |machine: &str| if self.crowds.contains_key(group_of(machine)) { Verbose } else { Normal };
         // Of many trials each is a line.
         let detail = if self.sweep.has_many() { Verbose } else { Normal };
         let (level, style, who, what) = match &event.kind {
@@ -166,21 +197,32 @@ impl Text {
             EventKind::Running { machine, id, address, description, .. } => {
                 let at = address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
                 let what = format!("running{at} ({id}, {description})");
-                (Normal, Style::Plain, machine.as_str(), what)
+                (of_one(machine), Style::Plain, machine.as_str(), what)
             }
             EventKind::Interrupted { machine, id, reason } => {
                 (Quiet, Style::Bad, machine.as_str(), format!("interrupted: {id}: {reason}"))
             }
             EventKind::Connected { machine, .. } => {
-                (Normal, Style::Plain, machine.as_str(), "connected".to_owned())
+                (of_one(machine), Style::Plain, machine.as_str(), "connected".to_owned())
             }
             EventKind::Verified { machine, .. } => {
                 (Verbose, Style::Plain, machine.as_str(), "verified".to_owned())
             }
-            EventKind::Ready { machine, .. } => (Normal, Style::Good, machine.as_str(), "ready".to_owned()),
+            EventKind::Ready { machine, .. } => match self.crowds.get(group_of(machine)) {
+                Some((all, ready)) if ready == all && self.verbosity < Verbose => {
+                    (Normal, Style::Good, group_of(machine), format!("all {all} machines are ready"))
+                }
+                // A replacement, when all were.
+                Some((all, ready)) if ready > all => {
+                    (Normal, Style::Good, machine.as_str(), "ready".to_owned())
+                }
+                _ => (of_one(machine), Style::Good, machine.as_str(), "ready".to_owned()),
+            },
             EventKind::Failed { machine, stage, error, .. } => {
                 let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
-                (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed: {error}"))
+                let is_told = self.failed.get(machine).is_some_and(|how| error.ends_with(how));
+                let why = if is_told { String::new() } else { format!(": {error}") };
+                (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed{why}"))
             }
             EventKind::Uploaded { machine, stage, from, to, took, .. } => {
                 let what = format!("{stage}: uploaded {from} to {to} after {}", span(*took));
@@ -195,7 +237,10 @@ impl Text {
                     (Some(exit), None) if exit.success() => {
                         (Verbose, Style::Faint, format!("done after {after}"))
                     }
-                    (Some(exit), None) => (Quiet, Style::Bad, format!("ended with {exit} after {after}")),
+                    (Some(exit), None) => {
+                        self.failed.insert(machine.clone(), format!("ended with {exit}"));
+                        (Quiet, Style::Bad, format!("ended with {exit} after {after}"))
+                    }
                     (None, Some(_)) if *cancelled => {
                         (Verbose, Style::Faint, format!("cancelled after {after}"))
                     }
@@ -280,7 +325,13 @@ impl Text {
                     let _ = write!(what, ": {}", self.sweep.measured.join(", "));
                 }
                 if let Some(by) = &self.sweep.disturbed {
-                    let _ = write!(what, "; disturbed: {by}");
+                    // What is as it was before but for its figures is told by what they are of.
+                    let words = by.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default();
+                    let known = self.sweep.cause.replace(words.to_owned());
+                    let _ = match by.rsplit_once(": ").filter(|_| known.as_deref() == Some(words)) {
+                        Some((_, figures)) => write!(what, "; disturbed again: {figures}"),
+                        None => write!(what, "; disturbed: {by}"),
+                    };
                 }
                 (level, style, who, what)
             }
@@ -290,7 +341,11 @@ impl Text {
                     Quiet,
                     Style::Warning,
                     "",
-                    format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                    // What disturbed it was said when it ended.
+                    match self.sweep.disturbed.take_if(|told| told == text) {
+                        Some(_) => format!("{trial} doesn't count, and is {attempt} from here on"),
+                        None => format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                    },
                 )
             }
             EventKind::SweepFinished { done, of, why } => match why {
@@ -313,10 +368,7 @@ impl Text {
                 }
             },
             EventKind::StepStarted { trial, step, machines } => {
-                let mut on = machines.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-                if machines.len() > NAMED {
-                    let _ = write!(on, " and {} more", machines.len() - NAMED);
-                }
+                let on = in_rows(machines, NAMED);
                 (detail, Style::Plain, "", format!("trial {trial}: step {step} on {on}"))
             }
             EventKind::StepFinished { trial, step, ok, took } => {
@@ -324,14 +376,20 @@ impl Text {
                 (if *ok { detail } else { level }, style, who, what)
             }
             EventKind::TearingDown { reason } => {
-                (Normal, Style::Plain, "", format!("tearing down: {reason}"))
+                // That all is done says nothing new.
+                let why = if reason == "done" { String::new() } else { format!(": {reason}") };
+                (Normal, Style::Plain, "", format!("tearing down{why}"))
             }
             EventKind::StillThere { leftovers } => {
                 let count = number(leftovers.len(), "thing");
                 (Normal, Style::Warning, "", format!("{count} still there, asked to end once more"))
             }
             EventKind::TornDown { leftovers, took } if leftovers.is_empty() => {
-                (Normal, Style::Good, "", format!("torn down after {}: everything is gone", span(*took)))
+                let gone = match self.waits.launched() {
+                    0 => "nothing was launched".to_owned(),
+                    machines => format!("{} gone", are(machines)),
+                };
+                (Normal, Style::Good, "", format!("torn down: {gone}, after {}", span(*took)))
             }
             EventKind::TornDown { leftovers, took } => {
                 let count = number(leftovers.len(), "thing");
@@ -358,6 +416,25 @@ impl Text {
         };
         if level <= self.verbosity {
             self.lines(event.elapsed, who, style, &what, out);
+        }
+    }
+
+    /// Takes note of an event of which nothing is to be said.
+    pub(super) fn note(&mut self, event: &Event) {
+        self.waits.event(event);
+    }
+
+    /// What is waited for, and whether a line said so when it began.
+    pub(super) fn waits(&self) -> Option<(bool, String)> {
+        (self.verbosity > Verbosity::Quiet).then(|| self.waits.words()).flatten()
+    }
+
+    /// Appends that something is waited for; how long the run goes on is known once it has begun.
+    pub(super) fn wait(&self, elapsed: Option<Duration>, words: &str, out: &mut Message) {
+        let words = format!("waiting {}", one_line(words));
+        match elapsed {
+            Some(elapsed) => self.lines(elapsed, "", Style::Faint, &words, out),
+            None => out.line(&[(Style::Faint, &words)]),
         }
     }
 
@@ -395,18 +472,52 @@ impl Text {
         let time = format!("[{:5.1}s]", elapsed.as_secs_f64());
         let who = one_line(who);
         let indent = if who.is_empty() { 0 } else { self.width.max(who.len()).min(WIDEST) + 2 };
+        let hang = NO_TIME.len() + 1 + indent + 2;
         for (i, line) in what.trim_end().split('\n').enumerate() {
             match i {
-                0 => out.line(&[
-                    (Style::Faint, &time),
-                    (Style::Plain, " "),
-                    (Style::Plain, &format!("{who:indent$}")),
-                    (style, line),
-                ]),
-                _ => out.line(&[(Style::Plain, &format!("{NO_TIME} {:indent$}", "")), (style, line)]),
+                0 => out.hanging(
+                    hang,
+                    &[
+                        (Style::Faint, &time),
+                        (Style::Plain, " "),
+                        (Style::Plain, &format!("{who:indent$}")),
+                        (style, line),
+                    ],
+                ),
+                _ => {
+                    out.hanging(hang, &[(Style::Plain, &format!("{NO_TIME} {:indent$}", "")), (style, line)])
+                }
             }
         }
     }
+}
+
+/// The group that a machine's name tells.
+fn group_of(machine: &str) -> &str {
+    machine.rsplit_once('-').map_or(machine, |(group, _)| group)
+}
+
+/// The names of machines: those in a row by the first and the last, and so many of what that makes.
+pub(crate) fn in_rows(machines: &[String], most: usize) -> String {
+    fn parts(name: &str) -> Option<(&str, u32)> {
+        let (group, index) = name.rsplit_once('-')?;
+        Some((group, index.parse().ok()?))
+    }
+    let follows = |one: &String, other: &String| match (parts(one), parts(other)) {
+        (Some((group, index)), Some((next, after))) => group == next && index.checked_add(1) == Some(after),
+        _ => false,
+    };
+    let rows: Vec<&[String]> = machines.chunk_by(follows).collect();
+    let named = |row: &&[String]| match row {
+        [first, .., last] if row.len() > 2 => vec![format!("{first} to {last}")],
+        few => few.to_vec(),
+    };
+    let mut names = rows.iter().take(most).flat_map(named).collect::<Vec<_>>().join(", ");
+    let more: usize = rows.iter().skip(most).map(|row| row.len()).sum();
+    if more > 0 {
+        let _ = write!(names, " and {more} more");
+    }
+    names
 }
 
 fn output_line(width: usize, machine: &str, stage: &str, line: &[u8], out: &mut Message) {
@@ -429,7 +540,7 @@ pub(super) fn first_line(command: &str) -> String {
 }
 
 /// A time as people say it: `1.2s`, `2m 5s`.
-pub(super) fn span(time: Duration) -> String {
+pub(crate) fn span(time: Duration) -> String {
     if time < Duration::from_secs(60) && time.subsec_nanos() != 0 {
         return format!("{:.1}s", time.as_secs_f64());
     }
@@ -628,13 +739,18 @@ pub(crate) mod tests {
             let took = Duration::from_millis(1500);
             TrialFinished { trial: trial.into(), ok: true, error: None, took }
         };
-        let machines = Vec::new();
-        let voided = TrialVoided {
+        let voided_by = |text: &str| TrialVoided {
             trial: "1".into(),
             attempt: "1.1".into(),
             reason: tsunami_core::trial::VoidReason::Disturbed,
-            text: "others used 40 %".into(),
-            machines,
+            text: text.into(),
+            machines: Vec::new(),
+        };
+        let voided = voided_by("others used 40 %");
+        let account = |by: &str| {
+            let mut account = Account::default();
+            account.disturbed = Some(by.into());
+            Accounted { trial: "1".into(), account }
         };
         let kinds = [
             SweepPlanned { plan: serde_json::from_str(plan).unwrap() },
@@ -645,6 +761,13 @@ pub(crate) mod tests {
             measured(Some(77_400.4), None),
             finished("1"),
             voided,
+            TrialStarted { trial: "1".into() },
+            account("others used 40 %: rustc 0.4"),
+            finished("1"),
+            voided_by("others used 40 %: rustc 0.4"),
+            TrialStarted { trial: "1".into() },
+            account("others used 50 %: cc 0.5"),
+            finished("1"),
             TrialStarted { trial: "2".into() },
             measured(None, Some("the text is empty")),
             SweepFinished { done: 1, of: 2, why: Some("its lifetime is over".into()) },
@@ -660,6 +783,9 @@ pub(crate) mod tests {
              warm-up w1 (variant=old) done after 1.5s\n\
              trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
+             trial 1 of 2 (variant=old) done after 1.5s; disturbed: others used 40 %: rustc 0.4\n\
+             trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on\n\
+             trial 1 of 2 (variant=old) done after 1.5s; disturbed again: cc 0.5\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
              1 of 2 trials: its lifetime is over\n\
              all 2 trials are done\n\
@@ -706,6 +832,30 @@ pub(crate) mod tests {
                   machine i-0c (client-0): timed out
         [ 75.0s] failed
         ");
+    }
+
+    #[test]
+    fn of_a_crowd_the_group_is_told_when_all_are_ready() {
+        let mut text = Text::new(Verbosity::Normal);
+        let mut out = Message::new(false);
+        let mut begin = little_run().remove(0);
+        if let EventKind::RunStarted { groups, .. } = &mut begin.kind {
+            *groups = vec![GroupSize::new("server", 1), GroupSize::new("client", CROWD + 1)];
+        }
+        text.event(&begin, &mut out);
+        out.clear();
+        let ready = |machine: String| at(1.0, EventKind::Ready { machine, id: None });
+        let connected = |machine: String| at(1.0, EventKind::Connected { machine, id: None, answered: None });
+        for index in 0..=CROWD {
+            text.event(&connected(format!("client-{index}")), &mut out);
+            text.event(&ready(format!("client-{index}")), &mut out);
+        }
+        text.event(&ready("server-0".to_owned()), &mut out);
+        text.event(&ready("client-3".to_owned()), &mut out);
+        assert_eq!(
+            out.as_str(),
+            "[  1.0s] client     all 13 machines are ready\n[  1.0s] server-0   ready\n[  1.0s] client-3   ready\n"
+        );
     }
 
     #[test]

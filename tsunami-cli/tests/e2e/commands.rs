@@ -17,6 +17,7 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
 
     let ls = world.tsunami(["ls", "--json"]);
     let row: serde_json::Value = serde_json::from_str(&ls.stdout).unwrap();
+    assert_eq!(row["schema"], 1);
     assert_eq!(
         (&row["run"], &row["state"], &row["machines_running"]),
         (&run.clone().into(), &"kept".into(), &3.into())
@@ -88,12 +89,18 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
 
     let logs = world.tsunami(["logs", &run]);
-    assert!(logs.assert_status(0).stdout.contains("preparing"), "{}", logs.stdout);
+    let expected = "a-0  setup | $ echo preparing\na-0  setup | preparing\na-0  setup | # status 0 after ";
+    assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
+    let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
+    assert_eq!(by_group.assert_status(2).assert_says(&["no logs of b-1"]).stdout, logs.stdout);
 
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
     world.tsunami(["down", &run]).assert_status(2).assert_says(&["no run"]);
     // The logs are in the results, which are still there.
-    assert!(world.tsunami(["logs", &run, "a-0"]).assert_status(0).stdout.contains("preparing"));
+    let results = world.results();
+    for name in [run.as_str(), "x", results.to_str().unwrap()] {
+        assert_eq!(world.tsunami(["logs", name, "a-0"]).assert_status(0).stdout, logs.stdout, "{name}");
+    }
     world.assert_clean();
 }
 
@@ -108,6 +115,10 @@ fn a_plan_shows_what_would_be_and_touches_nothing() {
     for part in ["21 machines", "5m", "20 x", "costs nothing", "step 1"] {
         assert!(plan.assert_status(0).stdout.contains(part), "{}", plan.stdout);
     }
+    let json = world.tsunami([&"plan".into(), &file, &"--json".into()]).assert_status(0).stdout.clone();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["schema"], &json["most"], &json["trials"]), (&1.into(), &0.0.into(), &1.into()));
+    assert_eq!(json["sets"][0]["groups"][1]["count"], 20);
     assert!(!world.path("work/results").exists());
     world.assert_clean();
 }
@@ -399,6 +410,21 @@ fn runs_are_compared_by_their_directories_alone() {
                     | rps (1/s) | variant=old | 100 | 110 | +10.0 % |\n\
                     | rps (1/s) | variant=new | 200 | 220 | +10.0 % |\n";
     assert_eq!(table.assert_status(0).stdout, expected);
+    let json =
+        world.tsunami(["compare", "--unlike-machines", "--json", "a", "b"]).assert_status(0).stdout.clone();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["schema"], &json["rows"][1]["values"][1]["ratio"]), (&1.into(), &1.1.into()));
+    // A third one, whose unit is another, and whose machines were the same as those of the second.
+    let changed = fs::read_to_string(world.path("work/b/events.jsonl")).unwrap().replace("1/s", "k/s");
+    fs::create_dir_all(world.path("work/c/inputs")).unwrap();
+    for (file, text) in [("events.jsonl", changed.as_str()), ("inputs/set.json", r#"{"n":"2"}"#)] {
+        fs::write(world.path("work/c").join(file), text).unwrap();
+    }
+    fs::create_dir(world.path("work/b/inputs")).unwrap();
+    fs::write(world.path("work/b/inputs/set.json"), "{}").unwrap();
+    let differs = ["c: n is 2, and not set in b", "c: rps is in k/s, and in 1/s in b"];
+    world.tsunami(["compare", "--unlike-machines", "b", "c"]).assert_status(2).assert_says(&differs);
+    fs::remove_dir_all(world.path("work/b/inputs")).unwrap();
     let csv =
         world.tsunami(["compare", "--unlike-machines", "--csv", "a", "b"]).assert_status(0).stdout.clone();
     assert!(
@@ -411,6 +437,9 @@ fn runs_are_compared_by_their_directories_alone() {
         .tsunami(["report", "a", "b"])
         .assert_status(0)
         .assert_says(&["made a/report.html", "made b/report.html"]);
+    let json = world.tsunami(["report", "a", "b", "--json"]).assert_status(0).stdout.clone();
+    let lines = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    assert_eq!(lines.map(|line| line["schema"].clone()).collect::<Vec<_>>(), [1, 1]);
     assert!(world.path("work/a/report.html").exists());
     world.tsunami(["report", "nowhere"]).assert_status(2).assert_says(&["events.jsonl"]);
 }

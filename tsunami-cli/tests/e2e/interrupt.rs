@@ -38,7 +38,7 @@ fn interrupted(signal: Signal, at: &[&str]) {
         let mut run = world.start(&file);
         run.wait_for(at);
         run.signal(signal);
-        run.end().assert_status(5).assert_says(&["stopping and tearing down", "everything is gone"]);
+        run.end().assert_status(5).assert_says(&["stopping and tearing down", "torn down: "]);
         world.assert_clean();
     }
 }
@@ -118,7 +118,7 @@ fn a_machine_that_is_lost_during_a_step_is_named_and_leaves_nothing() {
             |process: &&String| process.contains("/client-0/") && process.contains("sshd_config");
         let sshd = processes.iter().find(of_the_machine).unwrap();
         end(sshd.split(' ').next().unwrap().parse().unwrap());
-        run.end().assert_status(4).assert_says(&["client-0", "work", "everything is gone"]);
+        run.end().assert_status(4).assert_says(&["client-0", "work", "torn down: "]);
         world.assert_clean();
     }
 }
@@ -200,7 +200,7 @@ fn whatever_ends_a_run_while_machines_hand_on_files_leaves_nothing() {
         if signal == Signal::KILL {
             world.tsunami(["down", &world.runs()[0]]).assert_status(0);
         } else {
-            ended.assert_status(5).assert_says(&["everything is gone"]);
+            ended.assert_status(5).assert_says(&["torn down: "]);
         }
         world.assert_clean();
     }
@@ -429,5 +429,5 @@ fn a_reader_of_events_that_stands_still_stops_nothing_and_the_loss_is_said() {
     let ended = interrupted_unread(&["--json"], |command, writer| {
         command.stdout(writer);
     });
-    ended.assert_says(&["everything is gone", "cannot write to standard output", "nobody reads it"]);
+    ended.assert_says(&["torn down: ", "cannot write to standard output", "nobody reads it"]);
 }

@@ -22,7 +22,7 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     world
         .tsunami(["run", demo.to_str().unwrap()])
         .assert_status(0)
-        .assert_says(&["results: ", "everything is gone"]);
+        .assert_says(&["results: ", "torn down: 4 machines are gone"]);
     let results = world.results();
     for client in ["client-0", "client-1", "client-2"] {
         let csv = fs::read_to_string(results.join(format!("trials/1/small/{client}/small.csv"))).unwrap();
@@ -840,7 +840,7 @@ fn events_that_cannot_be_written_are_said_and_fail_the_command() {
     let mut command = world.command([&"run".into(), &"--json".into(), &file]);
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let ended = Ended::from(command.stdout(full).stderr(Stdio::piped()).output().unwrap());
-    ended.assert_status(2).assert_says(&["everything is gone", "standard output", "No space left on device"]);
+    ended.assert_status(2).assert_says(&["torn down: ", "standard output", "No space left on device"]);
     let run = fs::read_to_string(world.results().join("run.json")).unwrap();
     assert!(run.contains("\"success\""), "{run}");
     world.assert_clean();

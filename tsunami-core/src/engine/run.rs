@@ -255,7 +255,7 @@ impl OwnedMachines {
     async fn tear_down<T>(mut self, outcome: BodyOutcome<T>) -> Result<T, Error> {
         let reason = match &outcome {
             BodyOutcome::Result(Ok(_)) => "done".to_owned(),
-            BodyOutcome::Result(Err(error)) => error.to_string(),
+            BodyOutcome::Result(Err(error)) => ErrorChain(error).to_string(),
             BodyOutcome::Panic(_) => "the program panicked".to_owned(),
         };
         self.released = true;

@@ -13,6 +13,9 @@ use crate::{MachineReport, Report, StartPhase};
 /// What is looked at beside single phases: the way up without what the experiment itself set up.
 const UP: &str = "request to verified";
 
+/// The number of the form of [`ColdStarts::json`].
+const COLD_START_SCHEMA: u32 = 1;
+
 /// How long machines took to come up, by what they were made from.
 ///
 /// A machine counts in each phase that it went through, whether or not it came further; of one that was replaced, its
@@ -104,6 +107,21 @@ impl ColdStarts {
             row(&mut text, cells.into_iter().chain(times.map(|time| seconds(time).to_string())));
         });
         text
+    }
+
+    /// The same as a value that docs/json.md describes.
+    pub fn json(&self) -> serde_json::Value {
+        let mut rows = Vec::new();
+        self.each(|cells, times| {
+            let [median, least, most] = times.map(seconds);
+            let [machine_type, image, region, phase, machines] = &cells[..] else { return };
+            rows.push(serde_json::json!({
+                "type": machine_type, "image": image, "region": region, "phase": phase,
+                "machines": machines.parse::<usize>().unwrap_or_default(),
+                "median_seconds": median, "least_seconds": least, "most_seconds": most,
+            }));
+        });
+        serde_json::json!({ "schema": COLD_START_SCHEMA, "phases": rows })
     }
 
     /// Shows each row: its first cells, and median, least and most.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::ResultsError;
 use super::built::read_report;
 use super::markdown::line;
 use super::results_csv::row;
+use super::{Given, ResultsError};
 use crate::condition::{Facts, OTHERS, differences, unlike};
 use crate::statistics::{Summary, signed, significant};
 use crate::text::quoted;
@@ -16,6 +16,9 @@ use crate::{MachineReport, Report, RunId};
 
 /// How many differences between machines are told.
 const DIFFERENCES: usize = 10;
+
+/// The number of the form of [`SideBySide::json`].
+const COMPARE_SCHEMA: u32 = 1;
 
 /// What several runs measured, each by itself.
 ///
@@ -30,7 +33,12 @@ pub struct SideBySide {
 
 #[derive(Clone, Debug)]
 struct Side {
+    /// What it is called beside the others.
+    name: String,
     directory: PathBuf,
+    /// The `--set` values and the experiment file, as far as they were kept.
+    given: Option<BTreeMap<String, String>>,
+    source: Option<Vec<u8>>,
     run: Option<RunId>,
     started: Option<SystemTime>,
     measured: BTreeMap<Key, Summary>,
@@ -63,6 +71,7 @@ impl SideBySide {
             rows.extend(keys.into_iter().filter(|key| !rows.contains(key)).collect::<Vec<_>>());
             runs.push(side);
         }
+        name(&mut runs);
         Ok(Self { runs, rows })
     }
 
@@ -78,7 +87,7 @@ impl SideBySide {
         let mut told = Vec::new();
         for run in &self.runs {
             if run.groups.values().all(Vec::is_empty) {
-                told.push(format!("{} doesn't say what its machines were", run.name()));
+                told.push(format!("{} doesn't say what its machines were", run.name));
             }
         }
         for run in others {
@@ -87,10 +96,10 @@ impl SideBySide {
                 match (first.groups.get(group), run.groups.get(group)) {
                     (Some(ours), Some(theirs)) => {
                         let found = unlike(theirs, ours, OTHERS);
-                        told.extend(found.iter().map(|text| format!("{}, {group}: {text}", run.name())));
+                        told.extend(found.iter().map(|text| format!("{}, {group}: {text}", run.name)));
                     }
-                    (None, _) => told.push(format!("{} has machines called {group}", run.name())),
-                    (_, None) => told.push(format!("{} has no machines called {group}", run.name())),
+                    (None, _) => told.push(format!("{} has machines called {group}", run.name)),
+                    (_, None) => told.push(format!("{} has no machines called {group}", run.name)),
                 }
             }
         }
@@ -102,12 +111,83 @@ impl SideBySide {
         told
     }
 
+    /// In what the runs were given something else than the first, a line each: `--set` values, experiment files, and units
+    /// of what they measured.
+    pub fn changed(&self) -> Vec<String> {
+        let Some((first, others)) = self.runs.split_first() else { return Vec::new() };
+        let mut told = Vec::new();
+        for run in others {
+            if let (Some(ours), Some(theirs)) = (&first.given, &run.given) {
+                for name in ours.keys().chain(theirs.keys()).collect::<BTreeSet<_>>() {
+                    let [then, now] = [ours, theirs]
+                        .map(|set| set.get(name).map_or("not set".into(), |value| quoted(value)));
+                    if then != now {
+                        told.push(format!("{}: {name} is {now}, and {then} in {}", run.name, first.name));
+                    }
+                }
+            }
+            if first.source.is_some() && run.source.is_some() && first.source != run.source {
+                told.push(format!("{}: its experiment file differs from that of {}", run.name, first.name));
+            }
+            let mut units = BTreeSet::new();
+            for (key, then) in
+                run.measured.keys().flat_map(|key| first.measured.keys().map(move |then| (key, then)))
+            {
+                let is_same =
+                    (&key.step, &key.metric, &key.parameters) == (&then.step, &then.metric, &then.parameters);
+                if is_same && key.unit != then.unit {
+                    let [now, then] = [key, then].map(|key| match key.unit.as_str() {
+                        "" => "without a unit".to_owned(),
+                        unit => format!("in {unit}"),
+                    });
+                    units.insert(format!(
+                        "{}: {} is {now}, and {then} in {}",
+                        run.name, key.metric, first.name
+                    ));
+                }
+            }
+            told.extend(units);
+        }
+        told
+    }
+
+    /// All of it as a value that docs/json.md describes.
+    pub fn json(&self) -> serde_json::Value {
+        let runs = self.runs.iter().map(|run| {
+            serde_json::json!({
+                "name": run.name, "run": run.run, "directory": run.directory.to_string_lossy(),
+                "started": run.started.map(|at| humantime::format_rfc3339_seconds(at).to_string()),
+            })
+        });
+        let rows = self.rows.iter().map(|key| {
+            let first = self.runs.first().and_then(|run| run.measured.get(key));
+            let values = self.runs.iter().map(|run| {
+                run.measured.get(key).map(|measured| {
+                    serde_json::json!({
+                        "median": measured.median,
+                        "low": measured.interval.map(|interval| interval.low),
+                        "high": measured.interval.map(|interval| interval.high),
+                        "ratio": ratio(measured, first),
+                    })
+                })
+            });
+            serde_json::json!({
+                "step": key.step, "metric": key.metric, "unit": (!key.unit.is_empty()).then_some(&key.unit),
+                "parameters": key.parameters, "values": values.collect::<Vec<_>>(),
+            })
+        });
+        serde_json::json!({
+            "schema": COMPARE_SCHEMA, "runs": runs.collect::<Vec<_>>(), "rows": rows.collect::<Vec<_>>(),
+            "changed": self.changed(), "unlike": self.unlike(),
+        })
+    }
+
     /// A table of Markdown: medians of each run with their intervals, and how far they are from the first run's. Nothing
     /// of it acts on a terminal.
     pub fn markdown(&self) -> String {
         let mut heads = vec!["metric".to_owned(), "parameters".to_owned()];
         for (index, run) in self.runs.iter().enumerate() {
-            heads.push(run.name());
+            heads.push(run.name.clone());
             if index > 0 {
                 heads.push("change".to_owned());
             }
@@ -122,8 +202,7 @@ impl SideBySide {
                 let measured = run.measured.get(key);
                 cells.push(measured.map(shown).unwrap_or_default());
                 if index > 0 {
-                    let ratio = measured.zip(first).map(|(now, first)| now.median / first.median);
-                    let ratio = ratio.filter(|ratio| ratio.is_finite() && *ratio > 0.0);
+                    let ratio = measured.and_then(|measured| ratio(measured, first));
                     cells.push(
                         ratio.map(|ratio| format!("{} %", signed(100.0 * (ratio - 1.0)))).unwrap_or_default(),
                     );
@@ -157,6 +236,11 @@ impl SideBySide {
         }
         text
     }
+}
+
+/// How much it is, of what the first run measured.
+fn ratio(measured: &Summary, first: Option<&Summary>) -> Option<f64> {
+    first.map(|first| measured.median / first.median).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
 }
 
 fn shown(summary: &Summary) -> String {
@@ -211,11 +295,30 @@ impl Side {
         }
         let groups = kinds(report.sets().flat_map(|set| &set.machines));
         let (run, started) = (report.run.clone(), report.started);
-        (Self { directory: directory.to_owned(), run, started, measured, groups }, keys)
+        let given = Given::read(directory).ok().map(|given| given.set.into_iter().collect());
+        let source = std::fs::read(directory.join("experiment.toml")).ok();
+        let name = String::new();
+        (Self { name, directory: directory.to_owned(), given, source, run, started, measured, groups }, keys)
     }
+}
 
-    fn name(&self) -> String {
-        self.run.as_ref().map_or_else(|| self.directory.to_string_lossy().into_owned(), ToString::to_string)
+/// Calls each run by its id. Runs on the same machines (`--on`) have it from those, and are told apart by their directories.
+fn name(runs: &mut [Side]) {
+    let directory = |run: &Side| run.directory.to_string_lossy().into_owned();
+    let id = |run: &Side| run.run.as_ref().map_or_else(|| directory(run), ToString::to_string);
+    let last = |run: &Side| match run.directory.file_name() {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => directory(run),
+    };
+    let names: [&dyn Fn(&Side) -> String; 3] = [&id, &last, &directory];
+    for name in names {
+        let all: Vec<String> = runs.iter().map(name).collect();
+        let distinct: BTreeSet<&String> = all.iter().collect();
+        let is_last_way = distinct.len() == all.len();
+        runs.iter_mut().zip(&all).for_each(|(run, name)| run.name.clone_from(name));
+        if is_last_way {
+            break;
+        }
     }
 }
 
@@ -238,4 +341,34 @@ pub(super) fn kinds<'m>(
 /// The group that a machine's name tells.
 pub(super) fn group_of(machine: &str) -> &str {
     machine.rsplit_once('-').map_or(machine, |(group, _)| group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_on_the_same_machines_are_told_apart_by_their_directories() {
+        let side = |directory: &str, run: Option<&str>| Side {
+            name: String::new(),
+            directory: directory.into(),
+            given: None,
+            source: None,
+            run: run.map(|run| run.parse().unwrap()),
+            started: None,
+            measured: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        };
+        let (one, other) = (Some("20261128-082330-x3pph4b3rq9vs"), Some("20261128-082430-x3pph4b3rq9vs"));
+        for (runs, expected) in [
+            ([("x/1", one), ("x/2", other)], [one.unwrap(), other.unwrap()]),
+            ([("x/1", one), ("x/2", one)], ["1", "2"]),
+            ([("x/1", one), ("y/1", one)], ["x/1", "y/1"]),
+            ([("x/1", None), ("y/1", one)], ["x/1", one.unwrap()]),
+        ] {
+            let mut sides = runs.map(|(directory, run)| side(directory, run));
+            name(&mut sides);
+            assert_eq!(sides.map(|side| side.name), expected);
+        }
+    }
 }

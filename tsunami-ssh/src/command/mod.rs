@@ -24,7 +24,7 @@ use tsunami_core::{
 };
 
 use crate::attendant::{Answer, Attendant, Line, PIPE_BYTES};
-use crate::files::{FurtherChannel, UploadArchive, pack_digested};
+use crate::files::{FurtherChannel, Moved, UploadArchive, pack_digested};
 use crate::limits::BULK_BYTES;
 use crate::pool::{ANSWER_TIMEOUT, Parked, Pool, Shell};
 use conversation::Outputs;
@@ -50,6 +50,8 @@ pub(crate) struct Commands {
     /// What goes on on the machine, commands that are being ended included.
     tasks: TaskTracker,
     nonce: AtomicU32,
+    /// What its transfers have moved.
+    moved: Moved,
 }
 
 /// Somebody who takes a command's standard output from a pipe, and says when that is done.
@@ -68,7 +70,12 @@ impl Commands {
             greeted: AtomicBool::new(greeted),
             tasks: TaskTracker::new(),
             nonce: AtomicU32::new(0),
+            moved: Moved::default(),
         }
+    }
+
+    pub(crate) fn moved(&self) -> &Moved {
+        &self.moved
     }
 
     pub(crate) fn pool(&self) -> &Pool {

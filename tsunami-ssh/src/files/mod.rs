@@ -25,6 +25,7 @@ use tsunami_core::{
 use crate::command::{Commands, Input, StdoutConsumer};
 use crate::shell::AfterPreamble;
 pub(crate) use present::Places;
+pub(crate) use progress::Moved;
 use progress::Progress;
 pub(crate) use spread::{KeptContents, Spread, pack_digested};
 use stripes::FAR;
@@ -39,6 +40,7 @@ pub(crate) async fn upload(
     to: &str,
 ) -> Result<(), SessionError> {
     let mut archive = UploadArchive::listed(from, to).await?;
+    archive.progress = Progress::of(commands.moved());
     let sides = archive.stripe(commands.pool().distance());
     let answers = archive.ask(places).map_err(|error| upload::unreadable(from, error))?;
     let put = archive.places();
@@ -68,7 +70,7 @@ pub(crate) async fn download(
 ) -> Result<Vec<usize>, SessionError> {
     let local = |message: &str, error| SessionError::new(SessionErrorKind::Local, message).source(error);
     let (from, pipe) = io::pipe().map_err(|error| local("no more pipes", error))?;
-    let (progress, cancel) = (Progress::default(), CancellationToken::new());
+    let (progress, cancel) = (Progress::of(commands.moved()), CancellationToken::new());
     let from = AfterPreamble::new(progress.counting(from));
     let pool = commands.pool();
     let (from, bringers): (Box<dyn Read + Send>, _) = if pool.is_narrow() && pool.distance() >= FAR {

@@ -191,7 +191,7 @@ pub(super) fn digest(file: File, metadata: &Metadata, progress: &Progress) -> io
 
 fn read_digest(mut file: File, before: Identity, progress: &Progress) -> io::Result<Option<String>> {
     let (mut context, mut buffer) = (Context::new(&SHA256), vec![0; 128 << 10]);
-    let mut counted = progress.counting(&mut file);
+    let mut counted = progress.here().counting(&mut file);
     loop {
         match counted.read(&mut buffer) {
             Ok(0) => break,

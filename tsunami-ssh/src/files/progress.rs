@@ -20,11 +20,35 @@ use crate::limits::TRANSFER_STALL_TIMEOUT;
 /// How long nothing may move before the connection is checked, each time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How many bytes all transfers of a session have moved.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Counts the bytes of one transfer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Progress(Arc<AtomicU64>);
+pub(super) struct Progress {
+    moved: Arc<AtomicU64>,
+    /// Where they are counted with those of the session's other transfers.
+    all: Option<Moved>,
+}
 
 impl Progress {
+    /// One whose bytes are counted there, too.
+    pub(super) fn of(all: &Moved) -> Self {
+        Self { all: Some(all.clone()), ..Self::default() }
+    }
+
+    /// The same for what is read here only: the transfer goes on, and nothing moves.
+    pub(super) fn here(&self) -> Self {
+        Self { all: None, ..self.clone() }
+    }
+
     /// Counts what is read from, or written to, a stream.
     pub(super) fn counting<S>(&self, stream: S) -> Counting<S> {
         Counting { stream, progress: self.clone() }
@@ -32,11 +56,14 @@ impl Progress {
 
     /// How many bytes were read and written so far.
     pub(super) fn moved(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.moved.load(Ordering::Relaxed)
     }
 
     fn add(&self, count: usize) {
-        self.0.fetch_add(count as u64, Ordering::Relaxed);
+        self.moved.fetch_add(count as u64, Ordering::Relaxed);
+        if let Some(Moved(all)) = &self.all {
+            all.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 
     /// Resolves when the transfer should be given up, with the reason.

@@ -19,6 +19,7 @@ use tsunami_core::{
     SharedContent, Stdin, Stream, compact_script,
 };
 
+use super::progress::Progress;
 use super::{UploadArchive, own_script, upload};
 use crate::command::{Commands, Input};
 
@@ -85,7 +86,8 @@ pub(crate) struct Spread<'a> {
 impl Spread<'_> {
     /// Uploads it, and has it kept.
     pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        let archive = UploadArchive::listed(from, to).await?;
+        let mut archive = UploadArchive::listed(from, to).await?;
+        archive.progress = Progress::of(self.commands.moved());
         let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
         let script = self.script("keep", &[&self.room(), &UNPACK, &archive.directory, &archive.mode]);
         let (said, digest) = (Arc::new(Said::default()), Arc::new(OnceLock::new()));
