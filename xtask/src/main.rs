@@ -7,8 +7,8 @@ mod contract;
 mod docs;
 mod emulator;
 mod guest;
-mod release;
 mod picture;
+mod release;
 mod setup;
 mod statistics;
 mod test;
@@ -60,6 +60,7 @@ enum Task {
         /// Only the guide.
         #[arg(long)]
         quick: bool,
+    },
     /// Make the README's pictures from a real run: what a terminal shows of it, and its report.
     Picture {
         /// Where to [default: docs].

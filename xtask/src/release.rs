@@ -176,7 +176,8 @@ fn advisories() -> Result<Outcome> {
 
 fn semver() -> Result<Outcome> {
     let mut last = Command::new("git");
-    let last = last.current_dir(root()).args(["describe", "--tags", "--abbrev=0", "--match", "v*"]).output()?;
+    let last =
+        last.current_dir(root()).args(["describe", "--tags", "--abbrev=0", "--match", "v*"]).output()?;
     if !last.status.success() {
         return Ok(Outcome::LeftOut("there is no earlier release"));
     }
