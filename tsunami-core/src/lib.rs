@@ -94,7 +94,7 @@ pub use machine::{
     RunId, shown,
 };
 pub use names::{is_experiment_name, is_group_name};
-pub use outcome::{Outcome, gravest};
+pub use outcome::{ErrorClass, Outcome, gravest};
 pub use plan::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem};
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;
