@@ -426,7 +426,9 @@ impl ExperimentRun {
         if !self.prepares() {
             return Ok(());
         }
-        prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        let cancel = self.tsunami.cancellation();
+        let _over = cancel.clone().drop_guard();
+        prepare(&self.experiment, &self.results, &self.secrets, &cancel).await?;
         Ok(self.write_inputs().await?)
     }
 
