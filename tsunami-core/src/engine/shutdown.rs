@@ -66,7 +66,7 @@ impl Tsunami {
     /// To be awaited before the runtime ends: see [above](Self#before-the-runtime-ends). It takes as long as the slowest
     /// teardown: seconds as a rule, several minutes where a provider does not answer. If the future is dropped, all goes on in the background,
     /// and it can be called again. Whatever is begun afterwards ends with [`Error::Cancelled`], except for
-    /// [`down`](Self::down) and what only asks.
+    /// what removes ([`down`](Self::down), [`terminate_by_id`](Self::terminate_by_id)) or only asks.
     ///
     /// ```
     /// # use std::sync::Arc;

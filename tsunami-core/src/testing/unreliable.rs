@@ -153,9 +153,11 @@ struct State {
     limits: BTreeMap<Call, Limit>,
     faults: BTreeMap<(Call, u32), Fault>,
     shares: BTreeMap<Call, (f64, Fault)>,
-    waits: BTreeMap<(Call, u32), Pin<Box<dyn Future<Output = ()> + Send>>>,
+    waits: BTreeMap<(Call, u32), Wait>,
     calls: BTreeMap<Call, u32>,
 }
+
+type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Limit {
     pause: Duration,
