@@ -69,8 +69,7 @@ impl Service {
         while lines.next_line().await?.is_some_and(|header| !header.is_empty()) {}
         let mut words = request.split(' ');
         let (status, text) = self.answer(words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let length = text.len();
-        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        let head = format!("HTTP/1.0 {status}\r\ncontent-length: {}\r\n\r\n", text.len());
         stream.write_all((head + &text).as_bytes()).await
     }
 

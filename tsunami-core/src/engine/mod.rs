@@ -71,9 +71,9 @@ pub use run::RunHandle;
 ///
 /// # Before the runtime ends
 ///
-/// **Await [`shutdown`](Self::shutdown)** at the end of a program in which the future of a run may be dropped, by a
-/// time-out, by a `select!` or with a task of its own; or before any end of a runtime. It cancels what still runs, waits
-/// until everything is torn down, and says what may remain.
+/// **Await [`shutdown`](Self::shutdown)**, above all in a program in which the future of a run may be dropped: by a
+/// time-out, by a `select!`, or with its task. It cancels what still runs, waits until everything is torn down, and says
+/// what may remain.
 ///
 /// **Without it**, the end of a runtime finds runs in the middle of their teardown. It then waits until a thread with a
 /// runtime of its own has finished that, several minutes at most, and what was being asked for at that moment is named as
