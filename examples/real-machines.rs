@@ -1,7 +1,7 @@
 //! The examples on real local machines; and what a panic in a program's own code leaves behind: nothing.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tsunami_core::{RunStore, Tsunami};
@@ -59,18 +59,32 @@ async fn a_panic_leaves_nothing_behind() {
     assert_clean(root.path());
 }
 
+/// An example, which cargo has built beside this test.
+fn example(name: &str, root: &Path) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let mut program = Command::new(test.ancestors().nth(2).unwrap().join("examples").join(name));
+    program.current_dir(root).env("XDG_STATE_HOME", root).stdout(Stdio::piped()).stderr(Stdio::piped());
+    program
+}
+
+#[test]
+fn the_programs_run_as_they_stand() {
+    let root = tempfile::tempdir().unwrap();
+    let programs =
+        [("smallest", "node-2: hello from"), ("server-and-clients", "client-2: "), ("sweep", "md5sum")];
+    let programs = programs.map(|(name, says)| (says, example(name, root.path()).spawn().unwrap()));
+    for (says, program) in programs {
+        let ran = program.wait_with_output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success() && stdout.contains(says), "{stdout}{stderr}");
+    }
+    assert_clean(root.path());
+}
+
 #[test]
 fn a_program_runs_a_file_and_gets_the_report() {
     let root = tempfile::tempdir().unwrap();
-    // Cargo has built it beside this test.
-    let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("examples/run-a-file");
-    let ran = Command::new(program)
-        .arg(format!("{PROGRAMS}/experiment.toml"))
-        .current_dir(root.path())
-        .env("XDG_STATE_HOME", root.path())
-        .output()
-        .unwrap();
+    let ran = example("run-a-file", root.path()).arg(format!("{PROGRAMS}/experiment.toml")).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{stderr}");
     assert_eq!(stdout.lines().filter(|line| line.contains("large: ")).count(), 3, "{stdout}");

@@ -1,8 +1,5 @@
 //! tsunami's provider for Amazon EC2: on-demand machines, spot machines, and spot blocks.
 //!
-//! [`Ec2Provider`] launches machines that end themselves, finds them again by tag, and ends whatever it created, also
-//! what a lost answer or a dead process left behind.
-//!
 //! ```no_run
 //! use std::sync::Arc;
 //! use tsunami_aws::{Ec2Options, Ec2Provider, Ec2Spec, Market};
@@ -19,6 +16,12 @@
 //! tsunami.run(plan, |cluster| async move { cluster.hosts()[0].run("uname -a").await }).await?;
 //! # Ok(()) }
 //! ```
+//!
+//! [`Ec2Provider`] launches machines that end themselves, finds them again by tag, and ends whatever it created, also
+//! what a lost answer or a dead process left behind. What a run is and what is guaranteed of it is [`tsunami_core`]'s.
+//!
+//! Groups of one plan may be in several [regions](Ec2Spec::region), whose machines reach each other at
+//! [`open_ports`](Ec2Spec::open_ports).
 //!
 //! # What it does
 //!

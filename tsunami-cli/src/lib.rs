@@ -1,6 +1,19 @@
 //! `tsunami`: short experiments on short-lived machines.
 //!
-//! The program is [`main`] over a [`Registry`]: somebody's own `tsunami` knows one provider more.
+//! ```no_run
+//! fn main() -> std::process::ExitCode {
+//!     tsunami_cli::main(tsunami_cli::registry())
+//! }
+//! ```
+//!
+//! That is the whole program: [`main`] over a [`Registry`] of the providers that it knows, which are `local` and `hosts`, and
+//! `aws` with the feature of that name. `tsunami --help` says what it does. What a run is, and what is guaranteed of it, is
+//! [`tsunami_core`]'s, for programs of one's own as for this one: [`Experiment::run`](tsunami_core::experiment::Experiment::run)
+//! does what `tsunami run` does.
+//!
+//! # With one provider more
+//!
+//! Somebody's own `tsunami` knows one provider more.
 //!
 //! [`Registration`](tsunami_core::registry::Registration) says what it tells of itself; `examples/own-provider` is a
 //! whole one.

@@ -1,7 +1,28 @@
 //! Launch short-lived machines, set them all up at once, run an experiment, tear everything down.
 //!
-//! This crate knows neither a cloud nor SSH. A [`Provider`] launches and ends machines, a [`Connector`] makes
-//! [`Session`]s to them, and [`Tsunami`] does the rest:
+//! ```no_run
+//! use std::sync::Arc;
+//! use tsunami_core::testing::FakeCloud;
+//! use tsunami_core::{Error, Group, MachineSpec, Plan, Tsunami};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     let cloud = Arc::new(FakeCloud::new(1));
+//!     let tsunami = Tsunami::new(cloud.clone(), cloud);
+//!     let nodes = Group::new("node", MachineSpec::default()).count(3);
+//!     let nodes = nodes.setup(|host| async move { host.run("echo installing").await });
+//!     let hello = async |cluster: tsunami_core::Cluster| cluster.hosts()[0].run("echo hello").await;
+//!     println!("{}", tsunami.run(Plan::new("hello").group(nodes), hello).await?.stdout());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! This crate knows neither a cloud nor SSH: the machines of that program are nowhere. On this computer, it takes
+//! `LocalProvider` and `SshConnector` of `tsunami-ssh` in place of the fake; on Amazon EC2, `Ec2Provider` of `tsunami-aws`.
+//!
+//! # The model
+//!
+//! A [`Provider`] launches and ends machines, a [`Connector`] makes [`Session`]s to them, and [`Tsunami`] does the rest:
 //!
 //! 1. You describe groups of machines in a [`Plan`], each [`Group`] with an async set-up closure.
 //! 2. [`Tsunami::run`] checks the plan, records the run, launches all groups at once, and connects and sets up
@@ -29,19 +50,41 @@
 //!
 //! # What is guaranteed
 //!
-//! - Nothing is asked for before the run is [recorded](RunStore). [`Tsunami::down`] ends it from any process, on any
-//!   day.
-//! - Every machine has a deadline of its own from its birth, which needs no controller.
-//! - Futures of set-up closures, of the experiment and of [`Tsunami`]'s methods may be dropped at any await. What was
-//!   begun by then is torn down in the background: await [`Tsunami::wait_idle`] before the runtime ends.
-//! - Code that others write, as observers, providers, connectors and closures, may panic or never answer. A teardown
-//!   goes on.
-//! - An [`Error`] names the machine, the stage and the command, has the last lines of both outputs, and says what may
-//!   remain. Of several machines that fail at once it tells the first in full: [`Error::Several`].
+//! - **Recorded first.** Nothing is asked for before the run is [recorded](RunStore). [`Tsunami::down`] ends it from any
+//!   process, on any day.
+//! - **An end without anybody.** Every machine has a [deadline](Deadline) of its own from its birth, which needs no
+//!   controller; [`Provider::verify`] sees that it is armed before anything is set up.
+//! - **Found by its id.** Whatever is created carries the run's id from the [request](LaunchRequest) that creates it, so
+//!   that no list of machines has to be remembered: [`Provider::list`], [`Provider::terminate`].
+//! - **Gone means gone.** A teardown is over when all requests are answered, the provider says that nothing is left, and its
+//!   [listings](Provider::consistency) are empty. Anything else is an [`Error::Remains`], which names it.
+//! - **Cancelled or dropped anywhere.** Futures of set-up closures, of the experiment and of [`Tsunami`]'s methods may be
+//!   dropped at any await; [`Tsunami::cancel_on`] ends a run from outside. What was begun by then is torn down in the
+//!   background: [**await `Tsunami::shutdown`**](Tsunami#before-the-runtime-ends) before the runtime ends.
+//! - **Others' code may fail.** What others write, as observers, providers, connectors and closures, may panic or never
+//!   answer. A teardown goes on.
+//! - **Errors that tell.** An [`Error`] names the machine, the stage and the command, has the last lines of both outputs,
+//!   and says what may remain and [what may help](Error::help). A program branches on its [class](ErrorClass). Of several
+//!   machines that fail at once it tells the first in full: [`Error::Several`].
+//! - **Commands end.** One that is cancelled, timed out or left behind is [ended](Session::exec) with its process group,
+//!   and known to be gone, or [said not to be](Error::Timeout::gone).
+//! - **Bounded.** What others may make us hold, read or wait for has a [limit](limits).
+//!
+//! # Where to look
+//!
+//! | for | see |
+//! |---|---|
+//! | one command or many, in the background, with a time-out; files | [`Host`], [`HostCommand`], [`Process`] |
+//! | readiness, services, files to bring home, parameters, repetitions | [`trial`] |
+//! | experiments from files, their results | `experiment`, `results` (feature `experiment`) |
+//! | a run's own token, observer, id or results | [`Tsunami::one_run`] |
+//! | machines that stay up, and coming back to them | [`Tsunami::up`], [`Keep`], [`Tsunami::attach`], [`Tsunami::extend`] |
+//! | what happens, while it does and later | [`Observer`], [`Event`], [`Report`] |
+//! | a provider or a connector of one's own | [`Provider`], [`Connector`], `testing::conformance` |
+//! | tests without machines: a fake cloud on virtual time, mocks, trouble | `testing` (feature `testing`) |
 //!
 //! [`Observer`]s hear of everything as it happens, in [`Event`]s that alone tell the whole story: a [`Report`] is made
-//! of them, now or from a stream that was saved. The feature `testing` has a fake cloud that runs on virtual
-//! time, mocks of the traits, and the conformance suites that every provider and session passes.
+//! of them, now or from a stream that was saved.
 
 mod analysis;
 mod backoff;
@@ -94,7 +137,7 @@ pub use machine::{
     RunId, shown,
 };
 pub use names::{is_experiment_name, is_group_name};
-pub use outcome::{Outcome, gravest};
+pub use outcome::{ErrorClass, Outcome, gravest};
 pub use plan::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_LIFETIME, Group, Plan, Problem};
 #[cfg(feature = "testing")]
 pub use provider::MockProvider;

@@ -251,6 +251,11 @@ impl Schedule {
         })
     }
 
+    /// Whether it is the engine's shutdown that cancels the run, and not a token.
+    fn shuts_down(&self) -> bool {
+        self.seed % 2 == 1
+    }
+
     /// Arms the ending.
     fn arm(&self, world: &World) {
         let (when, what) = match self.ending {
@@ -585,11 +590,18 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(world.first.clone()))
         .observer(events.clone())
         .state(world.state.clone())
-        .cancel_on(world.cancel.clone())
+        .cancel_on(if schedule.shuts_down() { CancellationToken::new() } else { world.cancel.clone() })
         .outlive_runtime(false)
         .started_at(epoch())
         .seed(schedule.seed);
     schedule.arm(&world);
+    if schedule.shuts_down() {
+        let (tsunami, cancel) = (tsunami.clone(), world.cancel.clone());
+        tokio::spawn(async move {
+            cancel.cancelled().await;
+            drop(tsunami.shutdown().await);
+        });
+    }
     let second = schedule.second_down.map(|(time, crash)| {
         let cloud = world.cloud.controller();
         let (other, state) = (world.tsunami_on(cloud.clone()), world.state.clone());
@@ -628,6 +640,11 @@ async fn play(schedule: &Schedule, root: &Path) -> Outcome {
             }
             End::Dropped | End::Crashed => {}
         }
+        let left = match timeout(PATIENCE, tsunami.shutdown()).await.expect("never shut down") {
+            Err(Error::Remains { leftovers, .. }) => leftovers,
+            shut_down => shut_down.map(|()| Vec::new()).expect("a shutdown"),
+        };
+        assert_eq!(&left, leftovers, "what the shutdown says");
         world.assert_named(leftovers, second.is_none());
     }
     if let Some(second) = second {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
+use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply, Unreliable};
 use tsunami_core::{
     Command, Connector, Deadline, Download, Exit, LaunchRequest, Login, Machine, MachineSpec, MachineState,
     Provider, ProviderErrorKind, RunFilter, RunId, Session, SessionError, SessionErrorKind,
@@ -220,4 +220,84 @@ async fn only_the_runs_key_gets_in_and_only_to_the_machine_that_is_meant() {
         bad.login.host_key = key;
         assert_eq!(kind(&bad).await, Err(SessionErrorKind::HostKey));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_unreliable_fails_slows_and_throttles_as_it_is_told_and_the_same_way_every_time() {
+    let run = RunId::generate(SystemTime::UNIX_EPOCH, 1);
+    let unavailable = Fault::Error(ProviderErrorKind::Unavailable);
+    let quiet = || {
+        let cloud = FakeCloud::new(1);
+        cloud.latency(Duration::ZERO..Duration::ZERO);
+        Arc::new(cloud)
+    };
+    // Which calls fail does not depend on what is called in between.
+    let mut failing = Vec::new();
+    for (seed, between) in [(7, 0), (7, 1), (8, 0)] {
+        let cloud = Unreliable::new(quiet(), seed);
+        cloud.share(Call::List, 0.25, unavailable);
+        let mut failed = Vec::new();
+        for _ in 0..200 {
+            for _ in 0..between {
+                cloud.terminate(&run).await.unwrap();
+            }
+            failed.push(cloud.list(&RunFilter::All).await.is_err());
+        }
+        let count = failed.iter().filter(|failed| **failed).count();
+        assert!((25..75).contains(&count), "{count} of 200");
+        failing.push(failed);
+    }
+    assert!(failing[0] == failing[1] && failing[0] != failing[2]);
+
+    let cloud = Unreliable::new(quiet(), 1);
+    cloud.limit(Call::List, 0.5);
+    cloud.latency(Duration::from_secs(10)..Duration::from_secs(11));
+    let begun = Instant::now();
+    let all = RunFilter::All;
+    let (first, second, third) = tokio::join!(cloud.list(&all), cloud.list(&all), cloud.list(&all));
+    assert!([first, second, third].iter().all(Result::is_ok));
+    assert!((14..=15).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    cloud.calm();
+
+    let lifetime = Duration::from_secs(36_000);
+    let request = LaunchRequest::new(
+        run.clone(),
+        "node",
+        std::num::NonZeroU32::new(3).unwrap(),
+        MachineSpec::default(),
+        Deadline { at: SystemTime::UNIX_EPOCH + lifetime, lifetime },
+    )
+    .authorized_key(cloud.prepare(&run, Path::new("unused")).await.unwrap());
+    for (nth, fault) in [unavailable, Fault::Partial(1), Fault::LostReply(ProviderErrorKind::Throttled)]
+        .into_iter()
+        .enumerate()
+    {
+        cloud.fault(Call::Launch, nth as u32 + 1, fault);
+    }
+    for (kind, machines) in [
+        (ProviderErrorKind::Unavailable, 0),
+        (ProviderErrorKind::Capacity, 1),
+        (ProviderErrorKind::Throttled, 3),
+    ] {
+        assert_eq!(cloud.launch(&request).await.unwrap_err().kind, kind);
+        assert_eq!(cloud.get_ref().machines().len(), machines);
+    }
+    assert_eq!((cloud.launch(&request).await.unwrap().len(), cloud.calls(Call::Launch)), (3, 4));
+
+    sleep(Duration::from_secs(30)).await;
+    let machine = cloud.list(&RunFilter::Run(run)).await.unwrap().remove(0);
+    cloud.fault(Call::Exec, 1, unavailable);
+    cloud.fault(Call::Exec, 2, Fault::LostReply(ProviderErrorKind::Unavailable));
+    cloud.fault(Call::Exec, 3, Fault::Slow(Duration::from_secs(100)));
+    let session = cloud.connect(&machine, Instant::now() + Duration::from_secs(10)).await.unwrap();
+    for ran in [0, 1] {
+        assert_eq!(exec(&*session, "true").await.unwrap_err().kind, SessionErrorKind::Remote);
+        assert_eq!(cloud.get_ref().commands().len(), ran);
+    }
+    let begun = Instant::now();
+    exec(&*session, "true").await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 100);
+    // What is over can't go wrong any more.
+    let fault = || cloud.fault(Call::Exec, 3, unavailable);
+    assert!(catch_unwind(AssertUnwindSafe(fault)).is_err());
 }

@@ -1,6 +1,5 @@
 //! A teardown goes on, whatever the code around it does: observers, providers, connectors, and the runtime itself.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,11 +8,10 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault};
+use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Unreliable};
 use tsunami_core::{
-    Cluster, Command, Download, Error, Event, Exit, Group, Keep, Leftover, MachineSpec, MockConnector,
-    MockProvider, Observer, Origin, OutputSink, Plan, Quote, RunStore, Session, SessionError, Stream,
-    Tsunami,
+    Cluster, Command, Error, Event, Group, Keep, Leftover, MachineSpec, MockProvider, Observer, Origin, Plan,
+    Quote, RunStore, Stream, Tsunami,
 };
 
 struct World {
@@ -415,44 +413,13 @@ async fn a_provider_or_connector_that_never_answers_does_not_hold_who_attaches()
     }
 }
 
-/// A connection on which no command ever ends, whoever wants it to.
-#[derive(Debug)]
-struct Deaf;
-
-#[async_trait::async_trait]
-impl Session for Deaf {
-    async fn exec(
-        &self,
-        _: &Command,
-        _: Arc<dyn OutputSink>,
-        _: &CancellationToken,
-    ) -> Result<Exit, SessionError> {
-        std::future::pending().await
-    }
-    async fn administer(&self, _: &str, _: &[String]) -> Result<String, SessionError> {
-        std::future::pending().await
-    }
-    async fn upload(&self, _: &Path, _: &str) -> Result<(), SessionError> {
-        Ok(())
-    }
-    async fn download(&self, _: &Download) -> Result<Vec<usize>, SessionError> {
-        Ok(Vec::new())
-    }
-    async fn check(&self) -> Result<(), SessionError> {
-        Ok(())
-    }
-    async fn close(&self) -> Result<(), SessionError> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_session_that_never_says_that_a_command_is_gone_does_not_hold_its_end() {
     let world = World::new();
-    let mut connector = MockConnector::new();
-    connector.expect_prepare().returning(|_, _| Ok(String::new()));
-    connector.expect_connect().returning(|_, _| Ok(Box::new(Deaf)));
-    connector.expect_finish().return_const(());
+    let connector = Unreliable::new(Arc::new(world.cloud.clone()), 1);
+    for nth in [1, 2] {
+        connector.fault(Call::Exec, nth, Fault::Hang);
+    }
     let tsunami = Tsunami::new(Arc::new(world.cloud.clone()), Arc::new(connector)).state(world.state.clone());
     let run = tsunami.run(plan(), |cluster| async move {
         let command = || cluster.hosts()[0].command(Command::shell("sleep 3000"));

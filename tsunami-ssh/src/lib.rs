@@ -1,29 +1,30 @@
-//! Sessions over OpenSSH, and the two providers that need nothing but SSH.
+//! Sessions over SSH, and the two providers that need nothing but SSH.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use tsunami_core::{Cluster, Error, Group, MachineSpec, Plan, RunStore, Tsunami};
+//! use tsunami_ssh::{LocalProvider, SshConnector};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Error> {
+//!     let provider = LocalProvider::new(RunStore::standard()?.root());
+//!     let tsunami = Tsunami::new(Arc::new(provider), Arc::new(SshConnector::default()));
+//!     let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()).count(3));
+//!     let hello = async |cluster: Cluster| cluster.hosts()[2].run("echo hello from $PWD").await;
+//!     println!("{}", tsunami.run(plan, hello).await?.stdout());
+//!     Ok(())
+//! }
+//! ```
 //!
 //! - [`SshConnector`] connects to machines of any provider, with one `ssh` master process a machine. Every command,
 //!   script and transfer is a channel of it, through the native multiplexing protocol of the [`openssh`] crate: no
 //!   process is spent on a command. With [`TransportKind::InProcess`], a machine is a connection of this process's own.
-//! - [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses.
+//!   [`SshOptions`] has the ways there: users, keys, jump hosts, proxies.
+//! - [`LocalProvider`] makes machines out of `sshd` processes on this computer's loopback addresses. Commands run on
+//!   **this computer**, as its user.
 //! - [`HostsProvider`] takes machines that exist already.
 //!
-//! ```no_run
-//! use std::sync::Arc;
-//! use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
-//! use tsunami_ssh::{LocalProvider, SshConnector, SshOptions};
-//!
-//! # async fn example() -> Result<(), Error> {
-//! let provider = LocalProvider::new(RunStore::standard()?.root());
-//! let connector = SshConnector::new(SshOptions::default());
-//! let tsunami = Tsunami::new(Arc::new(provider), Arc::new(connector));
-//! let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()).count(3));
-//! tsunami.run(plan, |cluster| async move {
-//!     for host in cluster.hosts() {
-//!         println!("{}", host.run("echo hello from $PWD").await?.stdout());
-//!     }
-//!     Ok(())
-//! }).await
-//! # }
-//! ```
+//! What a run is and what is guaranteed of it is [`tsunami_core`]'s; here is what sessions and these machines add to that.
 //!
 //! # Who is at the other end
 //!

@@ -61,7 +61,7 @@ impl Drop for Connections {
 /// # When it is dropped
 ///
 /// It lets go of the machines in the background, on the runtime that it was made on, and commands that still run on
-/// them end. [`Tsunami::wait_idle`] waits for that. The machines stay up.
+/// them end. [`Tsunami::wait_idle`] and [`Tsunami::shutdown`] wait for that. The machines stay up.
 #[derive(Debug)]
 pub struct AttachedRun {
     connections: Connections,
@@ -124,10 +124,11 @@ impl Tsunami {
         wanted: impl Fn(&Machine) -> bool,
     ) -> Result<AttachedRun, Error> {
         let record = directory.record()?;
-        let run = self.open(&record, directory.clone(), None, self.cancel.child_token(), String::new());
+        let run = self.open(&record, directory.clone(), None, self.cancellation(), String::new());
         let run = Arc::new(run);
         // From here on whatever happens lets go of what was prepared and connected.
         let connections = Connections::new(run.clone());
+        self.runs.hold(&run);
         let connecting = async {
             // Neither needs the other, and both may take a while.
             let preparing = run.connector.prepare(&run.id, directory.path()).map_err(Error::Prepare);

@@ -7,6 +7,7 @@ mod machine_task;
 mod monitor;
 mod provision;
 mod run;
+mod shutdown;
 mod teardown;
 
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +17,6 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 use crate::error::{Error, QuoteFailure};
@@ -33,6 +33,7 @@ use foreign::Guarded;
 #[cfg(feature = "experiment")]
 use foreign::described;
 use run::joined;
+use shutdown::{Runs, any_of};
 
 pub use attach::AttachedRun;
 pub(crate) use deadline::RunDeadline;
@@ -64,6 +65,21 @@ pub use run::RunHandle;
 /// # assert!(cloud.is_empty());
 /// # Ok(()) }
 /// ```
+///
+/// One is enough for a program, however many runs there are at once: a clone is the same engine, and cheap. What is set on
+/// an engine holds for all of its runs; [`one_run`](Self::one_run) is for what is one run's own.
+///
+/// # Before the runtime ends
+///
+/// **Await [`shutdown`](Self::shutdown)**, above all in a program in which the future of a run may be dropped: by a
+/// time-out, by a `select!`, or with its task. It cancels what still runs, waits until everything is torn down, and says
+/// what may remain.
+///
+/// **Without it**, the end of a runtime finds runs in the middle of their teardown. It then waits until a thread with a
+/// runtime of its own has finished that, several minutes at most, and what was being asked for at that moment is named as
+/// what may remain, in a log line that nobody may read. Where that is turned off
+/// ([`outlive_runtime`](Self::outlive_runtime)), or the process is killed or calls [`std::process::exit`], machines live
+/// until their deadline, or until somebody asks for [`down`](Self::down).
 #[derive(Clone, Debug)]
 pub struct Tsunami {
     provider: Arc<dyn Provider>,
@@ -72,11 +88,15 @@ pub struct Tsunami {
     state: Option<RunStore>,
     results: Option<PathBuf>,
     cancel: CancellationToken,
+    /// The tokens of the engines that this one does one run of.
+    cancel_beside: Vec<CancellationToken>,
+    /// The id of the one run.
+    id: Option<RunId>,
     keep: Keep,
     started_at: Option<SystemTime>,
     seed: Option<u64>,
     outlive_runtime: bool,
-    tasks: TaskTracker,
+    runs: Arc<Runs>,
     /// How many events and commands were told of before, in a story that goes on over several runs.
     counts: Option<EventCounts>,
     /// What was chosen so far, for all runs.
@@ -106,11 +126,13 @@ impl Tsunami {
             state: None,
             results: None,
             cancel: CancellationToken::new(),
+            cancel_beside: Vec::new(),
+            id: None,
             keep: Keep::Never,
             started_at: None,
             seed: None,
             outlive_runtime: true,
-            tasks: TaskTracker::new(),
+            runs: Arc::default(),
             counts: None,
             choices: Arc::default(),
         }
@@ -151,6 +173,40 @@ impl Tsunami {
         self.keep
     }
 
+    /// This engine for one run, which may have options of its own beside those of all runs. Whatever is set on what this
+    /// returns is that run's alone: observers are added to the others', a token ends that run as the others' do, and the
+    /// rest is in place of what holds for all. It is handed wherever the run begins: [`run`](Self::run), [`up`](Self::up),
+    /// [`attach`](Self::attach), `Experiment::run`.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use tsunami_core::testing::FakeCloud;
+    /// # use tsunami_core::{CancellationToken, Error, Group, MachineSpec, Plan, Recorder, RunStore, Tsunami};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let (cloud, directory) = (Arc::new(FakeCloud::new(1)), tempfile::tempdir()?);
+    /// # let tsunami = Tsunami::new(cloud.clone(), cloud).state(RunStore::at(directory.path()));
+    /// # let plan = Plan::new("hello").group(Group::new("node", MachineSpec::default()));
+    /// let (id, stop, story) = (tsunami.next_run_id(), CancellationToken::new(), Arc::new(Recorder::default()));
+    /// let run = tsunami.one_run().id(id).cancel_on(stop.clone()).observer(story.clone());
+    /// run.run(plan, |cluster| async move { cluster.hosts()[0].run("hostname").await }).await?;
+    /// # assert!(!story.events().is_empty());
+    /// # Ok(()) }
+    /// ```
+    pub fn one_run(&self) -> Self {
+        let mut one = self.clone();
+        let cancel = std::mem::take(&mut one.cancel);
+        one.cancel_beside.push(cancel);
+        one
+    }
+
+    /// Sets the id of a run, which is recorded under it. No two runs can have the same, so it is for [one](Self::one_run).
+    /// Default: [a new one](Self::next_run_id).
+    pub fn id(mut self, id: RunId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
     /// Adds an observer of the runs' events and output.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observers.push(GuardedObserver::new(observer));
@@ -169,16 +225,22 @@ impl Tsunami {
         self
     }
 
-    /// Ends runs when `token` fires: what is under way stops and everything is torn down.
+    /// Ends runs when `token` fires: what is under way stops and everything is torn down. The token is in place of an
+    /// earlier one of the same engine.
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
         self.cancel = token;
         self
     }
 
-    /// What says that nothing is to be begun any more.
-    #[cfg(feature = "experiment")]
-    pub(crate) fn cancellation(&self) -> &CancellationToken {
-        &self.cancel
+    /// What says that a run is to end. It is to be cancelled when the run is over.
+    pub(crate) fn cancellation(&self) -> CancellationToken {
+        let others = self.cancel_beside.iter().chain([self.runs.shut_down()]);
+        any_of(&self.cancel, others.cloned().collect())
+    }
+
+    /// What says that nobody wants to wait for another attempt. It is to be cancelled when nobody waits.
+    fn impatience(&self) -> CancellationToken {
+        any_of(&self.cancel, self.cancel_beside.clone())
     }
 
     /// Sets whether machines outlive their run. Default: never.
@@ -215,7 +277,7 @@ impl Tsunami {
 
     /// Asks for a run id, as the next run would get it.
     pub fn next_run_id(&self) -> RunId {
-        self.run_id(0)
+        self.id.clone().unwrap_or_else(|| self.run_id(0))
     }
 
     /// A run id for another of several runs.
@@ -291,8 +353,8 @@ impl Tsunami {
     ///
     /// # When the future is dropped
     ///
-    /// The run is cancelled and torn down in the background. **Await [`wait_idle`](Self::wait_idle) before the runtime
-    /// ends**, as after a time-out in `main`:
+    /// The run is cancelled and torn down in the background. **Await [`shutdown`](Self::shutdown) before the runtime
+    /// ends**, as after a time-out in `main`; or [`wait_idle`](Self::wait_idle) where the program goes on:
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -300,13 +362,12 @@ impl Tsunami {
     /// # async fn example(tsunami: Tsunami, plan: Plan) -> Result<(), Error> {
     /// let run = tsunami.run(plan, |cluster| async move { cluster.hosts()[0].run("./measure").await });
     /// let measured = tokio::time::timeout(Duration::from_secs(600), run).await;
-    /// tsunami.wait_idle().await;
+    /// tsunami.shutdown().await?;
     /// println!("{}", measured.map_err(Error::other)??.stdout());
     /// # Ok(()) }
     /// ```
     ///
-    /// A runtime that ends before that waits for the teardown, which is finished on another one; what was being
-    /// asked for by then is named as what may remain. See [`outlive_runtime`](Self::outlive_runtime).
+    /// What happens without is [said above](Self#before-the-runtime-ends).
     pub async fn run<T, F, Fut>(&self, plan: Plan, body: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -316,17 +377,18 @@ impl Tsunami {
         self.run_as(self.next_run_id(), plan, body).await
     }
 
-    /// [`run`](Self::run) under an id that the caller knows beforehand.
+    /// [`run`](Self::run) under an id that the caller knows beforehand: short for `one_run().id(run)`.
     pub async fn run_as<T, F, Fut>(&self, run: RunId, plan: Plan, body: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(Cluster) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let cancel = self.cancel.child_token();
+        let cancel = self.cancellation();
         let _guard = cancel.clone().drop_guard();
         let engine = self.clone();
-        let task = self.tasks.spawn(async move { engine.launch(run, plan, cancel).await?.run(body).await });
+        let task =
+            self.runs.tasks().spawn(async move { engine.launch(run, plan, cancel).await?.run(body).await });
         joined(task.await)
     }
 
@@ -337,12 +399,17 @@ impl Tsunami {
         self.up_as(self.next_run_id(), plan).await
     }
 
-    /// [`up`](Self::up) under an id that the caller knows beforehand.
+    /// [`up`](Self::up) under an id that the caller knows beforehand: short for `one_run().id(run)`.
     pub async fn up_as(&self, run: RunId, plan: Plan) -> Result<RunHandle, Error> {
-        let cancel = self.cancel.child_token();
+        let cancel = self.cancellation();
         let guard = cancel.clone().drop_guard();
         let engine = self.clone();
-        let task = self.tasks.spawn(async move { engine.launch(run, plan, cancel).await });
+        let task = self.runs.tasks().spawn(async move {
+            let runs = engine.runs.clone();
+            let running = engine.launch(run, plan, cancel).await?;
+            runs.hold(running.machines.run());
+            Ok(running)
+        });
         let running = joined(task.await)?;
         guard.disarm();
         Ok(running)
@@ -355,12 +422,5 @@ impl Tsunami {
     /// [`Error::Other`] with the [`ProviderError`](crate::ProviderError).
     pub async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, Error> {
         self.provider.list(filter).await.map_err(Error::other)
-    }
-
-    /// Waits until every run and teardown that was begun here is over, also those whose future was dropped.
-    pub async fn wait_idle(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
-        self.tasks.reopen();
     }
 }

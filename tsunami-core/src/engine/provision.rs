@@ -370,7 +370,7 @@ impl Run {
         let mut attempt = 0;
         let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
-            if !self.directory.may_create() {
+            if !self.directory.may_create() || self.cancel.is_cancelled() {
                 // What came now would outlive its record.
                 let why = "the run is being torn down";
                 return Err(ProviderError::new(ProviderErrorKind::Other, "launch", why));

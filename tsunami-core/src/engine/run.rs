@@ -3,11 +3,12 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
+use tokio::sync::OnceCell;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::future::FutureExt as _;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::attach::Connections;
 use super::deadline::RunDeadline;
+use super::shutdown::Runs;
 use super::teardown::{self, Assured};
 use super::{Keep, Tsunami};
 use crate::ErrorChain;
@@ -48,8 +50,12 @@ pub(super) struct Run {
     pub(super) undecided: AtomicUsize,
     /// What they are known to have created, by which it is named if it may remain.
     launched: Mutex<BTreeSet<String>>,
-    /// Where work goes that outlives a dropped handle.
-    pub(super) tasks: TaskTracker,
+    /// The runs of its engine.
+    runs: Arc<Runs>,
+    /// Whether its machines are nobody's any more: they are torn down, or left to themselves.
+    released: AtomicBool,
+    /// What its teardown left behind, once that is over.
+    pub(super) torn_down: OnceCell<Vec<Leftover>>,
     sessions: Mutex<Vec<Arc<dyn Session>>>,
     pub(super) spreads: Spreads,
     pub(super) seed: u64,
@@ -89,7 +95,9 @@ impl Tsunami {
             creates: TaskTracker::new(),
             undecided: AtomicUsize::new(0),
             launched: Mutex::default(),
-            tasks: self.tasks.clone(),
+            runs: self.runs.clone(),
+            released: AtomicBool::new(false),
+            torn_down: OnceCell::new(),
             sessions: Mutex::default(),
             seed: self.seed.unwrap_or_default(),
             lock: Mutex::new(lock),
@@ -106,7 +114,7 @@ impl Run {
         &self,
         doing: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
-        self.tasks.spawn_on(doing, &self.runtime)
+        self.runs.tasks().spawn_on(doing, &self.runtime)
     }
 
     /// Begins something that ends with the run.
@@ -114,7 +122,35 @@ impl Run {
         &self,
         doing: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<Option<()>> {
-        self.tasks.spawn(doing.with_cancellation_token_owned(self.cancel.clone()))
+        self.runs.tasks().spawn(doing.with_cancellation_token_owned(self.cancel.clone()))
+    }
+
+    /// Whether the caller is the one to decide about the machines: nobody was before.
+    fn release(&self) -> bool {
+        !self.released.swap(true, Ordering::Relaxed)
+    }
+
+    /// Ends it in the background, whoever holds its machines: those that were launched here are torn down.
+    pub(super) fn let_go(self: &Arc<Self>) {
+        if !self.release() {
+            return;
+        }
+        let run = self.clone();
+        if self.is_ours() {
+            drop(self.spawn(Assured::new(&run, "shut down").finish()));
+        } else {
+            drop(self.spawn(async move { run.disconnect().await }));
+        }
+    }
+
+    /// Whether this process is in charge of it.
+    fn is_ours(&self) -> bool {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Notes what its teardown left behind.
+    pub(super) fn note_remains(&self, leftovers: &[Leftover]) {
+        self.runs.note(&self.id, leftovers);
     }
 
     /// Leaves the machines as they are.
@@ -197,12 +233,11 @@ impl<T> From<Error> for BodyOutcome<T> {
 pub(super) struct OwnedMachines {
     run: Arc<Run>,
     keep: Keep,
-    released: bool,
 }
 
 impl OwnedMachines {
     pub(super) fn new(run: Arc<Run>, keep: Keep) -> Self {
-        Self { run, keep, released: false }
+        Self { run, keep }
     }
 
     pub(super) fn run(&self) -> &Arc<Run> {
@@ -239,26 +274,28 @@ impl OwnedMachines {
         !is_over && (self.keep == Keep::Always || self.keep == Keep::OnFailure && result.is_err())
     }
 
-    /// Machines that nobody would find again are not kept.
+    /// Machines that nobody would find again are not kept, nor are those that are being torn down.
     fn record_kept(&self) -> Result<RunRecord, Error> {
+        if !self.run.release() {
+            return Err(Error::Cancelled);
+        }
         let record = RunRecord { kept: true, ..self.run.directory.record()? };
         self.run.directory.write_record(&record).map(|()| record)
     }
 
-    async fn leave(mut self, record: &RunRecord) {
+    async fn leave(self, record: &RunRecord) {
         self.run.events.emit(EventKind::Kept { until: cut(record.deadline.at) });
-        self.released = true;
         Connections::new(self.run.clone()).close().await;
     }
 
     /// Tears down after user code has ended, and passes on what it ended with.
-    async fn tear_down<T>(mut self, outcome: BodyOutcome<T>) -> Result<T, Error> {
+    async fn tear_down<T>(self, outcome: BodyOutcome<T>) -> Result<T, Error> {
         let reason = match &outcome {
             BodyOutcome::Result(Ok(_)) => "done".to_owned(),
             BodyOutcome::Result(Err(error)) => ErrorChain(error).to_string(),
             BodyOutcome::Panic(_) => "the program panicked".to_owned(),
         };
-        self.released = true;
+        self.run.release();
         // In a task of its own, so that it goes on if this is dropped.
         let leftovers = match self.run.spawn(Assured::new(&self.run, &reason).finish()).await {
             Ok(leftovers) => leftovers,
@@ -278,7 +315,7 @@ impl OwnedMachines {
 
 impl Drop for OwnedMachines {
     fn drop(&mut self) {
-        if !self.released {
+        if self.run.release() {
             drop(self.run.spawn(Assured::new(&self.run, "dropped").finish()));
         }
     }
@@ -289,8 +326,9 @@ impl Drop for OwnedMachines {
 /// # When it is dropped
 ///
 /// Wherever that is, the machines are torn down in the background, on the runtime that the handle was made on.
-/// [`Tsunami::wait_idle`] waits for that, and should be awaited before the runtime ends: see [`Tsunami::run`]. The same
-/// holds if a future of its methods is dropped.
+/// [`Tsunami::shutdown`] waits for that, and should be awaited before the runtime ends: see
+/// [there](Tsunami#before-the-runtime-ends). The same holds if a future of its methods is dropped. It tears down what is
+/// in a handle yet, too.
 #[derive(Debug)]
 pub struct RunHandle {
     pub(super) machines: OwnedMachines,

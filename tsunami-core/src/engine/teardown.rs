@@ -45,17 +45,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Tsunami {
     /// Tears a recorded run down. Idempotent, and safe while another process does the same or still runs it. If
-    /// the future is dropped, it goes on in the background; [`wait_idle`](Self::wait_idle) waits for that.
+    /// the future is dropped, it goes on in the background; [`wait_idle`](Self::wait_idle) and
+    /// [`shutdown`](Self::shutdown) wait for that.
     ///
     /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
     /// removed by then is not tried again.
     pub async fn down(&self, directory: &RunEntry) -> Result<(), Error> {
         let record = directory.record()?;
         let mut run = self.open(&record, directory.clone(), None, CancellationToken::new(), String::new());
-        run.stop_retrying = self.cancel.clone();
+        run.stop_retrying = self.impatience();
         let run = Arc::new(run);
         let (connector, assured) = (self.connector.clone(), Assured::new(&run, "asked to"));
-        let task = self.tasks.spawn(async move {
+        let task = self.runs.tasks().spawn(async move {
+            let _over = run.stop_retrying.clone().drop_guard();
             // Only launches need the key: a disk without room for it keeps nothing from being ended.
             let prepared = connector.prepare(&run.id, run.directory.path());
             let prepared = timeout(PREPARE_TIMEOUT, prepared).await;
@@ -70,8 +72,10 @@ impl Tsunami {
     pub async fn terminate_by_id(&self, run: &RunId) -> Result<(), Error> {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
         let events = Events::new(&self.observers, started_at, self.counts.clone().unwrap_or_default());
-        let (provider, stop_retrying) = (&self.provider, &self.cancel);
-        let terminator = Terminator { provider, run, events: &events, stop_retrying, launched: Vec::new() };
+        let (provider, stop_retrying) = (&self.provider, self.impatience());
+        let _over = stop_retrying.clone().drop_guard();
+        let (events, stop_retrying) = (&events, &stop_retrying);
+        let terminator = Terminator { provider, run, events, stop_retrying, launched: Vec::new() };
         let leftovers = terminator.until_gone().await;
         ended(run.clone(), Ok(()), leftovers)
     }
@@ -79,8 +83,12 @@ impl Tsunami {
 
 impl Run {
     /// Ends everything the run created and returns what may remain. Ignores the run's own cancellation; has
-    /// its own deadlines. Forgets the run once it is clear.
+    /// its own deadlines. Forgets the run once it is clear. Whoever asks while it goes on, or later, hears the same.
     pub(super) async fn tear_down(self: &Arc<Self>, reason: &str) -> Vec<Leftover> {
+        self.torn_down.get_or_init(|| self.tear_down_once(reason)).await.clone()
+    }
+
+    async fn tear_down_once(self: &Arc<Self>, reason: &str) -> Vec<Leftover> {
         let begun = Instant::now();
         self.events.emit(EventKind::TearingDown { reason: reason.to_owned() });
         // Ends the watcher, and commands that user code has left running in tasks of its own.
@@ -112,6 +120,7 @@ impl Run {
             let what = format!("the record at {}", self.directory.path().display());
             leftovers.push(Leftover { what, why: ErrorChain(&error).to_string() });
         }
+        self.note_remains(&leftovers);
         let took = cut(begun.elapsed());
         self.events.emit(EventKind::TornDown { leftovers: leftovers.clone(), took });
         leftovers

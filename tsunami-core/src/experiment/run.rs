@@ -96,7 +96,8 @@ impl Experiment {
     /// files home and tears everything down, or keeps it, as [`Tsunami::keep`] says. All that happened is in the results
     /// directory, and summed up in the report.
     ///
-    /// For the rest it is like [`Tsunami::run`].
+    /// For the rest it is like [`Tsunami::run`]. A run with a token of its own is handed what
+    /// [`Tsunami::one_run`] returns.
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
         ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?.run_and_finish().await
     }
@@ -426,7 +427,9 @@ impl ExperimentRun {
         if !self.prepares() {
             return Ok(());
         }
-        prepare(&self.experiment, &self.results, &self.secrets, self.tsunami.cancellation()).await?;
+        let cancel = self.tsunami.cancellation();
+        let _over = cancel.clone().drop_guard();
+        prepare(&self.experiment, &self.results, &self.secrets, &cancel).await?;
         Ok(self.write_inputs().await?)
     }
 

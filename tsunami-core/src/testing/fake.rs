@@ -102,7 +102,7 @@ pub enum Call {
 
 impl Call {
     /// What kind of error a session or a connector makes of a fault, since it knows none of a provider's.
-    fn session_error(self) -> SessionErrorKind {
+    pub(super) fn session_error(self) -> SessionErrorKind {
         match self {
             Self::Connect => SessionErrorKind::Connect,
             Self::Exec => SessionErrorKind::Remote,
