@@ -128,6 +128,7 @@ mod registration;
 mod resolver;
 mod session;
 mod shell;
+mod terminal;
 mod transport;
 mod watchdog;
 
@@ -137,6 +138,7 @@ pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]
 pub use registration::{HostsRegistration, LocalRegistration, registry};
+pub use terminal::terminal;
 pub use transport::TransportKind;
 
 /// What others may write, at random.

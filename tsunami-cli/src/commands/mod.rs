@@ -9,6 +9,7 @@ mod gc;
 mod inventory;
 mod logs;
 mod ls;
+mod machines;
 mod plan;
 mod report;
 mod run;
@@ -28,6 +29,7 @@ use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::signals;
 use crate::terminal::say;
+use machines::{Facts, Known, names};
 
 /// The commands, in the order in which help lists them. Each one's file has its arguments and what it does.
 #[derive(Debug, clap::Subcommand)]
@@ -64,13 +66,15 @@ trait Execute {
 struct Context<'a> {
     registry: &'a Registry,
     colour: bool,
+    colour_of_stdout: bool,
     verbosity: Verbosity,
 }
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     signals::outlive_full_files();
-    let context = &Context { registry, colour: args.colour(), verbosity: args.verbosity() };
+    let (colour, colour_of_stdout) = (args.colour(), args.colour_of(&std::io::stdout()));
+    let context = &Context { registry, colour, colour_of_stdout, verbosity: args.verbosity() };
     match args.command {
         Command::Run(command) => begin(command, context).await,
         Command::Plan(command) => begin(command, context).await,

@@ -98,6 +98,72 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
 }
 
 #[test]
+fn a_terminal_is_the_machines_own_and_many_machines_read_well() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n[group.long]\ncount = 3\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let on_terminal = |steps: serde_json::Value, args: &[&str]| {
+        let mut command = world.shell("exec /usr/bin/python3 -c \"$DRIVER\" \"$STEPS\" \"$@\"", args);
+        command.env("DRIVER", include_str!("terminal.py")).env("STEPS", steps.to_string());
+        Ended::from(command.output().unwrap())
+    };
+    // A shell that has a prompt, whoever the user's login shell is: what it starts is sh, which is told none.
+    let steps = json!([
+        ["size", 30, 100],
+        ["send", "PS1='ready'; echo st''art\n"],
+        ["expect", "start"],
+        ["send", "stty size; echo \"<$TSUNAMI_NAME $TSUNAMI_INDEX $TSUNAMI_LONG_IPS>\"; pwd\n"],
+        ["expect", "30 100"],
+        ["expect", "<long-1 1 127."],
+        ["expect", "long-1/home"],
+        ["send", "sh -c 'trap \"stty size\" WINCH; echo wait\"\"ing; while :; do sleep 0.1; done'\n"],
+        ["expect", "waiting"],
+        ["size", 40, 132],
+        ["expect", "40 132"],
+        ["send", "\u{3}"],
+        ["expect", "ready"],
+        ["send", "echo inter''rupted; exit 3\n"],
+        ["expect", "interrupted"],
+    ]);
+    on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
+    // Ctrl-C is for the command, which may go on.
+    let line = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.1; done";
+    let steps = json!([["expect", "ready"], ["send", "\u{3}"], ["expect", "caught"]]);
+    let caught = on_terminal(steps, &["ssh", &run, "a", "--", line]);
+    assert!(!caught.assert_status(7).stdout.contains("closed"), "{}", caught.stdout);
+    let steps = json!([["expect", "ready"], ["send", "\u{3}"]]);
+    on_terminal(steps, &["ssh", &run, "a", "--", "echo ready; exec sleep 600"]).assert_status(130);
+    let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
+    assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
+
+    let line = "echo \"$TSUNAMI_NAME ${TSUNAMI_LONG_IPS%% *}\" | cut -c -8; exit $TSUNAMI_INDEX";
+    let exec = world.tsunami(["exec", &run, "--sorted", "--", line]);
+    let lines = "a-0    | a-0 127.\nlong-0 | long-0 1\nlong-1 | long-1 1\nlong-2 | long-2 1\n";
+    assert_eq!(exec.assert_status(2).stdout, lines);
+    assert_eq!(exec.stderr, "error: it failed on 2 of 4 machines\n  status 1: long-1\n  status 2: long-2\n");
+    let coloured = world.tsunami(["exec", &run, "--color", "always", "-g", "long", "--", "exit 3"]);
+    let said = "it failed on 3 of 3 machines\n  \u{1b}[31mstatus 3\u{1b}[0m: long-0 to long-2\n";
+    coloured.assert_status(3).assert_says(&[said]);
+    let json = world.tsunami(["exec", &run, "--json", "--", "echo \"$TSUNAMI_NAME\"; kill -9 $$"]);
+    let mut lines: Vec<serde_json::Value> =
+        json.assert_status(137).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| (line["machine"].to_string(), line.get("status").is_some()));
+    assert_eq!(lines[0], json!({ "schema": 1, "machine": "a-0", "stream": "stdout", "line": "a-0" }));
+    let end = json!({ "schema": 1, "machine": "a-0", "status": 137, "exit": { "signal": 9 }, "error": null });
+    assert_eq!((&lines[1], lines.len()), (&end, 8));
+    let late = world.tsunami(["exec", &run, "--timeout", "1s", "--", "sleep", "600"]);
+    late.assert_status(124).assert_says(&["a-0: ", "timed out after 1s", "the same, 3 times more"]);
+    // Ctrl-C ends what runs there.
+    let steps =
+        json!([["expect", "long-2 |"], ["expect", "ready"], ["send", "\u{3}"], ["expect", "interrupted"]]);
+    let line = "echo ready; exec sleep 4711";
+    on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
+    assert!(world.processes().iter().all(|process| !process.contains("sleep 4711")));
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
 fn a_plan_shows_what_would_be_and_touches_nothing() {
     let world = World::new();
     let file = world.write(
