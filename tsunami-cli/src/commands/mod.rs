@@ -5,6 +5,7 @@ mod cp;
 mod down;
 mod exec;
 mod extend;
+mod forward;
 mod gc;
 mod inventory;
 mod logs;
@@ -40,6 +41,7 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     Exec(exec::Exec),
     Ssh(ssh::Ssh),
+    Forward(forward::Forward),
     Inventory(inventory::Inventory),
     Cp(cp::Cp),
     Logs(logs::Logs),
@@ -82,6 +84,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Ls(command) => begin(command, context).await,
         Command::Exec(command) => begin(command, context).await,
         Command::Ssh(command) => begin(command, context).await,
+        Command::Forward(command) => begin(command, context).await,
         Command::Inventory(command) => begin(command, context).await,
         Command::Cp(command) => begin(command, context).await,
         Command::Logs(command) => begin(command, context).await,

@@ -1,12 +1,14 @@
 //! The commands for machines that are up.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::world::{Ended, World};
+use crate::world::{Ended, Going, World};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -98,7 +100,7 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
 }
 
 #[test]
-fn a_terminal_is_the_machines_own_and_many_machines_read_well() {
+fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\n[group.long]\ncount = 3\n");
     let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
@@ -153,6 +155,38 @@ fn a_terminal_is_the_machines_own_and_many_machines_read_well() {
     assert_eq!((&lines[1], lines.len()), (&end, 8));
     let late = world.tsunami(["exec", &run, "--timeout", "1s", "--", "sleep", "600"]);
     late.assert_status(124).assert_says(&["a-0: ", "timed out after 1s", "the same, 3 times more"]);
+
+    let server = "exec python3 -u -m http.server 0 --bind $TSUNAMI_IP";
+    let mut server = Going::of(world.command(["exec", &run, "-m", "a-0", "--", server]));
+    let serving = server.wait_for(&["Serving HTTP on 127."]);
+    let port = serving.split_whitespace().skip_while(|word| *word != "port").nth(1).unwrap();
+    let mut forward = Going::of(world.command(["forward", &run, "a", &format!("0:{port}"), "0:1"]));
+    let mut here =
+        || forward.wait_for(&["http://127.0.0.1:"]).trim().strip_prefix("http://").unwrap().to_owned();
+    let (page, nothing) = (here(), here());
+    let get = |address: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        drop(stream.read_to_string(&mut answer));
+        answer
+    };
+    for _ in 0..2 {
+        assert!(get(&page).contains("Directory listing for /"));
+        assert_eq!(get(&nothing), "");
+    }
+    let taken = format!("{}:80", page.rsplit_once(':').unwrap().1);
+    world
+        .tsunami(["forward", &run, "a", &taken])
+        .assert_status(125)
+        .assert_says(&["can't listen on 127.0.0.1:"]);
+    forward.signal(Signal::INT);
+    let ended = forward.end();
+    ended.assert_status(0).assert_says(&["SIGINT: closing the ports", "a-0: ", "port 1", "nothing"]);
+    assert_eq!(ended.stderr.matches("error: ").count(), 1, "{}", ended.stderr);
+    server.signal(Signal::INT);
+    server.end().assert_status(125);
+
     // Ctrl-C ends what runs there.
     let steps =
         json!([["expect", "long-2 |"], ["expect", "ready"], ["send", "\u{3}"], ["expect", "interrupted"]]);
@@ -205,7 +239,6 @@ fn plain_output_has_no_control_characters() {
 
 #[test]
 fn a_slow_reader_loses_nothing() {
-    use std::io::Read;
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
     world.tsunami([&"up".into(), &file]).assert_status(0);
