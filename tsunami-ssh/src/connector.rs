@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -38,6 +39,9 @@ use crate::session::SshSession;
 use crate::transport::openssh::master::{Master, arguments};
 use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
 use crate::{keys, probe, proxy};
+
+/// How much time a last attempt is worth: a pause that would take all that is left is cut so that there is another one.
+const SHORTEST_LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
@@ -261,7 +265,11 @@ impl SshConnector {
             Some((host, port)) => probe::until_answering(&host, port, deadline)
                 .await
                 .map(|()| Some(Instant::now()))
-                .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
+                .map_err(|seen| {
+                    let reason = if seen.ends_with(probe::NOT_SSH) { Reason::NotSsh } else { Reason::Other };
+                    let error = SessionError::new(SessionErrorKind::Connect, seen);
+                    helped(machine, ConnectError::new(reason, error))
+                }),
             None => Ok(None),
         };
         // What costs little is tried at once, but not so often that it would find out by itself when sshd begins.
@@ -301,11 +309,17 @@ impl SshConnector {
             let hopeless = match error.error.kind {
                 SessionErrorKind::Connect => error.reason == Reason::LoginRefused && !is_young,
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
-                _ => true,
+                // They may be the proxy's words, which had another reason.
+                _ => error.reason != Reason::Configuration || ssh.options.proxy.is_none(),
             };
-            let pause = wait.wait();
-            if hopeless || Instant::now() + pause >= deadline {
+            let (mut pause, left) = (wait.wait(), deadline - Instant::now());
+            let is_too_long = pause >= left;
+            if hopeless || (is_too_long && left < SHORTEST_LAST_ATTEMPT) {
                 return Err(ssh.explain(machine, error, deadline).await);
+            }
+            if is_too_long {
+                // It gives up no attempt that there is time for.
+                pause = left / 2;
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
             before = Some(error);
@@ -586,11 +600,18 @@ impl RunSsh {
 
     /// Adds to an error what the user can do about it.
     async fn explain(&self, machine: &Machine, error: ConnectError, deadline: Instant) -> SessionError {
-        let ConnectError { mut error, reason } = error;
+        let ConnectError { error, reason } = error;
         if error.kind != SessionErrorKind::HostKey {
+            let mut error = helped(machine, ConnectError::new(reason, error));
             if let Some(words) = &self.options.proxy {
                 let proxy = tsunami_core::shown(&words.join(" "));
                 error.message = format!("by way of the proxy `{proxy}`: {}", error.message);
+                if error.kind == SessionErrorKind::Connect && error.help.is_none() {
+                    error = error.help(
+                        "see what the proxy says by itself; where it takes longer, give it more time: \
+                         `connect_timeout`",
+                    );
+                }
             }
             return error;
         }
@@ -611,7 +632,11 @@ impl RunSsh {
                 );
             }
             Reason::UnknownKey(Some(shown)) => Some(shown),
-            Reason::UnknownKey(None) | Reason::LoginRefused | Reason::Other => {
+            Reason::UnknownKey(None)
+            | Reason::LoginRefused
+            | Reason::NotSsh
+            | Reason::Configuration
+            | Reason::Other => {
                 let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
                 match way {
                     Ok(way) => self.shown_key(&name, way, deadline).await,
@@ -722,6 +747,23 @@ fn lock(directory: &Path) -> io::Result<fs::File> {
     let directory = fs::File::open(directory)?;
     directory.lock()?;
     Ok(directory)
+}
+
+/// Adds what the user can do where more time would help nobody.
+fn helped(machine: &Machine, error: ConnectError) -> SessionError {
+    let ConnectError { error, reason } = error;
+    match reason {
+        Reason::LoginRefused if machine.login.directory.is_some() => {
+            error.help("it takes none of the keys for this user: name others with `user` and `[ssh] key`")
+        }
+        Reason::LoginRefused => {
+            error.help("it does not take the run's key for this user: name the image's own with `user`")
+        }
+        Reason::NotSsh => {
+            error.help("something else than sshd listens there: look at the address and the port")
+        }
+        _ => error,
+    }
 }
 
 fn not_prepared(run: &RunId) -> SessionError {

@@ -108,6 +108,10 @@ pub(crate) enum Reason {
     Other,
     /// The machine answered, and let nobody in who could show what we have.
     LoginRefused,
+    /// What answers is no SSH server.
+    NotSsh,
+    /// Words that ssh says of its configuration, or of what two sides can't agree on. A proxy may have said them.
+    Configuration,
     /// The machine shows a key that nobody has told of. A transport that has seen it says which.
     UnknownKey(Option<ShownKey>),
     /// The machine shows another key than the known one.

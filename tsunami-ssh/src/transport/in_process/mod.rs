@@ -32,6 +32,7 @@ use self::target::Target;
 use super::openssh::master::{self, CapturedOutput};
 use super::{Channel, ConnectError, Connection, Reason, ShownKey, Transport, not_dialed};
 use crate::connector::RunSsh;
+use crate::probe;
 
 /// How long an address may take to answer: what boots answers nobody, and is asked again.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -276,7 +277,10 @@ async fn no_connection(
             let error = SessionError::new(SessionErrorKind::Local, message);
             return at(target, error.help("the transport over OpenSSH may know one")).into();
         }
-        russh::Error::Version => (SessionErrorKind::Connect, "what answers does not speak SSH".to_owned()),
+        russh::Error::Version => {
+            let error = at(target, SessionError::new(SessionErrorKind::Connect, probe::NOT_SSH));
+            return ConnectError::new(Reason::NotSsh, error);
+        }
         error => (SessionErrorKind::Connect, format!("connected, then: {}", words(&error))),
     };
     at(target, SessionError::new(kind, message)).into()
