@@ -17,7 +17,7 @@ use super::{Context, Execute};
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::signals;
-use crate::terminal::say;
+use crate::terminal::{say, waiting};
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
@@ -212,7 +212,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // After Ctrl-C it may be dropped where other tasks run.
+        waiting(|| drop(fs::remove_dir_all(&self.0)));
     }
 }
 
