@@ -51,8 +51,13 @@ impl Args {
     }
 
     pub(crate) fn colour(&self) -> bool {
+        self.colour_of(&std::io::stderr())
+    }
+
+    /// Whether what is written there has colours.
+    pub(crate) fn colour_of(&self, stream: &impl IsTerminal) -> bool {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        reporter::colour(self.color, std::io::stderr().is_terminal(), no_color)
+        reporter::colour(self.color, stream.is_terminal(), no_color)
     }
 
     pub(crate) fn verbosity(&self) -> Verbosity {

@@ -24,6 +24,8 @@ pub(crate) const LAUNCH: u8 = Outcome::NotLaunched.exit_status();
 pub(crate) const INTERRUPTED: u8 = Outcome::Interrupted.exit_status();
 /// Something may remain.
 pub(crate) const REMAINS: u8 = Outcome::Remains.exit_status();
+/// `exec` ended the command at its time-out, as `timeout` says it.
+pub(crate) const EXEC_TIMEOUT: u8 = 124;
 /// `exec` and `ssh` themselves failed.
 pub(crate) const EXEC_FAILED: u8 = 125;
 /// `exec` has nobody to print to any more, as a program that SIGPIPE ends.
@@ -67,7 +69,7 @@ pub(crate) enum Error {
     /// Whatever failed then only followed from that.
     #[error("run {0} was torn down by another process")]
     TornDown(RunId),
-    /// An error of `exec` or `ssh`, whose statuses are their own.
+    /// An error of `exec`, `ssh` or `forward`, whose statuses are their own.
     #[error(transparent)]
     Exec(CoreError),
 }
@@ -94,13 +96,17 @@ impl Error {
     /// The exit status of the contract.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Exec(error) => match error {
-                CoreError::Lost { .. } | CoreError::Interrupted { .. } | CoreError::Connect { .. } => {
-                    EXEC_LOST
-                }
-                _ => EXEC_FAILED,
-            },
+            Self::Exec(error) => Self::exec_status(error),
             error => error.outcome().exit_status(),
+        }
+    }
+
+    /// The exit status of `exec`, `ssh` and `forward` for an error.
+    pub(crate) fn exec_status(error: &CoreError) -> u8 {
+        match error {
+            CoreError::Lost { .. } | CoreError::Interrupted { .. } | CoreError::Connect { .. } => EXEC_LOST,
+            CoreError::Timeout { .. } => EXEC_TIMEOUT,
+            _ => EXEC_FAILED,
         }
     }
 

@@ -10,6 +10,7 @@ mod outlet;
 mod wrap;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -85,6 +86,30 @@ impl Style {
     /// The colour of a machine, by its name: neighbours differ.
     pub(crate) fn of_machine(name: &str) -> Self {
         Self::Machine(name.bytes().fold(0, |sum, byte| sum + usize::from(byte)))
+    }
+}
+
+/// What the lines of one of several machines begin with.
+#[derive(Clone, Debug)]
+pub(crate) struct Name {
+    /// Its name, as wide as the widest of them.
+    text: String,
+    /// The parameters of the SGR sequence that tells it from its neighbours.
+    code: &'static str,
+}
+
+impl Name {
+    /// Those of all machines that are shown together, in their order, by their names.
+    pub(crate) fn of(machines: &[&str]) -> BTreeMap<String, Self> {
+        let width = machines.iter().map(|name| name.len()).max().unwrap_or_default();
+        // Colours that can be read on light and on dark; red is for errors.
+        let codes = ["36", "32", "35", "34", "33"].into_iter().cycle();
+        let names = machines.iter().zip(codes);
+        names
+            .map(|(name, code)| {
+                ((*name).to_owned(), Self { text: format!("{:width$}", one_line(name)), code })
+            })
+            .collect()
     }
 }
 
@@ -381,6 +406,26 @@ impl PassedOn {
         }
         write(&STDOUT, &std::mem::take(&mut self.buffer))
     }
+}
+
+/// The same for a line, without its end, of one of several machines.
+pub(crate) fn pass_on_line(stream: Stream, name: &Name, colour: bool, line: &[u8]) -> io::Result<()> {
+    let Name { text, code } = name;
+    let (outlet, is_terminal) = match stream {
+        Stream::Stdout => (&STDOUT, io::stdout().is_terminal()),
+        Stream::Stderr => (&STDERR, io::stderr().is_terminal()),
+    };
+    let mut bytes = match colour {
+        true => format!("\u{1b}[{code}m{text} |\u{1b}[0m "),
+        false => format!("{text} | "),
+    }
+    .into_bytes();
+    match is_terminal {
+        true => bytes.extend_from_slice(sanitize_bytes(line).as_bytes()),
+        false => bytes.extend_from_slice(line),
+    }
+    bytes.push(b'\n');
+    write(outlet, &bytes)
 }
 
 /// What goes on, on standard error: clean lines, which are left out if nobody reads them.

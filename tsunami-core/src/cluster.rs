@@ -522,7 +522,7 @@ impl Host {
     }
 
     /// Waits for something that the session does, unless the run is cancelled first.
-    async fn attempt<T>(
+    pub(crate) async fn attempt<T>(
         &self,
         action: &str,
         doing: impl Future<Output = Result<T, crate::SessionError>>,

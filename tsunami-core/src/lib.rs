@@ -95,6 +95,7 @@ mod error;
 mod event;
 #[cfg(feature = "experiment")]
 pub mod experiment;
+mod forward;
 #[cfg(all(test, feature = "experiment"))]
 mod fuzz;
 pub mod limits;
@@ -132,6 +133,7 @@ pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,
 };
+pub use forward::Forward;
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineKind, MachineState,
     RunId, shown,
@@ -151,8 +153,8 @@ pub use report::{
     Voided,
 };
 pub use session::{
-    Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver, Session,
-    SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
+    ByteStream, Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver,
+    Session, SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};

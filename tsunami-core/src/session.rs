@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -197,6 +198,26 @@ pub trait Session: Debug + Send + Sync + 'static {
         0
     }
 
+    /// Whether there can be connections to ports, as the machine itself would make them: whether the session has
+    /// [`dial`](Self::dial). Those who don't leave both as they are written here.
+    fn dials(&self) -> bool {
+        false
+    }
+
+    /// Connects to a port as the machine would, which is what `host` is a name or an address for. Bytes go both ways until
+    /// each side has ended its own; dropping the connection closes it.
+    ///
+    /// May be dropped at any await; nothing stays behind.
+    ///
+    /// # Errors
+    ///
+    /// Of the kind [`Remote`](SessionErrorKind::Remote) where the machine can't connect, above all since nothing listens
+    /// there; of the kind [`Lost`](SessionErrorKind::Lost) where contact is lost.
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let message = format!("this session can't connect to {host} port {port}");
+        Err(SessionError::new(SessionErrorKind::Local, message))
+    }
+
     /// When the machine was first seen to answer while it was connected to, before anybody logged in; `None` where nobody
     /// looked.
     fn answered(&self) -> Option<Instant> {
@@ -213,6 +234,17 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// Ends the connection, after what was dropped is confirmed gone. Idempotent. Is dropped at any await when that takes
     /// longer than ten seconds; the machine is about to end then, or stays with what runs on it.
     async fn close(&self) -> Result<(), SessionError>;
+}
+
+/// A connection that carries bytes both ways.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+impl Debug for dyn ByteStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByteStream").finish_non_exhaustive()
+    }
 }
 
 /// What machines of a run give each other.

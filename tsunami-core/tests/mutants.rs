@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::conformance::{self, ProviderHarness};
 use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
-    OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError,
-    Stdin,
+    ByteStream, Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId,
+    MachineSpec, OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver, Session,
+    SessionError, Stdin,
 };
 
 /// What a provider gets wrong.
@@ -308,6 +308,9 @@ enum WrongSessionKind {
     ListGoesOnWhenCancelled,
     ListIsToldWhenItIsOver,
     ListHasOneOutput,
+    RefusedPortsLoseIt,
+    AnyPortListens,
+    NoPortsUnsaid,
 }
 
 #[derive(Debug)]
@@ -437,6 +440,24 @@ impl Session for WrongSession {
         Ok(counts)
     }
 
+    fn dials(&self) -> bool {
+        self.inner.dials()
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let local = tsunami_core::SessionErrorKind::Local;
+        match self.wrong {
+            WrongSessionKind::RefusedPortsLoseIt => {
+                let refused = self.inner.dial(host, port).await;
+                self.inner.close().await?;
+                refused
+            }
+            WrongSessionKind::AnyPortListens => Ok(Box::new(tokio::io::duplex(1).0)),
+            WrongSessionKind::NoPortsUnsaid => Err(SessionError::new(local, "it can't")),
+            _ => self.inner.dial(host, port).await,
+        }
+    }
+
     async fn check(&self) -> Result<(), SessionError> {
         match self.wrong {
             WrongSessionKind::CheckAlwaysWorks => Ok(()),
@@ -496,6 +517,7 @@ async fn every_wrong_session_breaks_a_promise() {
             each_command_of_a_list_is_told_of_as_it_begins_and_ends,
             each_command_of_a_list_has_its_own_output_and_status,
             cancelling_a_list_ends_the_running_one_and_begins_no_other,
+            a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on,
         )
     };
     assert_eq!(broken_by(Wrong::Nothing).await, [""; 0]);
@@ -520,6 +542,9 @@ async fn every_wrong_session_breaks_a_promise() {
         (Wrong::ListGoesOnWhenCancelled, "cancelling_a_list_ends_the_running_one_and_begins_no_other"),
         (Wrong::ListIsToldWhenItIsOver, "each_command_of_a_list_is_told_of_as_it_begins_and_ends"),
         (Wrong::ListHasOneOutput, "each_command_of_a_list_has_its_own_output_and_status"),
+        (Wrong::RefusedPortsLoseIt, "a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on"),
+        (Wrong::AnyPortListens, "a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on"),
+        (Wrong::NoPortsUnsaid, "a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on"),
     ] {
         let broken = broken_by(wrong).await;
         assert!(broken.contains(&promise), "{wrong:?} breaks only {broken:?}");

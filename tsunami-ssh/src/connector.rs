@@ -1,43 +1,45 @@
 //! Connections to the machines of runs.
 
+mod entries;
+mod explain;
+mod routes;
+
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::fs::DirBuilder;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use ssh_key::PublicKey;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{
-    Connector, Login, Machine, Remedy, RunId, Session, SessionError, SessionErrorKind, private,
-};
+use tsunami_core::{Connector, Login, Machine, RunId, Session, SessionError, SessionErrorKind, private};
 
 use crate::blocking::{Together, blocking};
-use crate::config::{
-    self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word, jump_hosts,
-};
+use crate::config::{self, CommandLine, Entry, Files, JUMP, Resolved, Setting, SshOptions, Unfit, Word};
 use crate::hosts::HostAddress;
 use crate::janitor::Janitor;
-use crate::limits::{HOST_KEY_TIMEOUT, JUMPS_LIMIT, LAST_LOOK_TIMEOUT, SSH_STDERR_LIMIT};
+use crate::limits::LAST_LOOK_TIMEOUT;
 use crate::pool::Parked;
 use crate::resolver::{self, Resolver};
 use crate::session::SshSession;
-use crate::transport::openssh::master::{Master, arguments};
-use crate::transport::{ConnectError, Reason, ShownKey, Transport, TransportKind};
+use crate::transport::openssh::master::Master;
+use crate::transport::{ConnectError, Reason, Transport, TransportKind};
 use crate::{keys, probe, proxy};
+use entries::{Unwritten, lock, replace};
+use explain::helped;
+
+/// How much time a last attempt is worth: a pause that would take all that is left is cut so that there is another one.
+const SHORTEST_LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// A control socket's path may be this long: the system allows some 107 bytes, and ssh appends 17 while it
 /// makes the socket.
@@ -84,14 +86,6 @@ pub(crate) struct RunSsh {
     over: CancellationToken,
     /// Gone once the run is finished, whoever still holds a session.
     janitor: Mutex<Option<Janitor>>,
-}
-
-/// An entry on its way into a file, where it takes the place of the one that begins with `key`.
-#[derive(Debug)]
-struct Unwritten {
-    file: PathBuf,
-    key: String,
-    entry: String,
 }
 
 /// The ssh_config that a run keeps in its directory. Fails if another user may have written it, or what it
@@ -261,7 +255,11 @@ impl SshConnector {
             Some((host, port)) => probe::until_answering(&host, port, deadline)
                 .await
                 .map(|()| Some(Instant::now()))
-                .map_err(|seen| SessionError::new(SessionErrorKind::Connect, seen)),
+                .map_err(|seen| {
+                    let reason = if seen.ends_with(probe::NOT_SSH) { Reason::NotSsh } else { Reason::Other };
+                    let error = SessionError::new(SessionErrorKind::Connect, seen);
+                    helped(machine, ConnectError::new(reason, error))
+                }),
             None => Ok(None),
         };
         // What costs little is tried at once, but not so often that it would find out by itself when sshd begins.
@@ -301,11 +299,17 @@ impl SshConnector {
             let hopeless = match error.error.kind {
                 SessionErrorKind::Connect => error.reason == Reason::LoginRefused && !is_young,
                 SessionErrorKind::HostKey => !is_young || ssh.options.jump.is_some(),
-                _ => true,
+                // They may be the proxy's words, which had another reason.
+                _ => error.reason != Reason::Configuration || ssh.options.proxy.is_none(),
             };
-            let pause = wait.wait();
-            if hopeless || Instant::now() + pause >= deadline {
+            let (mut pause, left) = (wait.wait(), deadline - Instant::now());
+            let is_too_long = pause >= left;
+            if hopeless || (is_too_long && left < SHORTEST_LAST_ATTEMPT) {
                 return Err(ssh.explain(machine, error, deadline).await);
+            }
+            if is_too_long {
+                // It gives up no attempt that there is time for.
+                pause = left / 2;
             }
             tracing::debug!(machine = machine.name(), error = %error.error, "not connected yet");
             before = Some(error);
@@ -447,215 +451,6 @@ impl RunSsh {
             None => Err(SessionError::new(SessionErrorKind::Lost, "the run is over")),
         }
     }
-
-    /// Writes down how to reach a machine. Returns the address and port to probe, unless the way is not a
-    /// direct one.
-    async fn route(&self, machine: &Machine) -> Result<Option<(String, u16)>, SessionError> {
-        let name = machine.name();
-        machine.check().map_err(|error| {
-            let message = format!("{}: {error}", tsunami_core::shown(&name));
-            SessionError::new(SessionErrorKind::Local, message)
-        })?;
-        let unfit = |error: Unfit| error.of(&name);
-        if let Some(program) = self.options.proxy.as_deref().and_then(<[_]>::first) {
-            let missing = |fault| SessionError::new(SessionErrorKind::Local, format!("{name}: {fault}"));
-            proxy::find(program).map_err(missing)?;
-        }
-        if let Some(jump) = &self.options.jump {
-            let write = async || self.write_jumps(jump, Some(JUMP), &mut { JUMPS_LIMIT }).await.map(drop);
-            self.jump_written.get_or_try_init(write).await?;
-        }
-        let (entry, probe) = match &machine.login.host_key {
-            Some(key) => {
-                let probe = config::endpoint(machine).ok_or_else(|| {
-                    SessionError::new(SessionErrorKind::Connect, format!("{name} has no address"))
-                })?;
-                let line = config::known_host(machine, key).map_err(unfit)?;
-                self.put(&self.files.known_hosts, format!("{name} "), line);
-                let entry = Entry::of_machine(machine, &self.options, &self.files);
-                (entry.map_err(unfit)?, Some(probe))
-            }
-            None => {
-                let host = HostAddress::of(&machine.login);
-                let resolved =
-                    self.resolver.resolve(&self.options, &host, self.options.user.as_deref(), true).await?;
-                let own = config::by_proxy(&self.options, &self.files, machine.id.as_str()).map_err(unfit)?;
-                let through = match (own, &self.options.jump, resolved.jumps()) {
-                    (Some(proxy), ..) => Some(proxy),
-                    (None, Some(_), _) => Some(self.through(JUMP).map_err(unfit)?),
-                    (None, None, Some(jumps)) => {
-                        let last = self.write_jumps(jumps, None, &mut { JUMPS_LIMIT }).await?;
-                        Some(self.through(&last).map_err(unfit)?)
-                    }
-                    (None, None, None) => None,
-                };
-                let entry = Entry::of_host(
-                    &name,
-                    &host,
-                    &resolved,
-                    self.defaults().await?,
-                    through,
-                    &self.options,
-                    &self.files,
-                );
-                let entry = entry.map_err(unfit)?;
-                let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-                entries.insert(name.clone(), entry.clone());
-                let host = resolved.get("hostname").unwrap_or_default().to_owned();
-                let port = resolved.get("port").and_then(|port| port.parse().ok()).unwrap_or(22);
-                (entry, (!resolved.is_proxied()).then_some((host, port)))
-            }
-        };
-        self.put(&self.files.hosts, entry.head(), entry.to_string());
-        self.written().await?;
-        Ok(probe.filter(|_| self.options.jump.is_none() && self.options.proxy.is_none()))
-    }
-
-    /// Writes down how to reach jump hosts, the first as the user reaches it and each other one through the
-    /// one before, and returns the last one's alias. At most `left` of them.
-    async fn write_jumps(
-        &self,
-        list: &str,
-        last: Option<&str>,
-        left: &mut usize,
-    ) -> Result<String, SessionError> {
-        let unfit = |error: Unfit| error.of(JUMP);
-        let mut through: Option<String> = None;
-        let hosts = jump_hosts(list).map_err(unfit)?;
-        for (number, host) in (1..).zip(&hosts) {
-            *left = left.checked_sub(1).ok_or_else(|| {
-                let message = format!("more than {JUMPS_LIMIT} jump hosts: {}", tsunami_core::shown(list));
-                SessionError::new(SessionErrorKind::Local, message)
-            })?;
-            // A key that was given is for hosts that were named beside it, not for what the user's ssh_config
-            // names.
-            let resolved = self.resolver.resolve(&self.options, host, None, last.is_some()).await?;
-            if through.is_none()
-                && let Some(jumps) = resolved.jumps()
-            {
-                through = Some(Box::pin(self.write_jumps(jumps, None, left)).await?);
-            }
-            let alias = match last.filter(|_| number == hosts.len()) {
-                Some(alias) => alias.to_owned(),
-                None => {
-                    let mut hasher = DefaultHasher::new();
-                    (host.to_string(), &through).hash(&mut hasher);
-                    format!("{JUMP}-{:016x}", hasher.finish())
-                }
-            };
-            let way = through.as_deref().map(|jump| self.through(jump)).transpose().map_err(unfit)?;
-            let entry = Entry::of_host(
-                &alias,
-                host,
-                &resolved,
-                self.defaults().await?,
-                way,
-                &self.options,
-                &self.files,
-            );
-            let entry = entry.map_err(unfit)?;
-            self.put(&self.files.hosts, entry.head(), entry.to_string());
-            through = Some(alias);
-        }
-        through.ok_or_else(|| SessionError::new(SessionErrorKind::Local, "no jump host is named"))
-    }
-
-    /// The way that leads through a jump host of the run's configuration.
-    fn through(&self, jump: &str) -> Result<Setting, Unfit> {
-        CommandLine::through(jump, &self.files.config, None).map(Setting::proxy)
-    }
-
-    /// What ssh does without any configuration.
-    async fn defaults(&self) -> Result<&Resolved, SessionError> {
-        self.defaults.get_or_try_init(ask_defaults).await.map(|known| &**known)
-    }
-
-    fn put(&self, file: &Path, key: String, entry: String) {
-        self.unwritten.put(Unwritten { file: file.to_owned(), key, entry });
-    }
-
-    /// Waits until what was put is in its files.
-    async fn written(&self) -> Result<(), SessionError> {
-        let files = [self.files.known_hosts.clone(), self.files.hosts.clone()];
-        let write = move |batch: &[Unwritten]| files.iter().try_for_each(|file| put_all(file, batch));
-        self.unwritten
-            .done(write)
-            .await
-            .map_err(|error| local(format!("cannot write beside {}", self.files.config.display()), error))
-    }
-
-    /// Adds to an error what the user can do about it.
-    async fn explain(&self, machine: &Machine, error: ConnectError, deadline: Instant) -> SessionError {
-        let ConnectError { mut error, reason } = error;
-        if error.kind != SessionErrorKind::HostKey {
-            if let Some(words) = &self.options.proxy {
-                let proxy = tsunami_core::shown(&words.join(" "));
-                error.message = format!("by way of the proxy `{proxy}`: {}", error.message);
-            }
-            return error;
-        }
-        let is_jump = self.options.jump.is_some() && self.jump.get().is_none();
-        if machine.login.host_key.is_some() && !is_jump {
-            let message = "it shows another host key than the run's, and was not logged in to";
-            return SessionError::new(SessionErrorKind::HostKey, message);
-        }
-        let name = if is_jump { JUMP.to_owned() } else { machine.name() };
-        let shown = match reason {
-            Reason::RevokedKey => {
-                return error.help("the key that the host showed is marked as revoked: do not connect");
-            }
-            Reason::ChangedKey => {
-                return error.help(
-                    "the host's key is not the known one: if that is expected, remove the old key with \
-                     `ssh-keygen -R`, else do not connect",
-                );
-            }
-            Reason::UnknownKey(Some(shown)) => Some(shown),
-            Reason::UnknownKey(None) | Reason::LoginRefused | Reason::Other => {
-                let way = if is_jump { Ok(Vec::new()) } else { self.way(machine, deadline).await };
-                match way {
-                    Ok(way) => self.shown_key(&name, way, deadline).await,
-                    Err(_) => None,
-                }
-            }
-        };
-        match shown {
-            Some(ShownKey { fingerprint, line }) => error.remedy(Remedy::TrustNewHosts).help(format!(
-                "{name} showed the key {fingerprint}. If it is the right one, add this line to your \
-                 known_hosts:\n  {line}"
-            )),
-            None => error,
-        }
-    }
-
-    /// The key that a host shows to those who come the same way, as a fingerprint and as a line of known_hosts. The
-    /// connection ends with the key exchange: nobody is named to the host, and nothing is logged in to.
-    async fn shown_key(&self, alias: &str, way: Vec<Setting>, deadline: Instant) -> Option<ShownKey> {
-        /// Tells the name that ssh looks for, and the key that it is shown, which stays unknown.
-        const TELL: &str = "KnownHostsCommand=/bin/sh -c 'echo \"$1 $2 $3\" >&2' sh %H %t %K";
-        let group = self.socket().ok()?.1;
-        let mut options = vec![Setting::new("StrictHostKeyChecking", Word::ours("yes"))];
-        options.extend(way);
-        let mut ssh = Command::new("ssh");
-        ssh.arg("-F").arg(&self.files.config).args(arguments(&options)).args(["-o", TELL, alias, "true"]);
-        ssh.env("SHELL", "/bin/sh").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut ssh = ssh.kill_on_drop(true).process_group(group).spawn().ok()?;
-        let mut said = Vec::new();
-        let read = ssh.stderr.take()?.take(SSH_STDERR_LIMIT as u64);
-        // What was said before the time is over may be enough.
-        let _ = timeout_at(deadline.min(Instant::now() + HOST_KEY_TIMEOUT), read_all(read, &mut said)).await;
-        String::from_utf8_lossy(&said).lines().find_map(|line| {
-            let (name, key) = line.split_once(' ')?;
-            let key = PublicKey::from_openssh(key).ok()?;
-            let line = format!("{name} {}", key.to_openssh().ok()?);
-            Some(ShownKey { fingerprint: key.fingerprint(Default::default()).to_string(), line })
-        })
-    }
-}
-
-async fn read_all(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>) {
-    // What came before an error is all there is.
-    let _ = from.read_to_end(into).await;
 }
 
 /// The options that the run began with; these, if it begins now.
@@ -686,44 +481,6 @@ fn odd_in_a_path(path: &Path) -> Option<char> {
     path.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]\u{fffd}".contains(*c))
 }
 
-/// Puts those entries that are for it into a file.
-fn put_all(file: &Path, entries: &[Unwritten]) -> io::Result<()> {
-    let entries = entries.iter().filter(|it| it.file == file);
-    replace(file, |present| entries.fold(present.to_owned(), |text, it| put(&text, &it.key, &it.entry)))
-}
-
-/// Puts an entry, whose further lines are indented, in place of the one that begins with `key`.
-fn put(present: &str, key: &str, entry: &str) -> String {
-    let (mut old, mut others) = (String::new(), String::new());
-    let mut is_old = false;
-    for line in present.split_inclusive('\n') {
-        if !line.starts_with(' ') {
-            is_old = line.starts_with(key);
-        }
-        if is_old { &mut old } else { &mut others }.push_str(line);
-    }
-    if old == entry { present.to_owned() } else { others + entry }
-}
-
-/// Replaces a file as a whole by what is made of it, so that an ssh that reads it meanwhile sees the one or
-/// the other. What stays the same is not written.
-fn replace(path: &Path, change: impl FnOnce(&str) -> String) -> io::Result<()> {
-    let _one_at_a_time = lock(path.parent().unwrap_or(Path::new(".")))?;
-    let present = match private::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        present => Some(String::from_utf8_lossy(&present?).into_owned()),
-    };
-    let changed = change(present.as_deref().unwrap_or_default());
-    if present.as_ref() == Some(&changed) { Ok(()) } else { private::write(path, changed.as_bytes()) }
-}
-
-/// Keeps others out who write in a directory, of this process and of others.
-fn lock(directory: &Path) -> io::Result<fs::File> {
-    let directory = fs::File::open(directory)?;
-    directory.lock()?;
-    Ok(directory)
-}
-
 fn not_prepared(run: &RunId) -> SessionError {
     SessionError::new(SessionErrorKind::Local, format!("run {run} was not prepared"))
 }
@@ -734,9 +491,12 @@ fn local(message: impl Into<String>, error: io::Error) -> SessionError {
 
 #[cfg(test)]
 mod tests {
+    use super::entries::put_all;
     use super::*;
     use crate::config::tests::hostile;
+    use crate::limits::JUMPS_LIMIT;
     use proptest::prelude::*;
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use tempfile::TempDir;
 

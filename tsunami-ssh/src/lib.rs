@@ -47,7 +47,8 @@
 //!   configuration means, and so do jump hosts, which an `ssh` passes.
 //! - In this process, an output that is not read holds up the other channels of its connection once a mebibyte of it
 //!   waits; over OpenSSH, only itself: russh opens a window again when it has received, and lets nobody hold that back.
-//!   Commands' outputs are always read, and a download is as fast as this computer's disk.
+//!   Commands' outputs are always read, and a download is as fast as this computer's disk. So with a connection to a port of
+//!   the machine ([`Session::dial`](tsunami_core::Session::dial)) that nobody reads, once half a mebibyte waits.
 //! - What comes from a machine that is far away comes as fast as 16 MiB a round trip allow in this process, and 12 MiB over
 //!   OpenSSH, where that takes seven channels; what goes there, as fast as eight channels of 2 MiB.
 //! - The one in this process takes the feature `in-process`, which is on by default.
@@ -129,6 +130,7 @@ mod registration;
 mod resolver;
 mod session;
 mod shell;
+mod terminal;
 mod transport;
 mod watchdog;
 
@@ -138,6 +140,7 @@ pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]
 pub use registration::{HostsRegistration, LocalRegistration, registry};
+pub use terminal::terminal;
 pub use transport::TransportKind;
 
 /// What others may write, at random.

@@ -70,3 +70,7 @@ pub const LAST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bytes of an upload that are handed on at a time, and wait in a pipe.
 pub(crate) const BULK_BYTES: usize = 128 << 10;
+
+/// Bytes of the line that begins a person's terminal on a machine. Linux takes no argument of 128 KiB, and a login shell
+/// gets the line as one.
+pub(crate) const TERMINAL_LINE_BYTES: usize = 100 << 10;

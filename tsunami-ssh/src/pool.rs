@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
-use tsunami_core::{SessionError, SessionErrorKind};
+use tsunami_core::{ByteStream, SessionError, SessionErrorKind};
 
 use crate::attendant::Attendant;
 use crate::shell;
@@ -312,6 +312,20 @@ impl Pool {
                 connected => return connected.map_err(SessionError::from),
             }
         }
+    }
+
+    /// Connects to a port as the machine would. It takes no channel from anybody: sshd counts sessions.
+    pub(crate) async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let link = {
+            let links = self.lock();
+            let alive = links.iter().find(|link| !link.connection.is_closed());
+            alive.or(links.first()).cloned().ok_or_else(closed)?
+        };
+        let late = |_| {
+            let message = format!("{host} port {port} does not answer within {} s", ANSWER_TIMEOUT.as_secs());
+            Err(SessionError::new(SessionErrorKind::Remote, message))
+        };
+        timeout(ANSWER_TIMEOUT, link.connection.dial(host, port)).await.unwrap_or_else(late)
     }
 
     /// Asks the machine for a sign of life.

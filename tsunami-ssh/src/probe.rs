@@ -7,6 +7,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tsunami_core::Backoff;
 
+/// What is said of another server.
+pub(crate) const NOT_SSH: &str = "what answers does not speak SSH";
+
 /// The pauses between two patient probes begin here, grow by half each time,
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// and do not grow beyond this.
@@ -91,7 +94,7 @@ async fn banner(mut stream: TcpStream) -> Result<(), String> {
     let mut greeting = [0; 4];
     match stream.read_exact(&mut greeting).await {
         Ok(_) if &greeting == b"SSH-" => Ok(()),
-        Ok(_) => Err("what answers does not speak SSH".to_owned()),
+        Ok(_) => Err(NOT_SSH.to_owned()),
         Err(error) => Err(format!("connected, then: {error}")),
     }
 }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    Command, ContentOffer, Download, Exit, Machine, OutputSink, SequenceObserver, Session, SessionError,
-    SharedContent,
+    ByteStream, Command, ContentOffer, Download, Exit, Machine, OutputSink, SequenceObserver, Session,
+    SessionError, SharedContent,
 };
 
 use crate::command::{Commands, Input};
@@ -127,6 +127,14 @@ impl Session for SshSession {
 
     fn moved(&self) -> u64 {
         self.commands.moved().bytes()
+    }
+
+    fn dials(&self) -> bool {
+        true
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        self.commands.pool().dial(host, port).await
     }
 
     fn answered(&self) -> Option<Instant> {

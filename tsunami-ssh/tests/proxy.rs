@@ -98,8 +98,17 @@ async fn a_proxy_that_fails_is_told_of_in_its_own_words(transport: TransportKind
         // Without words of its own, whatever the connection died of is told.
         let causes = told.map_or(vec!["closed", "reset", "ended", "Broken pipe"], |told| vec![told]);
         assert!(causes.iter().any(|cause| error.message.contains(cause)), "{error}");
+        assert!(error.help.is_some_and(|help| help.starts_with("see what the proxy says by itself")));
         connector.finish(&machine.run).await;
     }
+    // What would be hopeless if ssh said it is nothing of the kind.
+    let once = format!(
+        "[ -e \"$0\" ] || {{ : > \"$0\"; echo 'Unsupported. Permission denied' >&2; exit 1; }}; {WAY}"
+    );
+    let machines = Machines::launch_with(1, by(transport, &once, &file)).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let session = machines.connector.connect(&machines.machines[0], deadline).await;
+    session.unwrap_or_else(|error| panic!("{error}"));
     let options = SshOptions::default().transport(transport).proxy(["./no/such", "{host}"]);
     let (connector, machine, session) =
         connect(&machines.machines[0], options, root.path(), Duration::from_secs(60)).await;

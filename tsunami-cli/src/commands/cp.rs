@@ -21,7 +21,7 @@ use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::reporter::{Verbosity, span};
 use crate::signals;
-use crate::terminal::{self, say};
+use crate::terminal::{self, say, waiting};
 
 /// How often the line that changes does so, and how seldom at least there is another one where none can.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -304,7 +304,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // After Ctrl-C it may be dropped where other tasks run.
+        waiting(|| drop(fs::remove_dir_all(&self.0)));
     }
 }
 

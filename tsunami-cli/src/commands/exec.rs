@@ -4,19 +4,33 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use tsunami_core::results::json;
 use tsunami_core::text::Lines;
-use tsunami_core::{Command, Error as CoreError, Event, Machine, Observer, Origin, RunStore, Stream};
+use tsunami_core::{
+    Command, Error as CoreError, Event, Exit, Host, Observer, Origin, Output, RunStore, Stream, gravest,
+};
 
-use super::{Context, Execute};
+use super::{Context, Execute, Facts, Known, names};
 use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
-use crate::terminal::{complain, one_line, pass_on, say, waiting};
+use crate::terminal::{self, Name, Style, complain, pass_on, pass_on_line, say, waiting};
+
+/// The number of the form of the JSON.
+const SCHEMA: u32 = 1;
 
 /// Run a command on many machines of a run at once
+///
+/// The machine's facts are in its environment (`$TSUNAMI_NAME`, `$TSUNAMI_IP`, `$TSUNAMI_<GROUP>_IPS`, …). Each line that
+/// comes from several machines begins with the name of its own; a single machine's output is as it is. In the end those
+/// where it failed are named. The status is the highest of the command's own; 128 and more for a signal, 124 after
+/// `--timeout`, 125 for tsunami's own failure, 255 for lost contact.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exec {
     /// A run id, a prefix of one, or an experiment's name
@@ -27,6 +41,15 @@ pub(crate) struct Exec {
     /// Only on this machine (may be repeated)
     #[arg(short, long = "machine", value_name = "MACHINE")]
     machines: Vec<String>,
+    /// End it where it takes longer, as `90s` or `5m`
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print each machine's output in one piece when it has ended, in the order of the machines
+    #[arg(long)]
+    sorted: bool,
+    /// Print a JSON object for each line of output and for each machine's end
+    #[arg(long, conflicts_with = "sorted")]
+    json: bool,
     /// The command: one word is a line for the shell, several are a program and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -34,57 +57,55 @@ pub(crate) struct Exec {
 
 impl Execute for Exec {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let Self { run, groups, machines, command: words } = self;
+        let Self { run, groups, machines, timeout, sorted, json, command: words } = self;
         let state = RunStore::standard()?;
         let directory = state.find(&run).map_err(Error::Exec)?;
         let cancel = CancellationToken::new();
         let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
-        let engine = backend::engine(context.registry, &directory, &state)
-            .await?
-            .observer(printer.clone())
-            .cancel_on(cancel.clone());
+        let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
+        let engine = if sorted { engine } else { engine.observer(printer.clone()) };
         signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
         let known = directory.machines().map_err(Error::Exec)?;
-        let names =
-            |name: &String, of: fn(&Machine) -> String| known.iter().any(|machine| of(machine) == *name);
-        let group = groups.iter().find(|name| !names(name, |machine| machine.group.clone()));
-        if let Some(unknown) = group.or(machines.iter().find(|name| !names(name, Machine::name))) {
-            return Err(Error::Exec(CoreError::other(format!(
-                "the run has no such machine or group: {unknown}"
-            ))));
-        }
+        Known(&known).check(&groups, &machines)?;
         let all = groups.is_empty() && machines.is_empty();
-        let wanted =
-            |machine: &Machine| all || groups.contains(&machine.group) || machines.contains(&machine.name());
+        let wanted = |machine: &tsunami_core::Machine| {
+            all || groups.contains(&machine.group) || machines.contains(&machine.name())
+        };
         let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
         let hosts = running.cluster().hosts();
-        let mut status = 0;
+        let named: Vec<&str> = hosts.iter().map(Host::name).collect();
+        *printer.lock() = Printing::new(&named, json, context);
+        let mut ends = Ends { of: hosts.len(), ..Ends::default() };
         for machine in known.iter().filter(|machine| wanted(machine)) {
             if !hosts.iter().any(|host| host.name() == machine.name()) {
-                complain(&format!("{} ({}) is not running any more", machine.name(), machine.id));
-                status = EXEC_LOST;
+                let why = format!("{} ({}) is not running any more", machine.name(), machine.id);
+                printer.lock().ended(&machine.name(), &End { error: Some(&why), ..End::new(EXEC_LOST) });
+                complain(&why);
+                ends.status = EXEC_LOST;
             }
         }
-        printer.lock().prefix = hosts.len() > 1;
-        let command = command(words);
-        // Whoever saves something from a machine that is taken back does so here.
-        let run = hosts.iter().map(|host| host.command(command.clone()).despite_interruption().output());
-        let outputs = join_all(run).await;
-        printer.flush();
-        if printer.lock().unread {
-            running.detach().await;
-            return Ok(UNREAD);
-        }
-        for output in outputs {
-            match output {
-                Ok(output) => status = status.max(output.exit.code()),
-                Err(error) => {
-                    let error = Error::Exec(error);
-                    error.show();
-                    status = status.max(error.status());
-                }
+        let (command, facts) = (command(words), Facts::of(&known));
+        let outputs = hosts.iter().map(|host| {
+            // Whoever saves something from a machine that is taken back does so here.
+            let command = host.command(command.clone()).despite_interruption();
+            let command = timeout.into_iter().fold(command, tsunami_core::HostCommand::timeout);
+            let facts = facts.of_machine(host.machine()).into_iter();
+            facts.fold(command, |command, (name, value)| command.env(name, value)).output()
+        });
+        let mut outputs = outputs
+            .zip(hosts)
+            .map(async |(output, host)| (host, output.await))
+            .collect::<FuturesOrdered<_>>();
+        while let Some((host, output)) = outputs.next().await {
+            if let (true, Ok(output)) = (sorted, &output) {
+                waiting(|| printer.print_all(host, output));
             }
+            waiting(|| printer.finish(host.name(), &output));
+            ends.add(host, output);
         }
+        drop(outputs);
+        let unread = printer.lock().unread;
+        let status = if unread { UNREAD } else { ends.tell() };
         running.detach().await;
         Ok(status)
     }
@@ -100,6 +121,61 @@ fn command(words: Vec<OsString>) -> Command {
     }
 }
 
+/// How it ended on all machines.
+#[derive(Debug, Default)]
+struct Ends {
+    /// On how many it ran.
+    of: usize,
+    status: u8,
+    /// Where it did not succeed, by how it ended.
+    failed: BTreeMap<(u8, String), Vec<(String, u32)>>,
+    errors: Vec<CoreError>,
+}
+
+impl Ends {
+    fn add(&mut self, host: &Host, output: Result<Output, CoreError>) {
+        match output {
+            Ok(output) => {
+                self.status = self.status.max(output.exit.code());
+                if !output.exit.success() {
+                    let alike = self.failed.entry((output.exit.code(), output.exit.to_string()));
+                    alike.or_default().push((host.group().to_owned(), host.index()));
+                }
+            }
+            Err(error) => self.errors.push(error),
+        }
+    }
+
+    /// Names those where it failed, and returns the exit status. Of a single machine the status says it all.
+    fn tell(mut self) -> u8 {
+        for error in &self.errors {
+            self.status = self.status.max(Error::exec_status(error));
+        }
+        let (interrupted, errors): (Vec<_>, Vec<_>) =
+            self.errors.drain(..).partition(|error| matches!(error, CoreError::Cancelled));
+        for error in gravest(errors).into_iter().chain(interrupted.into_iter().next()) {
+            Error::Exec(error).show();
+        }
+        let count: usize = self.failed.values().map(Vec::len).sum();
+        if count > 0 && self.of > 1 {
+            let mut message = terminal::message();
+            let what = format!(": it failed on {count} of {} machines", self.of);
+            message.line(&[(Style::Error, "error"), (Style::Plain, &what)]);
+            for ((_, exit), machines) in &self.failed {
+                let machines = names(machines.iter().map(|(group, index)| (group.as_str(), *index)));
+                message.line(&[
+                    (Style::Plain, "  "),
+                    (Style::Bad, exit),
+                    (Style::Plain, ": "),
+                    (Style::Plain, &machines),
+                ]);
+            }
+            terminal::show(&message);
+        }
+        self.status
+    }
+}
+
 /// Prints output as it comes; line by line with its machine's name, if there are several.
 #[derive(Debug, Default)]
 struct Printer {
@@ -110,11 +186,43 @@ struct Printer {
 
 #[derive(Debug, Default)]
 struct Printing {
-    prefix: bool,
+    /// What a line of each machine begins with; empty where there is only one machine.
+    names: BTreeMap<String, Name>,
+    json: bool,
+    /// Whether names on standard output, and on standard error, have colours.
+    colours: [bool; 2],
     /// Whether the reader of standard output has gone.
     unread: bool,
     /// By machine and whether they are standard error's.
     lines: BTreeMap<(String, bool), Lines>,
+}
+
+/// A line of output as JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    schema: u32,
+    machine: &'a str,
+    stream: Stream,
+    line: &'a str,
+}
+
+/// A machine's end as JSON.
+#[derive(Default, Serialize)]
+struct End<'a> {
+    schema: u32,
+    machine: &'a str,
+    /// What it adds to the exit status of all.
+    status: u8,
+    /// How the command ended there, if it did.
+    exit: Option<Exit>,
+    /// Why it isn't known how it ended.
+    error: Option<&'a str>,
+}
+
+impl End<'_> {
+    fn new(status: u8) -> Self {
+        Self { schema: SCHEMA, status, ..Self::default() }
+    }
 }
 
 impl Printer {
@@ -122,12 +230,49 @@ impl Printer {
         self.printing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints the lines that have no end.
-    fn flush(&self) {
-        for ((machine, stderr), mut lines) in std::mem::take(&mut self.lock().lines) {
-            let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
-            // Nobody reads it any more: that is no failure of the command.
-            lines.finish(|line| drop(put(&machine, stream, line)));
+    /// Prints what a command on a machine wrote, as much of it as was kept.
+    fn print_all(&self, host: &Host, output: &Output) {
+        for (stream, bytes) in [(Stream::Stdout, &output.stdout), (Stream::Stderr, &output.stderr)] {
+            let printed = self.lock().print(host.name(), stream, bytes);
+            // Nobody waits for an error of the command's any more: it has ended.
+            if let Err(error) = self.unless_gone(stream, printed) {
+                complain(&format!("cannot write what {} printed: {error}", host.name()));
+            }
+        }
+        if output.truncated {
+            say(&format!("{} printed more than is kept; without `--sorted` it is all shown", host.name()));
+        }
+    }
+
+    /// Prints the lines of a machine that have no end, and how the command ended there.
+    fn finish(&self, machine: &str, output: &Result<Output, CoreError>) {
+        let printing = &mut *self.lock();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Some(mut lines) = printing.lines.remove(&(machine.to_owned(), stream == Stream::Stderr)) {
+                // Nobody reads it any more: that is no failure of the command.
+                lines.finish(|line| drop(printing.put(machine, stream, line)));
+            }
+        }
+        let error = output.as_ref().err().map(|error| tsunami_core::ErrorChain(error).to_string());
+        let status = match output {
+            Ok(output) => output.exit.code(),
+            Err(error) => Error::exec_status(error),
+        };
+        let exit = output.as_ref().ok().map(|output| output.exit);
+        printing.ended(machine, &End { exit, error: error.as_deref(), ..End::new(status) });
+    }
+
+    /// Ends the command where nobody reads what it prints any more, which is no failure.
+    fn unless_gone(&self, stream: Stream, printed: io::Result<()>) -> io::Result<()> {
+        match printed {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                if stream == Stream::Stdout {
+                    self.lock().unread = true;
+                    self.cancel.cancel();
+                }
+                Ok(())
+            }
+            printed => printed,
         }
     }
 }
@@ -138,42 +283,70 @@ impl Observer for Printer {
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         // Another machine's output may be what is waited for.
         waiting(|| {
-            let mut printing = self.lock();
-            match printing.print(origin.machine, stream, bytes) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    if stream == Stream::Stdout {
-                        printing.unread = true;
-                        self.cancel.cancel();
-                    }
-                    Ok(())
-                }
-                printed => printed,
-            }
+            let printed = self.lock().print(origin.machine, stream, bytes);
+            self.unless_gone(stream, printed)
         })
     }
 }
 
 impl Printing {
+    fn new(machines: &[&str], json: bool, context: &Context<'_>) -> Self {
+        let names = if machines.len() > 1 { Name::of(machines) } else { BTreeMap::new() };
+        Self { names, json, colours: [context.colour_of_stdout, context.colour], ..Self::default() }
+    }
+
     fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
-        if !self.prefix {
+        if self.names.is_empty() && !self.json {
             return pass_on(stream, bytes);
         }
         let key = (machine.to_owned(), stream == Stream::Stderr);
-        let lines = self.lines.entry(key).or_insert_with(Lines::complete);
+        let mut lines = self.lines.remove(&key).unwrap_or_else(Lines::complete);
         let mut printed = Ok(());
         lines.push(bytes, |line| {
             if printed.is_ok() {
-                printed = put(machine, stream, line);
+                printed = self.put(machine, stream, line);
             }
         });
+        self.lines.insert(key, lines);
         printed
+    }
+
+    /// Writes a line to the stream that it came from.
+    fn put(&self, machine: &str, stream: Stream, line: &[u8]) -> io::Result<()> {
+        if self.json {
+            let line = &String::from_utf8_lossy(line);
+            return self.put_json(&Line { schema: SCHEMA, machine, stream, line });
+        }
+        let colour = self.colours[usize::from(stream == Stream::Stderr)];
+        match self.names.get(machine) {
+            Some(name) => pass_on_line(stream, name, colour, line),
+            None => pass_on(stream, &[line, b"\n"].concat()),
+        }
+    }
+
+    /// Writes down a machine's end, where somebody wants to read of it.
+    fn ended(&self, machine: &str, end: &End<'_>) {
+        if self.json {
+            // As with the last lines.
+            drop(self.put_json(&End { machine, ..*end }));
+        }
+    }
+
+    fn put_json(&self, value: &impl Serialize) -> io::Result<()> {
+        pass_on(Stream::Stdout, (json(value)? + "\n").as_bytes())
     }
 }
 
-/// Writes a line to the stream that it came from.
-fn put(machine: &str, stream: Stream, line: &[u8]) -> io::Result<()> {
-    let mut text = format!("{} | ", one_line(machine)).into_bytes();
-    text.extend_from_slice(line);
-    text.push(b'\n');
-    pass_on(stream, &text)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machines_end_is_written_down_with_the_status_that_it_adds() {
+        let end = End { machine: "a-0", exit: Some(Exit::Signal(9)), ..End::new(137) };
+        assert_eq!(
+            json(&end).unwrap(),
+            r#"{"schema":1,"machine":"a-0","status":137,"exit":{"signal":9},"error":null}"#
+        );
+    }
 }

@@ -5,10 +5,12 @@ mod cp;
 mod down;
 mod exec;
 mod extend;
+mod forward;
 mod gc;
 mod inventory;
 mod logs;
 mod ls;
+mod machines;
 mod plan;
 mod report;
 mod run;
@@ -31,6 +33,7 @@ use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::signals;
 use crate::terminal::say;
+use machines::{Facts, Known, names};
 
 /// How long nothing is said of what is waited for.
 const SILENT: Duration = Duration::from_secs(2);
@@ -44,6 +47,7 @@ pub(crate) enum Command {
     Ls(ls::Ls),
     Exec(exec::Exec),
     Ssh(ssh::Ssh),
+    Forward(forward::Forward),
     Inventory(inventory::Inventory),
     Cp(cp::Cp),
     Logs(logs::Logs),
@@ -70,13 +74,15 @@ trait Execute {
 struct Context<'a> {
     registry: &'a Registry,
     colour: bool,
+    colour_of_stdout: bool,
     verbosity: Verbosity,
 }
 
 /// Carries out a command and returns the exit status.
 pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     signals::outlive_full_files();
-    let context = &Context { registry, colour: args.colour(), verbosity: args.verbosity() };
+    let (colour, colour_of_stdout) = (args.colour(), args.colour_of(&std::io::stdout()));
+    let context = &Context { registry, colour, colour_of_stdout, verbosity: args.verbosity() };
     match args.command {
         Command::Run(command) => begin(command, context).await,
         Command::Plan(command) => begin(command, context).await,
@@ -84,6 +90,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Ls(command) => begin(command, context).await,
         Command::Exec(command) => begin(command, context).await,
         Command::Ssh(command) => begin(command, context).await,
+        Command::Forward(command) => begin(command, context).await,
         Command::Inventory(command) => begin(command, context).await,
         Command::Cp(command) => begin(command, context).await,
         Command::Logs(command) => begin(command, context).await,

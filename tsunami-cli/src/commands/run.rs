@@ -125,7 +125,7 @@ impl Stage {
         Part { resume, only }: Part,
     ) -> Result<Self, Error> {
         let StageArgs { file, output, json } = args;
-        let Context { registry, colour, verbosity } = *context;
+        let Context { registry, colour, verbosity, .. } = *context;
         let (experiment, is_repeated) = match resume {
             true => (load_again(&file.file, registry)?, false),
             false => load(file, registry)?,

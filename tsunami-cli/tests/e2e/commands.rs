@@ -1,12 +1,14 @@
 //! The commands for machines that are up.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::world::{Ended, World};
+use crate::world::{Ended, Going, World};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -105,6 +107,108 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
 }
 
 #[test]
+fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
+    let world = World::new();
+    let file = world.write("x.toml", "name = 'x'\n[group.a]\n[group.long]\ncount = 3\n");
+    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let on_terminal = |steps: serde_json::Value, args: &[&str]| {
+        let mut command = world.shell("exec /usr/bin/python3 -c \"$DRIVER\" \"$STEPS\" \"$@\"", args);
+        command.env("DRIVER", include_str!("terminal.py")).env("STEPS", steps.to_string());
+        Ended::from(command.output().unwrap())
+    };
+    // The sshd of an ordinary user gives terminals only where they are the group's that sshd wants them to be.
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let is_usual = |mount: &str| mount.contains(" devpts ") && mount.contains("gid=");
+    if rustix::process::geteuid().is_root() || mounts.lines().any(is_usual) {
+        let steps = json!([
+            ["size", 30, 100],
+            ["send", "PS1='ready'; echo st''art\n"],
+            ["expect", "start"],
+            ["send", "stty size; echo \"<$TSUNAMI_NAME $TSUNAMI_INDEX $TSUNAMI_LONG_IPS>\"; pwd\n"],
+            ["expect", "30 100"],
+            ["expect", "<long-1 1 127."],
+            ["expect", "long-1/home"],
+            ["send", "sh -c 'trap \"stty size\" WINCH; echo wait\"\"ing; while :; do sleep 0.1; done'\n"],
+            ["expect", "waiting"],
+            ["size", 40, 132],
+            ["expect", "40 132"],
+            ["send", "\u{3}"],
+            ["expect", "ready"],
+            ["send", "echo inter''rupted; exit 3\n"],
+            ["expect", "interrupted"],
+        ]);
+        on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
+        // Ctrl-C is for the command, which may go on.
+        let line = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.1; done";
+        let steps = json!([["expect", "ready"], ["send", "\u{3}"], ["expect", "caught"]]);
+        let caught = on_terminal(steps, &["ssh", &run, "a", "--", line]);
+        assert!(!caught.assert_status(7).stdout.contains("closed"), "{}", caught.stdout);
+        let steps = json!([["expect", "ready"], ["send", "\u{3}"]]);
+        on_terminal(steps, &["ssh", &run, "a", "--", "echo ready; exec sleep 600"]).assert_status(130);
+    }
+    let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
+    assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
+
+    let line = "echo \"$TSUNAMI_NAME ${TSUNAMI_LONG_IPS%% *}\" | cut -c -8; exit $TSUNAMI_INDEX";
+    let exec = world.tsunami(["exec", &run, "--sorted", "--", line]);
+    let lines = "a-0    | a-0 127.\nlong-0 | long-0 1\nlong-1 | long-1 1\nlong-2 | long-2 1\n";
+    assert_eq!(exec.assert_status(2).stdout, lines);
+    assert_eq!(exec.stderr, "error: it failed on 2 of 4 machines\n  status 1: long-1\n  status 2: long-2\n");
+    let coloured = world.tsunami(["exec", &run, "--color", "always", "-g", "long", "--", "exit 3"]);
+    let said = "it failed on 3 of 3 machines\n  \u{1b}[31mstatus 3\u{1b}[0m: long-0 to long-2\n";
+    coloured.assert_status(3).assert_says(&[said]);
+    let json = world.tsunami(["exec", &run, "--json", "--", "echo \"$TSUNAMI_NAME\"; kill -9 $$"]);
+    let mut lines: Vec<serde_json::Value> =
+        json.assert_status(137).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| (line["machine"].to_string(), line.get("status").is_some()));
+    assert_eq!(lines[0], json!({ "schema": 1, "machine": "a-0", "stream": "stdout", "line": "a-0" }));
+    let end = json!({ "schema": 1, "machine": "a-0", "status": 137, "exit": { "signal": 9 }, "error": null });
+    assert_eq!((&lines[1], lines.len()), (&end, 8));
+    let late = world.tsunami(["exec", &run, "--timeout", "1s", "--", "sleep", "600"]);
+    late.assert_status(124).assert_says(&["a-0: ", "timed out after 1s", "the same, 3 times more"]);
+
+    let server = "exec python3 -u -m http.server 0 --bind $TSUNAMI_IP";
+    let mut server = Going::of(world.command(["exec", &run, "-m", "a-0", "--", server]));
+    let serving = server.wait_for(&["Serving HTTP on 127."]);
+    let port = serving.split_whitespace().skip_while(|word| *word != "port").nth(1).unwrap();
+    let mut forward = Going::of(world.command(["forward", &run, "a", &format!("0:{port}"), "0:1"]));
+    let mut here =
+        || forward.wait_for(&["http://127.0.0.1:"]).trim().strip_prefix("http://").unwrap().to_owned();
+    let (page, nothing) = (here(), here());
+    let get = |address: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        drop(stream.read_to_string(&mut answer));
+        answer
+    };
+    for _ in 0..2 {
+        assert!(get(&page).contains("Directory listing for /"));
+        assert_eq!(get(&nothing), "");
+    }
+    let taken = format!("{}:80", page.rsplit_once(':').unwrap().1);
+    world
+        .tsunami(["forward", &run, "a", &taken])
+        .assert_status(125)
+        .assert_says(&["can't listen on 127.0.0.1:"]);
+    forward.signal(Signal::INT);
+    let ended = forward.end();
+    ended.assert_status(0).assert_says(&["SIGINT: closing the ports", "a-0: ", "port 1", "nothing"]);
+    assert_eq!(ended.stderr.matches("error: ").count(), 1, "{}", ended.stderr);
+    server.signal(Signal::INT);
+    server.end().assert_status(125);
+
+    // Ctrl-C ends what runs there.
+    let steps =
+        json!([["expect", "long-2 |"], ["expect", "ready"], ["send", "\u{3}"], ["expect", "interrupted"]]);
+    let line = "echo ready; exec sleep 4711";
+    on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
+    assert!(world.processes().iter().all(|process| !process.contains("sleep 4711")));
+    world.tsunami(["down", &run]).assert_status(0);
+    world.assert_clean();
+}
+
+#[test]
 fn a_plan_shows_what_would_be_and_touches_nothing() {
     let world = World::new();
     let file = world.write(
@@ -150,7 +254,6 @@ fn plain_output_has_no_control_characters() {
 
 #[test]
 fn a_slow_reader_loses_nothing() {
-    use std::io::Read;
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
     world.tsunami([&"up".into(), &file]).assert_status(0);

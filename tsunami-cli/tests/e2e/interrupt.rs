@@ -51,6 +51,15 @@ fn an_interrupt_during_launch_leaves_nothing() {
 #[test]
 fn an_interrupt_while_something_is_prepared_ends_that_and_launches_nothing() {
     let world = World::new();
+    let killed = world
+        .write("killed.toml", "name = 'x'\nprepare = 'touch killed; sleep 1007 | sleep 1008'\n[group.a]\n");
+    let run = world.start(&killed);
+    let has_begun = || world.path("work/killed").exists();
+    eventually("the command begins", || has_begun().then_some(()).ok_or("it has not".to_owned()));
+    run.signal(Signal::KILL);
+    assert_eq!(run.end().status, None);
+    // Nobody else would end or name it.
+    world.assert_clean();
     let text = "name = 'x'\nprepare = 'touch begun; sleep 1005 | sleep 1006'\n[group.a]\n";
     let file = world.write("x.toml", text);
     let run = world.start(&file);

@@ -1,6 +1,6 @@
 //! What is done on this computer before anything is launched.
 
-use std::io;
+use std::io::{self, PipeWriter, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -28,6 +28,9 @@ const PIPE: usize = 64 << 10;
 
 /// The shells that a command may have, each with its options: the first that is there.
 const SHELLS: [(&str, &[&str]); 2] = [("bash", &["-eo", "pipefail", "-c"]), ("sh", &["-e", "-c"])];
+
+/// Kills the process group that it is told, once whoever started it is gone: killed with signal 9, or with its session.
+const GUARD: &str = "trap '' HUP INT TERM; read -r group && { read -r _ || kill -KILL \"-$group\"; }";
 
 /// Does what the file says is to be done on this computer, in order, and then writes down what is uploaded. It returns at
 /// once where nothing is to be done. If the future is dropped, the command that runs is killed.
@@ -97,6 +100,7 @@ fn start(command: &str, directory: &Path) -> io::Result<(Child, Group, Receiver)
     let mut missing = io::Error::from(io::ErrorKind::NotFound);
     // The directory is looked at first: that it is missing would look like a missing shell.
     std::fs::metadata(directory)?;
+    let guard = Guard::start()?;
     for (shell, options) in SHELLS {
         let (reader, writer) = io::pipe()?;
         let mut process = Command::new(shell);
@@ -105,7 +109,9 @@ fn start(command: &str, directory: &Path) -> io::Result<(Child, Group, Receiver)
         match process.spawn() {
             Ok(child) => {
                 let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-                return Ok((child, Group(group), Receiver::from_owned_fd(reader.into())?));
+                let group = Group(group, guard);
+                group.tell_guard()?;
+                return Ok((child, group, Receiver::from_owned_fd(reader.into())?));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = error,
             Err(error) => return Err(error),
@@ -114,10 +120,33 @@ fn start(command: &str, directory: &Path) -> io::Result<(Child, Group, Receiver)
     Err(missing)
 }
 
-/// The process group of a command that runs, which is killed when this is dropped.
-struct Group(Option<Pid>);
+/// A process that kills a group when this process is gone, and does nothing when this is dropped.
+struct Guard {
+    // In this order: it is dead before its input ends.
+    _child: Child,
+    input: PipeWriter,
+}
+
+impl Guard {
+    fn start() -> io::Result<Self> {
+        let (reader, input) = io::pipe()?;
+        let mut guard = Command::new("sh");
+        // A group of its own keeps the terminal's signals away from it.
+        guard.args(["-c", GUARD, "tsunami-guard"]).stdin(reader).process_group(0).kill_on_drop(true);
+        guard.stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self { _child: guard.spawn()?, input })
+    }
+}
+
+/// The process group of a command that runs, which is killed when this is dropped, or when this process is.
+struct Group(Option<Pid>, Guard);
 
 impl Group {
+    fn tell_guard(&self) -> io::Result<()> {
+        let Some(group) = self.0 else { return Ok(()) };
+        writeln!(&self.1.input, "{}", group.as_raw_nonzero())
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(group) = self.0 {
             // It may be gone.

@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -168,6 +169,7 @@ macro_rules! session_conformance {
             each_command_of_a_list_is_told_of_as_it_begins_and_ends,
             each_command_of_a_list_has_its_own_output_and_status,
             cancelling_a_list_ends_the_running_one_and_begins_no_other,
+            a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on,
             a_pattern_that_matches_nothing_counts_nothing,
             closing_twice_is_fine
         );
@@ -185,6 +187,7 @@ macro_rules! shell_conformance {
             environment_and_directory_are_set,
             a_missing_directory_is_named,
             a_failing_part_of_a_pipe_fails_the_command,
+            a_connection_to_a_port_carries_all_both_ways_until_each_side_ends_it,
             statuses_and_signals_are_told_apart,
             a_script_runs_at_home_with_its_arguments_and_within_bounds,
             binary_output_arrives_unchanged,
@@ -873,6 +876,20 @@ pub mod session {
         assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Local));
     }
 
+    /// Where a session has no connections to ports, it says so.
+    pub async fn a_port_that_nobody_listens_on_is_refused_and_the_session_goes_on(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        let session = session.as_ref();
+        let kind = if session.dials() { SessionErrorKind::Remote } else { SessionErrorKind::Local };
+        for _ in 0..2 {
+            let refused = session.dial("localhost", 1).await.map_err(|error| error.kind);
+            assert_eq!(refused.map(drop), Err(kind));
+        }
+        session.check().await.expect("it goes on");
+        assert_eq!(text(session, Command::shell("echo on")).await, "on\n");
+    }
+
     /// What was uploaded can be read there and downloaded again.
     pub async fn files_go_out_and_come_home(session: &impl AsRef<dyn Session>) {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -1148,6 +1165,48 @@ pub mod shell {
         assert_eq!(exit, Exit::Status(1));
         let (exit, stdout, _) = exec(session.as_ref(), Command::shell("false; echo unreached")).await;
         assert_eq!((exit, stdout.as_slice()), (Exit::Status(1), b"".as_slice()));
+    }
+
+    /// A server on the machine gets all that is sent, and its end, and answers after that. It is left out where there is
+    /// nothing to make a server of.
+    pub async fn a_connection_to_a_port_carries_all_both_ways_until_each_side_ends_it(
+        session: &impl AsRef<dyn Session>,
+    ) {
+        let session = session.as_ref();
+        let server = "command -v python3 >/dev/null || { echo 0; exit; }\nexec python3 -uc 'import socket\n\
+                      listening = socket.create_server((\"127.0.0.1\", 0))\n\
+                      print(listening.getsockname()[1])\n\
+                      taken, _ = listening.accept()\n\
+                      came = b\"\".join(iter(lambda: taken.recv(65536), b\"\"))\n\
+                      taken.sendall(came[::-1])'";
+        let (output, cancel) = (Arc::new(Collect::default()), CancellationToken::new());
+        let serving = async { session.exec(&Command::shell(server), output.clone(), &cancel).await };
+        let asking = async {
+            let said = || String::from_utf8_lossy(&output.stdout()).into_owned();
+            while !said().ends_with('\n') {
+                sleep(Duration::from_millis(10)).await;
+            }
+            let port = said().trim().parse().expect("a port");
+            if port == 0 || !session.dials() {
+                return cancel.cancel();
+            }
+            let connection = session.dial("127.0.0.1", port).await.expect("it listens");
+            let (mut from, mut to) = tokio::io::split(connection);
+            let sent: Vec<u8> = (0..3_000_000_u32).map(|place| (place % 251) as u8).collect();
+            to.write_all(&sent).await.expect("it takes it");
+            to.shutdown().await.expect("it takes the end");
+            let mut came = Vec::new();
+            from.read_to_end(&mut came).await.expect("it answers");
+            came.reverse();
+            assert!(came == sent, "{} of {} bytes came back", came.len(), sent.len());
+        };
+        let both = async { tokio::join!(serving, asking).0 };
+        let ended = tokio::time::timeout(Duration::from_secs(60), both).await.expect("both sides end it");
+        assert!(
+            matches!(ended, Ok(Exit::Status(0))) || cancel.is_cancelled(),
+            "{ended:?}: {}",
+            output.stderr()
+        );
     }
 
     /// Every status is itself, and so is every signal.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
-    Addresses, Command, Connector, ContentOffer, Deadline, Download, Exit, LaunchRequest, Leftover, Login,
-    Machine, MachineId, MachineKind, MachineSpec, MachineState, OutputSink, Price, Program, Provider,
-    ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session, SessionError,
-    SessionErrorKind, SharedContent, Stdin, Stream,
+    Addresses, ByteStream, Command, Connector, ContentOffer, Deadline, Download, Exit, LaunchRequest,
+    Leftover, Login, Machine, MachineId, MachineKind, MachineSpec, MachineState, OutputSink, Price, Program,
+    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session,
+    SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -92,6 +93,7 @@ pub enum Call {
     Prepare,
     Connect,
     Exec,
+    Dial,
     Upload,
     Offer,
     Take,
@@ -105,7 +107,7 @@ impl Call {
     pub(super) fn session_error(self) -> SessionErrorKind {
         match self {
             Self::Connect => SessionErrorKind::Connect,
-            Self::Exec => SessionErrorKind::Remote,
+            Self::Exec | Self::Dial => SessionErrorKind::Remote,
             Self::Upload | Self::Offer | Self::Take | Self::Withdraw | Self::Download => {
                 SessionErrorKind::Transfer
             }
@@ -201,6 +203,7 @@ impl Reply {
 }
 
 type CommandHandler = Arc<dyn Fn(&str, &Command) -> Option<Reply> + Send + Sync>;
+type DialHandler = Arc<dyn Fn(&str, &str, u16) -> Option<DuplexStream> + Send + Sync>;
 type Hook = Box<dyn FnOnce() + Send>;
 
 struct Inner {
@@ -217,6 +220,7 @@ struct Inner {
     hooks: BTreeMap<u32, Hook>,
     call_hooks: BTreeMap<(Call, u32), Hook>,
     on_command: Option<CommandHandler>,
+    on_dial: Option<DialHandler>,
     /// By their machines and their absolute paths.
     files: BTreeMap<(MachineId, PathBuf), Vec<u8>>,
     /// The contents that machines keep for others, and whether they offer them.
@@ -334,6 +338,7 @@ impl FakeCloud {
             hooks: BTreeMap::new(),
             call_hooks: BTreeMap::new(),
             on_command: None,
+            on_dial: None,
             files: BTreeMap::new(),
             kept: BTreeMap::new(),
             log: Vec::new(),
@@ -423,6 +428,12 @@ impl FakeCloud {
     /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
     pub fn on_command(&self, handler: impl Fn(&str, &Command) -> Option<Reply> + Send + Sync + 'static) {
         self.lock().on_command = Some(Arc::new(handler));
+    }
+
+    /// Decides what listens on ports, given the name of the machine that connects, the host and the port: the other end of
+    /// a connection. `None` says that nothing does, as it is without this.
+    pub fn on_dial(&self, handler: impl Fn(&str, &str, u16) -> Option<DuplexStream> + Send + Sync + 'static) {
+        self.lock().on_dial = Some(Arc::new(handler));
     }
 
     /// Does something when the `nth` call of any kind (from 1) begins.
@@ -1206,6 +1217,23 @@ impl Session for FakeSession {
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         let arrive = || self.arrive(from, to);
         self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
+    }
+
+    fn dials(&self) -> bool {
+        true
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let dial = || {
+            let handler = self.cloud.lock().on_dial.clone();
+            let answer = handler.and_then(|handler| handler(&self.name, host, port));
+            let refused = || {
+                let message = format!("nothing listens on {host} port {port}");
+                SessionError::new(SessionErrorKind::Remote, message)
+            };
+            answer.map(|stream| Box::new(stream) as Box<dyn ByteStream>).ok_or_else(refused)
+        };
+        self.unless_broken(self.cloud.session_call(Call::Dial, async { Ok(()) }, dial)).await
     }
 
     fn spreads(&self) -> bool {

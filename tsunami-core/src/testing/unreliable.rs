@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::fake::{Call, Fault};
 use crate::{
-    Choice, Choices, Command, Connector, ContentOffer, Download, Exit, LaunchRequest, Leftover, Login,
-    Machine, MachineId, MachineSpec, OutputSink, Provider, ProviderError, ProviderErrorKind, Quote,
+    ByteStream, Choice, Choices, Command, Connector, ContentOffer, Download, Exit, LaunchRequest, Leftover,
+    Login, Machine, MachineId, MachineSpec, OutputSink, Provider, ProviderError, ProviderErrorKind, Quote,
     RunFilter, RunId, SequenceObserver, Session, SessionError, SharedContent,
 };
 
@@ -408,6 +408,18 @@ impl Session for UnreliableSession {
 
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
         self.trouble.session(Call::Download, self.inner.download(download)).await
+    }
+
+    fn moved(&self) -> u64 {
+        self.inner.moved()
+    }
+
+    fn dials(&self) -> bool {
+        self.inner.dials()
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        self.trouble.session(Call::Dial, self.inner.dial(host, port)).await
     }
 
     fn answered(&self) -> Option<Instant> {

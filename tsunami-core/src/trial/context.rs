@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cluster::Host;
 use crate::limits::VARIABLE_LIMIT;
-use crate::machine::Addresses;
+use crate::machine::{Addresses, Machine};
 
 /// What is known about one machine of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +63,16 @@ impl From<Vec<MachineContext>> for Machines {
 impl MachineContext {
     /// What a run knows of its machine.
     pub fn of(host: &Host) -> Self {
-        let machine = host.machine();
+        Self::of_machine(host.machine())
+    }
+
+    /// What is recorded of a machine.
+    pub fn of_machine(machine: &Machine) -> Self {
         Self {
-            name: host.name().to_owned(),
-            group: host.group().to_owned(),
-            index: host.index(),
-            ip: host.ip().ok().map(str::to_owned),
+            name: machine.name(),
+            group: machine.group.clone(),
+            index: machine.index,
+            ip: machine.addresses.internal().map(str::to_owned),
             addresses: machine.addresses.clone(),
             run_id: machine.run.to_string(),
         }
@@ -95,15 +99,18 @@ impl MachineContext {
         let mut variables: Vec<_> = own.map(|(name, value)| (name.to_owned(), value)).into();
         if let Some(trial) = trial {
             variables.push(("TSUNAMI_TRIAL".to_owned(), trial.to_owned()));
-            for (group, members) in all.groups.iter() {
-                let ips = members.iter().filter_map(|&at| all.machines[at].address_from(self));
-                let ips = ips.collect::<Vec<_>>().join(" ");
-                // With one that is too long no command would start at all.
-                if ips.len() <= VARIABLE_LIMIT {
-                    variables.push((format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips));
-                }
-            }
+            variables.extend(self.address_variables(all));
         }
         variables
+    }
+
+    /// The addresses by which this machine reaches all others, as a variable for each group.
+    pub fn address_variables(&self, all: &Machines) -> Vec<(String, String)> {
+        let variables = all.groups.iter().map(|(group, members)| {
+            let ips = members.iter().filter_map(|&at| all.machines[at].address_from(self));
+            (format!("TSUNAMI_{}_IPS", group.to_uppercase()), ips.collect::<Vec<_>>().join(" "))
+        });
+        // With one that is too long no command would start at all.
+        variables.filter(|(_, ips)| ips.len() <= VARIABLE_LIMIT).collect()
     }
 }

@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
-use tsunami_core::{Backoff, Machine, SessionError, SessionErrorKind};
+use tsunami_core::{Backoff, ByteStream, Machine, SessionError, SessionErrorKind};
 
 #[cfg(feature = "in-process")]
 use self::in_process::InProcessTransport;
@@ -108,6 +108,10 @@ pub(crate) enum Reason {
     Other,
     /// The machine answered, and let nobody in who could show what we have.
     LoginRefused,
+    /// What answers is no SSH server.
+    NotSsh,
+    /// Words that ssh says of its configuration, or of what two sides can't agree on. A proxy may have said them.
+    Configuration,
     /// The machine shows a key that nobody has told of. A transport that has seen it says which.
     UnknownKey(Option<ShownKey>),
     /// The machine shows another key than the known one.
@@ -157,6 +161,10 @@ pub(crate) trait Connection: Debug + Send + Sync {
         stdout: Option<OwnedFd>,
     ) -> Result<Channel, SessionError>;
 
+    /// Connects to a port as the machine would. An error of the kind [`Remote`](tsunami_core::SessionErrorKind::Remote) says
+    /// that the machine can't. May be dropped at any await; nothing stays behind.
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError>;
+
     /// Whether the connection has ended.
     fn is_closed(&self) -> bool;
 
@@ -165,6 +173,14 @@ pub(crate) trait Connection: Debug + Send + Sync {
 
     /// Ends the connection, whoever still holds it and whatever runs on its channels.
     fn close(&self);
+}
+
+/// The error of a port to which a machine does not connect. Why not, a master keeps to itself.
+fn not_dialed(host: &str, port: u16) -> SessionError {
+    SessionError::new(
+        SessionErrorKind::Remote,
+        format!("nothing that it reaches listens on {host} port {port}"),
+    )
 }
 
 /// What comes from a channel.
@@ -292,6 +308,11 @@ pub(crate) mod fake {
                 ended.and_then(Result::ok).unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into()))
             });
             Ok(Channel { stdout, stderr, end })
+        }
+
+        async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+            let refused = |error| SessionError::new(SessionErrorKind::Remote, "no").source(error);
+            Ok(Box::new(tokio::net::TcpStream::connect((host, port)).await.map_err(refused)?))
         }
 
         fn is_closed(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The transport over OpenSSH: one `ssh` master process a connection, whose channels are opened over its control
 //! socket with the native multiplexing protocol.
 
+mod dial;
 pub(crate) mod master;
 
 use std::fs::File;
@@ -11,9 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use openssh::Stdio;
 use tokio::time::{Instant, timeout};
-use tsunami_core::{Machine, SessionError, SessionErrorKind};
+use tsunami_core::{ByteStream, Machine, SessionError, SessionErrorKind};
 
-use super::{Channel, ConnectError, Connection, Output, Transport};
+use super::{Channel, ConnectError, Connection, Output, Transport, not_dialed};
 use crate::connector::RunSsh;
 use master::Master;
 
@@ -81,6 +82,23 @@ impl Connection for OpensshConnection {
             child.wait().await.map(|status| status.success()).map_err(std::io::Error::other)
         });
         Ok(Channel { stdout, stderr, end })
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let dialed = tokio::select! {
+            biased;
+            () = self.master.ended() => return Err(self.reason()),
+            dialed = dial::dial(self.master.socket(), host, port) => dialed,
+        };
+        match dialed {
+            Ok(Some(stream)) => Ok(Box::new(stream)),
+            Ok(None) => Err(not_dialed(host, port)),
+            // As with a channel.
+            Err(_) if timeout(ENDING_TIMEOUT, self.master.ended()).await.is_ok() => Err(self.reason()),
+            Err(error) => {
+                Err(SessionError::new(SessionErrorKind::Local, "the ssh master does not do it").source(error))
+            }
+        }
     }
 
     fn is_closed(&self) -> bool {

@@ -24,14 +24,15 @@ use russh::keys::{PublicKey, PublicKeyOrCertificate};
 use russh::{Preferred, SshId, compression, kex};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tsunami_core::{Backoff, Machine, SessionError, SessionErrorKind, shown};
+use tsunami_core::{Backoff, ByteStream, Machine, SessionError, SessionErrorKind, shown};
 
 use self::known_hosts::{KnownKeys, Standing};
 use self::stream::{Proxy, Stream, Way};
 use self::target::Target;
 use super::openssh::master::{self, CapturedOutput};
-use super::{Channel, ConnectError, Connection, Reason, ShownKey, Transport};
+use super::{Channel, ConnectError, Connection, Reason, ShownKey, Transport, not_dialed};
 use crate::connector::RunSsh;
+use crate::probe;
 
 /// How long an address may take to answer: what boots answers nobody, and is asked again.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -276,7 +277,10 @@ async fn no_connection(
             let error = SessionError::new(SessionErrorKind::Local, message);
             return at(target, error.help("the transport over OpenSSH may know one")).into();
         }
-        russh::Error::Version => (SessionErrorKind::Connect, "what answers does not speak SSH".to_owned()),
+        russh::Error::Version => {
+            let error = at(target, SessionError::new(SessionErrorKind::Connect, probe::NOT_SSH));
+            return ConnectError::new(Reason::NotSsh, error);
+        }
         error => (SessionErrorKind::Connect, format!("connected, then: {}", words(&error))),
     };
     at(target, SessionError::new(kind, message)).into()
@@ -531,6 +535,33 @@ impl Connection for InProcessConnection {
             _ => {
                 let _ = timeout(ENDING_TIMEOUT, self.end.cancelled()).await;
                 Err(self.reason())
+            }
+        }
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn ByteStream>, SessionError> {
+        let (handle, end, name) = (self.handle.clone(), self.end.clone(), host.to_owned());
+        // As with a channel that runs something.
+        let opening = tokio::spawn(async move {
+            let open = handle.channel_open_direct_tcpip(name, port.into(), "127.0.0.1", 0);
+            let open = async { open.await.map(russh::Channel::into_stream) };
+            end.run_until_cancelled(open).await.unwrap_or(Err(russh::Error::Disconnect))
+        });
+        match opening.await {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(russh::Error::ChannelOpenFailure(
+                russh::ChannelOpenFailure::AdministrativelyProhibited,
+            ))) => {
+                let message = "its sshd allows no connections to ports (`AllowTcpForwarding`)";
+                Err(SessionError::new(SessionErrorKind::Remote, message))
+            }
+            Ok(Err(russh::Error::ChannelOpenFailure(_))) => Err(not_dialed(host, port)),
+            Ok(Err(_)) => {
+                let _ = timeout(ENDING_TIMEOUT, self.end.cancelled()).await;
+                Err(self.reason())
+            }
+            Err(error) => {
+                Err(SessionError::new(SessionErrorKind::Local, "the program is ending").source(error))
             }
         }
     }

@@ -176,8 +176,13 @@ pub(crate) fn explain(said: &str) -> ConnectError {
     if let Some((_, reason)) = signs.into_iter().find(|(sign, _)| said.contains(sign)) {
         return means(SessionErrorKind::HostKey, reason);
     }
-    if said.contains("Permission denied") {
+    // ssh says by which methods it tried. What it goes through may be denied other things.
+    if said.contains("Permission denied (") {
         return means(SessionErrorKind::Connect, Reason::LoginRefused);
+    }
+    let not_ssh = ["banner line contains invalid characters", "Bad remote protocol version"];
+    if not_ssh.iter().any(|sign| said.contains(sign)) {
+        return means(SessionErrorKind::Connect, Reason::NotSsh);
     }
     // What two sides cannot agree on today they cannot agree on in a minute.
     let configuration = [
@@ -188,8 +193,10 @@ pub(crate) fn explain(said: &str) -> ConnectError {
         "keyword",
         "Unable to negotiate",
     ];
-    let is_ours = configuration.iter().any(|sign| said.contains(sign));
-    means(if is_ours { SessionErrorKind::Local } else { SessionErrorKind::Connect }, Reason::Other)
+    if configuration.iter().any(|sign| said.contains(sign)) {
+        return means(SessionErrorKind::Local, Reason::Configuration);
+    }
+    means(SessionErrorKind::Connect, Reason::Other)
 }
 
 #[cfg(test)]
@@ -206,7 +213,13 @@ mod tests {
             (revoked, SessionErrorKind::HostKey, Reason::RevokedKey),
             ("Host key verification failed.", SessionErrorKind::HostKey, Reason::UnknownKey(None)),
             ("me@box: Permission denied (publickey).", SessionErrorKind::Connect, Reason::LoginRefused),
-            ("Unable to negotiate with ::1 port 22", SessionErrorKind::Local, Reason::Other),
+            ("Unable to negotiate with ::1 port 22", SessionErrorKind::Local, Reason::Configuration),
+            ("way: /run/x: Permission denied", SessionErrorKind::Connect, Reason::Other),
+            (
+                "kex_exchange_identification: banner line contains invalid characters",
+                SessionErrorKind::Connect,
+                Reason::NotSsh,
+            ),
             ("connect to host box port 22: Connection refused", SessionErrorKind::Connect, Reason::Other),
             ("", SessionErrorKind::Connect, Reason::Other),
         ] {

@@ -1,0 +1,101 @@
+//! `tsunami forward`: ports of a machine, on this computer.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::select_all;
+use tokio_util::sync::CancellationToken;
+use tsunami_core::{Error as CoreError, Forward as Forwarded, RunStore};
+
+use super::{Context, Execute, Known};
+use crate::backend;
+use crate::error::{EXEC_FAILED, EXEC_LOST, Error};
+use crate::signals;
+use crate::terminal::{print, say};
+
+/// Bring ports of a machine to this computer, until Ctrl-C
+///
+/// Prints where each is, as `http://127.0.0.1:8080`, once it listens. Only this computer can connect.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Forward {
+    /// A run id, a prefix of one, or an experiment's name
+    run: String,
+    /// The machine, or a group of one
+    machine: String,
+    /// A port there, which gets the same number here, or `HERE:THERE`; 0 here is any that is free
+    #[arg(required = true, value_parser = ports)]
+    ports: Vec<(u16, u16)>,
+}
+
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| text.parse().map_err(|_| format!("`{text}` is no port"));
+    let (here, there) = match text.split_once(':') {
+        Some((here, there)) => (port(here)?, port(there)?),
+        None => (port(text)?, port(text)?),
+    };
+    if there == 0 { Err("no machine has a port 0".to_owned()) } else { Ok((here, there)) }
+}
+
+impl Execute for Forward {
+    async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
+        let state = RunStore::standard()?;
+        let directory = state.find(&self.run).map_err(Error::Exec)?;
+        let known = directory.machines().map_err(Error::Exec)?;
+        let machine = Known(&known).one(Some(&self.machine))?.name();
+        let cancel = CancellationToken::new();
+        let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
+        signals::watch(cancel.clone(), "closing the ports", say, Arc::new(|| EXEC_FAILED))?;
+        let running = engine.attach(&directory, |other| other.name() == machine).await;
+        let running = running.map_err(Error::Exec)?;
+        let Some(host) = running.cluster().hosts().first() else {
+            running.detach().await;
+            return Err(Error::Exec(CoreError::other(format!("{machine} is not running any more"))));
+        };
+        let mut forwards = Vec::new();
+        for (here, there) in self.ports {
+            let forward = host.forward_from(here, there).await.map_err(Error::Exec)?;
+            print(&format!("http://{}", forward.local_address()))?;
+            forwards.push(forward);
+        }
+        let ended = follow(&forwards, &cancel).await;
+        drop(forwards);
+        running.detach().await;
+        ended
+    }
+}
+
+/// Tells of connections that could not be made, until there are no more.
+async fn follow(forwards: &[Forwarded], cancel: &CancellationToken) -> Result<u8, Error> {
+    let mut told = String::new();
+    loop {
+        let failed = select_all(forwards.iter().map(|forward| forward.failed().boxed()));
+        let error = match cancel.run_until_cancelled(failed).await {
+            None | Some((Some(CoreError::Cancelled), ..)) => return Ok(0),
+            Some((None, ..)) => return Ok(EXEC_LOST),
+            Some((Some(error), ..)) => Error::Exec(error),
+        };
+        if error.status() == EXEC_LOST {
+            return Err(error);
+        }
+        // Whoever is refused tries again.
+        let text = tsunami_core::ErrorChain(&error).to_string();
+        if text != told {
+            error.show();
+            told = text;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_a_number_or_two() {
+        assert_eq!(ports("8080"), Ok((8080, 8080)));
+        assert_eq!(ports("0:80"), Ok((0, 80)));
+        for text in ["", ":", "80:", ":80", "0", "80:0", "70000", "a:b", "1:2:3", "-1"] {
+            ports(text).unwrap_err();
+        }
+    }
+}
