@@ -5,23 +5,27 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::lines::{LineQueue, OutputLines};
 use super::list::CurrentTurn;
 use super::output::{Capture, Kept, Output, OutputWatcher};
-use super::{Host, Process};
-use crate::error::{Error, shown};
+use super::{Host, Process, ProcessStdin};
+use crate::error::{BoxError, Error, shown};
 use crate::event::{EventKind, cut};
+use crate::limits::{OUTPUT_LIMIT, SHOWN_MESSAGE_LIMIT};
 use crate::session::{Command, Exit, SessionError, SessionErrorKind, Stdin, Stream};
+use crate::text::shorten;
 
 /// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A command that is about to run on a machine.
 #[derive(Clone, Debug)]
-#[must_use = "a command does nothing until `run`, `output` or `start` is called"]
+#[must_use = "a command does nothing until `run`, `output`, `json`, `lines` or `start` is called"]
 pub struct HostCommand {
     pub(super) host: Host,
     pub(super) command: Command,
@@ -47,6 +51,27 @@ impl HostCommand {
             despite_interruption: false,
             watcher: None,
         }
+    }
+
+    /// Adds an argument, which reaches it byte for byte. To a shell line it is a positional parameter: `$1`, `$2`, …
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.command = self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments, as [`arg`](Self::arg) does each.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.command = self.command.args(args);
+        self
+    }
+
+    /// Adds variables to its environment.
+    pub fn envs(
+        mut self,
+        variables: impl IntoIterator<Item = (impl Into<String>, impl Into<OsString>)>,
+    ) -> Self {
+        self.command = self.command.envs(variables);
+        self
     }
 
     /// Adds a variable to its environment.
@@ -160,7 +185,66 @@ impl HostCommand {
         async move { self.execute().await }
     }
 
+    /// Runs it to its end, which must be status 0, and reads what it wrote to standard output as JSON. If the future is
+    /// dropped, the command is ended in the background.
+    ///
+    /// ```
+    /// # use std::collections::BTreeMap;
+    /// # use tsunami_core::{Error, Host};
+    /// # async fn example(host: &Host) -> Result<(), Error> {
+    /// let limits: BTreeMap<String, u64> = host.shell("cat limits.json").json().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::At`] if it isn't such JSON, or is longer than [`OUTPUT_LIMIT`](crate::limits::OUTPUT_LIMIT), and for the
+    /// rest as [`run`](Self::run) has them.
+    #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
+    pub fn json<T: DeserializeOwned>(self) -> impl Future<Output = Result<T, Error>> + Send {
+        async move {
+            let output = self.execute().await?;
+            let output = self.succeeded(output)?;
+            let about = |error: BoxError| {
+                let begins = shorten(&output.stdout(), SHOWN_MESSAGE_LIMIT).trim_end().to_owned();
+                let message = format!("`{}` has not printed the JSON that was expected", shown(&self.line()));
+                self.host.error(NotJson {
+                    message: format!("{message}; it begins with `{begins}`"),
+                    source: error,
+                })
+            };
+            if output.stdout.len() >= OUTPUT_LIMIT {
+                return Err(about(format!("it is longer than {} MiB", OUTPUT_LIMIT >> 20).into()));
+            }
+            serde_json::from_slice(&output.stdout).map_err(|error| about(error.into()))
+        }
+    }
+
+    /// Starts it, and hands over the lines of both of its outputs as they come, each at once. In the end it must have
+    /// status 0. What is dropped, ends.
+    ///
+    /// Events and logs have the output as well. Of the lines, as much waits for its reader as
+    /// [`LINES_AHEAD_LIMIT`](crate::limits::LINES_AHEAD_LIMIT) says. Beyond that the command waits, as one does that writes
+    /// into a pipe which nobody reads; and with it, where `tsunami-ssh` makes connections of its own, the other commands of
+    /// the machine. So read on, or drop what this returns.
+    ///
+    /// ```
+    /// # use tsunami_core::{Error, Host};
+    /// # async fn example(host: &Host) -> Result<(), Error> {
+    /// let mut lines = host.shell("ping -c 3 10.0.0.7").lines();
+    /// while let Some(line) = lines.next_line().await? {
+    ///     println!("{}: {line}", host.name());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn lines(self) -> OutputLines {
+        let queue = Arc::new(LineQueue::default());
+        let process = self.watched_by(queue.clone()).spawn(HostCommand::run);
+        OutputLines::new(process, queue)
+    }
+
     async fn execute(&self) -> Result<Output, Error> {
+        self.close_stdin();
         let begun = self.begin();
         let inner = &self.host.inner;
         let stop = inner.cancel.child_token();
@@ -237,11 +321,35 @@ impl HostCommand {
     /// redis.stop().await?;
     /// # Ok(()) }
     /// ```
-    pub fn start(mut self) -> Process {
-        let stop = self.cancel.take().unwrap_or_default().child_token();
-        let task = tokio::spawn(self.cancel_on(stop.clone()).output());
-        Process::new(stop, task)
+    pub fn start(self) -> Process {
+        self.spawn(HostCommand::output)
     }
+
+    fn spawn<F>(mut self, run: impl FnOnce(Self) -> F) -> Process
+    where
+        F: Future<Output = Result<Output, Error>> + Send + 'static,
+    {
+        let pipe = if let Stdin::Piped(piped) = &self.command.stdin { piped.take_writer() } else { None };
+        let stdin = ProcessStdin::new(self.host.clone(), self.line(), pipe);
+        let stop = self.cancel.take().unwrap_or_default().child_token();
+        let task = tokio::spawn(run(self.cancel_on(stop.clone())));
+        Process::new(stop, stdin, task)
+    }
+
+    /// Where nobody can write to what it reads, that has ended.
+    pub(super) fn close_stdin(&self) {
+        if let Stdin::Piped(piped) = &self.command.stdin {
+            drop(piped.take_writer());
+        }
+    }
+}
+
+/// Why what a command printed is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct NotJson {
+    message: String,
+    source: BoxError,
 }
 
 /// A command that has begun.

@@ -1,5 +1,6 @@
 //! One machine.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
@@ -152,7 +153,17 @@ impl Host {
     ///
     /// As [`HostCommand::run`] has them.
     pub async fn run(&self, line: impl Into<String>) -> Result<Output, Error> {
-        self.command(Command::shell(line)).run().await
+        self.shell(line).run().await
+    }
+
+    /// Prepares a line for the machine's shell to run: [`Command::shell`].
+    pub fn shell(&self, line: impl Into<String>) -> HostCommand {
+        self.command(Command::shell(line))
+    }
+
+    /// Prepares a program to run on the machine, with arguments that no shell reads: [`Command::program`].
+    pub fn program(&self, name: impl Into<OsString>) -> HostCommand {
+        self.command(Command::program(name))
     }
 
     /// Prepares a command to run on the machine.

@@ -56,6 +56,7 @@ impl Host {
         if let Some(other) = commands.iter().find(|command| !Arc::ptr_eq(&command.host.inner, &self.inner)) {
             return Err(self.error(format!("a command of {} can't run here", other.host.name())));
         }
+        commands.iter().for_each(HostCommand::close_stdin);
         let lines: Vec<Command> = commands.iter().map(|command| command.command.clone()).collect();
         let turn = CurrentTurn::first();
         let list = Arc::new(List { commands, keep, turns, turn, progress: Mutex::default() });

@@ -3,6 +3,8 @@
 mod command;
 mod files;
 mod host;
+mod hosts;
+mod lines;
 mod list;
 mod output;
 mod process;
@@ -18,11 +20,15 @@ use crate::event::{Events, UserEvent};
 use crate::machine::RunId;
 
 pub use command::HostCommand;
+pub use files::Transfer;
+pub(crate) use files::WRITE_NAME;
 pub use host::Host;
+pub use hosts::Hosts;
+pub use lines::{Line, OutputLines};
 pub(crate) use list::Turns;
 pub use output::{Output, OutputRefused};
 pub(crate) use output::{OutputWatcher, Tail};
-pub use process::Process;
+pub use process::{Process, ProcessStdin};
 
 /// All machines of a run. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,7 +39,7 @@ pub struct Cluster {
 #[derive(Debug)]
 struct ClusterInner {
     run: RunId,
-    hosts: Vec<Host>,
+    hosts: Hosts,
     events: Events,
     deadline: Arc<RunDeadline>,
     provisioner: Option<Provisioner>,
@@ -47,6 +53,7 @@ impl Cluster {
         deadline: Arc<RunDeadline>,
         provisioner: Option<Provisioner>,
     ) -> Self {
+        let hosts = hosts.into_iter().collect();
         Self { inner: Arc::new(ClusterInner { run, hosts, events, deadline, provisioner }) }
     }
 
@@ -130,8 +137,26 @@ impl Cluster {
     }
 
     /// The machines of a group, by index; none if there is no such group.
-    pub fn group(&self, name: &str) -> Vec<Host> {
+    pub fn group(&self, name: &str) -> Hosts {
         self.inner.hosts.iter().filter(|host| host.group() == name).cloned().collect()
+    }
+
+    /// Does `part` on each machine; see [`Hosts::for_each`].
+    ///
+    /// # Errors
+    ///
+    /// What the parts return.
+    pub fn for_each<T, F, Fut, L>(
+        &self,
+        limit: L,
+        part: F,
+    ) -> impl Future<Output = Result<Vec<T>, Error>> + use<T, F, Fut, L>
+    where
+        F: Fn(Host) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+        L: Into<Option<usize>>,
+    {
+        self.inner.hosts.for_each(limit, part)
     }
 
     /// A machine by its name, such as `client-0`.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use super::Host;
 use crate::event::Origin;
@@ -58,6 +59,11 @@ pub(crate) trait OutputWatcher: Send + Sync + fmt::Debug {
     fn takes_all(&self) -> bool {
         false
     }
+
+    /// As [`OutputSink::poll_ready`].
+    fn poll_ready(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 #[derive(Default)]
@@ -110,6 +116,10 @@ impl OutputSink for Capture {
             self.kept().refused = Some(OutputRefused(std::io::Error::new(error.kind(), error.to_string())));
         }
         taken
+    }
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.watcher.as_ref().map_or(Poll::Ready(()), |watcher| watcher.poll_ready(cx))
     }
 }
 
