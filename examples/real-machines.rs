@@ -59,13 +59,30 @@ async fn a_panic_leaves_nothing_behind() {
     assert_clean(root.path());
 }
 
+/// An example, which cargo has built beside this test.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    Command::new(test.ancestors().nth(2).unwrap().join("examples").join(name))
+}
+
+#[test]
+fn a_program_uses_commands_and_files() {
+    let root = tempfile::tempdir().unwrap();
+    let ran = example("commands").env("XDG_STATE_HOME", root.path()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{stderr}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert!(lines[0].starts_with("node-0 and 2 others have "), "{stdout}");
+    let expected = ["$HOME is not expanded", "hello", "node-0: step 1", "node-0: step 2", "node-0: step 3"];
+    assert_eq!((&lines[1..6], lines[6]), (&expected[..], "sorted: 4 30 100"), "{stdout}");
+    assert!(lines[7].starts_with("ls: status 2: ") && lines[7].contains("conf/nothing"), "{stdout}");
+    assert_clean(root.path());
+}
+
 #[test]
 fn a_program_runs_a_file_and_gets_the_report() {
     let root = tempfile::tempdir().unwrap();
-    // Cargo has built it beside this test.
-    let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("examples/run-a-file");
-    let ran = Command::new(program)
+    let ran = example("run-a-file")
         .arg(format!("{PROGRAMS}/experiment.toml"))
         .current_dir(root.path())
         .env("XDG_STATE_HOME", root.path())
