@@ -179,7 +179,7 @@ impl HostCommand {
     ///
     /// [`Error::Timeout`] once its time is over, [`Error::Cancelled`] when it is ended on purpose or the run ends,
     /// [`Error::Interrupted`] or [`Error::Lost`] when the machine does, and [`Error::Session`] where it could not be begun,
-    /// or its output not be taken ([`OutputRefused`]).
+    /// or its output not be taken ([`OutputRefused`](crate::OutputRefused)).
     #[expect(clippy::manual_async_fn, reason = "an async function holds what it is given twice")]
     pub fn output(self) -> impl Future<Output = Result<Output, Error>> + Send {
         async move { self.execute().await }

@@ -21,6 +21,7 @@ use crate::machine::RunId;
 
 pub use command::HostCommand;
 pub use files::Transfer;
+#[cfg(feature = "testing")]
 pub(crate) use files::WRITE_NAME;
 pub use host::Host;
 pub use hosts::Hosts;
