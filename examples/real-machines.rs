@@ -82,6 +82,20 @@ fn the_programs_run_as_they_stand() {
 }
 
 #[test]
+fn a_program_uses_commands_and_files() {
+    let root = tempfile::tempdir().unwrap();
+    let ran = example("commands", root.path()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{stderr}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert!(lines[0].starts_with("node-0 and 2 others have "), "{stdout}");
+    let expected = ["$HOME is not expanded", "hello", "node-0: step 1", "node-0: step 2", "node-0: step 3"];
+    assert_eq!((&lines[1..6], lines[6]), (&expected[..], "sorted: 4 30 100"), "{stdout}");
+    assert!(lines[7].starts_with("ls: status 2: ") && lines[7].contains("conf/nothing"), "{stdout}");
+    assert_clean(root.path());
+}
+
+#[test]
 fn a_program_runs_a_file_and_gets_the_report() {
     let root = tempfile::tempdir().unwrap();
     let ran = example("run-a-file", root.path()).arg(format!("{PROGRAMS}/experiment.toml")).output().unwrap();

@@ -119,7 +119,7 @@ pub enum Error {
         /// The last lines it wrote to standard error.
         stderr: String,
     },
-    /// A command took longer than it may.
+    /// A command, or a transfer, took longer than it may.
     #[error("{machine}: stage {stage}: `{}` timed out after {}{}", shown(command),
         humantime::format_duration(*after),
         if *gone { "" } else { "; it may still be running" })]
@@ -273,6 +273,21 @@ impl fmt::Debug for Error {
         }
         self.help().map_or(Ok(()), |help| write!(f, "\nhelp: {help}"))
     }
+}
+
+/// What a command that failed had written by then, and how it ended: [`Error::output`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FailedOutput<'a> {
+    /// How it ended by itself; `None` if its time was over before that.
+    pub exit: Option<Exit>,
+    /// The time it was given, if that was over.
+    pub timed_out: Option<Duration>,
+    /// The last lines of its standard output: ten at most, of 4 KiB. Who wants more has
+    /// [`HostCommand::output`](crate::HostCommand::output) or [`HostCommand::lines`](crate::HostCommand::lines).
+    pub stdout: &'a str,
+    /// As many of its standard error.
+    pub stderr: &'a str,
 }
 
 /// Several errors, of which the first in time is shown: the others may only follow from it.
@@ -430,11 +445,35 @@ impl Error {
     /// The last lines that the failing command wrote to standard output, and those to standard error. Both are empty
     /// where no command failed.
     pub fn written(&self) -> [&str; 2] {
+        self.output().map_or([""; 2], |output| [output.stdout, output.stderr])
+    }
+
+    /// What the failing command wrote, and how it ended; `None` where no command failed.
+    ///
+    /// ```
+    /// # use tsunami_core::{Error, Exit, Host};
+    /// # async fn example(host: &Host) -> Result<(), Error> {
+    /// match host.run("grep -c error server.log").await {
+    ///     Err(error) if error.output().is_some_and(|output| output.exit == Some(Exit::Status(1))) => {
+    ///         println!("no errors");
+    ///     }
+    ///     counted => println!("{} errors", counted?.stdout().trim()),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn output(&self) -> Option<FailedOutput<'_>> {
         match self {
-            Self::Command { stdout, stderr, .. } | Self::Timeout { stdout, stderr, .. } => [stdout, stderr],
-            Self::Local { output, .. } => ["", output],
-            Self::Remains { cause: Some(cause), .. } => cause.written(),
-            Self::Several(failures) => failures.first.written(),
+            Self::Command { exit, stdout, stderr, .. } => {
+                Some(FailedOutput { exit: Some(*exit), timed_out: None, stdout, stderr })
+            }
+            Self::Timeout { after, stdout, stderr, .. } => {
+                Some(FailedOutput { exit: None, timed_out: Some(*after), stdout, stderr })
+            }
+            Self::Local { exit, output, .. } => {
+                Some(FailedOutput { exit: Some(*exit), timed_out: None, stdout: "", stderr: output })
+            }
+            Self::Remains { cause: Some(cause), .. } => cause.output(),
+            Self::Several(failures) => failures.first.output(),
             Self::Remains { cause: None, .. }
             | Self::Plan { .. }
             | Self::Quote { .. }
@@ -456,7 +495,7 @@ impl Error {
             | Self::LifetimeOver(_)
             | Self::Incomplete { .. }
             | Self::LifetimeTooLong { .. }
-            | Self::Other(_) => ["", ""],
+            | Self::Other(_) => None,
         }
     }
 

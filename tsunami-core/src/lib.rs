@@ -126,9 +126,12 @@ pub use analysis::{
     TrialValue, VariantAnalysis,
 };
 pub use backoff::Backoff;
-pub use cluster::{Cluster, Host, HostCommand, Output, OutputRefused, Process};
+pub use cluster::{
+    Cluster, Host, HostCommand, Hosts, Line, Output, OutputLines, OutputRefused, Process, ProcessStdin,
+    Transfer,
+};
 pub use engine::{AttachedRun, Keep, RunHandle, Tsunami};
-pub use error::{BoxError, Error, ErrorChain, Failures, QuoteFailure, Remedy};
+pub use error::{BoxError, Error, ErrorChain, FailedOutput, Failures, QuoteFailure, Remedy};
 pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,
@@ -153,8 +156,8 @@ pub use report::{
     Voided,
 };
 pub use session::{
-    ByteStream, Command, Connector, ContentOffer, Download, Exit, OutputSink, Program, SequenceObserver,
-    Session, SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
+    ByteStream, Command, Connector, ContentOffer, Download, Exit, OutputSink, PipedStdin, Program,
+    SequenceObserver, Session, SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
 };
 #[cfg(feature = "testing")]
 pub use session::{MockConnector, MockSession};

@@ -10,6 +10,18 @@ use std::time::Duration;
 /// wants more reads the log, or has it as an observer: they get all of it.
 pub const OUTPUT_LIMIT: usize = 8 << 20;
 
+/// How much of a command's lines waits for who reads them, in bytes: as much as is kept of an output. Beyond it the
+/// command waits.
+pub const LINES_AHEAD_LIMIT: usize = 8 << 20;
+
+/// The longest line that [`OutputLines`](crate::OutputLines) hands over in one piece, in bytes, more or less what came over
+/// a connection at once. A machine that never ends a line is not held without bound.
+pub const STREAMED_LINE_LIMIT: usize = 1 << 20;
+
+/// The longest file that [`Host::read`](crate::Host::read) reads, in bytes: it is held in memory. What is longer is
+/// downloaded.
+pub const FILE_READ_LIMIT: usize = 256 << 20;
+
 /// How much of the end of each output is kept for an error, in bytes: of it, ten lines are shown.
 pub const OUTPUT_TAIL_LIMIT: usize = 4 << 10;
 

@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -357,10 +358,20 @@ impl Command {
         self
     }
 
+    /// Adds arguments, as [`arg`](Self::arg) does each.
+    pub fn args(self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
     /// Sets the directory.
     pub fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.cwd = Some(directory.into());
         self
+    }
+
+    /// Adds variables to the environment.
+    pub fn envs(self, variables: impl IntoIterator<Item = (impl Into<String>, impl Into<OsString>)>) -> Self {
+        variables.into_iter().fold(self, |command, (name, value)| command.env(name, value))
     }
 
     /// Adds a variable to the environment.
@@ -429,6 +440,64 @@ pub enum Stdin {
     Bytes(Arc<[u8]>),
     /// A local file, read as it is needed.
     File(PathBuf),
+    /// What is written while the command runs: [`Stdin::piped`].
+    Piped(PipedStdin),
+}
+
+impl Stdin {
+    /// A pipe, into which is written while the command runs: by [`Process::stdin`](crate::Process::stdin) and
+    /// [`OutputLines::stdin`](crate::OutputLines::stdin). A command that is run in any other way reads nothing of it. It is
+    /// for one command, once.
+    pub fn piped() -> Self {
+        Self::Piped(PipedStdin::new())
+    }
+}
+
+/// How much of what is written to a command waits for the session to send it, in bytes.
+const PIPE_BYTES: usize = 64 << 10;
+
+/// The two ends of what a command reads while it runs. Clones have the same two.
+#[derive(Clone)]
+pub struct PipedStdin(Arc<Ends>);
+
+struct Ends {
+    writer: Mutex<Option<DuplexStream>>,
+    reader: Mutex<Option<DuplexStream>>,
+}
+
+impl PipedStdin {
+    fn new() -> Self {
+        let (writer, reader) = duplex(PIPE_BYTES);
+        Self(Arc::new(Ends { writer: Mutex::new(Some(writer)), reader: Mutex::new(Some(reader)) }))
+    }
+
+    /// The end to write to, for the first who asks. Its drop is the end of what the command reads; writing to it fails once
+    /// the other end was dropped.
+    pub fn writer(&self) -> Option<impl AsyncWrite + Debug + Send + Unpin + use<>> {
+        self.take_writer()
+    }
+
+    pub(crate) fn take_writer(&self) -> Option<DuplexStream> {
+        self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The end to read from, for the first who asks: a session. It drops it when the command has ended or reads no more.
+    ///
+    /// # Errors
+    ///
+    /// Of the kind [`Local`](SessionErrorKind::Local), if a command has it already.
+    pub fn reader(&self) -> Result<impl AsyncRead + Debug + Send + Unpin + use<>, SessionError> {
+        let reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken =
+            || SessionError::new(SessionErrorKind::Local, "another command has what this one was to read");
+        reader.ok_or_else(taken)
+    }
+}
+
+impl Debug for PipedStdin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipedStdin").finish_non_exhaustive()
+    }
 }
 
 impl Debug for Stdin {
@@ -437,6 +506,7 @@ impl Debug for Stdin {
             Self::Null => f.write_str("Null"),
             Self::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Self::File(path) => write!(f, "File({path:?})"),
+            Self::Piped(_) => f.write_str("Piped"),
         }
     }
 }
@@ -541,6 +611,16 @@ pub trait OutputSink: Send + Sync {
     /// Takes some bytes, cut anywhere. While it runs, no more is read: it should be quick, and it may slow the
     /// command down. An error ends the command as a cancellation would.
     fn write(&self, stream: Stream, bytes: &[u8]) -> io::Result<()>;
+
+    /// Whether it takes more; where it doesn't, the waker is told once it does. As long as it doesn't, a session reads no
+    /// more of the command's output, so that the command waits; what it has read by then it may still hand over. Of a
+    /// command that is being ended it may read on, and throw away what nobody takes.
+    ///
+    /// As written here, it always does.
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
+    }
 }
 
 /// Follows the commands of a list, by their places in it. Told as it happens, and of no command before its turn.

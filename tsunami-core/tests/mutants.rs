@@ -10,14 +10,15 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::conformance::{self, ProviderHarness};
 use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
     ByteStream, Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId,
-    MachineSpec, OutputSink, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver, Session,
-    SessionError, Stdin,
+    MachineSpec, OutputSink, PipedStdin, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver,
+    Session, SessionError, Stdin,
 };
 
 /// What a provider gets wrong.
@@ -292,6 +293,11 @@ enum WrongSessionKind {
     ClimbingNamesEndTheRest,
     StdinFileIgnored,
     StdinBytesIgnored,
+    PipedWritesIgnored,
+    PipedEndIgnored,
+    PipedInputCollected,
+    PipedInputKept,
+    ReadinessIgnored,
     TrailingSlashIgnored,
     DirectoriesRefused,
     DownloadDirectoryIgnored,
@@ -325,6 +331,38 @@ impl AsRef<dyn Session> for WrongSession {
     }
 }
 
+/// A sink that is always ready.
+struct Ready(Arc<dyn OutputSink>);
+
+impl OutputSink for Ready {
+    fn write(&self, stream: tsunami_core::Stream, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write(stream, bytes)
+    }
+}
+
+/// Copies what is written to a command into another pipe: nothing, all but the end, or all at its end.
+fn miscopied(wrong: WrongSessionKind, piped: &PipedStdin) -> Stdin {
+    let stdin = Stdin::piped();
+    let Stdin::Piped(copy) = &stdin else { unreachable!() };
+    let mut writer = copy.writer().unwrap();
+    let Ok(mut reader) = piped.reader() else { return Stdin::Piped(piped.clone()) };
+    tokio::spawn(async move {
+        match wrong {
+            WrongSessionKind::PipedWritesIgnored => drop(writer),
+            WrongSessionKind::PipedEndIgnored => {
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                std::future::pending().await
+            }
+            _ => {
+                let mut all = Vec::new();
+                let _ = reader.read_to_end(&mut all).await;
+                let _ = writer.write_all(&all).await;
+            }
+        }
+    });
+    stdin
+}
+
 /// A sink that is never full.
 struct Patient(Arc<dyn OutputSink>);
 
@@ -348,6 +386,27 @@ impl Session for WrongSession {
         match (self.wrong, &command.stdin) {
             (WrongSessionKind::StdinFileIgnored, Stdin::File(_))
             | (WrongSessionKind::StdinBytesIgnored, Stdin::Bytes(_)) => command.stdin = Stdin::Null,
+            (
+                WrongSessionKind::PipedWritesIgnored
+                | WrongSessionKind::PipedEndIgnored
+                | WrongSessionKind::PipedInputCollected,
+                Stdin::Piped(piped),
+            ) => command.stdin = miscopied(self.wrong, piped),
+            (WrongSessionKind::PipedInputKept, Stdin::Piped(piped)) => {
+                // Nobody ever drops the end that is read.
+                let stdin = Stdin::piped();
+                let Stdin::Piped(copy) = &stdin else { unreachable!() };
+                if let (Some(mut writer), Ok(mut reader)) = (copy.writer(), piped.reader()) {
+                    tokio::spawn(async move {
+                        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                        drop(writer);
+                        let _reader = reader;
+                        std::future::pending::<()>().await;
+                    });
+                    command.stdin = stdin;
+                }
+            }
+            (WrongSessionKind::ReadinessIgnored, _) => output = Arc::new(Ready(output)),
             (WrongSessionKind::CancelIgnored, _) => cancel = CancellationToken::new(),
             (WrongSessionKind::SinkErrorsIgnored, _) => output = Arc::new(Patient(output)),
             _ => {}
@@ -502,10 +561,13 @@ async fn every_wrong_session_breaks_a_promise() {
             &session(wrong).await,
             output_and_status_come_back,
             a_command_reads_its_stdin,
+            a_command_reads_what_is_written_while_it_runs,
+            what_nobody_reads_any_more_cannot_be_written,
             a_command_reads_a_local_file,
             a_script_answers_or_says_why_not,
             a_cancelled_command_ends_and_says_so,
             a_sink_that_fails_ends_the_command,
+            a_sink_that_is_not_ready_is_waited_for,
             files_go_out_and_come_home,
             an_upload_arrives_where_it_was_sent,
             a_download_starts_in_its_directory,
@@ -526,6 +588,11 @@ async fn every_wrong_session_breaks_a_promise() {
         (Wrong::ClimbingNamesEndTheRest, "a_name_that_climbs_arrives_nowhere_else"),
         (Wrong::StdinFileIgnored, "a_command_reads_a_local_file"),
         (Wrong::StdinBytesIgnored, "a_command_reads_its_stdin"),
+        (Wrong::PipedWritesIgnored, "a_command_reads_what_is_written_while_it_runs"),
+        (Wrong::PipedEndIgnored, "a_command_reads_what_is_written_while_it_runs"),
+        (Wrong::PipedInputCollected, "a_command_reads_what_is_written_while_it_runs"),
+        (Wrong::PipedInputKept, "what_nobody_reads_any_more_cannot_be_written"),
+        (Wrong::ReadinessIgnored, "a_sink_that_is_not_ready_is_waited_for"),
         (Wrong::TrailingSlashIgnored, "an_upload_arrives_where_it_was_sent"),
         (Wrong::DirectoriesRefused, "an_upload_arrives_where_it_was_sent"),
         (Wrong::DownloadDirectoryIgnored, "a_download_starts_in_its_directory"),

@@ -38,6 +38,7 @@ use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,10 +153,13 @@ macro_rules! session_conformance {
             output_and_status_come_back,
             a_status_is_not_a_signal,
             a_command_reads_its_stdin,
+            a_command_reads_what_is_written_while_it_runs,
+            what_nobody_reads_any_more_cannot_be_written,
             a_cancelled_command_ends_and_says_so,
             a_dropped_command_does_not_break_the_session,
             more_commands_than_channels_all_run,
             a_sink_that_fails_ends_the_command,
+            a_sink_that_is_not_ready_is_waited_for,
             a_command_reads_a_local_file,
             a_script_answers_or_says_why_not,
             files_go_out_and_come_home,
@@ -815,6 +819,53 @@ pub mod session {
         assert_eq!(text(session.as_ref(), Command::shell("cat")).await, "");
     }
 
+    /// What is written to a command arrives while it runs, and ends when the writer does.
+    pub async fn a_command_reads_what_is_written_while_it_runs(session: &impl AsRef<dyn Session>) {
+        let (session, output) = (session.as_ref(), Arc::new(Collect::default()));
+        let stdin = Stdin::piped();
+        let Stdin::Piped(piped) = &stdin else { panic!("{stdin:?}") };
+        let mut writer = piped.writer().expect("nobody has it yet");
+        let (command, cancel) = (Command::shell("cat").stdin(stdin.clone()), CancellationToken::new());
+        let arrives = async |text: &str| {
+            while output.stdout() != text.as_bytes() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let writing = async {
+            writer.write_all(b"one\n").await.expect("write");
+            arrives("one\n").await;
+            writer.write_all(b"two").await.expect("write");
+            arrives("one\ntwo").await;
+            // It is more than is held on the way.
+            writer.write_all(&[b'x'; 3 << 20]).await.expect("write");
+            drop(writer);
+        };
+        let running = session.exec(&command, output.clone(), &cancel);
+        let done = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(running, writing).0 });
+        let exit = done.await.expect("it arrives, and ends").expect("a command");
+        assert_eq!((exit, output.stdout().len()), (Exit::Status(0), 7 + (3 << 20)));
+        // It was for one command, once.
+        let again = session.exec(&command, output, &cancel).await.map_err(|error| error.kind);
+        assert_eq!(again, Err(SessionErrorKind::Local));
+    }
+
+    /// Who writes to a command hears that it is gone, and holds up nobody by writing nothing.
+    pub async fn what_nobody_reads_any_more_cannot_be_written(session: &impl AsRef<dyn Session>) {
+        let stdin = Stdin::piped();
+        let Stdin::Piped(piped) = &stdin else { panic!("{stdin:?}") };
+        let mut writer = piped.writer().expect("nobody has it yet");
+        let (command, cancel) = (Command::shell("cat").stdin(stdin.clone()), CancellationToken::new());
+        let token = cancel.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(500)).await;
+            token.cancel();
+        });
+        let ended = session.as_ref().exec(&command, Arc::new(()), &cancel);
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it ends");
+        assert_eq!(ended.map_err(|error| error.kind), Err(SessionErrorKind::Cancelled));
+        writer.write_all(b"too late").await.expect_err("nobody reads it");
+    }
+
     /// What a local file holds arrives, and ends.
     pub async fn a_command_reads_a_local_file(session: &impl AsRef<dyn Session>) {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -888,6 +939,40 @@ pub mod session {
         }
         session.check().await.expect("it goes on");
         assert_eq!(text(session, Command::shell("echo on")).await, "on\n");
+    }
+
+    /// Nothing is handed to a sink that takes nothing yet.
+    pub async fn a_sink_that_is_not_ready_is_waited_for(session: &impl AsRef<dyn Session>) {
+        /// It is ready once the token fires.
+        struct Later(CancellationToken, Collect);
+        impl OutputSink for Later {
+            fn write(&self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+                assert!(self.0.is_cancelled(), "it was not ready");
+                self.1.write(stream, bytes)
+            }
+
+            fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+                let (ready, waker) = (self.0.clone(), cx.waker().clone());
+                if ready.is_cancelled() {
+                    return Poll::Ready(());
+                }
+                tokio::spawn(async move {
+                    ready.cancelled().await;
+                    waker.wake();
+                });
+                Poll::Pending
+            }
+        }
+        let ready = CancellationToken::new();
+        let sink = Arc::new(Later(ready.clone(), Collect::default()));
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(1)).await;
+            ready.cancel();
+        });
+        let (command, cancel) = (Command::shell("echo waited"), CancellationToken::new());
+        let exit = session.as_ref().exec(&command, sink.clone(), &cancel).await;
+        assert_eq!(exit.map_err(|error| error.kind), Ok(Exit::Status(0)));
+        assert_eq!(sink.1.stdout(), b"waited\n");
     }
 
     /// What was uploaded can be read there and downloaded again.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
+use std::future::poll_fn;
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 use std::pin::pin;
@@ -9,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::WRITE_NAME;
 use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
@@ -29,6 +31,8 @@ use crate::{
 /// [`on_command`](Self::on_command); those it leaves alone by a very small shell of the fake's own, which knows
 /// `echo`, `cat`, `pwd`, `sleep`, `exit`, `true`, `false` and `kill -N $$` and takes anything else for a success.
 /// Its machines have files, and no modes, links or empty directories.
+/// What is written to a command while it runs ([`Stdin::piped`]), it reads to the end before it writes anything; only `cat`
+/// writes it as it comes.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -1016,6 +1020,14 @@ impl FakeSession {
 
     /// What the fake's own shell makes of a command.
     fn shell(&self, command: &Command) -> Result<Reply, SessionError> {
+        if command.env.iter().any(|(name, _)| name == "TSUNAMI_SCRIPT")
+            && let Program::Args(args) = &command.program
+            && let [.., name, path, _] = args.as_slice()
+            && name == WRITE_NAME
+            && let (Some(path), Stdin::Bytes(content)) = (path.to_str(), &command.stdin)
+        {
+            return Ok(Reply::status(0).file(path, &**content));
+        }
         let line = match &command.program {
             Program::Shell(line) | Program::ShellArgs(line, _) => line.clone(),
             Program::Args(_) => command.to_string(),
@@ -1029,9 +1041,11 @@ impl FakeSession {
                 Stdin::Null => Reply::status(0),
                 Stdin::Bytes(bytes) => Reply::stdout(String::from_utf8_lossy(bytes)),
                 Stdin::File(path) => Reply::stdout(String::from_utf8_lossy(&read(path)?)),
+                // It writes what it reads as that comes.
+                Stdin::Piped(_) => Reply::status(0),
             },
-            "cat" => match self.file(resolve(&directory, rest)) {
-                Some(bytes) => Reply::stdout(String::from_utf8_lossy(&bytes)),
+            "cat" => match self.file(resolve(&directory, rest.trim_start_matches("-- "))) {
+                Some(bytes) => Reply { output: vec![(Stream::Stdout, bytes)], ..Reply::status(0) },
                 None => Reply::status(1).stderr(format!("cat: {rest}: No such file or directory\n")),
             },
             "sleep" => Reply::status(0).after(Duration::from_secs_f64(rest.parse().unwrap_or(0.0))),
@@ -1157,12 +1171,28 @@ impl Session for FakeSession {
             Some(reply) => reply,
             None => self.shell(command)?,
         };
+        let input = match &command.stdin {
+            Stdin::Piped(piped) => Some(Box::new(piped.reader()?)),
+            _ => None,
+        };
+        let write = async |stream, bytes: &[u8]| {
+            poll_fn(|cx| output.poll_ready(cx)).await;
+            let refused = |error| SessionError::new(SessionErrorKind::Local, "output").source(error);
+            output.write(stream, bytes).map_err(refused)
+        };
         // Pinned here, once: whoever is handed a future by value may hold it twice.
         let running = pin!(async {
+            if let Some(mut input) = input {
+                let (echoes, mut bytes) = (command.to_string() == "cat", Vec::with_capacity(1024));
+                while input.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {
+                    if echoes {
+                        write(Stream::Stdout, &bytes).await?;
+                    }
+                    bytes.clear();
+                }
+            }
             for (stream, bytes) in &reply.output {
-                let written = output.write(*stream, bytes);
-                written
-                    .map_err(|error| SessionError::new(SessionErrorKind::Local, "output").source(error))?;
+                write(*stream, bytes).await?;
             }
             Box::pin(sleep(reply.after)).await;
             Ok(())

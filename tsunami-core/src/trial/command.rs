@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use super::{Collect, Ready, TrialHost};
-use crate::cluster::{Host, HostCommand, Output, Process};
+use crate::cluster::{Host, HostCommand, Output, OutputLines, Process};
 use crate::error::Error;
 use crate::session::{Stdin, Stream};
 
@@ -20,6 +22,18 @@ pub struct TrialCommand {
 impl TrialCommand {
     pub(super) fn new(host: TrialHost, command: HostCommand) -> Self {
         Self { host, command, collect: None }
+    }
+
+    /// Adds an argument; see [`HostCommand::arg`].
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.command = self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments, as [`arg`](Self::arg) does each.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.command = self.command.args(args);
+        self
     }
 
     /// Adds a variable to its environment.
@@ -70,6 +84,19 @@ impl TrialCommand {
         let ran = self.command.output().await;
         let collected = collected(&self.host, self.collect.as_ref()).await;
         ran.and_then(|output| collected.map(|()| output))
+    }
+
+    /// Runs it to its end, which must be status 0, and reads what it wrote as JSON; see [`HostCommand::json`].
+    pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
+        let read = self.command.json().await;
+        let collected = collected(&self.host, self.collect.as_ref()).await;
+        read.and_then(|value| collected.map(|()| value))
+    }
+
+    /// Starts it, and hands over its lines as they come; see [`HostCommand::lines`]. It ends with the trial at the latest.
+    /// Files are not brought home then: [`TrialHost::collect`] does that once it has ended.
+    pub fn lines(self) -> OutputLines {
+        self.command.lines()
     }
 
     /// Starts it in the background, where it runs until the trial ends, or [`Service::stop`].

@@ -43,6 +43,7 @@ mod schedule;
 mod sweep;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -387,6 +388,16 @@ impl TrialHost {
     /// What is known of the machine.
     pub fn context(&self) -> MachineContext {
         MachineContext::of(&self.host)
+    }
+
+    /// Prepares a line for the machine's shell to run: [`Command::shell`].
+    pub fn shell(&self, line: impl Into<String>) -> TrialCommand {
+        self.command(Command::shell(line))
+    }
+
+    /// Prepares a program to run on the machine, with arguments that no shell reads: [`Command::program`].
+    pub fn program(&self, name: impl Into<OsString>) -> TrialCommand {
+        self.command(Command::program(name))
     }
 
     /// Prepares a command to run on the machine.

@@ -13,8 +13,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::pipe::fcntl_setpipe_size;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -296,8 +298,21 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all.
-    fn feed(self, header: Vec<u8>, mut pipe: PipeWriter) -> Option<tokio::task::JoinHandle<io::Result<()>>> {
+    /// Feeds the header and the input into a pipe; in a thread of its own if the pipe may not hold it all, and in a task
+    /// where somebody writes it by and by.
+    fn feed(
+        self,
+        header: Vec<u8>,
+        mut pipe: PipeWriter,
+    ) -> Result<Option<JoinHandle<io::Result<()>>>, SessionError> {
+        if let Self::Given(Stdin::Piped(piped)) = &self {
+            let mut from = piped.reader()?;
+            return Ok(Some(tokio::spawn(async move {
+                let mut pipe = pipe::Sender::from_owned_fd(pipe.into())?;
+                pipe.write_all(&header).await?;
+                tokio::io::copy(&mut from, &mut pipe).await.map(drop)
+            })));
+        }
         let small = match &self {
             Self::Given(Stdin::Null) | Self::Later(_) | Self::NothingIfFree => header.len(),
             Self::Given(Stdin::Bytes(bytes)) => header.len() + bytes.len(),
@@ -318,11 +333,11 @@ impl Input {
             }
         };
         if small > PIPE_BYTES {
-            return Some(spawn_blocking(write));
+            return Ok(Some(spawn_blocking(write)));
         }
         // Nothing has been read yet, and it fits.
         let _ = write();
-        None
+        Ok(None)
     }
 }
 
@@ -381,7 +396,7 @@ impl Supervised {
         }
         let (run, base) = (commands.machine.run.as_str(), commands.base());
         let opening = supervisor::opening(run, &mark, base, headers.len(), consumed.is_none())?;
-        let feeding = input.feed([opening, headers.concat()].concat(), feed);
+        let feeding = input.feed([opening, headers.concat()].concat(), feed)?;
         let first = (index, headers.len(), output);
         let mut pump = Pump::new(commands, slot, outputs, &mark, observer, first);
         let stopped = pump.run(&stop).await;
@@ -392,7 +407,11 @@ impl Supervised {
         // With the channel closed, whoever still feeds it finds out.
         drop(channel);
         let fed = match feeding {
-            Some(feeding) => feeding.await.unwrap_or(Ok(())),
+            Some(feeding) => {
+                // Who writes by and by may never write again. A thread that has begun isn't stopped by this.
+                feeding.abort();
+                feeding.await.unwrap_or(Ok(()))
+            }
             None => Ok(()),
         };
         match fed {

@@ -1,10 +1,12 @@
 //! Moves a command's output, and ends the command when asked to.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::OptionFuture;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, sleep_until};
@@ -75,6 +77,8 @@ pub(super) struct Pump {
     /// How many commands of this conversation come after it.
     left: usize,
     output: Arc<dyn OutputSink>,
+    /// Whether what comes is thrown away: the command is ended, and nobody takes it.
+    discards: bool,
     supervisor: Option<u32>,
     group: Option<u32>,
     exit: Option<Exit>,
@@ -115,6 +119,7 @@ impl Pump {
             index,
             left: count.saturating_sub(1),
             output,
+            discards: false,
             supervisor: None,
             group: None,
             exit: None,
@@ -137,8 +142,14 @@ impl Pump {
         let mut told = None;
         let mut alarm: Option<Instant> = None;
         while self.stdout.from.is_some() || self.stderr.from.is_some() {
-            let reads_stdout = !self.stdout_waits() || self.stdout.reads_ahead();
-            let reads_stderr = !self.stderr_waits() || self.stderr.reads_ahead();
+            let output = self.output.clone();
+            let ready = || poll_fn(|cx| output.poll_ready(cx));
+            let is_full = ready().now_or_never().is_none();
+            // To end it, what waits must flow: the connection may wait with it.
+            self.discards = is_full && stopping;
+            let reads = !is_full || stopping;
+            let reads_stdout = reads && (!self.stdout_waits() || self.stdout.reads_ahead());
+            let reads_stderr = reads && (!self.stderr_waits() || self.stderr.reads_ahead());
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => stopping = true,
@@ -148,6 +159,7 @@ impl Pump {
                 }
                 // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
+                () = ready(), if !reads => {}
                 count = read_some(&mut self.stderr.from, err), if reads_stderr => {
                     let taken = self.stderr.take(&err[..count]);
                     self.advance(taken);
@@ -266,7 +278,7 @@ impl Pump {
     }
 
     fn hand_on(&mut self, stream: Stream, bytes: &[u8]) {
-        if self.sink_failed.is_none() {
+        if self.sink_failed.is_none() && !self.discards {
             self.sink_failed = self.output.write(stream, bytes).err();
         }
     }
