@@ -127,6 +127,13 @@ fn words_of_proxy(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Vec<S
     let list = values.list(value)?;
     let words: Vec<_> = list.iter().map(|word| Some(values.text(*word)?.to_owned())).collect();
     let mut words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
+    for (word, value) in words.iter().zip(&list) {
+        if let Some(unknown) = proxy::unknown_place(word) {
+            let help = "a machine's are `{host}`, `{port}` and `{id}`".to_owned();
+            values.problem(&value.place(), format!("`{unknown}` stands for nothing"), Some(help));
+            return None;
+        }
+    }
     if let Some(fault) = proxy::fault(&words) {
         let help = "list its words, as `[\"nc\", \"{host}\", \"{port}\"]`".to_owned();
         values.problem(&value.place(), format!("this is a {}", fault.trim_end_matches(':')), Some(help));
@@ -402,20 +409,24 @@ hosts = ["b", 3]"#,
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("way");
         fs::copy("/bin/sh", &program).unwrap();
+        fs::copy("/bin/sh", directory.path().join("script")).unwrap();
+        fs::write(directory.path().join("script"), "#!/no/such\n").unwrap();
         let read = |words: &str| {
             let file = directory.path().join("x.toml");
             fs::write(&file, format!("name = 'x'\n[ssh]\nproxy = {words}\n[group.a]\n")).unwrap();
             Loader::new().registry(&registry()).load(file)
         };
-        let experiment = read("['./way', '--to', '{host}', '{other}']").unwrap();
+        let experiment = read("['./way', '--to', '{host}', '${other}']").unwrap();
         let words = options(&experiment.connection.settings, false).proxy.unwrap();
-        assert_eq!(words[1..], ["--to", "{host}", "{other}"]);
+        assert_eq!(words[1..], ["--to", "{host}", "${other}"]);
         assert!(words[0].starts_with('/') && fs::metadata(&words[0]).unwrap().is_file(), "{words:?}");
         for (words, place, told) in [
             ("'nc {host}'", "3:9", "expected a list"),
             ("['sh', 22, '{host}']", "3:16", "expected a string"),
             ("[]", "3:9", "without a program"),
             ("['sh', '{port}']", "3:9", "names neither {host} nor {id}"),
+            ("['sh', '--at', '{hostname}']", "3:24", "`{hostname}` stands for nothing"),
+            ("['./script', '{host}']", "3:10", "names `/no/such`"),
             ("['no-such-program', '{host}']", "3:10", "in no directory of PATH"),
             ("['./none', '{host}']", "3:10", "can't be read"),
             ("['./x.toml', '{host}']", "3:10", "is not a program"),
