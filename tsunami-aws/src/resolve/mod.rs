@@ -21,7 +21,7 @@ use self::network::{Network, Subnet};
 use self::offerings::Types;
 use self::prices::SpotPrice;
 use self::quotas::QuotaCache;
-pub(crate) use self::reservations::Reserved;
+pub(crate) use self::reservations::{Reserved, block_end};
 use crate::model::Pool;
 use crate::region::Region;
 use crate::shape::Shape;
