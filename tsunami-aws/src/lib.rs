@@ -77,6 +77,8 @@ mod codes;
 mod connect;
 mod discovery;
 mod error;
+#[cfg(feature = "experiment")]
+mod examination;
 mod guest;
 mod interruption;
 mod inventory;

@@ -52,9 +52,9 @@ const MAX_TAGGED_AT_ONCE: usize = 1000;
 pub struct Ec2Provider {
     root: PathBuf,
     settings: Ec2Settings,
-    regions: Vec<Region>,
-    resolver: Resolver,
-    launches: LaunchState,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) resolver: Resolver,
+    pub(crate) launches: LaunchState,
     journals: Mutex<HashMap<RunId, Journal>>,
     /// What was launched here, by run and group.
     specs: Mutex<HashMap<(RunId, String), Ec2Spec>>,
@@ -160,7 +160,7 @@ impl Ec2Provider {
         discovery::survey(&self.regions).await
     }
 
-    fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
+    pub(crate) fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
         let Some(wanted) = &spec.region else { return Ok(&self.regions[0]) };
         self.regions.iter().find(|region| region.name == *wanted).ok_or_else(|| {
             let message = format!(
@@ -177,7 +177,7 @@ impl Ec2Provider {
     }
 
     /// The spec, with the types chosen where it names none and its program asked for no choice.
-    async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
+    pub(crate) async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
         let choice = self.choose(wanted, &Choices::new()).await?;
         Ok(choice.map_or_else(|| wanted.clone(), |choice| choice.spec))
     }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tsunami_core::registry::{
-    Backend, ConnectRequest, Connection, Form, GroupTable, Key, Machines, MakeConnector, Registration,
-    Registry, Settings, Table, TableReader, Value, Values, words,
+    Backend, ConnectRequest, Connection, Finding, Form, GroupTable, Key, Machines, MakeConnector,
+    Registration, Registry, Settings, Table, TableReader, Value, Values, words,
 };
-use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
+use tsunami_core::{CancellationToken, Connector, MachineSpec, ProviderError, RunRecord, RunStore};
 
-use crate::proxy;
 use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind};
+use crate::{examination, proxy};
 
 /// The keys of `[ssh]`.
 const SSH_KEYS: &[Key] = &[
@@ -72,6 +72,7 @@ pub fn registry() -> Registry {
 #[derive(Debug)]
 struct OverSsh;
 
+#[async_trait]
 impl MakeConnector for OverSsh {
     fn name(&self) -> &'static str {
         "ssh"
@@ -107,12 +108,20 @@ impl MakeConnector for OverSsh {
             let message = "a proxy beside a jump host: machines are reached by one of them";
             values.problem(&value.place(), message, None);
         }
+        connection.through = match (&options.proxy, &options.jump) {
+            (Some(words), _) => words.first().map(|program| format!("the proxy `{program}`")),
+            (None, jump) => jump.as_ref().map(|jump| format!("the jump host {jump}")),
+        };
         connection.settings = Settings::new(options);
         connection
     }
 
     fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector> {
         Arc::new(SshConnector::new(options(settings, trust_new_hosts)))
+    }
+
+    async fn examine(&self, settings: &Settings, state: &RunStore) -> Vec<Finding> {
+        examination::ssh(&options(settings, false), state).await
     }
 }
 
@@ -182,6 +191,13 @@ impl Registration for LocalRegistration {
         "local"
     }
 
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        match request.groups {
+            [] => examination::local_tools().await,
+            _ => examination::try_local(self.connect(request).await, request.state, cancel).await,
+        }
+    }
+
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
         let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
@@ -217,6 +233,15 @@ impl Registration for HostsRegistration {
 
     fn reader(&self) -> Box<dyn TableReader> {
         Box::new(HostsReader::default())
+    }
+
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        let hosts = request.groups.iter().filter_map(|group| group.spec.get::<HostsSpec>());
+        let hosts: Vec<_> = hosts.flat_map(|spec| spec.hosts.clone()).collect();
+        match hosts.is_empty() {
+            true => Vec::new(),
+            false => examination::try_hosts(self.connect(request).await, hosts, request.state, cancel).await,
+        }
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

@@ -2,6 +2,7 @@
 
 mod compare;
 mod cp;
+mod doctor;
 mod down;
 mod exec;
 mod extend;
@@ -34,6 +35,7 @@ use crate::terminal::say;
 pub(crate) enum Command {
     Run(run::Run),
     Plan(plan::Plan),
+    Doctor(doctor::Doctor),
     Up(up::Up),
     Ls(ls::Ls),
     Exec(exec::Exec),
@@ -74,6 +76,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     match args.command {
         Command::Run(command) => begin(command, context).await,
         Command::Plan(command) => begin(command, context).await,
+        Command::Doctor(command) => begin(command, context).await,
         Command::Up(command) => begin(command, context).await,
         Command::Ls(command) => begin(command, context).await,
         Command::Exec(command) => begin(command, context).await,
