@@ -701,6 +701,10 @@ mod tests {
             self.0
         }
 
+        async fn examine(&self, request: &ConnectRequest<'_>, _: &CancellationToken) -> Vec<Finding> {
+            vec![Finding::ok(self.0, format!("{} groups", request.groups.len()))]
+        }
+
         async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
             Counted.connect(request).await
         }
@@ -714,6 +718,7 @@ mod tests {
         }
     }
 
+    #[async_trait]
     impl MakeConnector for Named {
         fn name(&self) -> &'static str {
             self.0
@@ -722,6 +727,19 @@ mod tests {
         fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
             unreachable!("nothing is connected to")
         }
+
+        async fn examine(&self, _: &Settings, _: &RunStore) -> Vec<Finding> {
+            vec![Finding::ok(self.0, "connects")]
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_registered_says_what_may_keep_runs_from_being_made() {
+        let registry = Registry::default().with(Arc::new(Named("cloud"))).connector(Arc::new(Named("wire")));
+        let found = registry.examine_here(None, &RunStore::at("/nonexistent")).await;
+        let found: Vec<_> = found.iter().map(|finding| (&*finding.check, &*finding.found)).collect();
+        // What a provider knows nothing of is no finding.
+        assert_eq!(found, [("wire", "connects"), ("cloud", "0 groups")]);
     }
 
     #[test]

@@ -120,11 +120,13 @@ impl Execute for Doctor {
                     examination.of(experiment, &mut found, &title, quiet).await;
                 }
                 (None, misread) => {
-                    let text = misread.map(|error| error.text(&Removal::Down)).unwrap_or_default();
-                    let text = text.trim().trim_start_matches("error: ");
+                    let text = misread.as_ref().map(words).unwrap_or_default();
                     found.add(&title, vec![Finding::failed("file", text)], USAGE);
                 }
             }
+        }
+        if cancel.is_cancelled() {
+            found.status = INTERRUPTED;
         }
         match json {
             true => {
@@ -134,7 +136,7 @@ impl Execute for Doctor {
             }
             false => print(&found.text())?,
         }
-        Ok(if cancel.is_cancelled() { INTERRUPTED } else { found.status })
+        Ok(found.status)
     }
 }
 
@@ -413,8 +415,15 @@ fn refused(provider: &str, error: &Error) -> Vec<Finding> {
             };
             failures.iter().map(of).collect()
         }
-        other => vec![Finding::failed("plan", other.text(&Removal::Down).trim())],
+        other => vec![Finding::failed("plan", words(other))],
     }
+}
+
+/// All that there is to say of an error, without the word that it is one.
+fn words(error: &Error) -> String {
+    let text = error.text(&Removal::Down);
+    let text = text.trim();
+    text.strip_prefix("error: ").unwrap_or(text).to_owned()
 }
 
 fn within(budget: f64, most: Option<f64>) -> Finding {
