@@ -14,6 +14,10 @@ use crate::limits::CLOCK_SKEW_LIMIT;
 /// Clocks that differ by less are taken for the same: an answer is on its way for a while, and tells whole seconds.
 const SAME_CLOCK_SECONDS: i64 = 10;
 
+/// What was signed this long ago is not believed any more, nor what is signed so far ahead.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html>
+const SIGNATURE_SECONDS: u64 = 5 * 60;
+
 /// How far EC2's clock is ahead of this computer's, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Clock {
@@ -49,11 +53,19 @@ impl Clock {
 
     /// What is to be said of the difference.
     pub(crate) fn note(self) -> Option<String> {
+        self.difference().map(|difference| format!("{difference}: the machines' deadlines go by EC2's"))
+    }
+
+    /// How far apart the clocks are, in words, where they are not the same.
+    pub(crate) fn difference(self) -> Option<String> {
         let by = humantime::format_duration(Duration::from_secs(self.ahead.unsigned_abs()));
         let way = if self.ahead > 0 { "behind" } else { "ahead of" };
-        (self.ahead != 0).then(|| {
-            format!("this computer's clock is {by} {way} EC2's: the machines' deadlines go by EC2's")
-        })
+        (self.ahead != 0).then(|| format!("this computer's clock is {by} {way} EC2's"))
+    }
+
+    /// Whether the clocks are so far apart that AWS believes no signature of ours.
+    pub(crate) fn is_beyond_signatures(self) -> bool {
+        self.ahead.unsigned_abs() >= SIGNATURE_SECONDS
     }
 }
 

@@ -213,6 +213,12 @@ const TABLE: &[Row] = &[
         &["UnknownSignIn"],
     ),
     row(
+        Unauthorized,
+        OURS,
+        Say("set this computer's clock: `sudo timedatectl set-ntp true`"),
+        &["ClockSkew"],
+    ),
+    row(
         Unavailable,
         EC2,
         Nothing,
@@ -222,7 +228,9 @@ const TABLE: &[Row] = &[
     row(
         Unavailable,
         OURS,
-        Say("see that this computer reaches AWS in {region} (a proxy, AWS_ENDPOINT_URL)"),
+        Say(
+            "see that there is a region {region}, and that this computer reaches AWS in it (a proxy, AWS_ENDPOINT_URL)",
+        ),
         &["NoAnswer"],
     ),
     row(Other, OURS, WHO_ANSWERS, &["AnswerTooLong", "EndlessListing"]),

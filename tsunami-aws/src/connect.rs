@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tsunami_core::{ProviderError, ProviderErrorKind};
 
 use crate::clock::{Clock, Hearing};
-use crate::error::Result;
+use crate::error::{AwsError, Result};
 use crate::limited::LimitedAnswers;
 use crate::region::Region;
 use crate::settings::Ec2Options;
@@ -105,9 +105,17 @@ pub(crate) async fn identity(config: &SdkConfig, region: &str) -> Result<Identit
     let sts = aws_sdk_sts::config::Builder::from(&config).interceptor(LimitedAnswers::default());
     let sts = sts.interceptor(hearing.clone());
     let sts = aws_sdk_sts::Client::from_conf(sts.build());
-    let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await?;
+    let caller = region.call("GetCallerIdentity", || sts.get_caller_identity().send()).await;
+    let clock = hearing.clock();
+    let caller = caller.map_err(|failure| match clock.difference() {
+        Some(difference) if clock.is_beyond_signatures() && failure.is_about_caller() => {
+            let message = format!("{difference}; AWS says {}: {}", failure.code, failure.message);
+            AwsError { code: "ClockSkew".to_owned(), message, ..failure }
+        }
+        _ => failure,
+    })?;
     let account = caller.account().unwrap_or_default().to_owned();
     let arn = caller.arn().unwrap_or_default();
     let owner = arn.rsplit([':', '/']).next().unwrap_or_default().to_owned();
-    Ok(Identity { account, owner, clock: hearing.clock() })
+    Ok(Identity { account, owner, clock })
 }

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::journal::{GroupRecord, Journal};
 use crate::limited::{MAX_PAGE, pages};
 use crate::region::Region;
+use crate::resolve::block_end;
 use crate::{interruption, tag, text};
 
 /// The instances of a run, or of any, terminated ones included for as long as EC2 shows them.
@@ -23,6 +24,38 @@ pub(crate) async fn instances(region: &Region, filter: &RunFilter) -> Result<Vec
     let instances =
         reservations.into_iter().flat_map(|reservation| reservation.instances.unwrap_or_default());
     Ok(instances.filter(|instance| run_of(region, filter, instance.tags()).is_some()).collect())
+}
+
+/// When EC2 ends a machine with the Capacity Block that it is in, by our clock.
+#[derive(Clone, Debug)]
+pub(crate) struct BlockEnd {
+    pub(crate) instance: String,
+    pub(crate) block: String,
+    pub(crate) at: SystemTime,
+}
+
+/// The first end of a Capacity Block that machines of a run are in.
+pub(crate) async fn first_block_end(region: &Region, run: &RunId) -> Result<Option<BlockEnd>> {
+    let within = |instance: &Instance| {
+        let is_block = instance.instance_lifecycle() == Some(&InstanceLifecycleType::CapacityBlock);
+        let is_up = is_block && state(instance) != MachineState::Gone;
+        let block = text::word(instance.capacity_reservation_id()).filter(|_| is_up)?;
+        Some((block, text::word(instance.instance_id())?))
+    };
+    let living = instances(region, &RunFilter::Run(run.clone())).await?;
+    let blocks: BTreeMap<String, String> = living.iter().filter_map(within).collect();
+    if blocks.is_empty() {
+        return Ok(None);
+    }
+    let request = region.ec2.describe_capacity_reservations();
+    let request = request.set_capacity_reservation_ids(Some(blocks.keys().cloned().collect()));
+    let found = pages!(region, "DescribeCapacityReservations", request.clone(), capacity_reservations);
+    let ends = found.iter().filter_map(|reservation| {
+        let (block, instance) = blocks.get_key_value(reservation.capacity_reservation_id()?)?;
+        let at = block_end(reservation, region)?;
+        Some(BlockEnd { instance: instance.clone(), block: block.clone(), at })
+    });
+    Ok(ends.min_by_key(|end| end.at))
 }
 
 /// The run that a resource belongs to by its tag, if it is one that was asked for. An endpoint may know no filters,

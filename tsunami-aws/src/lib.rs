@@ -80,6 +80,8 @@ mod codes;
 mod connect;
 mod discovery;
 mod error;
+#[cfg(feature = "experiment")]
+mod examination;
 mod guest;
 mod interruption;
 mod inventory;

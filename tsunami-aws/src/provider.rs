@@ -11,6 +11,7 @@ use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{InstanceStateName, Tag};
 use aws_smithy_http_client::tls::TlsContext;
 use futures_util::future::{join_all, try_join_all};
+use tokio::time::Instant;
 use tsunami_core::{
     Choice, Choices, LaunchRequest, Leftover, Machine, MachineId, MachineSpec, Offer, Price, Provider,
     ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, Session, Survey,
@@ -20,6 +21,7 @@ use crate::address::OwnAddress;
 use crate::connect;
 use crate::discovery;
 use crate::error::AwsError;
+use crate::inventory::BlockEnd;
 use crate::journal::{Journal, journal_error};
 use crate::launch::{self, Launch, LaunchState, LockKey};
 use crate::limited::{LimitedAnswers, with_timeouts};
@@ -35,6 +37,9 @@ use crate::{guest, inventory, tag};
 /// <https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html>
 const LISTING_LAG: Duration = Duration::from_secs(5);
 
+/// How long the ends of Capacity Blocks are gone by: a run's machines are extended together.
+const BLOCKS_TTL: Duration = Duration::from_secs(30);
+
 /// CreateTags takes so many resources at once.
 const MAX_TAGGED_AT_ONCE: usize = 1000;
 
@@ -47,12 +52,14 @@ const MAX_TAGGED_AT_ONCE: usize = 1000;
 pub struct Ec2Provider {
     root: PathBuf,
     settings: Ec2Settings,
-    regions: Vec<Region>,
-    resolver: Resolver,
-    launches: LaunchState,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) resolver: Resolver,
+    pub(crate) launches: LaunchState,
     journals: Mutex<HashMap<RunId, Journal>>,
     /// What was launched here, by run and group.
     specs: Mutex<HashMap<(RunId, String), Ec2Spec>>,
+    /// The first end of a Capacity Block that a run's machines are in, and when it was looked up.
+    blocks: tokio::sync::Mutex<HashMap<RunId, (Instant, Option<BlockEnd>)>>,
 }
 
 impl Ec2Provider {
@@ -133,6 +140,7 @@ impl Ec2Provider {
             regions,
             journals: Mutex::default(),
             specs: Mutex::default(),
+            blocks: Default::default(),
         })
     }
 
@@ -152,7 +160,7 @@ impl Ec2Provider {
         discovery::survey(&self.regions).await
     }
 
-    fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
+    pub(crate) fn region(&self, spec: &Ec2Spec) -> Result<&Region, ProviderError> {
         let Some(wanted) = &spec.region else { return Ok(&self.regions[0]) };
         self.regions.iter().find(|region| region.name == *wanted).ok_or_else(|| {
             let message = format!(
@@ -169,9 +177,37 @@ impl Ec2Provider {
     }
 
     /// The spec, with the types chosen where it names none and its program asked for no choice.
-    async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
+    pub(crate) async fn chosen(&self, wanted: &MachineSpec) -> Result<MachineSpec, ProviderError> {
         let choice = self.choose(wanted, &Choices::new()).await?;
         Ok(choice.map_or_else(|| wanted.clone(), |choice| choice.spec))
+    }
+
+    /// Fails if EC2 ends machines of a run before that, with the Capacity Block that they are in. Asked once for all
+    /// machines of a run.
+    async fn within_blocks(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        let mut known = self.blocks.lock().await;
+        let first = match known.get(run).filter(|(at, _)| at.elapsed() < BLOCKS_TTL) {
+            Some((_, first)) => first.clone(),
+            None => {
+                let ends = self.regions.iter().map(|region| inventory::first_block_end(region, run));
+                let ends = try_join_all(ends).await?.into_iter().flatten();
+                let first = ends.min_by_key(|end| end.at);
+                known.insert(run.clone(), (Instant::now(), first.clone()));
+                first
+            }
+        };
+        match first.filter(|end| end.at < until) {
+            None => Ok(()),
+            Some(BlockEnd { instance, block, at }) => {
+                let at = humantime::format_rfc3339_seconds(at);
+                let message = format!(
+                    "{instance} is in the Capacity Block {block}, whose machines EC2 ends at {at}: no end can be moved \
+                     beyond that"
+                );
+                Err(ProviderError::new(ProviderErrorKind::InvalidSpec, "extend", message)
+                    .help(format!("extend it to less than {at}")))
+            }
+        }
     }
 
     fn spec_of(&self, machine: &Machine) -> Option<Ec2Spec> {
@@ -355,6 +391,7 @@ impl Provider for Ec2Provider {
     }
 
     async fn extend(&self, run: &RunId, until: SystemTime) -> Result<(), ProviderError> {
+        self.within_blocks(run, until).await?;
         let filter = RunFilter::Run(run.clone());
         let extended = self.regions.iter().map(async |region| {
             let instances = inventory::instances(region, &filter).await?;
@@ -383,6 +420,8 @@ impl Provider for Ec2Provider {
         session: &Arc<dyn Session>,
         until: SystemTime,
     ) -> Result<(), ProviderError> {
+        // Before any machine has been moved.
+        self.within_blocks(&machine.run, until).await?;
         guest::move_deadline(machine, session, self.regions[0].clock, until).await
     }
 

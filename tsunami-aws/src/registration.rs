@@ -8,18 +8,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tsunami_core::experiment::{Group, OnInterruption};
 use tsunami_core::registry::{
-    Backend, ConnectRequest, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
+    Backend, ConnectRequest, Finding, Form, GroupTable, Key, Machines, Place, Registration, Settings, Survey,
     SurveyQuery, Table, TableReader, Value, Values, words,
 };
-use tsunami_core::{Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord};
+use tsunami_core::{
+    CancellationToken, Leftover, MachineSpec, ProviderError, ProviderErrorKind, RunEntry, RunId, RunRecord,
+};
 
 use crate::limits::USER_DATA_FILE_LIMIT;
 use crate::shape::{ARCHITECTURES, Amount, GENERATIONS, Shape, wrong_pattern};
 use crate::spec::{DISK_TYPES, wrong_disk_type};
-use crate::tag;
 use crate::{
     Disk, Ec2Options, Ec2Provider, Ec2Settings, Ec2Spec, Market, Reach, Reservation, recorded_options,
 };
+use crate::{examination, tag};
 
 /// A security group has so many rules at the most, unless the account's quota is another.
 /// <https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html#vpc-limits-security-groups>
@@ -170,18 +172,21 @@ impl Registration for Ec2Registration {
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-        let (mut options, is_configured) = asked(request);
-        // A group that names no region is in the configured one, which must then be the provider's first.
-        if is_configured && !options.regions.is_empty() {
-            let configured = Ec2Options { regions: Vec::new(), ..options.clone() };
-            let configured = Ec2Provider::connect(request.state.root(), configured).await?;
-            let mut regions = configured.settings().regions.clone();
-            let others = options.regions.iter().filter(|region| !regions.contains(region));
-            let others: Vec<String> = others.cloned().collect();
-            regions.extend(others);
-            options.regions = regions;
+        Ok(Backend::new(Arc::new(provider(request).await?), request.connector()?))
+    }
+
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        if request.groups.is_empty() {
+            return Vec::new();
         }
-        backend(request, options).await
+        let examined = async {
+            match provider(request).await {
+                Ok(provider) => examination::examine(&provider, request.groups, request.through).await,
+                // Whoever connects hears it.
+                Err(_) => Vec::new(),
+            }
+        };
+        cancel.run_until_cancelled(examined).await.unwrap_or_default()
     }
 
     async fn reconnect(
@@ -231,6 +236,22 @@ impl Registration for Ec2Registration {
         let survey = provider.survey().await;
         Ok((Backend::new(Arc::new(provider), request.connector()?), survey))
     }
+}
+
+/// The provider for all regions that a file asks for.
+async fn provider(request: &ConnectRequest<'_>) -> Result<Ec2Provider, ProviderError> {
+    let (mut options, is_configured) = asked(request);
+    // A group that names no region is in the configured one, which must then be the provider's first.
+    if is_configured && !options.regions.is_empty() {
+        let configured = Ec2Options { regions: Vec::new(), ..options.clone() };
+        let configured = Ec2Provider::connect(request.state.root(), configured).await?;
+        let mut regions = configured.settings().regions.clone();
+        let others = options.regions.iter().filter(|region| !regions.contains(region));
+        let others: Vec<String> = others.cloned().collect();
+        regions.extend(others);
+        options.regions = regions;
+    }
+    Ec2Provider::connect(request.state.root(), options).await
 }
 
 /// What a file asks for: its profile and the regions that groups name, and whether there is a group that names none.

@@ -387,7 +387,7 @@ impl Error {
                 Some((source.help.as_deref(), source.remedy))
             }
             Self::Remains { cause, .. } => cause.as_ref().map(|cause| (cause.help(), cause.remedy())),
-            Self::Other(error) => error.downcast_ref().map(of_provider),
+            Self::At { source, .. } | Self::Other(source) => source.downcast_ref().map(of_provider),
             Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
             Self::Incomplete { .. } => Some((None, Some(Remedy::Resume))),
             Self::Plan { .. }
@@ -397,7 +397,6 @@ impl Error {
             | Self::Command { .. }
             | Self::Timeout { .. }
             | Self::Local { .. }
-            | Self::At { .. }
             | Self::Record { .. }
             | Self::Untrusted(_)
             | Self::NewerRecord { .. }

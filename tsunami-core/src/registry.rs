@@ -56,6 +56,8 @@
 //! assert_eq!(registry.names().collect::<Vec<_>>(), ["local", "fake"]);
 //! ```
 
+mod finding;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -65,7 +67,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
+pub use self::finding::{Finding, FindingResult};
 use crate::experiment::keys::TOP_KEYS;
 use crate::experiment::{Experiment, Group, OnInterruption};
 use crate::machine::RunId;
@@ -165,6 +169,16 @@ pub trait Registration: Debug + Send + Sync + 'static {
         let _ = (query, request);
         let message = format!("the provider \"{}\" finds no runs by tag", self.name());
         Err(ProviderError::new(ProviderErrorKind::Unsupported, "survey", message))
+    }
+
+    /// What would keep runs from being made, or from going well: what `tsunami doctor` tells. Without
+    /// [groups](ConnectRequest::groups) it is about this computer alone: nobody else is asked, and it takes a moment.
+    /// With groups it is about all that they need beyond what [`connect`](Self::connect) and [`Provider::quote`] refuse,
+    /// which is told as well. Nothing is created that costs anything or stays. It ends soon once `cancel` is cancelled. Default: nothing is
+    /// known.
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        let _ = (request, cancel);
+        Vec::new()
     }
 }
 
@@ -282,6 +296,8 @@ pub struct ConnectRequest<'a> {
     pub state: &'a RunStore,
     /// How machines are connected to, as the registry's [connector](Registry::connector) has read it.
     pub connection: Settings,
+    /// By what machines are reached that this computer need not reach by itself, in a few words.
+    pub through: Option<&'a str>,
     /// Whether hosts whose keys are not known are trusted, for this run.
     pub trust_new_hosts: bool,
     /// The groups of the experiment; none without one.
@@ -303,6 +319,7 @@ impl ConnectRequest<'_> {
 }
 
 /// Makes connectors for providers that have none of their own, as a table of the file says.
+#[async_trait]
 pub trait MakeConnector: Debug + Send + Sync + 'static {
     /// The table's name. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
@@ -320,6 +337,13 @@ pub trait MakeConnector: Debug + Send + Sync + 'static {
 
     /// A connector by what was read; without a table, the settings are empty.
     fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector>;
+
+    /// What would keep its connectors from connecting, as far as it is about this computer: nobody else is asked, and it
+    /// takes a moment. `state` is where runs are recorded. Default: nothing is known.
+    async fn examine(&self, settings: &Settings, state: &RunStore) -> Vec<Finding> {
+        let _ = (settings, state);
+        Vec::new()
+    }
 }
 
 /// How the machines of a file are connected to.
@@ -330,6 +354,8 @@ pub struct Connection {
     pub settings: Settings,
     /// How long a machine may take from its launch to a session.
     pub connect_timeout: Option<Duration>,
+    /// By what machines are reached that this computer need not reach by itself, in a few words.
+    pub through: Option<String>,
 }
 
 /// A provider and a connector that fit each other.
@@ -521,6 +547,36 @@ impl Registry {
         Connections { registry, state, trust_new_hosts, known: tokio::sync::Mutex::default() }
     }
 
+    /// What is known of this computer alone that may keep runs from being made: by the connector, as an experiment sets
+    /// it if there is one, and by all providers. Nobody else is asked.
+    pub async fn examine_here(&self, experiment: Option<&Experiment>, state: &RunStore) -> Vec<Finding> {
+        let (request, cancel) = (self.request(state), CancellationToken::new());
+        let settings = experiment.map_or(&request.connection, |experiment| &experiment.connection.settings);
+        let mut findings = match &self.connector {
+            Some(connector) => connector.examine(settings, state).await,
+            None => Vec::new(),
+        };
+        for provider in &self.providers {
+            findings.extend(provider.examine(&request, &cancel).await);
+        }
+        findings
+    }
+
+    /// What may keep an experiment from being run, beyond what a quote says: see [`Registration::examine`].
+    pub async fn examine(
+        &self,
+        experiment: &Experiment,
+        state: &RunStore,
+        trust_new_hosts: bool,
+        cancel: &CancellationToken,
+    ) -> Vec<Finding> {
+        let request = self.request_of(experiment, state, trust_new_hosts);
+        match self.find(&experiment.provider) {
+            Some(provider) => provider.examine(&request, cancel).await,
+            None => vec![Finding::refused("provider", &unknown(&experiment.provider))],
+        }
+    }
+
     fn request_of<'a>(
         &'a self,
         experiment: &'a Experiment,
@@ -529,7 +585,8 @@ impl Registry {
     ) -> ConnectRequest<'a> {
         let (groups, settings) = (experiment.groups.as_slice(), experiment.settings.clone());
         let connection = experiment.connection.settings.clone();
-        ConnectRequest { state, connection, trust_new_hosts, groups, settings, registry: self }
+        let through = experiment.connection.through.as_deref();
+        ConnectRequest { state, connection, through, trust_new_hosts, groups, settings, registry: self }
     }
 
     /// Connects to what a recorded run was made with. How its machines are connected to is remembered in its directory.
@@ -566,7 +623,16 @@ impl Registry {
     /// A request for a run of which nothing but its record is known.
     pub fn request<'a>(&'a self, state: &'a RunStore) -> ConnectRequest<'a> {
         let (connection, settings) = (Settings::default(), Settings::default());
-        ConnectRequest { state, connection, trust_new_hosts: false, groups: &[], settings, registry: self }
+        let (through, groups) = (None, [].as_slice());
+        ConnectRequest {
+            state,
+            connection,
+            through,
+            trust_new_hosts: false,
+            groups,
+            settings,
+            registry: self,
+        }
     }
 }
 
@@ -635,6 +701,10 @@ mod tests {
             self.0
         }
 
+        async fn examine(&self, request: &ConnectRequest<'_>, _: &CancellationToken) -> Vec<Finding> {
+            vec![Finding::ok(self.0, format!("{} groups", request.groups.len()))]
+        }
+
         async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
             Counted.connect(request).await
         }
@@ -648,6 +718,7 @@ mod tests {
         }
     }
 
+    #[async_trait]
     impl MakeConnector for Named {
         fn name(&self) -> &'static str {
             self.0
@@ -656,6 +727,19 @@ mod tests {
         fn connector(&self, _: &Settings, _: bool) -> Arc<dyn Connector> {
             unreachable!("nothing is connected to")
         }
+
+        async fn examine(&self, _: &Settings, _: &RunStore) -> Vec<Finding> {
+            vec![Finding::ok(self.0, "connects")]
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_registered_says_what_may_keep_runs_from_being_made() {
+        let registry = Registry::default().with(Arc::new(Named("cloud"))).connector(Arc::new(Named("wire")));
+        let found = registry.examine_here(None, &RunStore::at("/nonexistent")).await;
+        let found: Vec<_> = found.iter().map(|finding| (&*finding.check, &*finding.found)).collect();
+        // What a provider knows nothing of is no finding.
+        assert_eq!(found, [("wire", "connects"), ("cloud", "0 groups")]);
     }
 
     #[test]

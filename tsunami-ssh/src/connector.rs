@@ -120,13 +120,13 @@ impl SshConnector {
     }
 }
 
-async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
+pub(crate) async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
     let mut ssh = Command::new("ssh");
     Ok(Arc::new(resolver::ask(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?.0))
 }
 
 /// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
-fn preferred_kex(defaults: &Resolved) -> Option<String> {
+pub(crate) fn preferred_kex(defaults: &Resolved) -> Option<String> {
     let offered = defaults.get("kexalgorithms").unwrap_or_default();
     let wanted = ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"];
     let wanted: Vec<_> = wanted.into_iter().filter(|kex| offered.split(',').any(|it| it == *kex)).collect();
@@ -466,7 +466,7 @@ fn remembered(files: &Files, options: &SshOptions) -> io::Result<SshOptions> {
 }
 
 /// Where control sockets may go, as templates: below `preferred` if that path is short enough.
-fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
+pub(crate) fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let elsewhere = runtime.into_iter().chain([std::env::temp_dir(), PathBuf::from("/tmp")]);
     let elsewhere = elsewhere.filter(|place| private::check_place(place).is_ok());
@@ -477,7 +477,7 @@ fn socket_directories(preferred: &Path) -> Vec<PathBuf> {
 }
 
 /// What ssh would not take for itself in a path of ours.
-fn odd_in_a_path(path: &Path) -> Option<char> {
+pub(crate) fn odd_in_a_path(path: &Path) -> Option<char> {
     path.to_string_lossy().chars().find(|c| c.is_control() || "%\"\\$*?[]\u{fffd}".contains(*c))
 }
 

@@ -116,6 +116,8 @@ mod blocking;
 mod command;
 mod config;
 mod connector;
+#[cfg(feature = "experiment")]
+mod examination;
 mod files;
 mod hosts;
 mod janitor;

@@ -4,6 +4,9 @@
 //! place of `%`. So the words of the command stand in neither's language: they are in a file of the run, a script for
 //! `/bin/sh` that is told the machine by its arguments, and that the program takes the place of.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
@@ -14,6 +17,9 @@ pub(crate) const PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Dura
 
 /// What the words may hold, and the argument of the script that it is.
 const PLACES: [(&str, &str); 3] = [("{host}", "\"$1\""), ("{port}", "\"$2\""), ("{id}", "\"$3\"")];
+
+/// Linux reads no more of a script's first line.
+const INTERPRETER_LIMIT: u64 = 256;
 
 /// What is the matter with words that lead to no machine.
 pub(crate) fn fault(words: &[String]) -> Option<&'static str> {
@@ -42,20 +48,63 @@ pub(crate) fn names_id(words: &[String]) -> bool {
     words.iter().any(|word| word.contains("{id}"))
 }
 
-/// Fails, saying so, if there is no such program, in a directory of `PATH` unless it is a path.
+/// What a word holds in braces that stands for nothing, if anything does. What a shell has in braces is its own.
+#[cfg(feature = "experiment")]
+pub(crate) fn unknown_place(word: &str) -> Option<&str> {
+    let starts = word.match_indices('{').map(|(at, _)| at).filter(|at| !word[..*at].ends_with('$'));
+    let mut places = starts.filter_map(|at| Some(&word[at..=at + word[at..].find('}')?]));
+    places.find(|place| {
+        let name = &place[1..place.len() - 1];
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        is_name && PLACES.iter().all(|(known, _)| known != place)
+    })
+}
+
+/// Fails, saying so, if there is no such program, in a directory of `PATH` unless it is a path, or a script whose
+/// interpreter isn't there.
 pub(crate) fn find(program: &str) -> Result<(), String> {
-    let runs = |path: &std::path::Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
-    if program.contains('/') {
-        return match runs(program.as_ref()) {
-            true => Ok(()),
-            false => Err(format!("the proxy `{}` is not a program", tsunami_core::shown(program))),
-        };
+    let shown = tsunami_core::shown(program);
+    let found = match program.contains('/') {
+        false => in_path(program).ok_or_else(|| format!("the proxy `{shown}` is in no directory of PATH"))?,
+        true if runs(program.as_ref()) => program.into(),
+        true if Path::new(program).is_file() => {
+            return Err(format!("the proxy `{shown}` is not a program: it may not be executed (`chmod +x`)"));
+        }
+        true => return Err(format!("the proxy `{shown}` is not a program")),
+    };
+    match missing_interpreter(&found) {
+        None => Ok(()),
+        Some(missing) => Err(format!(
+            "the proxy `{shown}` can't be run: its first line names `{}`, which is no program",
+            missing.escape_debug()
+        )),
     }
+}
+
+fn runs(path: &Path) -> bool {
+    path.is_file() && access(path, Access::EXEC_OK).is_ok()
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    match std::env::split_paths(&path).any(|directory| runs(&directory.join(program))) {
-        true => Ok(()),
-        false => Err(format!("the proxy `{}` is in no directory of PATH", tsunami_core::shown(program))),
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| runs(path))
+}
+
+/// What is to read a script, by its first line, if that isn't there.
+fn missing_interpreter(script: &Path) -> Option<String> {
+    let mut start = Vec::new();
+    // What may be executed and not read is no script.
+    File::open(script).ok()?.take(INTERPRETER_LIMIT).read_to_end(&mut start).ok()?;
+    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.split([' ', '\t']).filter(|word| !word.is_empty());
+    let interpreter = words.next().unwrap_or_default();
+    if !runs(interpreter.as_ref()) {
+        return Some(interpreter.to_owned());
     }
+    let is_name = |word: &&str| !word.starts_with('-') && !word.contains(['=', '/']);
+    let named = words.next().filter(|word| interpreter.ends_with("/env") && is_name(word))?;
+    in_path(named).is_none().then(|| named.to_owned())
 }
 
 /// The script that leads to the host `$1` at the port `$2`, whose id is `$3`.
@@ -164,6 +213,46 @@ mod tests {
         assert!(find("sh").is_ok() && find("/bin/sh").is_ok());
         for missing in ["no-such-program", "/etc/passwd", "/etc", "./no/such"] {
             assert!(find(missing).is_err(), "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_nobody_can_read_or_that_may_not_be_executed_is_found_before_it_is_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("proxy");
+        let says = |text: &str, mode: u32| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            find(path.to_str().unwrap())
+        };
+        for good in
+            ["#!/bin/sh\n", "#! /bin/sh -e\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n", "true\n"]
+        {
+            assert_eq!(says(good, 0o755), Ok(()), "{good}");
+        }
+        for (bad, named) in [
+            ("#!/no/such\n", "`/no/such`"),
+            ("#!/bin/sh\r\n", "`/bin/sh\\r`"),
+            ("#!/usr/bin/env no-such-program\n", "`no-such-program`"),
+            ("#!\n", "``"),
+        ] {
+            let said = says(bad, 0o755).unwrap_err();
+            assert!(said.contains(&format!("its first line names {named}")), "{said}");
+        }
+        assert!(says("#!/bin/sh\n", 0o644).unwrap_err().contains("chmod +x"));
+    }
+
+    #[cfg(feature = "experiment")]
+    #[test]
+    fn what_stands_for_nothing_is_told_from_what_is_anothers() {
+        for (word, unknown) in [
+            ("{host}:{port}", None),
+            ("--target={hostname}", Some("{hostname}")),
+            ("{{host}}", None),
+            ("{host} {user_1}", Some("{user_1}")),
+            ("${HOME} {} {a b} {", None),
+        ] {
+            assert_eq!(unknown_place(word), unknown, "{word}");
         }
     }
 

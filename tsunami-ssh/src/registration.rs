@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tsunami_core::registry::{
-    Backend, ConnectRequest, Connection, Form, GroupTable, Key, Machines, MakeConnector, Registration,
-    Registry, Settings, Table, TableReader, Value, Values, words,
+    Backend, ConnectRequest, Connection, Finding, Form, GroupTable, Key, Machines, MakeConnector,
+    Registration, Registry, Settings, Table, TableReader, Value, Values, words,
 };
-use tsunami_core::{Connector, MachineSpec, ProviderError, RunRecord};
+use tsunami_core::{CancellationToken, Connector, MachineSpec, ProviderError, RunRecord, RunStore};
 
-use crate::proxy;
 use crate::{HostAddress, HostsProvider, HostsSpec, LocalProvider, SshConnector, SshOptions, TransportKind};
+use crate::{examination, proxy};
 
 /// The keys of `[ssh]`.
 const SSH_KEYS: &[Key] = &[
@@ -72,6 +72,7 @@ pub fn registry() -> Registry {
 #[derive(Debug)]
 struct OverSsh;
 
+#[async_trait]
 impl MakeConnector for OverSsh {
     fn name(&self) -> &'static str {
         "ssh"
@@ -107,12 +108,20 @@ impl MakeConnector for OverSsh {
             let message = "a proxy beside a jump host: machines are reached by one of them";
             values.problem(&value.place(), message, None);
         }
+        connection.through = match (&options.proxy, &options.jump) {
+            (Some(words), _) => words.first().map(|program| format!("the proxy `{program}`")),
+            (None, jump) => jump.as_ref().map(|jump| format!("the jump host {jump}")),
+        };
         connection.settings = Settings::new(options);
         connection
     }
 
     fn connector(&self, settings: &Settings, trust_new_hosts: bool) -> Arc<dyn Connector> {
         Arc::new(SshConnector::new(options(settings, trust_new_hosts)))
+    }
+
+    async fn examine(&self, settings: &Settings, state: &RunStore) -> Vec<Finding> {
+        examination::ssh(&options(settings, false), state).await
     }
 }
 
@@ -127,6 +136,13 @@ fn words_of_proxy(value: Value<'_>, values: &mut Values<'_, '_>) -> Option<Vec<S
     let list = values.list(value)?;
     let words: Vec<_> = list.iter().map(|word| Some(values.text(*word)?.to_owned())).collect();
     let mut words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
+    for (word, value) in words.iter().zip(&list) {
+        if let Some(unknown) = proxy::unknown_place(word) {
+            let help = "a machine's are `{host}`, `{port}` and `{id}`".to_owned();
+            values.problem(&value.place(), format!("`{unknown}` stands for nothing"), Some(help));
+            return None;
+        }
+    }
     if let Some(fault) = proxy::fault(&words) {
         let help = "list its words, as `[\"nc\", \"{host}\", \"{port}\"]`".to_owned();
         values.problem(&value.place(), format!("this is a {}", fault.trim_end_matches(':')), Some(help));
@@ -175,6 +191,13 @@ impl Registration for LocalRegistration {
         "local"
     }
 
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        match request.groups {
+            [] => examination::local_tools().await,
+            _ => examination::try_local(self.connect(request).await, request.state, cancel).await,
+        }
+    }
+
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
         let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
@@ -210,6 +233,15 @@ impl Registration for HostsRegistration {
 
     fn reader(&self) -> Box<dyn TableReader> {
         Box::new(HostsReader::default())
+    }
+
+    async fn examine(&self, request: &ConnectRequest<'_>, cancel: &CancellationToken) -> Vec<Finding> {
+        let hosts = request.groups.iter().filter_map(|group| group.spec.get::<HostsSpec>());
+        let hosts: Vec<_> = hosts.flat_map(|spec| spec.hosts.clone()).collect();
+        match hosts.is_empty() {
+            true => Vec::new(),
+            false => examination::try_hosts(self.connect(request).await, hosts, request.state, cancel).await,
+        }
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
@@ -402,20 +434,24 @@ hosts = ["b", 3]"#,
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("way");
         fs::copy("/bin/sh", &program).unwrap();
+        fs::copy("/bin/sh", directory.path().join("script")).unwrap();
+        fs::write(directory.path().join("script"), "#!/no/such\n").unwrap();
         let read = |words: &str| {
             let file = directory.path().join("x.toml");
             fs::write(&file, format!("name = 'x'\n[ssh]\nproxy = {words}\n[group.a]\n")).unwrap();
             Loader::new().registry(&registry()).load(file)
         };
-        let experiment = read("['./way', '--to', '{host}', '{other}']").unwrap();
+        let experiment = read("['./way', '--to', '{host}', '${other}']").unwrap();
         let words = options(&experiment.connection.settings, false).proxy.unwrap();
-        assert_eq!(words[1..], ["--to", "{host}", "{other}"]);
+        assert_eq!(words[1..], ["--to", "{host}", "${other}"]);
         assert!(words[0].starts_with('/') && fs::metadata(&words[0]).unwrap().is_file(), "{words:?}");
         for (words, place, told) in [
             ("'nc {host}'", "3:9", "expected a list"),
             ("['sh', 22, '{host}']", "3:16", "expected a string"),
             ("[]", "3:9", "without a program"),
             ("['sh', '{port}']", "3:9", "names neither {host} nor {id}"),
+            ("['sh', '--at', '{hostname}']", "3:24", "`{hostname}` stands for nothing"),
+            ("['./script', '{host}']", "3:10", "names `/no/such`"),
             ("['no-such-program', '{host}']", "3:10", "in no directory of PATH"),
             ("['./none', '{host}']", "3:10", "can't be read"),
             ("['./x.toml', '{host}']", "3:10", "is not a program"),

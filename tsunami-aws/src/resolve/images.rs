@@ -1,5 +1,7 @@
 //! Images: by the names that people know them by, and what they are.
 
+use std::time::SystemTime;
+
 use tsunami_core::ProviderError;
 
 use super::ResolveKey;
@@ -19,6 +21,12 @@ pub(crate) struct Image {
     /// Why what it costs is not known: software that is paid for, or volumes of an uncommon type.
     pub(crate) unpriced: Option<String>,
     pub(crate) user: String,
+    /// When it was made.
+    #[cfg_attr(not(feature = "experiment"), expect(dead_code, reason = "only an examination tells it"))]
+    pub(crate) created: Option<SystemTime>,
+    /// When its maker stops caring for it.
+    #[cfg_attr(not(feature = "experiment"), expect(dead_code, reason = "only an examination tells it"))]
+    pub(crate) deprecated: Option<SystemTime>,
 }
 
 /// A distribution's images, by the name that people know them by.
@@ -130,7 +138,9 @@ pub(super) async fn image(
     let user = user.to_owned();
     let gib = u32::try_from(gib).unwrap_or_default();
     let more_gib = u32::try_from(more_gib).unwrap_or_default();
-    Ok(Image { id, name, root_device, gib, more_gib, unpriced, user })
+    let time = |text: Option<&str>| text.and_then(|text| humantime::parse_rfc3339(text).ok());
+    let (created, deprecated) = (time(image.creation_date()), time(image.deprecation_time()));
+    Ok(Image { id, name, root_device, gib, more_gib, unpriced, user, created, deprecated })
 }
 
 async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<String, ProviderError> {

@@ -17,11 +17,13 @@ use tsunami_core::{Price, ProviderError};
 
 pub(crate) use self::check::{NO_MARKET, check};
 use self::images::Image;
+#[cfg(feature = "experiment")]
+pub(crate) use self::network::without_way;
 use self::network::{Network, Subnet};
 use self::offerings::Types;
 use self::prices::SpotPrice;
 use self::quotas::QuotaCache;
-pub(crate) use self::reservations::Reserved;
+pub(crate) use self::reservations::{Reserved, block_end};
 use crate::model::Pool;
 use crate::region::Region;
 use crate::shape::Shape;
@@ -389,6 +391,8 @@ mod tests {
             more_gib: 0,
             unpriced: None,
             user: "admin".into(),
+            created: None,
+            deprecated: None,
         };
         let pool = Pool { instance: "t4g.small".into(), zone: "a".into(), subnet: "s".into() };
         let resolved = ResolvedSpec {

@@ -78,7 +78,7 @@ pub(super) async fn network(
 }
 
 /// What is to be said of subnets of which public addresses are asked for: an error where one has no way to the internet.
-async fn without_way(
+pub(crate) async fn without_way(
     region: &Region,
     vpc: &str,
     subnets: &BTreeMap<String, String>,

@@ -145,14 +145,18 @@ fn fitting(
         (_, Some(true)) => ReservedKind::Interruptible,
         _ => ReservedKind::OnDemand,
     };
-    // What is in an on-demand reservation that ends goes on.
-    let ends = reservation.end_date().filter(|_| kind == ReservedKind::Block);
-    let ends = ends.and_then(|ends| SystemTime::try_from(*ends).ok());
     Ok(Reserved {
         id,
         kind,
         pool: Pool { instance, zone, subnet: subnet.clone() },
         free: reservation.available_instance_count().and_then(|free| u32::try_from(free).ok()).unwrap_or(0),
-        ends: ends.and_then(|ends| region.clock.ours(ends).checked_sub(BLOCK_CLEARANCE)),
+        ends: block_end(reservation, region),
     })
+}
+
+/// When EC2 ends what is in a reservation, by our clock. What is in an on-demand one goes on when that ends.
+pub(crate) fn block_end(reservation: &CapacityReservation, region: &Region) -> Option<SystemTime> {
+    let is_block = reservation.reservation_type() == Some(&CapacityReservationType::CapacityBlock);
+    let ends = reservation.end_date().filter(|_| is_block)?;
+    region.clock.ours(SystemTime::try_from(*ends).ok()?).checked_sub(BLOCK_CLEARANCE)
 }

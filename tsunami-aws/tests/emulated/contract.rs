@@ -55,8 +55,10 @@ fn every_assumption_is_asked_for_and_something_rests_on_it() {
     let table = read(&home().join("ASSUMPTIONS.md"));
     let contract = read(&home().join("contract.py"));
     let tests = |directory: &str| std::fs::read_dir(home().with_file_name(directory)).unwrap();
-    let files = tests("emulated").chain(tests("boot"));
-    let ours: String = files.map(|file| read(&file.unwrap().path())).collect();
+    let of_the_program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tsunami-cli/tests/aws");
+    let files = tests("emulated").chain(tests("boot")).chain(std::fs::read_dir(of_the_program).unwrap());
+    let files = files.map(|file| file.unwrap().path()).filter(|file| file.is_file());
+    let ours: String = files.map(|file| read(&file)).collect();
     let conformance =
         read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tsunami-core/src/testing/conformance.rs"));
     let mut asked = Vec::new();

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tsunami_aws::{Ec2Spec, Market, Reservation};
-use tsunami_core::{Deadline, Error, Group, MachineSpec, Plan, Provider, ProviderErrorKind, RunFilter};
+use tsunami_core::{
+    Deadline, Error, ErrorChain, Group, MachineSpec, Plan, Provider, ProviderErrorKind, RunFilter, RunStore,
+};
 
 use crate::world::{REGION, World, listed, plan, request, run_id, spec, terminate};
 
@@ -135,6 +137,32 @@ async fn machines_do_not_outlive_a_capacity_block() {
     let markets: Vec<_> = world.emulator.instances().iter().map(|one| one["reservation"].clone()).collect();
     assert_eq!(markets.iter().filter(|place| place.is_null()).count(), 2, "{markets:?}");
     assert!(world.notes().iter().any(|note| note.contains("until their end")), "{:?}", world.notes());
+    world.emulator.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_end_is_moved_beyond_that_of_a_capacity_block() {
+    let world = World::new();
+    reserve(&world, "cr-block", 2, json!({"kind": "capacity-block", "ends": 2 * 3600}));
+    let tsunami = world.tsunami(world.provider().await);
+    let wanted = reserved([Reservation::id("cr-block")]).markets([Market::Reservation]);
+    let short = plan(&[("node", 2, wanted)]).lifetime(Duration::from_secs(1200));
+    let running = tsunami.up(short).await.unwrap();
+    let run = running.cluster().run_id().clone();
+    let entry = RunStore::at(world.root.path()).find(run.as_str()).unwrap();
+    let (before, tagged) = (entry.record().unwrap().deadline, world.emulator.count("CreateTags"));
+    let error = tsunami.extend(&entry, SystemTime::now() + Duration::from_secs(3 * 3600)).await.unwrap_err();
+    let said = ErrorChain(&error).to_string();
+    assert!(said.contains("is in the Capacity Block cr-block, whose machines EC2 ends at 20"), "{said}");
+    assert!(error.help().is_some_and(|help| help.starts_with("extend it to less than 20")), "{error:?}");
+    // Nothing was moved, on the machines or elsewhere.
+    assert_eq!((entry.record().unwrap().deadline, world.emulator.count("CreateTags")), (before, tagged));
+    let provider = world.provider().await;
+    let error = provider.extend(&run, SystemTime::now() + Duration::from_secs(3 * 3600)).await.unwrap_err();
+    assert_eq!(error.kind, ProviderErrorKind::InvalidSpec);
+    provider.extend(&run, SystemTime::now() + Duration::from_secs(3600)).await.unwrap();
+    assert_eq!(world.emulator.count("CreateTags"), tagged + 1);
+    running.down().await.unwrap();
     world.emulator.assert_empty();
 }
 

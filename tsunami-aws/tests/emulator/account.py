@@ -25,6 +25,11 @@ DEFAULTS = {
     "pending": 0.5, "shutting_down": 0.5, "invisible": 0.0, "invisible_to_changes": False,
     "terminated_visible": 60.0, "eni_detach": 0.3, "accept_block_duration": False, "machines": True,
     "default_vpc": {}, "default_subnets": True, "spot_prices": {}, "not_offered": {}, "quotas": {}, "clock_skew": 0.0,
+    # Of ten: how likely three types or more are to be had as spot machines.
+    "placement_score": 9,
+    # For so many seconds before and after it was made a signature is believed; 0 is for ever, for tests that go to
+    # another time. AWS has 300.
+    "signature_window": 0.0,
     # The accounts of callers, by their access keys, where they are not in this one.
     "callers": {},
     # What machines do while they are young, in seconds: until sshd listens, until it knows the login key, and for how

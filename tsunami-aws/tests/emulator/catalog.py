@@ -244,6 +244,24 @@ class Catalog:
         # The last page of this listing ends with an empty token rather than none, in EC2 as well.
         return {"SpotPriceHistory": rows, "NextToken": token or ""}
 
+    def get_spot_placement_scores(self, call):
+        """Of fewer than three types EC2 always says that they are hardly to be had."""
+        params, region = call.params, self.account.region(call.region)
+        kinds, wanted = params.get("InstanceTypes", []), params.get("RegionNames") or [call.region]
+        if int(params.get("TargetCapacity", 0)) < 1 or not (kinds or params.get("InstanceRequirementsWithMetadata")):
+            raise ApiError("MissingParameter", "The request must contain the target capacity and the instance types")
+        unknown = [kind for kind in kinds if kind not in self.types()]
+        if unknown:
+            raise ApiError("InvalidParameterValue", f"Invalid instance type: {unknown[0]}")
+        score = self.account.config["placement_score"] if len(kinds) >= 3 else 1
+        scores = [{"Region": name, "Score": score} for name in wanted]
+        if params.get("SingleAvailabilityZone"):
+            zones = region.backend.describe_availability_zones()
+            scores = [{"Region": call.region, "AvailabilityZoneId": zone.zone_id, "Score": max(1, score - nth)}
+                      for nth, zone in enumerate(zones)]
+        scores, token = page(scores, params)
+        return {"SpotPlacementScores": scores, "NextToken": token}
+
     def get_parameter(self, call):
         name = call.params.get("Name", "")
         if not name.startswith(("/aws/service/canonical/", "/aws/service/debian/", "/aws/service/ami-amazon-linux")):

@@ -346,6 +346,35 @@ class Contract(unittest.TestCase):
                   if one["CidrBlockState"]["State"] == "associated"]
         self.assertIn(found["CidrBlock"], blocks)
 
+    def test_a_dry_run_says_whether_it_would_be_allowed_and_makes_nothing(self):
+        name = f"dry-{uuid.uuid4().hex}"
+        template = {"LaunchTemplateSpecification": {"LaunchTemplateName": name, "Version": "1"}}
+        self.refused("DryRunOperation", lambda: self.ec2.run_instances(
+            DryRun=True, ImageId=self.image, InstanceType=TYPE, SubnetId=self.subnet["SubnetId"], MinCount=1, MaxCount=1,
+            TagSpecifications=tags("instance", "volume")))
+        self.refused("DryRunOperation", lambda: self.ec2.create_launch_template(
+            DryRun=True, LaunchTemplateName=name, LaunchTemplateData={"ImageId": self.image},
+            TagSpecifications=tags("launch-template")))
+        self.refused("DryRunOperation", lambda: self.ec2.create_security_group(
+            DryRun=True, GroupName=name, Description="dry", VpcId=self.subnet["VpcId"],
+            TagSpecifications=tags("security-group")))
+        # A fleet's template is looked for, whether or not its caller may launch.
+        self.refused("InvalidLaunchTemplateName.NotFoundException", lambda: self.ec2.create_fleet(
+            DryRun=True, Type="instant", LaunchTemplateConfigs=[template],
+            TargetCapacitySpecification={"TotalTargetCapacity": 1}))
+        templates = self.ec2.describe_launch_templates(Filters=[{"Name": "launch-template-name", "Values": [name]}])
+        self.assertEqual(templates["LaunchTemplates"], [])
+
+    def test_spot_machines_of_few_types_are_rated_low(self):
+        def scores(kinds):
+            found = self.ec2.get_spot_placement_scores(
+                InstanceTypes=kinds, TargetCapacity=1, RegionNames=[self.ec2.meta.region_name])
+            return [one["Score"] for one in found["SpotPlacementScores"]]
+
+        many, few = scores(["m5.large", "m6i.large", "c5.large", "c6i.large"]), scores(["m5.large"])
+        self.assertTrue(all(1 <= score <= 10 for score in many + few), (many, few))
+        self.assertTrue(all(score <= 3 for score in few), few)
+
     def test_types_are_found_by_what_they_have(self):
         def found(size=1000, **more):
             wanted = {"VCpuCount": {"Min": 2, "Max": 4}, "MemoryMiB": {"Min": 8192, "Max": 16384},

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -98,7 +99,7 @@ class Emulator:
                          "DeleteSecurityGroup", "AuthorizeSecurityGroupIngress", "DeleteKeyPair", "DescribeKeyPairs",
                          "DescribeLaunchTemplates", "DeleteLaunchTemplate")),
             (catalog, ("DescribeInstanceTypes", "DescribeInstanceTypeOfferings", "DescribeSpotPriceHistory",
-                       "GetInstanceTypesFromInstanceRequirements")),
+                       "GetInstanceTypesFromInstanceRequirements", "GetSpotPlacementScores")),
         ):
             for action in actions:
                 self.handlers["ec2", action] = getattr(owner, _snake(action))
@@ -145,6 +146,7 @@ class Emulator:
         call.entry["effect"] = True
         try:
             with self.account.lock:
+                self._believe(call)
                 self._permit(call)
                 if call.service == "ec2":
                     # Every region has to be as configured before moto sees it.
@@ -171,6 +173,18 @@ class Emulator:
                 return failure(call, ApiError(code, str(getattr(problem, "message", problem))))
             traceback.print_exc()
             return failure(call, ApiError("UnsupportedOperation", f"The emulator cannot do {call.action}: {problem!r}"))
+
+    def _believe(self, call):
+        """Refuses what was signed at another time than it is here."""
+        from protocol import ApiError
+        config, signed = self.account.config, call.headers.get("x-amz-date")
+        if not config["signature_window"] or not signed:
+            return
+        signed = datetime.strptime(signed, "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        now = datetime.now(timezone.utc) + timedelta(seconds=float(config["clock_skew"]))
+        if abs((now - signed).total_seconds()) > config["signature_window"]:
+            text = f"Signature expired: {signed:%Y%m%dT%H%M%SZ} is now earlier or later than {now:%Y%m%dT%H%M%SZ}"
+            raise ApiError("SignatureDoesNotMatch", text, 403)
 
     def _permit(self, call):
         from protocol import ApiError

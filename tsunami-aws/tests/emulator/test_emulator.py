@@ -132,6 +132,12 @@ class Emulated(unittest.TestCase):
         arrange("config", {"clock_skew": 3600})
         self.assertLess(abs(ahead() - 3600), 5)
 
+    def test_what_is_signed_at_another_time_is_not_believed(self):
+        arrange("config", {"signature_window": 300, "clock_skew": 200})
+        self.ec2.describe_regions()
+        arrange("config", {"clock_skew": 3600})
+        self.refused("SignatureDoesNotMatch", self.ec2.describe_regions)
+
     def test_what_it_does_not_know_is_an_error_and_never_silence(self):
         with self.assertRaises(urllib.error.HTTPError):
             arrange("config", {"no_such_setting": 1})

@@ -2,6 +2,7 @@
 
 mod compare;
 mod cp;
+mod doctor;
 mod down;
 mod exec;
 mod extend;
@@ -43,6 +44,7 @@ const SILENT: Duration = Duration::from_secs(2);
 pub(crate) enum Command {
     Run(run::Run),
     Plan(plan::Plan),
+    Doctor(doctor::Doctor),
     Up(up::Up),
     Ls(ls::Ls),
     Exec(exec::Exec),
@@ -86,6 +88,7 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
     match args.command {
         Command::Run(command) => begin(command, context).await,
         Command::Plan(command) => begin(command, context).await,
+        Command::Doctor(command) => begin(command, context).await,
         Command::Up(command) => begin(command, context).await,
         Command::Ls(command) => begin(command, context).await,
         Command::Exec(command) => begin(command, context).await,

@@ -368,6 +368,11 @@ fn rounded(average: Duration) -> Duration {
 
 /// Adds a line, which goes on below where it is too long. How far it is set in stays as it is.
 fn line(text: &mut String, whole: &str) {
+    line_over(text, whole, HANGING);
+}
+
+/// The same, where what goes on below begins with `hanging`.
+pub(super) fn line_over(text: &mut String, whole: &str, hanging: &str) {
     let start = whole.len() - whole.trim_start().len();
     let mut rest = whole[start..].trim_end();
     let mut before = whole[..start].to_owned();
@@ -384,11 +389,11 @@ fn line(text: &mut String, whole: &str) {
         };
         let _ = writeln!(text, "{before}{}", rest[..cut].trim_end());
         rest = rest[cut..].trim_start();
-        before = HANGING.to_owned();
+        before = hanging.to_owned();
     }
 }
 
-fn price(price: Price) -> String {
+pub(super) fn price(price: Price) -> String {
     match price {
         Price::Free => "free".to_owned(),
         Price::PerHour(dollars) => format!("${dollars:.4}/h each"),

@@ -11,3 +11,4 @@ mod world;
 
 mod as_root;
 mod cloud;
+mod doctor;

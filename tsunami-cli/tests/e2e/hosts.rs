@@ -10,15 +10,15 @@ use rustix::process::Signal;
 use crate::world::{World, eventually};
 
 /// Machines to be used as hosts, and the words that a file needs for them.
-struct Existing {
-    world: World,
-    hosts: Vec<String>,
-    known_hosts: PathBuf,
+pub(crate) struct Existing {
+    pub(crate) world: World,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) known_hosts: PathBuf,
     key: PathBuf,
 }
 
 impl Existing {
-    fn new(count: u32) -> Self {
+    pub(crate) fn new(count: u32) -> Self {
         let world = World::new();
         let file = world.write("existing.toml", &format!("name = 'existing'\n[group.e]\ncount = {count}\n"));
         let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
@@ -36,7 +36,7 @@ impl Existing {
         Self { hosts, known_hosts, key: directory.join("ssh/id_ed25519"), world }
     }
 
-    fn file(&self, known_hosts: &str, rest: &str) -> PathBuf {
+    pub(crate) fn file(&self, known_hosts: &str, rest: &str) -> PathBuf {
         let text = format!(
             "name = \"x\"\nprovider = \"hosts\"\nlifetime = \"5m\"\n[ssh]\nkey = {:?}\nknown_hosts = {known_hosts:?}\n\
              connect_timeout = \"20s\"\n[group.node]\nhosts = {:?}\n{rest}",
@@ -50,7 +50,7 @@ impl Existing {
     }
 
     /// Nothing of a run is on the hosts: no directory, and no process but their own.
-    fn assert_left_as_found(&self) {
+    pub(crate) fn assert_left_as_found(&self) {
         let ls = self.world.tsunami([
             "exec",
             "existing",

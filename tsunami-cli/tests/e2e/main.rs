@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "figures, for whoever wants to see them")]
 
 mod commands;
+mod doctor;
 mod documents;
 mod engines;
 mod hosts;

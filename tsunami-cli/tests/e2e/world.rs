@@ -8,6 +8,7 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) struct World {
@@ -230,6 +231,22 @@ impl Ended {
         }
         self
     }
+}
+
+/// The checks of an answer of `doctor`'s in JSON, which is all that standard output holds, by their names.
+#[track_caller]
+pub(crate) fn checks(ended: &Ended) -> Vec<Value> {
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
+    assert_eq!((&answer["schema"], &answer["status"]), (&1.into(), &ended.status.into()), "{answer}");
+    answer["checks"].as_array().unwrap().clone()
+}
+
+/// What was found out about one thing: the result, the words, and the fix.
+#[track_caller]
+pub(crate) fn of<'a>(checks: &'a [Value], name: &str) -> [&'a str; 3] {
+    let check = checks.iter().find(|check| check["check"] == name);
+    let check = check.unwrap_or_else(|| panic!("nothing of {name} in {checks:#?}"));
+    ["result", "found", "fix"].map(|key| check[key].as_str().unwrap_or_default())
 }
 
 /// A file of the experiments that people are shown.

@@ -2,7 +2,7 @@
 
 mod known;
 mod sshd;
-mod system;
+pub(crate) mod system;
 mod tree;
 
 use std::fs::DirBuilder;

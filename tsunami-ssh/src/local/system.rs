@@ -8,11 +8,11 @@ use tsunami_core::{ProviderError, ProviderErrorKind};
 /// Where Debian, Fedora and others keep programs that are not for everybody's `PATH`.
 const SYSTEM_PATHS: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/sbin"];
 
-pub(super) fn find_sshd() -> Result<PathBuf, ProviderError> {
+pub(crate) fn find_sshd() -> Result<PathBuf, ProviderError> {
     find_program("sshd", "openssh-server")
 }
 
-pub(super) fn find_program(name: &str, package: &str) -> Result<PathBuf, ProviderError> {
+pub(crate) fn find_program(name: &str, package: &str) -> Result<PathBuf, ProviderError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories = std::env::split_paths(&path).chain(SYSTEM_PATHS.map(PathBuf::from));
     directories.find_map(|directory| Some(directory.join(name)).filter(|path| path.is_file())).ok_or_else(
@@ -26,7 +26,7 @@ pub(super) fn find_program(name: &str, package: &str) -> Result<PathBuf, Provide
 
 /// The user that sshd lets in, which is whoever runs it. sshd goes by the system's list of users, and by the shell
 /// that stands there.
-pub(super) async fn login_name() -> Result<String, ProviderError> {
+pub(crate) async fn login_name() -> Result<String, ProviderError> {
     let uid = rustix::process::geteuid();
     let refused = |message: String| {
         ProviderError::new(ProviderErrorKind::Unsupported, "look for the user", message)

@@ -1,6 +1,7 @@
 //! Sweeps of trials on machines that are taken back, and on machines that differ.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,6 +105,48 @@ fn first_machines(going: &mut Going) -> Vec<String> {
 
 fn begins(trial: &str) -> [String; 2] {
     ["\"event\":\"trial_started\"".to_owned(), format!("\"trial\":\"{trial}\"")]
+}
+
+/// Which types a shape stands for is chosen once: whoever resumes goes by what was chosen.
+#[test]
+fn a_sweep_on_a_choice_by_shape_is_resumed_on_what_was_chosen() {
+    let cloud = Cloud::new();
+    let shape = "instance = { vcpus = 2, memory = \"4GiB\", arch = \"arm64\" }";
+    let go = cloud.world.path("go");
+    let run = format!("[ $TSUNAMI_TRIAL = 1 ] || [ -e {} ] || sleep 1012", go.display());
+    let file = experiment(&cloud, shape, "repeat = 1", &run);
+    let mut going = cloud.start(&file);
+    let second = begins("2");
+    going.wait_for(&second.each_ref().map(String::as_str));
+    going.signal(rustix::process::Signal::KILL);
+    going.end();
+    let results = cloud.world.results();
+    let choices = |results: &Path| -> Value {
+        let run: Value = serde_json::from_slice(&fs::read(results.join("run.json")).unwrap()).unwrap();
+        run["choices"].clone()
+    };
+    let asked = cloud.emulator.count("GetInstanceTypesFromInstanceRequirements");
+    assert_eq!(asked, 1);
+    fs::write(&go, "").unwrap();
+    // What was dear is cheap now.
+    cloud.emulator.configure(json!({"spot_prices": {"m7g.large": {"*": 0.0001}}}));
+    let resumed = cloud.tsunami([OsStr::new("run"), OsStr::new("--resume"), results.as_os_str()]);
+    resumed.assert_status(0).assert_says(&["abandoned"]);
+    assert_eq!(cloud.emulator.count("GetInstanceTypesFromInstanceRequirements"), asked, "it was chosen anew");
+    let choices = choices(&results);
+    let types: BTreeSet<String> = choices
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|it| it.as_array().unwrap())
+        .map(|it| it.as_str().unwrap().to_owned())
+        .collect();
+    let launched = cloud.emulator.instances();
+    assert!(
+        launched.len() >= 8 && launched.iter().all(|it| types.contains(it["type"].as_str().unwrap())),
+        "{types:?}"
+    );
+    cloud.assert_clean();
 }
 
 #[test]
