@@ -211,6 +211,11 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     unless_gone(write(&STDOUT, message.text.as_bytes()))
 }
 
+/// Writes a file of our own to standard output, byte for byte. A reader that has gone does not mind.
+pub(crate) fn print_as_is(bytes: &[u8]) -> Result<(), Error> {
+    unless_gone(pass_on(Stream::Stdout, bytes))
+}
+
 /// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal. Waits for whoever
 /// reads it.
 pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {

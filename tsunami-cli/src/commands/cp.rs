@@ -41,22 +41,28 @@ impl End {
 
 /// Copy files to or from machines of a run
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Cp {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
-    /// What to copy, and last where to: local paths, or MACHINE:path, or GROUP:path
-    #[arg(required = true, num_args = 2..)]
-    paths: Vec<String>,
+    /// What to copy: local paths, or MACHINE:path, or GROUP:path
+    #[arg(required = true, value_name = "SRC")]
+    sources: Vec<String>,
+    /// Where to: MACHINE:path or GROUP:path, or a local path
+    #[arg(value_name = "DST")]
+    destination: String,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami cp redis load.sh client:bin/      # to each machine of a group
+  tsunami cp redis server-0:redis.log .     # from one machine
+  tsunami cp redis client:out.csv outputs   # from each, into outputs/client-0 and so on";
 
 impl Execute for Cp {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let (sources, destination) = match self.paths.split_last() {
-            Some((last, sources)) => {
-                (sources.iter().map(|text| End::parse(text)).collect::<Vec<_>>(), End::parse(last))
-            }
-            None => return Err(Error::Usage("nothing to copy".to_owned())),
-        };
+        let sources: Vec<_> = self.sources.iter().map(|text| End::parse(text)).collect();
+        let destination = End::parse(&self.destination);
         let mut places: Vec<&str> = Vec::new();
         for source in &sources {
             match (source, &destination) {

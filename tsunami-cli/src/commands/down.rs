@@ -18,6 +18,7 @@ use crate::terminal::{one_line, say};
 
 /// Tear runs down, also after a crash
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Down {
     /// Run ids, prefixes of them, or experiments' names
     #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -26,6 +27,12 @@ pub(crate) struct Down {
     #[arg(long)]
     all: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami down redis
+  tsunami down 20260101-0800 redis
+  tsunami down --all";
 
 impl Execute for Down {
     fn names_abandoned_runs(&self) -> bool {

@@ -18,6 +18,7 @@ use crate::terminal::{complain, one_line, pass_on, say, waiting};
 
 /// Run a command on many machines of a run at once
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Exec {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -28,9 +29,15 @@ pub(crate) struct Exec {
     #[arg(short, long = "machine", value_name = "MACHINE")]
     machines: Vec<String>,
     /// The command: one word is a line for the shell, several are a program and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami exec redis -- uptime                         # on all machines
+  tsunami exec redis -g client -- 'echo $HOME | wc -c' # one word: a line for the shell
+  tsunami exec redis -g client -m server-0 -- ls -l /tmp";
 
 impl Execute for Exec {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {

@@ -12,6 +12,7 @@ use crate::terminal::say;
 
 /// Move the end of a run's machines, on the machines too
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Extend {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -19,6 +20,10 @@ pub(crate) struct Extend {
     #[arg(value_parser = humantime::parse_duration)]
     duration: Duration,
 }
+
+const EXAMPLES: &str = "\
+Example:
+  tsunami extend redis 30m";
 
 impl Execute for Extend {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {

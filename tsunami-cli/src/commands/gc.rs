@@ -29,8 +29,9 @@ struct Row {
     removal: Removal,
 }
 
-/// Remove what tsunami left anywhere in an account, once its lifetime is over
+/// Remove what was left in an account, once its lifetime is over
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Gc {
     #[command(flatten)]
     cloud: CloudArgs,
@@ -44,6 +45,12 @@ pub(crate) struct Gc {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami gc --dry-run
+  tsunami gc --provider aws --region eu-west-1
+  tsunami gc --mine      # of this computer alone";
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

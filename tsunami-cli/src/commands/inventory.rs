@@ -16,6 +16,7 @@ const SCHEMA: u32 = 1;
 
 /// Hand a run's machines to other tools
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Inventory {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -23,6 +24,12 @@ pub(crate) struct Inventory {
     #[arg(long, value_enum, default_value_t = Format::SshConfig)]
     format: Format,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami inventory redis >hosts && ssh -F hosts server-0
+  tsunami inventory redis --format ansible >inventory && ansible -i inventory all -m ping
+  tsunami inventory redis --format json";
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Format {

@@ -19,6 +19,7 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// Show what set-up and steps printed
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Logs {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -28,6 +29,11 @@ pub(crate) struct Logs {
     #[arg(short, long)]
     follow: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami logs redis
+  tsunami logs redis server-0 -f";
 
 impl Execute for Logs {
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {

@@ -30,6 +30,7 @@ struct Row {
 
 /// List the runs that are known here
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Ls {
     /// One JSON object a run
     #[arg(long)]
@@ -37,6 +38,11 @@ pub(crate) struct Ls {
     #[command(flatten)]
     pub(crate) cloud: CloudArgs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami ls
+  tsunami ls --provider aws --region eu-west-1   # by tag, whoever launched them";
 
 /// How it is with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,14 +1,17 @@
 //! The commands, one file each.
 
 mod compare;
+mod completions;
 mod cp;
 mod down;
 mod exec;
 mod extend;
 mod gc;
+mod init;
 mod inventory;
 mod logs;
 mod ls;
+mod man;
 mod plan;
 mod report;
 mod run;
@@ -29,7 +32,7 @@ use crate::reporter::Verbosity;
 use crate::signals;
 use crate::terminal::say;
 
-/// The commands, in the order in which help lists them. Each one's file has its arguments and what it does.
+/// The commands; `args.rs` has the order in which help lists them. Each one's file has its arguments and what it does.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Run(run::Run),
@@ -47,6 +50,9 @@ pub(crate) enum Command {
     Gc(gc::Gc),
     Schema(schema::Schema),
     Down(down::Down),
+    Init(init::Init),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// The arguments of one command, and what it does.
@@ -87,6 +93,9 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Gc(command) => begin(command, context).await,
         Command::Schema(command) => begin(command, context).await,
         Command::Down(command) => begin(command, context).await,
+        Command::Init(command) => begin(command, context).await,
+        Command::Completions(command) => begin(command, context).await,
+        Command::Man(command) => begin(command, context).await,
     }
 }
 

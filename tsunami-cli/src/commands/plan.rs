@@ -31,12 +31,18 @@ const WIDTH: usize = 80;
 /// How far a line is set in that goes on with the one before it.
 const HANGING: &str = "      ";
 
-/// Check an experiment file and show what it would launch; touches nothing
+/// Check a file and show what it would launch; touches nothing
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Plan {
     #[command(flatten)]
     file: FileArgs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami plan redis.toml
+  tsunami plan redis.toml --set n=1000";
 
 /// Some machines, and what their provider says of them.
 struct Set {

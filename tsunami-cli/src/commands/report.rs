@@ -11,8 +11,9 @@ use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::terminal::{one_line, print, say};
 
-/// Make report.html, results.json and results.csv anew from a run's directory
+/// Make report.html and a run's other results anew
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Report {
     /// The results directories of runs, of this or an earlier version
     #[arg(required = true, value_name = "DIR")]
@@ -24,6 +25,11 @@ pub(crate) struct Report {
     #[arg(long, requires = "cold_start")]
     csv: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami report results/redis/latest
+  tsunami report --cold-start results/redis/*";
 
 impl Execute for Report {
     fn names_abandoned_runs(&self) -> bool {

@@ -26,8 +26,9 @@ use crate::terminal::{Events, print, say};
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Run an experiment: launch, set up, run the steps, bring the results home, tear down
+/// Run an experiment: launch, set up, do the steps, tear down
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Run {
     #[command(flatten)]
     stage: StageArgs,
@@ -47,6 +48,14 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     only: Vec<(String, String)>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami run redis.toml
+  tsunami run redis.toml --set n=1000 --keep-on-failure
+  tsunami run redis.toml --on redis          # on machines that are up
+  tsunami run --resume results/redis/latest  # the trials that are left
+  tsunami run results/redis/latest           # once more, as it was";
 
 /// Which trials are done.
 #[derive(Default)]

@@ -12,6 +12,7 @@ use crate::terminal;
 
 /// Log in to a machine of a run
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Ssh {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -21,6 +22,11 @@ pub(crate) struct Ssh {
     #[arg(last = true)]
     command: Vec<OsString>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami ssh redis server-0
+  tsunami ssh redis server-0 -- tail -n 3 /var/log/syslog";
 
 impl Execute for Ssh {
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {

@@ -7,12 +7,18 @@ use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal::print;
 
-/// Launch and set up an experiment's machines, and leave them running
+/// Launch and set up machines, and leave them running
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Up {
     #[command(flatten)]
     stage: StageArgs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami up redis.toml
+  run=$(tsunami up -q redis.toml) && tsunami exec $run -- uptime";
 
 impl Execute for Up {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
