@@ -13,7 +13,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing_subscriber::fmt::MakeWriter;
@@ -204,11 +204,23 @@ pub(crate) fn complain(text: &str) {
 /// Writes lines to standard output: results. Names in them must have been [kept to one line](one_line) before. A
 /// reader that has gone does not mind; a full disk is an error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
+    unless_gone(write(&STDOUT, lines(text).text.as_bytes()))
+}
+
+/// Shows such lines on standard error.
+pub(crate) fn say_lines(text: &str) {
+    show(&lines(text));
+}
+
+fn lines(text: &str) -> Message {
     let mut message = Message::new(false);
-    for line in text.lines() {
-        message.line(&[(Style::Plain, line)]);
-    }
-    unless_gone(write(&STDOUT, message.text.as_bytes()))
+    text.lines().for_each(|line| message.line(&[(Style::Plain, line)]));
+    message
+}
+
+/// Whether both outputs are seen by the same person, one below the other.
+pub(crate) fn is_all_seen() -> bool {
+    io::stdout().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Writes a file of our own to standard output, byte for byte. A reader that has gone does not mind.
@@ -314,6 +326,11 @@ pub(crate) fn clean_lines(bytes: &[u8]) -> String {
 /// A name that stays within its line, wherever it is put.
 pub(crate) fn one_line(text: &str) -> String {
     sanitize(&text.replace(['\n', '\u{2028}', '\u{2029}', '\u{85}'], " ")).into_owned()
+}
+
+/// A time as people read it.
+pub(crate) fn clock(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }
 
 /// Whether standard error is a screen that can be drawn on.

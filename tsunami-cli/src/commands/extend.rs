@@ -8,7 +8,7 @@ use tsunami_core::{Error as CoreError, RunStore};
 use super::{Context, Execute};
 use crate::backend;
 use crate::error::Error;
-use crate::terminal::say;
+use crate::terminal::{clock, say};
 
 /// Move the end of a run's machines, on the machines too
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ impl Execute for Extend {
         let too_long = CoreError::LifetimeTooLong { lifetime: longer, limit };
         let until = record.deadline.at.checked_add(longer).ok_or(too_long)?;
         backend::engine(context.registry, &directory, &state).await?.extend(&directory, until).await?;
-        say(&format!("{}: its machines end at {}", record.run, humantime::format_rfc3339_seconds(until)));
+        say(&format!("{}: its machines end at {}", record.run, clock(until)));
         Ok(0)
     }
 }

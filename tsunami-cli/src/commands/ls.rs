@@ -215,7 +215,7 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
 
 /// A duration to two units: `1h 5m`.
 fn short(seconds: u64) -> String {
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let text = tsunami_core::text::span(Duration::from_secs(seconds));
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 

@@ -7,7 +7,7 @@ use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
 use tsunami_core::results::{Secrets, check_inputs};
 use tsunami_core::statistics::Direction;
-use tsunami_core::text::{number, quoted};
+use tsunami_core::text::{number, quoted, span};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
@@ -76,7 +76,7 @@ impl Execute for Plan {
 
 /// All that there is to say of a plan.
 fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> String {
-    let lifetime = humantime::format_duration(experiment.lifetime);
+    let lifetime = span(experiment.lifetime);
     let mut text = match sets {
         [only] => {
             let machines = only.experiment.machines().count();
@@ -168,7 +168,7 @@ fn sweep(text: &mut String, experiment: &Experiment) {
             text,
             &format!(
                 "  a trial may take {} on average within the lifetime, set-up included",
-                humantime::format_duration(rounded(average))
+                span(rounded(average))
             ),
         );
     }

@@ -2,7 +2,7 @@
 
 use tsunami_core::{Keep, RunStore};
 
-use super::run::{Part, Stage, StageArgs};
+use super::run::{Answer, Part, Stage, StageArgs};
 use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal::print;
@@ -30,7 +30,7 @@ impl Execute for Up {
             Err(error) => Err(error),
         };
         let (run, json) = (stage.run.id().clone(), stage.json);
-        let status = stage.finish(outcome).await?;
+        let status = stage.finish(outcome, Answer::Run).await?;
         // The first event has it.
         if !json {
             print(&format!("{run}\n"))?;

@@ -13,7 +13,9 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     let world = World::new();
     let file =
         world.write("x.toml", "name = 'x'\n[group.a]\nsetup = 'echo preparing'\n[group.b]\ncount = 2\n");
-    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let up = world.tsunami([&"up".into(), &file]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    up.assert_says(&["3 machines up for ", "costs nothing", "tsunami ssh", &format!("--on {run}")]);
 
     let ls = world.tsunami(["ls", "--json"]);
     let row: serde_json::Value = serde_json::from_str(&ls.stdout).unwrap();

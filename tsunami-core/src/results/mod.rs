@@ -17,6 +17,7 @@ mod repeated;
 mod results_csv;
 mod results_json;
 mod run_json;
+mod runs;
 mod secrets;
 mod side_by_side;
 mod writer;
@@ -165,7 +166,8 @@ pub struct Results {
 }
 
 impl Results {
-    /// Makes the directory, new or empty, and writes what is known beforehand. It reads all that is uploaded, however
+    /// Makes the directory, new or empty, and writes what is known beforehand. Unless `output` says where it is, `latest`
+    /// beside it leads to it, and `index.csv` lists it. It reads all that is uploaded, however
     /// long that takes: on a thread that may block.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
@@ -189,6 +191,9 @@ impl Results {
             inputs::write(experiment, &directory.join(INPUTS))?;
         }
         let in_use = json::lock_directory(&directory)?;
+        if output.is_none() {
+            runs::enter(&directory, &experiment.set);
+        }
         Self::write_on(directory, Report::default(), in_use)
     }
 
@@ -315,6 +320,7 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
+        runs::settle(&self.directory, outcome);
         drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
