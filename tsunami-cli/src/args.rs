@@ -186,7 +186,8 @@ fn corrected(mut error: clap::Error, command: &mut clap::Command, words: &[OsStr
         }
         (ErrorKind::UnknownArgument, _) if is_shortened(words) => {
             let why = "the end of machines can only be put off: `tsunami down RUN` ends them now";
-            command.error(ErrorKind::InvalidValue, why)
+            let extend = command.find_subcommand_mut("extend");
+            extend.map_or(error, |extend| extend.error(ErrorKind::InvalidValue, why))
         }
         _ => error,
     }

@@ -11,11 +11,13 @@ mod outlet;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::sleep;
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
 use tsunami_core::text::{sanitize, sanitize_bytes};
@@ -199,6 +201,20 @@ pub(crate) fn complain(text: &str) {
     let mut message = message();
     message.entry(&[(Style::Error, "error"), (Style::Plain, ": ")], text);
     show(&message);
+}
+
+/// How long somebody may wait without being told for what.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Does something that may take a while: says what, if it does.
+pub(crate) async fn saying<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = sleep(SILENCE) => say(what),
+    }
+    work.await
 }
 
 /// Writes lines to standard output: results. Names in them must have been [kept to one line](one_line) before. A

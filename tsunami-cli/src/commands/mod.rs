@@ -24,7 +24,8 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, RunStore};
+use tsunami_core::results::{is_results, repeated};
+use tsunami_core::{Error as CoreError, RunId, RunStore};
 
 use crate::args::{Args, FileArgs};
 use crate::error::Error;
@@ -134,6 +135,10 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool),
             let why = "is repeated with the values that its run had: `--set` goes with an experiment file";
             return Err(Error::Usage(format!("{} {why}", args.file.display())));
         }
+        // Whether this version can read it is told before all else.
+        if is_results(&args.file)? {
+            repeated(&args.file)?;
+        }
         return Ok((load_again(&args.file, registry)?, true));
     }
     let loader = Loader::new().registry(registry).values_called("--set");
@@ -145,4 +150,13 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool),
 fn load_again(results: &Path, registry: &Registry) -> Result<Arc<Experiment>, Error> {
     let loader = Loader::new().registry(registry).values_called("--set");
     Ok(Arc::new(loader.load_again(results)?))
+}
+
+/// The run that is repeated, in words, and which of its trials.
+fn words_of_repeated(run: &RunId, part: &[(String, String)]) -> String {
+    let part: Vec<_> = part.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    match part.is_empty() {
+        true => format!("run {run} is repeated"),
+        false => format!("run {run} is repeated: only trials with {}, as it did", part.join(", ")),
+    }
 }

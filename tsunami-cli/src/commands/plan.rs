@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::{Secrets, check_inputs};
+use tsunami_core::results::{RepeatedRun, Secrets, check_inputs, repeated};
 use tsunami_core::statistics::Direction;
 use tsunami_core::text::{number, quoted, span};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
-use super::{Context, Execute, load};
+use super::{Context, Execute, load, words_of_repeated};
 use crate::args::FileArgs;
 use crate::error::Error;
-use crate::terminal::{one_line, print};
+use crate::terminal::{one_line, print, say};
 
 /// How many machines of a step, or values of a parameter, are named.
 const NAMED: usize = 20;
@@ -54,8 +54,14 @@ struct Set {
 impl Execute for Plan {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
         let (experiment, is_repeated) = load(&self.file, context.registry)?;
-        if is_repeated && experiment.prepare.is_empty() {
-            check_inputs(&experiment, &self.file.file)?;
+        if is_repeated {
+            if experiment.prepare.is_empty() {
+                check_inputs(&experiment, &self.file.file)?;
+            }
+            let RepeatedRun { run, part, .. } = repeated(&self.file.file)?;
+            if let Some(run) = run {
+                say(&words_of_repeated(&run, &part));
+            }
         }
         let state = RunStore::standard()?;
         let connections = context.registry.connections(&state, self.file.accept_new_hosts);

@@ -37,7 +37,15 @@ impl Execute for Report {
     }
 
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let Self { directories, cold_start, csv } = self;
+        let Self { mut directories, cold_start, csv } = self;
+        // Named twice, by a pattern and a link, it is one run all the same.
+        let mut known = Vec::new();
+        directories.retain(|directory| {
+            let real = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+            let is_new = !known.contains(&real);
+            known.push(real);
+            is_new
+        });
         if cold_start {
             let read = spawn_blocking(move || ColdStarts::read(&directories));
             let starts = read.await.map_err(CoreError::other)??;
@@ -46,12 +54,20 @@ impl Execute for Report {
             }
             return print(&if csv { starts.csv() } else { starts.markdown() }).map(|()| 0);
         }
+        let mut failed = None;
         for directory in directories {
             let built = spawn_blocking(move || {
                 let (report, built) = rebuild(&directory)?;
                 Ok::<_, ResultsError>((markdown(&report.analysis()), built))
             });
-            let (table, built) = built.await.map_err(CoreError::other)??;
+            let (table, built) = match built.await.map_err(CoreError::other)? {
+                Ok(built) => built,
+                Err(error) => {
+                    // The last one is told by whoever ends the program.
+                    failed.replace(Error::from(error)).iter().for_each(Error::show);
+                    continue;
+                }
+            };
             if context.verbosity != Verbosity::Quiet {
                 print(&table)?;
                 for path in built {
@@ -59,6 +75,6 @@ impl Execute for Report {
                 }
             }
         }
-        Ok(0)
+        failed.map_or(Ok(0), Err)
     }
 }

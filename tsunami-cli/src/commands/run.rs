@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
-use tsunami_core::experiment::{ExperimentRun, RunOptions};
+use tsunami_core::experiment::{Experiment, ExperimentRun, RunOptions};
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::{Json, markdown};
 use tsunami_core::text::{number, span};
@@ -16,14 +16,14 @@ use tsunami_core::{
     RunId, RunStore, Tsunami,
 };
 
-use super::{Context, Execute, load, load_again};
+use super::{Context, Execute, load, load_again, words_of_repeated};
 use crate::args::{FileArgs, assignment};
 use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
 use crate::tails::Tails;
-use crate::terminal::{Events, clock, is_all_seen, one_line, print, say, say_lines};
+use crate::terminal::{Events, clock, is_all_seen, one_line, print, say, say_lines, saying};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -152,10 +152,16 @@ impl Stage {
             true => (load_again(&file.file, registry)?, false),
             false => load(file, registry)?,
         };
+        if let Some(directory) = on {
+            check_machines(&experiment, directory)?;
+        }
         let connections = Arc::new(registry.connections(&state, file.accept_new_hosts));
         let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
-            None => connections.of(&experiment).await.map_err(Error::Provider)?,
+            None => {
+                let asked = format!("asking provider {}", experiment.provider);
+                saying(&asked, connections.of(&experiment)).await.map_err(Error::Provider)?
+            }
         };
         let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
         let id = tsunami.next_run_id();
@@ -191,7 +197,7 @@ impl Stage {
             _ => ExperimentRun::prepare(experiment, tsunami, options).await?,
         };
         if let Some(repeated) = run.repeats().filter(|_| verbosity != Verbosity::Quiet) {
-            say(&format!("run {repeated} is repeated"));
+            say(&words_of_repeated(&repeated, run.part()));
         }
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
         if run.prepares() && verbosity != Verbosity::Quiet {
@@ -218,7 +224,8 @@ impl Stage {
         for run in self.run.abandoned() {
             say(&format!("run {} was abandoned by its controller; what is left of it is removed", run.id()));
             let engine = backend::engine_or_remains(registry, &run, &self.elsewhere.state).await?;
-            engine.down(&run).await?;
+            let what = format!("{}: being torn down", run.id());
+            saying(&what, engine.down(&run)).await?;
         }
         Ok(())
     }
@@ -276,17 +283,41 @@ impl Stage {
     }
 }
 
+/// Whether a run has all machines of an experiment, as it is recorded.
+fn check_machines(experiment: &Experiment, directory: &RunEntry) -> Result<(), Error> {
+    let groups = directory.record()?.groups;
+    let has = |name: &str, count| groups.iter().any(|group| group.name == name && group.count >= count);
+    let missing = experiment.groups.iter().find(|group| !has(&group.name, group.count.get()));
+    // Which set they would be is told by whoever runs it.
+    let Some(missing) = missing.filter(|_| experiment.set_count() == 1) else { return Ok(()) };
+    let known: Vec<_> = groups.iter().map(|group| format!("{} × {}", group.count, group.name)).collect();
+    Err(Error::Usage(format!(
+        "{} needs {} × {}, and run {} has {}",
+        experiment.name,
+        missing.count,
+        missing.name,
+        directory.id(),
+        known.join(", ")
+    )))
+}
+
 /// How many machines that stay up are named.
 const NAMED: usize = 8;
 
 /// The runs whose machines stay up, and until when.
 #[derive(Debug, Default)]
-struct Kept(Mutex<(Option<RunId>, Vec<(RunId, SystemTime)>)>);
+struct Kept(Mutex<KeptRuns>);
+
+#[derive(Debug, Default)]
+struct KeptRuns {
+    current: Option<RunId>,
+    kept: Vec<(RunId, SystemTime)>,
+}
 
 impl Kept {
     /// Says what is up, until when, what that costs, and what can be done with it.
     fn tell(&self, report: &Report, file: &Path) {
-        let (_, kept) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let KeptRuns { kept, .. } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (run, until) in kept {
             let set = report.sets().find(|set| set.run.as_ref() == Some(run));
             let machines = set.map(|set| &set.machines);
@@ -300,7 +331,7 @@ impl Kept {
 
 impl Observer for Kept {
     fn event(&self, event: &Event) {
-        let (current, kept) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let KeptRuns { current, kept } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match (&event.kind, &current) {
             (EventKind::RunStarted { run, .. }, _) => *current = Some(run.clone()),
             (EventKind::Kept { until }, Some(run)) => kept.push((run.clone(), *until)),

@@ -8,6 +8,8 @@ mod engines;
 mod hosts;
 mod input;
 mod interrupt;
+mod json;
+mod repeat;
 mod run;
 mod sweep;
 mod world;
