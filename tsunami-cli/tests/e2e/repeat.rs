@@ -36,7 +36,11 @@ fn a_part_is_repeated_as_a_part_and_damaged_results_are_named_for_what_they_lack
     world.write("made-of", "two\n");
     world.write("made", "something else\n");
     let changed = world.tsunami(["run", name, "-o", "third"]);
-    changed.assert_status(1).assert_says(&["`prepare` made", "have it make the same", "x.toml as it is now"]);
+    changed.assert_status(1).assert_says(&[
+        "made is not as it was",
+        "have `prepare` make the same",
+        "x.toml as it is now",
+    ]);
 
     world.tsunami(["run", &format!("{name}/run.json")]).assert_status(2).assert_says(&[
         "this is no experiment file",

@@ -57,7 +57,7 @@ fn the_demo_brings_its_results_home_and_leaves_nothing() {
     let starts = world
         .tsunami(["report", "--cold-start", "--csv"].map(OsStr::new).into_iter().chain([results, results]));
     for phase in ["request", "start", "boot", "login", "verify", "request to verified", "set-up"] {
-        let row = format!("sshd on this computer's loopback,,,{phase},8,");
+        let row = format!("sshd on this computer's loopback,,,{phase},4,");
         assert!(starts.assert_status(0).stdout.contains(&row), "no {row} in {}", starts.stdout);
     }
     let compared = world.tsunami([OsStr::new("compare"), results, results]);
@@ -726,7 +726,7 @@ fn machines_are_kept_when_that_is_asked_for() {
     let other = world.write("w.toml", "name = 'w'\n[group.other]\n[[step]]\non = 'all'\nrun = 'true'\n");
     let on =
         world.tsunami([&"run".into(), &other, &"--on".into(), &"y".into(), &"-o".into(), &"out3".into()]);
-    on.assert_status(1).assert_says(&["no machine other-0"]);
+    on.assert_status(2).assert_says(&["w needs 1 × other", "has 1 × node"]);
     world.tsunami(["down", "--all"]).assert_status(0).assert_says(&["everything is gone"]);
     world.assert_clean();
 }

@@ -224,7 +224,8 @@ impl ExperimentRun {
     ) -> Result<Self, ResultsError> {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
-        let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
+        let mut plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
+        plan.only.clone_from(&options.only);
         let sweep = Sweep::new(plan, trials).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.

@@ -114,8 +114,8 @@ pub enum ResultsError {
     InRepeated(PathBuf),
     /// What is prepared on this computer did not come out as it did for the run that is repeated.
     #[error(
-        "`prepare` made {what} other than it was for the run that is repeated, so that nothing done now would be \
-         comparable: have it make the same, or {}",
+        "{what} is not as it was in the run that is repeated, although it is prepared, so that nothing done now would \
+         be comparable: have `prepare` make the same, or {}",
         file.as_ref().map_or("start a new run".to_owned(), |file| format!("run {} as it is now", file.display()))
     )]
     PreparedOtherwise {

@@ -749,8 +749,6 @@ impl Sweep {
                 return Err(format!("{name} is compared: rounds are done whole"));
             }
         }
-        Arc::make_mut(&mut self.plan).only.clone_from(&only);
-        self.state().plan.only.clone_from(&only);
         self.only = only.into();
         Ok(self)
     }
