@@ -102,7 +102,6 @@ fn a_program_runs_a_file_and_gets_the_report() {
     let (stdout, stderr) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{stderr}");
     assert_eq!(stdout.lines().filter(|line| line.contains("large: ")).count(), 3, "{stdout}");
-    let collected = std::fs::read_dir(root.path().join("results/demo")).unwrap().next().unwrap().unwrap();
-    assert!(collected.path().join("run.json").exists());
+    assert!(root.path().join("results/demo/latest/run.json").exists());
     assert_clean(root.path());
 }

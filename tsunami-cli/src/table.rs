@@ -3,7 +3,7 @@
 use tsunami_core::text::sanitize;
 
 use crate::error::Error;
-use crate::terminal::{print, print_words, stdout_columns};
+use crate::terminal::{print, print_words, say_lines, stderr_columns, stdout_columns};
 
 /// What stands between two columns.
 const GAP: usize = 2;
@@ -141,6 +141,14 @@ pub(crate) fn print_markdown(markdown: &str) -> Result<(), Error> {
     match stdout_columns() {
         Some(width) => print_words(&typeset(markdown, width)),
         None => print(markdown),
+    }
+}
+
+/// The same on standard error.
+pub(crate) fn say_markdown(markdown: &str) {
+    match stderr_columns() {
+        Some(width) => say_lines(&typeset(markdown, width)),
+        None => say_lines(markdown),
     }
 }
 

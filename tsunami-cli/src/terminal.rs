@@ -14,12 +14,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::termios::tcgetwinsize;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::sleep;
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
 use tsunami_core::text::{sanitize, sanitize_bytes};
@@ -324,6 +326,20 @@ pub(crate) fn complain(text: &str) {
     show(&message);
 }
 
+/// How long somebody may wait without being told for what.
+pub(crate) const SILENCE: Duration = Duration::from_secs(2);
+
+/// Does something that may take a while: says what, if it does.
+pub(crate) async fn saying<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = sleep(SILENCE) => say(what),
+    }
+    work.await
+}
+
 /// Writes lines to standard output: results, as they are. Names in them must have been [kept to one line](one_line)
 /// before. A reader that has gone does not mind; a full disk is an error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
@@ -341,6 +357,23 @@ fn write_lines(text: &str, width: Option<usize>) -> Result<(), Error> {
         message.line(&[(Style::Plain, line)]);
     }
     unless_gone(write(&STDOUT, message.text.as_bytes()))
+}
+
+/// Shows such lines on standard error.
+pub(crate) fn say_lines(text: &str) {
+    let mut message = Message::new(false);
+    text.lines().for_each(|line| message.line(&[(Style::Plain, line)]));
+    show(&message);
+}
+
+/// Whether both outputs are seen by the same person, one below the other.
+pub(crate) fn is_all_seen() -> bool {
+    io::stdout().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Writes a file of our own to standard output, byte for byte. A reader that has gone does not mind.
+pub(crate) fn print_as_is(bytes: &[u8]) -> Result<(), Error> {
+    unless_gone(pass_on(Stream::Stdout, bytes))
 }
 
 /// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal. Waits for whoever
@@ -513,6 +546,11 @@ pub(crate) fn clean_lines(bytes: &[u8]) -> String {
 /// A name that stays within its line, wherever it is put.
 pub(crate) fn one_line(text: &str) -> String {
     sanitize(&text.replace(['\n', '\u{2028}', '\u{2029}', '\u{85}'], " ")).into_owned()
+}
+
+/// A time as people read it.
+pub(crate) fn clock(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string().replace('T', " ").replace('Z', " UTC")
 }
 
 /// Whether standard error is a screen that can be drawn on.

@@ -216,7 +216,7 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// The run's lifetime is over.
-    #[error("the lifetime of {} is over", humantime::format_duration(*.0))]
+    #[error("the lifetime of {} is over", crate::text::span(*.0))]
     LifetimeOver(Duration),
     /// Not all trials of a sweep are done that are to count.
     #[error("{done} of {of} trials are done: {why}")]
@@ -229,8 +229,8 @@ pub enum Error {
         why: String,
     },
     /// A run's end can't be moved that far. Nothing was changed.
-    #[error("the lifetime would be {}, longer than {}", humantime::format_duration(*lifetime),
-        humantime::format_duration(*limit))]
+    #[error("the lifetime would be {}, longer than {}", crate::text::span(*lifetime),
+        crate::text::span(*limit))]
     LifetimeTooLong {
         /// What it would be.
         lifetime: Duration,

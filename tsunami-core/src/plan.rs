@@ -134,7 +134,7 @@ impl Plan {
             if duration.is_zero() {
                 problem("plan", format!("the {what} is zero"));
             } else if duration > DURATION_LIMIT {
-                let limit = humantime::format_duration(DURATION_LIMIT);
+                let limit = crate::text::span(DURATION_LIMIT);
                 problem("plan", format!("the {what} is longer than {limit}"));
             }
         }

@@ -1,6 +1,7 @@
 //! What others say, made fit for a terminal: machines, providers, experiment files.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::limits::{LINE_LIMIT, LINE_PIECE_LIMIT};
 
@@ -90,6 +91,21 @@ pub fn shorten(text: &str, characters: usize) -> Cow<'_, str> {
 /// So many of something: `1 machine`, `2 machines`.
 pub fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A duration as files have it, in days at most: `90d`, `1h 30m`, `250ms`. What is below a millisecond is left out.
+pub fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let parts = [
+        (seconds / 86400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (u64::from(duration.subsec_millis()), "ms"),
+    ];
+    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+    let text = parts.map(|(count, unit)| format!("{count}{unit}")).collect::<Vec<_>>().join(" ");
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 /// A value as it is told apart beside others: in quotes where it is empty or has blanks, commas, quotes or `=`.
@@ -201,6 +217,15 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_duration_reads_as_it_would_be_written_in_a_file() {
+        for (seconds, text) in [(0.0, "0s"), (0.25, "250ms"), (5400.0, "1h 30m"), (365.0 * 86400.0, "365d")] {
+            let duration = Duration::from_secs_f64(seconds);
+            assert_eq!(span(duration), text);
+            assert_eq!(humantime::parse_duration(text), Ok(duration));
+        }
+    }
 
     #[test]
     fn nothing_that_a_terminal_acts_on_passes() {

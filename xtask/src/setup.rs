@@ -19,12 +19,13 @@ const TOOLS: [(&str, &str); 5] = [
     ("setsid", "util-linux"),
 ];
 
-/// Those that only the tests call. The first three are shells that machines may have; `chromium` shows reports; the last
+/// Those that only the tests call. The first four are shells that machines or users may have; `chromium` shows reports; the last
 /// ones make and boot a machine.
-const TEST_TOOLS: [(&str, &str); 17] = [
+const TEST_TOOLS: [(&str, &str); 18] = [
     ("busybox", "busybox"),
     ("tcsh", "tcsh"),
     ("fish", "fish"),
+    ("zsh", "zsh"),
     ("shellcheck", "shellcheck"),
     ("pgrep", "procps"),
     ("pkill", "procps"),

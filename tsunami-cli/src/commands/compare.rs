@@ -13,6 +13,7 @@ use crate::terminal::{print, say};
 
 /// Set what runs measured side by side
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Compare {
     /// Results directories of runs; the first is what the others are compared with
     #[arg(required = true, num_args = 2.., value_name = "DIR")]
@@ -27,6 +28,11 @@ pub(crate) struct Compare {
     #[arg(long)]
     unlike_machines: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami compare results/redis/20260101-* results/redis/latest
+  tsunami compare --csv results/redis/2026*";
 
 impl Execute for Compare {
     fn names_abandoned_runs(&self) -> bool {

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
-use super::{Context, Execute, SILENT, told_if_slow};
+use super::{Context, Execute};
 use crate::backend;
 use crate::error::{Error, INTERRUPTED};
 use crate::reporter::{Verbosity, span};
 use crate::signals;
-use crate::terminal::{self, say, waiting};
+use crate::terminal::{self, say, saying, waiting};
 
 /// How often the line that changes does so, and how seldom at least there is another one where none can.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -49,22 +49,28 @@ impl End {
 
 /// Copy files to or from machines of a run
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Cp {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
-    /// What to copy, and last where to: local paths, or MACHINE:path, or GROUP:path
-    #[arg(required = true, num_args = 2..)]
-    paths: Vec<String>,
+    /// What to copy: local paths, or MACHINE:path, or GROUP:path
+    #[arg(required = true, value_name = "SRC")]
+    sources: Vec<String>,
+    /// Where to: MACHINE:path or GROUP:path, or a local path
+    #[arg(value_name = "DST")]
+    destination: String,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami cp redis load.sh client:bin/      # to each machine of a group
+  tsunami cp redis server-0:redis.log .     # from one machine
+  tsunami cp redis client:out.csv outputs   # from each, into outputs/client-0 and so on";
 
 impl Execute for Cp {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let (sources, destination) = match self.paths.split_last() {
-            Some((last, sources)) => {
-                (sources.iter().map(|text| End::parse(text)).collect::<Vec<_>>(), End::parse(last))
-            }
-            None => return Err(Error::Usage("nothing to copy".to_owned())),
-        };
+        let sources: Vec<_> = self.sources.iter().map(|text| End::parse(text)).collect();
+        let destination = End::parse(&self.destination);
         let mut places: Vec<&str> = Vec::new();
         for source in &sources {
             match (source, &destination) {
@@ -91,7 +97,7 @@ impl Execute for Cp {
         signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
         let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
         let attach = engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place)));
-        let running = told_if_slow(attach, &format!("connecting to {}", places.join(", "))).await?;
+        let running = saying(&format!("connecting to {}", places.join(", ")), attach).await?;
         let hosts = running.cluster().hosts();
         let at = |place: &str| -> Vec<&Host> {
             hosts.iter().filter(|host| is_at(host.machine(), place)).collect()
@@ -140,7 +146,7 @@ impl<'a> Transfer<'a> {
             return copies.await;
         }
         let draws = terminal::is_interactive();
-        let (mut pause, mut is_shown) = (SILENT, false);
+        let (mut pause, mut is_shown) = (terminal::SILENCE, false);
         let copied = loop {
             tokio::select! {
                 biased;

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::experiment::Experiment;
 use tsunami_core::registry::{Backend, Connections, Finding, FindingResult, Registry};
@@ -22,13 +21,10 @@ use crate::args::{FileArgs, assignment};
 use crate::error::{Error, INTERRUPTED, LAUNCH, REMAINS, Removal, USAGE};
 use crate::reporter::Verbosity;
 use crate::signals;
-use crate::terminal::{clean_lines, is_interactive, one_line, print, say};
+use crate::terminal::{clean_lines, is_interactive, one_line, print, say, saying};
 
 /// The number of the form of the JSON.
 const SCHEMA: u32 = 1;
-
-/// How long something may take before it is said what is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Less room than this is worth a word: logs and results take it.
 const LITTLE_ROOM_GIB: u64 = 1;
@@ -367,7 +363,10 @@ impl Examination<'_> {
             };
             // What was tried on machines is ended before anything else: a cancelled examination ends by itself.
             let waiting = format!("asking {} about {}", set.provider, number(set.groups.len(), "group"));
-            let (planned, examined) = patiently(&waiting, quiet, looked).await;
+            let (planned, examined) = match quiet {
+                true => looked.await,
+                false => saying(&waiting, looked).await,
+            };
             found.add(title, examined, LAUNCH);
             match planned {
                 Ok((findings, cost)) => {
@@ -437,16 +436,6 @@ fn within(budget: f64, most: Option<f64>) -> Finding {
                 .fix(format!("budget = {enough:.2}"))
         }
     }
-}
-
-/// Waits for something, and says for what if it takes long.
-async fn patiently<T>(waiting: &str, quiet: bool, future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    tokio::select! {
-        done = &mut future => return done,
-        () = sleep(PATIENCE), if !quiet => say(waiting),
-    }
-    future.await
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::registry::{Backend, Registry};
+use tsunami_core::results::json as to_json;
 use tsunami_core::{
     Error as CoreError, ErrorChain, Event, EventKind, Leftover, Observer, RunEntry, RunId, RunStore, Tsunami,
 };
@@ -14,10 +16,11 @@ use super::{Context, Execute};
 use crate::backend;
 use crate::error::{Error, REMAINS, Removal};
 use crate::signals;
-use crate::terminal::{one_line, say};
+use crate::terminal::{one_line, print, say, saying};
 
 /// Tear runs down, also after a crash
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Down {
     /// Run ids, prefixes of them, or experiments' names
     #[arg(required_unless_present = "all", conflicts_with = "all")]
@@ -25,7 +28,16 @@ pub(crate) struct Down {
     /// All runs that are known here
     #[arg(long)]
     all: bool,
+    /// Print a line of JSON for each run
+    #[arg(long)]
+    json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami down redis
+  tsunami down 20260101-0800 redis
+  tsunami down --all";
 
 impl Execute for Down {
     fn names_abandoned_runs(&self) -> bool {
@@ -35,11 +47,24 @@ impl Execute for Down {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
         let registry = context.registry;
         let state = RunStore::standard()?;
+        let mut unknown = Vec::new();
         let directories = match self.all {
             true => state.runs()?,
-            false => self.runs.iter().map(|name| state.find(name)).collect::<Result<_, _>>()?,
+            false => {
+                let mut known: Vec<RunEntry> = Vec::new();
+                for name in &self.runs {
+                    match state.find(name) {
+                        // Named twice, by its id and its experiment, it is one run all the same.
+                        Ok(run) if known.iter().any(|known| known.id() == run.id()) => {}
+                        Ok(run) => known.push(run),
+                        // The others are ended all the same.
+                        Err(error) => unknown.push((name, Error::Core(error))),
+                    }
+                }
+                known
+            }
         };
-        if directories.is_empty() {
+        if directories.is_empty() && unknown.is_empty() {
             say("no runs");
         }
         // A first signal ends the patience with what does not go; a second one gives up altogether.
@@ -49,26 +74,76 @@ impl Execute for Down {
         });
         let hasty = CancellationToken::new();
         signals::watch(hasty.clone(), "one more attempt", say, give_up)?;
-        let mut status = 0;
-        for (directory, result) in join_all(
-            directories
-                .iter()
-                .map(async |directory| (directory, one(registry, directory, &state, &hasty).await)),
-        )
-        .await
-        {
-            match result {
+        let mut rows: Vec<_> =
+            unknown.into_iter().map(|(name, error)| Row::failed(None, name, error, &Removal::Down)).collect();
+        let work = directories.iter().map(async |directory| {
+            let what = format!("{}: being torn down", directory.id());
+            (directory, saying(&what, one(registry, directory, &state, &hasty)).await)
+        });
+        for (directory, result) in join_all(work).await {
+            let (run, name) = (directory.id(), directory.id().to_string());
+            rows.push(match result {
                 // Whoever tears it down as well forgets it only once everything is gone.
-                Err(_) if is_forgotten(directory) => say(&format!("{}: everything is gone", directory.id())),
-                Ok(()) => say(&format!("{}: everything is gone", directory.id())),
-                Err(error) => {
-                    error.show_with(&format!("{}: ", directory.id()), &Removal::DownAgain);
-                    let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
-                    status = status.max(if untouched { REMAINS } else { error.status() });
+                Err(error) if !is_forgotten(directory) => {
+                    Row::failed(Some(run), &name, error, &Removal::DownAgain)
                 }
-            }
+                _ => {
+                    say(&format!("{name}: everything is gone"));
+                    Row {
+                        schema: SCHEMA,
+                        run: Some(run),
+                        name,
+                        outcome: "gone",
+                        remains: Vec::new(),
+                        error: None,
+                        status: 0,
+                    }
+                }
+            });
         }
-        Ok(status)
+        if self.json {
+            let lines = rows.iter().map(|row| to_json(row).map(|line| line + "\n"));
+            print(&lines.collect::<Result<String, _>>().map_err(CoreError::from)?)?;
+        }
+        Ok(rows.iter().map(|row| row.status).max().unwrap_or_default())
+    }
+}
+
+/// The number of the form of the JSON.
+const SCHEMA: u32 = 1;
+
+/// What became of one run, as `--json` shows it.
+#[derive(Serialize)]
+struct Row {
+    schema: u32,
+    /// `None` where no run is called that.
+    run: Option<RunId>,
+    name: String,
+    /// `gone`, `remains`, `failed` or `unknown`.
+    outcome: &'static str,
+    remains: Vec<Leftover>,
+    error: Option<String>,
+    #[serde(skip)]
+    status: u8,
+}
+
+impl Row {
+    /// Says why a run could not be ended, and enters it.
+    fn failed(run: Option<RunId>, name: &str, error: Error, removal: &Removal) -> Self {
+        error.show_with(&run.as_ref().map(|_| format!("{name}: ")).unwrap_or_default(), removal);
+        let untouched = matches!(error, Error::Core(CoreError::Untrusted(_)));
+        let status = if untouched { REMAINS } else { error.status() };
+        let outcome = match (&run, status) {
+            (None, _) => "unknown",
+            (_, REMAINS) => "remains",
+            _ => "failed",
+        };
+        let text = Some(error.text(removal));
+        let remains = match error {
+            Error::Core(CoreError::Remains { leftovers, .. }) => leftovers,
+            _ => Vec::new(),
+        };
+        Self { schema: SCHEMA, run, name: name.to_owned(), outcome, remains, error: text, status }
     }
 }
 

@@ -32,6 +32,7 @@ const SCHEMA: u32 = 1;
 /// where it failed are named. The status is the highest of the command's own; 128 and more for a signal, 124 after
 /// `--timeout`, 125 for tsunami's own failure, 255 for lost contact.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Exec {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -51,9 +52,15 @@ pub(crate) struct Exec {
     #[arg(long, conflicts_with = "sorted")]
     json: bool,
     /// The command: one word is a line for the shell, several are a program and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami exec redis -- uptime                         # on all machines
+  tsunami exec redis -g client -- 'echo $HOME | wc -c' # one word: a line for the shell
+  tsunami exec redis -g client -m server-0 -- ls -l /tmp";
 
 impl Execute for Exec {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {

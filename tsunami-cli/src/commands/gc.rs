@@ -11,14 +11,18 @@ use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, REMAINS, Removal};
-use crate::terminal::{one_line, print, say};
+use crate::terminal::{one_line, print, say, saying};
 
 /// So long after its expiry a run may still be tearing itself down.
 const GRACE: Duration = Duration::from_secs(600);
 
+/// The number of the form of the JSON.
+const SCHEMA: u32 = 1;
+
 /// One run, as `--json` shows it.
 #[derive(Serialize)]
 struct Row {
+    schema: u32,
     run: RunId,
     outcome: Outcome,
     things: Vec<String>,
@@ -29,8 +33,9 @@ struct Row {
     removal: Removal,
 }
 
-/// Remove what tsunami left anywhere in an account, once its lifetime is over
+/// Remove what was left in an account, once its lifetime is over
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Gc {
     #[command(flatten)]
     cloud: CloudArgs,
@@ -44,6 +49,12 @@ pub(crate) struct Gc {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami gc --dry-run
+  tsunami gc --provider aws --region eu-west-1
+  tsunami gc --mine      # of this computer alone";
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,7 +98,8 @@ impl Execute for Gc {
         }
         // Whoever asks for their own only has perhaps no account at all.
         if !mine || cloud.is_asked() {
-            for surveyed in backend::survey(registry, &state, cloud, true).await? {
+            let survey = backend::survey(registry, &state, cloud, true);
+            for surveyed in saying("looking for runs by tag", survey).await? {
                 status = status.max(surveyed.tell());
                 let Ok((Backend { provider, connector, .. }, survey)) = surveyed.found else { continue };
                 for failure in &survey.failures {
@@ -123,7 +135,7 @@ impl Row {
             Some(Err(error)) => (Outcome::Remains, Some(Error::Core(error))),
         };
         let error = told.as_ref().map(|error: &Error| error.text(&removal));
-        Self { run, outcome, things, error, told, removal }
+        Self { schema: SCHEMA, run, outcome, things, error, told, removal }
     }
 }
 
@@ -133,7 +145,7 @@ async fn own(registry: &Registry, directory: &RunEntry, state: &RunStore, dry_ru
         return Row::new(directory.id(), things, None, Removal::DownAgain);
     }
     let ended = match backend::engine_or_remains(registry, directory, state).await {
-        Ok(tsunami) => tsunami.down(directory).await,
+        Ok(tsunami) => saying(&format!("{}: being torn down", directory.id()), tsunami.down(directory)).await,
         Err(Error::Core(error)) => Err(error),
         Err(error) => Err(CoreError::other(error)),
     };

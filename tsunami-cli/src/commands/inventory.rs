@@ -16,13 +16,23 @@ const SCHEMA: u32 = 1;
 
 /// Hand a run's machines to other tools
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Inventory {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
     /// In which form
     #[arg(long, value_enum, default_value_t = Format::SshConfig)]
     format: Format,
+    /// The same as `--format json`
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami inventory redis >hosts && ssh -F hosts server-0
+  tsunami inventory redis --format ansible >inventory && ansible -i inventory all -m ping
+  tsunami inventory redis --format json";
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Format {
@@ -56,10 +66,10 @@ struct Entry<'a> {
 
 impl Execute for Inventory {
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
-        let directory = RunStore::standard()?.find(&self.run).map_err(Error::Exec)?;
-        let machines = directory.machines().map_err(Error::Exec)?;
-        let config = tsunami_ssh::run_config(directory.path()).map_err(|error| Error::Exec(error.into()))?;
-        let text = match self.format {
+        let directory = RunStore::standard()?.find(&self.run)?;
+        let machines = directory.machines()?;
+        let config = tsunami_ssh::run_config(directory.path()).map_err(CoreError::from)?;
+        let text = match if self.json { Format::Json } else { self.format } {
             Format::SshConfig => {
                 let read = std::fs::read_to_string(&config);
                 read.map_err(|error| Error::file("read", &config)(error))?
@@ -93,11 +103,11 @@ impl<'a> Entry<'a> {
 fn ansible(machines: &[Machine], config: &Path) -> Result<String, Error> {
     let quoted = |text: &str| {
         let quoted = shlex::try_quote(text).map(String::from);
-        quoted.map_err(|error| Error::Exec(CoreError::other(error)))
+        quoted.map_err(|error| Error::Core(CoreError::other(error)))
     };
     let path =
         config.to_str().ok_or_else(|| CoreError::other("the path of the run's ssh_config isn't UTF-8"));
-    let arguments = quoted(&format!("-F {}", quoted(path.map_err(Error::Exec)?)?))?;
+    let arguments = quoted(&format!("-F {}", quoted(path.map_err(Error::Core)?)?))?;
     let mut text = String::new();
     let mut group = None;
     for machine in machines {

@@ -30,6 +30,7 @@ const BEGINNING: u64 = 64 << 10;
 
 /// Show what set-up and steps printed
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Logs {
     /// A run id, a prefix of one, an experiment's name, or a directory of results
     run: String,
@@ -40,6 +41,11 @@ pub(crate) struct Logs {
     #[arg(short, long)]
     follow: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami logs redis
+  tsunami logs redis server-0 -f";
 
 impl Execute for Logs {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {

@@ -9,12 +9,12 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
-use super::{Context, Execute, told_if_slow};
+use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
 use crate::error::{Error, LAUNCH, REMAINS};
 use crate::table::Table;
-use crate::terminal::{one_line, print, say, stdout_columns};
+use crate::terminal::{one_line, print, say, saying, stdout_columns};
 
 /// The number of the form of what `--json` shows; docs/json.md describes it.
 const LS_SCHEMA: u32 = 1;
@@ -35,6 +35,7 @@ struct Row {
 
 /// List the runs that are known here
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Ls {
     /// One JSON object a run
     #[arg(long)]
@@ -42,6 +43,11 @@ pub(crate) struct Ls {
     #[command(flatten)]
     pub(crate) cloud: CloudArgs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami ls
+  tsunami ls --provider aws --region eu-west-1   # by tag, whoever launched them";
 
 /// How it is with a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -108,7 +114,7 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
     let directories = state.runs()?;
     // A provider that doesn't answer keeps only its own runs waiting.
     let asking = join_all(directories.iter().map(|directory| row(registry, directory, state)));
-    let asked = told_if_slow(asking, "waiting for providers to list the machines").await;
+    let asked = saying("waiting for providers to list the machines", asking).await;
     for (directory, row) in directories.iter().zip(asked) {
         match row {
             Ok(row) => rows.push(row),
@@ -162,7 +168,7 @@ fn table(rows: &[Row]) -> Table {
 /// Lists the runs that are found by tag, whoever launched them.
 async fn by_tag(registry: &Registry, json: bool, cloud: &CloudArgs, state: &RunStore) -> Result<u8, Error> {
     let survey = backend::survey(registry, state, cloud, false);
-    let surveys = told_if_slow(survey, "waiting for providers to list what they have by tag").await?;
+    let surveys = saying("waiting for providers to list what they have by tag", survey).await?;
     let (mut text, mut status) = (String::new(), 0);
     let mut is_empty = true;
     for surveyed in &surveys {
@@ -220,7 +226,7 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
 
 /// A duration to two units: `1h 5m`.
 fn short(seconds: u64) -> String {
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let text = tsunami_core::text::span(Duration::from_secs(seconds));
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 

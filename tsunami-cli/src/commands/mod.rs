@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod compare;
+mod completions;
 mod cp;
 mod doctor;
 mod down;
@@ -8,10 +9,12 @@ mod exec;
 mod extend;
 mod forward;
 mod gc;
+mod init;
 mod inventory;
 mod logs;
 mod ls;
 mod machines;
+mod man;
 mod plan;
 mod report;
 mod run;
@@ -20,14 +23,12 @@ mod ssh;
 mod up;
 
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::sleep;
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::{Error as CoreError, RunStore};
+use tsunami_core::results::{is_results, repeated};
+use tsunami_core::{Error as CoreError, RunId, RunStore};
 
 use crate::args::{Args, FileArgs};
 use crate::error::Error;
@@ -36,10 +37,7 @@ use crate::signals;
 use crate::terminal::say;
 use machines::{Facts, Known, names};
 
-/// How long nothing is said of what is waited for.
-const SILENT: Duration = Duration::from_secs(2);
-
-/// The commands, in the order in which help lists them. Each one's file has its arguments and what it does.
+/// The commands; `args.rs` has the order in which help lists them. Each one's file has its arguments and what it does.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Run(run::Run),
@@ -59,6 +57,9 @@ pub(crate) enum Command {
     Gc(gc::Gc),
     Schema(schema::Schema),
     Down(down::Down),
+    Init(init::Init),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 /// The arguments of one command, and what it does.
@@ -103,18 +104,10 @@ pub(crate) async fn run(args: Args, registry: &Registry) -> Result<u8, Error> {
         Command::Gc(command) => begin(command, context).await,
         Command::Schema(command) => begin(command, context).await,
         Command::Down(command) => begin(command, context).await,
+        Command::Init(command) => begin(command, context).await,
+        Command::Completions(command) => begin(command, context).await,
+        Command::Man(command) => begin(command, context).await,
     }
-}
-
-/// Waits, and says for what if it takes a while.
-async fn told_if_slow<T>(waiting: impl Future<Output = T>, what: &str) -> T {
-    let mut waiting = pin!(waiting);
-    tokio::select! {
-        biased;
-        done = &mut waiting => return done,
-        () = sleep(SILENT) => say(what),
-    }
-    waiting.await
 }
 
 async fn begin(command: impl Execute, context: &Context<'_>) -> Result<u8, Error> {
@@ -152,6 +145,10 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool),
             let why = "is repeated with the values that its run had: `--set` goes with an experiment file";
             return Err(Error::Usage(format!("{} {why}", args.file.display())));
         }
+        // Whether this version can read it is told before all else.
+        if is_results(&args.file)? {
+            repeated(&args.file)?;
+        }
         return Ok((load_again(&args.file, registry)?, true));
     }
     let loader = Loader::new().registry(registry).values_called("--set");
@@ -163,4 +160,13 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool),
 fn load_again(results: &Path, registry: &Registry) -> Result<Arc<Experiment>, Error> {
     let loader = Loader::new().registry(registry).values_called("--set");
     Ok(Arc::new(loader.load_again(results)?))
+}
+
+/// The run that is repeated, in words, and which of its trials.
+fn words_of_repeated(run: &RunId, part: &[(String, String)]) -> String {
+    let part: Vec<_> = part.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    match part.is_empty() {
+        true => format!("run {run} is repeated"),
+        false => format!("run {run} is repeated: only trials with {}, as it did", part.join(", ")),
+    }
 }

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::{Secrets, check_inputs, json as to_json};
+use tsunami_core::results::{RepeatedRun, Secrets, check_inputs, json as to_json, repeated};
 use tsunami_core::statistics::Direction;
-use tsunami_core::text::{number, quoted};
+use tsunami_core::text::{number, quoted, span};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Error as CoreError, Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
-use super::{Context, Execute, load, told_if_slow};
+use super::{Context, Execute, load, words_of_repeated};
 use crate::args::FileArgs;
 use crate::error::Error;
 use crate::reporter::machines;
-use crate::terminal::{one_line, print, print_words};
+use crate::terminal::{one_line, print, print_words, say, saying};
 
 /// How many machines of a step, or values of a parameter, are named: those in a row as one.
 const NAMED: usize = 20;
@@ -32,8 +32,9 @@ const WIDTH: usize = 80;
 /// How far a line is set in that goes on with the one before it.
 const HANGING: &str = "      ";
 
-/// Check an experiment file and show what it would launch; touches nothing
+/// Check a file and show what it would launch; touches nothing
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Plan {
     #[command(flatten)]
     file: FileArgs,
@@ -41,6 +42,11 @@ pub(crate) struct Plan {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami plan redis.toml
+  tsunami plan redis.toml --set n=1000";
 
 /// Some machines, and what their provider says of them.
 struct Set {
@@ -52,8 +58,14 @@ struct Set {
 impl Execute for Plan {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
         let (experiment, is_repeated) = load(&self.file, context.registry)?;
-        if is_repeated && experiment.prepare.is_empty() {
-            check_inputs(&experiment, &self.file.file)?;
+        if is_repeated {
+            if experiment.prepare.is_empty() {
+                check_inputs(&experiment, &self.file.file)?;
+            }
+            let RepeatedRun { run, part, .. } = repeated(&self.file.file)?;
+            if let Some(run) = run {
+                say(&words_of_repeated(&run, &part));
+            }
         }
         let state = RunStore::standard()?;
         let connections = context.registry.connections(&state, self.file.accept_new_hosts);
@@ -68,7 +80,7 @@ impl Execute for Plan {
             };
             let what =
                 format!("waiting for {} to say what there is, and at which price", experiment.provider);
-            let quotes = told_if_slow(asking, &what).await?;
+            let quotes = saying(&what, asking).await?;
             sets.push(Set { experiment, plan, quotes });
         }
         if self.json {
@@ -145,7 +157,7 @@ fn dollars_of(sets: &[Set]) -> (Option<f64>, Option<f64>) {
 
 /// All that there is to say of a plan.
 fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> String {
-    let lifetime = humantime::format_duration(experiment.lifetime);
+    let lifetime = span(experiment.lifetime);
     let mut text = match sets {
         [only] => {
             let machines = only.experiment.machines().count();
@@ -237,7 +249,7 @@ fn sweep(text: &mut String, experiment: &Experiment) {
             text,
             &format!(
                 "  a trial may take {} on average within the lifetime, set-up included",
-                humantime::format_duration(rounded(average))
+                span(rounded(average))
             ),
         );
     }

@@ -13,8 +13,9 @@ use crate::reporter::Verbosity;
 use crate::table::print_markdown;
 use crate::terminal::{one_line, print, say};
 
-/// Make report.html, results.json and results.csv anew from a run's directory
+/// Make report.html and a run's other results anew
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Report {
     /// The results directories of runs, of this or an earlier version
     #[arg(required = true, value_name = "DIR")]
@@ -30,13 +31,26 @@ pub(crate) struct Report {
     json: bool,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  tsunami report results/redis/latest
+  tsunami report --cold-start results/redis/*";
+
 impl Execute for Report {
     fn names_abandoned_runs(&self) -> bool {
         false
     }
 
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let Self { directories, cold_start, csv, json } = self;
+        let Self { mut directories, cold_start, csv, json } = self;
+        // Named twice, by a pattern and a link, it is one run all the same.
+        let mut known = Vec::new();
+        directories.retain(|directory| {
+            let real = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+            let is_new = !known.contains(&real);
+            known.push(real);
+            is_new
+        });
         if cold_start {
             let read = spawn_blocking(move || ColdStarts::read(&directories));
             let starts = read.await.map_err(CoreError::other)??;
@@ -49,12 +63,20 @@ impl Execute for Report {
             let printed = if csv { print(&starts.csv()) } else { print_markdown(&starts.markdown()) };
             return printed.map(|()| 0);
         }
+        let mut failed = None;
         for directory in directories {
             let built = spawn_blocking(move || {
                 let (report, built) = rebuild(&directory)?;
                 Ok::<_, ResultsError>((markdown(&report.analysis()), built))
             });
-            let (table, built) = built.await.map_err(CoreError::other)??;
+            let (table, built) = match built.await.map_err(CoreError::other)? {
+                Ok(built) => built,
+                Err(error) => {
+                    // The last one is told by whoever ends the program.
+                    failed.replace(Error::from(error)).iter().for_each(Error::show);
+                    continue;
+                }
+            };
             if json {
                 let results = built.iter().find(|path| path.ends_with("results.json"));
                 results.map_or(Ok(()), |path| print(&in_one_line(path)?))?;
@@ -65,7 +87,7 @@ impl Execute for Report {
                 }
             }
         }
-        Ok(0)
+        failed.map_or(Ok(0), Err)
     }
 }
 

@@ -1,34 +1,37 @@
 //! `tsunami run`: the whole thing.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
-use tsunami_core::experiment::{ExperimentRun, RunOptions};
+use tsunami_core::experiment::{Experiment, ExperimentRun, RunOptions};
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::{Json, markdown};
+use tsunami_core::text::{number, span};
 use tsunami_core::{
-    Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, RunEntry, RunId, RunStore,
-    Tsunami,
+    Error as CoreError, Event, EventKind, Keep, Observer, Outcome, OutputRefused, Price, Report, RunEntry,
+    RunId, RunStore, Tsunami,
 };
 
-use super::{Context, Execute, load, load_again};
+use super::{Context, Execute, load, load_again, words_of_repeated};
 use crate::args::{FileArgs, assignment};
 use crate::backend;
 use crate::error::{Error, REMAINS};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
-use crate::table::print_markdown;
+use crate::table::say_markdown;
 use crate::tails::Tails;
-use crate::terminal::{Events, say};
+use crate::terminal::{Events, clock, is_all_seen, one_line, print, say, say_lines, saying};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Run an experiment: launch, set up, run the steps, bring the results home, tear down
+/// Run an experiment: launch, set up, do the steps, tear down
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Run {
     #[command(flatten)]
     stage: StageArgs,
@@ -48,6 +51,14 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     only: Vec<(String, String)>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami run redis.toml
+  tsunami run redis.toml --set n=1000 --keep-on-failure
+  tsunami run redis.toml --on redis          # on machines that are up
+  tsunami run --resume results/redis/latest  # the trials that are left
+  tsunami run results/redis/latest           # once more, as it was";
 
 /// Which trials are done.
 #[derive(Default)]
@@ -96,8 +107,17 @@ impl Execute for Run {
             }
             None => stage.run.run().await,
         };
-        stage.finish(outcome).await
+        stage.finish(outcome, Answer::Results).await
     }
+}
+
+/// What a run says on standard output, unless that has its events.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Where its results are.
+    Results,
+    /// Its id, where its machines are up.
+    Run,
 }
 
 /// Everything that a run of an experiment file needs, ready before anything is launched.
@@ -108,6 +128,9 @@ pub(super) struct Stage {
     tails: Arc<Tails>,
     reporter: Arc<dyn Reporter>,
     elsewhere: Arc<Elsewhere>,
+    kept: Arc<Kept>,
+    /// What can be run on machines that stay up, as the command line has it.
+    file: PathBuf,
     quiet: bool,
     /// Whether the machines are another run's, and stay.
     is_attached: bool,
@@ -130,10 +153,16 @@ impl Stage {
             true => (load_again(&file.file, registry)?, false),
             false => load(file, registry)?,
         };
+        if let Some(directory) = on {
+            check_machines(&experiment, directory)?;
+        }
         let connections = Arc::new(registry.connections(&state, file.accept_new_hosts));
         let Backend { provider, connector, .. } = match on {
             Some(directory) => backend::recorded(registry, directory, &state).await?,
-            None => connections.of(&experiment).await.map_err(Error::Provider)?,
+            None => {
+                let asked = format!("asking provider {}", experiment.provider);
+                saying(&asked, connections.of(&experiment)).await.map_err(Error::Provider)?
+            }
         };
         let tsunami = Tsunami::new(provider, connector).state(state.clone()).keep(keep);
         let id = tsunami.next_run_id();
@@ -143,8 +172,9 @@ impl Stage {
             torn_down: AtomicBool::new(false),
         });
         let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
-        let tsunami =
-            tsunami.observer(progress.clone()).observer(elsewhere.clone()).cancel_on(cancel.clone());
+        let kept = Arc::new(Kept::default());
+        let tsunami = tsunami.observer(progress.clone()).observer(elsewhere.clone()).observer(kept.clone());
+        let tsunami = tsunami.cancel_on(cancel.clone());
         let tails = Arc::new(Tails::default());
         let reporter = reporter::choose(verbosity, colour);
         let mut options = RunOptions::default().id(id).observer(tails.clone()).observer(reporter.clone());
@@ -168,7 +198,7 @@ impl Stage {
             _ => ExperimentRun::prepare(experiment, tsunami, options).await?,
         };
         if let Some(repeated) = run.repeats().filter(|_| verbosity != Verbosity::Quiet) {
-            say(&format!("run {repeated} is repeated"));
+            say(&words_of_repeated(&repeated, run.part()));
         }
         run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
         if run.prepares() && verbosity != Verbosity::Quiet {
@@ -186,7 +216,8 @@ impl Stage {
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
-        Ok(Self { run, tails, reporter, elsewhere, quiet, is_attached: on.is_some(), json: *json })
+        let (is_attached, json, file) = (on.is_some(), *json, file.file.clone());
+        Ok(Self { run, tails, reporter, elsewhere, kept, file, quiet, is_attached, json })
     }
 
     /// Tears down what a process that was killed has left of the run that is resumed.
@@ -194,13 +225,14 @@ impl Stage {
         for run in self.run.abandoned() {
             say(&format!("run {} was abandoned by its controller; what is left of it is removed", run.id()));
             let engine = backend::engine_or_remains(registry, &run, &self.elsewhere.state).await?;
-            engine.down(&run).await?;
+            let what = format!("{}: being torn down", run.id());
+            saying(&what, engine.down(&run)).await?;
         }
         Ok(())
     }
 
-    /// Writes down what came of it, and says where.
-    pub(super) async fn finish(self, outcome: Result<(), CoreError>) -> Result<u8, Error> {
+    /// Writes down what came of it, and says where, and what stays up.
+    pub(super) async fn finish(self, outcome: Result<(), CoreError>, answer: Answer) -> Result<u8, Error> {
         self.reporter.finish();
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
@@ -218,24 +250,132 @@ impl Stage {
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
         let local = local.map(Error::file("write to", self.run.results().directory()));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
-        let (written, table) = match self.run.finish(outcome).await {
-            Ok(report) if !self.quiet && !self.json => {
-                (None, print_markdown(&markdown(&report.analysis())).err())
-            }
-            Ok(_) => (None, None),
-            Err(error) => (Some(Error::from(error)), None),
+        let (report, written) = match self.run.finish(outcome).await {
+            Ok(report) => (Some(report), None),
+            Err(error) => (None, Some(Error::from(error))),
         };
-        if !self.quiet {
-            say(&format!("results: {}", self.run.results().directory().display()));
+        if let Some(report) = report.as_ref().filter(|_| !self.quiet) {
+            if !self.json {
+                say_markdown(&markdown(&report.analysis()));
+            }
+            self.kept.tell(report, &self.file);
         }
+        let told = self.tell_results(answer).err();
         let events = if self.json { Events::finish().err() } else { None };
         // The gravest comes last, where it is seen.
-        let failures = [events, table, written, local, error];
+        let failures = [events, told, written, local, error];
         let mut failures = failures.into_iter().flatten().collect::<Vec<_>>();
         let last = failures.pop();
         failures.iter().for_each(Error::show);
         last.map_or(Ok(0), Err)
     }
+
+    /// Says where the results are: to whoever watches, and to whatever reads standard output.
+    fn tell_results(&self, answer: Answer) -> Result<(), Error> {
+        let directory = self.run.results().directory().to_string_lossy();
+        if !self.quiet {
+            say(&format!("results: {directory}"));
+        }
+        let is_seen = !self.quiet && is_all_seen();
+        match self.json || is_seen || answer != Answer::Results {
+            true => Ok(()),
+            false => print(&format!("{}\n", one_line(&directory))),
+        }
+    }
+}
+
+/// Whether a run has all machines of an experiment, as it is recorded.
+fn check_machines(experiment: &Experiment, directory: &RunEntry) -> Result<(), Error> {
+    let groups = directory.record()?.groups;
+    let has = |name: &str, count| groups.iter().any(|group| group.name == name && group.count >= count);
+    let missing = experiment.groups.iter().find(|group| !has(&group.name, group.count.get()));
+    // Which set they would be is told by whoever runs it.
+    let Some(missing) = missing.filter(|_| experiment.set_count() == 1) else { return Ok(()) };
+    let known: Vec<_> = groups.iter().map(|group| format!("{} × {}", group.count, group.name)).collect();
+    Err(Error::Usage(format!(
+        "{} needs {} × {}, and run {} has {}",
+        experiment.name,
+        missing.count,
+        missing.name,
+        directory.id(),
+        known.join(", ")
+    )))
+}
+
+/// How many machines that stay up are named.
+const NAMED: usize = 8;
+
+/// The runs whose machines stay up, and until when.
+#[derive(Debug, Default)]
+struct Kept(Mutex<KeptRuns>);
+
+#[derive(Debug, Default)]
+struct KeptRuns {
+    current: Option<RunId>,
+    kept: Vec<(RunId, SystemTime)>,
+}
+
+impl Kept {
+    /// Says what is up, until when, what that costs, and what can be done with it.
+    fn tell(&self, report: &Report, file: &Path) {
+        let KeptRuns { kept, .. } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (run, until) in kept {
+            let set = report.sets().find(|set| set.run.as_ref() == Some(run));
+            let machines = set.map(|set| &set.machines);
+            let names: Vec<_> = machines.into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
+            let prices = machines.into_iter().flat_map(BTreeMap::values).map(|machine| machine.price);
+            let file = file.to_string_lossy();
+            say_lines(&up(run, &names, hourly(prices), *until, SystemTime::now(), &file));
+        }
+    }
+}
+
+impl Observer for Kept {
+    fn event(&self, event: &Event) {
+        let KeptRuns { current, kept } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&event.kind, &current) {
+            (EventKind::RunStarted { run, .. }, _) => *current = Some(run.clone()),
+            (EventKind::Kept { until }, Some(run)) => kept.push((run.clone(), *until)),
+            _ => {}
+        }
+    }
+}
+
+/// What machines cost in an hour, in US dollars; `None` if a price is not known.
+fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
+    prices.map(|price| price.dollars(1, Duration::from_secs(3600))).sum()
+}
+
+/// The last words on machines that stay up.
+fn up(
+    run: &RunId,
+    names: &[&str],
+    hourly: Option<f64>,
+    until: SystemTime,
+    now: SystemTime,
+    file: &str,
+) -> String {
+    let left = Duration::from_secs(until.duration_since(now).unwrap_or_default().as_secs());
+    let costs = match hourly {
+        Some(0.0) => "costs nothing".to_owned(),
+        Some(hourly) => format!("${hourly:.2} an hour"),
+        None => "what that costs is not known".to_owned(),
+    };
+    let more = names.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let shown = one_line(&names[..names.len().min(NAMED)].join(", "));
+    let first = one_line(names.first().copied().unwrap_or("MACHINE"));
+    let file = one_line(&shlex::try_quote(file).unwrap_or_default());
+    format!(
+        "{} up for {} more, until {}, {costs}: {shown}{more}\n  \
+         tsunami ssh {run} {first}\n  \
+         tsunami exec {run} -- uptime\n  \
+         tsunami run {file} --on {run}\n  \
+         tsunami down {run}\n",
+        number(names.len(), "machine"),
+        span(left),
+        clock(until),
+    )
 }
 
 /// Whether another process tore the run down: what fails then says nothing of the experiment.
@@ -317,5 +457,31 @@ impl Observer for Progress {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_on_machines_that_stay_up_say_all_that_is_to_be_known_of_them() {
+        let run = "20231114-221320-abcd".parse().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let until = now + Duration::from_secs(5400);
+        let price = [Price::PerHour(0.25), Price::PerHour(0.5)];
+        let text = up(&run, &["client-0", "server-0"], hourly(price.into_iter()), until, now, "a b.toml");
+        assert_eq!(
+            text,
+            "2 machines up for 1h 30m more, until 2023-11-14 23:43:20 UTC, $0.75 an hour: client-0, server-0\n  \
+             tsunami ssh 20231114-221320-abcd client-0\n  \
+             tsunami exec 20231114-221320-abcd -- uptime\n  \
+             tsunami run 'a b.toml' --on 20231114-221320-abcd\n  \
+             tsunami down 20231114-221320-abcd\n"
+        );
+        let names: Vec<_> = (0..60).map(|n| format!("n-{n}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let text = up(&run, &names, hourly([Price::Unknown].into_iter()), until, now, "x.toml");
+        assert!(text.contains("not known: n-0, ") && text.contains("n-7 and 52 more\n"), "{text}");
     }
 }

@@ -9,11 +9,17 @@ use crate::terminal::print;
 
 /// Print the JSON Schema of experiment files
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Schema {
     /// Print the reference of all keys in place of it, as Markdown
     #[arg(long)]
     reference: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami schema >experiment.schema.json   # then `#:schema ./experiment.schema.json` in a file
+  tsunami schema --reference | less";
 
 impl Execute for Schema {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {

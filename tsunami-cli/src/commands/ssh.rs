@@ -15,6 +15,7 @@ use crate::terminal;
 /// bash and sh also say in their prompt which machine it is. The status is the command's; 128 and more for a signal, 125
 /// for tsunami's own failure, 255 for lost contact.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Ssh {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -25,6 +26,11 @@ pub(crate) struct Ssh {
     #[arg(last = true)]
     command: Vec<OsString>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami ssh redis server-0
+  tsunami ssh redis server-0 -- tail -n 3 /var/log/syslog";
 
 impl Execute for Ssh {
     /// Becomes `ssh`. Returns only if that can't be done.

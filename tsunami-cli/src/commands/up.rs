@@ -2,17 +2,23 @@
 
 use tsunami_core::{Keep, RunStore};
 
-use super::run::{Part, Stage, StageArgs};
+use super::run::{Answer, Part, Stage, StageArgs};
 use super::{Context, Execute};
 use crate::error::Error;
 use crate::terminal::print;
 
-/// Launch and set up an experiment's machines, and leave them running
+/// Launch and set up machines, and leave them running
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Up {
     #[command(flatten)]
     stage: StageArgs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami up redis.toml
+  run=$(tsunami up -q redis.toml) && tsunami exec $run -- uptime";
 
 impl Execute for Up {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
@@ -24,7 +30,7 @@ impl Execute for Up {
             Err(error) => Err(error),
         };
         let (run, json) = (stage.run.id().clone(), stage.json);
-        let status = stage.finish(outcome).await?;
+        let status = stage.finish(outcome, Answer::Run).await?;
         // The first event has it.
         if !json {
             print(&format!("{run}\n"))?;

@@ -544,7 +544,7 @@ pub(crate) fn span(time: Duration) -> String {
     if time < Duration::from_secs(60) && time.subsec_nanos() != 0 {
         return format!("{:.1}s", time.as_secs_f64());
     }
-    humantime::format_duration(whole_seconds(time)).to_string()
+    tsunami_core::text::span(whole_seconds(time))
 }
 
 /// The time that is left until `end`, in whole seconds as people say it.

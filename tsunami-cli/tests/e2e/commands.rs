@@ -15,7 +15,9 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     let world = World::new();
     let file =
         world.write("x.toml", "name = 'x'\n[group.a]\nsetup = 'echo preparing'\n[group.b]\ncount = 2\n");
-    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let up = world.tsunami([&"up".into(), &file]);
+    let run = up.assert_status(0).stdout.trim().to_owned();
+    up.assert_says(&["3 machines up for ", "costs nothing", "tsunami ssh", &format!("--on {run}")]);
 
     let ls = world.tsunami(["ls", "--json"]);
     let row: serde_json::Value = serde_json::from_str(&ls.stdout).unwrap();
@@ -475,6 +477,36 @@ fn the_schema_and_the_reference_know_the_keys_of_all_providers() {
     let reference = world.tsunami(["schema", "--reference"]);
     reference.assert_status(0);
     assert!(reference.stdout.contains("| `lifetime` |") && reference.stdout.contains("**`hosts`**"));
+}
+
+/// What the program gives somebody to begin with: files that run, completions that shells read, a manual.
+#[test]
+fn files_to_begin_with_run_and_are_never_overwritten() {
+    let world = World::new();
+    for (template, more) in [("first", &[][..]), ("server", &[]), ("sweep", &["--set", "lines=1000"])] {
+        let file = format!("{template}.toml");
+        world.tsunami(["init", &file, "--template", template]).assert_status(0).assert_says(&["tsunami run"]);
+        world.tsunami([&["plan", &file], more].concat()).assert_status(0);
+        world.tsunami([&["run", &file], more].concat()).assert_status(0);
+    }
+    let mine = world.path("work/first.toml");
+    fs::write(&mine, "mine").unwrap();
+    world.tsunami(["init", "first.toml"]).assert_status(2).assert_says(&["not overwritten"]);
+    assert_eq!(fs::read(mine).unwrap(), b"mine");
+    let printed = world.tsunami(["init", "-", "--template", "aws"]);
+    assert!(printed.assert_status(0).stdout.contains("provider = \"aws\""));
+
+    for shell in ["bash", "zsh", "fish"] {
+        let check = format!("\"$@\" >completions && exec {shell} -n completions");
+        let checked = Ended::from(world.shell(&check, ["completions", shell]).output().unwrap());
+        checked.assert_status(0);
+        let script = fs::read_to_string(world.path("work/completions")).unwrap();
+        assert!(script.contains("keep-on-failure"), "{shell}");
+    }
+    world.tsunami(["man", "-o", "pages"]).assert_status(0);
+    let page = fs::read_to_string(world.path("work/pages/tsunami-run.1")).unwrap();
+    assert!(page.contains(".TH tsunami-run 1") && page.contains("Exit status"), "{page}");
+    world.assert_clean();
 }
 
 /// Two runs of one trial of each variant, as their events tell them.

@@ -139,7 +139,7 @@ fn a_run_is_repeated_by_the_directory_of_its_results() {
     let run = first.file_name().unwrap().to_str().unwrap();
     let repeated = again("run");
     repeated.assert_status(0).assert_says(&[&format!("run {run} is repeated"), "like those of run"]);
-    let second = fs::read_dir(elsewhere.join("results/x")).unwrap().next().unwrap().unwrap().path();
+    let second = fs::canonicalize(elsewhere.join("results/x/latest")).unwrap();
     let (before, after) = (report(&first), report(&second));
     let repeats = after.repeats.as_ref().unwrap();
     assert_eq!((repeats.run.as_str(), &repeats.differences[..]), (run, &[][..]));
@@ -157,8 +157,9 @@ fn a_run_is_repeated_by_the_directory_of_its_results() {
 fn the_example_of_a_server_says_which_variant_is_faster() {
     let world = World::new();
     let ended = world.tsunami(["run", example("compare/experiment.toml").to_str().unwrap()]);
-    let table = &ended.assert_status(0).stdout;
+    let table = &ended.assert_status(0).stderr;
     let results = world.results();
+    assert_eq!(ended.stdout, format!("{}\n", results.display()));
     let analysis = report(&results).analysis();
     let rps = &analysis.metrics.iter().find(|metric| metric.metric.name == "rps").unwrap().combinations;
     assert_eq!(rps.len(), 3, "one, four and sixteen clients");

@@ -79,7 +79,9 @@ impl World {
     pub(crate) fn results(&self) -> PathBuf {
         let mut path = self.path("work/results");
         for _ in 0..2 {
-            let entries: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+            let entries = fs::read_dir(&path).unwrap().map(Result::unwrap);
+            let directories = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+            let entries: Vec<_> = directories.map(|entry| entry.path()).collect();
             assert_eq!(entries.len(), 1, "{entries:?}");
             path = entries[0].clone();
         }

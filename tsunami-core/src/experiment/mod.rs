@@ -448,6 +448,10 @@ impl<'a> Loader<'a> {
         }
         let given = crate::results::Given::read(results)
             .map_err(|error| refused(format!("what the run was given can't be read: {error}")))?;
+        if !file.exists() {
+            let lost = "these results have lost their experiment.toml: without it, nothing can be done again";
+            return Err(refused(lost.to_owned()));
+        }
         self.set.extend(given.set);
         self.directory = self.directory.or(given.directory);
         self.kept = Some((given.file, results.join(crate::results::INPUTS)));
@@ -471,6 +475,13 @@ impl<'a> Loader<'a> {
     pub fn load(self, path: impl AsRef<Path>) -> Result<Experiment, Problems> {
         let path = path.as_ref();
         let source = read(path)?;
+        if source.trim_start().starts_with('{') {
+            let problem =
+                Problem::general("this is no experiment file: those are TOML, and this looks like JSON");
+            let own = path.parent().filter(|own| crate::results::is_results(own).is_ok_and(|is| is));
+            let help = own.map(|own| format!("to repeat a run, name its directory: {}", own.display()));
+            return Err(Problems::one(path, "", problem.help(help)));
+        }
         let own = path.parent().filter(|own| *own != Path::new("")).unwrap_or(Path::new("."));
         let dir = &self.directory.clone().unwrap_or_else(|| own.to_owned());
         // A line's ending is nothing that a command should see.

@@ -26,7 +26,7 @@ use crate::plan::Problem;
 use crate::record::RunEntry;
 use crate::registry::Backend;
 use crate::report::Report;
-use crate::results::{Redacted, Repeated, Results, ResultsError, Secrets, check_inputs};
+use crate::results::{Redacted, Repeated, Results, ResultsError, Secrets, check_inputs, lies_in};
 use crate::trial::{Sweep, new_seed};
 
 /// What can be said of a run beside its file.
@@ -178,7 +178,8 @@ impl ExperimentRun {
         Self::begin(experiment, tsunami, options, None).await
     }
 
-    /// The same for a run that repeats one, by the directory of its results. What is done on this computer first is done
+    /// The same for a run that repeats one, by the directory of its results: all of its trials, or the part that it did
+    /// unless [`only`](RunOptions::only) names another. What is done on this computer first is done
     /// only where something is not as it was that machines were given.
     ///
     /// # Errors
@@ -191,13 +192,20 @@ impl ExperimentRun {
         options: RunOptions,
         directory: &Path,
     ) -> Result<Self, ResultsError> {
-        let (of, from) = (experiment.clone(), directory.to_owned());
+        let (of, from, output) = (experiment.clone(), directory.to_owned(), options.results.clone());
         let read = spawn_blocking(move || {
+            if let Some(output) = output.filter(|output| lies_in(output, &from)) {
+                return Err(ResultsError::InRepeated(output));
+            }
             let repeated = Repeated::read(&from)?;
             let unchanged = check_inputs(&of, &from);
             Ok((repeated, unchanged))
         });
         let (repeated, unchanged) = read.await.map_err(ResultsError::unmade).flatten()?;
+        let mut options = options;
+        if options.only.is_empty() {
+            options.only = repeated.part();
+        }
         let is_unchanged = unchanged.is_ok();
         if experiment.prepare.is_empty() {
             unchanged?;
@@ -217,7 +225,8 @@ impl ExperimentRun {
     ) -> Result<Self, ResultsError> {
         let trials = &experiment.trials;
         let seed = trials.seed.unwrap_or_else(new_seed);
-        let plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
+        let mut plan = trials.plan(seed, |parameters| experiment.set_of(parameters));
+        plan.only.clone_from(&options.only);
         let sweep = Sweep::new(plan, trials).only(options.only.clone()).map_err(ResultsError::NoSuchPart)?;
         let id = options.id.clone().unwrap_or_else(|| tsunami.next_run_id());
         // It may read much.
@@ -438,7 +447,14 @@ impl ExperimentRun {
         let (results, experiment) = (self.results.clone(), self.experiment.clone());
         let repeated = self.repeated.clone();
         let written = spawn_blocking(move || {
-            repeated.map_or(Ok(()), |repeated| check_inputs(&experiment, repeated.directory()))?;
+            let unchanged =
+                repeated.map_or(Ok(()), |repeated| check_inputs(&experiment, repeated.directory()));
+            unchanged.map_err(|error| match error {
+                ResultsError::Changed { what, file } if !experiment.prepare.is_empty() => {
+                    ResultsError::PreparedOtherwise { what, file }
+                }
+                error => error,
+            })?;
             results.write_inputs(&experiment)
         });
         written.await.map_err(|error| ResultsError::unwritten(self.results.directory(), error)).flatten()
@@ -447,6 +463,11 @@ impl ExperimentRun {
     /// The run that this one repeats, if it does and that is known.
     pub fn repeats(&self) -> Option<RunId> {
         self.repeated.as_ref()?.run()
+    }
+
+    /// What parameters are in the part of its trials that is done; none where that is all of them.
+    pub fn part(&self) -> &[(String, String)] {
+        self.sweep.part()
     }
 
     /// Writes down what trials there are.

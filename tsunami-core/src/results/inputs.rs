@@ -81,7 +81,7 @@ impl Given {
     pub(crate) fn read(results: &Path) -> io::Result<Self> {
         let inputs = results.join(INPUTS);
         if matches!(fs::metadata(&inputs), Err(error) if error.kind() == io::ErrorKind::NotFound) {
-            return Err(io::Error::other("the run ended before it was written down"));
+            return Err(io::Error::other("the run ended before it was written down, or inputs/ was removed"));
         }
         let source = Source::read(&inputs)?;
         let set: Option<BTreeMap<String, String>> = match fs::read(inputs.join(SET)) {
@@ -128,7 +128,10 @@ impl Source {
     fn read(inputs: &Path) -> io::Result<Option<Self>> {
         match fs::read(inputs.join(SOURCE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            bytes => Ok(serde_json::from_slice(&bytes?)?),
+            bytes => {
+                let damaged = |error| io::Error::other(format!("inputs/{SOURCE} is damaged: {error}"));
+                Ok(serde_json::from_slice(&bytes?).map_err(damaged)?)
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod repeated;
 mod results_csv;
 mod results_json;
 mod run_json;
+mod runs;
 mod secrets;
 mod side_by_side;
 mod writer;
@@ -108,6 +109,21 @@ pub enum ResultsError {
     /// There are no such trials as are to be done.
     #[error("{0}")]
     NoSuchPart(String),
+    /// Results are to go into those that are repeated.
+    #[error("{} lies in the results that are repeated, which stay as they are: results go elsewhere", .0.display())]
+    InRepeated(PathBuf),
+    /// What is prepared on this computer did not come out as it did for the run that is repeated.
+    #[error(
+        "{what} is not as it was in the run that is repeated, although it is prepared, so that nothing done now would \
+         be comparable: have `prepare` make the same, or {}",
+        file.as_ref().map_or("start a new run".to_owned(), |file| format!("run {} as it is now", file.display()))
+    )]
+    PreparedOtherwise {
+        /// Which file, or what of it.
+        what: String,
+        /// Where the experiment's own file was, if that is known.
+        file: Option<PathBuf>,
+    },
     /// What the trials of a run were made with is not as it was.
     #[error(
         "{what} is not as it was when the run began, so that nothing done now would be comparable: put it back, or {}",
@@ -165,7 +181,8 @@ pub struct Results {
 }
 
 impl Results {
-    /// Makes the directory, new or empty, and writes what is known beforehand. It reads all that is uploaded, however
+    /// Makes the directory, new or empty, and writes what is known beforehand. Unless `output` says where it is, `latest`
+    /// beside it leads to it, and `index.csv` lists it. It reads all that is uploaded, however
     /// long that takes: on a thread that may block.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
@@ -189,6 +206,9 @@ impl Results {
             inputs::write(experiment, &directory.join(INPUTS))?;
         }
         let in_use = json::lock_directory(&directory)?;
+        if output.is_none() {
+            runs::enter(&directory, &experiment.set);
+        }
         Self::write_on(directory, Report::default(), in_use)
     }
 
@@ -315,6 +335,7 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
+        runs::settle(&self.directory, outcome);
         drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
@@ -326,6 +347,34 @@ impl Results {
         self.writer.settle(None);
         self.writer.files().iter().find_map(|file| file.error()).or_else(|| self.writer.error())
     }
+}
+
+/// Whether a place is a directory, or will be below it once it is made.
+pub(crate) fn lies_in(place: &Path, directory: &Path) -> bool {
+    let Ok(directory) = fs::canonicalize(directory) else { return false };
+    let place = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+    let made = place.ancestors().find_map(|above| fs::canonicalize(above).ok());
+    made.is_some_and(|made| made.starts_with(directory))
+}
+
+/// What is done again where a run is repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RepeatedRun {
+    /// The run, if that is known.
+    pub run: Option<RunId>,
+    /// What parameters are in the part of its trials that it did; none if it was to do all of them.
+    pub part: Vec<(String, String)>,
+}
+
+/// What would be done again, by the directory of a run's results. Blocks.
+///
+/// # Errors
+///
+/// As [`read_report`] has them.
+pub fn repeated(directory: &Path) -> Result<RepeatedRun, ResultsError> {
+    let repeated = Repeated::read(directory)?;
+    Ok(RepeatedRun { run: repeated.run(), part: repeated.part() })
 }
 
 /// Whether a run has left its events in a directory.

@@ -34,6 +34,14 @@ impl Repeated {
         first.clone().or_else(name)
     }
 
+    /// The part of its trials that it did, if it was to do only that.
+    pub(crate) fn part(&self) -> Vec<(String, String)> {
+        let Some(plan) = &self.report.sweep else { return Vec::new() };
+        // Resumed, it may have done more than it was to do at last.
+        let mut done = self.report.trials.iter().filter_map(|trial| plan.trial(trial.planned_name()));
+        if done.all(|trial| trial.is_of(&plan.only)) { plan.only.clone() } else { Vec::new() }
+    }
+
     /// Where they are.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory

@@ -215,6 +215,9 @@ pub struct SweepPlan {
     /// What is measured.
     #[serde(default)]
     pub metrics: Vec<MetricPlan>,
+    /// What parameters are in the part that was to be done, as they were written; none where that is all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<(String, String)>,
     /// The trials, in the order in which they are to be done.
     pub trials: Vec<PlannedTrial>,
 }
@@ -487,6 +490,7 @@ impl Trials {
             parameters: self.parameters.clone(),
             compare: self.compare.clone(),
             metrics: self.metrics.clone(),
+            only: Vec::new(),
             trials,
         }
     }
@@ -555,6 +559,16 @@ impl Lots {
             order.swap(last, self.below(last + 1));
         }
         order
+    }
+}
+
+impl PlannedTrial {
+    /// Whether these parameters are so in it, as they are written.
+    pub(crate) fn is_of(&self, part: &[(String, String)]) -> bool {
+        let is_so = |(name, value): &(String, String)| {
+            self.parameters.get(name).is_some_and(|known| known.is_written(value))
+        };
+        part.iter().all(is_so)
     }
 }
 

@@ -277,10 +277,13 @@ impl Sweep {
 
     /// Whether a trial is of the part that is done.
     fn is_wanted(&self, planned: &PlannedTrial) -> bool {
-        let is_so = |(name, value): &(String, String)| {
-            planned.parameters.get(name).is_some_and(|known| known.is_written(value))
-        };
-        self.only.iter().all(is_so)
+        planned.is_of(&self.only)
+    }
+
+    /// What parameters are in the part that is done.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn part(&self) -> &[(String, String)] {
+        &self.only
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -456,8 +456,12 @@ fn home_directory(run: &RunId) -> String {
 }
 
 fn unreadable(operation: &'static str, error: impl Into<BoxError>) -> ProviderError {
-    ProviderError::new(ProviderErrorKind::Other, operation, "cannot read which hosts the run took")
-        .source(error)
+    // A file that is damaged stays so: a teardown need not try again.
+    let kind = match operation {
+        "terminate" => ProviderErrorKind::InvalidSpec,
+        _ => ProviderErrorKind::Other,
+    };
+    ProviderError::new(kind, operation, "cannot read which hosts the run took").source(error)
 }
 
 fn remove(directory: &Path) -> io::Result<()> {
@@ -498,7 +502,8 @@ mod tests {
         ] {
             assert_ne!(spoiled, text);
             fs::write(&file, spoiled).unwrap();
-            provider.terminate(&run).await.unwrap_err();
+            let error = provider.terminate(&run).await.unwrap_err();
+            assert!(error.kind.is_final(), "to ask again would change nothing");
             provider.list(&RunFilter::Run(run.clone())).await.unwrap_err();
             assert_eq!(provider.list(&RunFilter::All).await.unwrap(), []);
             assert!(file.exists(), "what it says may still be needed");

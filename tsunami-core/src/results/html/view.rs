@@ -302,7 +302,7 @@ fn facts(report: &Report, run: &RunJson, metrics: usize) -> Vec<(&'static str, S
 fn span(time: Duration) -> String {
     match time.as_secs() {
         0..60 => format!("{:.1} s", time.as_secs_f64()),
-        seconds => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+        seconds => crate::text::span(Duration::from_secs(seconds)),
     }
 }
 

@@ -1,0 +1,205 @@
+//! What stands beside the results of an experiment's runs: `latest`, a link to the newest of them, and `index.csv`, which
+//! says what each of them was given and came to.
+//!
+//! Both are for people. What can't be written is left out: the results of each run are whole without it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::files;
+use crate::Outcome;
+
+const LATEST: &str = "latest";
+const INDEX: &str = "index.csv";
+
+/// The first columns of the index. A column for each value that any run was given comes behind them.
+const COLUMNS: [&str; 3] = ["run", "began", "outcome"];
+
+/// No index of ours has more bytes.
+const INDEX_LIMIT: u64 = 16 << 20;
+
+/// How long another process may take to change the index.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often that is looked at.
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// Enters a run that begins, and has `latest` lead to it.
+pub(super) fn enter(results: &Path, values: &[(String, String)]) {
+    let Some((parent, run)) = place(results) else { return };
+    let _ = point(parent, run);
+    let began = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let _ = change(parent, |index| index.enter(run, &began, values));
+}
+
+/// Enters what a run came to, if it is listed.
+pub(super) fn settle(results: &Path, outcome: Outcome) {
+    let Some((parent, run)) = place(results) else { return };
+    if parent.join(INDEX).is_file() {
+        let _ = change(parent, |index| index.settle(run, outcome.words()));
+    }
+}
+
+fn place(results: &Path) -> Option<(&Path, &str)> {
+    Some((results.parent()?, results.file_name()?.to_str()?))
+}
+
+/// Has the link lead to a run. What has its name and is no link is somebody's own.
+fn point(parent: &Path, run: &str) -> io::Result<()> {
+    let latest = parent.join(LATEST);
+    if latest.symlink_metadata().is_ok_and(|known| !known.is_symlink()) {
+        return Ok(());
+    }
+    // Renamed into its place, so that it always leads somewhere.
+    let aside = parent.join(format!(".{LATEST}-{run}"));
+    symlink(run, &aside)?;
+    let pointed = fs::rename(&aside, &latest);
+    if pointed.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    pointed
+}
+
+/// Changes the index, one process after another. A file of that name that is no index of ours stays as it is.
+fn change(parent: &Path, change: impl FnOnce(&mut Index) -> bool) -> io::Result<()> {
+    let _lock = lock(parent)?;
+    let path = parent.join(INDEX);
+    let mut index = match files::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
+        file => Index::read(file?)?,
+    };
+    index.rows.retain(|row| parent.join(&row[0]).is_dir());
+    match change(&mut index) {
+        true => files::write(&path, index.text()?),
+        false => Ok(()),
+    }
+}
+
+fn lock(parent: &Path) -> io::Result<File> {
+    let (directory, begun) = (File::open(parent)?, Instant::now());
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_TIMEOUT => thread::sleep(LOCK_POLL),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A line a run, in the order in which they began.
+#[derive(Default)]
+struct Index {
+    /// The names of the values.
+    names: Vec<String>,
+    /// The first columns, and a value for each of the first names.
+    rows: Vec<Vec<String>>,
+}
+
+impl Index {
+    fn read(file: File) -> io::Result<Self> {
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file.take(INDEX_LIMIT));
+        let header = reader.headers().map_err(io::Error::from)?;
+        if !header.iter().take(COLUMNS.len()).eq(COLUMNS) {
+            return Err(io::Error::other("it is no index of runs"));
+        }
+        let names = header.iter().skip(COLUMNS.len()).map(str::to_owned).collect();
+        let mut rows = Vec::new();
+        for row in reader.records() {
+            let mut row: Vec<_> = row.map_err(io::Error::from)?.iter().map(str::to_owned).collect();
+            row.resize(row.len().max(COLUMNS.len()), String::new());
+            rows.push(row);
+        }
+        Ok(Self { names, rows })
+    }
+
+    fn enter(&mut self, run: &str, began: &str, values: &[(String, String)]) -> bool {
+        for (name, _) in values {
+            if !self.names.contains(name) {
+                self.names.push(name.clone());
+            }
+        }
+        // The last one counts, as it does in templates.
+        let value = |name: &String| values.iter().rev().find(|(known, _)| known == name);
+        let values = self.names.iter().map(|name| value(name).map(|(_, value)| value.clone()));
+        let row = [run, began, ""].map(str::to_owned).into_iter();
+        self.rows.push(row.chain(values.map(Option::unwrap_or_default)).collect());
+        true
+    }
+
+    fn settle(&mut self, run: &str, outcome: &str) -> bool {
+        let row = self.rows.iter_mut().find(|row| row[0] == run);
+        row.map(|row| outcome.clone_into(&mut row[2])).is_some()
+    }
+
+    fn text(&self) -> io::Result<Vec<u8>> {
+        let mut writer = csv::WriterBuilder::new().flexible(true).from_writer(Vec::new());
+        writer.write_record(COLUMNS.into_iter().chain(self.names.iter().map(String::as_str)))?;
+        for row in &self.rows {
+            let missing = (COLUMNS.len() + self.names.len()).saturating_sub(row.len());
+            writer.write_record(row.iter().map(String::as_str).chain(std::iter::repeat_n("", missing)))?;
+        }
+        writer.into_inner().map_err(|error| error.into_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_says_what_runs_were_given_and_came_to_and_latest_leads_to_the_newest() {
+        let home = tempfile::tempdir().unwrap();
+        let run = |name: &str| {
+            let run = home.path().join(name);
+            fs::create_dir(&run).unwrap();
+            run
+        };
+        let value = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let index = || {
+            let text = fs::read_to_string(home.path().join(INDEX)).unwrap();
+            let without_time = |line: &str| {
+                let mut parts: Vec<_> = line.split(',').collect();
+                parts.remove(1);
+                parts.join(",")
+            };
+            text.lines().map(without_time).collect::<Vec<_>>()
+        };
+        let (a, b) = (run("a"), run("b"));
+        enter(&a, &[value("n", "1"), value("n", "2")]);
+        enter(&b, &[value("word", "x y")]);
+        settle(&a, Outcome::Failed);
+        assert_eq!(index(), ["run,outcome,n,word", "a,failed,2,", "b,,,x y"]);
+        assert_eq!(fs::read_link(home.path().join(LATEST)).unwrap(), Path::new("b"));
+        fs::remove_dir(&a).unwrap();
+        settle(&b, Outcome::Success);
+        assert_eq!(index(), ["run,outcome,n,word", "b,success,,x y"], "what is gone is not listed");
+
+        let runs: Vec<_> = (0..8).map(|n| run(&format!("at-once-{n}"))).collect();
+        thread::scope(|scope| {
+            for run in &runs {
+                scope.spawn(|| {
+                    enter(run, &[]);
+                    settle(run, Outcome::Interrupted);
+                });
+            }
+        });
+        assert_eq!(index().iter().filter(|line| line.contains(",interrupted,")).count(), 8);
+        let names = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.filter(|name| name.as_encoded_bytes()[0] == b'.').count(), 0);
+
+        // What somebody else has put there stays.
+        fs::remove_file(home.path().join(LATEST)).unwrap();
+        fs::create_dir(home.path().join(LATEST)).unwrap();
+        fs::write(home.path().join(INDEX), "mine\n").unwrap();
+        enter(&run("c"), &[]);
+        assert!(home.path().join(LATEST).symlink_metadata().unwrap().is_dir());
+        assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), "mine\n");
+        let elsewhere = tempfile::tempdir().unwrap();
+        settle(&elsewhere.path().join("out"), Outcome::Success);
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+}
