@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Provisioner, RunDeadline};
 use crate::error::{BoxError, Error, shown};
 use crate::event::{EventKind, Events, Origin, UserEvent, cut};
+use crate::exclude::Exclude;
 use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
 use crate::machine::{Machine, MachineId, RunId};
 use crate::session::{
@@ -449,10 +450,52 @@ impl Host {
     /// [`Error::Session`] if it can't be read here or written there, [`Error::Lost`] or [`Error::Interrupted`] if the
     /// machine ends meanwhile, [`Error::Cancelled`] if the run does.
     pub async fn upload(&self, from: impl AsRef<Path>, to: &str) -> Result<(), Error> {
+        self.upload_without(from, to, &Exclude::default()).await
+    }
+
+    /// Does what [`upload`](Self::upload) does with a directory, without what is left out.
+    ///
+    /// # Errors
+    ///
+    /// As `upload` has them.
+    pub async fn upload_without(
+        &self,
+        from: impl AsRef<Path>,
+        to: &str,
+        exclude: &Exclude,
+    ) -> Result<(), Error> {
         let from = from.as_ref();
+        self.uploaded(from, to, self.inner.spreads.upload(self, from, to, exclude)).await
+    }
+
+    /// Uploads a text in the place of the file that it was made from, whose name and mode it has. No other machine has it
+    /// from this one.
+    #[cfg(feature = "experiment")]
+    pub(crate) async fn upload_text(&self, from: &Path, to: &str, text: String) -> Result<(), Error> {
+        let source = from.to_owned();
+        // The directory goes once the file is there, and is nobody else's.
+        let written = tokio::task::spawn_blocking(move || {
+            let directory = tempfile::Builder::new().prefix("tsunami-").tempdir()?;
+            let file = directory.path().join(source.file_name().unwrap_or("text".as_ref()));
+            std::fs::write(&file, text)?;
+            std::fs::set_permissions(&file, std::fs::metadata(&source)?.permissions())?;
+            Ok::<_, std::io::Error>((directory, file))
+        });
+        let (directory, file) = written.await.map_err(Error::other)?.map_err(|error| self.error(error))?;
+        self.uploaded(from, to, self.inner.session.upload(&file, to)).await?;
+        drop(directory);
+        Ok(())
+    }
+
+    async fn uploaded(
+        &self,
+        from: &Path,
+        to: &str,
+        upload: impl Future<Output = Result<(), SessionError>>,
+    ) -> Result<(), Error> {
         let begun = Instant::now();
         let action = format!("upload of {} to {to}", from.display());
-        self.attempt(&action, self.inner.spreads.upload(self, from, to)).await?;
+        self.attempt(&action, upload).await?;
         self.inner.events.emit(EventKind::Uploaded {
             machine: self.name().to_owned(),
             id: self.id(),

@@ -50,6 +50,7 @@ pub mod condition;
 mod engine;
 mod error;
 mod event;
+mod exclude;
 #[cfg(feature = "experiment")]
 pub mod experiment;
 #[cfg(all(test, feature = "experiment"))]
@@ -89,6 +90,7 @@ pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,
 };
+pub use exclude::{Exclude, InvalidExclude};
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineKind, MachineState,
     RunId, shown,

@@ -84,6 +84,12 @@ pub trait Registration: Debug + Send + Sync + 'static {
     /// The name, as `provider = "…"` and records have it. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
 
+    /// Its keys in use, as they stand in a file, for the reference: a table, and groups. Without one the examples of the keys
+    /// are shown.
+    fn example(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says
     /// otherwise. Without any there is no such table. What is [common](Common) to all providers may be among them.
     fn keys(&self) -> &'static [Key] {
@@ -306,6 +312,12 @@ impl ConnectRequest<'_> {
 pub trait MakeConnector: Debug + Send + Sync + 'static {
     /// The table's name. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
+
+    /// Its keys in use, as they stand in a file, for the reference. Without one the examples of the keys
+    /// are shown.
+    fn example(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The table's keys. Without any there is no such table.
     fn keys(&self) -> &'static [Key] {

@@ -327,7 +327,7 @@ impl Trial {
     }
 
     /// Lets go of the services that have ended by themselves, and returns how they did, as one error.
-    async fn ended_services(&self) -> Option<Error> {
+    pub(crate) async fn ended_services(&self) -> Option<Error> {
         let ended: Vec<Background> = {
             let mut services = self.services();
             services.iter_mut().filter_map(|service| service.take_if(|service| service.has_ended())).collect()
