@@ -15,7 +15,7 @@ impl Experiment {
         let mut seen = HashSet::new();
         let uploads = groups.flat_map(|group| &group.upload).filter(|upload| !upload.exclude.is_empty());
         let mut notes = Vec::new();
-        for upload in uploads.filter(|upload| seen.insert((&upload.from, &upload.exclude))) {
+        for upload in uploads.filter(|upload| seen.insert((&upload.from, upload.exclude.patterns()))) {
             let mut left: HashSet<usize> = (0..upload.exclude.patterns().len()).collect();
             // What can't be read is said by whoever uploads it.
             let _ = look(&upload.from, &upload.from, &upload.exclude, &mut left);
