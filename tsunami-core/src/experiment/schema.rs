@@ -320,9 +320,11 @@ fn words(form: &Form) -> String {
         Form::Choice(choices) => {
             choices.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
         }
+        Form::List(Form::Table(_)) => "a list of tables".to_owned(),
         Form::List(form) => format!("a list: {}", words(form)),
         Form::OneOrMore(form) => format!("{}, or a list of those", words(form)),
         Form::Table(_) => "a table".to_owned(),
+        Form::Map(Form::Table(_)) => "a table for each name".to_owned(),
         Form::Map(form) => format!("a table by name: {}", words(form)),
         Form::Either(forms) => forms.iter().map(words).collect::<Vec<_>>().join(", or "),
     }

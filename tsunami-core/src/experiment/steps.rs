@@ -89,16 +89,7 @@ impl Measure for FileTrials<'_> {
             return Ok(());
         }
         // What is measured without the server that it is about is no measurement, however that ended.
-        match steps.trial.ended_services().await {
-            Some(Error::Command { machine, stage, command, exit, .. }) if exit.success() => {
-                let message = format!(
-                    "`{command}` ended with status 0 before the trial did, and a `start` goes on until then. If it may end by \
-                     itself, let something else go on: `…; sleep infinity`"
-                );
-                Err(steps.trial.host(&machine)?.stage(&stage).error(message))
-            }
-            ended => ended.map_or(Ok(()), Err),
-        }
+        steps.trial.ended_services(|error| steps.ended_too_soon(error)).await.map_or(Ok(()), Err)
     }
 
     fn traces(&self) -> Option<PathBuf> {
@@ -128,6 +119,18 @@ impl Steps<'_> {
     /// The steps that are done now, in order.
     fn own(&self) -> impl Iterator<Item = &Step> {
         self.experiment.steps.iter().filter(|step| step.per == self.per)
+    }
+
+    /// What to do about a service that has ended well before the trial did.
+    fn ended_too_soon(&self, error: Error) -> Error {
+        let Error::Command { machine, stage, command, exit, .. } = &error else { return error };
+        match self.trial.host(machine) {
+            Ok(host) if exit.success() => host.stage(stage).error(format!(
+                "`{command}` ended with status 0 before the trial did, and a `start` goes on until then. If it may end by itself, \
+                 let something else go on: `…; sleep infinity`"
+            )),
+            _ => error,
+        }
     }
 
     /// Does what is done between trials.
