@@ -44,88 +44,120 @@ const SPOT_BLOCKS: [(&str, bool); 2] = [("promise", false), ("native", true)];
 
 /// The keys of `[aws]`, any of which a group may override.
 const KEYS: &[Key] = &[
-    Key::new("region", Form::Text, "the region").default("the configured one"),
-    Key::new("zone", Form::Text, "the availability zone").default("any that has what is asked for"),
+    Key::new("region", Form::Text, "the region").example("\"eu-west-1\"").default("the configured one"),
+    Key::new("zone", Form::Text, "the availability zone")
+        .example("\"eu-west-1a\"")
+        .default("any that has what is asked for"),
     Key::new("market", Form::OneOrMore(&MARKET), "where to buy, in the order to try")
+        .example("[\"spot\", \"on-demand\"]")
         .default("\"on-demand\""),
     Key::new("max_price", Form::Number, "the most that an hour of a spot machine may cost, in US dollars")
+        .example("0.25")
         .default("the on-demand price"),
     Key::new(
         "instance",
         Form::Either(&[Form::OneOrMore(&Form::Text), Form::Table(SHAPE_KEYS)]),
         "instance types, any one of which will do, or what they have to have",
-    ),
+    )
+    .example("[\"c7g.large\", \"c6g.large\"]"),
     Key::new("mixed", Form::Boolean, "whether the machines of a group may differ in type and zone")
+        .example("true")
         .default("false"),
     Key::new(
         "image",
         Form::Text,
         "an alias such as `ubuntu-24.04`, an id `ami-…`, or the path of a public parameter, `ssm:/…`",
     )
+    .example("\"ubuntu-24.04\"")
     .default("\"ubuntu-24.04\""),
-    Key::new("user", Form::Text, "who to log in as").default("the user that the image is known to have"),
-    Key::new("disk", Form::Table(DISK_KEYS), "the root volume").default("the image's"),
-    Key::new("subnet", Form::Text, "a subnet's id").default("the default one of the zone"),
+    Key::new("user", Form::Text, "who to log in as")
+        .example("\"admin\"")
+        .default("the user that the image is known to have"),
+    Key::new("disk", Form::Table(DISK_KEYS), "the root volume")
+        .example("{ size = \"30GiB\" }")
+        .default("the image's"),
+    Key::new("subnet", Form::Text, "a subnet's id")
+        .example("\"subnet-0123456789abcdef0\"")
+        .default("the default one of the zone"),
     Key::new(
         "reach",
         Form::Choice(&words(&Reach::WORDS)),
         "whether machines have public addresses, or are reached by those of their network",
     )
+    .example("\"private\"")
     .default("as the subnet has it"),
-    Key::new("security_group", Form::Text, "a security group's id").default("one made for the run"),
+    Key::new("security_group", Form::Text, "a security group's id")
+        .example("\"sg-0123456789abcdef0\"")
+        .default("one made for the run"),
     Key::new("ssh_from", Form::OneOrMore(&Form::Text), "who may connect by SSH, as CIDR blocks")
+        .example("\"203.0.113.0/24\"")
         .default("this computer's address; of machines without a public one, their network"),
     Key::new(
         "open_ports",
         Form::List(&Form::PORT),
         "ports that the run's machines in other regions may reach",
-    ),
+    )
+    .example("[6379]"),
     Key::new("placement_group", Form::Boolean, "whether to keep the machines close together")
+        .example("true")
         .default("false"),
-    Key::new("iam_profile", Form::Text, "the name of an instance profile"),
-    Key::new("user_data", Form::Path, "a file with user data beside tsunami's own"),
-    Key::new("tags", Form::Map(&Form::Text), "more tags"),
-    Key::new("wait_for_cloud_init", Form::Boolean, "whether set-up waits for cloud-init").default("true"),
+    Key::new("iam_profile", Form::Text, "the name of an instance profile").example("\"reads-my-bucket\""),
+    Key::new("user_data", Form::Path, "a file with user data beside tsunami's own")
+        .example("\"user-data.sh\""),
+    Key::new("tags", Form::Map(&Form::Text), "more tags").example("{ team = \"blue\" }"),
+    Key::new("wait_for_cloud_init", Form::Boolean, "whether set-up waits for cloud-init")
+        .example("false")
+        .default("true"),
     Key::new(
         "on_interruption",
         Form::Choice(&words(&OnInterruption::WORDS)),
         "what happens when EC2 takes a machine back",
     )
+    .example("\"replace\"")
     .default("\"fail\""),
     Key::new("spot_block", Form::Choice(&words(&SPOT_BLOCKS)), "who keeps the promise of a spot block")
+        .example("\"native\"")
         .default("\"promise\""),
     Key::new(
         "reservation",
         Form::OneOrMore(&Form::Either(&[Form::Text, Form::Table(RESERVATION_KEYS)])),
         "reserved capacity for the market of that name, by its id `cr-…` or by a tag",
-    ),
-    Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups"),
+    )
+    .example("[\"cr-0123456789abcdef0\", { tag = \"team=blue\" }]"),
+    Key::new("profile", Form::Text, "the profile of the AWS configuration; the same for all groups")
+        .example("\"research\""),
 ];
 
 const RESERVATION_KEYS: &[Key] =
-    &[Key::new("tag", Form::Text, "all reservations with this tag, as `\"team=blue\"`").required()];
+    &[Key::new("tag", Form::Text, "all reservations with this tag, as `\"team=blue\"`")
+        .example("\"team=blue\"")
+        .required()];
 
 const SHAPE_KEYS: &[Key] = &[
     Key::new(
         "vcpus",
         Form::Either(&[Form::Text, Form::Integer(1, u32::MAX)]),
         "virtual processors, as `\"2..4\"`, `\"4..\"` or `4`; both ends count",
-    ),
-    Key::new("memory", Form::Text, "memory, as `\"8GiB..\"` or `\"8GiB..16GiB\"`"),
-    Key::new("arch", Form::Choice(&ARCHITECTURES), "the architecture").default("\"x86_64\""),
+    )
+    .example("\"2..4\""),
+    Key::new("memory", Form::Text, "memory, as `\"8GiB..\"` or `\"8GiB..16GiB\"`").example("\"8GiB..\""),
+    Key::new("arch", Form::Choice(&ARCHITECTURES), "the architecture")
+        .example("\"arm64\"")
+        .default("\"x86_64\""),
     Key::new("generation", Form::Choice(&words(&GENERATIONS)), "of which age").default("\"current\""),
     Key::new(
         "exclude",
         Form::OneOrMore(&Form::Text),
         "types that won't do; `*` stands for anything, as in `\"t*\"`",
-    ),
+    )
+    .example("[\"t*\"]"),
 ];
 
 const DISK_KEYS: &[Key] = &[
-    Key::new("size", Form::Size, "its size, as `30GiB`").default("the image's"),
-    Key::new("type", Form::Choice(DISK_TYPES), "its type").default("\"gp3\""),
-    Key::new("iops", RATE, "its operations a second"),
-    Key::new("throughput", RATE, "its throughput, in MiB a second"),
+    Key::new("size", Form::Size, "its size, as `30GiB`").example("\"30GiB\"").default("the image's"),
+    Key::new("type", Form::Choice(DISK_TYPES), "its type").example("\"gp3\"").default("\"gp3\""),
+    Key::new("iops", RATE, "its operations a second").example("4000"),
+    Key::new("throughput", RATE, "its throughput, in MiB a second").example("250"),
 ];
 const RATE: Form = Form::Integer(1, u32::MAX);
 
@@ -145,6 +177,13 @@ impl Registration for Ec2Registration {
 
     fn keys(&self) -> &'static [Key] {
         KEYS
+    }
+
+    fn example(&self) -> Option<&'static str> {
+        Some(
+            "[aws]\nregion = \"eu-west-1\"\nmarket = [\"spot\", \"on-demand\"]\ninstance = [\"c7g.large\", \"c6g.large\"]\n\
+             image = \"ubuntu-24.04\"\n\n[group.server]\ninstance = \"c7g.2xlarge\"\n",
+        )
     }
 
     fn has_users(&self) -> bool {
@@ -756,7 +795,7 @@ profile = "other"
                 "3:10 this is no amount of US dollars above zero",
                 r#"5:19 `market` can't be "sopt" (did you mean `spot`?)"#,
                 "6:13 expected an amount of US dollars, such as 2.5, found a string",
-                "7:9 expected true or false, found a string",
+                "7:9 expected true or false, found a string (write `true` or `false`, without quotes)",
                 "8:17 `30` is no size of a disk (write it as `30GiB`, or `2TiB`)",
                 "8:30 `gp9` is no type of disk (did you mean `gp3`?)",
                 "8:44 expected a whole number, found a string",

@@ -93,6 +93,7 @@ pub mod condition;
 mod engine;
 mod error;
 mod event;
+mod exclude;
 #[cfg(feature = "experiment")]
 pub mod experiment;
 mod forward;
@@ -136,6 +137,7 @@ pub use event::{
     EVENTS_SCHEMA, Event, EventKind, EventsHeader, GroupSize, NewerSchema, Observer, Origin, Recorder,
     UserEvent, read_events,
 };
+pub use exclude::{Exclude, InvalidExclude};
 pub use forward::Forward;
 pub use machine::{
     Addresses, Deadline, InvalidMachine, InvalidRunId, Login, Machine, MachineId, MachineKind, MachineState,

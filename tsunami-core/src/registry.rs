@@ -88,6 +88,12 @@ pub trait Registration: Debug + Send + Sync + 'static {
     /// The name, as `provider = "…"` and records have it. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
 
+    /// Its keys in use, as they stand in a file, for the reference: a table, and groups. Without one the examples of the keys
+    /// are shown.
+    fn example(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The keys that stand in the table of the provider's name, for all groups, or in a group, which then says
     /// otherwise. Without any there is no such table. What is [common](Common) to all providers may be among them.
     fn keys(&self) -> &'static [Key] {
@@ -324,6 +330,12 @@ pub trait MakeConnector: Debug + Send + Sync + 'static {
     /// The table's name. It is no other key at the top of a file.
     fn name(&self) -> &'static str;
 
+    /// Its keys in use, as they stand in a file, for the reference. Without one the examples of the keys
+    /// are shown.
+    fn example(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The table's keys. Without any there is no such table.
     fn keys(&self) -> &'static [Key] {
         &[]
@@ -494,8 +506,8 @@ impl Registry {
         self
     }
 
-    /// What makes connectors for them.
-    pub(crate) fn connector_maker(&self) -> Option<&Arc<dyn MakeConnector>> {
+    /// What makes connectors for those that have none of their own.
+    pub fn connector_maker(&self) -> Option<&Arc<dyn MakeConnector>> {
         self.connector.as_ref()
     }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{BoxError, Remedy};
+use crate::exclude::Exclude;
 use crate::machine::{Login, Machine, RunId};
 
 /// What makes [`Session`]s.
@@ -119,20 +120,32 @@ pub trait Session: Debug + Send + Sync + 'static {
     /// was lost. What has arrived stays.
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError>;
 
+    /// Does what [`upload`](Self::upload) does with a directory, without what is left out.
+    ///
+    /// # Errors
+    ///
+    /// As `upload` has them; by default, that this session can't leave anything out.
+    async fn upload_without(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
+        if exclude.is_empty() {
+            return self.upload(from, to).await;
+        }
+        let message = "this session can't leave anything out of an upload";
+        Err(SessionError::new(SessionErrorKind::Local, message))
+    }
+
     /// Whether machines can give each other what they were given: whether the session has [`upload_kept`](Self::upload_kept)
     /// and the three methods after it. Those who don't leave all of them as they are written here.
     fn spreads(&self) -> bool {
         false
     }
 
-    /// Does what [`upload`](Self::upload) does, and has the machine keep what was sent as `content`, so that
+    /// Does what [`upload`](Self::upload) does, without what [`SharedContent::exclude`] leaves out, and has the machine keep what was sent as `content`, so that
     /// [`offer`](Self::offer) can give it to others. That it could not be kept is no error: then it can't be
     /// offered.
     ///
     /// Is dropped as an upload is. What is kept stays until [`withdraw`](Self::withdraw).
     async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {
-        let _ = content;
-        self.upload(from, to).await
+        self.upload_without(from, to, &content.exclude).await
     }
 
     /// Gives what the machine keeps as `content` to those who have the offer, until [`withdraw`](Self::withdraw).
@@ -256,12 +269,20 @@ pub struct SharedContent {
     pub name: String,
     /// Its bytes, more or less.
     pub size: u64,
+    /// What of a directory is not in it.
+    pub exclude: Exclude,
 }
 
 impl SharedContent {
     /// So many bytes under this name.
     pub fn new(name: impl Into<String>, size: u64) -> Self {
-        Self { name: name.into(), size }
+        Self { name: name.into(), size, exclude: Exclude::default() }
+    }
+
+    /// Leaves something out.
+    pub fn exclude(mut self, exclude: Exclude) -> Self {
+        self.exclude = exclude;
+        self
     }
 }
 

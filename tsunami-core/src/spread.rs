@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::ErrorChain;
 use crate::cluster::Host;
 use crate::event::{EventKind, Events, GroupSize};
+use crate::exclude::Exclude;
 use crate::session::{ContentOffer, Session, SessionError, SessionErrorKind, SharedContent};
 
 /// What is smaller than this, in bytes, is there sooner than two machines have found each other.
@@ -93,6 +94,7 @@ struct Key {
     from: PathBuf,
     /// A file's name on the machine; empty for a directory.
     name: String,
+    exclude: Exclude,
     print: u64,
 }
 
@@ -182,10 +184,16 @@ impl Spreads {
 
     /// Brings a file or a directory to a machine as [`Session::upload`] does, perhaps from another machine. May be dropped
     /// at any await.
-    pub(crate) async fn upload(&self, host: &Host, from: &Path, to: &str) -> Result<(), SessionError> {
-        match self.join(host, from, to).await {
+    pub(crate) async fn upload(
+        &self,
+        host: &Host,
+        from: &Path,
+        to: &str,
+        exclude: &Exclude,
+    ) -> Result<(), SessionError> {
+        match self.join(host, from, to, exclude).await {
             Some(member) => member.upload(host, from, to).await,
-            None => host.session().upload(from, to).await,
+            None => host.session().upload_without(from, to, exclude).await,
         }
     }
 
@@ -217,7 +225,7 @@ impl Spreads {
     }
 
     /// Joins those who want the same content, if it is worth it and the machine can have it from others.
-    async fn join(&self, host: &Host, from: &Path, to: &str) -> Option<Member> {
+    async fn join(&self, host: &Host, from: &Path, to: &str, exclude: &Exclude) -> Option<Member> {
         // Only while machines come up there will be more than there are.
         let machines = {
             let state = lock(&self.inner.state);
@@ -235,8 +243,8 @@ impl Spreads {
         // What is wrong with it is the upload's to say.
         let metadata = fs::metadata(from).ok()?;
         let (size, print) = if metadata.is_dir() {
-            let root = from.to_owned();
-            spawn_blocking(move || measure(&root)).await.ok()?.ok()?
+            let (root, exclude) = (from.to_owned(), exclude.clone());
+            spawn_blocking(move || measure(&root, &exclude)).await.ok()?.ok()?
         } else {
             let mut hasher = DefaultHasher::new();
             note(&metadata, &mut hasher);
@@ -245,13 +253,15 @@ impl Spreads {
         if size < WORTHWHILE {
             return None;
         }
-        let key = Key { network, from: from.to_owned(), name: name_there(&metadata, from, to), print };
+        let (from, name, exclude) = (from.to_owned(), name_there(&metadata, from, to), exclude.clone());
+        let key = Key { network, from, name, exclude: exclude.clone(), print };
         let mut state = lock(&self.inner.state);
         let State { contents, named, .. } = &mut *state;
         let content = contents.entry(key.clone()).or_insert_with(|| {
             *named += 1;
             let (sources, changed) = (Mutex::default(), Notify::new());
-            Arc::new(Content { shared: SharedContent::new(named.to_string(), size), sources, changed })
+            let shared = SharedContent::new(named.to_string(), size).exclude(exclude);
+            Arc::new(Content { shared, sources, changed })
         });
         let mut sources = lock(&content.sources);
         if sources.touched.iter().any(|known| Arc::ptr_eq(known, host.session())) {
@@ -341,7 +351,7 @@ impl Member {
         let mut tried = Vec::new();
         loop {
             match self.way(&tried).await {
-                Way::Alone => return session.upload(from, to).await,
+                Way::Alone => return session.upload_without(from, to, &shared.exclude).await,
                 Way::First(coming) => {
                     session.upload_kept(from, to, shared).await?;
                     coming.arrived(host);
@@ -540,8 +550,8 @@ fn name_there(metadata: &Metadata, from: &Path, to: &str) -> String {
     }
 }
 
-/// The size of all files in a directory, and what changes when one of them does.
-fn measure(root: &Path) -> io::Result<(u64, u64)> {
+/// The size of all files in a directory but those that are left out, and what changes when one of them does.
+fn measure(root: &Path, exclude: &Exclude) -> io::Result<(u64, u64)> {
     let (mut bytes, mut hasher) = (0, DefaultHasher::new());
     let mut stack = vec![root.to_owned()];
     while let Some(directory) = stack.pop() {
@@ -551,6 +561,9 @@ fn measure(root: &Path) -> io::Result<(u64, u64)> {
         names.sort();
         for name in names {
             let metadata = fs::symlink_metadata(&name)?;
+            if exclude.matches(name.strip_prefix(root).unwrap_or(&name), metadata.is_dir()) {
+                continue;
+            }
             name.hash(&mut hasher);
             if metadata.is_dir() {
                 stack.push(name);

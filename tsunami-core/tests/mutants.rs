@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::testing::conformance::{self, ProviderHarness};
 use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
-    ByteStream, Command, Connector, Deadline, Download, Exit, LaunchRequest, Leftover, Machine, MachineId,
-    MachineSpec, OutputSink, PipedStdin, Provider, ProviderError, Quote, RunFilter, RunId, SequenceObserver,
-    Session, SessionError, Stdin,
+    ByteStream, Command, Connector, Deadline, Download, Exclude, Exit, LaunchRequest, Leftover, Machine,
+    MachineId, MachineSpec, OutputSink, PipedStdin, Provider, ProviderError, Quote, RunFilter, RunId,
+    SequenceObserver, Session, SessionError, Stdin,
 };
 
 /// What a provider gets wrong.
@@ -300,6 +300,7 @@ enum WrongSessionKind {
     ReadinessIgnored,
     TrailingSlashIgnored,
     DirectoriesRefused,
+    NothingIsLeftOut,
     DownloadDirectoryIgnored,
     AbsoluteNamesFlattened,
     CheckAlwaysWorks,
@@ -468,6 +469,13 @@ impl Session for WrongSession {
         }
     }
 
+    async fn upload_without(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
+        match self.wrong {
+            WrongSessionKind::NothingIsLeftOut => self.inner.upload(from, to).await,
+            _ => self.inner.upload_without(from, to, exclude).await,
+        }
+    }
+
     async fn download(&self, download: &Download) -> Result<Vec<usize>, SessionError> {
         let mut wrong = download.clone();
         match self.wrong {
@@ -570,6 +578,7 @@ async fn every_wrong_session_breaks_a_promise() {
             a_sink_that_is_not_ready_is_waited_for,
             files_go_out_and_come_home,
             an_upload_arrives_where_it_was_sent,
+            an_upload_leaves_out_what_it_is_told,
             a_download_starts_in_its_directory,
             an_absolute_name_arrives_without_its_slash,
             a_name_that_climbs_arrives_nowhere_else,
@@ -595,6 +604,7 @@ async fn every_wrong_session_breaks_a_promise() {
         (Wrong::ReadinessIgnored, "a_sink_that_is_not_ready_is_waited_for"),
         (Wrong::TrailingSlashIgnored, "an_upload_arrives_where_it_was_sent"),
         (Wrong::DirectoriesRefused, "an_upload_arrives_where_it_was_sent"),
+        (Wrong::NothingIsLeftOut, "an_upload_leaves_out_what_it_is_told"),
         (Wrong::DownloadDirectoryIgnored, "a_download_starts_in_its_directory"),
         (Wrong::AbsoluteNamesFlattened, "an_absolute_name_arrives_without_its_slash"),
         (Wrong::CheckAlwaysWorks, "a_session_knows_whether_it_works"),

@@ -17,27 +17,33 @@ use crate::{examination, proxy};
 
 /// The keys of `[ssh]`.
 const SSH_KEYS: &[Key] = &[
-    Key::new("config", Form::Path, "an extra ssh_config"),
-    Key::new("jump", Form::Text, "a host to jump through, as `user@bastion`"),
+    Key::new("config", Form::Path, "an extra ssh_config").example("\"ssh_config\""),
+    Key::new("jump", Form::Text, "a host to jump through, as `user@bastion`")
+        .example("\"me@bastion.example\""),
     Key::new(
         "proxy",
         Form::List(&Form::Text),
         "a command that leads to machines, as a list of words without a shell, with `{host}`, `{port}` and `{id}`",
-    ),
-    Key::new("user", Form::Text, "who to log in as"),
-    Key::new("key", Form::Path, "the private key to log in with"),
-    Key::new("known_hosts", Form::Path, "where host keys are looked up"),
+    )
+    .example("[\"connect\", \"{host}\", \"{port}\"]"),
+    Key::new("user", Form::Text, "who to log in as").example("\"me\""),
+    Key::new("key", Form::Path, "the private key to log in with").example("\"~/.ssh/id_ed25519\""),
+    Key::new("known_hosts", Form::Path, "where host keys are looked up").example("\"known_hosts\""),
     Key::new("connect_timeout", Form::Duration, "how long a machine may take from its launch to a session")
+        .example("\"5m\"")
         .default("\"2m\""),
-    Key::new("keepalive", Form::Duration, "how often a quiet connection is checked"),
-    Key::new("kex", Form::Text, "the key exchange algorithms, as in `KexAlgorithms`"),
+    Key::new("keepalive", Form::Duration, "how often a quiet connection is checked").example("\"10s\""),
+    Key::new("kex", Form::Text, "the key exchange algorithms, as in `KexAlgorithms`")
+        .example("\"mlkem768x25519-sha256,curve25519-sha256\""),
     Key::new("transport", Form::Choice(&words(&TransportKind::WORDS)), "what carries the sessions")
+        .example("\"in-process\"")
         .default("\"openssh\""),
     Key::new(
         "spread",
         Form::Boolean,
         "whether machines hand on large uploads among each other; by default where their addresses aren't loopback",
-    ),
+    )
+    .example("false"),
 ];
 
 /// The keys of a group of hosts.
@@ -46,6 +52,7 @@ const HOSTS_KEYS: &[Key] = &[Key::new(
     Form::List(&Form::Text),
     "its machines, as `user@host:port` or by their names in an ssh_config",
 )
+.example("[\"me@10.0.0.5:22\", \"box\"]")
 .required()];
 
 /// The providers of this crate, and connections over SSH for those that have none of their own.
@@ -80,6 +87,10 @@ impl MakeConnector for OverSsh {
 
     fn keys(&self) -> &'static [Key] {
         SSH_KEYS
+    }
+
+    fn example(&self) -> Option<&'static str> {
+        Some("[ssh]\njump = \"me@bastion.example\"\nconnect_timeout = \"5m\"\n")
     }
 
     fn read(&self, table: Table<'_>, values: &mut Values<'_, '_>) -> Connection {
@@ -223,6 +234,10 @@ impl Registration for HostsRegistration {
         HOSTS_KEYS
     }
 
+    fn example(&self) -> Option<&'static str> {
+        Some("[group.server]\nhosts = [\"me@10.0.0.5:22\", \"box\"]\n")
+    }
+
     fn is_counted(&self) -> bool {
         false
     }
@@ -326,6 +341,22 @@ mod tests {
         let file = directory.path().join("x.toml");
         fs::write(&file, text).unwrap();
         Loader::new().registry(&registry()).load(file)
+    }
+
+    #[test]
+    fn the_reference_shows_examples_that_are_read() {
+        let registry = registry();
+        let reference = Experiment::reference(&registry);
+        let examples = registry.providers().filter_map(|provider| provider.example());
+        let examples: Vec<_> =
+            examples.chain(registry.connector_maker().and_then(|maker| maker.example())).collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            assert!(reference.contains(&format!("```toml\n{example}```")), "{reference}");
+            let group = if example.contains("[group.") { "" } else { "[group.a]\nhosts = ['box']\n" };
+            load(&format!("name = 'x'\nprovider = 'hosts'\n{example}{group}")).unwrap();
+        }
+        assert!(SSH_KEYS.iter().chain(HOSTS_KEYS).all(|key| key.example.is_some()));
     }
 
     fn refuses(text: &str, expected: &[&str]) {
@@ -498,7 +529,7 @@ usr = 1
                 "7:15 `sub` is not a file",
                 "8:7 these aren't names of key exchange algorithms (list them with commas, as `curve25519-sha256,sntrup761x25519-sha512`)",
                 "9:19 this can't be zero",
-                r#"10:13 expected a duration such as "90s", found an integer"#,
+                r#"10:13 expected a duration such as "90s", found an integer (write it with its unit: "5s", or "5m" for minutes)"#,
                 r#"11:13 `transport` can't be "russh" (known here: openssh, in-process)"#,
                 "12:1 unknown key `usr` (did you mean `user`?)",
             ]

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::{
-    ByteStream, Command, ContentOffer, Download, Exit, Machine, OutputSink, SequenceObserver, Session,
-    SessionError, SharedContent,
+    ByteStream, Command, ContentOffer, Download, Exclude, Exit, Machine, OutputSink, SequenceObserver,
+    Session, SessionError, SharedContent,
 };
 
 use crate::command::{Commands, Input};
@@ -92,7 +92,11 @@ impl Session for SshSession {
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        files::upload(&self.commands, &self.places, from, to).await
+        self.upload_without(from, to, &Exclude::default()).await
+    }
+
+    async fn upload_without(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
+        files::upload(&self.commands, &self.places, from, to, exclude).await
     }
 
     fn spreads(&self) -> bool {

@@ -190,7 +190,7 @@ fn text(experiment: &Experiment, sets: &[Set], crowded: Option<String>) -> Strin
             noted.push(note);
         }
     }
-    for warning in Secrets::of(experiment).warnings().chain(crowded) {
+    for warning in Secrets::of(experiment).warnings().chain(experiment.notes()).chain(crowded) {
         let _ = writeln!(text, "  {}", one_line(&warning));
     }
     for command in &experiment.prepare {

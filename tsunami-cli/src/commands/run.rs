@@ -192,6 +192,7 @@ impl Stage {
             async move { connections.of(&experiment).await.map_err(CoreError::other) }
         });
         let crowded = crate::too_few_open_files(experiment.machines().count());
+        let notes = experiment.notes();
         let run = match (resume, is_repeated) {
             (true, _) => ExperimentRun::resume(experiment, tsunami, options, &file.file).await?,
             (_, true) => ExperimentRun::repeat(experiment, tsunami, options, &file.file).await?,
@@ -200,7 +201,7 @@ impl Stage {
         if let Some(repeated) = run.repeats().filter(|_| verbosity != Verbosity::Quiet) {
             say(&words_of_repeated(&repeated, run.part()));
         }
-        run.secrets().warnings().chain(crowded).for_each(|warning| say(&warning));
+        run.secrets().warnings().chain(notes).chain(crowded).for_each(|warning| say(&warning));
         if run.prepares() && verbosity != Verbosity::Quiet {
             say("preparing on this computer first");
         }

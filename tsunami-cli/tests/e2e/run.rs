@@ -284,6 +284,76 @@ fn a_port_is_seen_when_something_listens_on_it() {
 }
 
 #[test]
+fn templates_and_trees_arrive_and_a_server_is_ready_when_it_answers() {
+    let world = World::new();
+    let conf = world.write("serve.conf", "{{ name }} at {{ ip }}\n");
+    fs::set_permissions(&conf, fs::Permissions::from_mode(0o640)).unwrap();
+    for (name, text) in
+        [("src/main.c", "1"), ("src/main.o", "2"), ("src/target/deep/x", "3"), ("src/doc/x", "4")]
+    {
+        let path = world.path("work").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let text = r#"
+name = "x"
+[group.s]
+count = 2
+upload = [
+  { from = "serve.conf", to = "etc/", template = true },
+  { from = "src", to = "src", exclude = ["target", "*.o", "*.none"] },
+]
+[[step]]
+name = "serve"
+on = "s"
+start = """
+exec perl -MIO::Socket::INET -e '
+    open my $conf, "<", "etc/serve.conf" or die;
+    my ($address) = <$conf> =~ / at (.*)$/;
+    my $server = IO::Socket::INET->new(LocalAddr => $address, LocalPort => 7005, Listen => 5, ReuseAddr => 1) or die;
+    my $asked = 0;
+    while (my $client = $server->accept) {
+        while (<$client>) { last if /^\\r?$/ }
+        print $client "HTTP/1.1 ", $asked++ < 2 ? 503 : 204, " X\\r\\nConnection: close\\r\\n\\r\\n";
+        close $client;
+    }
+'
+"""
+ready = { http = "/up", port = 7005, timeout = "20s" }
+[[step]]
+name = "see"
+on = "s"
+run = "cat etc/serve.conf > seen; stat -c %a etc/serve.conf >> seen; find src -type f | sort >> seen"
+collect = ["seen"]
+"#;
+    let file = world.write("x.toml", text);
+    let plan = world.tsunami([&"plan".into(), &file]);
+    assert!(plan.assert_status(0).stdout.contains("nothing there is `*.none`"), "{}", plan.stdout);
+    world.tsunami([&"run".into(), &file]).assert_status(0);
+    let results = world.results();
+    let addresses = [0, 1].map(|index| {
+        let seen = fs::read_to_string(results.join(format!("trials/1/see/s-{index}/seen"))).unwrap();
+        let address =
+            seen.strip_prefix(&format!("s-{index} at ")).unwrap().lines().next().unwrap().to_owned();
+        assert_eq!(seen, format!("s-{index} at {address}\n640\nsrc/doc/x\nsrc/main.c\n"));
+        address
+    });
+    assert_ne!(addresses[0], addresses[1]);
+    let uploads = fs::read_to_string(results.join("inputs/uploads.json")).unwrap();
+    assert!(uploads.contains("main.c") && !uploads.contains("main.o"), "{uploads}");
+    for (from, to, says) in [
+        ("< 2", "< 2000", "answers with status 503"),
+        ("close $client;", "close $client; exit 0 if $asked > 3;", "ended with status 0 before"),
+    ] {
+        let text = text.replace(from, to).replace("20s", "2s");
+        let file = world
+            .write("x.toml", &text.replace("run = \"cat", "run = \"curl -s {{ ip }}:7005; sleep 1; cat"));
+        world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&[says]);
+    }
+    world.assert_clean();
+}
+
+#[test]
 fn a_script_runs_by_its_own_interpreter_or_says_which_is_missing() {
     let world = World::new();
     world.write("args.sh", "#!/usr/bin/env -S bash -eu\necho \"$BASH_VERSION\" \"$0\" $#\n");
@@ -505,7 +575,7 @@ fn a_trial_removes_only_what_is_the_machines_own() {
 #[test]
 fn what_a_trial_leaves_in_the_background_ends_with_it() {
     let world = World::new();
-    let text = "name = 'x'\n[group.n]\n[[step]]\non = 'n'\nstart = 'sleep 1011 >/dev/null 2>&1 & sleep 0.1; exit 0'\n\
+    let text = "name = 'x'\n[group.n]\n[[step]]\non = 'n'\nstart = 'setsid sleep 1011 >/dev/null 2>&1 & exec sleep 1016'\n\
                 [[step]]\non = 'n'\nrun = 'setsid sleep 1012 >/dev/null 2>&1 & sleep 0.5'\n";
     let file = world.write("x.toml", text);
     world.tsunami([&"run".into(), &file, &"--keep".into()]).assert_status(0);

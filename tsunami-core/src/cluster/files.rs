@@ -16,8 +16,9 @@ use super::Host;
 use super::output::OutputWatcher;
 use crate::error::Error;
 use crate::event::{EventKind, cut};
+use crate::exclude::Exclude;
 use crate::limits::FILE_READ_LIMIT;
-use crate::session::{Download, Stdin, Stream};
+use crate::session::{Download, SessionError, Stdin, Stream};
 use crate::trial::own_script;
 
 /// What [`Host::write`] runs.
@@ -86,6 +87,11 @@ impl<T> fmt::Debug for Transfer<T> {
     }
 }
 
+/// An upload, as errors name it.
+fn upload_of(from: &Path, to: &str) -> String {
+    format!("upload of {} to {to}", from.display())
+}
+
 impl Host {
     /// Copies a local file or directory to the machine; see [`Session::upload`](crate::Session::upload) for where it
     /// arrives. May be dropped at any await; what has arrived stays.
@@ -100,21 +106,58 @@ impl Host {
     /// machine ends meanwhile, [`Error::Cancelled`] if the run does, and [`Error::Timeout`] once its
     /// [time](Transfer::timeout) is over.
     pub fn upload(&self, from: impl AsRef<Path>, to: &str) -> Transfer<()> {
+        self.upload_without(from, to, &Exclude::default())
+    }
+
+    /// Does what [`upload`](Self::upload) does with a directory, without what is left out.
+    ///
+    /// # Errors
+    ///
+    /// As `upload` has them.
+    pub fn upload_without(&self, from: impl AsRef<Path>, to: &str, exclude: &Exclude) -> Transfer<()> {
         let (host, from, to) = (self.clone(), from.as_ref().to_owned(), to.to_owned());
-        let action = format!("upload of {} to {to}", from.display());
-        Transfer::new(self, action.clone(), async move {
-            let begun = Instant::now();
-            host.attempt(&action, host.inner.spreads.upload(&host, &from, &to)).await?;
-            host.inner.events.emit(EventKind::Uploaded {
-                machine: host.name().to_owned(),
-                id: host.id(),
-                stage: host.stage.to_string(),
-                from: from.display().to_string(),
-                to,
-                took: cut(begun.elapsed()),
-            });
-            Ok(())
+        let (action, exclude) = (upload_of(&from, &to), exclude.clone());
+        Transfer::new(self, action, async move {
+            host.uploaded(&from, &to, host.inner.spreads.upload(&host, &from, &to, &exclude)).await
         })
+    }
+
+    /// Uploads a text in the place of the file that it was made from, whose name and mode it has. No other machine has it
+    /// from this one.
+    #[cfg(feature = "experiment")]
+    pub(crate) async fn upload_text(&self, from: &Path, to: &str, text: String) -> Result<(), Error> {
+        let source = from.to_owned();
+        // The directory goes once the file is there, and is nobody else's.
+        let written = tokio::task::spawn_blocking(move || {
+            let directory = tempfile::Builder::new().prefix("tsunami-").tempdir()?;
+            let file = directory.path().join(source.file_name().unwrap_or("text".as_ref()));
+            std::fs::write(&file, text)?;
+            std::fs::set_permissions(&file, std::fs::metadata(&source)?.permissions())?;
+            Ok::<_, std::io::Error>((directory, file))
+        });
+        let (directory, file) = written.await.map_err(Error::other)?.map_err(|error| self.error(error))?;
+        self.uploaded(from, to, self.inner.session.upload(&file, to)).await?;
+        drop(directory);
+        Ok(())
+    }
+
+    async fn uploaded(
+        &self,
+        from: &Path,
+        to: &str,
+        upload: impl Future<Output = Result<(), SessionError>>,
+    ) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.attempt(&upload_of(from, to), upload).await?;
+        self.inner.events.emit(EventKind::Uploaded {
+            machine: self.name().to_owned(),
+            id: self.id(),
+            stage: self.stage.to_string(),
+            from: from.display().to_string(),
+            to: to.to_owned(),
+            took: cut(begun.elapsed()),
+        });
+        Ok(())
     }
 
     /// Brings files home and says how many matches each pattern had, in order. May be dropped at any await; what has

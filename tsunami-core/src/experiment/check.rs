@@ -9,7 +9,7 @@ use crate::limits::{COMMAND_LIMIT, PROBLEM_LIMIT, SET_VALUE_LIMIT, TEMPLATE_FUEL
 use crate::names;
 
 use super::file::value::excerpt;
-use super::file::{Contents, Named, SetContents, TemplateRole, TemplateSite, Used, template_problem};
+use super::file::{Contents, Named, SetContents, TemplateRole, TemplateSite, Used};
 use super::problem::{NotedProblems, Problem};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
@@ -34,8 +34,20 @@ pub(super) fn templates(
     mut fuel: u64,
 ) {
     let used = contents.templates_are_whole.then(|| used(contents));
-    notes.extend(set_values(contents, used.as_ref(), called, set));
-    notes.extend(used.iter().flat_map(|used| unused(contents, used)));
+    render_all(source, contents, notes, &mut fuel);
+    // A name that was meant where another one is undefined is not said to be unused, too.
+    let is_meant = |name: &str| notes.suggest(name);
+    let mut more = set_values(contents, used.as_ref(), called, set, is_meant);
+    more.extend(
+        used.iter()
+            .flat_map(|used| unused(contents, used))
+            .filter_map(|(name, problem)| (!is_meant(name)).then_some(problem)),
+    );
+    notes.extend(more);
+}
+
+/// Notes what is wrong with the templates of a file, as far as there is fuel to render them.
+fn render_all(source: &str, contents: &Contents, notes: &mut NotedProblems, fuel: &mut u64) {
     // With a group or a name missing, or a size unknown, most of what would be found here is not the user's mistake.
     let sets = || contents.sets.iter().filter(|set| set.groups_are_whole && contents.names_are_whole);
     // Where a template was complained about, once is enough.
@@ -46,16 +58,16 @@ pub(super) fn templates(
             if wrong.contains(&site.span.start) {
                 continue;
             }
-            let problems = checker.on_all_machines(site, &mut fuel);
+            let problems = checker.on_all_machines(site, fuel);
             if !problems.is_empty() {
                 wrong.insert(site.span.start);
                 notes.extend(problems);
             }
-            if fuel == 0 && notes.is_empty() {
+            if *fuel == 0 && notes.is_empty() {
                 let message = "rendering all templates for all machines takes too much work, from here on";
                 notes.note(Problem::at(site.span.clone(), message));
             }
-            if fuel == 0 || notes.is_full() {
+            if *fuel == 0 || notes.is_full() {
                 return;
             }
         }
@@ -63,11 +75,11 @@ pub(super) fn templates(
     for set in sets() {
         let checker = Checker::new(source, contents, set);
         for site in set.sites.iter().filter(|site| !checker.is_unread(site)) {
-            if fuel == 0 || notes.is_full() {
+            if *fuel == 0 || notes.is_full() {
                 return;
             }
             if !wrong.contains(&site.span.start) {
-                let problems = checker.with_all_values(site, &mut fuel);
+                let problems = checker.with_all_values(site, fuel);
                 if !problems.is_empty() {
                     wrong.insert(site.span.start);
                     notes.extend(problems);
@@ -130,7 +142,9 @@ impl<'a> Checker<'a> {
         let enough = if site.template.names().is_empty() { 1 } else { usize::MAX };
         let machines =
             site.machines.iter().filter_map(|name| self.machines.all().get(*self.places.get(name)?));
-        machines.take(enough)
+        // Where it can't be told which machines are meant, what it names may still be wrong.
+        let any = self.machines.all().first().filter(|_| site.machines.is_empty());
+        machines.chain(any).take(enough)
     }
 
     /// Renders a template for each machine, with the first values of all parameters, as far as there is fuel.
@@ -214,7 +228,7 @@ impl<'a> Checker<'a> {
                     wrong.failed == FAILED_MACHINES || errors.iter().any(|error| error.too_much);
                 for error in errors {
                     let at = error.range.as_ref().map(|range| range.start);
-                    let problem = || template_problem(self.source, &site.span, text, error);
+                    let problem = || site.problem(self.source, error);
                     wrong.problems.entry(at).or_insert_with(problem);
                 }
             }
@@ -247,6 +261,9 @@ fn next(mut chosen: Vec<usize>, free: &[&Parameter]) -> Option<Vec<usize>> {
 
 /// What is wrong with a text, given what it is for.
 fn wrong_with(role: TemplateRole, text: &str) -> Option<String> {
+    if role == TemplateRole::File {
+        return None;
+    }
     let limit = if role == TemplateRole::Value { VARIABLE_LIMIT } else { COMMAND_LIMIT };
     let wrong = if text.contains('\0') {
         "this holds a NUL character, which no command can be given"
@@ -257,6 +274,10 @@ fn wrong_with(role: TemplateRole, text: &str) -> Option<String> {
         ));
     } else if role != TemplateRole::Value && text.trim().is_empty() {
         "this is empty"
+    } else if role == TemplateRole::UrlPath && !text.starts_with('/') {
+        "the path of a URL begins with `/`"
+    } else if role == TemplateRole::UrlPath && !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        "the path of a URL has no spaces, and of letters only those of ASCII: others are written as `%20`"
     } else if role == TemplateRole::Path && text.starts_with('~') {
         "`~` stands for nothing here: this is relative to the machine's working directory, which is its home except \
          on `hosts`"
@@ -285,6 +306,7 @@ fn set_values(
     used: Option<&HashSet<String>>,
     called: &str,
     set: &[(String, String)],
+    is_meant: impl Fn(&str) -> bool,
 ) -> Vec<Problem> {
     let groups = contents.sets.first().map(|first| &*first.machines.groups).unwrap_or_default();
     let mut seen = HashSet::new();
@@ -305,7 +327,7 @@ fn set_values(
         } else if value.contains(|c: char| c.is_control() && !matches!(c, '\t' | '\n')) {
             "the value holds control characters, as no text in the file can".to_owned()
         } else if used.is_some_and(|used| {
-            !used.contains(name) && !contents.named.iter().any(|(known, ..)| known == name)
+            !used.contains(name) && !contents.named.iter().any(|(known, ..)| known == name) && !is_meant(name)
         }) {
             format!("no template uses `{name}`")
         } else {
@@ -317,13 +339,15 @@ fn set_values(
 }
 
 /// The file's parameters and values that nobody asks for.
-fn unused<'c>(contents: &'c Contents, used: &'c HashSet<String>) -> impl Iterator<Item = Problem> + 'c {
+fn unused<'c>(contents: &'c Contents, used: &'c HashSet<String>) -> impl Iterator<Item = (&'c str, Problem)> {
     let unused =
         contents.named.iter().filter(|(name, ..)| !used.contains(name) && names::is_group_name(name));
+    // What it is worth is another matter, once it has a value.
+    let unused = unused.filter(|(name, ..)| !contents.unread.contains(name));
     unused.map(|(name, span, named)| {
         let help = "so all of its trials are the same; if they are to be, name it in a command's comment";
         let help = (*named == Named::Parameter).then(|| help.to_owned());
-        Problem::at(span.clone(), format!("no template uses `{name}`")).help(help)
+        (&**name, Problem::at(span.clone(), format!("no template uses `{name}`")).help(help))
     })
 }
 

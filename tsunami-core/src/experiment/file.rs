@@ -7,6 +7,7 @@
 mod metrics;
 mod sets;
 mod trials;
+mod uploads;
 pub(super) mod value;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,19 +26,18 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use self::value::{entries, key, unreadable};
-use super::keys::{
-    FROM_ENV_KEYS, GROUP_KEYS, PER, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, UPLOAD_KEYS, names, top_keys,
-};
+use super::hints::instead;
+use super::keys::{FROM_ENV_KEYS, GROUP_KEYS, PER, READY_KEYS, SCRIPT_KEYS, STEP_KEYS, names, top_keys};
 use super::problem::{NotedProblems, Problem, suggest};
 use super::script::{Interpreter, Unusable};
 use super::template::{Template, TemplateError, is_reserved};
 use super::values::{Place, Table, Values};
 use super::{
     Action, EnvValue, Group, MachineSet, OnError, OnInterruption, Pattern, Per, Ready, ReadyWhen, Secret,
-    Setup, Step, Upload, machine_name,
+    Setup, Step, machine_name,
 };
 use crate::registry::{
-    Common, Connection, GroupTable, Machines, MakeConnector, Registration, Registry, TableReader,
+    Common, Connection, GroupTable, Key, Machines, MakeConnector, Registration, Registry, TableReader,
 };
 use crate::results::take_kept;
 use crate::trial::{DEFAULT_READY_TIMEOUT, Parameters, Trials};
@@ -111,9 +111,22 @@ pub(super) struct TemplateSite {
     pub(super) template: Template,
     pub(super) span: Span,
     pub(super) role: TemplateRole,
+    /// The file that it is, if it isn't part of the experiment file; that is named where it stands.
+    pub(super) file: Option<Arc<Path>>,
     /// The machines it is rendered for.
     pub(super) machines: Rc<Vec<String>>,
     pub(super) used: Used,
+}
+
+impl TemplateSite {
+    /// What is wrong with it, at its place.
+    pub(super) fn problem(&self, source: &str, error: TemplateError) -> Problem {
+        let text = self.template.source();
+        match &self.file {
+            Some(path) => file_problem(&self.span, path, text, error),
+            None => template_problem(source, &self.span, text, error),
+        }
+    }
 }
 
 /// When a template is rendered, which decides what it knows.
@@ -133,6 +146,10 @@ pub(super) enum TemplateRole {
     Command,
     Path,
     Pattern,
+    /// A file, which holds what it holds.
+    File,
+    /// The path of a URL, and its query.
+    UrlPath,
 }
 
 /// Where a template is used.
@@ -185,6 +202,8 @@ pub(super) struct Reader<'a> {
     metrics: BTreeMap<String, String>,
     /// Whether these are all.
     metrics_are_whole: bool,
+    /// The texts of templates that are files, or what is wrong with them.
+    texts: HashMap<PathBuf, Result<Arc<str>, Problem>>,
 }
 
 impl<'a> Reader<'a> {
@@ -220,6 +239,7 @@ impl<'a> Reader<'a> {
             names_are_whole: true,
             metrics: BTreeMap::new(),
             metrics_are_whole: true,
+            texts: HashMap::new(),
         }
     }
 
@@ -284,7 +304,8 @@ impl<'a> Reader<'a> {
         }
         let connection =
             registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
-        let (used, depends) = sets::dependencies(root, provider.as_ref(), &trials.parameters);
+        let files = self.names_in_files(root);
+        let (used, depends) = sets::dependencies(root, provider.as_ref(), &trials.parameters, files);
         let sets = self.sets(root, provider.as_ref(), &values, &depends);
         trials.compare = self.compare(root, &trials.parameters, &depends);
         let first = sets.first().map(|set| set.machines.steps.as_slice()).unwrap_or_default();
@@ -538,7 +559,13 @@ impl<'a> Reader<'a> {
                     let own = provider
                         .iter()
                         .flat_map(|provider| names(provider.group_keys()).chain(names(provider.keys())));
-                    let help = suggest(key, names(GROUP_KEYS).chain(own));
+                    let own: Vec<&str> = names(GROUP_KEYS).chain(own).collect();
+                    // What people reach for may be another provider's.
+                    let others = registry.providers().flat_map(|other| names(other.keys()));
+                    let all: Vec<&str> = own.iter().copied().chain(others).collect();
+                    let help = instead(key, all.iter().copied());
+                    let help = help.or_else(|| self.help_for_key(key, own.iter().copied()));
+                    self.templates_are_whole = false;
                     self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
                 }
             }
@@ -621,28 +648,6 @@ impl<'a> Reader<'a> {
             }
         }
         setup
-    }
-
-    fn upload(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Upload> {
-        let table = self.table(value)?;
-        self.keys(table, UPLOAD_KEYS);
-        let from = self.required(table, "from", value.span());
-        let to = self.required(table, "to", value.span());
-        let from = from.and_then(|value| {
-            let (path, metadata) = match self.prepares {
-                true => self.perhaps_existing(value)?,
-                false => self.existing(value).map(|(path, metadata)| (path, Some(metadata)))?,
-            };
-            let Some(metadata) = metadata else { return Some(path) };
-            // To read a pipe or a device might take forever.
-            if !metadata.is_file() && !metadata.is_dir() {
-                let message = format!("`{}` is neither a file nor a directory", path.display());
-                self.note(Problem::at(value.span(), message));
-            }
-            Some(path)
-        });
-        let to = to.and_then(|value| self.template(value, TemplateRole::Path, used));
-        Some(Upload { from: from?, to: to? })
     }
 
     fn env(&mut self, table: &DeTable<'_>, used: &TemplateScope) -> Vec<(String, EnvValue)> {
@@ -875,6 +880,7 @@ impl<'a> Reader<'a> {
                 );
                 None
             }
+            (None, None) if has_unknown(table, STEP_KEYS) => None,
             (None, None) => {
                 let help = "give it a command to `run`, or to `start` in the background".to_owned();
                 self.note(Problem::at(step, "this step does nothing").help(help));
@@ -884,9 +890,27 @@ impl<'a> Reader<'a> {
     }
 
     fn ready(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Ready> {
-        let table = self.table(value)?;
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(value, "a table such as `{ port = 6379 }`");
+            return None;
+        };
         self.keys(table, READY_KEYS);
-        let port = table.get("port").map(|value| self.port(value).map(ReadyWhen::Port));
+        let http = table.get("http").map(|value| (value, self.template(value, TemplateRole::UrlPath, used)));
+        let port = table.get("port").map(|value| self.port(value));
+        let listens = match (http, port) {
+            (None, port) => port.map(|port| port.map(ReadyWhen::Port)),
+            (Some((_, path)), Some(port)) => {
+                Some(port.zip(path).map(|(port, path)| ReadyWhen::Http { port, path }))
+            }
+            (Some((value, _)), None) => {
+                let help = "say where it is asked: `ready = { http = \"/\", port = 8080 }`".to_owned();
+                self.note(
+                    Problem::at(value.span(), "`http` needs the `port` that the server listens on")
+                        .help(help),
+                );
+                Some(None)
+            }
+        };
         let command = table
             .get("command")
             .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Command));
@@ -895,11 +919,16 @@ impl<'a> Reader<'a> {
             .map(|value| self.template(value, TemplateRole::Command, used).map(ReadyWhen::Log));
         let timeout =
             table.get("timeout").and_then(|value| self.duration(value)).unwrap_or(DEFAULT_READY_TIMEOUT);
-        let mut signs = [port, command, log].into_iter().flatten();
+        let mut signs = [listens, command, log].into_iter().flatten();
         match (signs.next(), signs.next()) {
             (Some(when), None) => Some(Ready { when: when?, timeout }),
+            // The one that is missing may be that which is written wrong.
+            (None, _) if has_unknown(table, READY_KEYS) => None,
             _ => {
-                self.note(Problem::at(value.span(), "`ready` has one of `port`, `command` and `log`"));
+                self.note(Problem::at(
+                    value.span(),
+                    "`ready` has one of `port`, `http` with its `port`, `command` and `log`",
+                ));
                 None
             }
         }
@@ -933,6 +962,13 @@ pub(super) fn template_problem(source: &str, span: &Span, text: &str, error: Tem
     Problem::at(locate(source, span, text, error.range), error.message).help(error.help)
 }
 
+/// The error of a template that is a file, at its place in that.
+fn file_problem(span: &Span, path: &Arc<Path>, text: &str, error: TemplateError) -> Problem {
+    // A long text is one already, and no command.
+    let help = error.help.filter(|_| !error.too_much);
+    Problem::at(span.clone(), error.message).help(help).within(path, text, error.range)
+}
+
 /// Where part of a string (or all of it) stands in the file. A string with escapes in it is spelled otherwise
 /// in the file; then the whole of it must do.
 pub(super) fn locate(source: &str, span: &Span, text: &str, part: Option<Span>) -> Span {
@@ -940,6 +976,11 @@ pub(super) fn locate(source: &str, span: &Span, text: &str, part: Option<Span>) 
         (Some(at), Some(part)) => span.start + at + part.start..span.start + at + part.end,
         _ => span.clone(),
     }
+}
+
+/// Whether a table has keys beside those that are known.
+fn has_unknown(table: &DeTable<'_>, known: &[Key]) -> bool {
+    entries(table).iter().any(|(key, ..)| !names(known).any(|known| known == *key))
 }
 
 /// The number that a machine of the group would have by this name.

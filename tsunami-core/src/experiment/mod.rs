@@ -17,7 +17,9 @@
 
 mod check;
 mod file;
+mod hints;
 pub(crate) mod keys;
+mod notes;
 mod plan;
 mod prepare;
 mod problem;
@@ -40,6 +42,7 @@ use std::time::Duration;
 use std::{fmt, fs, io};
 
 use crate::ErrorChain;
+use crate::exclude::Exclude;
 use crate::limits::{EXPERIMENT_FILE_LIMIT, TEMPLATES_FUEL};
 use crate::machine::machine_name;
 use crate::provider::MachineSpec;
@@ -191,6 +194,10 @@ pub struct Upload {
     pub from: PathBuf,
     /// Where it goes, relative to the machine's working directory.
     pub to: Template,
+    /// What is rendered for each machine in place of the file, which held it when the experiment was read.
+    pub template: Option<Template>,
+    /// What of a directory is left out.
+    pub exclude: Exclude,
 }
 
 /// The value of an environment variable.
@@ -285,6 +292,13 @@ pub struct Ready {
 pub enum ReadyWhen {
     /// Something listens on this port.
     Port(u16),
+    /// Something listens on this port, and answers a request for this path over HTTP.
+    Http {
+        /// The port.
+        port: u16,
+        /// The path, and the query if there is one.
+        path: Template,
+    },
     /// This command succeeds.
     Command(Template),
     /// This text appears in what it prints.

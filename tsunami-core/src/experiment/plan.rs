@@ -42,7 +42,14 @@ async fn set_up(host: &Host, group: &Group, values: &Arc<Parameters>) -> Result<
     let me = MachineContext::of(host);
     let scope = Scope::setup(&me, values.clone());
     for upload in &group.upload {
-        host.upload(&upload.from, &render(&upload.to, &scope)?).await?;
+        let to = render(&upload.to, &scope)?;
+        match &upload.template {
+            Some(template) => {
+                let wrong = |error| host.error(format!("{}: {error}", upload.from.display()));
+                host.upload_text(&upload.from, &to, template.render(&scope).map_err(wrong)?).await?;
+            }
+            None => host.upload_without(&upload.from, &to, &upload.exclude).await?,
+        }
     }
     let facts = me.variables(&Machines::from(vec![me.clone()]), None);
     let mut commands = Vec::new();

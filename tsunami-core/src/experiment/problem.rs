@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::limits::{PROBLEM_LIMIT, SHOWN_MESSAGE_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
@@ -22,17 +23,37 @@ pub struct Problem {
     message: String,
     help: Option<String>,
     span: Option<Range<usize>>,
+    within: Option<Within>,
+}
+
+/// A part of a file that the experiment file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Within {
+    path: Arc<Path>,
+    text: Arc<str>,
+    span: Range<usize>,
 }
 
 impl Problem {
     /// A problem with this part of the file (in bytes).
     pub(super) fn at(span: Range<usize>, message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None, span: Some(span) }
+        Self { message: message.into(), help: None, span: Some(span), within: None }
     }
 
     /// A problem with no place in the file: the file itself, or something given beside it.
     pub(super) fn general(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None, span: None }
+        Self { message: message.into(), help: None, span: None, within: None }
+    }
+
+    /// Says that it is with this part of another file, whose text this is: its beginning unless known.
+    pub(super) fn within(mut self, path: &Arc<Path>, text: &str, span: Option<Range<usize>>) -> Self {
+        self.within = Some(Within { path: path.clone(), text: text.into(), span: span.unwrap_or_default() });
+        self
+    }
+
+    /// The same, of another part of the file.
+    pub(super) fn moved(self, span: Range<usize>) -> Self {
+        Self { span: Some(span), ..self }
     }
 
     /// Adds to what is wrong.
@@ -55,6 +76,11 @@ impl Problem {
     /// What is wrong, in one line.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The file that it is in, if that is one which the experiment file names.
+    pub fn file(&self) -> Option<&Path> {
+        self.within.as_ref().map(|within| &*within.path)
     }
 
     /// What to do about it, if that is known.
@@ -81,6 +107,12 @@ impl NotedProblems {
 
     pub(super) fn is_empty(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// Whether one of them asks whether this word was meant.
+    pub(super) fn suggest(&self, word: &str) -> bool {
+        let suggestion = suggestion(word);
+        self.problems.iter().any(|problem| problem.help.as_ref() == Some(&suggestion))
     }
 
     /// Whether nobody will see what is noted from now on.
@@ -111,7 +143,10 @@ impl Problems {
     pub(super) fn new(path: &Path, source: &str, notes: NotedProblems) -> Self {
         let NotedProblems { mut problems, dropped } = notes;
         // What has no place goes last: it is most often about what is given beside the file, which the file reads better on its own.
-        problems.sort_by_key(|problem| problem.span.as_ref().map_or(usize::MAX, |span| span.start));
+        let start = |span: Option<&Range<usize>>| span.map_or(usize::MAX, |span| span.start);
+        problems.sort_by_key(|problem| {
+            (start(problem.span.as_ref()), start(problem.within.as_ref().map(|within| &within.span)))
+        });
         problems.dedup();
         Self { path: path.to_owned(), source: source.to_owned(), problems, dropped }
     }
@@ -131,15 +166,19 @@ impl Problems {
         self.problems.iter()
     }
 
-    /// The line and column at which a problem begins, both counted from one, the column in characters.
+    /// The line and column at which a problem begins in [its file](Problem::file), both counted from one, the column in
+    /// characters.
     pub fn place(&self, problem: &Problem) -> Option<(usize, usize)> {
-        self.place_of(problem.span.as_ref()?.start)
+        let (source, span) = self.part(problem)?;
+        place_of(source, span.start)
     }
 
-    fn place_of(&self, start: usize) -> Option<(usize, usize)> {
-        let before = self.source.get(..start)?;
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
+    /// The text of a problem's file, and the part of it that the problem is about.
+    fn part<'a>(&'a self, problem: &'a Problem) -> Option<(&'a str, &'a Range<usize>)> {
+        match &problem.within {
+            Some(Within { text, span, .. }) => Some((text, span)),
+            None => Some((&self.source, problem.span.as_ref()?)),
+        }
     }
 
     /// The problems, each with its place and the line of the file it is about, in colour if asked. What a terminal
@@ -159,10 +198,17 @@ impl Problems {
     fn show(&self, problem: &Problem, path: &str, renderer: &Renderer) -> String {
         let (message, help) = (shown(&problem.message), problem.help.as_deref().map(shown));
         let group = Group::with_title(Level::ERROR.primary_title(&message));
-        let place = problem.span.as_ref().and_then(|span| Some((span, self.place_of(span.start)?)));
+        let part = self.part(problem);
+        let place = part.and_then(|(source, span)| Some((source, span, place_of(source, span.start)?)));
+        let other = problem.file().map(|file| mark(&file.to_string_lossy()));
+        // Where the experiment file names the other one.
+        let named = problem.span.as_ref().filter(|_| other.is_some());
+        let named = named.and_then(|span| place_of(&self.source, span.start));
+        let named = named.map(|(line, column)| format!("it is uploaded as {path}:{line}:{column} says"));
+        let path = other.as_deref().unwrap_or(path);
         let group = match place {
-            Some((span, (line, column))) => {
-                let (text, span, whole) = self.excerpt(span);
+            Some((source, span, (line, column))) => {
+                let (text, span, whole) = excerpt(source, span);
                 let snippet =
                     Snippet::source(text).line_start(line).annotation(AnnotationKind::Primary.span(span));
                 match whole {
@@ -175,30 +221,38 @@ impl Problems {
             None => group.element(Origin::path(path)),
         };
         let help = help.as_deref().map(|help| Level::HELP.message(help));
-        renderer.render(&[group.elements(help)])
+        let named = named.as_deref().map(|named| Level::NOTE.message(named));
+        renderer.render(&[group.elements(help).elements(named)])
     }
+}
 
-    /// The line that a problem begins in, or what of it is near, where in that the problem stands, and whether it is
-    /// the line's beginning.
-    ///
-    /// A string over many lines is pointed at by its first: drawing a frame around all of it hides the rest.
-    fn excerpt(&self, span: &Range<usize>) -> (String, Range<usize>, bool) {
-        let (before, rest) = self.source.split_at(span.start);
-        let before = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
-        let rest = &rest[..rest.find(['\r', '\n']).unwrap_or(rest.len())];
-        let (part, after) = rest.split_at(rest.floor_char_boundary(span.len()));
-        let mut from = before.len().saturating_sub(AROUND);
-        let mut to = after.len().min(AROUND);
-        if before.len() + rest.len() <= 2 * AROUND {
-            (from, to) = (0, after.len());
-        }
-        let (before, after) =
-            (&before[before.ceil_char_boundary(from)..], &after[..after.floor_char_boundary(to)]);
-        let part = &part[..part.floor_char_boundary(AROUND)];
-        let [before, part, after] = [before, part, after].map(mark);
-        let span = before.len()..before.len() + part.len();
-        (format!("{before}{part}{after}"), span, from == 0)
+/// The line and column of a place in a text, both counted from one, the column in characters.
+fn place_of(source: &str, start: usize) -> Option<(usize, usize)> {
+    let before = source.get(..start)?;
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
+}
+
+/// The line that a problem begins in, or what of it is near, where in that the problem stands, and whether it is
+/// the line's beginning.
+///
+/// A string over many lines is pointed at by its first: drawing a frame around all of it hides the rest.
+fn excerpt(source: &str, span: &Range<usize>) -> (String, Range<usize>, bool) {
+    let (before, rest) = source.split_at(span.start);
+    let before = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
+    let rest = &rest[..rest.find(['\r', '\n']).unwrap_or(rest.len())];
+    let (part, after) = rest.split_at(rest.floor_char_boundary(span.len()));
+    let mut from = before.len().saturating_sub(AROUND);
+    let mut to = after.len().min(AROUND);
+    if before.len() + rest.len() <= 2 * AROUND {
+        (from, to) = (0, after.len());
     }
+    let (before, after) =
+        (&before[before.ceil_char_boundary(from)..], &after[..after.floor_char_boundary(to)]);
+    let part = &part[..part.floor_char_boundary(AROUND)];
+    let [before, part, after] = [before, part, after].map(mark);
+    let span = before.len()..before.len() + part.len();
+    (format!("{before}{part}{after}"), span, from == 0)
 }
 
 impl fmt::Display for Problems {
@@ -234,7 +288,11 @@ pub(super) fn likely<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -
     let is_same = |known: &&str| SAME.iter().any(|(meant, words)| meant == known && words.contains(&word));
     let same = known.iter().copied().find(is_same);
     let near = same.or_else(|| nearest(word, known.iter().copied()));
-    near.map(|near| format!("did you mean `{near}`?"))
+    near.map(suggestion)
+}
+
+fn suggestion(near: &str) -> String {
+    format!("did you mean `{near}`?")
 }
 
 /// What others call the words of ours that stand for a way to reckon, to judge or to order.

@@ -32,24 +32,96 @@ impl Experiment {
         schema
     }
 
-    /// The reference of experiment files whose machines come from these providers, as Markdown.
+    /// The reference of experiment files whose machines come from these providers, as Markdown: a section for each table,
+    /// with an anchor that is its path (`step-ready`), an example and its keys.
     pub fn reference(registry: &Registry) -> String {
-        let mut text = String::from("# The experiment file\n\n## At the top\n\n");
-        tables(&mut text, &top_keys(registry), "");
+        let mut text = String::from(INTRODUCTION);
+        let top = top_keys(registry);
+        let mut examples = EXAMPLES.to_vec();
+        let maker = registry.connector_maker();
+        examples.extend(maker.and_then(|maker| Some((maker.name(), maker.example()?))));
+        let of_groups: Vec<_> =
+            registry.providers().map(|provider| format!("group-{}", provider.name())).collect();
+        for (provider, of_group) in registry.providers().zip(&of_groups) {
+            let anchor = if provider.keys().is_empty() { of_group } else { provider.name() };
+            examples.extend(provider.example().map(|example| (anchor, example)));
+        }
+        let mut section = |level, anchor: &str, title: &str, keys: &[Key]| {
+            section(&mut text, level, (anchor, title), keys, &examples);
+        };
+        section(2, "top", "At the top", &top);
         for provider in registry.providers() {
             let name = provider.name();
             if !provider.keys().is_empty() {
-                let _ = write!(text, "## `[{name}]`, and in a group of the provider \"{name}\"\n\n");
-                tables(&mut text, provider.keys(), &format!("{name}."));
+                let title = format!("`[{name}]`, or in a group whose provider is \"{name}\"");
+                section(2, name, &title, provider.keys());
             }
             if !provider.group_keys().is_empty() {
-                let _ = write!(text, "## In a group of the provider \"{name}\"\n\n");
-                tables(&mut text, provider.group_keys(), "group.NAME.");
+                let title = format!("In a group whose provider is \"{name}\"");
+                section(2, &format!("group-{name}"), &title, provider.group_keys());
             }
         }
         text
     }
 }
+
+/// What the reference begins with.
+const INTRODUCTION: &str = "# The experiment file\n\n\
+An experiment file is TOML. Keys in **bold** must be given; a key that is not listed is an error, and whatever is wrong is \
+said before anything is launched. `tsunami schema` prints the JSON Schema for editors.\n\n\
+Durations are strings such as `\"90s\"`, `\"45m\"` and `\"1h30m\"`, sizes such as `\"30GiB\"`. Paths on this computer are relative \
+to the file, and `~/` is your home. In a *template*, `{{ }}` stands for a fact: `{{ ip }}`, `{{ server.ip }}`, `{{ clients }}`; \
+where a value stands in a provider's key or in `count`, a template with parameters may take its place.\n\n";
+
+/// Examples of tables, by their anchors, as they stand in a file. Those of other tables are made of their keys'.
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "top",
+        "name = \"redis\"\nlifetime = \"45m\"\n\n[group.server]\nsetup = \"sudo apt-get install -yq redis-server\"\n\n\
+         [[step]]\non = \"server\"\nrun = \"redis-benchmark -q\"\n",
+    ),
+    (
+        "group",
+        "[group.client]\ncount = 3\nsetup = [\"sudo apt-get update -q\", { script = \"setup.sh\" }]\n\
+         upload = [{ from = \"load\", to = \"bin/load\" }]\nenv = { RUST_LOG = \"info\", TOKEN = { from_env = \"TOKEN\" } }\n",
+    ),
+    ("group-setup", "[group.client]\nsetup = { script = \"setup.sh\" }\n"),
+    (
+        "group-upload",
+        "[group.client]\nupload = [\n  { from = \"load\", to = \"bin/load\" },\n  \
+         { from = \"server.conf\", to = \"etc/\", template = true },\n  \
+         { from = \"src\", to = \"src\", exclude = [\"target\", \"*.o\"] },\n]\n",
+    ),
+    ("group-env", "[group.client]\nenv = { TOKEN = { from_env = \"TOKEN\" } }\n"),
+    ("trials", "[trials]\nrepeat = 10\norder = \"random\"\nwarmup = 1\ncanary = true\nodd = \"void\"\n"),
+    (
+        "compare",
+        "[matrix]\nvariant = [\"old\", \"new\"]\n\n[compare]\nby = \"variant\"\nbaseline = \"old\"\nmargin = \"5%\"\n\
+         fail_if = [\"rps < 0.95\"]\n\n[[step]]\non = \"server\"\nrun = \"bin/load --{{ variant }}\"\n\
+         metrics = { rps = { regex = \"rps=([0-9.]+)\", better = \"higher\" } }\n",
+    ),
+    (
+        "step",
+        "[[step]]\nname = \"load\"\non = \"client\"\nrun = \"bin/load {{ server.ip }} | tee out.csv\"\ntimeout = \"5m\"\n\
+         collect = [\"out.csv\", \"core.*?\"]\n",
+    ),
+    (
+        "step-ready",
+        "[[step]]\non = \"server\"\nstart = \"bin/serve --bind {{ ip }}:8080\"\n\
+         ready = { http = \"/health\", port = 8080, timeout = \"30s\" }\n",
+    ),
+    (
+        "step-env",
+        "[[step]]\non = \"client\"\nrun = \"bin/load\"\nenv = { TOKEN = { from_env = \"TOKEN\" } }\n",
+    ),
+    (
+        "step-metrics",
+        "[[step]]\non = \"client\"\nrun = \"bin/load | tee out.csv\"\ncollect = [\"out.csv\"]\n\n[step.metrics]\n\
+         rps = { file = \"out.csv\", csv = \"rps\", where = { test = \"GET\" }, across = \"sum\", better = \"higher\", unit = \"1/s\" }\n\
+         p99 = { regex = 'p99=([0-9.]+) ?ms', across = \"max\", better = \"lower\", unit = \"ms\" }\n",
+    ),
+    ("reset", "[[reset]]\non = \"server\"\nrun = \"redis-cli -h {{ ip }} flushall\"\ntimeout = \"30s\"\n"),
+];
 
 /// The tables that the providers have of their own.
 fn own_tables(registry: &Registry) -> Vec<Key> {
@@ -74,6 +146,11 @@ fn table<'k>(keys: impl Iterator<Item = (&'k Key, bool)>) -> Value {
     for (key, templated) in keys {
         let mut schema = of(&key.form, templated);
         schema["description"] = json!(described(key));
+        let example =
+            key.example.and_then(|example| toml::from_str::<Value>(&format!("example = {example}")).ok());
+        if let Some(example) = example {
+            schema["examples"] = json!([example["example"]]);
+        }
         match properties.get_mut(key.name) {
             Some(known) if *known != schema => *known = json!({ "anyOf": [known.clone(), schema] }),
             _ => drop(properties.insert(key.name.to_owned(), schema)),
@@ -110,37 +187,118 @@ fn of(form: &Form, templated: bool) -> Value {
 
 /// A key's meaning as a sentence, with its default.
 fn described(key: &Key) -> String {
-    let mut text = key.doc.to_owned();
-    if let Some(first) = text.get_mut(..1) {
-        first.make_ascii_uppercase();
-    }
     let default = key.default.map(|default| format!(" (default: {default})")).unwrap_or_default();
-    format!("{text}{default}.")
+    sentence(&format!("{}{default}", key.doc))
 }
 
-/// A table of keys, and after it those of the tables that stand behind them.
-fn tables(text: &mut String, keys: &[Key], path: &str) {
-    text.push_str("| key | value | meaning |\n|---|---|---|\n");
+/// A table of keys with an example, and after it those of the tables that stand behind them. The anchor is its path.
+fn section(
+    text: &mut String,
+    level: usize,
+    (anchor, title): (&str, &str),
+    keys: &[Key],
+    examples: &[(&str, &str)],
+) {
+    let _ = write!(text, "<a id=\"{anchor}\"></a>\n\n{} {title}\n\n", "#".repeat(level));
+    let _ = write!(text, "```toml\n{}```\n\n", example_of(anchor, keys, examples));
+    text.push_str("| key | value | default | meaning |\n|---|---|---|---|\n");
     for key in keys {
         let name = if key.required { format!("**`{}`**", key.name) } else { format!("`{}`", key.name) };
-        let _ = writeln!(text, "| {name} | {} | {} |", words(&key.form), described(key).replace('|', "\\|"));
+        let (value, default) = (value_of(key, anchor), key.default.map(code).unwrap_or_default());
+        let cells = [name, value, default, sentence(key.doc)].map(|cell| cell.replace('|', "\\|"));
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text.push('\n');
     for key in keys {
-        if let Some((below, more)) = inner(&key.form) {
-            let path = format!("{path}{}{more}", key.name);
-            let _ = write!(text, "### `{path}`\n\n");
-            tables(text, below, &format!("{path}."));
+        let Some((below, kind)) = inner(&key.form) else { continue };
+        let title = match (anchor, kind) {
+            ("top", Inner::Table) => format!("`[{}]`", key.name),
+            ("top", Inner::Map) => format!("`[{}.NAME]`", key.name),
+            ("top", Inner::List) => format!("`[[{}]]`", key.name),
+            (_, Inner::Map) => format!("Each of `{}` in {}", key.name, whole(anchor)),
+            _ => format!("`{}` in {}", key.name, whole(anchor)),
+        };
+        let level = if anchor == "top" { 2 } else { 3 };
+        section(text, level, (&anchor_below(anchor, key.name), &title), below, examples);
+    }
+}
+
+/// A table in words, by its anchor.
+fn whole(anchor: &str) -> String {
+    let (first, rest) = anchor.split_once('-').unwrap_or((anchor, ""));
+    let first = match first {
+        "group" => "a group".to_owned(),
+        "step" | "reset" => format!("a {first}"),
+        table => format!("`[{table}]`"),
+    };
+    if rest.is_empty() { first } else { format!("`{rest}` of {first}") }
+}
+
+fn anchor_below(anchor: &str, key: &str) -> String {
+    if anchor == "top" { key.to_owned() } else { format!("{anchor}-{key}") }
+}
+
+/// A table as it may stand in a file.
+fn example_of(anchor: &str, keys: &[Key], examples: &[(&str, &str)]) -> String {
+    if let Some((_, example)) = examples.iter().find(|(of, _)| *of == anchor) {
+        return (*example).to_owned();
+    }
+    let given = keys.iter().filter_map(|key| Some((key.name, key.example?)));
+    match anchor.split_once('-') {
+        // In one line, as a value of its key.
+        Some((table, key)) if table != "group" => {
+            let given: Vec<_> = given.map(|(name, value)| format!("{name} = {value}")).collect();
+            format!("[{table}]\n{key} = {{ {} }}\n", given.join(", "))
+        }
+        of => {
+            let table = if of.is_some() { "group.NAME" } else { anchor };
+            given.fold(format!("[{table}]\n"), |text, (name, value)| format!("{text}{name} = {value}\n"))
         }
     }
 }
 
-/// The keys of the table that stands behind a key, alone or among other things, and what its path is called.
-fn inner(form: &Form) -> Option<(&'static [Key], &'static str)> {
+/// What may stand behind a key: its example, or where its own keys are told.
+fn value_of(key: &Key, anchor: &str) -> String {
+    let text = words(&key.form);
+    match (inner(&key.form), key.example) {
+        (Some(_), _) => format!("[{text}](#{})", anchor_below(anchor, key.name)),
+        // The words are the values themselves.
+        (_, Some(_)) if matches!(key.form, Form::Choice(_) | Form::Boolean) => text,
+        (_, Some(example)) => format!("{text}, as `{example}`"),
+        (_, None) => text,
+    }
+}
+
+/// A default as code, unless it is said in words.
+fn code(default: &str) -> String {
+    let is_value =
+        default.starts_with('"') || default.parse::<f64>().is_ok() || default.parse::<bool>().is_ok();
+    if is_value { format!("`{default}`") } else { default.to_owned() }
+}
+
+fn sentence(text: &str) -> String {
+    let mut text = text.to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    text + "."
+}
+
+/// How a table stands behind a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inner {
+    Table,
+    /// By names of the user's own.
+    Map,
+    List,
+}
+
+/// The keys of the table that stands behind a key, alone or among other things.
+fn inner(form: &Form) -> Option<(&'static [Key], Inner)> {
     match form {
-        Form::Table(keys) => Some((keys, "")),
-        Form::Map(form) => inner(form).map(|(keys, _)| (keys, ".NAME")),
-        Form::List(form) | Form::OneOrMore(form) => inner(form).map(|(keys, _)| (keys, "[]")),
+        Form::Table(keys) => Some((keys, Inner::Table)),
+        Form::Map(form) => inner(form).map(|(keys, _)| (keys, Inner::Map)),
+        Form::List(form) | Form::OneOrMore(form) => inner(form).map(|(keys, _)| (keys, Inner::List)),
         Form::Either(forms) => forms.iter().find_map(inner),
         _ => None,
     }
@@ -156,15 +314,17 @@ fn words(form: &Form) -> String {
         Form::Boolean => "`true` or `false`".to_owned(),
         Form::Integer(_, u32::MAX) => "a whole number".to_owned(),
         Form::Integer(least, most) => format!("a whole number from {least} to {most}"),
-        Form::Number => "a number".to_owned(),
-        Form::Duration => "a duration, as `\"1h30m\"`".to_owned(),
-        Form::Size => "a size, as `\"30GiB\"`".to_owned(),
+        Form::Number => "a number above zero".to_owned(),
+        Form::Duration => "a duration".to_owned(),
+        Form::Size => "a size".to_owned(),
         Form::Choice(choices) => {
             choices.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
         }
+        Form::List(Form::Table(_)) => "a list of tables".to_owned(),
         Form::List(form) => format!("a list: {}", words(form)),
         Form::OneOrMore(form) => format!("{}, or a list of those", words(form)),
         Form::Table(_) => "a table".to_owned(),
+        Form::Map(Form::Table(_)) => "a table for each name".to_owned(),
         Form::Map(form) => format!("a table by name: {}", words(form)),
         Form::Either(forms) => forms.iter().map(words).collect::<Vec<_>>().join(", or "),
     }
@@ -322,11 +482,62 @@ mod tests {
         {
             assert!(reference.contains(&format!("`{}`", key.name)), "{}", key.name);
         }
-        assert!(reference.contains("### `step[].ready`"), "{reference}");
+        for part in [
+            "<a id=\"step-ready\"></a>\n\n### `ready` in a step\n",
+            "| `lifetime` | a duration, as `\"45m\"` | `\"1h\"` | When every machine ends",
+            "| **`on`** | ",
+            "## In a group whose provider is \"pool\"",
+            "[a table](#step-ready)",
+        ] {
+            assert!(reference.contains(part), "no {part} in\n{reference}");
+        }
+        let anchors: Vec<_> =
+            reference.split("(#").skip(1).filter_map(|rest| rest.split(')').next()).collect();
         assert!(
-            reference.contains("| `lifetime` | a duration, as `\"1h30m\"` | When every machine ends"),
-            "{reference}"
+            anchors.iter().all(|anchor| reference.contains(&format!("<a id=\"{anchor}\">"))),
+            "{anchors:?}"
         );
-        assert!(reference.contains("## In a group of the provider \"pool\""), "{reference}");
+    }
+
+    /// Every key says a value that its form takes.
+    fn has_examples(keys: &[Key], at: &str) {
+        for key in keys {
+            let at = format!("{at}.{}", key.name);
+            match (key.example, inner(&key.form)) {
+                (Some(example), _) => {
+                    let text = format!("example = {example}");
+                    let value: Value = toml::from_str(&text).unwrap_or_else(|error| panic!("{at}: {error}"));
+                    fits(&of(&key.form, false), &value["example"], &at).unwrap();
+                }
+                (None, inner) => has_examples(inner.unwrap_or_else(|| panic!("{at} has no example")).0, &at),
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_reference_are_read() {
+        has_examples(&top_keys(&Registry::default()), "");
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        fs::write(directory.path().join("setup.sh"), "#!/bin/sh\n").unwrap();
+        fs::write(directory.path().join("load"), "").unwrap();
+        fs::write(directory.path().join("server.conf"), "{{ ip }}").unwrap();
+        fs::create_dir(directory.path().join("src")).unwrap();
+        let reference = Experiment::reference(&registry());
+        for (anchor, example) in EXAMPLES {
+            assert!(reference.contains(&format!("```toml\n{example}```")), "{anchor}");
+            let mut text = (*example).to_owned();
+            // What else a file needs.
+            if !text.starts_with("name") {
+                text = format!("name = 'x'\n{text}");
+                ["server", "client"]
+                    .iter()
+                    .filter(|group| !example.contains(&format!("[group.{group}]")))
+                    .for_each(|group| text += &format!("[group.{group}]\n"));
+            }
+            fs::write(&file, &text).unwrap();
+            let loader = crate::experiment::Loader::new().lookup_env(&|_| Some("a secret".into()));
+            loader.load(&file).unwrap_or_else(|problems| panic!("{problems}"));
+        }
     }
 }

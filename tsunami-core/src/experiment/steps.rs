@@ -18,6 +18,7 @@ use super::{Action, Experiment, OnError, Per, Ready, ReadyWhen, Scope, Setup, St
 use crate::cluster::{Cluster, Output};
 use crate::error::{Error, in_time};
 use crate::event::UserEvent;
+use crate::exclude::Exclude;
 use crate::limits::{METRIC_FILE_LIMIT, OUTPUT_LIMIT};
 use crate::outcome::gravest;
 use crate::results::{Repeated, Results};
@@ -83,7 +84,12 @@ impl Measure for FileTrials<'_> {
             steps.reset().await?;
         }
         steps.clean().await?;
-        steps.all().await
+        steps.all().await?;
+        if steps.trial.has_ended() {
+            return Ok(());
+        }
+        // What is measured without the server that it is about is no measurement, however that ended.
+        steps.trial.ended_services(|error| steps.ended_too_soon(error)).await.map_or(Ok(()), Err)
     }
 
     fn traces(&self) -> Option<PathBuf> {
@@ -113,6 +119,18 @@ impl Steps<'_> {
     /// The steps that are done now, in order.
     fn own(&self) -> impl Iterator<Item = &Step> {
         self.experiment.steps.iter().filter(|step| step.per == self.per)
+    }
+
+    /// What to do about a service that has ended well before the trial did.
+    fn ended_too_soon(&self, error: Error) -> Error {
+        let Error::Command { machine, stage, command, exit, .. } = &error else { return error };
+        match self.trial.host(machine) {
+            Ok(host) if exit.success() => host.stage(stage).error(format!(
+                "`{command}` ended with status 0 before the trial did, and a `start` goes on until then. If it may end by itself, \
+                 let something else go on: `…; sleep infinity`"
+            )),
+            _ => error,
+        }
     }
 
     /// Does what is done between trials.
@@ -327,7 +345,10 @@ impl Steps<'_> {
     fn uploads(&self, host: &TrialHost) -> Result<Uploads, Error> {
         let Some(group) = self.experiment.group(host.group()) else { return Ok(Uploads::default()) };
         let scope = Scope::setup(&host.context(), self.experiment.values.clone());
-        let files = group.upload.iter().map(|upload| Ok((upload.from.clone(), render(&upload.to, &scope)?)));
+        let files = group
+            .upload
+            .iter()
+            .map(|upload| Ok((upload.from.clone(), render(&upload.to, &scope)?, upload.exclude.clone())));
         let scripts = group.setup.iter().enumerate().filter(|(_, setup)| matches!(setup, Setup::Script(_)));
         Ok(Uploads {
             files: files.collect::<Result<_, Error>>()?,
@@ -339,7 +360,7 @@ impl Steps<'_> {
 /// What was uploaded to a machine: from where, and to where. The scripts have their own names.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 struct Uploads {
-    files: Vec<(PathBuf, String)>,
+    files: Vec<(PathBuf, String, Exclude)>,
     scripts: Vec<PathBuf>,
 }
 
@@ -348,7 +369,8 @@ impl Uploads {
     async fn names(self) -> Result<Uploaded, Error> {
         // A tree may be large.
         let walk = move || {
-            let files = self.files.iter().flat_map(|(from, to)| Uploaded::names(from, to));
+            let files =
+                self.files.iter().flat_map(|(from, to, exclude)| Uploaded::names_without(from, to, exclude));
             Uploaded::of(&files.chain(self.scripts).collect::<Vec<_>>())
         };
         spawn_blocking(walk).await.map_err(Error::other)
@@ -408,6 +430,7 @@ fn collected(path: &Path) -> Result<Vec<u8>, String> {
 fn sign(ready: &Ready, scope: &Scope) -> Result<Sign, Error> {
     let sign = match &ready.when {
         ReadyWhen::Port(port) => Sign::port(*port),
+        ReadyWhen::Http { port, path } => Sign::http(*port, render(path, scope)?),
         ReadyWhen::Command(line) => Sign::command(render(line, scope)?),
         ReadyWhen::Log(text) => Sign::log(render(text, scope)?),
     };

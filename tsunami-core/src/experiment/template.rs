@@ -18,6 +18,7 @@ use minijinja::{Error, ErrorKind};
 
 use self::language::{ENGINE, FILTERS, TESTS, expressions, mistaken, refused};
 use super::problem::{likely, suggest};
+use crate::text::number;
 
 /// What a machine knows of itself by a plain name, as `ip`.
 const OWN: &[&str] = &["name", "group", "index", "ip", "public_ip", "private_ip"];
@@ -214,7 +215,14 @@ impl TemplateError {
                 too_much: true,
                 ..this
             },
-            _ => this,
+            _ => {
+                match this.message.rsplit_once(" (`").and_then(|(_, end)| end.strip_suffix("` is undefined)"))
+                {
+                    Some(name) => Self { message: format!("`{name}` is undefined"), ..this.clone() }
+                        .about_name(source, scope),
+                    None => this,
+                }
+            }
         }
     }
 
@@ -234,8 +242,9 @@ impl TemplateError {
     /// Knows which word was meant in "filter shout is unknown".
     fn about_word(self, kind: &str, known: &[&str]) -> Self {
         let word = self.message.strip_prefix(kind).and_then(|rest| rest.strip_suffix(" is unknown"));
-        let help = word.and_then(|word| suggest(word, known.iter().copied()));
-        Self { help, ..self }
+        let Some(word) = word else { return self };
+        let message = format!("the {kind}`{word}` is unknown");
+        Self { help: suggest(word, known.iter().copied()), message, ..self }
     }
 }
 
@@ -337,7 +346,9 @@ impl Context {
                 return likely(name, own.into_iter().chain(groups)).or_else(|| Some(help.to_owned()));
             }
             Where::Setup => "set-up knows only what is the machine's own",
-            Where::File if own.is_empty() => "this knows only parameters, and there are none",
+            Where::File if own.is_empty() => {
+                "this knows only what `[matrix]` and `[vars]` have, which is nothing here"
+            }
             Where::File => "this knows only parameters and values",
         };
         let known = if own.is_empty() { String::new() } else { format!(": {}", own.join(", ")) };
@@ -468,7 +479,7 @@ impl Object for GroupValue {
                 None => Some(
                     invalid(
                         format!("`{}[{key}]` doesn't exist", self.group),
-                        format!("`{}` has {} machines, counted from 0", self.group, members.len()),
+                        format!("`{}` has {}, counted from 0", self.group, number(members.len(), "machine")),
                     )
                     .into(),
                 ),
@@ -663,8 +674,9 @@ mod tests {
         ] {
             let error = Template::new(template).unwrap_err();
             let help = format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`");
+            assert!(error.help.as_ref().unwrap().ends_with(&help), "{error}");
             assert_eq!(error.message, format!("`{literal}` is nothing special here: only `{{{{ }}}}` is"));
-            assert_eq!((error.help, error.range), (Some(help), Some(2..4)), "{template}");
+            assert_eq!(error.range, Some(2..4), "{template}");
         }
     }
 

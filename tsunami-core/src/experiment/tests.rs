@@ -172,7 +172,8 @@ impl Dir {
             let place =
                 problems.place(problem).map(|(line, column)| format!("{line}:{column} ")).unwrap_or_default();
             let help = problem.advice().map(|help| format!(" ({help})")).unwrap_or_default();
-            format!("{place}{}{help}", problem.message())
+            let file = problem.file().map(|file| format!("{}:", file.display())).unwrap_or_default();
+            format!("{file}{place}{}{help}", problem.message())
                 .replace(&format!("{}/", self.0.path().display()), "")
         };
         problems.iter().map(line).collect()
@@ -232,7 +233,15 @@ fn the_example_of_the_manual_loads() {
     let client = experiment.group("client").unwrap();
     let script = dir.0.path().join("ok.sh");
     assert_eq!(client.setup, [Setup::Script(script.clone())]);
-    assert_eq!(client.upload, [Upload { from: script, to: Template::new("bin/load").unwrap() }]);
+    assert_eq!(
+        client.upload,
+        [Upload {
+            from: script,
+            to: Template::new("bin/load").unwrap(),
+            template: None,
+            exclude: Exclude::default()
+        }]
+    );
     let names: Vec<_> = client.env.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["RUST_LOG", "TOKEN"]);
 
@@ -823,13 +832,12 @@ run = "{{ d }} {{ e }} {{ c }}"
 "#,
         &[
             "3:1 `a` is a parameter",
-            "4:1 no template uses `b`",
             "4:5 expected a string, a number, true or false, found a list",
             "5:1 `ip` can't name a value: it already has a meaning in templates",
             "6:1 `server` can't name a value: it is a group",
             "7:1 `9` can't name a value (use a lower-case letter, then lower-case letters, digits and `_`)",
             "9:5 no number has more than 18 digits",
-            "11:9 1 is there twice",
+            "11:9 `1` is there twice",
             "11:25 this is no finite number",
             "11:30 a parameter's value can't hold control characters",
             "11:41 expected a string, a number, true or false, found a date or time",
@@ -901,7 +909,7 @@ fn what_is_compared() {
     refuses(
         &text("[compare]\nby = 'clients'\nbaseline = '5'\nmargin = '101%'"),
         &[
-            "16:12 5 is no value of `clients` (known here: 1, 4, 16)",
+            "16:12 `5` is no value of `clients` (known here: 1, 4, 16)",
             "17:10 `101%` is no margin (write it as `3%`, from 0 to 100 %)",
         ],
     );
@@ -946,7 +954,7 @@ n = [1, 2]
             "10:5 a metric has one of `csv`, `json`, `regex` and `hdr`",
             "11:32 `x` is no JSON pointer (write it as `/latency/p99`; `~0` stands for `~`, `~1` for `/`)",
             "12:33 this is no regular expression: unclosed group",
-            "13:29 this has 0 groups, and needs one (the number stands in a group `(…)`; others are written `(?:…)`)",
+            "13:29 this has no group, and needs one (the number stands in a group `(…)`; others are written `(?:…)`)",
             "14:1 `e-f` can't name a metric (use letters, digits and `_`, not beginning with a digit)",
             "15:13 `p101` is nothing that a histogram tells (write `p99`, `p99.9`, `max`, `min`, `mean` or `count`)",
             "15:46 `better` can't be \"more\" (did you mean `higher`?)",
@@ -990,7 +998,7 @@ fn what_is_done_once_for_all_trials() {
             "9:6 there is no group or machine `b` (known here: a, all, a-0)",
             "10:7 this is empty",
             "11:11 this can't be zero",
-            "12:1 unknown key `when` (known here: on, run, timeout)",
+            "12:1 unknown key `when` (a command decides for itself: `if …; then …; fi`; where it is done is `on`)",
             "13:1 `on` is missing here",
             "13:1 `run` is missing here",
         ],
@@ -1126,6 +1134,43 @@ on_error = "ignore""#,
 }
 
 #[test]
+fn what_people_reach_for_is_answered_where_it_stands() {
+    refuses(
+        "name = 'x'\nttl = '1h'\nsize = 'l'\nmembers = 3\nmachines = 2\n[matrix]\nn = [1]\ninclude = [{ n = 2 }]\n[group.a]\n\
+         install = 'x'\nneeds = 'b'\n[[step]]\non = 'a'\ncmd = 'x {{ n }}'\nwait = 5\n[[step]]\non = 'a'\nstart = 'y'\n\
+         ready = { url = '/' }\n",
+        &[
+            "2:1 unknown key `ttl` (`lifetime = \"1h\"` ends every machine)",
+            "3:1 unknown key `size` (it belongs in `[cloud]`, or in a group of that provider)",
+            "4:1 unknown key `members` (it belongs in a group, `[group.NAME]`, with `provider = \"pool\"`)",
+            "5:1 unknown key `machines` (machines are in groups: `[group.server]`, with `count = 3` for more than one)",
+            "8:1 every combination is a trial: `include` can't choose among them (to choose them, let one parameter have \
+             those: `pair = [\"1 old\", \"4 new\"]`; `--only` does a part of them)",
+            "10:1 unknown key `install` (`setup = [\"sudo apt-get install -yq redis-server\"]` prepares each machine; a \
+             script is `{ script = \"setup.sh\" }`)",
+            "11:1 unknown key `needs` (all machines are set up at once, each by itself; what needs others is done in a step)",
+            "14:1 unknown key `cmd` (the command is `run`, or `start` if it goes on in the background; a script is \
+             uploaded, and run by its name)",
+            "15:1 unknown key `wait` (`ready = { port = 6379 }` waits until what `start` began has come up)",
+            "19:11 unknown key `url` (`{ http = \"/health\", port = 8080 }` asks over HTTP)",
+        ],
+    );
+    let meant = |text: &str| Dir::new().problems(text, &[]);
+    let near = "name = 'x'\n[vars]\nnn = 5\n[group.a]\n[[step]]\non = 'a'\nrun = 'x {{ n }}'\n";
+    assert_eq!(
+        meant(near),
+        ["7:13 `n` is undefined (did you mean `nn`?)"],
+        "and `nn` is not said to be unused"
+    );
+    let hidden = "name = 'x'\n[group.a]\n[[reset]]\non = 'b'\nrun = 'x {{ nmae }}'\n";
+    let both = [
+        "4:6 there is no group or machine `b` (known here: a, all, a-0)",
+        "5:13 `nmae` is undefined (did you mean `name`?)",
+    ];
+    assert_eq!(meant(hidden), both);
+}
+
+#[test]
 fn what_belongs_to_every_provider_is_taken_from_the_nearest_table() {
     let experiment = |top: &str, own: &str, group: &str| {
         let text = format!("name = 'x'\nprovider = 'cloud'\n{top}[cloud]\n{own}[group.a]\n{group}");
@@ -1192,7 +1237,9 @@ lifetime = "1y"
         r#"name = "x"
 lifetime = 45
 [group.a]"#,
-        &[r#"2:12 expected a duration such as "90s", found an integer"#],
+        &[
+            r#"2:12 expected a duration such as "90s", found an integer (write it with its unit: "45s", or "45m" for minutes)"#,
+        ],
     );
 }
 
@@ -1222,7 +1269,10 @@ on = "a""#,
 fn counts() {
     refuses(&group("count = 0"), &["3:9 a group has from 1 to 10000 machines"]);
     refuses(&group("count = -1"), &["3:9 a group has from 1 to 10000 machines"]);
-    refuses(&group(r#"count = "3""#), &["3:9 expected a number of machines, found a string"]);
+    refuses(
+        &group(r#"count = "3""#),
+        &["3:9 expected a number of machines, found a string (write it without quotes: 3)"],
+    );
     refuses(&group("count = 99999"), &["3:9 a group has from 1 to 10000 machines"]);
     refuses(
         &group("members = 3"),
@@ -1281,6 +1331,125 @@ fn uploads() {
         ],
     );
     refuses(&group(r#"upload = { from = "ok.sh", to = "x" }"#), &["3:10 expected a list, found a table"]);
+    refuses(
+        &group(
+            r#"upload = [
+  { from = "sub", to = "x", template = true },
+  { from = "ok.sh", to = "x", exclude = "*.o" },
+  { from = "sub", to = "x", exclude = [] },
+  { from = "sub", to = "x", exclude = ["!keep", "a[", "../x"] },
+  { from = "ok.sh", to = "x", template = "true" },
+]"#,
+        ),
+        &[
+            "4:12 `sub` is a directory, and a template is a file (upload the files in it that are templates one by one)",
+            "5:41 `exclude` is for directories, and `ok.sh` is a file",
+            "6:39 this list is empty",
+            "7:40 `!keep` is no pattern of files: nothing is let in again by `!`",
+            "7:49 `a[` is no pattern of files: unclosed character class; missing ']'",
+            "7:55 `../x` is no pattern of files: it begins in the directory itself, without `.` or `..`",
+            "8:42 expected true or false, found a string (write it without quotes: true)",
+        ],
+    );
+}
+
+#[test]
+fn files_that_are_templates() {
+    let dir = Dir::new();
+    let path = dir.0.path().join("conf");
+    let text = group("upload = [{ from = 'conf', to = 'etc/', template = true }]\nenv = { A = '{{ nam }}' }");
+    let problems = |content: &[u8]| {
+        fs::write(&path, content).unwrap();
+        dir.problems(&text, &[])
+    };
+    let of_env = "4:17 `nam` is undefined (did you mean `name`?)";
+    for (content, expected) in [
+        (
+            &b"bind {{ ip }}\nport {{ prot }} {{ index + x }}\r\n"[..],
+            &[
+                "conf:2:9 `prot` is undefined (set-up knows only what is the machine's own: name, group, index, ip, \
+                 public_ip, private_ip, run_id)",
+                "conf:2:28 `x` is undefined (set-up knows only what is the machine's own: name, group, index, ip, \
+                 public_ip, private_ip, run_id)",
+                of_env,
+            ][..],
+        ),
+        (
+            b"a\n{{ ip",
+            &[
+                "conf:2:4 not a template: unexpected end of input, expected end of variable block (to write a literal \
+                 `{{`, write `{{ '{{' }}`)",
+                of_env,
+            ],
+        ),
+        (
+            b"a\n\xe4\xff {{ ip }}\n",
+            &[
+                "conf:2:1 this file isn't UTF-8 from here on (a template is a text; without `template`, any file is \
+                 uploaded as it is)",
+                of_env,
+            ],
+        ),
+        (
+            b"ab\0",
+            &[
+                "conf:1:3 this file holds a NUL character, which no text does (a template is a text; without `template`, \
+                 any file is uploaded as it is)",
+                of_env,
+            ],
+        ),
+        (
+            &vec![b'x'; (1 << 20) + 1],
+            &[
+                "3:20 `conf` is larger than 1024 KiB, which is too much for a template (without `template`, a file of \
+                 any size is uploaded as it is)",
+                of_env,
+            ],
+        ),
+    ] {
+        assert_eq!(problems(content), expected);
+    }
+    fs::write(&path, "port {{ prot }}").unwrap();
+    let shown = dir.load(text.replace("nam }", "name }"), &[]).unwrap_err().to_string();
+    for part in ["/conf:1:9\n", "1 | port {{ prot }}\n", "it is uploaded as ", "/x.toml:3:20 says"] {
+        assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
+    fs::remove_file(&path).unwrap();
+    let prepared = text.replace("[group", "prepare = 'make'\n[group");
+    assert_eq!(
+        dir.problems(prepared.replace("nam }", "name }"), &[]),
+        [
+            "4:20 `conf` can't be read: No such file or directory (os error 2) (a template is there before `prepare` \
+             runs, so that it can be checked)"
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_a_template_makes_its_group_depend_on_parameters() {
+    let dir = Dir::new();
+    fs::write(dir.0.path().join("conf"), "threads {{ threads }}\nname {{ name }} {{ seed }}\n").unwrap();
+    let text = "name = 'x'\n[vars]\nseed = 7\n[matrix]\nthreads = [1, 2]\n[group.a]\nupload = [{ from = 'conf', to = 'c', \
+                template = true }]\n";
+    let experiment = dir.load(text, &[]).unwrap();
+    assert_eq!((experiment.set_count(), experiment.notes()), (2, Vec::new()));
+    let upload = &experiment.on_set(2).groups[0].upload[0];
+    assert_eq!(
+        upload.template.as_ref().unwrap().source(),
+        "threads {{ threads }}\nname {{ name }} {{ seed }}\n"
+    );
+}
+
+#[test]
+fn what_is_left_out_and_is_not_there_is_noted() {
+    let dir = Dir::new();
+    fs::create_dir_all(dir.0.path().join("sub/a/target")).unwrap();
+    fs::write(dir.0.path().join("sub/a/target/x.o"), "").unwrap();
+    let text = group("upload = [{ from = 'sub', to = 'x', exclude = ['target/', '*.o', '.git'] }]");
+    let notes = dir.load(text, &[]).unwrap().notes().join("\n");
+    let dir = dir.0.path().join("sub");
+    let of = format!("`exclude` of {}: nothing there is", dir.display());
+    assert_eq!(notes, format!("{of} `*.o`\n{of} `.git`"), "what is left out isn't looked into");
 }
 
 #[test]
@@ -1349,14 +1518,14 @@ fn readiness() {
             r#"start = "a"
 ready = { }"#,
         ),
-        &["8:9 `ready` has one of `port`, `command` and `log`"],
+        &["8:9 `ready` has one of `port`, `http` with its `port`, `command` and `log`"],
     );
     refuses(
         &step(
             r#"start = "a"
 ready = { port = 1, log = "x" }"#,
         ),
-        &["8:9 `ready` has one of `port`, `command` and `log`"],
+        &["8:9 `ready` has one of `port`, `http` with its `port`, `command` and `log`"],
     );
     refuses(
         &step(
@@ -1371,7 +1540,7 @@ ready = { port = 70000 }"#,
 ready = { port = "1", timeout = "x" }"#,
         ),
         &[
-            "8:18 expected a port number, found a string",
+            "8:18 expected a port number, found a string (write it without quotes: 1)",
             "8:33 `x` is not a duration: expected number at 0 (write it as `90s`, `45m` or `1h30m`)",
         ],
     );
@@ -1380,7 +1549,7 @@ ready = { port = "1", timeout = "x" }"#,
             r#"start = "a"
 ready = 6379"#,
         ),
-        &["8:9 expected a table, found an integer"],
+        &["8:9 expected a table such as `{ port = 6379 }`, found an integer"],
     );
     refuses(
         &step(
@@ -1473,7 +1642,7 @@ collect = [
 collect = "x"
 cwd = """#,
         ),
-        &["8:11 expected a list, found a string", "9:7 this is empty"],
+        &["8:11 expected a list, found a string (write it in brackets: [\"x\"])", "9:7 this is empty"],
     );
 }
 
@@ -1568,7 +1737,7 @@ fn what_is_no_text() {
             "12:13 `client-0` is a machine, not text (write its `.ip`, or another of its facts)",
             "13:36 a machine has no `ipp` (did you mean `ip`?)",
             "14:4 a list is no text (put it together with `| join(' ')`)",
-            "15:9 filter shout is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
+            "15:9 the filter `shout` is unknown (known here: q, join, map, first, last, length, count, default, d, sort, unique, \
              reverse, list, select, reject, selectattr, rejectattr, min, max, upper, lower, trim, replace, split, \
              string, int, float, abs, round)",
             "16:4 shout is unknown (there are no functions here; a filter stands behind its value, as `ip | q`)",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ResultsError, files};
+use crate::exclude::Exclude;
 use crate::experiment::{Experiment, Group, Setup, Upload};
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
@@ -206,8 +207,12 @@ pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), Res
 }
 
 fn digest_of(file: &Path) -> Result<Vec<DigestedFile>, ResultsError> {
+    digest_without(file, &Exclude::default())
+}
+
+fn digest_without(file: &Path, exclude: &Exclude) -> Result<Vec<DigestedFile>, ResultsError> {
     let mut files = Vec::new();
-    digest(file, Path::new(""), &mut files).map_err(ResultsError::file("read", file))?;
+    digest(file, Path::new(""), exclude, &mut files).map_err(ResultsError::file("read", file))?;
     Ok(files)
 }
 
@@ -240,11 +245,23 @@ fn uploads(experiment: &Experiment) -> impl Iterator<Item = (&Group, &Upload)> {
 }
 
 fn digested(group: &Group, upload: &Upload) -> Result<Digested, ResultsError> {
+    let files = match &upload.template {
+        // What it is rendered from, whatever the file has become.
+        Some(template) => {
+            let (text, path) = (template.source(), String::new());
+            vec![DigestedFile {
+                path,
+                size: text.len() as u64,
+                sha256: format!("{:x}", Sha256::digest(text)),
+            }]
+        }
+        None => digest_without(&upload.from, &upload.exclude)?,
+    };
     Ok(Digested {
         group: group.name.clone(),
         from: upload.from.to_string_lossy().into_owned(),
         to: upload.to.source().to_owned(),
-        files: digest_of(&upload.from)?,
+        files,
     })
 }
 
@@ -295,15 +312,24 @@ pub(super) fn write(experiment: &Experiment, directory: &Path) -> Result<(), Res
     Ok(())
 }
 
-/// The digests of a file, or of all files in a directory. Links are not followed, as in the upload itself.
-pub(super) fn digest(root: &Path, relative: &Path, files: &mut Vec<DigestedFile>) -> io::Result<()> {
+/// The digests of a file, or of all files in a directory but those that are left out. Links are not followed, as in the upload itself.
+pub(super) fn digest(
+    root: &Path,
+    relative: &Path,
+    exclude: &Exclude,
+    files: &mut Vec<DigestedFile>,
+) -> io::Result<()> {
     let path = if relative == Path::new("") { root.to_owned() } else { root.join(relative) };
     let metadata =
         if relative == Path::new("") { fs::metadata(&path)? } else { fs::symlink_metadata(&path)? };
+    if relative != Path::new("") && exclude.matches(relative, metadata.is_dir()) {
+        return Ok(());
+    }
     if metadata.is_dir() {
         let mut entries = fs::read_dir(&path)?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
-        return entries.iter().try_for_each(|entry| digest(root, &relative.join(entry.file_name()), files));
+        let mut below = entries.iter().map(|entry| relative.join(entry.file_name()));
+        return below.try_for_each(|below| digest(root, &below, exclude, files));
     }
     if metadata.is_file() {
         // It may grow for ever.
@@ -359,6 +385,35 @@ mod tests {
         check(&experiment, &inputs).unwrap();
         fs::write(&file, format!("{text}# more")).unwrap();
         assert!(matches!(check(&experiment, &inputs), Err(ResultsError::Changed { .. })));
+    }
+
+    #[test]
+    fn what_is_left_out_may_change_and_a_template_is_digested_as_it_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, tree) = (directory.path().join("x.toml"), directory.path().join("tree"));
+        fs::create_dir_all(tree.join("target")).unwrap();
+        fs::write(tree.join("target/x"), "1").unwrap();
+        fs::write(tree.join("kept"), "1").unwrap();
+        fs::write(directory.path().join("conf"), "{{ ip }}").unwrap();
+        let uploads = "[{ from = 'tree', to = 'in', exclude = 'target' }, { from = 'conf', to = 'c', template = true }]";
+        fs::write(&file, format!("name = 'x'\n[group.a]\nupload = {uploads}\n")).unwrap();
+        let experiment = Experiment::load(&file).unwrap();
+        let inputs = directory.path().join("inputs");
+        write(&experiment, &inputs).unwrap();
+        let uploads = fs::read_to_string(inputs.join(UPLOADS)).unwrap();
+        let digest = format!("{:x}", Sha256::digest("{{ ip }}"));
+        assert!(
+            uploads.contains("kept") && uploads.contains(&digest) && !uploads.contains("target"),
+            "{uploads}"
+        );
+        fs::write(tree.join("target/x"), "2").unwrap();
+        check(&Experiment::load(&file).unwrap(), &inputs).unwrap();
+        for changed in ["tree/kept", "conf"] {
+            let before = fs::read(directory.path().join(changed)).unwrap();
+            fs::write(directory.path().join(changed), "2").unwrap();
+            assert!(check(&Experiment::load(&file).unwrap(), &inputs).is_err(), "{changed}");
+            fs::write(directory.path().join(changed), before).unwrap();
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::built::Source;
 use super::inputs::{DigestedFile, digest};
 use super::json::escaped;
+use crate::exclude::Exclude;
 
 /// What the file is called.
 pub(super) const NAME: &str = "manifest.json";
@@ -23,7 +24,7 @@ struct Manifest {
 
 pub(super) fn build(source: &Source<'_>) -> io::Result<String> {
     let mut files = Vec::new();
-    digest(source.directory, Path::new(""), &mut files)?;
+    digest(source.directory, Path::new(""), &Exclude::default(), &mut files)?;
     files.retain(|file| file.path != NAME);
     let manifest = Manifest { schema: MANIFEST_SCHEMA, files };
     Ok(escaped(&serde_json::to_string_pretty(&manifest)?) + "\n")

@@ -46,7 +46,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Command, Connector, Deadline, Download, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
+    Command, Connector, Deadline, Download, Exclude, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
     OutputSink, Provider, ProviderError, RunFilter, RunId, SequenceObserver, Session, SessionError,
     SessionErrorKind, SharedContent, Stdin, Stream,
 };
@@ -164,6 +164,7 @@ macro_rules! session_conformance {
             a_script_answers_or_says_why_not,
             files_go_out_and_come_home,
             an_upload_arrives_where_it_was_sent,
+            an_upload_leaves_out_what_it_is_told,
             what_is_kept_can_be_taken_until_it_is_withdrawn,
             a_download_starts_in_its_directory,
             an_absolute_name_arrives_without_its_slash,
@@ -1107,6 +1108,26 @@ pub mod session {
             session.upload(directory.path(), to).await.expect("upload of a directory");
             assert_eq!(cat(session, &format!("{}/sub/leaf.txt", to.trim_end_matches('/'))).await, "leaf\n");
         }
+    }
+
+    /// Of a directory, in whatever depth; and what is in a directory that is left out.
+    pub async fn an_upload_leaves_out_what_it_is_told(session: &impl AsRef<dyn Session>) {
+        let session = session.as_ref();
+        let directory = tempfile::tempdir().expect("temporary directory");
+        for (path, text) in
+            [("a.o", "a"), ("keep/b.o", "b"), ("keep/leaf.txt", "leaf\n"), ("target/x/deep", "d")]
+        {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().expect("parent")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        }
+        let exclude = Exclude::new(["*.o", "/target/"]).expect("patterns");
+        session.upload_without(directory.path(), "part", &exclude).await.expect("upload of a directory");
+        assert_eq!(cat(session, "part/keep/leaf.txt").await, "leaf\n");
+        let home = tempfile::tempdir().expect("temporary directory");
+        let all = ["part/*.o", "part/keep/*", "part/target/*", "part/target/x/*"];
+        session.download(&download(&all, home.path())).await.expect("download");
+        assert_eq!(names_below(home.path()), ["part/keep/leaf.txt"]);
     }
 
     fn names_below(directory: &Path) -> Vec<String> {

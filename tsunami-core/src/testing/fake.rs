@@ -19,10 +19,10 @@ use crate::cluster::WRITE_NAME;
 use crate::machine::machine_name;
 use crate::session::one_by_one;
 use crate::{
-    Addresses, ByteStream, Command, Connector, ContentOffer, Deadline, Download, Exit, LaunchRequest,
-    Leftover, Login, Machine, MachineId, MachineKind, MachineSpec, MachineState, OutputSink, Price, Program,
-    Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver, Session,
-    SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
+    Addresses, ByteStream, Command, Connector, ContentOffer, Deadline, Download, Exclude, Exit,
+    LaunchRequest, Leftover, Login, Machine, MachineId, MachineKind, MachineSpec, MachineState, OutputSink,
+    Price, Program, Provider, ProviderError, ProviderErrorKind, Quote, RunFilter, RunId, SequenceObserver,
+    Session, SessionError, SessionErrorKind, SharedContent, Stdin, Stream,
 };
 
 /// A cloud in memory: deterministic, on virtual time, with faults at will.
@@ -996,13 +996,13 @@ impl FakeSession {
     }
 
     /// Puts a local file or directory on the machine.
-    fn arrive(&self, from: &Path, to: &str) -> Result<(), SessionError> {
+    fn arrive(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
         let mut to_path = resolve(Path::new(HOME), to);
         if to.ends_with('/') && !from.is_dir() {
             to_path.extend(from.file_name());
         }
         let mut files = Vec::new();
-        local_files(from, to_path, &mut files)?;
+        local_files(from, Path::new(""), to_path, exclude, &mut files)?;
         let mut inner = self.cloud.lock();
         for (path, content) in files {
             inner.files.insert((self.id.clone(), path), content);
@@ -1145,14 +1145,24 @@ fn unreadable(path: &Path, error: std::io::Error) -> SessionError {
 }
 
 /// The files below a local path, or the file that it is, with where each arrives.
-fn local_files(from: &Path, to: PathBuf, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<(), SessionError> {
+/// Finds the files below a directory, or the one file, with the names that they get; `relative` is where in all of it this is.
+fn local_files(
+    from: &Path,
+    relative: &Path,
+    to: PathBuf,
+    exclude: &Exclude,
+    files: &mut Vec<(PathBuf, Vec<u8>)>,
+) -> Result<(), SessionError> {
     if !std::fs::metadata(from).map_err(|error| unreadable(from, error))?.is_dir() {
         files.push((to, read(from)?));
         return Ok(());
     }
     for entry in std::fs::read_dir(from).map_err(|error| unreadable(from, error))? {
         let entry = entry.map_err(|error| unreadable(from, error))?;
-        local_files(&entry.path(), to.join(entry.file_name()), files)?;
+        let relative = relative.join(entry.file_name());
+        if !exclude.matches(&relative, entry.path().is_dir()) {
+            local_files(&entry.path(), &relative, to.join(entry.file_name()), exclude, files)?;
+        }
     }
     Ok(())
 }
@@ -1245,7 +1255,11 @@ impl Session for FakeSession {
     }
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        let arrive = || self.arrive(from, to);
+        self.upload_without(from, to, &Exclude::default()).await
+    }
+
+    async fn upload_without(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
+        let arrive = || self.arrive(from, to, exclude);
         self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
     }
 
@@ -1271,7 +1285,7 @@ impl Session for FakeSession {
     }
 
     async fn upload_kept(&self, from: &Path, to: &str, content: &SharedContent) -> Result<(), SessionError> {
-        let arrive = || self.arrive(from, to).map(|()| self.keep(content, false));
+        let arrive = || self.arrive(from, to, &content.exclude).map(|()| self.keep(content, false));
         self.unless_broken(self.cloud.session_call(Call::Upload, async { Ok(()) }, arrive)).await
     }
 
@@ -1304,7 +1318,7 @@ impl Session for FakeSession {
             if !is_offered {
                 return Err(SessionError::new(SessionErrorKind::Transfer, "nobody offers it any more"));
             }
-            self.arrive(from, to).map(|()| self.keep(content, false))
+            self.arrive(from, to, &content.exclude).map(|()| self.keep(content, false))
         };
         self.unless_broken(self.cloud.session_call(Call::Take, async { Ok(()) }, take)).await
     }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::fake::{Call, Fault};
 use crate::{
-    ByteStream, Choice, Choices, Command, Connector, ContentOffer, Download, Exit, LaunchRequest, Leftover,
-    Login, Machine, MachineId, MachineSpec, OutputSink, Provider, ProviderError, ProviderErrorKind, Quote,
-    RunFilter, RunId, SequenceObserver, Session, SessionError, SharedContent,
+    ByteStream, Choice, Choices, Command, Connector, ContentOffer, Download, Exclude, Exit, LaunchRequest,
+    Leftover, Login, Machine, MachineId, MachineSpec, OutputSink, Provider, ProviderError, ProviderErrorKind,
+    Quote, RunFilter, RunId, SequenceObserver, Session, SessionError, SharedContent,
 };
 
 /// Any provider, connector, or both, with trouble on the way there. Without any, it is like what it wraps.
@@ -378,6 +378,10 @@ impl Session for UnreliableSession {
 
     async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
         self.trouble.session(Call::Upload, self.inner.upload(from, to)).await
+    }
+
+    async fn upload_without(&self, from: &Path, to: &str, exclude: &Exclude) -> Result<(), SessionError> {
+        self.trouble.session(Call::Upload, self.inner.upload_without(from, to, exclude)).await
     }
 
     fn spreads(&self) -> bool {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::{TrialHost, lock, own_script};
 use crate::cluster::HostCommand;
 use crate::error::Error;
+use crate::exclude::Exclude;
 use crate::session::{Command, Download, Stdin};
 
 /// Removes what an earlier trial left.
@@ -109,8 +110,13 @@ impl Uploaded {
     /// The names that an [upload](crate::Host::upload) has on a machine. What can't be read now was uploaded by another
     /// run, or not at all.
     pub fn names(from: &Path, to: &str) -> Vec<PathBuf> {
+        Self::names_without(from, to, &Exclude::default())
+    }
+
+    /// The same of an [upload](crate::Host::upload_without) that leaves something out.
+    pub fn names_without(from: &Path, to: &str, exclude: &Exclude) -> Vec<PathBuf> {
         let mut names = Vec::new();
-        let _ = names_of(from, to, &mut names);
+        let _ = names_of(from, to, exclude, &mut names);
         names
     }
 }
@@ -233,21 +239,25 @@ fn only(name: &[u8]) -> String {
 }
 
 /// The names that an upload has on a machine.
-fn names_of(from: &Path, to: &str, names: &mut Vec<PathBuf>) -> io::Result<()> {
+fn names_of(root_here: &Path, to: &str, exclude: &Exclude, names: &mut Vec<PathBuf>) -> io::Result<()> {
     let mut root = PathBuf::from(to);
-    if !fs::metadata(from)?.is_dir() {
+    if !fs::metadata(root_here)?.is_dir() {
         if to.ends_with('/') {
-            root.push(from.file_name().unwrap_or_default());
+            root.push(root_here.file_name().unwrap_or_default());
         }
         names.push(root);
         return Ok(());
     }
-    let mut stack = vec![(from.to_owned(), root)];
+    let mut stack = vec![(root_here.to_owned(), root)];
     while let Some((from, to)) = stack.pop() {
         for entry in fs::read_dir(from)? {
             let entry = entry?;
-            let name = to.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
+            let (name, is_directory) = (to.join(entry.file_name()), entry.file_type()?.is_dir());
+            let path = entry.path();
+            if exclude.matches(path.strip_prefix(root_here).unwrap_or(&path), is_directory) {
+                continue;
+            }
+            if is_directory {
                 stack.push((entry.path(), name));
             } else {
                 names.push(name);
@@ -308,7 +318,7 @@ mod tests {
     /// All files and links below a directory.
     fn files(root: &Path) -> Vec<String> {
         let mut names = Vec::new();
-        names_of(root, "", &mut names).unwrap();
+        names_of(root, "", &Exclude::default(), &mut names).unwrap();
         let mut names: Vec<_> = names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
         names.sort();
         names

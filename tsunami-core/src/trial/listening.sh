@@ -7,6 +7,7 @@
 #                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's or
 #                    with a process that has written over its environment, it is one that was not there before, and can
 #                    be reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
+#                    Prints the address that it listens on, as the kernel writes it.
 mode=$1 port=$2 own=" $3 " name=$4 trial=$5 step=$6
 
 # Sets sockets: ` address:number address:number `.
@@ -64,6 +65,14 @@ is_own() {
     return 1
 }
 
+# Says where the socket of this number listens.
+found() {
+    for socket in $sockets; do
+        case $socket in *":$1") echo "${socket%:*}" && exit 0 ;; esac
+    done
+    exit 0
+}
+
 look
 if [ "$mode" = list ]; then
     for socket in $sockets; do echo "${socket##*:}"; done
@@ -77,7 +86,7 @@ while :; do
         owned=" $(owners | tr '\n' ' ')"
         anonymous=' '
         for owner in $owned; do
-            ! is_the_steps "${owner#*:}" || exit 0
+            ! is_the_steps "${owner#*:}" || found "${owner%:*}"
             ! shows_nobody "${owner#*:}" || anonymous="$anonymous${owner%:*} "
         done
         for socket in $sockets; do
@@ -86,7 +95,7 @@ while :; do
                 ;;
             esac
             case $before in *":${socket##*:} "*) continue ;; esac
-            ! is_own "${socket%:*}" || exit 0
+            ! is_own "${socket%:*}" || found "${socket##*:}"
         done
         sleep 0.15
     fi

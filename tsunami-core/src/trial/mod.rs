@@ -327,14 +327,15 @@ impl Trial {
         lock(&self.inner.services)
     }
 
-    /// Lets go of the services that have ended by themselves, and returns how they did, as one error.
-    async fn ended_services(&self) -> Option<Error> {
+    /// Lets go of the services that have ended by themselves, and returns how they did, as one error of those that each is
+    /// told as.
+    pub(crate) async fn ended_services(&self, tell: impl Fn(Error) -> Error) -> Option<Error> {
         let ended: Vec<Background> = {
             let mut services = self.services();
             services.iter_mut().filter_map(|service| service.take_if(|service| service.has_ended())).collect()
         };
         let errors = in_time(ended.into_iter().map(Background::ended)).await;
-        gravest(errors.into_iter().flatten().collect())
+        gravest(errors.into_iter().flatten().map(tell).collect())
     }
 
     /// Ends what was started, all at once, and brings its files home.

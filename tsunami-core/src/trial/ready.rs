@@ -1,8 +1,8 @@
 //! How to tell that something started has come up.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::command::ended_early;
 use super::{TrialHost, lock, own_script};
-use crate::cluster::{Host, HostCommand, OutputWatcher, Process};
+use crate::cluster::{Host, HostCommand, Output, OutputWatcher, Process};
 use crate::error::Error;
 use crate::session::{Command, Stdin, Stream};
 
@@ -22,6 +22,9 @@ const UNTIL: &str = include_str!("until.sh");
 
 /// Waits for a server; its beginning says how.
 const LISTENING: &str = include_str!("listening.sh");
+
+/// Asks a server over HTTP; its beginning says how.
+const HTTP: &str = include_str!("http.sh");
 
 /// What it says once a server may start.
 const LOOKED: &str = "looked\n";
@@ -39,6 +42,7 @@ pub struct Ready {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sign {
     Port(u16),
+    Http { port: u16, path: String },
     Command(String),
     Log(String),
 }
@@ -49,6 +53,13 @@ impl Ready {
     /// there before and that others can reach.
     pub fn port(port: u16) -> Self {
         Self::new(Sign::Port(port))
+    }
+
+    /// The process that was started, or one that descends from it, listens on this port, as [`port`](Self::port) tells it,
+    /// and answers a request for this path over HTTP with a status of 2xx or 3xx. The machine asks, with `curl`, `bash`,
+    /// `python3`, `perl` or `wget`, of which it needs one.
+    pub fn http(port: u16, path: impl Into<String>) -> Self {
+        Self::new(Sign::Http { port, path: path.into() })
     }
 
     /// This command line succeeds, in the directory and environment of what was started.
@@ -79,7 +90,9 @@ impl Ready {
     ) -> Result<(HostCommand, Waiting), Error> {
         let (mut listener, mut log) = (None, None);
         match &self.sign {
-            Sign::Port(port) => listener = Some(watch_for_listener(host, *port).await?),
+            Sign::Port(port) | Sign::Http { port, .. } => {
+                listener = Some(watch_for_listener(host, *port).await?)
+            }
             Sign::Log(text) => {
                 let (watcher, seen) = LogWatcher::new(text);
                 (command, log) = (command.watched_by(watcher), Some(seen));
@@ -105,11 +118,21 @@ impl Waiting {
     /// Waits until a started command is ready, or ends instead.
     pub(super) async fn until_ready(self, line: &str, process: &mut Process) -> Result<(), Error> {
         let Self { ready: Ready { sign, timeout: limit }, host, command, mut listener, log } = self;
+        // Where the server listens, once that is known.
+        let place = OnceLock::new();
         // What is asked again and again is no part of the story, nor of the server's own log.
         let is_ready = async {
             match &sign {
                 Sign::Port(_) => match &mut listener {
-                    Some(listener) => has_succeeded(&host, listener).await,
+                    Some(listener) => has_succeeded(&host, listener).await.map(drop),
+                    None => Ok(()),
+                },
+                Sign::Http { port, path } => match &mut listener {
+                    Some(listener) => {
+                        let output = has_succeeded(&host, listener).await?;
+                        let server = place.get_or_init(|| listening_at(&output.stdout()));
+                        asking(&host, "wait", server, *port, path).run().await.map(drop)
+                    }
                     None => Ok(()),
                 },
                 Sign::Command(line) => {
@@ -128,7 +151,7 @@ impl Waiting {
                 Ok(is_ready) => is_ready,
                 Err(_) => {
                     let within = humantime::format_duration(limit);
-                    let missing = missing(&host, &sign).await;
+                    let missing = missing(&host, &sign, place.get()).await;
                     Err(host.error(format!("`{line}` was not ready within {within}: {missing}")))
                 }
             },
@@ -145,9 +168,18 @@ impl Waiting {
 }
 
 /// What was waited for in vain.
-async fn missing(host: &TrialHost, sign: &Sign) -> String {
+async fn missing(host: &TrialHost, sign: &Sign, place: Option<&String>) -> String {
+    if let (Sign::Http { port, path }, Some(server)) = (sign, place) {
+        let asked = asking(host, "ask", server, *port, path).run().await;
+        let status = asked.map(|output| output.stdout().trim().to_owned()).unwrap_or_default();
+        let url = format!("http://{server}:{port}{path}");
+        return match &*status {
+            "" => format!("{url} does not answer"),
+            status => format!("{url} answers with status {}", status.chars().take(3).collect::<String>()),
+        };
+    }
     match sign {
-        Sign::Port(port) => match listeners(host, *port).await {
+        Sign::Port(port) | Sign::Http { port, .. } => match listeners(host, *port).await {
             Ok(sockets) if !sockets.is_empty() => {
                 format!(
                     "what listens on port {port} was not started by this step, or nobody else can reach it"
@@ -173,9 +205,9 @@ async fn watch_for_listener(host: &TrialHost, port: u16) -> Result<Process, Erro
     Ok(waiting)
 }
 
-async fn has_succeeded(host: &Host, check: &mut Process) -> Result<(), Error> {
+async fn has_succeeded(host: &Host, check: &mut Process) -> Result<Output, Error> {
     match check.wait().await? {
-        output if output.exit.success() => Ok(()),
+        output if output.exit.success() => Ok(output),
         output => Err(ended_early(host, CHECKING.to_owned(), &output)),
     }
 }
@@ -190,6 +222,39 @@ async fn listeners(host: &TrialHost, port: u16) -> Result<String, Error> {
 /// The script that looks for listeners, with its first two arguments.
 fn listening(mode: &str, port: u16) -> Command {
     own_script("listening", LISTENING).arg(mode).arg(format!("{port:04X}"))
+}
+
+/// A command that asks a server over HTTP.
+fn asking(host: &TrialHost, mode: &str, server: &str, port: u16, path: &str) -> HostCommand {
+    let script = own_script("http", HTTP).arg(mode).arg(server).arg(port.to_string()).arg(path);
+    host.host.command(script).called(CHECKING).unobserved().stdin(Stdin::Null)
+}
+
+/// Where what listens can be asked, as URLs have it, by the last line that the script says. What listens everywhere can be
+/// asked at the loopback.
+fn listening_at(said: &str) -> String {
+    let loopback = |address: IpAddr| match address {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    match said.lines().last().and_then(address_of).map(|address| loopback(address.to_canonical())) {
+        Some(IpAddr::V6(address)) => format!("[{address}]"),
+        Some(IpAddr::V4(address)) => address.to_string(),
+        None => Ipv4Addr::LOCALHOST.to_string(),
+    }
+}
+
+/// An address that is written as [`hexadecimal`] writes it.
+fn address_of(kernels: &str) -> Option<IpAddr> {
+    let words =
+        kernels.as_bytes().chunks(8).map(|word| u32::from_str_radix(str::from_utf8(word).ok()?, 16).ok());
+    let octets: Vec<u8> =
+        words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_le_bytes).collect();
+    match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(octets).ok().map(IpAddr::from),
+    }
 }
 
 /// The addresses by which a machine is known, as the kernel's tables have them.
@@ -253,7 +318,7 @@ impl OutputWatcher for LogWatcher {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::process::Stdio;
 
@@ -265,6 +330,92 @@ mod tests {
         assert_eq!(hexadecimal("127.0.0.1").unwrap(), "0100007F");
         assert_eq!(hexadecimal("::1").unwrap(), "00000000000000000000000001000000");
         assert_eq!(hexadecimal("db.example"), None);
+        for address in ["127.0.0.1", "::1", "fd00::12:3"].map(|address| address.parse::<IpAddr>().unwrap()) {
+            assert_eq!(address_of(&hexadecimal(&address.to_string()).unwrap()), Some(address));
+        }
+        for (said, server) in [
+            ("looked\n0200007F\n", "127.0.0.2"),
+            ("looked\n00000000\n", "127.0.0.1"),
+            ("looked\n00000000000000000000000000000000\n", "[::1]"),
+            ("looked\n0000000000000000FFFF00000200007F\n", "127.0.0.2"),
+            ("looked\n", "127.0.0.1"),
+        ] {
+            assert_eq!(listening_at(said), server);
+        }
+    }
+
+    /// Answers requests, one after another, with these statuses, and says what was asked for.
+    fn serve(address: &str, statuses: &'static [u16]) -> (u16, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = std::thread::spawn(move || {
+            let answer = |status: &u16| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
+                let answer =
+                    format!("HTTP/1.1 {status} Word\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+                let request = String::from_utf8(request).unwrap();
+                request.split(' ').nth(1).unwrap().to_owned()
+            };
+            statuses.iter().map(answer).collect()
+        });
+        (port, serving)
+    }
+
+    #[test]
+    fn a_server_is_asked_over_http_with_whatever_there_is() {
+        let root = tempfile::tempdir().unwrap();
+        let shells: [&[&str]; 3] = [&["dash"], &["bash", "--posix"], &["busybox", "sh"]];
+        // Not what stands before them in somebody's own path.
+        let absolute = |program: &str| {
+            let found = std::process::Command::new("/bin/sh")
+                .args(["-c", "command -v \"$0\"", program])
+                .env("PATH", "/usr/bin:/bin")
+                .output()
+                .unwrap();
+            String::from_utf8(found.stdout).unwrap().trim().to_owned()
+        };
+        let tools = ["curl", "bash", "python3", "perl", "wget"].map(|tool| (tool, absolute(tool)));
+        for (tool, program) in tools.iter().filter(|(_, program)| !program.is_empty()) {
+            let path = root.path().join(tool);
+            std::fs::create_dir(&path).unwrap();
+            let link =
+                |program: &str, name: &str| std::os::unix::fs::symlink(program, path.join(name)).unwrap();
+            link(program, tool);
+            ["sleep", "sed"].iter().for_each(|needed| link(&absolute(needed), needed));
+            // Busybox's shell takes its own, which crashes as Debian builds it.
+            for shell in shells.into_iter().filter(|shell| *tool != "wget" || shell[0] != "busybox") {
+                let ask = |mode: &str, host: &str, port: u16| {
+                    let mut command = std::process::Command::new(absolute(shell[0]));
+                    command.args(&shell[1..]).args(["-c", &crate::compact_script(HTTP), "http", mode, host]);
+                    // It is asked directly, and by no home's settings.
+                    command.env("http_proxy", "http://127.0.0.1:9").env("PATH", &path);
+                    command.args([&*port.to_string(), "/up?a='b'"]).output().unwrap()
+                };
+                let (port, serving) = serve("127.0.0.2", &[503, 404, 204]);
+                let waited = ask("wait", "127.0.0.2", port);
+                assert!(waited.status.success(), "{tool} {shell:?} {waited:?}");
+                assert_eq!(serving.join().unwrap(), ["/up?a='b'"; 3], "{tool}");
+                let (port, serving) = serve("::1", &[503]);
+                let said = ask("ask", "[::1]", port);
+                assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "503", "{tool} {shell:?} {said:?}");
+                serving.join().unwrap();
+                let said = ask("ask", "127.0.0.2", free_port("127.0.0.2"));
+                assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "", "{tool} {shell:?} {said:?}");
+            }
+        }
+        let mut none = std::process::Command::new("/bin/sh");
+        none.args(["-c", HTTP, "http", "ask", "127.0.0.2", "80", "/"]);
+        let none = none.env("PATH", root.path()).output().unwrap();
+        assert!(
+            String::from_utf8_lossy(&none.stderr).contains("install curl") && none.status.code() == Some(127)
+        );
     }
 
     #[test]

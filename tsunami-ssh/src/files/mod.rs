@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::SCRIPT_OUTPUT_LIMIT;
 use tsunami_core::{
-    Command, Download, OutputSink, SessionError, SessionErrorKind, Stdin, Stream, compact_script,
+    Command, Download, Exclude, OutputSink, SessionError, SessionErrorKind, Stdin, Stream, compact_script,
 };
 
 use crate::command::{Commands, Input, StdoutConsumer};
@@ -32,14 +32,16 @@ use stripes::FAR;
 pub(crate) use stripes::FurtherChannel;
 pub(crate) use upload::UploadArchive;
 
-/// Copies a file or a directory to the machine, without what `places` and the machine say is there already.
+/// Copies a file or a directory to the machine, without what is left out of it, and what `places` and the machine say is
+/// there already.
 pub(crate) async fn upload(
     commands: &Arc<Commands>,
     places: &Places,
     from: &Path,
     to: &str,
+    exclude: &Exclude,
 ) -> Result<(), SessionError> {
-    let mut archive = UploadArchive::listed(from, to).await?;
+    let mut archive = UploadArchive::listed(from, to, exclude).await?;
     archive.progress = Progress::of(commands.moved());
     let sides = archive.stripe(commands.pool().distance());
     let answers = archive.ask(places).map_err(|error| upload::unreadable(from, error))?;

@@ -86,7 +86,7 @@ pub(crate) struct Spread<'a> {
 impl Spread<'_> {
     /// Uploads it, and has it kept.
     pub(crate) async fn upload(&self, from: &Path, to: &str) -> Result<(), SessionError> {
-        let mut archive = UploadArchive::listed(from, to).await?;
+        let mut archive = UploadArchive::listed(from, to, &self.content.exclude).await?;
         archive.progress = Progress::of(self.commands.moved());
         let (progress, cancel) = (archive.progress.clone(), CancellationToken::new());
         let script = self.script("keep", &[&self.room(), &UNPACK, &archive.directory, &archive.mode]);
@@ -276,6 +276,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::process::{Command as Process, Output, Stdio};
 
+    use tsunami_core::Exclude;
+
     use super::*;
 
     /// One machine with a shell and tools of its kind: those of this computer, or busybox's.
@@ -327,7 +329,7 @@ mod tests {
         let path = std::env::var("PATH").unwrap();
         let busybox = format!("{}:{path}", tools.display());
         let mut archive = UploadArchive::new(&file, "to/load").unwrap();
-        archive.list().unwrap();
+        archive.list(&Exclude::default()).unwrap();
         let (directory, mode) = (archive.directory.clone(), archive.mode.clone());
         let (mut sent, digest) = (Vec::new(), OnceLock::new());
         pack_digested(archive, &mut sent, &digest).unwrap();

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{OFlags, SeekFrom, seek};
 use tar::{Builder, EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
-use tsunami_core::{SessionError, SessionErrorKind};
+use tsunami_core::{Exclude, SessionError, SessionErrorKind};
 
 use super::archive::Piece;
 use super::present::{Answers, Places, Questions, is_asked_for};
@@ -92,9 +92,9 @@ impl UploadArchive {
     }
 
     /// One that knows what there is to send.
-    pub(super) async fn listed(from: &Path, to: &str) -> Result<Self, SessionError> {
-        let mut archive = Self::new(from, to)?;
-        let archive = blocking(move || archive.list().map(|()| archive)).await;
+    pub(super) async fn listed(from: &Path, to: &str, exclude: &Exclude) -> Result<Self, SessionError> {
+        let (mut archive, exclude) = (Self::new(from, to)?, exclude.clone());
+        let archive = blocking(move || archive.list(&exclude).map(|()| archive)).await;
         archive.map_err(|error| unreadable(from, error))
     }
 
@@ -115,14 +115,14 @@ impl UploadArchive {
     }
 
     /// Finds out what there is to send. It may wait for a disk.
-    pub(super) fn list(&mut self) -> io::Result<()> {
+    pub(super) fn list(&mut self, exclude: &Exclude) -> io::Result<()> {
         if let Some(name) = &self.name {
             let metadata = fs::metadata(&self.from)?;
             self.files = vec![(Path::new("./").join(name), size_to_ask_for(&metadata))];
             self.bytes = sent_bytes(&metadata);
             return Ok(());
         }
-        (self.files, self.directories, self.bytes) = entries(&self.from)?;
+        (self.files, self.directories, self.bytes) = entries(&self.from, exclude)?;
         Ok(())
     }
 
@@ -237,10 +237,10 @@ fn has_holes(metadata: &Metadata) -> bool {
     metadata.blocks().saturating_mul(BLOCK).saturating_add(HOLES_WORTH) <= metadata.len()
 }
 
-/// The files and links below a directory, and the directories, each after the one that it is in.
+/// The files and links below a directory but those that are left out, and the directories, each after the one that it is in.
 ///
 /// What is neither, as a socket, means nothing on another machine and is left out.
-fn entries(root: &Path) -> io::Result<(Files, Directories, u64)> {
+fn entries(root: &Path, exclude: &Exclude) -> io::Result<(Files, Directories, u64)> {
     let is_sent = |kind: FileType| kind.is_file() || kind.is_symlink();
     let (mut files, mut directories, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
     let mut stack = vec![PathBuf::from(".")];
@@ -251,6 +251,9 @@ fn entries(root: &Path) -> io::Result<(Files, Directories, u64)> {
             let name = directory.join(entry.file_name());
             // An entry that vanishes while the directory is read is left out.
             let Ok(kind) = entry.file_type() else { continue };
+            if exclude.matches(&name, kind.is_dir()) {
+                continue;
+            }
             if kind.is_dir() {
                 let Ok(metadata) = entry.metadata() else { continue };
                 directories.push((name.clone(), mode(&metadata)));
@@ -511,7 +514,7 @@ pub(super) mod tests {
 
     fn archive(from: &Path, to: &str) -> UploadArchive {
         let mut archive = UploadArchive::new(from, to).unwrap();
-        archive.list().unwrap();
+        archive.list(&Exclude::default()).unwrap();
         archive
     }
 

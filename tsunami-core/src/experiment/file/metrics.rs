@@ -45,7 +45,8 @@ impl Reader<'_> {
             self.metric_name(name, &span, step)?;
             let metric = self.metric(name, value)?;
             let says_across = metric.across.is_some() || value.get_ref().get("across").is_some();
-            if machines > 1 && !says_across {
+            let prints = starts && metric.file.is_none();
+            if machines > 1 && !says_across && !prints {
                 let message = format!("`across` is missing here: the step runs on {machines} machines");
                 let help = "say how their values become one: `across = \"sum\"`".to_owned();
                 self.note(Problem::at(span.clone(), message).help(help));
@@ -102,12 +103,7 @@ impl Reader<'_> {
         let source = match sources[..] {
             [(key, value)] => self.source(key, value),
             // The one that is missing may be that which is written wrong.
-            [] if entries(table)
-                .iter()
-                .any(|(key, ..)| !super::names(METRIC_KEYS).any(|known| known == *key)) =>
-            {
-                None
-            }
+            [] if super::has_unknown(table, METRIC_KEYS) => None,
             _ => {
                 let message = "a metric has one of `csv`, `json`, `regex` and `hdr`";
                 self.note(Problem::at(value.span(), message));
@@ -180,7 +176,8 @@ impl Reader<'_> {
                 Ok(regex) => {
                     let count = regex.captures_len() - 1;
                     let help = "the number stands in a group `(…)`; others are written `(?:…)`".to_owned();
-                    let message = format!("this has {count} groups, and needs one");
+                    let count = if count == 0 { "no group".to_owned() } else { format!("{count} groups") };
+                    let message = format!("this has {count}, and needs one");
                     self.note(Problem::at(value.span(), message).help(help));
                     return None;
                 }

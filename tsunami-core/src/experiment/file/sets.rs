@@ -22,11 +22,13 @@ pub(super) struct Dependency {
     pub(super) of: String,
 }
 
-/// What the machines of a file depend on, and all names in the templates of keys.
+/// What the machines of a file depend on, and all names in the templates of keys. `files` has those of templates that are
+/// files, with what depends on them.
 pub(super) fn dependencies(
     root: &DeTable<'_>,
     provider: Option<&Arc<dyn Registration>>,
     parameters: &[Parameter],
+    files: Vec<(String, HashSet<String>)>,
 ) -> (HashSet<String>, Vec<Dependency>) {
     let mut used = HashSet::new();
     let mut by: Vec<(String, HashSet<String>)> = Vec::new();
@@ -45,6 +47,7 @@ pub(super) fn dependencies(
             by.extend(found.into_iter().map(|value| (format!("the group `{name}`"), names_in(value))));
         }
     }
+    by.extend(files);
     let depends = parameters.iter().filter_map(|parameter| {
         let (of, _) = by.iter().find(|(_, names)| names.contains(&parameter.name))?;
         Some(Dependency { parameter: parameter.clone(), of: of.clone() })

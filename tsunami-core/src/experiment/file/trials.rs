@@ -26,6 +26,10 @@ impl Reader<'_> {
         let Some(value) = root.get("prepare") else { return Vec::new() };
         self.prepares = true;
         let command = |values: &mut Values<'_, '_>, value: PlacedValue<'_>| {
+            if value.is_table() {
+                values.0.wrong_type(value.0, "a command, or a list of commands");
+                return None;
+            }
             let text = values.text(value)?;
             if text.trim().is_empty() {
                 values.problem(&value.place(), "this is empty", None);
@@ -52,7 +56,15 @@ impl Reader<'_> {
         }
         for (name, span, value) in matrix.into_iter().take(PARAMETER_LIMIT) {
             if self.is_name(root, name, &span, "a parameter") {
-                named.push((name.to_owned(), span, Named::Parameter));
+                named.push((name.to_owned(), span.clone(), Named::Parameter));
+            }
+            if Self::chooses_combinations(name, value) {
+                let help = "to choose them, let one parameter have those: `pair = [\"1 old\", \"4 new\"]`; `--only` does a part of \
+                            them";
+                let message = format!("every combination is a trial: `{name}` can't choose among them");
+                self.note(Problem::at(span, message).help(help.to_owned()));
+                named.retain(|(known, ..)| known != name);
+                continue;
             }
             let (values, is_whole) = self.parameter_values(value);
             if values.is_empty() {
@@ -99,6 +111,15 @@ impl Reader<'_> {
             self.cut.extend(trials.parameters.iter().map(|parameter| parameter.name.clone()));
         }
         (trials, named)
+    }
+
+    /// Whether this is what other tools call the choice of some combinations.
+    fn chooses_combinations(name: &str, value: &Value<'_>) -> bool {
+        let tables = value
+            .get_ref()
+            .as_array()
+            .is_some_and(|list| list.iter().any(|value| value.get_ref().is_table()));
+        matches!(name, "include" | "exclude") && tables
     }
 
     /// Whether this can name a parameter or a value; notes what is wrong with it if not.
@@ -156,7 +177,7 @@ impl Reader<'_> {
             } else if text.contains(char::is_control) {
                 self.note(Problem::at(value.span(), "a parameter's value can't hold control characters"));
             } else if !seen.insert(text) {
-                self.note(Problem::at(value.span(), format!("{scalar} is there twice")));
+                self.note(Problem::at(value.span(), format!("`{scalar}` is there twice")));
             } else {
                 values.push(scalar);
             }
@@ -281,7 +302,7 @@ impl Reader<'_> {
                     None if !is_whole => return None,
                     None => {
                         let help = suggest(&wanted, known.iter().map(String::as_str));
-                        let message = format!("{wanted} is no value of `{name}`");
+                        let message = format!("`{wanted}` is no value of `{name}`");
                         self.note(Problem::at(value.span(), message).help(help));
                         return None;
                     }
@@ -296,6 +317,12 @@ impl Reader<'_> {
 
     /// A share such as `3%`.
     fn margin(&mut self, value: &Value<'_>) -> Option<f64> {
+        if let DeValue::Integer(_) | DeValue::Float(_) = value.get_ref() {
+            let raw = self.source.get(value.span()).unwrap_or_default();
+            let help = format!("write it with its sign: \"{raw}%\"");
+            self.note(Problem::at(value.span(), "a margin is a string such as \"3%\"").help(help));
+            return None;
+        }
         let text = self.text(value)?;
         let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
         let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));

@@ -8,6 +8,7 @@ use crate::limits::DURATION_LIMIT;
 use crate::names::{EXPERIMENT_NAME, is_experiment_name, wrong_length};
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
+use super::super::hints::instead;
 use super::super::keys::{COMPARE_KEYS, Key, TRIALS_KEYS, names};
 use super::super::problem::likely;
 use super::{
@@ -40,7 +41,14 @@ impl Reader<'_> {
         match Template::new(text) {
             Ok(template) => {
                 let TemplateScope { machines, used } = used.clone();
-                self.placed.push(TemplateSite { template: template.clone(), span, role, machines, used });
+                self.placed.push(TemplateSite {
+                    template: template.clone(),
+                    span,
+                    role,
+                    file: None,
+                    machines,
+                    used,
+                });
                 Some(template)
             }
             Err(error) => {
@@ -84,7 +92,7 @@ impl Reader<'_> {
 
     pub(in crate::experiment) fn duration(&mut self, value: &Value<'_>) -> Option<Duration> {
         let DeValue::String(text) = value.get_ref() else {
-            self.wrong_type(value, "a duration such as \"90s\"");
+            self.wrong_type(value, A_DURATION);
             return None;
         };
         let wrong = match humantime::parse_duration(text) {
@@ -168,11 +176,16 @@ impl Reader<'_> {
             self.note(Problem::at(value.span(), "this is empty"));
             return None;
         }
+        Some(self.local(text))
+    }
+
+    /// A path on this computer.
+    pub(super) fn local(&self, text: &str) -> PathBuf {
         let home = || (self.lookup_env)("HOME").map(PathBuf::from);
-        Some(match text.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
+        match text.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
             Some(path) => path,
             None => self.dir.join(text),
-        })
+        }
     }
 
     /// A whole number, if it is one at all: `None` within if it is below zero or far too large.
@@ -285,12 +298,39 @@ impl Reader<'_> {
     ) {
         for (key, span, _) in entries(table) {
             if !known.clone().any(|known| known == key) {
-                let help = likely(key, known.clone())
-                    .or_else(|| home_of(key))
-                    .or_else(|| suggest(key, known.clone()));
+                // It may hold one.
+                self.templates_are_whole = false;
+                let help = self.help_for_key(key, known.clone());
                 self.note(Problem::at(span, format!("unknown key `{key}`")).help(help));
             }
         }
+    }
+
+    /// The help for a key that is none here, where these are known.
+    pub(super) fn help_for_key<'k>(
+        &self,
+        key: &str,
+        known: impl Iterator<Item = &'k str> + Clone,
+    ) -> Option<String> {
+        // The provider's own keys belong in its table, or in a group.
+        let is_top = known.clone().any(|known| known == "group");
+        let of_provider = || {
+            let mut providers = self.registry.providers().filter(|_| is_top);
+            providers.find_map(|provider| {
+                let is_own = |keys| names(keys).any(|own| own == key);
+                let name = provider.name();
+                if is_own(provider.keys()) {
+                    return Some(format!("it belongs in `[{name}]`, or in a group of that provider"));
+                }
+                let own = is_own(provider.group_keys());
+                own.then(|| format!("it belongs in a group, `[group.NAME]`, with `provider = \"{name}\"`"))
+            })
+        };
+        instead(key, known.clone())
+            .or_else(of_provider)
+            .or_else(|| likely(key, known.clone()))
+            .or_else(|| home_of(key))
+            .or_else(|| suggest(key, known))
     }
 
     /// The value of a key that must be there.
@@ -332,10 +372,32 @@ impl Reader<'_> {
         };
         let plain = !matches!(value.get_ref(), DeValue::String(_) | DeValue::Array(_) | DeValue::Table(_));
         let raw = self.source.get(value.span()).unwrap_or_default();
-        let help = (plain && expected == "a string").then(|| format!("write it as a string: \"{raw}\""));
+        let is_number = matches!(value.get_ref(), DeValue::Integer(_) | DeValue::Float(_));
+        let help = match value.get_ref() {
+            _ if plain && expected == "a string" => Some(format!("write it as a string: \"{raw}\"")),
+            _ if is_number && expected == A_DURATION => {
+                Some(format!("write it with its unit: \"{raw}s\", or \"{raw}m\" for minutes"))
+            }
+            DeValue::String(text)
+                if !expected.starts_with("a list")
+                    && (text.parse::<f64>().is_ok() || text.parse::<bool>().is_ok()) =>
+            {
+                Some(format!("write it without quotes: {text}"))
+            }
+            DeValue::String(_) if expected == "true or false" => {
+                Some("write `true` or `false`, without quotes".to_owned())
+            }
+            DeValue::String(_) if expected.starts_with("a list") => {
+                Some(format!("write it in brackets: [{}]", excerpt(raw)))
+            }
+            _ => None,
+        };
         self.note(Problem::at(value.span(), format!("expected {expected}, found {found}")).help(help));
     }
 }
+
+/// What is expected where a time is.
+const A_DURATION: &str = "a duration such as \"90s\"";
 
 /// The help for a key of a sweep's that stands in another table.
 fn home_of(key: &str) -> Option<String> {

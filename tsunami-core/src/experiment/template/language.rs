@@ -414,7 +414,12 @@ pub(super) fn mistaken(source: &str, expressions: &[Range<usize>]) -> Option<Tem
         .min()?;
     Some(TemplateError {
         message: format!("`{literal}` is nothing special here: only `{{{{ }}}}` is"),
-        help: Some(format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`")),
+        help: Some(match literal {
+            "{%" => "a choice is `{{ 'a' if x else 'b' }}`, and a list `{{ x | join(' ') }}`; to write a literal `{%`, write \
+                     `{{ '{%' }}`"
+                .to_owned(),
+            _ => format!("to write a literal `{literal}`, write `{{{{ '{literal}' }}}}`"),
+        }),
         range: Some(at..at + literal.len()),
         too_much: false,
     })
