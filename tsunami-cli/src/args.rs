@@ -115,8 +115,12 @@ const STATUSES: [&str; 7] = [
 fn statuses(command: &clap::Command) -> String {
     let mut text = "Exit status:".to_owned();
     let possible: &[usize] = match command.get_name() {
-        "exec" | "ssh" => {
-            text.push_str("\n  the highest of the machines', 128+N for signal N,");
+        name @ ("exec" | "ssh" | "forward") => {
+            text.push_str(match name {
+                "forward" => "\n  0    after Ctrl-C",
+                _ => "\n  the highest of the machines', 128+N for signal N,",
+            });
+            text.push_str(if name == "exec" { "\n  124  after --timeout" } else { "" });
             text.push_str("\n  125  if tsunami itself failed\n  255  if contact was lost");
             return text;
         }
@@ -124,6 +128,7 @@ fn statuses(command: &clap::Command) -> String {
         "cp" => &[0, 1, 2, 4, 5],
         "plan" => &[0, 2, 3],
         "extend" => &[0, 1, 2, 3, 4],
+        "doctor" => &[0, 2, 3, 5],
         "ls" | "gc" => &[0, 2, 3, 6],
         "down" => &[0, 2, 6],
         _ => &[0, 2],

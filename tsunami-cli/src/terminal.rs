@@ -96,7 +96,7 @@ impl Style {
 pub(crate) struct Name {
     /// Its name, as wide as the widest of them.
     text: String,
-    /// The parameters of the SGR sequence that tells it from its neighbours.
+    /// The parameters of the SGR sequence that tells it from its neighbours, the same wherever it is shown.
     code: &'static str,
 }
 
@@ -104,14 +104,11 @@ impl Name {
     /// Those of all machines that are shown together, in their order, by their names.
     pub(crate) fn of(machines: &[&str]) -> BTreeMap<String, Self> {
         let width = machines.iter().map(|name| name.len()).max().unwrap_or_default();
-        // Colours that can be read on light and on dark; red is for errors.
-        let codes = ["36", "32", "35", "34", "33"].into_iter().cycle();
-        let names = machines.iter().zip(codes);
-        names
-            .map(|(name, code)| {
-                ((*name).to_owned(), Self { text: format!("{:width$}", one_line(name)), code })
-            })
-            .collect()
+        let name = |name: &&str| {
+            let (text, code) = (format!("{:width$}", one_line(name)), Style::of_machine(name).code());
+            ((*name).to_owned(), Self { text, code })
+        };
+        machines.iter().map(name).collect()
     }
 }
 

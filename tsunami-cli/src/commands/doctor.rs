@@ -38,15 +38,14 @@ const HANGING: &str = "              ";
 /// No clock is right that is before this: the beginning of 2026, in seconds.
 const PAST: Duration = Duration::from_secs(1_767_225_600);
 
-/// Say what would fail, on this computer or in an experiment, and how to mend it
+/// Say what would fail, here or in an experiment, and how to mend it
 ///
 /// Without FILE, it looks at this computer alone, and asks nobody. With FILE, it checks the experiment as `plan` does,
 /// and tries what that can't: it logs in to hosts, arms their deadlines and leaves them as they were; it starts a local
 /// machine and ends it; it asks EC2 whether what a run does would be allowed. Nothing is created that costs anything or
 /// stays.
-///
-/// Exit status: 0 nothing failed, 2 something on this computer or in the file did, 3 a provider or its machines refuse.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Doctor {
     /// The experiment file, or a directory of results
     file: Option<PathBuf>,
@@ -60,6 +59,11 @@ pub(crate) struct Doctor {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami doctor            # this computer alone
+  tsunami doctor redis.toml # all that a run of the file would meet";
 
 /// All that was found, as `--json` shows it.
 #[derive(Serialize)]

@@ -17,6 +17,7 @@ use crate::terminal::{print, say};
 ///
 /// Prints where each is, as `http://127.0.0.1:8080`, once it listens. Only this computer can connect.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct Forward {
     /// A run id, a prefix of one, or an experiment's name
     run: String,
@@ -26,6 +27,11 @@ pub(crate) struct Forward {
     #[arg(required = true, value_parser = ports)]
     ports: Vec<(u16, u16)>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tsunami forward redis server-0 6379
+  tsunami forward redis server-0 8080:80 9090";
 
 fn ports(text: &str) -> Result<(u16, u16), String> {
     let port = |text: &str| text.parse().map_err(|_| format!("`{text}` is no port"));
