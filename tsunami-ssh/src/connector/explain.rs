@@ -107,9 +107,11 @@ pub(super) fn helped(machine: &Machine, error: ConnectError) -> SessionError {
         Reason::LoginRefused if machine.login.directory.is_some() => {
             error.help("it takes none of the keys for this user: name others with `user` and `[ssh] key`")
         }
-        Reason::LoginRefused => {
-            error.help("it does not take the run's key for this user: name the image's own with `user`")
-        }
+        // A young machine may get the key later than its sshd.
+        Reason::LoginRefused => error.help(
+            "it does not take the run's key for this user: name the image's own with `user`, or, where it boots for \
+             longer, give it more time: `connect_timeout`",
+        ),
         Reason::NotSsh => {
             error.help("something else than sshd listens there: look at the address and the port")
         }
