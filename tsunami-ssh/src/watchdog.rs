@@ -249,6 +249,9 @@ mod tests {
             // It is read only.
             let read = fs::File::open(machine.join("log")).unwrap();
             place.start(sleep, |sleep| sleep.arg("1000").stdin(read));
+            // It is a controller, at work in the directory.
+            let lock = fs::File::create(place.directory().with_file_name("lock")).unwrap();
+            place.start(sleep, |sleep| sleep.arg("1000").stdin(lock).stderr(log.try_clone().unwrap()));
             drop(log);
             assert_eq!(place.reap(shell), "", "{shell:?}");
             for (index, child) in place.started.iter_mut().enumerate() {

@@ -236,6 +236,15 @@ look_at_links() {
     [ "$signs" = /fd: ] || shown=$(printf '%s\n' "$links" | grep -F -- "$signs")
 }
 
+# Whether a process launches or uses the run's machines: it holds one of the run's locks. It may be writing to the
+# directory, and ends by itself.
+is_controller() {
+    case $tree in */"$run/local") ;; *) return 1 ;; esac
+    above_tree=${tree%/local}
+    ls -ln "/proc/$1/fd" 2>/dev/null |
+        grep -F -e "-> $above_tree/lock" -e "-> $above_tree/machines.lock" >/dev/null
+}
+
 # The processes that these links show, beside those that are left anyway. Those with a terminal are somebody's who looks
 # around, and those above this one are on their way here.
 attached() {
@@ -265,6 +274,7 @@ attached() {
             pid=${pid%%/*}
             case "$seen " in *" $pid "*) continue ;; esac
             look_at "$pid" && [ "$terminal" = 0 ] && leads_here "$link" "$sockets" || continue
+            ! is_controller "$pid" || continue
             seen="$seen $pid"
             echo "$pid"
         done

@@ -151,7 +151,7 @@ fn find_results(name: &str) -> Option<PathBuf> {
 fn directories(results: &Path) -> Vec<PathBuf> {
     let inside = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let runs = inside(results).flat_map(|experiment| inside(&experiment).collect::<Vec<_>>());
-    let mut runs: Vec<PathBuf> = runs.filter(|run| !run.is_symlink()).collect();
+    let mut runs: Vec<PathBuf> = runs.filter(|run| !run.is_symlink() && run.is_dir()).collect();
     runs.sort();
     runs
 }
