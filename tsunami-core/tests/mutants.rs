@@ -39,6 +39,7 @@ enum Wrong {
     OneTooFew,
     LaunchesAgain,
     ForgetsToTerminate,
+    HidesInsteadOfEnding,
     TerminatesEverything,
     OnlyMovesFurther,
     AdmitsAnything,
@@ -54,6 +55,7 @@ struct WrongProvider {
     cloud: FakeCloud,
     runs: Mutex<BTreeSet<RunId>>,
     launches: Mutex<u32>,
+    hidden: Mutex<BTreeSet<RunId>>,
 }
 
 #[async_trait]
@@ -103,6 +105,7 @@ impl Provider for WrongProvider {
 
     async fn list(&self, filter: &RunFilter) -> Result<Vec<Machine>, ProviderError> {
         let mut machines = self.cloud.list(filter).await?;
+        machines.retain(|machine| !self.hidden.lock().unwrap().contains(&machine.run));
         match self.wrong {
             Wrong::AllIsEmpty if *filter == RunFilter::All => machines.clear(),
             Wrong::NoHostKey => machines.iter_mut().for_each(|machine| machine.login.host_key = None),
@@ -152,6 +155,10 @@ impl Provider for WrongProvider {
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         match self.wrong {
             Wrong::ForgetsToTerminate => return Ok(Vec::new()),
+            Wrong::HidesInsteadOfEnding => {
+                self.hidden.lock().unwrap().insert(run.clone());
+                return Ok(Vec::new());
+            }
             Wrong::TerminatesEverything => {
                 let runs = self.runs.lock().unwrap().clone();
                 for run in runs {
@@ -232,7 +239,13 @@ async fn every_wrong_provider_breaks_a_promise() {
         let harness = || {
             let cloud = FakeCloud::new(1);
             cloud.latency(Duration::from_millis(1)..Duration::from_millis(5));
-            WrongProvider { wrong, cloud, runs: Mutex::default(), launches: Mutex::default() }
+            WrongProvider {
+                wrong,
+                cloud,
+                runs: Mutex::default(),
+                launches: Mutex::default(),
+                hidden: Mutex::default(),
+            }
         };
         promises!(
             provider,
@@ -240,6 +253,7 @@ async fn every_wrong_provider_breaks_a_promise() {
             launch_returns_as_many_machines_as_asked_for,
             launching_a_group_again_gives_the_same_machines,
             terminate_leaves_nothing_and_may_be_repeated,
+            what_is_gone_answers_no_more,
             terminating_one_run_leaves_the_other_alone,
             extend_moves_the_deadline,
             machines_have_the_places_that_the_launch_said,
@@ -272,6 +286,7 @@ async fn every_wrong_provider_breaks_a_promise() {
         (Wrong::OneTooFew, "launch_returns_as_many_machines_as_asked_for"),
         (Wrong::LaunchesAgain, "launching_a_group_again_gives_the_same_machines"),
         (Wrong::ForgetsToTerminate, "terminate_leaves_nothing_and_may_be_repeated"),
+        (Wrong::HidesInsteadOfEnding, "what_is_gone_answers_no_more"),
         (Wrong::TerminatesEverything, "terminating_one_run_leaves_the_other_alone"),
         (Wrong::OnlyMovesFurther, "an_end_can_be_moved_nearer"),
         (Wrong::AdmitsAnything, "a_machine_that_lives_longer_than_promised_is_refused"),

@@ -26,9 +26,12 @@ pub(crate) use files::WRITE_NAME;
 pub use host::Host;
 pub use hosts::Hosts;
 pub use lines::{Line, OutputLines};
+#[cfg(feature = "experiment")]
 pub(crate) use list::Turns;
+pub(crate) use output::OutputWatcher;
+#[cfg(feature = "experiment")]
+pub(crate) use output::Tail;
 pub use output::{Output, OutputRefused};
-pub(crate) use output::{OutputWatcher, Tail};
 pub use process::{Process, ProcessStdin};
 
 /// All machines of a run. Cheap to clone.

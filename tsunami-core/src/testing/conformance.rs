@@ -125,6 +125,7 @@ macro_rules! provider_conformance {
             machines_carry_the_run_the_group_and_the_deadline,
             an_unknown_run_has_nothing_and_is_terminated_at_once,
             terminate_leaves_nothing_and_may_be_repeated,
+            what_is_gone_answers_no_more,
             terminating_one_run_leaves_the_other_alone,
             extend_moves_the_deadline,
             machines_have_the_places_that_the_launch_said,
@@ -374,6 +375,30 @@ pub mod provider {
         terminate(harness, &request.run).await;
     }
 
+    /// What no listing has any more has ended, and isn't only hidden. Where machines outlive their run, there is nothing to
+    /// see.
+    pub async fn what_is_gone_answers_no_more(harness: &dyn ProviderHarness) {
+        if !harness.ends_machines() {
+            return;
+        }
+        let mut request = request(harness, 1, "node");
+        let Some((connector, sessions)) = log_in_to_all(harness, &mut request).await else { return };
+        terminate(harness, &request.run).await;
+        for (machine, session) in &sessions {
+            let begun = Instant::now();
+            while session.check().await.is_ok() {
+                assert!(begun.elapsed() < GONE_TIMEOUT, "{} still answers", machine.name());
+                sleep(Duration::from_millis(200)).await;
+            }
+            // There may be nobody left to take leave of.
+            let _ = session.close().await;
+        }
+        connector.finish(&request.run).await;
+    }
+
+    /// How long a machine that is gone may seem to answer.
+    const GONE_TIMEOUT: Duration = Duration::from_secs(30);
+
     /// Runs do not know each other.
     pub async fn terminating_one_run_leaves_the_other_alone(harness: &dyn ProviderHarness) {
         if !harness.isolates_runs() {
@@ -574,10 +599,11 @@ pub mod provider {
         let listening = harness.provider().interruption_notice(machine, session);
         let taken_back = async {
             sleep(Duration::from_secs(1)).await;
-            if harness.take_back(machine) { Ok(()) } else { Err(()) }
+            harness.take_back(machine).then_some(()).ok_or(())
         };
         let within = tokio::time::timeout(Duration::from_secs(60), listening);
-        if let (Ok(()), heard) = tokio::join!(taken_back, within) {
+        // Where nobody can take it back, there is nothing to wait for.
+        if let Ok(((), heard)) = tokio::try_join!(taken_back, async { Ok(within.await) }) {
             assert!(heard.is_ok_and(|heard| !heard.is_empty()), "{} heard nothing", machine.name());
         }
         log_out(&request.run, Some(logged_in)).await;
@@ -1122,7 +1148,14 @@ pub mod session {
             fs::write(path, text).expect("write");
         }
         let exclude = Exclude::new(["*.o", "/target/"]).expect("patterns");
-        session.upload_without(directory.path(), "part", &exclude).await.expect("upload of a directory");
+        let uploaded = session.upload_without(directory.path(), "part", &exclude).await;
+        // Whoever can't says so, and uploads nothing.
+        if uploaded.as_ref().is_err_and(|error| error.kind == SessionErrorKind::Local) {
+            let none = session.download(&download(&["part/*"], directory.path())).await;
+            assert_eq!(none.expect("download"), [0]);
+            return;
+        }
+        uploaded.expect("upload of a directory");
         assert_eq!(cat(session, "part/keep/leaf.txt").await, "leaf\n");
         let home = tempfile::tempdir().expect("temporary directory");
         let all = ["part/*.o", "part/keep/*", "part/target/*", "part/target/x/*"];
