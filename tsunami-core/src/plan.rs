@@ -207,7 +207,18 @@ impl Group {
 
     /// Sets what makes a machine of the group ready. It runs on each as soon as that one answers.
     ///
-    /// The closure may be dropped at any await, when the run is cancelled or another machine failed.
+    /// The closure may be dropped at any await, when the run is cancelled or another machine failed. It runs once for each
+    /// machine: what it captures, it clones.
+    ///
+    /// ```
+    /// # use tsunami_core::{Group, MachineSpec};
+    /// let package = String::from("redis-server");
+    /// let group = Group::new("server", MachineSpec::default()).setup(move |host| {
+    ///     let package = package.clone();
+    ///     async move { host.run(format!("sudo apt-get install -yq {package}")).await }
+    /// });
+    /// # let _ = group;
+    /// ```
     pub fn setup<F, Fut, T>(mut self, setup: F) -> Self
     where
         F: Fn(Host) -> Fut + Send + Sync + 'static,

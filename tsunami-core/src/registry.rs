@@ -18,7 +18,7 @@
 //! #[derive(Debug)]
 //! struct Fake(FakeCloud);
 //!
-//! const KEYS: &[Key] = &[Key::new("size", Form::Text, "how large its machines are").default("small")];
+//! const KEYS: &[Key] = &[Key::new("size", Form::Text, "how large its machines are").default("\"small\"")];
 //!
 //! #[async_trait]
 //! impl Registration for Fake {

@@ -226,7 +226,7 @@ impl Tsunami {
     }
 
     /// Ends runs when `token` fires: what is under way stops and everything is torn down. The token is in place of an
-    /// earlier one of the same engine.
+    /// earlier one of the same engine. The library handles no signals: a program that Ctrl-C may end fires a token then.
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
         self.cancel = token;
         self

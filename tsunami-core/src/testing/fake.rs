@@ -430,6 +430,9 @@ impl FakeCloud {
     }
 
     /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
+    ///
+    /// A command as text is what errors call it: a shell line without its arguments, a program with its own, unquoted. What
+    /// the engine and [`Host::write`](crate::Host::write) run for themselves comes here, too.
     pub fn on_command(&self, handler: impl Fn(&str, &Command) -> Option<Reply> + Send + Sync + 'static) {
         self.lock().on_command = Some(Arc::new(handler));
     }
