@@ -36,7 +36,7 @@ Examples:
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Format {
-    /// For `ssh -F`, `scp -F` and `rsync -e "ssh -F …"`; the machines have the run's names
+    /// For `ssh -F`, `scp -F` and `rsync -e 'ssh -F …'`; the machines have the run's names
     SshConfig,
     /// An inventory of Ansible's, with a group for each of the run's
     Ansible,

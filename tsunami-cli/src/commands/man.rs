@@ -1,10 +1,11 @@
 //! `tsunami man`: the manual, as `man` reads it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap_mangen::Man as Page;
+use tsunami_core::private::write_whole;
 
 use super::{Context, Execute};
 use crate::args::Args;
@@ -39,7 +40,8 @@ impl Execute for Man {
         fs::create_dir_all(&directory).map_err(Error::file("make", &directory))?;
         for (name, page) in &pages {
             let path = directory.join(name);
-            fs::write(&path, page).map_err(Error::file("write", &path))?;
+            // A link that is there is replaced, and what it leads to stays.
+            write_whole(&path, 0o644, |file| file.write_all(page)).map_err(Error::file("write", &path))?;
         }
         say(&format!("{} pages are in {}", pages.len(), one_line(&directory.to_string_lossy())));
         Ok(0)
@@ -54,8 +56,34 @@ fn pages(mut command: clap::Command) -> io::Result<Vec<(String, Vec<u8>)>> {
     let page = |command: &clap::Command| {
         let page = Page::new(command.clone());
         let mut text = Vec::new();
-        page.render(&mut text)?;
+        page.render_title(&mut text)?;
+        page.render_name_section(&mut text)?;
+        page.render_synopsis_section(&mut text)?;
+        page.render_description_section(&mut text)?;
+        page.render_options_section(&mut text)?;
+        if command.has_subcommands() {
+            page.render_subcommands_section(&mut text)?;
+        }
+        text.extend(sections(&command.get_after_long_help().map(ToString::to_string).unwrap_or_default()));
         Ok((page.get_filename(), text))
     };
     all.map(page).collect()
+}
+
+/// What stands below the options in a command's help: its paragraphs as sections, whose lines stay as they are.
+fn sections(help: &str) -> Vec<u8> {
+    let mut text = String::new();
+    for paragraph in help.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {
+        let (title, lines) = match paragraph.trim().split_once(":\n") {
+            Some((title, lines)) => (title.to_uppercase(), lines),
+            None => ("NOTES".to_owned(), paragraph),
+        };
+        text.push_str(&format!(".SH {title}\n.nf\n"));
+        for line in lines.lines() {
+            // A line that begins with a dot or an apostrophe would be a request.
+            text.push_str(&format!("\\&{}\n", line.replace('\\', "\\e").replace('-', "\\-")));
+        }
+        text.push_str(".fi\n");
+    }
+    text.into_bytes()
 }

@@ -63,8 +63,9 @@ fn what_is_wrong_on_this_computer_or_in_the_file_ends_with_2_and_says_what_mends
         let mut doctor = without();
         Ended::from(doctor.args(["doctor", "--json"]).args(more).output().unwrap())
     };
-    // Whoever has their machines elsewhere needs none.
-    let all = checks(doctor(&[]).assert_status(0));
+    // Whoever has their machines elsewhere needs none. In a namespace of one's own, /tmp is nobody's, and counts.
+    let looked = doctor(&[]);
+    let all = checks(if rustix::process::geteuid().is_root() { looked.assert_status(0) } else { &looked });
     let [result, found, fix] = of(&all, "sshd");
     assert!(result == "warning" && found.contains("which the provider \"local\" needs"), "{found}");
     assert_eq!(fix, "sudo apt-get install openssh-server");
