@@ -14,6 +14,7 @@ use sendfd::SendWithFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::Semaphore;
 
 const HELLO: u32 = 1;
 const VERSION: u32 = 4;
@@ -33,13 +34,25 @@ pub(super) struct Dialed {
     _control: UnixStream,
 }
 
-/// Connects to a port of the machine. `None` says that the machine would not.
-pub(super) async fn dial(socket: &Path, host: &str, port: u16) -> io::Result<Option<Dialed>> {
+/// How many may wait at once until a master takes them. It listens for 64, and to others connecting fails at once; the
+/// channels of commands need some of these places, too.
+pub(super) const WAITING: usize = 32;
+
+/// Connects to a port of the machine. `None` says that the machine would not. `places` are the master's
+/// [`WAITING`].
+pub(super) async fn dial(
+    socket: &Path,
+    places: &Semaphore,
+    host: &str,
+    port: u16,
+) -> io::Result<Option<Dialed>> {
+    let place = places.acquire().await.map_err(io::Error::other)?;
     let mut control = UnixStream::connect(socket).await?;
     send(&mut control, &[&HELLO.to_be_bytes(), &VERSION.to_be_bytes()]).await?;
     if answer(&mut control).await? != HELLO {
         return Err(io::Error::other("the ssh master speaks another protocol"));
     }
+    drop(place);
     let length = u32::try_from(host.len()).map_err(io::Error::other)?;
     let (number, nothing, port) = (0_u32, 0_u32, u32::from(port));
     let [kind, number, nothing, length, port] =
@@ -102,5 +115,46 @@ impl AsyncWrite for Dialed {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_mut().to = None;
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::net::UnixSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_connections_at_once_wait_until_the_master_takes_them() {
+        const FAILURE: u32 = 0x8000_0003;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listening = UnixSocket::new_stream().unwrap();
+        listening.bind(&path).unwrap();
+        // As many as ssh has.
+        let listener = listening.listen(64).unwrap();
+        let places = Semaphore::new(WAITING);
+        let dialing = join_all((0..200).map(|_| dial(&path, &places, "localhost", 80)));
+        // All have begun before the first is taken.
+        let master = async {
+            let mut taken = Vec::new();
+            while taken.len() < 200 {
+                let (mut control, _) = listener.accept().await.unwrap();
+                send(&mut control, &[&HELLO.to_be_bytes(), &VERSION.to_be_bytes()]).await.unwrap();
+                send(&mut control, &[&FAILURE.to_be_bytes()]).await.unwrap();
+                taken.push(control);
+            }
+            // Whoever is answered still reads.
+            std::future::pending::<()>().await;
+        };
+        let dialed = tokio::select! {
+            biased;
+            dialed = dialing => dialed,
+            () = master => unreachable!(),
+        };
+        for dialed in dialed {
+            assert!(dialed.unwrap().is_none());
+        }
     }
 }
