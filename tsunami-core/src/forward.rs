@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 use crate::cluster::Host;
 use crate::error::Error;
@@ -14,6 +16,10 @@ use crate::session::{ByteStream, SessionError, SessionErrorKind};
 
 /// How many errors of connections wait for somebody who wants to know them. Further ones are forgotten.
 const ERRORS: usize = 16;
+
+/// How long nobody may be connected before the session is asked whether it still works. Whoever is connected notices by
+/// themselves.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// The name by which a machine reaches itself, whichever addresses that has there.
 const ITSELF: &str = "localhost";
@@ -145,6 +151,11 @@ async fn serve(host: Host, listener: TcpListener, port: u16, errors: mpsc::Sende
                     connections.spawn(connect(host.clone(), local, port, errors.clone()));
                 }
                 Some(_) = connections.join_next() => {}
+                () = sleep(IDLE), if connections.is_empty() => {
+                    if let Err(error) = host.session().check().await && error.kind == SessionErrorKind::Lost {
+                        return Err(error);
+                    }
+                }
             }
         }
     };
@@ -246,5 +257,20 @@ mod tests {
         let mut session = MockSession::new();
         session.expect_dials().return_const(false);
         host("10.0.0.1", session, CancellationToken::new()).forward(80).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_machine_is_noticed_though_nobody_connects() {
+        let mut session = listening("localhost");
+        session.expect_check().times(1).returning(|| Ok(()));
+        session
+            .expect_check()
+            .times(1)
+            .returning(|| Err(SessionError::new(SessionErrorKind::Lost, "silence")));
+        let forward = host("10.0.0.1", session, CancellationToken::new()).forward(80).await.unwrap();
+        let error = forward.failed().await.unwrap();
+        assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+        assert!(forward.failed().await.is_none());
+        TcpStream::connect(forward.local_address()).await.unwrap_err();
     }
 }
