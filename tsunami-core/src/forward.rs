@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 use crate::cluster::Host;
 use crate::error::Error;
@@ -15,8 +17,15 @@ use crate::session::{ByteStream, SessionError, SessionErrorKind};
 /// How many errors of connections wait for somebody who wants to know them. Further ones are forgotten.
 const ERRORS: usize = 16;
 
+/// How long nobody may be connected before the session is asked whether it still works. Whoever is connected notices by
+/// themselves.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// The name by which a machine reaches itself, whichever addresses that has there.
 const ITSELF: &str = "localhost";
+
+/// Not every machine's `localhost` has this address.
+const ITSELF_V6: &str = "::1";
 
 /// A port of a machine, on this computer: what connects to [`local_address`](Self::local_address) is connected to the
 /// machine's port, over the machine's session.
@@ -55,7 +64,7 @@ impl Drop for Forward {
 
 impl Host {
     /// Brings a port of the machine to a free port of this computer. Connections go to what listens on the machine itself
-    /// (`localhost`), or else on the address by which the machine reaches itself, at the time of each connection.
+    /// (`localhost`, or `::1`), or on the address by which the machine reaches itself, at the time of each connection.
     ///
     /// ```
     /// # use tsunami_core::{Error, Host};
@@ -104,14 +113,19 @@ impl Host {
     /// Connects to a port of the machine, as it would itself.
     async fn dial(&self, port: u16) -> Result<Box<dyn ByteStream>, Error> {
         let dialing = async {
-            let mut refused = None;
+            let mut refused = Vec::new();
             for host in self.own_names() {
                 match self.session().dial(host, port).await {
-                    Err(error) if error.kind == SessionErrorKind::Remote => refused = refused.or(Some(error)),
+                    Err(error) if error.kind == SessionErrorKind::Remote => {
+                        // Where the machine allows none at all, it says the same of each.
+                        if !refused.contains(&error.message) {
+                            refused.push(error.message);
+                        }
+                    }
                     dialed => return dialed,
                 }
             }
-            Err(refused.unwrap_or_else(|| SessionError::new(SessionErrorKind::Remote, "it has no address")))
+            Err(SessionError::new(SessionErrorKind::Remote, refused.join("; ")))
         };
         self.attempt(&action(port), dialing).await
     }
@@ -124,6 +138,7 @@ impl Host {
         if own.is_some_and(is_loopback) {
             names.reverse();
         }
+        names.push(ITSELF_V6);
         names
     }
 }
@@ -145,6 +160,11 @@ async fn serve(host: Host, listener: TcpListener, port: u16, errors: mpsc::Sende
                     connections.spawn(connect(host.clone(), local, port, errors.clone()));
                 }
                 Some(_) = connections.join_next() => {}
+                () = sleep(IDLE), if connections.is_empty() => {
+                    if let Err(error) = host.session().check().await && error.kind == SessionErrorKind::Lost {
+                        return Err(error);
+                    }
+                }
             }
         }
     };
@@ -220,7 +240,13 @@ mod tests {
     #[tokio::test]
     async fn connections_reach_what_listens_on_the_machine_until_it_is_dropped_or_the_run_ends() {
         let cancel = CancellationToken::new();
-        for (own, on) in [("10.0.0.1", "localhost"), ("10.0.0.1", "10.0.0.1"), ("127.64.0.1", "127.64.0.1")] {
+        for (own, on) in [
+            ("10.0.0.1", "localhost"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("127.64.0.1", "127.64.0.1"),
+            ("127.64.0.1", "localhost"),
+            ("127.64.0.1", "::1"),
+        ] {
             let host = host(own, listening(on), cancel.clone());
             let forward = host.forward(80).await.unwrap();
             assert!(forward.local_address().ip().is_loopback());
@@ -239,12 +265,28 @@ mod tests {
         let forward = host("127.64.0.1", listening("nowhere"), cancel.clone()).forward(81).await.unwrap();
         assert_eq!(ask(&forward).await, "");
         let error = crate::ErrorChain(&forward.failed().await.unwrap()).to_string();
-        assert!(error.contains("port 81") && error.contains("nothing listens on 127.64.0.1"), "{error}");
+        let tried = ["port 81", "listens on 127.64.0.1", "listens on localhost", "listens on ::1"];
+        assert!(tried.iter().all(|tried| error.contains(tried)), "{error}");
         cancel.cancel();
         assert!(matches!(forward.failed().await, Some(Error::Cancelled)));
         assert!(forward.failed().await.is_none());
         let mut session = MockSession::new();
         session.expect_dials().return_const(false);
         host("10.0.0.1", session, CancellationToken::new()).forward(80).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_machine_is_noticed_though_nobody_connects() {
+        let mut session = listening("localhost");
+        session.expect_check().times(1).returning(|| Ok(()));
+        session
+            .expect_check()
+            .times(1)
+            .returning(|| Err(SessionError::new(SessionErrorKind::Lost, "silence")));
+        let forward = host("10.0.0.1", session, CancellationToken::new()).forward(80).await.unwrap();
+        let error = forward.failed().await.unwrap();
+        assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+        assert!(forward.failed().await.is_none());
+        TcpStream::connect(forward.local_address()).await.unwrap_err();
     }
 }

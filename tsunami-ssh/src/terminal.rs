@@ -134,6 +134,31 @@ mod tests {
     }
 
     #[test]
+    fn a_shell_without_a_terminal_reads_its_lines_and_says_nothing_of_its_own() {
+        use std::io::Write;
+        use std::process::Stdio;
+        let line = line(&machine(""), &[], &[]).unwrap();
+        for shell in ["/bin/bash", "/bin/sh"] {
+            let mut command = Command::new("sh");
+            command.args(["-c", &line]).env_clear().env("PATH", "/usr/bin:/bin").env("SHELL", shell);
+            command
+                .env("HOME", "/nonexistent")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut sh = command.spawn().unwrap();
+            sh.stdin.take().unwrap().write_all(b"echo a\necho b; exit 7\n").unwrap();
+            let ended = sh.wait_with_output().unwrap();
+            assert_eq!(
+                (ended.stdout.as_slice(), ended.stderr.as_slice()),
+                (&b"a\nb\n"[..], &b""[..]),
+                "{shell}"
+            );
+            assert_eq!(ended.status.code(), Some(7), "{shell}");
+        }
+    }
+
+    #[test]
     fn words_and_facts_pass_unharmed_through_every_login_shell() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("it's\n$a !place");

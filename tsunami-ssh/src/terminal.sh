@@ -3,13 +3,17 @@
 # machine's directory $_directory. A shell that can be told a prompt says which machine it is ($_prompt), after it has
 # read the user's own files, which stay as they are.
 #
+# Where no terminal is, the shell reads lines as any script, without a prompt.
+#
 # This `sh` stays, since ssh says 255 of what a signal has ended. Ctrl-C is not for it.
 if [ -n "$_directory" ] && ! cd -- "$_directory"; then
     exit 125
 fi
 trap : INT QUIT
 _shell=${SHELL:-/bin/sh}
-case $#:${_shell##*/} in
+_prompting=
+[ ! -t 0 ] || _prompting=${_shell##*/}
+case $#:$_prompting in
 0:bash)
     # bash reads this in place of ~/.bashrc, and then what a login reads.
     "$_shell" --rcfile /dev/fd/3 -i 3<<END

@@ -111,8 +111,15 @@ impl Execute for Exec {
             ends.add(host, output);
         }
         drop(outputs);
-        let unread = printer.lock().unread;
-        let status = if unread { UNREAD } else { ends.tell() };
+        let (unread, unwritten) = {
+            let printing = printer.lock();
+            (printing.unread, printing.unwritten)
+        };
+        let status = match ends {
+            _ if unread => UNREAD,
+            ends if unwritten => ends.tell().max(EXEC_FAILED),
+            ends => ends.tell(),
+        };
         running.detach().await;
         Ok(status)
     }
@@ -200,6 +207,8 @@ struct Printing {
     colours: [bool; 2],
     /// Whether the reader of standard output has gone.
     unread: bool,
+    /// Whether some of it could not be written after the command had ended, which nobody else tells of.
+    unwritten: bool,
     /// By machine and whether they are standard error's.
     lines: BTreeMap<(String, bool), Lines>,
 }
@@ -242,9 +251,8 @@ impl Printer {
         for (stream, bytes) in [(Stream::Stdout, &output.stdout), (Stream::Stderr, &output.stderr)] {
             let printed = self.lock().print(host.name(), stream, bytes);
             // Nobody waits for an error of the command's any more: it has ended.
-            if let Err(error) = self.unless_gone(stream, printed) {
-                complain(&format!("cannot write what {} printed: {error}", host.name()));
-            }
+            let printed = self.unless_gone(stream, printed);
+            self.lock().note(host.name(), printed);
         }
         if output.truncated {
             say(&format!("{} printed more than is kept; without `--sorted` it is all shown", host.name()));
@@ -256,8 +264,9 @@ impl Printer {
         let printing = &mut *self.lock();
         for stream in [Stream::Stdout, Stream::Stderr] {
             if let Some(mut lines) = printing.lines.remove(&(machine.to_owned(), stream == Stream::Stderr)) {
-                // Nobody reads it any more: that is no failure of the command.
-                lines.finish(|line| drop(printing.put(machine, stream, line)));
+                let mut printed = Ok(());
+                lines.finish(|line| printed = printing.put(machine, stream, line));
+                printing.note(machine, printed);
             }
         }
         let error = output.as_ref().err().map(|error| tsunami_core::ErrorChain(error).to_string());
@@ -332,10 +341,20 @@ impl Printing {
     }
 
     /// Writes down a machine's end, where somebody wants to read of it.
-    fn ended(&self, machine: &str, end: &End<'_>) {
+    fn ended(&mut self, machine: &str, end: &End<'_>) {
         if self.json {
-            // As with the last lines.
-            drop(self.put_json(&End { machine, ..*end }));
+            let printed = self.put_json(&End { machine, ..*end });
+            self.note(machine, printed);
+        }
+    }
+
+    /// Notes and tells, once, that something could not be written. That nobody reads it any more is no failure.
+    fn note(&mut self, machine: &str, printed: io::Result<()>) {
+        if let Err(error) = printed
+            && error.kind() != io::ErrorKind::BrokenPipe
+            && !std::mem::replace(&mut self.unwritten, true)
+        {
+            complain(&format!("cannot write what {machine} printed: {error}"));
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -166,6 +167,12 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     assert_eq!(lines[0], json!({ "schema": 1, "machine": "a-0", "stream": "stdout", "line": "a-0" }));
     let end = json!({ "schema": 1, "machine": "a-0", "status": 137, "exit": { "signal": 9 }, "error": null });
     assert_eq!((&lines[1], lines.len()), (&end, 8));
+    for flag in ["--json", "--sorted"] {
+        let mut command = world.command(["exec", &run, flag, "-m", "a-0", "--", "printf it"]);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = Ended::from(command.stdout(full).stderr(Stdio::piped()).output().unwrap());
+        ended.assert_status(125).assert_says(&["a-0", "No space left on device"]);
+    }
     let late = world.tsunami(["exec", &run, "--timeout", "1s", "--", "sleep", "600"]);
     late.assert_status(124).assert_says(&["a-0: ", "timed out after 1s", "the same, 3 times more"]);
 

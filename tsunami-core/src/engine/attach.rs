@@ -223,6 +223,7 @@ impl Run {
     fn follow_all(self: &Arc<Self>, hosts: &[Host]) {
         let (watcher, watch) = Watch::new(self.clone());
         watch.calm_down();
+        watch.show(hosts.iter().map(|host| host.machine().clone()));
         self.spawn_until_cancelled(watcher);
         hosts.iter().for_each(|host| self.follow(host, &watch));
     }

@@ -112,6 +112,12 @@ impl Watch {
         self.look_now();
     }
 
+    /// Notes machines that were listed just now by somebody else: they are missed though no further listing shows them.
+    pub(super) fn show(&self, machines: impl Iterator<Item = Machine>) {
+        // They were looked at when they were connected to.
+        drop(self.apply_listing(machines.collect(), Instant::now(), Duration::ZERO));
+    }
+
     /// Waits until a machine runs and has an address, or is on its way out, or soon will be.
     pub(super) async fn running(&self, id: &MachineId) -> Arc<Machine> {
         let is_decided = |machine: &Machine| match machine.state {
@@ -294,10 +300,8 @@ fn is_leaving(machine: &Machine) -> bool {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn listings_that_come_in_a_moment_prove_nothing() {
-        let watch = Watch::default();
-        let machine = Machine {
+    fn machine() -> Machine {
+        Machine {
             id: MachineId::new("i-1"),
             run: "20260101-000000-aaaa".parse().unwrap(),
             group: "node".to_owned(),
@@ -311,7 +315,13 @@ mod tests {
             price: crate::Price::Free,
             ended: None,
             interrupted: None,
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listings_that_come_in_a_moment_prove_nothing() {
+        let watch = Watch::default();
+        let machine = machine();
         let state = || watch.machine(&machine.id).map(|known| known.state);
         let patience = Duration::from_secs(15);
         watch.apply_listing(vec![machine.clone()], Instant::now(), patience);
@@ -327,5 +337,15 @@ mod tests {
             let expected = if nth < MISSES { MachineState::Running } else { MachineState::Gone };
             assert_eq!(state(), Some(expected), "listing {nth}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_was_up_is_gone_although_no_listing_of_the_watchers_own_shows_it() {
+        let (watch, machine) = (Watch::default(), machine());
+        watch.show([machine.clone()].into_iter());
+        for _ in 0..=MISSES {
+            watch.apply_listing(Vec::new(), Instant::now(), Duration::ZERO);
+        }
+        assert_eq!(watch.leaving(&machine.id).await.state, MachineState::Gone);
     }
 }

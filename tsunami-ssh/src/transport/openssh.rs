@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use openssh::Stdio;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tsunami_core::{ByteStream, Machine, SessionError, SessionErrorKind};
 
@@ -39,7 +40,8 @@ impl Transport for OpensshTransport {
     async fn connect(&self, deadline: Instant) -> Result<Arc<dyn Connection>, ConnectError> {
         let master = self.ssh.master(&self.machine, deadline).await?;
         let session = Arc::new(openssh::Session::resume_mux(master.socket().into(), None));
-        Ok(Arc::new(OpensshConnection { master, session }))
+        let places = Semaphore::new(dial::WAITING);
+        Ok(Arc::new(OpensshConnection { master, session, places }))
     }
 }
 
@@ -47,6 +49,8 @@ impl Transport for OpensshTransport {
 struct OpensshConnection {
     master: Master,
     session: Arc<openssh::Session>,
+    /// Of those who wait for the master, to connect to a port.
+    places: Semaphore,
 }
 
 #[async_trait]
@@ -88,7 +92,7 @@ impl Connection for OpensshConnection {
         let dialed = tokio::select! {
             biased;
             () = self.master.ended() => return Err(self.reason()),
-            dialed = dial::dial(self.master.socket(), host, port) => dialed,
+            dialed = dial::dial(self.master.socket(), &self.places, host, port) => dialed,
         };
         match dialed {
             Ok(Some(stream)) => Ok(Box::new(stream)),
