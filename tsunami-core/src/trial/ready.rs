@@ -48,9 +48,9 @@ enum Sign {
 }
 
 impl Ready {
-    /// The process that was started, or one that descends from it, listens on this port. Where nobody shows whose a
-    /// listener is, as with another user's or with a server that has written over its environment, it is one that was not
-    /// there before and that others can reach.
+    /// The process that was started, or one that descends from it, listens on this port where others can reach it: on all
+    /// addresses or on one of the machine's, and not on `127.0.0.1` alone. Where nobody shows whose a listener is, as with
+    /// another user's or with a server that has written over its environment, it is one that was not there before.
     pub fn port(port: u16) -> Self {
         Self::new(Sign::Port(port))
     }
@@ -178,11 +178,10 @@ impl Waiting {
 async fn missing(host: &TrialHost, sign: &Sign) -> String {
     match sign {
         Sign::Port(port) | Sign::Http { port, .. } => match listeners(host, *port).await {
-            Ok(sockets) if !sockets.is_empty() => {
-                format!(
-                    "what listens on port {port} was not started by this step, or nobody else can reach it"
-                )
-            }
+            Ok(places) if !places.is_empty() => format!(
+                "what listens on port {port}, at {}, was not started by this step, or nobody else can reach it",
+                Vec::from_iter(places.iter().map(|place| place.to_string())).join(" and ")
+            ),
             _ => format!("nothing listens on port {port}"),
         },
         Sign::Command(line) => format!("`{line}` does not succeed"),
@@ -210,11 +209,11 @@ async fn has_succeeded(host: &Host, check: &mut Process) -> Result<Output, Error
     }
 }
 
-/// The sockets that listen on a port, as the script has them.
-async fn listeners(host: &TrialHost, port: u16) -> Result<String, Error> {
+/// The addresses at which somebody listens on a port.
+async fn listeners(host: &TrialHost, port: u16) -> Result<BTreeSet<IpAddr>, Error> {
     let command = host.host.command(listening("list", port)).called(CHECKING).unobserved();
     let output = command.run().await?;
-    Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
+    Ok(output.stdout().lines().filter_map(address_of).map(|address| address.to_canonical()).collect())
 }
 
 /// The script that looks for listeners, with its first two arguments.
@@ -505,10 +504,12 @@ mod tests {
             [("TSUNAMI_RUN_ID", "x"), ("TSUNAMI_NAME", "a-0"), ("TSUNAMI_TRIAL", "1"), (STEP, "serve")];
         let mut server =
             std::os::unix::process::CommandExt::process_group(server.envs(marks), 0).spawn().unwrap();
-        let ready = is_ready(port, None, "", false);
+        let hidden = is_ready(port, None, "", false);
+        let ready = is_ready(port, None, &hexadecimal("127.0.0.2").unwrap(), false);
         let group = rustix::process::Pid::from_child(&server);
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         server.wait().unwrap();
+        assert!(!hidden, "it is the server that listens, but where nobody else can reach it");
         assert!(ready, "it is the server that listens, though beside a stranger");
     }
 
