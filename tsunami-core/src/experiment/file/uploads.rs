@@ -59,6 +59,9 @@ impl Reader<'_> {
     }
 
     fn exclude(&mut self, value: &Value<'_>) -> Option<Exclude> {
+        if value.get_ref().as_array().is_some_and(|list| list.is_empty()) {
+            return Some(Exclude::default());
+        }
         let mut is_whole = true;
         let pattern = |values: &mut Values<'_, '_>, value: PlacedValue<'_>| {
             let pattern = values.text(value)?;
