@@ -432,7 +432,12 @@ impl<'a> Table<'a> {
         let rounds = rounds(cells, metric, false);
         let comparison = compare(&rounds, baseline, variant, confidence).map_err(|few| few.to_string())?;
         let verdict = verdict(&comparison, with.margin, metric.better);
-        let name = |index: usize| self.variants[index].map(ToString::to_string).unwrap_or_default();
+        // A number by itself would not say what it is of.
+        let name = |index: usize| match self.variants[index] {
+            Some(ParameterValue::Text(text)) => text.clone(),
+            Some(value) => format!("{}={value}", with.by),
+            None => String::new(),
+        };
         let (baseline_name, variant_name) = (name(baseline), name(variant));
         let words = Words {
             metric: &metric.name,
@@ -838,6 +843,7 @@ mod tests {
 
         let other = report.compare("size", "rps").unwrap();
         assert_eq!(other.combinations.len(), 2);
+        assert!(other.sentences().iter().all(|line| line.contains(" of size=")), "{:?}", other.sentences());
         assert_eq!(report.compare("colour", "rps"), Err(AnalysisError::NoParameter("colour".to_owned())));
         assert_eq!(report.compare("size", "p99"), Err(AnalysisError::NoMetric("p99".to_owned())));
         assert_eq!(Report::default().compare("size", "rps"), Err(AnalysisError::NoTrials));

@@ -6,7 +6,8 @@ use std::path::Path;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// What is left out of a directory that is uploaded, in the words of a `.gitignore`: `target` and `*.o` wherever they are,
-/// `/target` and `doc/*.html` from the directory on, `build/` only where that is a directory, `**` for any directories.
+/// `/target` and `doc/*.html` from the directory on, `build/` only where that is a directory, `**` for any directories. Nothing
+/// is let in again by `!`.
 /// Nothing by default. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Exclude {
@@ -41,7 +42,10 @@ impl Exclude {
                 None if plain.contains('/') => plain.to_owned(),
                 None => format!("**/{plain}"),
             };
-            let glob = GlobBuilder::new(&whole).literal_separator(true).backslash_escape(true).build();
+            let glob = GlobBuilder::new(&plain_braces(&whole))
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build();
             globs.add(glob.map_err(|error| invalid(error.kind().to_string()))?);
         }
         match globs.build() {
@@ -75,6 +79,29 @@ impl Exclude {
         let places = if self.is_empty() { Vec::new() } else { self.globs.matches(path) };
         places.into_iter().filter(move |place| is_directory || !self.patterns[*place].ends_with('/'))
     }
+}
+
+/// The pattern with braces as they are, which else would choose. What stands between `[` and `]` is as it is.
+fn plain_braces(pattern: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), pattern.chars());
+    while let Some(letter) = rest.next() {
+        if matches!(letter, '{' | '}') {
+            plain.push('\\');
+        }
+        plain.push(letter);
+        if letter == '\\' {
+            plain.extend(rest.next());
+        } else if letter == '[' {
+            let class = rest.as_str();
+            let first = class.strip_prefix(['!', '^']).unwrap_or(class);
+            // It doesn't end with its first.
+            let end = first.char_indices().skip(1).find(|(_, letter)| *letter == ']').map(|(at, _)| at);
+            let (class, after) = class.split_at(end.map_or(0, |end| class.len() - first.len() + end));
+            plain.push_str(class);
+            rest = after.chars();
+        }
+    }
+    plain
 }
 
 impl PartialEq for Exclude {
@@ -116,7 +143,11 @@ mod tests {
             ("a/**/x", &["a/x", "a/b/x", "a/b/c/x"], &["x", "b/a/x"]),
             ("**/x/y", &["x/y", "a/x/y"], &["x"]),
             ("[ab]?", &["a1", "c/b2"], &["c1", "a"]),
-            ("{a,b}", &["a"], &["c"]),
+            ("{a,b}", &["{a,b}", "x/{a,b}"], &["a", "b"]),
+            (r"\{a}[{}]}", &["{a}{}", "{a}}}"], &["a", "{a}\\}"]),
+            ("[]{]{", &["]{", "{{"], &["a{"]),
+            ("[!{]}", &["a}"], &["{}"]),
+            ("[!!]{", &["a{"], &["!{"]),
             (r"\*", &["*"], &["a"]),
             ("it's a name", &["x/it's a name"], &[]),
         ] {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use tsunami_core::condition::Account;
+use tsunami_core::statistics::significant;
 use tsunami_core::text::{Lines, number, quoted, sanitize_bytes};
 use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
@@ -88,21 +89,9 @@ impl Sweep {
     fn note(&mut self, measured: &Measured) {
         if let (None, Some(value)) = (&measured.machine, measured.value) {
             let unit = self.units.get(&measured.metric).map(|unit| format!(" {unit}")).unwrap_or_default();
-            self.measured.push(format!("{} {}{unit}", measured.metric, figure(value)));
+            self.measured.push(format!("{} {}{unit}", measured.metric, significant(value)));
         }
     }
-}
-
-/// A measured number as one reads it: four digits that count.
-fn figure(value: f64) -> String {
-    let digits = match value.abs() {
-        size if size >= 1000.0 || size == 0.0 => 0,
-        size if size >= 100.0 => 1,
-        size if size >= 10.0 => 2,
-        size if size >= 1.0 => 3,
-        _ => return format!("{value:.3e}").replace("e0", ""),
-    };
-    format!("{value:.digits$}")
 }
 
 /// Where a line begins, when there is no time to show.
@@ -300,7 +289,7 @@ impl Text {
             }
             EventKind::Canary { machine, results } => {
                 let results: Vec<_> =
-                    results.iter().map(|(name, value)| format!("{name} {}", figure(*value))).collect();
+                    results.iter().map(|(name, value)| format!("{name} {}", significant(*value))).collect();
                 (Verbose, Style::Faint, machine.as_str(), format!("by itself: {}", results.join(", ")))
             }
             EventKind::TrialStarted { trial } => (detail, Style::Plain, "", self.sweep.called(trial)),
@@ -759,6 +748,7 @@ pub(crate) mod tests {
             TrialStarted { trial: "1".into() },
             StepStarted { trial: "1".into(), step: "load".into(), machines: vec!["client-0".into()] },
             measured(Some(77_400.4), None),
+            measured(Some(0.053), None),
             finished("1"),
             voided,
             TrialStarted { trial: "1".into() },
@@ -781,7 +771,7 @@ pub(crate) mod tests {
             written.text().replace("[  1.0s] ", ""),
             "2 trials in 1 round, in the order of seed 7\n\
              warm-up w1 (variant=old) done after 1.5s\n\
-             trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s\n\
+             trial 1 of 2 (variant=old) done after 1.5s: rps 77400 1/s, rps 0.053 1/s\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
              trial 1 of 2 (variant=old) done after 1.5s; disturbed: others used 40 %: rustc 0.4\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on\n\

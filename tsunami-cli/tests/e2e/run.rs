@@ -398,6 +398,17 @@ fn a_stranger_on_the_port_is_not_taken_for_the_server() {
         let ended = world.tsunami([&"run".into(), &file]);
         ended.assert_status(1).assert_says(&["not ready within 2s", "was not started by this step"]);
     }
+    // Nor is a server that the other machines can't reach.
+    let text = r#"
+name = "x"
+[group.s]
+[[step]]
+on = "s"
+start = "exec perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => \"127.0.0.1:7013\") or die; sleep 99'"
+ready = { port = 7013, timeout = "2s" }
+"#;
+    let ended = world.tsunami([&"run".into(), &world.write("x.toml", text)]);
+    ended.assert_status(1).assert_says(&["what listens on port 7013, at 127.0.0.1, was not started"]);
     world.assert_clean();
 }
 

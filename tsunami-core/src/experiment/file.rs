@@ -304,8 +304,8 @@ impl<'a> Reader<'a> {
         }
         let connection =
             registry.connector_maker().and_then(|maker| self.connection(root, maker)).unwrap_or_default();
-        let files = self.names_in_files(root);
-        let (used, depends) = sets::dependencies(root, provider.as_ref(), &trials.parameters, files);
+        let files = self.template_files(root);
+        let (used, depends) = sets::dependencies(root, provider.as_ref(), &trials.parameters, &files);
         let sets = self.sets(root, provider.as_ref(), &values, &depends);
         trials.compare = self.compare(root, &trials.parameters, &depends);
         let first = sets.first().map(|set| set.machines.steps.as_slice()).unwrap_or_default();

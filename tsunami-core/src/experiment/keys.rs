@@ -317,7 +317,7 @@ pub(super) const UPLOAD_KEYS: &[Key] = &[
     Key::new(
         "exclude",
         Form::OneOrMore(&Form::Text),
-        "what of a directory stays here, as `.gitignore` has it: `target`, `*.o`, `/doc/*.html`",
+        "what of a directory stays here, as `.gitignore` has it, but without `!`: `target`, `*.o`, `/doc/*.html`",
     )
     .example("[\"target\", \"*.o\", \"/doc/*.html\"]"),
 ];

@@ -8,7 +8,8 @@ use super::Experiment;
 use crate::exclude::Exclude;
 
 impl Experiment {
-    /// What is worth a look though nothing is wrong: what `exclude` names and isn't there. It reads the directories that are
+    /// What is worth a look though nothing is wrong: what `exclude` names and isn't there, and that it leaves
+    /// nothing. It reads the directories that are
     /// uploaded, and may wait for a disk.
     pub fn notes(&self) -> Vec<String> {
         let groups = self.groups.iter().chain(self.sets.iter().flat_map(|set| &set.groups));
@@ -19,6 +20,9 @@ impl Experiment {
             let mut left: HashSet<usize> = (0..upload.exclude.patterns().len()).collect();
             // What can't be read is said by whoever uploads it.
             let _ = look(&upload.from, &upload.from, &upload.exclude, &mut left);
+            if leaves_nothing(&upload.from, &upload.exclude).unwrap_or_default() {
+                notes.push(format!("`exclude` of {}: nothing is left to upload", upload.from.display()));
+            }
             let patterns = upload.exclude.patterns().iter().enumerate();
             let idle = patterns.filter(|(place, _)| left.contains(place)).map(|(_, pattern)| pattern);
             notes.extend(idle.map(|pattern| {
@@ -27,6 +31,19 @@ impl Experiment {
         }
         notes
     }
+}
+
+/// Whether all that is in a directory is left out, and there is something.
+fn leaves_nothing(directory: &Path, exclude: &Exclude) -> io::Result<bool> {
+    let mut is_empty = true;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !exclude.matches(Path::new(&entry.file_name()), entry.file_type()?.is_dir()) {
+            return Ok(false);
+        }
+        is_empty = false;
+    }
+    Ok(!is_empty)
 }
 
 /// Lets go of the patterns that match something, until there are none left.

@@ -173,7 +173,7 @@ fn of(form: &Form, templated: bool) -> Value {
         Form::Choice(words) => json!({ "type": "string", "enum": words }),
         Form::List(form) => return json!({ "type": "array", "items": within(form) }),
         Form::OneOrMore(form) => {
-            return json!({ "anyOf": [within(form), { "type": "array", "items": within(form), "minItems": 1 }] });
+            return json!({ "anyOf": [within(form), { "type": "array", "items": within(form) }] });
         }
         Form::Table(keys) => return table(keys.iter().map(|key| (key, templated))),
         Form::Map(form) => return json!({ "type": "object", "additionalProperties": within(form) }),

@@ -140,6 +140,15 @@ impl Template {
     pub(super) fn names(&self) -> HashSet<String> {
         ENGINE.template_from_str(&self.source).map(|t| t.undeclared_variables(false)).unwrap_or_default()
     }
+
+    /// The line in which a name stands first.
+    pub(super) fn line_of(&self, name: &str) -> Option<usize> {
+        let has_it = |range: &Range<usize>| {
+            Self::new(&self.source[range.clone()]).is_ok_and(|part| part.names().contains(name))
+        };
+        let range = expressions(&self.source).into_iter().find(has_it)?;
+        Some(1 + self.source[..range.start].matches('\n').count())
+    }
 }
 
 /// What a template stands for, and what it took to find out.

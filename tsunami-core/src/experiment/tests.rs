@@ -1344,7 +1344,6 @@ fn uploads() {
         &[
             "4:12 `sub` is a directory, and a template is a file (upload the files in it that are templates one by one)",
             "5:41 `exclude` is for directories, and `ok.sh` is a file",
-            "6:39 this list is empty",
             "7:40 `!keep` is no pattern of files: nothing is let in again by `!`",
             "7:49 `a[` is no pattern of files: unclosed character class; missing ']'",
             "7:55 `../x` is no pattern of files: it begins in the directory itself, without `.` or `..`",
@@ -1438,6 +1437,9 @@ fn a_file_that_is_a_template_makes_its_group_depend_on_parameters() {
         upload.template.as_ref().unwrap().source(),
         "threads {{ threads }}\nname {{ name }} {{ seed }}\n"
     );
+    fs::write(dir.0.path().join("conf"), "{{ ip }}\n\n{{ name }} {{ threads + 1 }}\n").unwrap();
+    let problems = dir.problems(&format!("{text}[compare]\nby = 'threads'\n"), &[]).join("\n");
+    assert!(problems.contains("depends on `threads`, in line 3 of `conf`"), "{problems}");
 }
 
 #[test]
@@ -1446,9 +1448,12 @@ fn what_is_left_out_and_is_not_there_is_noted() {
     fs::create_dir_all(dir.0.path().join("sub/a/target")).unwrap();
     fs::write(dir.0.path().join("sub/a/target/x.o"), "").unwrap();
     let text = group("upload = [{ from = 'sub', to = 'x', exclude = ['target/', '*.o', '.git'] }]");
-    let notes = dir.load(text, &[]).unwrap().notes().join("\n");
-    let dir = dir.0.path().join("sub");
-    let of = format!("`exclude` of {}: nothing there is", dir.display());
+    let notes = |text: &str| dir.load(text, &[]).unwrap().notes().join("\n");
+    let nothing = notes(&group("upload = [{ from = 'sub', to = 'x', exclude = '*' }]"));
+    assert!(nothing.ends_with("sub: nothing is left to upload"), "{nothing}");
+    assert_eq!(notes(&group("upload = [{ from = 'sub', to = 'x', exclude = [] }]")), "");
+    let notes = notes(&text);
+    let of = format!("`exclude` of {}: nothing there is", dir.0.path().join("sub").display());
     assert_eq!(notes, format!("{of} `*.o`\n{of} `.git`"), "what is left out isn't looked into");
 }
 

@@ -53,4 +53,6 @@ pub use verdict::{Direction, MOST_MORE_REPEATS, MoreRepeats, Verdict, verdict};
 pub use words::Words;
 pub(crate) use words::change;
 #[cfg(feature = "experiment")]
-pub(crate) use words::{signed, significant};
+pub(crate) use words::signed;
+#[doc(hidden)]
+pub use words::significant;

@@ -172,7 +172,7 @@ pub(crate) fn signed(value: f64) -> String {
 }
 
 /// A number with four digits that count.
-pub(crate) fn significant(value: f64) -> String {
+pub fn significant(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }

@@ -1,10 +1,9 @@
-# Whether a server answers over HTTP, asked with what this machine has.
+# Waits until a server answers over HTTP with a status of 2xx or 3xx, asked with what this machine has.
 #
-#   wait HOST PORT PATH  waits until the status of its answer is 2xx or 3xx
-#   ask HOST PORT PATH   prints the status of its answer; nothing if there is none
+#   HOST PORT PATH   HOST is an address as URLs have it
 #
-# HOST is an address as URLs have it.
-mode=$1 host=$2 port=$3 path=$4
+# Prints each other status with which it answers, once.
+host=$1 port=$2 path=$3
 address=${host#"["}
 address=${address%"]"}
 # It is asked directly.
@@ -13,56 +12,83 @@ unset TSUNAMI_SCRIPT http_proxy HTTP_PROXY all_proxy ALL_PROXY
 for tool in curl bash python3 perl wget none; do
     ! command -v "$tool" >/dev/null 2>&1 || break
 done
+others="install curl, wget, bash, python3 or perl, or use \`ready = { port = $port }\`"
 if [ "$tool" = none ]; then
-    echo "nothing on this machine asks over HTTP: install curl, wget, bash, python3 or perl, or use \`ready = { port = $port }\`" >&2
+    echo "nothing on this machine asks over HTTP: $others" >&2
     exit 127
 fi
+# Others than GNU's don't know these, and follow no less.
+options=''
+[ "$tool" != wget ] || case $(wget --version 2>/dev/null) in *GNU*) options='--no-config --max-redirect=0' ;; esac
 
-# What the tools say of a server that isn't there is no news.
-ask() {
+# Becomes the tool, which prints the line with the status as soon as that is there.
+request() {
     case $tool in
-    curl) curl -q -gs --noproxy '*' -m 5 -o /dev/null -w '%{http_code}' "http://$host:$port$path" ;;
+    curl) exec curl -q -gsN --noproxy '*' -m 5 -o /dev/null -D - "http://$host:$port$path" ;;
     bash)
-        bash --norc -c '
+        exec bash --norc -c '
             exec 3<>"/dev/tcp/$1/$2" || exit
             printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$4" "$3:$2" >&3
-            read -r -t 5 _ status _ <&3
-            printf %s "$status"
+            read -r -t 5 line <&3
+            echo "$line"
         ' bash "$address" "$port" "$host" "$path"
         ;;
     python3)
-        python3 -c '
+        exec python3 -c '
 import http.client, sys; connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
-connection.request("GET", sys.argv[3]); print(connection.getresponse().status)
+connection.request("GET", sys.argv[3]); print("HTTP/", connection.getresponse().status)
 ' "$address" "$port" "$path"
         ;;
     perl)
-        perl -MIO::Socket::IP -e '
+        # shellcheck disable=SC2016 # these are variables of Perl
+        exec perl -MIO::Socket::IP -e '
+            $SIG{ALRM} = sub { exit };
             alarm 5;
             my $server = IO::Socket::IP->new(PeerHost => $ARGV[0], PeerPort => $ARGV[1]) or exit;
             print $server "GET $ARGV[3] HTTP/1.0\r\nHost: $ARGV[2]:$ARGV[1]\r\n\r\n";
-            print((split / /, <$server>)[1]);
+            print scalar <$server>;
         ' "$address" "$port" "$host" "$path"
         ;;
     wget)
-        # One kind says `ERROR 503`, the other `HTTP/1.1 503`.
-        if said=$(LC_ALL=C wget -O /dev/null -T 5 "http://$host:$port$path" 2>&1); then
-            echo 200
-        else
-            printf '%s\n' "$said" |
-                sed -n -e 's/.*ERROR \([0-9][0-9][0-9]\).*/\1/p' -e 's/.* HTTP\/1\.[01] \([0-9][0-9][0-9]\).*/\1/p'
-        fi
+        # shellcheck disable=SC2086 # words
+        exec wget $options -S -t 1 -T 5 -O /dev/null "http://$host:$port$path"
         ;;
-    esac 2>/dev/null
+    esac
 }
 
-pauses='0.02 0.05 0.1 0.25'
+# Prints the status of the answer, which is enough: what follows may have no end. What the tools say of a server that isn't
+# there is no news, but that of a tool that dies by itself is.
+ask() {
+    {
+        LC_ALL=C request 2>&1 &
+        echo "process $!"
+        wait "$!"
+        echo "ended $?"
+    } 2>/dev/null | while read -r word said _; do
+        case $word:$said in
+        process:*) process=$said ;;
+        HTTP/*:1??) ;;
+        HTTP/*:???)
+            echo "$said"
+            kill "$process" 2>/dev/null
+            break
+            ;;
+        ended:*) [ "$said" -le 128 ] || echo "signal $((said - 128))" ;;
+        esac
+    done
+}
+
+pauses='0.02 0.05 0.1 0.25' last=''
 while :; do
     status=$(ask)
-    case $mode:$status in
-    ask:000) exit 0 ;;
-    ask:*) echo "$status" && exit 0 ;;
-    wait:[23]??) exit 0 ;;
+    case $status in
+    [23]??) exit 0 ;;
+    signal*)
+        echo "\`$tool\` of this machine, which was to ask over HTTP, died of $status: $others" >&2
+        exit 1
+        ;;
+    "$last") ;;
+    ?*) last=$status && echo "$status" ;;
     esac
     sleep "${pauses%% *}"
     pauses=${pauses#* }

@@ -1,12 +1,12 @@
 # Whether the server that a step has started has come up. Reads the kernel's tables: a connection would disturb a server
 # that takes only one.
 #
-#   list PORT        prints the sockets that listen on the port (in hexadecimal)
+#   list PORT        prints the addresses at which somebody listens on the port (in hexadecimal), as the kernel writes them
 #   wait PORT ADDRESSES NAME TRIAL STEP
 #                    says `looked` once it knows which sockets there are, then waits until a process of that step's
-#                    listens on it, on whatever address. Where nobody shows whose a socket is, as with another user's or
-#                    with a process that has written over its environment, it is one that was not there before, and can
-#                    be reached by others: of the loopback only ADDRESSES, as the kernel writes them, are the machine's.
+#                    listens on it where others can reach it: of the loopback only ADDRESSES, as the kernel writes them,
+#                    are the machine's. Where nobody shows whose a socket is, as with another user's or with a process
+#                    that has written over its environment, it is one that was not there before.
 #                    Prints the address that it listens on, as the kernel writes it.
 mode=$1 port=$2 own=" $3 " name=$4 trial=$5 step=$6
 
@@ -65,17 +65,16 @@ is_own() {
     return 1
 }
 
-# Says where the socket of this number listens.
+# Ends with where the socket of this number listens, if others can reach it there.
 found() {
     for socket in $sockets; do
-        case $socket in *":$1") echo "${socket%:*}" && exit 0 ;; esac
+        case $socket in *":$1") ! is_own "${socket%:*}" || { echo "${socket%:*}" && exit 0; } ;; esac
     done
-    exit 0
 }
 
 look
 if [ "$mode" = list ]; then
-    for socket in $sockets; do echo "${socket##*:}"; done
+    for socket in $sockets; do echo "${socket%:*}"; done
     exit 0
 fi
 before=$sockets pauses='0.01 0.02 0.05'
@@ -95,7 +94,7 @@ while :; do
                 ;;
             esac
             case $before in *":${socket##*:} "*) continue ;; esac
-            ! is_own "${socket%:*}" || found "${socket##*:}"
+            found "${socket##*:}"
         done
         sleep 0.15
     fi

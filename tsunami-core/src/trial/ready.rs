@@ -48,9 +48,9 @@ enum Sign {
 }
 
 impl Ready {
-    /// The process that was started, or one that descends from it, listens on this port. Where nobody shows whose a
-    /// listener is, as with another user's or with a server that has written over its environment, it is one that was not
-    /// there before and that others can reach.
+    /// The process that was started, or one that descends from it, listens on this port where others can reach it: on all
+    /// addresses or on one of the machine's, and not on `127.0.0.1` alone. Where nobody shows whose a listener is, as with
+    /// another user's or with a server that has written over its environment, it is one that was not there before.
     pub fn port(port: u16) -> Self {
         Self::new(Sign::Port(port))
     }
@@ -118,8 +118,8 @@ impl Waiting {
     /// Waits until a started command is ready, or ends instead.
     pub(super) async fn until_ready(self, line: &str, process: &mut Process) -> Result<(), Error> {
         let Self { ready: Ready { sign, timeout: limit }, host, command, mut listener, log } = self;
-        // Where the server listens, once that is known.
-        let place = OnceLock::new();
+        // The server's URL, once it listens, and what its answers' statuses are.
+        let (asked, statuses) = (OnceLock::new(), Arc::new(LastLine::default()));
         // What is asked again and again is no part of the story, nor of the server's own log.
         let is_ready = async {
             match &sign {
@@ -130,8 +130,11 @@ impl Waiting {
                 Sign::Http { port, path } => match &mut listener {
                     Some(listener) => {
                         let output = has_succeeded(&host, listener).await?;
-                        let server = place.get_or_init(|| listening_at(&output.stdout()));
-                        asking(&host, "wait", server, *port, path).run().await.map(drop)
+                        let server = listening_at(&output.stdout());
+                        let _ = asked.set(format!("http://{server}:{port}{path}"));
+                        let script = own_script("http", HTTP).arg(server).arg(port.to_string()).arg(path);
+                        let asking = host.host.command(script).called(CHECKING).unobserved();
+                        asking.stdin(Stdin::Null).watched_by(statuses.clone()).run().await.map(drop)
                     }
                     None => Ok(()),
                 },
@@ -151,7 +154,11 @@ impl Waiting {
                 Ok(is_ready) => is_ready,
                 Err(_) => {
                     let within = humantime::format_duration(limit);
-                    let missing = missing(&host, &sign, place.get()).await;
+                    let missing = match (asked.get(), statuses.get()) {
+                        (Some(url), None) => format!("{url} does not answer"),
+                        (Some(url), Some(status)) => format!("{url} answers with status {status}"),
+                        (None, _) => missing(&host, &sign).await,
+                    };
                     Err(host.error(format!("`{line}` was not ready within {within}: {missing}")))
                 }
             },
@@ -168,23 +175,13 @@ impl Waiting {
 }
 
 /// What was waited for in vain.
-async fn missing(host: &TrialHost, sign: &Sign, place: Option<&String>) -> String {
-    if let (Sign::Http { port, path }, Some(server)) = (sign, place) {
-        let asked = asking(host, "ask", server, *port, path).run().await;
-        let status = asked.map(|output| output.stdout().trim().to_owned()).unwrap_or_default();
-        let url = format!("http://{server}:{port}{path}");
-        return match &*status {
-            "" => format!("{url} does not answer"),
-            status => format!("{url} answers with status {}", status.chars().take(3).collect::<String>()),
-        };
-    }
+async fn missing(host: &TrialHost, sign: &Sign) -> String {
     match sign {
         Sign::Port(port) | Sign::Http { port, .. } => match listeners(host, *port).await {
-            Ok(sockets) if !sockets.is_empty() => {
-                format!(
-                    "what listens on port {port} was not started by this step, or nobody else can reach it"
-                )
-            }
+            Ok(places) if !places.is_empty() => format!(
+                "what listens on port {port}, at {}, was not started by this step, or nobody else can reach it",
+                Vec::from_iter(places.iter().map(|place| place.to_string())).join(" and ")
+            ),
             _ => format!("nothing listens on port {port}"),
         },
         Sign::Command(line) => format!("`{line}` does not succeed"),
@@ -212,22 +209,16 @@ async fn has_succeeded(host: &Host, check: &mut Process) -> Result<Output, Error
     }
 }
 
-/// The sockets that listen on a port, as the script has them.
-async fn listeners(host: &TrialHost, port: u16) -> Result<String, Error> {
+/// The addresses at which somebody listens on a port.
+async fn listeners(host: &TrialHost, port: u16) -> Result<BTreeSet<IpAddr>, Error> {
     let command = host.host.command(listening("list", port)).called(CHECKING).unobserved();
     let output = command.run().await?;
-    Ok(output.stdout().split_whitespace().collect::<Vec<_>>().join(" "))
+    Ok(output.stdout().lines().filter_map(address_of).map(|address| address.to_canonical()).collect())
 }
 
 /// The script that looks for listeners, with its first two arguments.
 fn listening(mode: &str, port: u16) -> Command {
     own_script("listening", LISTENING).arg(mode).arg(format!("{port:04X}"))
-}
-
-/// A command that asks a server over HTTP.
-fn asking(host: &TrialHost, mode: &str, server: &str, port: u16, path: &str) -> HostCommand {
-    let script = own_script("http", HTTP).arg(mode).arg(server).arg(port.to_string()).arg(path);
-    host.host.command(script).called(CHECKING).unobserved().stdin(Stdin::Null)
 }
 
 /// Where what listens can be asked, as URLs have it, by the last line that the script says. What listens everywhere can be
@@ -316,10 +307,36 @@ impl OutputWatcher for LogWatcher {
     }
 }
 
+/// The statuses that a check prints, one a line.
+#[derive(Debug, Default)]
+struct LastLine(Mutex<String>);
+
+impl LastLine {
+    /// The last one that was printed whole.
+    fn get(&self) -> Option<String> {
+        let said = lock(&self.0);
+        let (lines, _) = said.rsplit_once('\n')?;
+        lines.lines().last().map(str::to_owned)
+    }
+}
+
+impl OutputWatcher for LastLine {
+    fn look(&self, stream: Stream, bytes: &[u8]) {
+        let mut said = lock(&self.0);
+        // Each is short; a server whose status changes without end is not kept whole.
+        if stream == Stream::Stdout {
+            said.push_str(&String::from_utf8_lossy(bytes));
+            let excess = said.rfind('\n').and_then(|end| said[..end].rfind('\n')).map_or(0, |end| end + 1);
+            said.drain(..excess);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Stdio;
 
     use super::super::STEP;
@@ -357,8 +374,9 @@ mod tests {
                     stream.read_exact(&mut byte).unwrap();
                     request.push(byte[0]);
                 }
-                let answer =
-                    format!("HTTP/1.1 {status} Word\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let answer = format!(
+                    "HTTP/1.1 {status} Word\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
                 stream.write_all(answer.as_bytes()).unwrap();
                 let request = String::from_utf8(request).unwrap();
                 request.split(' ').nth(1).unwrap().to_owned()
@@ -391,27 +409,42 @@ mod tests {
             ["sleep", "sed"].iter().for_each(|needed| link(&absolute(needed), needed));
             // Busybox's shell takes its own, which crashes as Debian builds it.
             for shell in shells.into_iter().filter(|shell| *tool != "wget" || shell[0] != "busybox") {
-                let ask = |mode: &str, host: &str, port: u16| {
+                let ask = |host: &str, port: u16| {
                     let mut command = std::process::Command::new(absolute(shell[0]));
-                    command.args(&shell[1..]).args(["-c", &crate::compact_script(HTTP), "http", mode, host]);
+                    command.args(&shell[1..]).args(["-c", &crate::compact_script(HTTP), "http", host]);
                     // It is asked directly, and by no home's settings.
                     command.env("http_proxy", "http://127.0.0.1:9").env("PATH", &path);
-                    command.args([&*port.to_string(), "/up?a='b'"]).output().unwrap()
+                    let said = command.args([&*port.to_string(), "/up?a='b'"]).output().unwrap();
+                    assert!(said.status.success(), "{tool} {shell:?} {said:?}");
+                    String::from_utf8(said.stdout).unwrap()
                 };
-                let (port, serving) = serve("127.0.0.2", &[503, 404, 204]);
-                let waited = ask("wait", "127.0.0.2", port);
-                assert!(waited.status.success(), "{tool} {shell:?} {waited:?}");
-                assert_eq!(serving.join().unwrap(), ["/up?a='b'"; 3], "{tool}");
-                let (port, serving) = serve("::1", &[503]);
-                let said = ask("ask", "[::1]", port);
-                assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "503", "{tool} {shell:?} {said:?}");
+                let (port, serving) = serve("127.0.0.2", &[503, 503, 404, 204]);
+                assert_eq!(ask("127.0.0.2", port), "503\n404\n", "{tool} {shell:?}");
+                assert_eq!(serving.join().unwrap(), ["/up?a='b'"; 4], "{tool}");
+                // A redirection is an answer, and not followed.
+                let (port, serving) = serve("::1", &[302]);
+                assert_eq!(ask("[::1]", port), "", "{tool} {shell:?}");
                 serving.join().unwrap();
-                let said = ask("ask", "127.0.0.2", free_port("127.0.0.2"));
-                assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "", "{tool} {shell:?} {said:?}");
             }
         }
+        // A tool need not come to an end, and one that dies says nothing of the server.
+        let fake = root.path().join("fake");
+        std::fs::create_dir(&fake).unwrap();
+        let with = |curl: &str| {
+            std::fs::write(fake.join("curl"), format!("#!/bin/sh\n{curl}\n")).unwrap();
+            std::fs::set_permissions(fake.join("curl"), PermissionsExt::from_mode(0o755)).unwrap();
+            let mut command = std::process::Command::new("/bin/sh");
+            command.args(["-c", HTTP, "http", "127.0.0.2", "80", "/"]);
+            command.env("PATH", format!("{}:/usr/bin:/bin", fake.display())).output().unwrap()
+        };
+        let endless = with("printf 'HTTP/1.1 103 Hints\\r\\n\\r\\nHTTP/1.1 200 OK\\r\\n'; exec sleep 1000");
+        assert!(endless.status.success(), "{endless:?}");
+        let dead = with("kill -SEGV $$");
+        let said = String::from_utf8_lossy(&dead.stderr);
+        assert!(dead.status.code() == Some(1) && said.contains("`curl` of this machine"), "{dead:?}");
+        assert!(said.contains("signal 11"), "{said}");
         let mut none = std::process::Command::new("/bin/sh");
-        none.args(["-c", HTTP, "http", "ask", "127.0.0.2", "80", "/"]);
+        none.args(["-c", HTTP, "http", "127.0.0.2", "80", "/"]);
         let none = none.env("PATH", root.path()).output().unwrap();
         assert!(
             String::from_utf8_lossy(&none.stderr).contains("install curl") && none.status.code() == Some(127)
@@ -471,10 +504,12 @@ mod tests {
             [("TSUNAMI_RUN_ID", "x"), ("TSUNAMI_NAME", "a-0"), ("TSUNAMI_TRIAL", "1"), (STEP, "serve")];
         let mut server =
             std::os::unix::process::CommandExt::process_group(server.envs(marks), 0).spawn().unwrap();
-        let ready = is_ready(port, None, "", false);
+        let hidden = is_ready(port, None, "", false);
+        let ready = is_ready(port, None, &hexadecimal("127.0.0.2").unwrap(), false);
         let group = rustix::process::Pid::from_child(&server);
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         server.wait().unwrap();
+        assert!(!hidden, "it is the server that listens, but where nobody else can reach it");
         assert!(ready, "it is the server that listens, though beside a stranger");
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
+use super::uploads::TemplateFile;
 use super::value::entries;
 use super::{Problem, Reader, Registration, SetContents, Template, Value, names, template_problem};
 use crate::experiment::template::Scope;
@@ -20,22 +21,24 @@ use crate::trial::{Parameter, Parameters};
 pub(super) struct Dependency {
     pub(super) parameter: Parameter,
     pub(super) of: String,
+    /// Where the parameter stands, if not in the experiment's file: `, in line 3 of …`.
+    pub(super) place: String,
 }
 
-/// What the machines of a file depend on, and all names in the templates of keys. `files` has those of templates that are
-/// files, with what depends on them.
+/// What the machines of a file depend on, and all names in the templates of keys. `files` are the
+/// templates that are uploaded.
 pub(super) fn dependencies(
     root: &DeTable<'_>,
     provider: Option<&Arc<dyn Registration>>,
     parameters: &[Parameter],
-    files: Vec<(String, HashSet<String>)>,
+    files: &[TemplateFile],
 ) -> (HashSet<String>, Vec<Dependency>) {
     let mut used = HashSet::new();
-    let mut by: Vec<(String, HashSet<String>)> = Vec::new();
+    let mut by: Vec<(String, HashSet<String>, Option<&TemplateFile>)> = Vec::new();
     for (of, value) in keys(root, provider) {
         let names = names_in(value);
         used.extend(names.iter().cloned());
-        by.push((of, names));
+        by.push((of, names, None));
     }
     let groups = root.get("group").and_then(|value| value.get_ref().as_table());
     for (name, _, value) in groups.map(entries).unwrap_or_default() {
@@ -44,13 +47,17 @@ pub(super) fn dependencies(
             if let Some(value) = value.get_ref().as_table().and_then(|table| table.get(part)) {
                 strings(value, &mut found);
             }
-            by.extend(found.into_iter().map(|value| (format!("the group `{name}`"), names_in(value))));
+            by.extend(found.into_iter().map(|value| (format!("the group `{name}`"), names_in(value), None)));
         }
     }
-    by.extend(files);
+    by.extend(files.iter().map(|file| (file.of.clone(), file.template.names(), Some(file))));
     let depends = parameters.iter().filter_map(|parameter| {
-        let (of, _) = by.iter().find(|(_, names)| names.contains(&parameter.name))?;
-        Some(Dependency { parameter: parameter.clone(), of: of.clone() })
+        let (of, _, file) = by.iter().find(|(_, names, _)| names.contains(&parameter.name))?;
+        let place = file.and_then(|file| {
+            let line = file.template.line_of(&parameter.name)?;
+            Some(format!(", in line {line} of `{}`", file.path.display()))
+        });
+        Some(Dependency { parameter: parameter.clone(), of: of.clone(), place: place.unwrap_or_default() })
     });
     (used, depends.collect())
 }

@@ -287,8 +287,10 @@ impl Reader<'_> {
             self.note(Problem::at(by.span(), message));
         }
         if let Some(depends) = depends.iter().find(|depends| depends.parameter.name == name) {
-            let message =
-                format!("what is compared runs on the same machines, and {} depends on `{name}`", depends.of);
+            let message = format!(
+                "what is compared runs on the same machines, and {} depends on `{name}`{}",
+                depends.of, depends.place
+            );
             let help = "use it in steps only, or compare by another parameter".to_owned();
             self.note(Problem::at(by.span(), message).help(help));
         }

@@ -1,6 +1,5 @@
 //! What is brought to machines: files, directories without what is left out of them, and files that are templates.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
@@ -16,6 +15,15 @@ use crate::experiment::keys::UPLOAD_KEYS;
 use crate::experiment::values::{Value as PlacedValue, Values};
 use crate::experiment::{Upload, read_at_most};
 use crate::limits::TEMPLATE_OUTPUT_LIMIT;
+
+/// A file that is a template.
+#[derive(Debug)]
+pub(super) struct TemplateFile {
+    /// Whose it is, as [`Dependency::of`](super::sets::Dependency::of).
+    pub(super) of: String,
+    pub(super) path: PathBuf,
+    pub(super) template: Template,
+}
 
 impl Reader<'_> {
     pub(super) fn upload(&mut self, value: &Value<'_>, used: &TemplateScope) -> Option<Upload> {
@@ -59,6 +67,9 @@ impl Reader<'_> {
     }
 
     fn exclude(&mut self, value: &Value<'_>) -> Option<Exclude> {
+        if value.get_ref().as_array().is_some_and(|list| list.is_empty()) {
+            return Some(Exclude::default());
+        }
         let mut is_whole = true;
         let pattern = |values: &mut Values<'_, '_>, value: PlacedValue<'_>| {
             let pattern = values.text(value)?;
@@ -143,8 +154,8 @@ impl Reader<'_> {
         self.texts.entry(path.to_owned()).or_insert_with(|| text(path)).clone()
     }
 
-    /// The names in the files that are templates, by the groups that have them.
-    pub(super) fn names_in_files(&mut self, root: &DeTable<'_>) -> Vec<(String, HashSet<String>)> {
+    /// The files that are templates, by the groups that have them.
+    pub(super) fn template_files(&mut self, root: &DeTable<'_>) -> Vec<TemplateFile> {
         let groups = root.get("group").and_then(|value| value.get_ref().as_table());
         let mut found = Vec::new();
         for (name, _, value) in groups.map(entries).unwrap_or_default() {
@@ -159,9 +170,10 @@ impl Reader<'_> {
                 let from = upload.get("from").and_then(|value| value.get_ref().as_str());
                 // Whatever is wrong with it is noted where it is read.
                 let path = from.filter(|_| is_template).map(|from| self.local(from));
-                let text = path.filter(|path| path.is_file()).and_then(|path| self.text_of(&path).ok());
-                let template = text.and_then(|text| Template::new(&*text).ok());
-                found.extend(template.map(|template| (format!("the group `{name}`"), template.names())));
+                let Some(path) = path.filter(|path| path.is_file()) else { continue };
+                let template = self.text_of(&path).ok().and_then(|text| Template::new(&*text).ok());
+                let of = format!("the group `{name}`");
+                found.extend(template.map(|template| TemplateFile { of, path, template }));
             }
         }
         found
