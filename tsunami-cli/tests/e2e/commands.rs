@@ -512,7 +512,7 @@ fn files_to_begin_with_run_and_are_never_overwritten() {
     }
     world.tsunami(["man", "-o", "pages"]).assert_status(0);
     let page = fs::read_to_string(world.path("work/pages/tsunami-run.1")).unwrap();
-    assert!(page.contains(".TH tsunami-run 1") && page.contains("Exit status"), "{page}");
+    assert!(page.contains(".TH tsunami-run 1") && page.contains(".SH EXIT STATUS\n.nf"), "{page}");
     world.assert_clean();
 }
 
