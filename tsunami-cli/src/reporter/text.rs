@@ -299,7 +299,7 @@ impl Text {
                     (Quiet, Style::Bad, "", format!("{trial}: {metric} can't be read: {missing}"))
                 }
                 missing => {
-                    let value = measured.value.map(figure).or(missing.clone()).unwrap_or_default();
+                    let value = measured.value.map(significant).or(missing.clone()).unwrap_or_default();
                     let who = measured.machine.as_deref().unwrap_or_default();
                     (Verbose, Style::Faint, who, format!("{}: {value}", measured.metric))
                 }
