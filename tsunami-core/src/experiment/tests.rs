@@ -1438,7 +1438,7 @@ fn a_file_that_is_a_template_makes_its_group_depend_on_parameters() {
         "threads {{ threads }}\nname {{ name }} {{ seed }}\n"
     );
     fs::write(dir.0.path().join("conf"), "{{ ip }}\n\n{{ name }} {{ threads + 1 }}\n").unwrap();
-    let problems = dir.problems(&format!("{text}[compare]\nby = 'threads'\n"), &[]).join("\n");
+    let problems = dir.problems(format!("{text}[compare]\nby = 'threads'\n"), &[]).join("\n");
     assert!(problems.contains("depends on `threads`, in line 3 of `conf`"), "{problems}");
 }
 
