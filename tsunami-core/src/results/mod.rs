@@ -217,7 +217,8 @@ impl Results {
     ///
     /// # Errors
     ///
-    /// What can't be read or written, an input that has changed, or another process that writes there.
+    /// What can't be read or written, or a later version wrote, an input that has changed, or another process that writes
+    /// there.
     pub(crate) fn resume(
         experiment: &Experiment,
         directory: &Path,
@@ -228,6 +229,7 @@ impl Results {
         if !is_results(&directory)? {
             return Err(ResultsError::NotResults(directory));
         }
+        built::check_forms(&directory)?;
         check_inputs(experiment, &directory)?;
         let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
