@@ -274,6 +274,12 @@ impl Results {
         inputs::write(experiment, &self.directory.join(INPUTS))
     }
 
+    /// What of that is not what machines have whose run's results are in a directory, if that is known and anything is.
+    pub(crate) fn given_otherwise(&self, machines: &Path) -> Result<Option<String>, ResultsError> {
+        let theirs = machines.join(INPUTS);
+        inputs::otherwise(&self.directory.join(INPUTS), &theirs).map_err(ResultsError::file("read", theirs))
+    }
+
     /// Whether that is written down.
     pub(crate) fn has_inputs(&self) -> bool {
         self.directory.join(INPUTS).exists()
