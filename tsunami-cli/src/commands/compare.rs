@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
 use tsunami_core::results::{SideBySide, json as to_json};
 
-use super::{Context, Execute};
+use super::{Context, Execute, results_directories};
 use crate::error::Error;
 use crate::table::print_markdown;
 use crate::terminal::{print, say};
@@ -41,6 +41,7 @@ impl Execute for Compare {
 
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
         let Self { directories, csv, json, unlike_machines } = self;
+        let directories = results_directories(directories)?;
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
         if !runs.is_comparable() {
