@@ -45,6 +45,13 @@ impl Execute for Compare {
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
         if !runs.is_comparable() {
+            let without = runs.without_values();
+            if !without.is_empty() {
+                return Err(Error::Usage(format!(
+                    "these runs have no metric in common: no value was measured in {}",
+                    without.join(", ")
+                )));
+            }
             let each: String = runs.changed().iter().map(|line| format!("\n  {line}")).collect();
             let why = if each.is_empty() { String::new() } else { format!("; they differ in this:{each}") };
             return Err(Error::Usage(format!(

@@ -542,7 +542,9 @@ mod tests {
             otherwise(&ours, &theirs).unwrap()
         };
         let bare = "name = 'y'\n[group.g]\n[[step]]\non = 'g'\nrun = 'true'\n";
-        for same in [text, &text.replace("b = '1'", "b = '2'"), &text.replace("echo {{ b }}", "true {{ b }}"), bare] {
+        for same in
+            [text, &text.replace("b = '1'", "b = '2'"), &text.replace("echo {{ b }}", "true {{ b }}"), bare]
+        {
             assert_eq!(differs(same), None, "{same}");
         }
         for (was, is, what) in [
