@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::results::{is_results, repeated};
+use tsunami_core::results::{check_inputs, is_results, repeated};
 use tsunami_core::{Error as CoreError, RunId, RunStore};
 
 use crate::args::{Args, FileArgs};
@@ -177,6 +177,14 @@ fn results_directories(mut named: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
         true => Err(Error::Usage("no results directory is named".to_owned())),
         false => Ok(named),
     }
+}
+
+/// Compares what a repeated run would be given with what it was given, unless that is prepared first.
+fn check_repeated(experiment: &Experiment, results: &Path) -> Result<(), Error> {
+    if experiment.prepare.is_empty() {
+        check_inputs(experiment, results)?;
+    }
+    Ok(())
 }
 
 /// The run that is repeated, in words, and which of its trials.
