@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
 use tsunami_core::results::{SideBySide, json as to_json};
 
-use super::{Context, Execute};
+use super::{Context, Execute, results_directories};
 use crate::error::Error;
 use crate::table::print_markdown;
 use crate::terminal::{print, say};
@@ -41,9 +41,17 @@ impl Execute for Compare {
 
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
         let Self { directories, csv, json, unlike_machines } = self;
+        let directories = results_directories(directories)?;
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
         if !runs.is_comparable() {
+            let without = runs.without_values();
+            if !without.is_empty() {
+                return Err(Error::Usage(format!(
+                    "these runs have no metric in common: no value was measured in {}",
+                    without.join(", ")
+                )));
+            }
             let each: String = runs.changed().iter().map(|line| format!("\n  {line}")).collect();
             let why = if each.is_empty() { String::new() } else { format!("; they differ in this:{each}") };
             return Err(Error::Usage(format!(

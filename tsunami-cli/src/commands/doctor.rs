@@ -16,7 +16,7 @@ use tsunami_core::text::number;
 use tsunami_core::{Error as CoreError, ErrorChain, QuoteFailure, RunStore, Tsunami, private};
 
 use super::plan::{line_over, price};
-use super::{Context, Execute, load};
+use super::{Context, Execute, check_repeated, load};
 use crate::args::{FileArgs, assignment};
 use crate::error::{Error, INTERRUPTED, LAUNCH, REMAINS, Removal, USAGE};
 use crate::reporter::Verbosity;
@@ -93,20 +93,25 @@ impl Execute for Doctor {
         let mut found = Found::default();
         let read = args.as_ref().map(|args| load(args, context.registry));
         let (experiment, misread) = match read.transpose() {
-            Ok(read) => (read.map(|(experiment, _)| experiment), None),
+            Ok(read) => (read, None),
             Err(error) => (None, Some(error)),
         };
         let state = RunStore::standard();
         let mut here = this_computer(state.as_ref());
         if let Ok(state) = &state {
-            here.extend(context.registry.examine_here(experiment.as_deref(), state).await);
+            here.extend(context.registry.examine_here(experiment.as_ref().map(|(it, _)| &**it), state).await);
         }
         found.add("this computer", here, USAGE);
         let cancel = CancellationToken::new();
         if let (Some(args), Ok(state)) = (&args, &state) {
             let title = args.file.display().to_string();
             match (&experiment, misread) {
-                (Some(experiment), _) => {
+                (Some((experiment, is_repeated)), _) => {
+                    if let Some(error) =
+                        is_repeated.then(|| check_repeated(experiment, &args.file).err()).flatten()
+                    {
+                        found.add(&title, vec![Finding::failed("inputs", words(&error))], USAGE);
+                    }
                     let give_up = || {
                         say(
                             "what was tried on machines ends by itself within two minutes; `tsunami ls` names it",

@@ -111,7 +111,7 @@ fn find(state: &RunStore, name: &str) -> Result<(Option<RunEntry>, Vec<PathBuf>)
     let (entry, results) = match &recorded {
         Ok(entry) => (Some(entry.clone()), entry.record()?.results),
         // The record of a run that is over is gone, and runs on another one's machines have none; their results may be here.
-        Err(CoreError::UnknownRun { .. }) => (None, find_results(name)),
+        Err(CoreError::UnknownRun { .. }) => (None, find_results(Path::new("results"), name)),
         Err(_) => (None, None),
     };
     let Some(results) = results else {
@@ -133,18 +133,24 @@ fn find(state: &RunStore, name: &str) -> Result<(Option<RunEntry>, Vec<PathBuf>)
     Ok((entry, all))
 }
 
-/// The results of a run that is over, below this directory: by its id or the beginning of it, or the last of an experiment.
-fn find_results(name: &str) -> Option<PathBuf> {
-    let all = directories(Path::new("results"));
+/// The results of a run that is over, below this directory: by its id or the beginning of it, or the last of an experiment
+/// that has logs, if any has.
+fn find_results(results: &Path, name: &str) -> Option<PathBuf> {
+    let all = directories(results);
     let called =
         |run: &&PathBuf| run.file_name().and_then(OsStr::to_str).is_some_and(|run| run.starts_with(name));
     let of = |run: &&PathBuf| run.parent().and_then(Path::file_name) == Some(OsStr::new(name));
     let fitting: Vec<&PathBuf> = all.iter().filter(called).filter(|_| !name.is_empty()).collect();
     match fitting[..] {
-        [] => all.iter().filter(of).max_by_key(|run| run.file_name()).cloned(),
+        [] => all.iter().filter(of).max_by_key(|run| (has_logs(run), run.file_name())).cloned(),
         [one] => Some(one.clone()),
         _ => None,
     }
+}
+
+/// Whether anything has been logged in results.
+fn has_logs(results: &Path) -> bool {
+    fs::read_dir(results.join("logs")).is_ok_and(|mut logs| logs.next().is_some())
 }
 
 /// The results directories of all experiments below one. Links to others count once.
@@ -230,6 +236,8 @@ impl Shown {
                 false => found.push((HERE.to_owned(), entry.path())),
             }
         }
+        // A pipe would wait for somebody, and a directory can't be read.
+        found.retain(|(_, path)| path.is_file());
         found.retain(|(_, path)| self.logs.iter().all(|log| log.path != *path));
         // As machines are numbered, and not as digits are sorted.
         found.sort_by_cached_key(|(machine, path)| {
@@ -447,6 +455,7 @@ mod tests {
         log(&directory, "b-10", "load", "$ go\nno\n# status 3 after 1.0 s\n");
         log(&directory, "b-2", "load", "$ go\n# status 0 after 1.0 s\n");
         log(&directory, "a-0", "setup", "not me\n");
+        fs::create_dir(directory.join("logs/b-2/x.log")).unwrap();
         fs::write(directory.join("logs/prepare.log"), "built\n").unwrap();
         let (text, failed) = told(std::slice::from_ref(&directory), &["b", "here"]);
         insta::assert_snapshot!(text, @"
@@ -481,6 +490,12 @@ mod tests {
             assert_eq!(find(&state, name.to_str().unwrap()).unwrap().1, expected);
         }
         assert_eq!(directories(all.path()), both);
+        // The last one of an experiment that has logs, or the last.
+        assert_eq!(find_results(all.path(), "x").as_ref(), Some(&both[1]));
+        log(&both[0], "b-0", "setup", "one\n");
+        assert_eq!(find_results(all.path(), "x").as_ref(), Some(&both[0]));
+        log(&both[1], "b-0", "setup", "two\n");
+        assert_eq!(find_results(all.path(), "x").as_ref(), Some(&both[1]));
         assert_eq!(machines_of(&both[1]).as_deref(), Some(ids[0]));
         assert!(!is_written(&both[0]));
         let lock = File::open(both[0].join("events.jsonl")).unwrap();

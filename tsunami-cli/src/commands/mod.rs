@@ -22,12 +22,12 @@ mod schema;
 mod ssh;
 mod up;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tsunami_core::experiment::{Experiment, Loader};
 use tsunami_core::registry::Registry;
-use tsunami_core::results::{is_results, repeated};
+use tsunami_core::results::{check_inputs, is_results, repeated};
 use tsunami_core::{Error as CoreError, RunId, RunStore};
 
 use crate::args::{Args, FileArgs};
@@ -160,6 +160,31 @@ fn load(args: &FileArgs, registry: &Registry) -> Result<(Arc<Experiment>, bool),
 fn load_again(results: &Path, registry: &Registry) -> Result<Arc<Experiment>, Error> {
     let loader = Loader::new().registry(registry).values_called("--set");
     Ok(Arc::new(loader.load_again(results)?))
+}
+
+/// The results directories that a command names, each once, whatever links lead to it. A pattern such as `results/redis/*`
+/// names the index of these runs, too, which is passed over.
+fn results_directories(mut named: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let mut known = Vec::new();
+    named.retain(|directory| {
+        let is_index = directory.ends_with("index.csv") && directory.is_file();
+        let real = directory.canonicalize().unwrap_or_else(|_| directory.clone());
+        let is_new = !is_index && !known.contains(&real);
+        known.push(real);
+        is_new
+    });
+    match named.is_empty() {
+        true => Err(Error::Usage("no results directory is named".to_owned())),
+        false => Ok(named),
+    }
+}
+
+/// Compares what a repeated run would be given with what it was given, unless that is prepared first.
+fn check_repeated(experiment: &Experiment, results: &Path) -> Result<(), Error> {
+    if experiment.prepare.is_empty() {
+        check_inputs(experiment, results)?;
+    }
+    Ok(())
 }
 
 /// The run that is repeated, in words, and which of its trials.

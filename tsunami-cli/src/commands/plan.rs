@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tsunami_core::experiment::{EnvValue, Experiment, Per, Step};
 use tsunami_core::registry::Backend;
-use tsunami_core::results::{RepeatedRun, Secrets, check_inputs, json as to_json, repeated};
+use tsunami_core::results::{RepeatedRun, Secrets, json as to_json, repeated};
 use tsunami_core::statistics::Direction;
 use tsunami_core::text::{number, quoted, span};
 use tsunami_core::trial::{Compare, MetricPlan, Order, Parameters, PlannedTrial, SweepPlan, Trials};
 use tsunami_core::{Error as CoreError, Plan as CorePlan, Price, Quote, RunStore, Tsunami};
 
-use super::{Context, Execute, load, words_of_repeated};
+use super::{Context, Execute, check_repeated, load, words_of_repeated};
 use crate::args::FileArgs;
 use crate::error::Error;
 use crate::reporter::machines;
@@ -59,9 +59,7 @@ impl Execute for Plan {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
         let (experiment, is_repeated) = load(&self.file, context.registry)?;
         if is_repeated {
-            if experiment.prepare.is_empty() {
-                check_inputs(&experiment, &self.file.file)?;
-            }
+            check_repeated(&experiment, &self.file.file)?;
             let RepeatedRun { run, part, .. } = repeated(&self.file.file)?;
             if let Some(run) = run {
                 say(&words_of_repeated(&run, &part));

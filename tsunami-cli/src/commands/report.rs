@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
 use tsunami_core::results::{ColdStarts, ResultsError, json as to_json, markdown, rebuild};
 
-use super::{Context, Execute};
+use super::{Context, Execute, results_directories};
 use crate::error::Error;
 use crate::reporter::Verbosity;
 use crate::table::print_markdown;
@@ -42,15 +42,8 @@ impl Execute for Report {
     }
 
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let Self { mut directories, cold_start, csv, json } = self;
-        // Named twice, by a pattern and a link, it is one run all the same.
-        let mut known = Vec::new();
-        directories.retain(|directory| {
-            let real = directory.canonicalize().unwrap_or_else(|_| directory.clone());
-            let is_new = !known.contains(&real);
-            known.push(real);
-            is_new
-        });
+        let Self { directories, cold_start, csv, json } = self;
+        let directories = results_directories(directories)?;
         if cold_start {
             let read = spawn_blocking(move || ColdStarts::read(&directories));
             let starts = read.await.map_err(CoreError::other)??;

@@ -552,6 +552,12 @@ fn runs_are_compared_by_their_directories_alone() {
                     | rps (1/s) | variant=old | 100 | 110 | +10.0 % |\n\
                     | rps (1/s) | variant=new | 200 | 220 | +10.0 % |\n";
     assert_eq!(table.assert_status(0).stdout, expected);
+    // As `results/redis/*` names them.
+    fs::write(world.path("work/index.csv"), "run\n").unwrap();
+    std::os::unix::fs::symlink("b", world.path("work/latest")).unwrap();
+    let pattern = ["compare", "--unlike-machines", "a", "b", "index.csv", "latest"];
+    assert_eq!(world.tsunami(pattern).assert_status(0).stdout, expected);
+    world.tsunami(["report", "index.csv"]).assert_status(2).assert_says(&["no results directory"]);
     let json =
         world.tsunami(["compare", "--unlike-machines", "--json", "a", "b"]).assert_status(0).stdout.clone();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();

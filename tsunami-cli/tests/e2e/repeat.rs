@@ -54,12 +54,35 @@ fn a_part_is_repeated_as_a_part_and_damaged_results_are_named_for_what_they_lack
         world.tsunami([command, name]).assert_status(2).assert_says(&["later version", "99"]);
     }
     fs::write(first.join("events.jsonl"), events).unwrap();
+    for form in ["results.json", "run.json"] {
+        let before = fs::read(first.join(form)).unwrap();
+        fs::write(first.join(form), "{\"schema\": 99}").unwrap();
+        world.tsunami(["report", name]).assert_status(2).assert_says(&["later version", form]);
+        world.tsunami(["run", "--resume", name]).assert_status(2).assert_says(&["later version", form]);
+        assert_eq!(fs::read_to_string(first.join(form)).unwrap(), "{\"schema\": 99}");
+        fs::write(first.join(form), before).unwrap();
+    }
     let source = fs::read(first.join("inputs/source.json")).unwrap();
     fs::write(first.join("inputs/source.json"), "{\"dir").unwrap();
     world.tsunami(["plan", name]).assert_status(2).assert_says(&["inputs/source.json is damaged"]);
     fs::write(first.join("inputs/source.json"), source).unwrap();
     fs::remove_file(first.join("experiment.toml")).unwrap();
     world.tsunami(["plan", name]).assert_status(2).assert_says(&["have lost their experiment.toml"]);
+
+    // What can't be repeated is told by whoever is asked beforehand.
+    let sent = world.write("sent", "one\n");
+    let plain =
+        "name = 'y'\n[group.a]\nupload = [{ from = 'sent', to = 'in' }]\n[[step]]\non = 'a'\nrun = 'true'\n";
+    let plain = world.write("y.toml", plain);
+    world.tsunami([&"run".into(), &plain, &"-o".into(), &"y".into()]).assert_status(0);
+    fs::write(sent, "two\n").unwrap();
+    world.tsunami(["plan", "y"]).assert_status(2).assert_says(&["sent is not as it was"]);
+    let doctor = world.tsunami(["doctor", "y"]);
+    assert!(doctor.assert_status(2).stdout.contains("sent is not as it was"), "{}", doctor.stdout);
+    fs::write(world.path("work/y/inputs/uploads.json"), "[").unwrap();
+    world.tsunami(["plan", "y"]).assert_status(2).assert_says(&["uploads.json"]);
+    let doctor = world.tsunami(["doctor", "y"]);
+    assert!(doctor.assert_status(2).stdout.contains("uploads.json"), "{}", doctor.stdout);
 
     // The good ones of several are done all the same.
     let second = world.path("work/second");

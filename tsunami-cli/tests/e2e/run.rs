@@ -808,6 +808,11 @@ fn machines_are_kept_when_that_is_asked_for() {
     let on =
         world.tsunami([&"run".into(), &other, &"--on".into(), &"y".into(), &"-o".into(), &"out3".into()]);
     on.assert_status(2).assert_says(&["w needs 1 × other", "has 1 × node"]);
+    let set_up = world
+        .write("v.toml", "name = 'v'\n[group.node]\nsetup = 'true'\n[[step]]\non = 'all'\nrun = 'true'\n");
+    let on =
+        world.tsunami([&"run".into(), &set_up, &"--on".into(), &"y".into(), &"-o".into(), &"out4".into()]);
+    on.assert_status(2).assert_says(&["setup of group node is not what", "put it back"]);
     world.tsunami(["down", "--all"]).assert_status(0).assert_says(&["everything is gone"]);
     world.assert_clean();
 }

@@ -372,13 +372,28 @@ impl ExperimentRun {
         self.tsunami.up_as(self.id.clone(), self.experiment.plan()).await
     }
 
+    /// Refuses machines that were given something else than is written down of this run: they are not set up again.
+    async fn check_set_up(&self, machines: &RunEntry) -> Result<(), Error> {
+        let Some(theirs) = machines.record()?.results else { return Ok(()) };
+        let results = self.results.clone();
+        let compared =
+            spawn_blocking(move || results.given_otherwise(&theirs)).await.map_err(Error::other)?;
+        let Some(what) = compared? else { return Ok(()) };
+        let message = format!(
+            "{what} is not what those of run {} were set up with, which isn't done again: put it back, or bring new \
+             machines up",
+            machines.id()
+        );
+        Err(Error::Plan { problems: vec![Problem { about: "machines".to_owned(), message }] })
+    }
+
     /// Runs the steps on machines of another run, which are up and stay up. If the future is dropped, the steps end and the
     /// connections are let go of.
     ///
     /// # Errors
     ///
-    /// As [`Tsunami::attach`] has them, those of the steps, a machine that the experiment has and the run doesn't, and
-    /// machines that another run's trials are done on.
+    /// As [`Tsunami::attach`] has them, those of the steps, a machine that the experiment has and the run doesn't,
+    /// machines that another run's trials are done on, and uploads, set-up or an environment other than they were given.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         if self.experiment.set_count() > 1 {
             let message = "its machines depend on parameters: they can't be those of another run".to_owned();
@@ -392,6 +407,7 @@ impl ExperimentRun {
             return Err(Error::Plan { problems: vec![Problem { about: "machines".to_owned(), message }] });
         };
         self.make_ready().await?;
+        self.check_set_up(directory).await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
         let usable = self.experiment.check_machines(attached.cluster().hosts());
         self.write_index().await?;

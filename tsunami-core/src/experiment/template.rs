@@ -137,7 +137,7 @@ impl Template {
     }
 
     /// The names that the template wants to be told; none if it is plain text.
-    pub(super) fn names(&self) -> HashSet<String> {
+    pub(crate) fn names(&self) -> HashSet<String> {
         ENGINE.template_from_str(&self.source).map(|t| t.undeclared_variables(false)).unwrap_or_default()
     }
 

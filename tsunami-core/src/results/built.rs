@@ -5,10 +5,12 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::{
-    Ending, ResultsError, ResultsFile, files, html, is_results, manifest, results_csv, results_json,
+    Ending, ResultsError, ResultsFile, files, html, is_results, manifest, results_csv, results_json, run_json,
 };
-use crate::{Analysis, Event, Observer, Report, read_events};
+use crate::{Analysis, Event, NewerSchema, Observer, Report, read_events};
 
 /// What is made, in this order. The last one digests all others.
 const BUILT: &[(&str, Build)] = &[
@@ -17,6 +19,31 @@ const BUILT: &[(&str, Build)] = &[
     (html::NAME, html::build),
     (manifest::NAME, manifest::build),
 ];
+
+/// The numbers of the forms of what is written over, as this version knows them.
+const FORMS: [(&str, u32); 3] = [
+    ("results.json", results_json::RESULTS_SCHEMA),
+    ("run.json", run_json::RUN_SCHEMA),
+    (manifest::NAME, manifest::MANIFEST_SCHEMA),
+];
+
+/// Refuses results of which a later version has written a file: they stay as they are.
+pub(super) fn check_forms(directory: &Path) -> Result<(), ResultsError> {
+    #[derive(Deserialize)]
+    struct Form {
+        #[serde(default)]
+        schema: u64,
+    }
+    for (name, known) in FORMS {
+        let path = directory.join(name);
+        // What is missing or damaged has no form, and is made anew.
+        let Ok(file) = files::open(&path) else { continue };
+        let Ok(Form { schema }) = serde_json::from_reader(BufReader::new(file)) else { continue };
+        let checked = NewerSchema::check(u32::try_from(schema).unwrap_or(u32::MAX), known);
+        checked.map_err(io::Error::other).map_err(ResultsError::file("write over", path))?;
+    }
+    Ok(())
+}
 
 /// Makes the content of one file.
 type Build = fn(&Source<'_>) -> io::Result<String>;
@@ -93,14 +120,56 @@ pub fn read_report(directory: &Path) -> Result<Report, ResultsError> {
 ///
 /// # Errors
 ///
-/// What can't be read or written; all else is. With nothing written, that there is no run in the events, or that they have
-/// fewer trials than `results.json`: then they have lost something that it still has.
+/// What can't be read or written; all else is. With nothing written, that a later version wrote one of the files, that there
+/// is no run in the events, or that they have fewer trials than `results.json`: then they have lost something that it still
+/// has.
 pub fn rebuild(directory: &Path) -> Result<(Report, Vec<PathBuf>), ResultsError> {
     let report = read_report(directory)?;
+    check_forms(directory)?;
     if let Some(lost) = lost(directory, &report) {
         let events = directory.join("events.jsonl");
         return Err(ResultsError::file("make anything of", &events)(io::Error::other(lost)));
     }
     let built = build(directory, &report)?;
     Ok((report, built))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::little_run;
+
+    #[test]
+    fn what_a_later_version_wrote_is_named_and_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path();
+        let events: Vec<_> =
+            little_run().iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
+        fs::write(directory.join("events.jsonl"), events.concat()).unwrap();
+        rebuild(directory).unwrap();
+        for name in ["results.json", "run.json", "manifest.json"] {
+            let (path, before) = (directory.join(name), fs::read(directory.join(name)));
+            let later = "{\"trials\": 1, \"schema\": 99}";
+            fs::write(&path, later).unwrap();
+            let html = fs::read(directory.join(html::NAME)).unwrap();
+            fs::write(directory.join(html::NAME), "before").unwrap();
+            let error = rebuild(directory).unwrap_err();
+            let ResultsError::File { path: told, source, .. } = &error else { panic!("{error}") };
+            let newer = source.get_ref().and_then(|error| error.downcast_ref::<NewerSchema>()).unwrap();
+            assert_eq!((told, newer.schema), (&path, 99));
+            assert_eq!(fs::read_to_string(&path).unwrap(), later);
+            assert_eq!(
+                fs::read_to_string(directory.join(html::NAME)).unwrap(),
+                "before",
+                "all else stays, too"
+            );
+            fs::write(directory.join(html::NAME), html).unwrap();
+            match before {
+                Ok(before) => fs::write(&path, before).unwrap(),
+                Err(_) => fs::remove_file(&path).unwrap(),
+            }
+        }
+        fs::write(directory.join("run.json"), "damaged").unwrap();
+        rebuild(directory).unwrap();
+    }
 }

@@ -1,6 +1,6 @@
 //! What a run was given: scripts and user data, the values that were set, and what was uploaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::{ResultsError, files};
 use crate::exclude::Exclude;
-use crate::experiment::{Experiment, Group, Setup, Upload};
+use crate::experiment::{EnvValue, Experiment, Group, Setup, Template, Upload};
+use crate::trial::Parameters;
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
 #[derive(Serialize, Deserialize)]
@@ -109,6 +110,9 @@ struct Source {
     /// Scripts and user data, by `<group>/<name>`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     kept_sha256: BTreeMap<String, String>,
+    /// What else groups are given, by `<what> of group <name>`: for each set of machines in which it differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_sha256: Option<BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Source {
@@ -123,6 +127,7 @@ impl Source {
             experiment_sha256: Some(format!("{:x}", Sha256::digest(&experiment.source))),
             set_sha256: Some(format!("{:x}", set.finalize())),
             kept_sha256: BTreeMap::new(),
+            given_sha256: Some(given(experiment)),
         }
     }
 
@@ -142,6 +147,76 @@ pub(crate) const INPUTS: &str = "inputs";
 const SOURCE: &str = "source.json";
 const SET: &str = "set.json";
 const UPLOADS: &str = "uploads.json";
+
+/// Digests of uploads as they are named, of set-up and of environments, with the values that they use.
+fn given(experiment: &Experiment) -> BTreeMap<String, BTreeSet<String>> {
+    let mut given: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for set in (1..=experiment.set_count()).map(|set| experiment.on_set(set)) {
+        let values = &*set.values;
+        for group in &set.groups {
+            let uploads = group.upload.iter().flat_map(|upload| {
+                let template = upload.template.as_ref().map(|template| templated(template, values));
+                [Some(templated(&upload.to, values)), template].into_iter().flatten()
+            });
+            let setup = group.setup.iter().map(|setup| match setup {
+                Setup::Command(command) => templated(command, values),
+                // Its content is kept.
+                Setup::Script(script) => {
+                    script.file_name().unwrap_or_default().to_string_lossy().into_owned()
+                }
+            });
+            let env = group.env.iter().map(|(name, value)| match value {
+                EnvValue::Text(text) => format!("{name}={}", templated(text, values)),
+                // A digest would give a short secret away.
+                EnvValue::FromEnv { variable, .. } => format!("{name} from {variable}"),
+            });
+            let all: [(&str, Vec<String>); 3] =
+                [("uploads", uploads.collect()), ("setup", setup.collect()), ("env", env.collect())];
+            for (what, parts) in all.into_iter().filter(|(_, parts)| !parts.is_empty()) {
+                let digest = parts
+                    .iter()
+                    .fold(Sha256::new(), |hasher, part| hasher.chain_update(part).chain_update([0]));
+                let digests = given.entry(format!("{what} of group {}", group.name)).or_default();
+                digests.insert(format!("{:x}", digest.finalize()));
+            }
+        }
+    }
+    given
+}
+
+/// A template and the values that it uses.
+fn templated(template: &Template, values: &Parameters) -> String {
+    let names: BTreeSet<String> = template.names().into_iter().collect();
+    let used = names.iter().filter_map(|name| Some(format!("\0{name}={}", values.get(name)?)));
+    template.source().to_owned() + &used.collect::<String>()
+}
+
+/// What of the inputs of a run differs from those of the run that has set its machines up: the first of it. A group that is
+/// given nothing may be any. What an earlier version didn't write down isn't known.
+pub(super) fn otherwise(ours: &Path, theirs: &Path) -> io::Result<Option<String>> {
+    let (Some(now), Some(then)) = (Source::read(ours)?, Source::read(theirs)?) else { return Ok(None) };
+    let uploads = |inputs: &Path| -> io::Result<Vec<Digested>> {
+        match fs::read(inputs.join(UPLOADS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            bytes => Ok(serde_json::from_slice(&bytes?)?),
+        }
+    };
+    let (uploaded, before) = (uploads(ours)?, uploads(theirs)?);
+    for Digested { group, from, to, files } in &uploaded {
+        let is_same = |before: &Digested| (&before.group, &before.to, &before.files) == (group, to, files);
+        if !before.iter().any(is_same) {
+            return Ok(Some(format!("{from}, an upload of group {group},")));
+        }
+    }
+    let is_other = |(name, sha256): &(&String, &String)| then.kept_sha256.get(*name) != Some(*sha256);
+    if let Some((name, _)) = now.kept_sha256.iter().find(is_other) {
+        return Ok(Some(format!("inputs/{name}")));
+    }
+    let (Some(now), Some(then)) = (now.given_sha256, then.given_sha256) else { return Ok(None) };
+    let mut given = now.into_iter();
+    let other = given.find(|(what, digests)| !then.get(what).is_some_and(|then| then.is_superset(digests)));
+    Ok(other.map(|(what, _)| what))
+}
 
 /// Compares what an experiment would be given now with what its run was given.
 pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), ResultsError> {
@@ -448,5 +523,40 @@ mod tests {
         write(&experiment, &directory.path().join("inputs")).unwrap();
         let kept = fs::read_to_string(directory.path().join("inputs/a/user-data")).unwrap();
         assert_eq!(kept, "#!/bin/sh\n");
+    }
+
+    #[test]
+    fn what_machines_were_given_otherwise_is_named_and_steps_may_differ() {
+        let home = tempfile::tempdir().unwrap();
+        let (file, data) = (home.path().join("x.toml"), home.path().join("data"));
+        let (theirs, ours) = (home.path().join("theirs"), home.path().join("ours"));
+        fs::write(&data, "1").unwrap();
+        let text = "name = 'x'\n[vars]\na = '1'\nb = '1'\n[group.g]\nupload = [{ from = 'data', to = 'in' }]\n\
+                    setup = 'echo {{ a }}'\nenv = { E = 'x' }\n[[step]]\non = 'g'\nrun = 'echo {{ b }}'\n";
+        fs::write(&file, text).unwrap();
+        write(&Experiment::load(&file).unwrap(), &theirs).unwrap();
+        let differs = |text: &str| {
+            fs::write(&file, text).unwrap();
+            let _ = fs::remove_dir_all(&ours);
+            write(&Experiment::load(&file).unwrap(), &ours).unwrap();
+            otherwise(&ours, &theirs).unwrap()
+        };
+        let bare = "name = 'y'\n[group.g]\n[[step]]\non = 'g'\nrun = 'true'\n";
+        for same in
+            [text, &text.replace("b = '1'", "b = '2'"), &text.replace("echo {{ b }}", "true {{ b }}"), bare]
+        {
+            assert_eq!(differs(same), None, "{same}");
+        }
+        for (was, is, what) in [
+            ("a = '1'", "a = '2'", "setup of group g"),
+            ("echo {{ a }}", "true {{ a }}", "setup of group g"),
+            ("'x' }", "'y' }", "env of group g"),
+            ("'in' }", "'in' }, { from = 'data', to = 'more' }", "data, an upload of group g,"),
+        ] {
+            let told = differs(&text.replace(was, is)).unwrap();
+            assert!(told.ends_with(what), "{told}");
+        }
+        fs::write(&data, "2").unwrap();
+        assert!(differs(text).unwrap().ends_with("/data, an upload of group g,"));
     }
 }

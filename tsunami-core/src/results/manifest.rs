@@ -14,7 +14,7 @@ use crate::exclude::Exclude;
 pub(super) const NAME: &str = "manifest.json";
 
 /// The number of the form of `manifest.json`.
-const MANIFEST_SCHEMA: u32 = 1;
+pub(super) const MANIFEST_SCHEMA: u32 = 1;
 
 #[derive(Serialize)]
 struct Manifest {

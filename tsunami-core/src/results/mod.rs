@@ -217,7 +217,8 @@ impl Results {
     ///
     /// # Errors
     ///
-    /// What can't be read or written, an input that has changed, or another process that writes there.
+    /// What can't be read or written, or a later version wrote, an input that has changed, or another process that writes
+    /// there.
     pub(crate) fn resume(
         experiment: &Experiment,
         directory: &Path,
@@ -228,6 +229,7 @@ impl Results {
         if !is_results(&directory)? {
             return Err(ResultsError::NotResults(directory));
         }
+        built::check_forms(&directory)?;
         check_inputs(experiment, &directory)?;
         let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
@@ -270,6 +272,12 @@ impl Results {
     /// Writes down what machines will be given, once it has been prepared. It reads all that is uploaded.
     pub(crate) fn write_inputs(&self, experiment: &Experiment) -> Result<(), ResultsError> {
         inputs::write(experiment, &self.directory.join(INPUTS))
+    }
+
+    /// What of that is not what machines have whose run's results are in a directory, if that is known and anything is.
+    pub(crate) fn given_otherwise(&self, machines: &Path) -> Result<Option<String>, ResultsError> {
+        let theirs = machines.join(INPUTS);
+        inputs::otherwise(&self.directory.join(INPUTS), &theirs).map_err(ResultsError::file("read", theirs))
     }
 
     /// Whether that is written down.

@@ -13,7 +13,7 @@ use crate::trial::{Measured, Parameters, PlannedTrial, SweepPlan};
 use crate::{Analysis, RunId, SweepEnd, TrialOutcome, TrialReport};
 
 /// The number of the form of `results.json`.
-const RESULTS_SCHEMA: u32 = 1;
+pub(super) const RESULTS_SCHEMA: u32 = 1;
 
 #[derive(Serialize)]
 struct ResultsJson<'a> {

@@ -10,7 +10,7 @@ use super::{Ending, ResultsError, ResultsFile, files};
 use crate::{Event, Observer, Report};
 
 /// The number of the form of `run.json`. The first form had none.
-const RUN_SCHEMA: u32 = 2;
+pub(super) const RUN_SCHEMA: u32 = 2;
 
 /// Writes it once the run is over, and hears of nothing before.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,7 +30,7 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// Enters a run that begins, and has `latest` lead to it.
 pub(super) fn enter(results: &Path, values: &[(String, String)]) {
-    let Some((parent, run)) = place(results) else { return };
+    let Some((parent, run)) = &place(results) else { return };
     let _ = point(parent, run);
     let began = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let _ = change(parent, |index| index.enter(run, &began, values));
@@ -38,14 +38,16 @@ pub(super) fn enter(results: &Path, values: &[(String, String)]) {
 
 /// Enters what a run came to, if it is listed.
 pub(super) fn settle(results: &Path, outcome: Outcome) {
-    let Some((parent, run)) = place(results) else { return };
+    let Some((parent, run)) = &place(results) else { return };
     if parent.join(INDEX).is_file() {
         let _ = change(parent, |index| index.settle(run, outcome.words()));
     }
 }
 
-fn place(results: &Path) -> Option<(&Path, &str)> {
-    Some((results.parent()?, results.file_name()?.to_str()?))
+/// Where the index is, and what a run is called there, whatever link leads to its results.
+fn place(results: &Path) -> Option<(PathBuf, String)> {
+    let results = fs::canonicalize(results).ok()?;
+    Some((results.parent()?.to_owned(), results.file_name()?.to_str()?.to_owned()))
 }
 
 /// Has the link lead to a run. What has its name and is no link is somebody's own.
@@ -174,6 +176,9 @@ mod tests {
         settle(&a, Outcome::Failed);
         assert_eq!(index(), ["run,outcome,n,word", "a,failed,2,", "b,,,x y"]);
         assert_eq!(fs::read_link(home.path().join(LATEST)).unwrap(), Path::new("b"));
+        // Resumed by the link.
+        settle(&home.path().join(LATEST), Outcome::Interrupted);
+        assert_eq!(index()[2], "b,interrupted,,x y");
         fs::remove_dir(&a).unwrap();
         settle(&b, Outcome::Success);
         assert_eq!(index(), ["run,outcome,n,word", "b,success,,x y"], "what is gone is not listed");

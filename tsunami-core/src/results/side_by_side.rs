@@ -36,7 +36,7 @@ struct Side {
     /// What it is called beside the others.
     name: String,
     directory: PathBuf,
-    /// The `--set` values and the experiment file, as far as they were kept.
+    /// The values, by `--set` or as the file has them, and the experiment file, as far as they were kept.
     given: Option<BTreeMap<String, String>>,
     source: Option<Vec<u8>>,
     run: Option<RunId>,
@@ -80,6 +80,11 @@ impl SideBySide {
         self.rows.iter().any(|key| self.runs.iter().all(|run| run.measured.contains_key(key)))
     }
 
+    /// The runs that have no value of any metric, as those that were killed or brought machines up alone.
+    pub fn without_values(&self) -> Vec<&str> {
+        self.runs.iter().filter(|run| run.measured.is_empty()).map(|run| run.name.as_str()).collect()
+    }
+
     /// In what the machines of the runs differ from those of the first, or that this isn't known, a line each; empty if
     /// they are alike.
     pub fn unlike(&self) -> Vec<String> {
@@ -111,7 +116,7 @@ impl SideBySide {
         told
     }
 
-    /// In what the runs were given something else than the first, a line each: `--set` values, experiment files, and units
+    /// In what the runs were given something else than the first, a line each: values, experiment files, and units
     /// of what they measured.
     pub fn changed(&self) -> Vec<String> {
         let Some((first, others)) = self.runs.split_first() else { return Vec::new() };
@@ -295,11 +300,28 @@ impl Side {
         }
         let groups = kinds(report.sets().flat_map(|set| &set.machines));
         let (run, started) = (report.run.clone(), report.started);
-        let given = Given::read(directory).ok().map(|given| given.set.into_iter().collect());
         let source = std::fs::read(directory.join("experiment.toml")).ok();
+        let given = Given::read(directory).ok().map(|given| {
+            let mut values = source.as_deref().map(variables).unwrap_or_default();
+            values.extend(given.set);
+            values
+        });
         let name = String::new();
         (Self { name, directory: directory.to_owned(), given, source, run, started, measured, groups }, keys)
     }
+}
+
+/// The values that an experiment file has for its variables, as `--set` would give them.
+fn variables(source: &[u8]) -> BTreeMap<String, String> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        vars: BTreeMap<String, serde_json::Value>,
+    }
+    let file = std::str::from_utf8(source).ok().and_then(|text| toml::from_str::<File>(text).ok());
+    let vars = file.map(|file| file.vars).unwrap_or_default().into_iter();
+    vars.map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect()
 }
 
 /// Calls each run by its id. Runs on the same machines (`--on`) have it from those, and are told apart by their directories.

@@ -356,6 +356,19 @@ fn runs_stand_side_by_side_if_their_machines_are_alike() {
                  p99[clients=1 variant=old],p99[clients=1 variant=new]\n2026-09-21T14:13:20Z,20260921-141320-abcd,";
     assert!(csv.starts_with(heads) && csv.lines().count() == 3, "{csv}");
 
+    // What the one was given by `--set` is what the other has in its file.
+    for (path, text, set) in [(paths[0], "n = '100'\n", "{}"), (paths[1], "n = '1'\n", r#"{"n": "100"}"#)] {
+        fs::create_dir(path.join("inputs")).unwrap();
+        fs::write(path.join("inputs/set.json"), set).unwrap();
+        fs::write(path.join("experiment.toml"), format!("name = 'x'\n[vars]\n{text}")).unwrap();
+    }
+    let changed = SideBySide::read(&paths).unwrap().changed();
+    assert!(changed.len() == 1 && changed[0].contains("its experiment file differs"), "{changed:?}");
+    let empty = tempfile::tempdir().unwrap();
+    fs::write(empty.path().join("events.jsonl"), "").unwrap();
+    let runs = SideBySide::read(&[paths[0], empty.path()]).unwrap();
+    assert_eq!((runs.is_comparable(), runs.without_values()), (false, vec![empty.path().to_str().unwrap()]));
+
     let other = built(&sample::sweep(&sample::plan(2, &[3]), 1, false));
     let runs = SideBySide::read(&[directories[0].path(), other.path()]).unwrap();
     let unlike = runs.unlike().join("\n");
