@@ -2,7 +2,8 @@
 //!
 //! The `openssh` crate can have the master itself listen and connect, which tells nobody of a connection that was refused.
 //! So the request is made here (`PROTOCOL.mux`, number 8): the master is handed two pipes, and answers once the
-//! machine has.
+//! machine has. The master then ends both halves of a connection when the server has ended its own (`force_drain` in
+//! OpenSSH's channels.c), whichever descriptors it was handed.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
