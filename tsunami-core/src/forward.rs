@@ -66,6 +66,9 @@ impl Host {
     /// Brings a port of the machine to a free port of this computer. Connections go to what listens on the machine itself
     /// (`localhost`, or `::1`), or on the address by which the machine reaches itself, at the time of each connection.
     ///
+    /// Where the session is OpenSSH's, a connection ends as soon as the server has ended its half, as with `ssh -W`: what
+    /// is sent to it after that is lost. Over the transport `in-process` it arrives.
+    ///
     /// ```
     /// # use tsunami_core::{Error, Host};
     /// # async fn example(server: &Host) -> Result<(), Error> {

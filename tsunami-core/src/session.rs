@@ -219,7 +219,8 @@ pub trait Session: Debug + Send + Sync + 'static {
     }
 
     /// Connects to a port as the machine would, which is what `host` is a name or an address for. Bytes go both ways until
-    /// each side has ended its own; dropping the connection closes it.
+    /// each side has ended its own, or the machine's has, where the session can't carry more; dropping the connection closes
+    /// it.
     ///
     /// May be dropped at any await; nothing stays behind.
     ///
