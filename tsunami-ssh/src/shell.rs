@@ -186,8 +186,10 @@ mod tests {
     }
 
     fn through(shell: &[&str], stdin: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        // Some write their own files into it.
+        let home = tempfile::tempdir().unwrap();
         let mut child = Command::new(shell[0]);
-        child.args(&shell[1..]).args(["-c", LINE]).env("HOME", "/nonexistent");
+        child.args(&shell[1..]).args(["-c", LINE]).env("HOME", home.path());
         child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin).unwrap();

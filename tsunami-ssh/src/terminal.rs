@@ -137,12 +137,13 @@ mod tests {
     fn a_shell_without_a_terminal_reads_its_lines_and_says_nothing_of_its_own() {
         use std::io::Write;
         use std::process::Stdio;
+        let home = tempfile::tempdir().unwrap();
         let line = line(&machine(""), &[], &[]).unwrap();
         for shell in ["/bin/bash", "/bin/sh"] {
             let mut command = Command::new("sh");
             command.args(["-c", &line]).env_clear().env("PATH", "/usr/bin:/bin").env("SHELL", shell);
             command
-                .env("HOME", "/nonexistent")
+                .env("HOME", home.path())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
@@ -171,7 +172,7 @@ mod tests {
         let line = line(&machine, &facts, &words).unwrap();
         for shell in [&["sh"][..], &["bash"], &["busybox", "sh"], &["csh"], &["tcsh"], &["fish"], &["zsh"]] {
             let mut command = Command::new(shell[0]);
-            command.args(&shell[1..]).args(["-c", &line]).env("HOME", "/nonexistent").current_dir("/");
+            command.args(&shell[1..]).args(["-c", &line]).env("HOME", directory.path()).current_dir("/");
             let Ok(ended) = command.output() else { continue };
             let expected = [odd.as_bytes(), b"|10.0.0.1 ::1|", place.as_os_str().as_bytes(), b"|"].concat();
             assert_eq!(ended.stdout, expected, "{shell:?}: {}", String::from_utf8_lossy(&ended.stderr));

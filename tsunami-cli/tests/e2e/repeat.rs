@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::world::World;
+use crate::world::{World, checks, of};
 
 const SWEEP: &str = "\
 name = 'x'
@@ -77,12 +77,11 @@ fn a_part_is_repeated_as_a_part_and_damaged_results_are_named_for_what_they_lack
     world.tsunami([&"run".into(), &plain, &"-o".into(), &"y".into()]).assert_status(0);
     fs::write(sent, "two\n").unwrap();
     world.tsunami(["plan", "y"]).assert_status(2).assert_says(&["sent is not as it was"]);
-    let doctor = world.tsunami(["doctor", "y"]);
-    assert!(doctor.assert_status(2).stdout.contains("sent is not as it was"), "{}", doctor.stdout);
+    let doctor = || checks(&world.tsunami(["doctor", "y", "--json"]));
+    assert!(of(&doctor(), "inputs")[1].contains("sent is not as it was"));
     fs::write(world.path("work/y/inputs/uploads.json"), "[").unwrap();
     world.tsunami(["plan", "y"]).assert_status(2).assert_says(&["uploads.json"]);
-    let doctor = world.tsunami(["doctor", "y"]);
-    assert!(doctor.assert_status(2).stdout.contains("uploads.json"), "{}", doctor.stdout);
+    assert!(of(&doctor(), "inputs")[1].contains("uploads.json"));
 
     // The good ones of several are done all the same.
     let second = world.path("work/second");
