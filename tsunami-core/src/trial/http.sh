@@ -21,12 +21,17 @@ fi
 options=''
 [ "$tool" != wget ] || case $(wget --version 2>/dev/null) in *GNU*) options='--no-config --max-redirect=0' ;; esac
 
-# Becomes the tool, which prints the line with the status as soon as that is there.
+# Prints the number of its process and becomes the tool, which prints the line with the status as soon as that is there.
+become() {
+    # shellcheck disable=SC2016 # these are variables of the other shell
+    exec sh -c 'echo "process $$" && exec "$@"' sh "$@"
+}
 request() {
     case $tool in
-    curl) exec curl -q -gsN --noproxy '*' -m 5 -o /dev/null -D - "http://$host:$port$path" ;;
+    curl) become curl -q -gsN --noproxy '*' -m 5 -o /dev/null -D - "http://$host:$port$path" ;;
     bash)
-        exec bash --norc -c '
+        # shellcheck disable=SC2016 # these are variables of the other shell
+        become bash --norc -c '
             exec 3<>"/dev/tcp/$1/$2" || exit
             printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$4" "$3:$2" >&3
             read -r -t 5 line <&3
@@ -34,14 +39,14 @@ request() {
         ' bash "$address" "$port" "$host" "$path"
         ;;
     python3)
-        exec python3 -c '
+        become python3 -c '
 import http.client, sys; connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=5)
 connection.request("GET", sys.argv[3]); print("HTTP/", connection.getresponse().status)
 ' "$address" "$port" "$path"
         ;;
     perl)
         # shellcheck disable=SC2016 # these are variables of Perl
-        exec perl -MIO::Socket::IP -e '
+        become perl -MIO::Socket::IP -e '
             $SIG{ALRM} = sub { exit };
             alarm 5;
             my $server = IO::Socket::IP->new(PeerHost => $ARGV[0], PeerPort => $ARGV[1]) or exit;
@@ -51,7 +56,7 @@ connection.request("GET", sys.argv[3]); print("HTTP/", connection.getresponse().
         ;;
     wget)
         # shellcheck disable=SC2086 # words
-        exec wget $options -S -t 1 -T 5 -O /dev/null "http://$host:$port$path"
+        become wget $options -S -t 1 -T 5 -O /dev/null "http://$host:$port$path"
         ;;
     esac
 }
@@ -61,9 +66,9 @@ connection.request("GET", sys.argv[3]); print("HTTP/", connection.getresponse().
 ask() {
     {
         LC_ALL=C request 2>&1 &
-        echo "process $!"
         wait "$!"
-        echo "ended $?"
+        # The tool's last line may have no end.
+        printf '\nended %s\n' "$?"
     } 2>/dev/null | while read -r word said _; do
         case $word:$said in
         process:*) process=$said ;;
