@@ -11,7 +11,7 @@ use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
-use super::waits::{Waits, are};
+use super::waits::{Signs, Waits, are};
 use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
@@ -416,6 +416,16 @@ impl Text {
     /// What is waited for, and whether a line said so when it began.
     pub(super) fn waits(&self) -> Option<(bool, String)> {
         (self.verbosity > Verbosity::Quiet).then(|| self.waits.words()).flatten()
+    }
+
+    /// What the step that goes on is waited for, beyond its name.
+    pub(super) fn step_waits(&self) -> Option<String> {
+        self.waits.step()
+    }
+
+    /// Takes note of how steps are known to have come up.
+    pub(super) fn know(&mut self, signs: Signs) {
+        self.waits.know(signs);
     }
 
     /// Appends that something is waited for; how long the run goes on is known once it has begun.
