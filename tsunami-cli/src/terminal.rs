@@ -132,7 +132,10 @@ impl Message {
     /// Adds a line of these parts. A part stays within the line, whatever is in it.
     pub(crate) fn line(&mut self, parts: &[(Style, &str)]) {
         let start: String = parts.iter().map(|(_, part)| *part).collect();
-        self.hanging(start.len() - start.trim_start_matches(' ').len() + CONTINUED, parts);
+        let words = start.trim_start_matches(' ');
+        // An item of a list goes on below its words.
+        let continued = if words.starts_with("- ") { 2 } else { CONTINUED };
+        self.hanging(start.len() - words.len() + continued, parts);
     }
 
     /// The same; where it is too wide for the terminal, it goes on below, set in by so many columns.
@@ -623,12 +626,13 @@ mod tests {
     fn a_line_goes_on_below_with_its_colours_and_a_drawing_only_where_it_has_words() {
         let mut message = Message::new(true).within(Some(16));
         message.line(&[(Style::Bad, "one two"), (Style::Plain, " three "), (Style::Good, "four five")]);
-        message.line(&[(Style::Plain, "short")]);
+        message.line(&[(Style::Plain, "- short and more")]);
+        message.line(&[(Style::Plain, "- short item that goes on")]);
         message.drawing("\u{1b}[31merror\u{1b}[0m: a bad problem");
         message.drawing("\u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do this or\u{1b}[1mthat\u{1b}[0m");
         assert_eq!(
             message.as_str(),
-            "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\nshort\n\
+            "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\n- short and more\n- short item\n  that goes on\n\
              \u{1b}[31merror\u{1b}[0m: a bad\n    problem\n\
              \u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do\n    this or\u{1b}[1mthat\u{1b}[0m\n"
         );
