@@ -6,11 +6,12 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum as _};
 use tsunami_core::registry::Registry;
 
 use crate::commands::Command;
 use crate::reporter::{self, ColourChoice, Verbosity};
+use crate::terminal;
 
 /// Short experiments on short-lived machines: launch, set up, run, collect, tear down.
 #[derive(Debug, Parser)]
@@ -67,8 +68,7 @@ impl Args {
 
     /// Whether what is written there has colours.
     pub(crate) fn colour_of(&self, stream: &impl IsTerminal) -> bool {
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        reporter::colour(self.color, stream.is_terminal(), no_color)
+        colour_of(self.color, stream)
     }
 
     pub(crate) fn verbosity(&self) -> Verbosity {
@@ -78,6 +78,20 @@ impl Args {
             _ => Verbosity::Normal,
         }
     }
+}
+
+fn colour_of(choice: ColourChoice, stream: &impl IsTerminal) -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    reporter::colour(choice, stream.is_terminal(), no_color || terminal::is_dumb())
+}
+
+/// The same where the words of the command line can't be read as a whole: help, and what is wrong with them.
+pub(crate) fn colour_asked(words: impl Iterator<Item = OsString>, stream: &impl IsTerminal) -> bool {
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let beside = words.windows(2).filter(|pair| pair[0] == "--color").map(|pair| pair[1].as_str());
+    let within = words.iter().filter_map(|word| word.strip_prefix("--color="));
+    let choice = beside.chain(within).find_map(|when| ColourChoice::from_str(when, false).ok());
+    colour_of(choice.unwrap_or_default(), stream)
 }
 
 /// The commands as people look for them: by what they are about to do.

@@ -135,7 +135,10 @@ impl Error {
         let error = match self {
             Self::Experiment(problems) => {
                 let colour = told.message.has_colour();
-                told.message.drawing(&problems.render(colour));
+                told.message.drawing(&match told.message.width() {
+                    Some(columns) => problems.render_within(colour, columns),
+                    None => problems.render(colour),
+                });
                 return told.message;
             }
             Self::Usage(_) | Self::File { .. } | Self::TornDown(_) => {

@@ -132,15 +132,28 @@ pub fn main(registry: Registry) -> ExitCode {
 /// Says how the program is to be used, or what is wrong with how it was, which shows the user's own words.
 fn misused(registry: &Registry, error: clap::Error) -> ! {
     let words = std::env::args_os().map(|word| tsunami_core::text::mark(&word.to_string_lossy()));
-    match args::Args::read(registry, words) {
-        Err(error) => error.exit(),
+    let error = match args::Args::read(registry, words) {
+        Err(marked) => marked,
         // Words that aren't UTF-8 are right once they are marked.
-        Ok(_) => {
-            terminal::say(&error.to_string());
-            terminal::finish();
-            std::process::exit(error.exit_code())
-        }
+        Ok(_) => error,
+    };
+    let is_help = !error.use_stderr();
+    let colour = match is_help {
+        true => args::colour_asked(std::env::args_os(), &std::io::stdout()),
+        false => args::colour_asked(std::env::args_os(), &std::io::stderr()),
+    };
+    let mut message = terminal::Message::new(colour);
+    let text = error.render();
+    message.drawing(&if colour { text.ansi().to_string() } else { text.to_string() });
+    let mut status = error.exit_code();
+    if !is_help {
+        terminal::show(&message);
+    } else if let Err(unwritten) = terminal::print_message(&message) {
+        unwritten.show();
+        status = unwritten.status().into();
     }
+    terminal::finish();
+    std::process::exit(status)
 }
 
 /// Every machine takes a few open files, and a shell allows 1,024 by default, where the system allows more.

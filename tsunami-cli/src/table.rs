@@ -1,9 +1,10 @@
 //! Tables, as wide as the terminal is.
 
 use tsunami_core::text::sanitize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::error::Error;
-use crate::terminal::{print, print_words, say_lines, stderr_columns, stdout_columns};
+use crate::terminal::{fitting, print, print_words, say_words, stderr_columns, stdout_columns};
 
 /// What stands between two columns.
 const GAP: usize = 2;
@@ -38,7 +39,7 @@ impl Table {
     /// The lines of it. With a width, columns are left out, and then cells go on below, where it is too narrow.
     pub(crate) fn text(&self, width: Option<usize>) -> String {
         let mut columns: Vec<usize> = (0..self.heads.len()).collect();
-        let natural = |column: usize| self.cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        let natural = |column: usize| self.cells(column).map(|cell| cell.width()).max().unwrap_or(0);
         let mut widths: Vec<usize> = columns.iter().map(|column| natural(*column)).collect();
         if let Some(width) = width {
             let whole = |columns: &[usize], widths: &[usize]| {
@@ -53,7 +54,7 @@ impl Table {
             // The widest gives way, as far as its words allow, and then further, but for what is copied.
             let word = |column: usize| {
                 let words = self.cells(column).flat_map(|cell| cell.split(' '));
-                words.map(|word| word.chars().count()).max().unwrap_or(0).max(NARROWEST)
+                words.map(|word| word.width()).max().unwrap_or(0).max(NARROWEST)
             };
             let least = |column: usize| if column == 0 { word(column) } else { NARROWEST };
             for least in [&word as &dyn Fn(usize) -> usize, &least] {
@@ -81,7 +82,7 @@ impl Table {
                 let mut whole = String::new();
                 for (column, lines) in &cells {
                     let part = lines.get(line).map(String::as_str).unwrap_or_default();
-                    let blank = " ".repeat(widths[*column].saturating_sub(part.chars().count()));
+                    let blank = " ".repeat(widths[*column].saturating_sub(part.width()));
                     match self.is_numeric(*column) && (nth > 0 || lines.len() == 1) {
                         true => whole.extend([&blank, part]),
                         false => whole.extend([part, &blank]),
@@ -112,9 +113,9 @@ impl Table {
 fn fold(cell: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in cell.split(' ').flat_map(|word| broken(word, width)) {
-        let line = lines.last_mut().map(|line| (line.is_empty(), line.chars().count()));
+        let line = lines.last_mut().map(|line| (line.is_empty(), line.width()));
         match (line, lines.last_mut()) {
-            (Some((false, used)), Some(line)) if used + 1 + word.chars().count() <= width => {
+            (Some((false, used)), Some(line)) if used + 1 + word.width() <= width => {
                 line.extend([" ", word]);
             }
             (Some((true, _)), Some(line)) => line.push_str(word),
@@ -127,7 +128,9 @@ fn fold(cell: &str, width: usize) -> Vec<String> {
 /// The pieces of a word that may stand in a line each.
 fn broken(word: &str, width: usize) -> Vec<&str> {
     let (mut pieces, mut rest) = (Vec::new(), word);
-    while let Some((end, _)) = rest.char_indices().nth(width.max(1)) {
+    // No character takes more than two.
+    while rest.width() > width.max(2) {
+        let end = fitting(rest, width.max(2));
         let cut = rest[..end].rfind(['-', '_', '/', ',']).map_or(end, |at| at + 1);
         pieces.push(&rest[..cut]);
         rest = &rest[cut..];
@@ -147,8 +150,8 @@ pub(crate) fn print_markdown(markdown: &str) -> Result<(), Error> {
 /// The same on standard error.
 pub(crate) fn say_markdown(markdown: &str) {
     match stderr_columns() {
-        Some(width) => say_lines(&typeset(markdown, width)),
-        None => say_lines(markdown),
+        Some(width) => say_words(&typeset(markdown, width)),
+        None => say_words(markdown),
     }
 }
 
@@ -202,23 +205,23 @@ mod tests {
         table.row(
             ["20261128-082330-x3pph4b3rq9vs", "a name of several words", "1m 5s"].map(str::to_owned).into(),
         );
-        table.row(["x", "y", "2s"].map(str::to_owned).into());
+        table.row(["x", "漢字", "2s"].map(str::to_owned).into());
         insta::assert_snapshot!(table.text(None), @"
         RUN                            EXPERIMENT                 AGE
         20261128-082330-x3pph4b3rq9vs  a name of several words  1m 5s
-        x                              y                           2s
+        x                              漢字                        2s
         ");
         insta::assert_snapshot!(table.text(Some(60)), @"
         RUN                            EXPERIMENT
         20261128-082330-x3pph4b3rq9vs  a name of several words
-        x                              y
+        x                              漢字
         ");
         insta::assert_snapshot!(table.text(Some(42)), @"
         RUN                            EXPERIMENT
         20261128-082330-x3pph4b3rq9vs  a name of
                                        several
                                        words
-        x                              y
+        x                              漢字
         ");
     }
 

@@ -6,11 +6,11 @@
 //! adds colours itself. That nobody reads what is written is no reason to fail, nor to wait: an [`Outlet`] each writes
 //! to standard output and standard error.
 
+mod ascii;
 mod outlet;
 mod wrap;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -25,9 +25,11 @@ use tokio::time::sleep;
 use tracing_subscriber::fmt::MakeWriter;
 use tsunami_core::Stream;
 use tsunami_core::text::{sanitize, sanitize_bytes};
+use unicode_width::UnicodeWidthChar;
 
 use crate::error::Error;
 
+use ascii::{Ascii, has_unicode};
 pub(crate) use outlet::Outlet;
 use outlet::PROGRESS_LIMIT;
 #[cfg(test)]
@@ -39,8 +41,15 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long what was said may take to appear before data that belongs below it.
 const ORDER_TIMEOUT: Duration = Duration::from_millis(100);
 
-static STDOUT: LazyLock<Arc<Outlet>> = LazyLock::new(|| Outlet::new(io::stdout()));
-static STDERR: LazyLock<Arc<Outlet>> = LazyLock::new(|| Outlet::new(io::stderr()));
+static STDOUT: LazyLock<Arc<Outlet>> = LazyLock::new(|| outlet_of(io::stdout()));
+static STDERR: LazyLock<Arc<Outlet>> = LazyLock::new(|| outlet_of(io::stderr()));
+
+fn outlet_of(stream: impl IsTerminal + Write + Send + 'static) -> Arc<Outlet> {
+    match stream.is_terminal() && !has_unicode(|name| std::env::var(name).ok()) {
+        true => Outlet::new(Ascii(stream)),
+        false => Outlet::new(stream),
+    }
+}
 
 /// How far a line is set in that goes on with the text of the line before.
 const CONTINUED: usize = 4;
@@ -67,8 +76,8 @@ pub(crate) enum Style {
     Machine(usize),
 }
 
-/// The parameters of those colours; none of them says that something is well or wrong.
-const MACHINES: [&str; 6] = ["36", "34", "35", "96", "94", "95"];
+/// The parameters of those colours; none of them says that something is well or wrong, or is as bright as white paper.
+const MACHINES: [&str; 5] = ["36", "34", "35", "94", "95"];
 
 impl Style {
     /// The parameters of the SGR sequence.
@@ -85,30 +94,17 @@ impl Style {
         }
     }
 
+    /// What stands before and behind a part that looks like this.
+    fn around(self, colour: bool) -> [String; 2] {
+        match self.code() {
+            code if colour && !code.is_empty() => [format!("\u{1b}[{code}m"), "\u{1b}[0m".to_owned()],
+            _ => Default::default(),
+        }
+    }
+
     /// The colour of a machine, by its name: neighbours differ.
     pub(crate) fn of_machine(name: &str) -> Self {
         Self::Machine(name.bytes().fold(0, |sum, byte| sum + usize::from(byte)))
-    }
-}
-
-/// What the lines of one of several machines begin with.
-#[derive(Clone, Debug)]
-pub(crate) struct Name {
-    /// Its name, as wide as the widest of them.
-    text: String,
-    /// The parameters of the SGR sequence that tells it from its neighbours, the same wherever it is shown.
-    code: &'static str,
-}
-
-impl Name {
-    /// Those of all machines that are shown together, in their order, by their names.
-    pub(crate) fn of(machines: &[&str]) -> BTreeMap<String, Self> {
-        let width = machines.iter().map(|name| name.len()).max().unwrap_or_default();
-        let name = |name: &&str| {
-            let (text, code) = (format!("{:width$}", one_line(name)), Style::of_machine(name).code());
-            ((*name).to_owned(), Self { text, code })
-        };
-        machines.iter().map(name).collect()
     }
 }
 
@@ -136,7 +132,10 @@ impl Message {
     /// Adds a line of these parts. A part stays within the line, whatever is in it.
     pub(crate) fn line(&mut self, parts: &[(Style, &str)]) {
         let start: String = parts.iter().map(|(_, part)| *part).collect();
-        self.hanging(start.len() - start.trim_start_matches(' ').len() + CONTINUED, parts);
+        let words = start.trim_start_matches(' ');
+        // An item of a list goes on below its words.
+        let continued = if words.starts_with("- ") { 2 } else { CONTINUED };
+        self.hanging(start.len() - words.len() + continued, parts);
     }
 
     /// The same; where it is too wide for the terminal, it goes on below, set in by so many columns.
@@ -164,11 +163,8 @@ impl Message {
     }
 
     fn push(&mut self, style: Style, clean: &str) {
-        let code = style.code();
-        match self.colour && !code.is_empty() {
-            true => self.text.extend(["\u{1b}[", code, "m", clean, "\u{1b}[0m"]),
-            false => self.text.push_str(clean),
-        }
+        let [on, off] = style.around(self.colour);
+        self.text.extend([on.as_str(), clean, &off]);
     }
 
     /// Adds a line that begins with these parts and goes on with a text. What the text has beyond its first line
@@ -219,6 +215,11 @@ impl Message {
 
     pub(crate) fn has_colour(&self) -> bool {
         self.colour
+    }
+
+    /// How many columns there are, if lines are to go on below where they end.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.width
     }
 
     /// The lines, each with its end.
@@ -312,8 +313,19 @@ pub(crate) fn say(text: &str) {
 /// Shows a line on a terminal in the place of the one that was shown so before, or nothing.
 pub(crate) fn redraw(text: &str) {
     let width = stderr_columns().unwrap_or(NARROWEST).saturating_sub(1);
-    let line: String = one_line(text).chars().take(width).collect();
-    STDERR.show(&format!("\r\u{1b}[2K{line}"), PROGRESS_LIMIT);
+    let line = one_line(text);
+    let end = fitting(&line, width);
+    STDERR.show(&format!("\r\u{1b}[2K{}", &line[..end]), PROGRESS_LIMIT);
+}
+
+/// Where the part of a text ends that so many columns hold.
+pub(crate) fn fitting(text: &str, columns: usize) -> usize {
+    let mut taken = 0;
+    let exceeds = |(_, c): &(usize, char)| {
+        taken += c.width().unwrap_or(0);
+        taken > columns
+    };
+    text.char_indices().find(exceeds).map_or(text.len(), |(at, _)| at)
 }
 
 /// Shows an error in a line.
@@ -343,24 +355,34 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     write_lines(text, None)
 }
 
+/// The same for lines that are ready.
+pub(crate) fn print_message(message: &Message) -> Result<(), Error> {
+    unless_gone(write(&STDOUT, message.text.as_bytes()))
+}
+
 /// The same for words: on a terminal, lines go on below where it ends. Elsewhere each stays one.
 pub(crate) fn print_words(text: &str) -> Result<(), Error> {
     write_lines(text, stdout_columns())
 }
 
 fn write_lines(text: &str, width: Option<usize>) -> Result<(), Error> {
-    let mut message = Message::new(false).within(width);
-    for line in text.lines() {
-        message.line(&[(Style::Plain, line)]);
-    }
-    unless_gone(write(&STDOUT, message.text.as_bytes()))
+    print_message(&lines(text, width))
 }
 
-/// Shows such lines on standard error.
-pub(crate) fn say_lines(text: &str) {
-    let mut message = Message::new(false);
+fn lines(text: &str, width: Option<usize>) -> Message {
+    let mut message = Message::new(false).within(width);
     text.lines().for_each(|line| message.line(&[(Style::Plain, line)]));
-    show(&message);
+    message
+}
+
+/// Shows words on standard error in the same way.
+pub(crate) fn say_words(text: &str) {
+    show(&lines(text, stderr_columns()));
+}
+
+/// Shows lines on standard error that are as long as they are, on a terminal, too: commands that somebody copies.
+pub(crate) fn say_lines(text: &str) {
+    show(&lines(text, None));
 }
 
 /// Whether both outputs are seen by the same person, one below the other.
@@ -376,35 +398,39 @@ pub(crate) fn print_as_is(bytes: &[u8]) -> Result<(), Error> {
 /// Passes on what somebody else wrote, in lines: as it is, or cleaned if it goes to a terminal. Waits for whoever
 /// reads it.
 pub(crate) fn pass_on(stream: Stream, bytes: &[u8]) -> io::Result<()> {
-    let (outlet, terminal) = match stream {
-        Stream::Stdout => (&STDOUT, io::stdout().is_terminal()),
-        Stream::Stderr => (&STDERR, io::stderr().is_terminal()),
-    };
-    match terminal {
-        true => write(outlet, clean_lines(bytes).as_bytes()),
-        false => write(outlet, bytes),
+    match is_terminal(stream) {
+        true => write(outlet(stream), clean_lines(bytes).as_bytes()),
+        false => write(outlet(stream), bytes),
     }
 }
 
-/// Lines that somebody else wrote, behind names of ours, on standard output: as they are, or cleaned if it is a terminal.
-/// They appear when they are [flushed](Self::flush), or are many.
+fn is_terminal(stream: Stream) -> bool {
+    match stream {
+        Stream::Stdout => io::stdout().is_terminal(),
+        Stream::Stderr => io::stderr().is_terminal(),
+    }
+}
+
+fn outlet(stream: Stream) -> &'static Outlet {
+    match stream {
+        Stream::Stdout => &STDOUT,
+        Stream::Stderr => &STDERR,
+    }
+}
+
+/// Lines that somebody else wrote, behind names of ours: as they are, or cleaned if they go to a terminal. They appear
+/// when they are [flushed](Self::flush), or are many.
+#[derive(Debug)]
 pub(crate) struct PassedOn {
-    /// Whether a terminal reads it, and whether it has colours.
-    terminal: Option<bool>,
-    /// Where it is kept, if nobody reads it: for tests.
-    kept: bool,
+    stream: Stream,
+    colour: bool,
+    is_terminal: bool,
     buffer: Vec<u8>,
 }
 
 impl PassedOn {
-    pub(crate) fn new(colour: bool) -> Self {
-        let terminal = io::stdout().is_terminal().then_some(colour);
-        Self { terminal, kept: false, buffer: Vec::new() }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn in_memory(colour: bool) -> Self {
-        Self { terminal: Some(colour), kept: true, buffer: Vec::new() }
+    pub(crate) fn new(stream: Stream, colour: bool) -> Self {
+        Self { stream, colour, is_terminal: is_terminal(stream), buffer: Vec::new() }
     }
 
     #[cfg(test)]
@@ -412,50 +438,28 @@ impl PassedOn {
         String::from_utf8_lossy(&self.buffer).into_owned()
     }
 
-    /// Adds a line. Waits for whoever reads, once much has come together.
+    /// Adds a line, given without its end, behind words that were [kept to one line](one_line) before. Waits for whoever
+    /// reads, once much has come together.
     pub(crate) fn line(&mut self, (who, start): (Style, &str), style: Style, line: &[u8]) -> io::Result<()> {
-        match self.terminal {
-            Some(colour) => {
-                let mut message = Message::new(colour);
-                message.line(&[(who, start), (style, &sanitize_bytes(line))]);
-                self.buffer.extend_from_slice(message.as_str().as_bytes());
-            }
-            None => {
-                self.buffer.extend_from_slice(start.as_bytes());
-                self.buffer.extend_from_slice(line);
-                self.buffer.push(b'\n');
-            }
+        let clean = self.is_terminal.then(|| sanitize_bytes(line));
+        let line = clean.as_deref().map_or(line, str::as_bytes);
+        for (style, part) in [(who, start.as_bytes()), (style, line)] {
+            let [on, off] = style.around(self.colour && !part.is_empty());
+            [on.as_bytes(), part, off.as_bytes()]
+                .iter()
+                .for_each(|bytes| self.buffer.extend_from_slice(bytes));
         }
+        self.buffer.push(b'\n');
         if self.buffer.len() > PASSED_ON { self.flush() } else { Ok(()) }
     }
 
     /// Brings out what was added. Waits for whoever reads it.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if self.kept || self.buffer.is_empty() {
-            return Ok(());
+        match std::mem::take(&mut self.buffer) {
+            lines if lines.is_empty() => Ok(()),
+            lines => write(outlet(self.stream), &lines),
         }
-        write(&STDOUT, &std::mem::take(&mut self.buffer))
     }
-}
-
-/// The same for a line, without its end, of one of several machines.
-pub(crate) fn pass_on_line(stream: Stream, name: &Name, colour: bool, line: &[u8]) -> io::Result<()> {
-    let Name { text, code } = name;
-    let (outlet, is_terminal) = match stream {
-        Stream::Stdout => (&STDOUT, io::stdout().is_terminal()),
-        Stream::Stderr => (&STDERR, io::stderr().is_terminal()),
-    };
-    let mut bytes = match colour {
-        true => format!("\u{1b}[{code}m{text} |\u{1b}[0m "),
-        false => format!("{text} | "),
-    }
-    .into_bytes();
-    match is_terminal {
-        true => bytes.extend_from_slice(sanitize_bytes(line).as_bytes()),
-        false => bytes.extend_from_slice(line),
-    }
-    bytes.push(b'\n');
-    write(outlet, &bytes)
 }
 
 /// What goes on, on standard error: clean lines, which are left out if nobody reads them.
@@ -552,7 +556,12 @@ pub(crate) fn clock(time: SystemTime) -> String {
 
 /// Whether standard error is a screen that can be drawn on.
 pub(crate) fn is_interactive() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    io::stderr().is_terminal() && !is_dumb()
+}
+
+/// Whether terminals take nothing but text.
+pub(crate) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 /// Where diagnostics are written: to standard error, each as an entry of its own.
@@ -617,12 +626,13 @@ mod tests {
     fn a_line_goes_on_below_with_its_colours_and_a_drawing_only_where_it_has_words() {
         let mut message = Message::new(true).within(Some(16));
         message.line(&[(Style::Bad, "one two"), (Style::Plain, " three "), (Style::Good, "four five")]);
-        message.line(&[(Style::Plain, "short")]);
+        message.line(&[(Style::Plain, "- short and more")]);
+        message.line(&[(Style::Plain, "- short item that goes on")]);
         message.drawing("\u{1b}[31merror\u{1b}[0m: a bad problem");
         message.drawing("\u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do this or\u{1b}[1mthat\u{1b}[0m");
         assert_eq!(
             message.as_str(),
-            "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\nshort\n\
+            "\u{1b}[31mone two\u{1b}[0m three\n    \u{1b}[32mfour five\u{1b}[0m\n- short and more\n- short item\n  that goes on\n\
              \u{1b}[31merror\u{1b}[0m: a bad\n    problem\n\
              \u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do\n    this or\u{1b}[1mthat\u{1b}[0m\n"
         );

@@ -75,7 +75,7 @@ fn run(tsunami: &Path, work: &Path) -> Result<String> {
     command.args(["--quiet", "--return", "--flush", "--command", &script, "/dev/null"]).current_dir(work);
     command.stdin(Stdio::null()).stdout(fs::File::create(&typescript)?);
     command.env("TSUNAMI", tsunami).env("XDG_STATE_HOME", work.join("state")).env("SHELL", "/bin/sh");
-    command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    command.env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8").env_remove("NO_COLOR");
     let is_done = succeeds(&mut command)?;
     let shown = String::from_utf8_lossy(&fs::read(&typescript)?).into_owned();
     if is_done { Ok(shown) } else { Err(Failure::new(format!("the run failed:\n{shown}"))) }

@@ -20,7 +20,7 @@ use super::{Context, Execute, Facts, Known, names};
 use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error, UNREAD};
 use crate::signals;
-use crate::terminal::{self, Name, Style, complain, pass_on, pass_on_line, say, waiting};
+use crate::terminal::{self, PassedOn, Style, complain, one_line, pass_on, say, waiting};
 
 /// The number of the form of the JSON.
 const SCHEMA: u32 = 1;
@@ -68,7 +68,8 @@ impl Execute for Exec {
         let state = RunStore::standard()?;
         let directory = state.find(&run).map_err(Error::Exec)?;
         let cancel = CancellationToken::new();
-        let printer = Arc::new(Printer { cancel: cancel.clone(), ..Printer::default() });
+        let printing = Mutex::new(Printing::new(&[], json, context));
+        let printer = Arc::new(Printer { printing, cancel: cancel.clone() });
         let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
         let engine = if sorted { engine } else { engine.observer(printer.clone()) };
         signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
@@ -191,20 +192,20 @@ impl Ends {
 }
 
 /// Prints output as it comes; line by line with its machine's name, if there are several.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Printer {
     printing: Mutex<Printing>,
     /// Ends the command when nobody reads what it prints any more.
     cancel: CancellationToken,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Printing {
     /// What a line of each machine begins with; empty where there is only one machine.
-    names: BTreeMap<String, Name>,
+    names: BTreeMap<String, (Style, String)>,
     json: bool,
-    /// Whether names on standard output, and on standard error, have colours.
-    colours: [bool; 2],
+    /// Where lines of several machines go: standard output and standard error.
+    outs: [PassedOn; 2],
     /// Whether the reader of standard output has gone.
     unread: bool,
     /// Whether some of it could not be written after the command had ended, which nobody else tells of.
@@ -266,6 +267,7 @@ impl Printer {
             if let Some(mut lines) = printing.lines.remove(&(machine.to_owned(), stream == Stream::Stderr)) {
                 let mut printed = Ok(());
                 lines.finish(|line| printed = printing.put(machine, stream, line));
+                let printed = printed.and_then(|()| printing.flush());
                 printing.note(machine, printed);
             }
         }
@@ -307,8 +309,13 @@ impl Observer for Printer {
 
 impl Printing {
     fn new(machines: &[&str], json: bool, context: &Context<'_>) -> Self {
-        let names = if machines.len() > 1 { Name::of(machines) } else { BTreeMap::new() };
-        Self { names, json, colours: [context.colour_of_stdout, context.colour], ..Self::default() }
+        let width = machines.iter().map(|name| name.len()).max().unwrap_or_default();
+        let start = |name: &str| (Style::of_machine(name), format!("{:width$} | ", one_line(name)));
+        let several = machines.iter().filter(|_| machines.len() > 1);
+        let names = several.map(|name| ((*name).to_owned(), start(name))).collect();
+        let outs = [(Stream::Stdout, context.colour_of_stdout), (Stream::Stderr, context.colour)];
+        let outs = outs.map(|(stream, colour)| PassedOn::new(stream, colour));
+        Self { names, json, outs, unread: false, unwritten: false, lines: BTreeMap::new() }
     }
 
     fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
@@ -324,20 +331,22 @@ impl Printing {
             }
         });
         self.lines.insert(key, lines);
-        printed
+        printed.and_then(|()| self.flush())
     }
 
-    /// Writes a line to the stream that it came from.
-    fn put(&self, machine: &str, stream: Stream, line: &[u8]) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
+        self.outs.iter_mut().try_for_each(PassedOn::flush)
+    }
+
+    /// Writes a line to the stream that it came from, once that is [flushed](Self::flush).
+    fn put(&mut self, machine: &str, stream: Stream, line: &[u8]) -> io::Result<()> {
         if self.json {
             let line = &String::from_utf8_lossy(line);
             return self.put_json(&Line { schema: SCHEMA, machine, stream, line });
         }
-        let colour = self.colours[usize::from(stream == Stream::Stderr)];
-        match self.names.get(machine) {
-            Some(name) => pass_on_line(stream, name, colour, line),
-            None => pass_on(stream, &[line, b"\n"].concat()),
-        }
+        let (style, start) =
+            self.names.get(machine).map_or((Style::Plain, ""), |(style, start)| (*style, start));
+        self.outs[usize::from(stream == Stream::Stderr)].line((style, start), Style::Plain, line)
     }
 
     /// Writes down a machine's end, where somebody wants to read of it.

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tsunami_core::text::Lines;
-use tsunami_core::{Error as CoreError, EventKind, RunEntry, RunStore, read_events};
+use tsunami_core::{Error as CoreError, EventKind, RunEntry, RunStore, Stream, read_events};
 
 use super::{Context, Execute};
 use crate::error::{Error, USAGE};
@@ -49,7 +49,7 @@ Examples:
 
 impl Execute for Logs {
     async fn execute(self, context: &Context<'_>) -> Result<u8, Error> {
-        let colour = context.colour && io::stdout().is_terminal();
+        let colour = context.colour_of_stdout;
         // Logs may be large, and whoever reads them slow.
         let shown = spawn_blocking(move || logs(&self, colour));
         shown.await.map_err(CoreError::other)?
@@ -64,7 +64,12 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
         *follow
             && (recorded.as_ref().is_some_and(is_controlled) || directories.iter().any(|it| is_written(it)))
     };
-    let mut shown = Shown { out: PassedOn::new(colour), logs: Vec::new(), width: 0, failed: BTreeMap::new() };
+    let mut shown = Shown {
+        out: PassedOn::new(Stream::Stdout, colour),
+        logs: Vec::new(),
+        width: 0,
+        failed: BTreeMap::new(),
+    };
     let mut is_first = true;
     loop {
         // Asked before reading, so that what was written last is seen.
@@ -77,7 +82,7 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
         match done.and_then(|()| shown.out.flush()) {
             // Whoever read it has seen enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
-            done => done.map_err(Error::file("read", "the logs"))?,
+            done => done.map_err(Error::file("show", "the logs"))?,
         }
         if !going {
             break;
@@ -424,8 +429,12 @@ mod tests {
 
     fn told(directories: &[PathBuf], only: &[&str]) -> (String, BTreeMap<String, BTreeSet<String>>) {
         let only: Vec<String> = only.iter().map(|&name| name.to_owned()).collect();
-        let mut shown =
-            Shown { out: PassedOn::in_memory(false), logs: Vec::new(), width: 0, failed: BTreeMap::new() };
+        let mut shown = Shown {
+            out: PassedOn::new(Stream::Stdout, false),
+            logs: Vec::new(),
+            width: 0,
+            failed: BTreeMap::new(),
+        };
         directories.iter().for_each(|it| shown.find(&it.join("logs"), &only).unwrap());
         shown.so_far(directories, false).unwrap();
         (shown.out.text(), shown.failed)

@@ -24,7 +24,7 @@ use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
 use crate::table::say_markdown;
 use crate::tails::Tails;
-use crate::terminal::{Events, clock, is_all_seen, one_line, print, say, say_lines, saying};
+use crate::terminal::{Events, clock, is_all_seen, one_line, print, say, say_lines, say_words, saying};
 
 /// How long a process that gives up lets a slow disk take for what was told before.
 const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -176,7 +176,7 @@ impl Stage {
         let tsunami = tsunami.observer(progress.clone()).observer(elsewhere.clone()).observer(kept.clone());
         let tsunami = tsunami.cancel_on(cancel.clone());
         let tails = Arc::new(Tails::default());
-        let reporter = reporter::choose(verbosity, colour);
+        let reporter = reporter::choose(verbosity, colour, reporter::signs(&experiment));
         let mut options = RunOptions::default().id(id).observer(tails.clone()).observer(reporter.clone());
         if *json {
             options = options.observer(Arc::new(Json::new(Box::new(Events))));
@@ -326,7 +326,10 @@ impl Kept {
             let names: Vec<_> = machines.into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
             let prices = machines.into_iter().flat_map(BTreeMap::values).map(|machine| machine.price);
             let file = file.to_string_lossy();
-            say_lines(&up(run, &names, hourly(prices), *until, SystemTime::now(), &file));
+            let text = up(run, &names, hourly(prices), *until, SystemTime::now(), &file);
+            let (what, commands) = text.split_once('\n').unwrap_or_default();
+            say_words(what);
+            say_lines(commands);
         }
     }
 }

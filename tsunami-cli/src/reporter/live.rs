@@ -14,7 +14,7 @@ use tsunami_core::{Event, EventKind, MachineId, Observer, Origin, Stream};
 
 use super::text::{Text, WIDEST, first_line, span};
 use super::waits::BEFORE;
-use super::{Reporter, Verbosity, lock};
+use super::{Reporter, Signs, Verbosity, lock};
 use crate::terminal::{Message, Outlet, Style, one_line, stderr};
 
 /// How often the lines are brought up to date.
@@ -100,6 +100,12 @@ impl Live {
         let live = Self::on(target, stderr().clone(), size, colour, verbosity);
         *lock(&live.echo) = hide_control_characters();
         live
+    }
+
+    /// Takes note of how steps are known to have come up.
+    pub(super) fn knowing(self, signs: Signs) -> Self {
+        lock(&self.shared.state).text.know(signs);
+        self
     }
 
     fn on(
@@ -484,7 +490,9 @@ impl State {
         }
         let (phase, since) = &self.phase;
         let took = now.saturating_duration_since(*since).as_secs();
-        let took = if took > 1 { format!("  {}", span(Duration::from_secs(took))) } else { String::new() };
+        let waits = self.text.step_waits().map(|what| format!("  {}", one_line(&what))).unwrap_or_default();
+        let took =
+            if took > 1 { format!("  {}{waits}", span(Duration::from_secs(took))) } else { String::new() };
         let whole = format!("{}  {phase}{took}", shorten(&self.experiment, NAME));
         // That all are is of no interest any more once something is done with them.
         let (ready, all) = (self.count("ready"), self.machines.len());

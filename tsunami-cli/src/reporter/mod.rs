@@ -16,6 +16,7 @@ pub(crate) use plain::Plain;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, at, finished, little_run, numbered, started};
 pub(crate) use text::{in_rows as machines, span};
+pub(crate) use waits::{Signs, signs};
 
 /// Shows people a run while it goes on.
 pub(crate) trait Reporter: Observer {
@@ -29,13 +30,14 @@ pub(crate) trait Reporter: Observer {
     fn finish(&self) {}
 }
 
-/// The reporter for this terminal.
-pub(crate) fn choose(verbosity: Verbosity, colour: bool) -> Arc<dyn Reporter> {
+/// The reporter for this terminal, which knows how steps come up.
+pub(crate) fn choose(verbosity: Verbosity, colour: bool, signs: Signs) -> Arc<dyn Reporter> {
     if terminal::is_interactive() && verbosity != Verbosity::Quiet {
-        return Arc::new(Live::new(colour, verbosity));
+        return Arc::new(Live::new(colour, verbosity).knowing(signs));
     }
     let width = terminal::stderr_columns();
-    Arc::new(Plain::new(Box::new(terminal::Progress), verbosity, colour).within(width).telling_of_waits())
+    let plain = Plain::new(Box::new(terminal::Progress), verbosity, colour).within(width);
+    Arc::new(plain.knowing(signs).telling_of_waits())
 }
 
 /// How much is told.

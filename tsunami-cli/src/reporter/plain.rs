@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tsunami_core::{Event, Observer, Origin, Stream};
 
 use super::text::Text;
-use super::{Reporter, Verbosity, lock};
+use super::{Reporter, Signs, Verbosity, lock};
 use crate::terminal::Message;
 
 /// How often is looked whether there is something to be said of a wait.
@@ -55,6 +55,12 @@ impl Plain {
         let mut state = lock(&self.0);
         state.buffer = state.buffer.take().within(width);
         drop(state);
+        self
+    }
+
+    /// Takes note of how steps are known to have come up.
+    pub(super) fn knowing(self, signs: Signs) -> Self {
+        lock(&self.0).text.know(signs);
         self
     }
 

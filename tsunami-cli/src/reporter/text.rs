@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tsunami_core::condition::Account;
 use tsunami_core::statistics::significant;
-use tsunami_core::text::{Lines, number, quoted, sanitize_bytes};
+use tsunami_core::text::{Lines, number, quoted, sanitize_bytes, shorten};
 use tsunami_core::trial::{Measured, PlannedTrial, SweepPlan};
 use tsunami_core::{Event, EventKind, Origin, Stream};
 
 use super::Verbosity;
-use super::waits::{Waits, are};
+use super::waits::{Signs, Waits, are};
 use crate::terminal::{Message, Style, one_line};
 
 /// Makes lines of events and output.
@@ -102,6 +102,8 @@ pub(super) const WIDEST: usize = 128;
 const CROWD: u32 = 12;
 /// How many machines of a step are named.
 const NAMED: usize = 6;
+/// How much of a command is shown where it ends: of many machines it is the same.
+const COMMAND: usize = 60;
 
 impl Text {
     pub(super) fn new(verbosity: Verbosity) -> Self {
@@ -235,10 +237,15 @@ impl Text {
                     }
                     (_, error) => {
                         let error = error.unwrap_or("no reason is known");
+                        // Where that was, and what, stands there already.
+                        let error = error.strip_prefix(&format!("{machine}: ")).unwrap_or(error);
+                        let place = format!(" in stage {stage} while running `");
+                        let error = error.split_once(&place).map_or(error, |(error, _)| error);
                         (Quiet, Style::Bad, format!("failed after {after}: {error}"))
                     }
                 };
-                (level, style, machine.as_str(), format!("{stage}: `{}` {how}", first_line(command)))
+                let command = first_line(command);
+                (level, style, machine.as_str(), format!("{stage}: `{}` {how}", shorten(&command, COMMAND)))
             }
             EventKind::Collected { machine, stage, into, files, .. } => {
                 let what = format!("{stage}: {} brought to {into}", number(*files, "file"));
@@ -366,7 +373,15 @@ impl Text {
             }
             EventKind::TearingDown { reason } => {
                 // That all is done says nothing new.
-                let why = if reason == "done" { String::new() } else { format!(": {reason}") };
+                let is_told = |(machine, how): &(&String, &String)| {
+                    let rest = reason.strip_prefix(machine.as_str()).and_then(|rest| rest.strip_prefix(": "));
+                    rest.is_some_and(|rest| rest.contains(how.as_str()))
+                };
+                let why = match self.failed.iter().find(is_told) {
+                    _ if reason == "done" => String::new(),
+                    Some((machine, _)) => format!(": a command failed on {machine}"),
+                    None => format!(": {reason}"),
+                };
                 (Normal, Style::Plain, "", format!("tearing down{why}"))
             }
             EventKind::StillThere { leftovers } => {
@@ -387,10 +402,13 @@ impl Text {
                 (Quiet, Style::Bad, "", what)
             }
             EventKind::Kept { until } => {
-                let (left, run) = (rest(*until, event.at), &self.run);
-                let what =
-                    format!("the machines are kept, for {left} at most; `tsunami down {run}` ends them");
-                (Quiet, Style::Warning, "", what)
+                let left = rest(*until, event.at);
+                // Whoever ran it says at its end what can be done with them, if more is said than this.
+                let end = match self.verbosity {
+                    Quiet => format!("; `tsunami down {}` ends them", self.run),
+                    _ => String::new(),
+                };
+                (Quiet, Style::Warning, "", format!("the machines are kept, for {left} at most{end}"))
             }
             EventKind::RunFinished { ok: true, .. } => (Normal, Style::Good, "", "finished".to_owned()),
             EventKind::RunFinished { ok: false, error: Some(error) }
@@ -418,6 +436,16 @@ impl Text {
         (self.verbosity > Verbosity::Quiet).then(|| self.waits.words()).flatten()
     }
 
+    /// What the step that goes on is waited for, beyond its name.
+    pub(super) fn step_waits(&self) -> Option<String> {
+        self.waits.step()
+    }
+
+    /// Takes note of how steps are known to have come up.
+    pub(super) fn know(&mut self, signs: Signs) {
+        self.waits.know(signs);
+    }
+
     /// Appends that something is waited for; how long the run goes on is known once it has begun.
     pub(super) fn wait(&self, elapsed: Option<Duration>, words: &str, out: &mut Message) {
         let words = format!("waiting {}", one_line(words));
@@ -433,6 +461,10 @@ impl Text {
             EventKind::TrialStarted { trial } => Some(one_line(&self.sweep.called(trial))),
             EventKind::StepStarted { trial, step, .. } => {
                 Some(one_line(&format!("{}: {step}", self.sweep.called(trial))))
+            }
+            EventKind::StepFinished { trial, .. } => Some(one_line(&self.sweep.called(trial))),
+            EventKind::TrialFinished { trial, .. } => {
+                Some(one_line(&format!("{} is over", self.sweep.called(trial))))
             }
             _ => None,
         }
@@ -689,7 +721,15 @@ pub(crate) mod tests {
             at(3.6, started("client-0", "load", "load")),
             at(9.0, finished("client-0", "load", "load", Ok(Exit::Signal(9)))),
             at(9.0, on_purpose(finished("server-0", "server", "redis-server", Err("cancelled")))),
-            at(9.0, finished("server-0", "server", "redis-server", Err("the connection is gone"))),
+            at(
+                9.0,
+                finished(
+                    "server-0",
+                    "server",
+                    "redis-server",
+                    Err("server-0: lost in stage server while running `redis-server`"),
+                ),
+            ),
             at(
                 9.1,
                 StepFinished { trial: trial(), step: step(), ok: false, took: Duration::from_millis(5600) },
@@ -698,7 +738,10 @@ pub(crate) mod tests {
                 9.2,
                 TrialFinished { trial: trial(), ok: true, error: None, took: Duration::from_millis(5700) },
             ),
-            at(9.3, TearingDown { reason: "a step failed".into() }),
+            at(
+                9.3,
+                TearingDown { reason: "client-0: stage load: `load` ended with signal 9 (SIGKILL)".into() },
+            ),
             at(
                 75.0,
                 TornDown {
@@ -814,10 +857,10 @@ pub(crate) mod tests {
         [  3.5s] trial 1
         [  3.5s] trial 1: step load on client-0
         [  9.0s] client-0  load: `load` ended with signal 9 (SIGKILL) after 1.2s
-        [  9.0s] server-0  server: `redis-server` failed after 1.2s: the connection is gone
+        [  9.0s] server-0  server: `redis-server` failed after 1.2s: lost
         [  9.1s] trial 1: step load failed after 5.6s
         [  9.2s] trial 1 done after 5.7s
-        [  9.3s] tearing down: a step failed
+        [  9.3s] tearing down: a command failed on client-0
         [ 75.0s] torn down after 1m 6s, but 1 thing may remain:
                   machine i-0c (client-0): timed out
         [ 75.0s] failed

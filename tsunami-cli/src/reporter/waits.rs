@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tsunami_core::experiment::{Action, Experiment, Ready, ReadyWhen};
 use tsunami_core::text::{number, shorten};
 use tsunami_core::{Event, EventKind};
 
@@ -21,10 +22,45 @@ pub(super) const BEFORE: &str = "for checks, prices and what the file prepares";
 pub(super) struct Waits {
     machines: Vec<(String, Doing)>,
     places: HashMap<String, usize>,
-    /// The step that goes on, and where its commands run yet, by their ids.
-    step: Option<(String, HashMap<u64, String>)>,
+    step: Option<Step>,
     launched: usize,
     phase: Phase,
+    signs: Signs,
+}
+
+/// By what it is told that the steps of these names have come up: `until it listens on port 80`.
+pub(crate) type Signs = HashMap<String, String>;
+
+/// How the steps of an experiment that start something are known to have come up.
+pub(crate) fn signs(experiment: &Experiment) -> Signs {
+    let steps = experiment.steps.iter().chain(experiment.sets.iter().flat_map(|set| &set.steps));
+    let sign = |step: &tsunami_core::experiment::Step| {
+        let Action::Start { ready: Some(Ready { when, .. }), .. } = &step.action else { return None };
+        let until = match when {
+            ReadyWhen::Port(port) => format!("it listens on port {port}"),
+            ReadyWhen::Http { port, path } => format!("it answers at port {port} for {}", path.source()),
+            ReadyWhen::Command(command) => format!("`{}` succeeds", brief(command.source())),
+            ReadyWhen::Log(text) => format!("it prints `{}`", brief(text.source())),
+            _ => return None,
+        };
+        Some((step.name.clone(), format!("until {until}")))
+    };
+    steps.filter_map(sign).collect()
+}
+
+fn brief(text: &str) -> String {
+    shorten(&first_line(text), COMMAND).into_owned()
+}
+
+/// A step that goes on.
+#[derive(Debug, Default)]
+struct Step {
+    name: String,
+    begun: bool,
+    /// Where its commands run yet, by their ids.
+    running: HashMap<u64, String>,
+    /// Where they have ended, and nothing has come home.
+    ended: Vec<String>,
 }
 
 /// How far all of it is.
@@ -59,7 +95,8 @@ impl Waits {
     pub(super) fn event(&mut self, event: &Event) {
         match &event.kind {
             EventKind::RunStarted { groups, .. } => {
-                *self = Self { phase: Phase::SettingUp, ..Self::default() };
+                let signs = std::mem::take(&mut self.signs);
+                *self = Self { phase: Phase::SettingUp, signs, ..Self::default() };
                 for group in groups {
                     for index in 0..group.count {
                         self.becomes(&format!("{}-{index}", group.name), Doing::Launching);
@@ -82,22 +119,30 @@ impl Waits {
             | EventKind::Failed { machine, .. }
             | EventKind::Interrupted { machine, .. } => self.becomes(machine, Doing::Settled),
             EventKind::CommandStarted { machine, command_id, command, stage, .. } => {
-                if let Some((_, running)) = self.step.as_mut().filter(|(step, _)| step == stage) {
-                    running.insert(*command_id, machine.clone());
+                if let Some(step) = self.step.as_mut().filter(|step| step.name == *stage) {
+                    step.begun = true;
+                    step.running.insert(*command_id, machine.clone());
                 } else if self.doing(machine).is_some_and(|doing| *doing != Doing::Settled) {
                     self.becomes(machine, Doing::Running(*command_id, first_line(command)));
                 }
             }
             EventKind::CommandFinished { machine, command_id, .. } => {
-                if let Some((_, running)) = &mut self.step {
-                    running.remove(command_id);
+                if let Some(step) = &mut self.step {
+                    step.ended.extend(step.running.remove(command_id));
                 }
                 if matches!(self.doing(machine), Some(Doing::Running(id, _)) if id == command_id) {
                     self.becomes(machine, Doing::SettingUp);
                 }
             }
+            EventKind::Collected { machine, stage, .. } => {
+                if let Some(step) = self.step.as_mut().filter(|step| step.name == *stage) {
+                    step.ended.retain(|ended| ended != machine);
+                }
+            }
             EventKind::TrialStarted { .. } => (self.phase, self.step) = (Phase::Trials, None),
-            EventKind::StepStarted { step, .. } => self.step = Some((step.clone(), HashMap::new())),
+            EventKind::StepStarted { step, .. } => {
+                self.step = Some(Step { name: step.clone(), ..Step::default() });
+            }
             EventKind::StepFinished { .. } => self.step = None,
             EventKind::TearingDown { .. } => self.phase = Phase::Ending,
             EventKind::TornDown { .. } | EventKind::Kept { .. } | EventKind::RunFinished { .. } => {
@@ -115,19 +160,20 @@ impl Waits {
             Phase::Over => None,
             Phase::Ending => Some((false, format!("until {} gone", are(self.launched)))),
             Phase::Trials => {
-                let Some((step, running)) = &self.step else {
+                let Some(step @ Step { name, running, ended, begun }) = &self.step else {
                     return Some((false, "what goes before and after a trial's steps".to_owned()));
                 };
-                if running.is_empty() {
-                    return Some((false, format!("for step {step}: its files")));
-                }
-                Some((
-                    true,
-                    format!(
-                        "for step {step} on {}",
-                        self.names(|name, _| running.values().any(|it| it == name))
-                    ),
-                ))
+                let on = self.names(|name, _| running.values().any(|it| it == name));
+                Some(match (running.is_empty(), ended.is_empty(), self.sign(step)) {
+                    (false, _, Some(sign)) => (false, format!("for step {name} on {on}: {sign}")),
+                    (false, _, None) => (true, format!("for step {name} on {on}")),
+                    (true, false, _) => {
+                        (false, format!("for downloads of step {name} from {}", self.named(ended)))
+                    }
+                    (true, true, _) => {
+                        (false, format!("for step {name} to {}", if *begun { "end" } else { "begin" }))
+                    }
+                })
             }
             Phase::SettingUp => {
                 let mut doings: Vec<&Doing> = self.machines.iter().map(|(_, doing)| doing).collect();
@@ -138,6 +184,25 @@ impl Waits {
                 (!parts.is_empty()).then(|| (told, parts.join("; ")))
             }
         }
+    }
+
+    /// What the step that goes on is waited for, where its name and its machines' commands don't say it.
+    pub(super) fn step(&self) -> Option<String> {
+        let step = self.step.as_ref()?;
+        match (step.running.is_empty(), step.ended.is_empty()) {
+            (false, _) => self.sign(step).cloned(),
+            (true, false) => Some(format!("downloads from {}", self.named(&step.ended))),
+            (true, true) => None,
+        }
+    }
+
+    fn sign(&self, step: &Step) -> Option<&String> {
+        self.signs.get(&step.name)
+    }
+
+    /// Takes note of how steps are known to have come up.
+    pub(super) fn know(&mut self, signs: Signs) {
+        self.signs = signs;
     }
 
     /// What the machines are waited for that do this or the like.
@@ -154,6 +219,10 @@ impl Waits {
             }
             Doing::Settled => return None,
         })
+    }
+
+    fn named(&self, machines: &[String]) -> String {
+        self.names(|name, _| machines.iter().any(|it| it == name))
     }
 
     fn names(&self, which: impl Fn(&str, &Doing) -> bool) -> String {
@@ -196,6 +265,9 @@ pub(super) fn are(machines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tsunami_core::Exit;
+    use tsunami_core::experiment::Loader;
+
     use super::*;
     use crate::reporter::text::tests::{at, finished, little_run, numbered, started};
 
@@ -203,7 +275,13 @@ mod tests {
     fn what_is_waited_for_is_told_of_machines_that_are_alike_together() {
         use EventKind::*;
         let events = little_run();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.toml");
+        let text = "name = 'x'\nprovider = 'local'\n[group.a]\n[[step]]\nname = 'server'\non = 'a'\nstart = 'x'\nready = { port = 80 }\n";
+        std::fs::write(&file, text).unwrap();
+        let experiment = Loader::new().registry(&crate::registry()).load(&file).unwrap();
         let mut waits = Waits::default();
+        waits.know(signs(&experiment));
         let mut after = |event: &Event| {
             waits.event(event);
             waits.words().map(|(_, words)| words).unwrap_or_default()
@@ -227,8 +305,25 @@ mod tests {
             after(&at(3.0, numbered(started("client-1", "load", "x"), 7))),
             "for step load on client-1"
         );
-        let ended = numbered(finished("client-1", "load", "x", Err("lost")), 7);
-        assert_eq!(after(&at(4.0, ended)), "for step load: its files");
+        let ended = numbered(finished("client-1", "load", "x", Ok(Exit::Status(0))), 7);
+        assert_eq!(after(&at(4.0, ended)), "for downloads of step load from client-1");
+        let home = |machine: &str| Collected {
+            machine: machine.into(),
+            id: None,
+            stage: "load".into(),
+            into: "results".into(),
+            files: 1,
+        };
+        assert_eq!(after(&at(4.0, home("client-1"))), "for step load to end");
+        let machines = vec!["server-0".to_owned()];
+        assert_eq!(
+            after(&at(4.0, StepStarted { trial: "1".into(), step: "server".into(), machines })),
+            "for step server to begin"
+        );
+        assert_eq!(
+            after(&at(4.0, numbered(started("server-0", "server", "x"), 8))),
+            "for step server on server-0: until it listens on port 80"
+        );
         assert_eq!(after(&at(5.0, TearingDown { reason: "done".into() })), "until 2 machines are gone");
         assert_eq!(after(&events[events.len() - 1]), "");
     }

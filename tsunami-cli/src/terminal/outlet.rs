@@ -148,7 +148,10 @@ impl Outlet {
         let waiting = |state: &mut State| state.waiting.is_empty() && state.error.is_none();
         let state = self.changed.wait_while(self.lock(), waiting);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        // No character is torn.
+        let is_within = |at: usize| state.waiting.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
         let size = state.waiting.len().min(PIECE);
+        let size = (size.saturating_sub(3)..=size).rev().find(|at| !is_within(*at)).unwrap_or(size);
         state.taken = size;
         let piece = state.waiting.drain(..size).collect();
         (state.error.is_none()).then_some(piece)

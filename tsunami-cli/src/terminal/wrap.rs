@@ -3,10 +3,12 @@
 use std::iter;
 use std::ops::Range;
 
+use unicode_width::UnicodeWidthStr;
+
 /// Where the lines of a text begin and end that is shown in so many columns, all but the first set in by `hang`, which is less. A word
 /// stays whole, and so does what stands in backquotes, such as a command to copy, where it fits into a line at all.
 pub(super) fn wrap(text: &str, width: usize, hang: usize) -> Vec<Range<usize>> {
-    let columns = |range: Range<usize>| text[range].chars().count();
+    let columns = |range: Range<usize>| text[range].width();
     let is_wide = text.len() > width && columns(0..text.len()) > width;
     let words = if is_wide { words(text, width - hang) } else { Vec::new() };
     let Some((first, rest)) = words.split_first() else { return iter::once(0..text.len()).collect() };
@@ -35,7 +37,7 @@ fn words(text: &str, most: usize) -> Vec<Range<usize>> {
     for (at, c) in text.char_indices() {
         if c == '`' && at >= quoted_to {
             let end = text[at + 1..].find('`').map(|end| at + 1 + end + 1);
-            quoted_to = end.filter(|end| text[at..*end].chars().count() <= most).unwrap_or(at + 1);
+            quoted_to = end.filter(|end| text[at..*end].width() <= most).unwrap_or(at + 1);
         }
         match start {
             Some(from) if c == ' ' && at >= quoted_to => {
@@ -63,6 +65,7 @@ mod tests {
             ("`a b c d e f g h`", 10, &["`a b c d e", "f g h`"]),
             ("results: /a/path/that/is/long so", 12, &["results: /a/path/that/is/long", "so"]),
             ("é é é é é é é", 7, &["é é é é", "é é é"]),
+            ("漢字 漢字 漢字", 9, &["漢字 漢字", "漢字"]),
             ("", 8, &[""]),
             ("        ", 4, &["        "]),
         ] {

@@ -926,15 +926,27 @@ collect = ["missing"]
 }
 
 #[test]
-fn events_that_cannot_be_written_are_said_and_fail_the_command() {
+fn what_cannot_be_written_is_said_and_fails_the_command() {
     let world = World::new();
-    let file = world.write("x.toml", "name = 'x'\n[group.n]\n");
-    let mut command = world.command([&"run".into(), &"--json".into(), &file]);
-    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let ended = Ended::from(command.stdout(full).stderr(Stdio::piped()).output().unwrap());
-    ended.assert_status(2).assert_says(&["torn down: ", "standard output", "No space left on device"]);
-    let run = fs::read_to_string(world.results().join("run.json")).unwrap();
+    let file = world.write("x.toml", "name = 'x'\n[group.n]\nsetup = ['true']\n");
+    let written_to_a_full_disk = |words: &[&str]| {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = world.command(words).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let ended = Ended::from(ended);
+        ended.assert_status(2).assert_says(&["No space left on device"]);
+        ended
+    };
+    let ended = written_to_a_full_disk(&["run", "--json", file.to_str().unwrap()]);
+    ended.assert_says(&["torn down: ", "standard output"]);
+    let results = world.results();
+    let run = fs::read_to_string(results.join("run.json")).unwrap();
     assert!(run.contains("\"success\""), "{run}");
+    let help = ["--help", "--version", "help run", "run -h", "man", "schema", "completions bash", "init -"];
+    for words in help {
+        written_to_a_full_disk(&words.split(' ').collect::<Vec<_>>())
+            .assert_says(&["cannot write to standard output"]);
+    }
+    written_to_a_full_disk(&["logs", results.to_str().unwrap()]).assert_says(&["cannot show the logs"]);
     world.assert_clean();
 }
 

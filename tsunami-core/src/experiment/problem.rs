@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::limits::{PROBLEM_LIMIT, SHOWN_MESSAGE_LIMIT, SUGGESTION_CANDIDATES_LIMIT, SUGGESTION_WORD_LIMIT};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use unicode_width::UnicodeWidthChar;
 
 use crate::text::{mark, number, shorten};
 
@@ -14,8 +15,12 @@ use crate::text::{mark, number, shorten};
 const MOST_LISTED: usize = 40;
 /// So many problems are shown; the rest often goes away with them.
 const SHOWN: usize = 20;
-/// How much of a line is shown to either side of a problem, in bytes, if the line is longer than twice that.
-const AROUND: usize = 500;
+/// How many columns there are where nobody says it.
+const COLUMNS: usize = 140;
+/// How many columns of a line are always shown, however narrow a terminal is.
+const LEAST_COLUMNS: usize = 20;
+/// What draws the lines would cut them, too, and point elsewhere then.
+const UNCUT: usize = 1 << 20;
 
 /// One thing that is wrong, where it stands, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,10 +189,16 @@ impl Problems {
     /// The problems, each with its place and the line of the file it is about, in colour if asked. What a terminal
     /// would act on is marked in them.
     pub fn render(&self, colour: bool) -> String {
-        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        self.render_within(colour, COLUMNS)
+    }
+
+    /// The same, with lines of the file in so many columns: of those that are longer, what is around the problem. The messages are
+    /// lines of any length.
+    pub fn render_within(&self, colour: bool, columns: usize) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() }.term_width(UNCUT);
         let path = mark(&self.path.to_string_lossy());
         let shown = self.problems.iter().take(SHOWN);
-        let mut shown: Vec<_> = shown.map(|problem| self.show(problem, &path, &renderer)).collect();
+        let mut shown: Vec<_> = shown.map(|problem| self.show(problem, &path, &renderer, columns)).collect();
         let more = self.problems.len().saturating_sub(SHOWN) + self.dropped;
         if more > 0 {
             shown.push(format!("… and {}", number(more, "more problem")));
@@ -195,7 +206,7 @@ impl Problems {
         shown.join("\n\n")
     }
 
-    fn show(&self, problem: &Problem, path: &str, renderer: &Renderer) -> String {
+    fn show(&self, problem: &Problem, path: &str, renderer: &Renderer, columns: usize) -> String {
         let (message, help) = (shown(&problem.message), problem.help.as_deref().map(shown));
         let group = Group::with_title(Level::ERROR.primary_title(&message));
         let part = self.part(problem);
@@ -206,23 +217,23 @@ impl Problems {
         let named = named.and_then(|span| place_of(&self.source, span.start));
         let named = named.map(|(line, column)| format!("it is uploaded as {path}:{line}:{column} says"));
         let path = other.as_deref().unwrap_or(path);
+        let (mut counted, mut meant) = (String::new(), String::new());
         let group = match place {
             Some((source, span, (line, column))) => {
-                let (text, span, whole) = excerpt(source, span);
-                let snippet =
-                    Snippet::source(text).line_start(line).annotation(AnnotationKind::Primary.span(span));
-                match whole {
-                    true => group.element(snippet.path(path)),
-                    false => {
-                        group.element(Origin::path(path).line(line).char_column(column)).element(snippet)
-                    }
-                }
+                // The number of the line stands before it, and what points at its end behind.
+                let columns = columns.saturating_sub(line.to_string().len() + " | ".len() + 1);
+                let (text, span) = excerpt(source, span, columns.max(LEAST_COLUMNS));
+                // What draws it counts from where the excerpt begins.
+                let of_excerpt = text[..span.start].chars().count() + 1;
+                (counted, meant) = (format!("{path}:{line}:{of_excerpt}"), format!("{path}:{line}:{column}"));
+                let snippet = Snippet::source(text).line_start(line).path(path);
+                group.element(snippet.annotation(AnnotationKind::Primary.span(span)))
             }
             None => group.element(Origin::path(path)),
         };
         let help = help.as_deref().map(|help| Level::HELP.message(help));
         let named = named.as_deref().map(|named| Level::NOTE.message(named));
-        renderer.render(&[group.elements(help).elements(named)])
+        renderer.render(&[group.elements(help).elements(named)]).replacen(&counted, &meant, 1)
     }
 }
 
@@ -233,26 +244,60 @@ fn place_of(source: &str, start: usize) -> Option<(usize, usize)> {
     Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
 }
 
-/// The line that a problem begins in, or what of it is near, where in that the problem stands, and whether it is
-/// the line's beginning.
+/// The line that a problem begins in, or as much of it as there are columns for, and where in that the problem stands.
 ///
 /// A string over many lines is pointed at by its first: drawing a frame around all of it hides the rest.
-fn excerpt(source: &str, span: &Range<usize>) -> (String, Range<usize>, bool) {
+fn excerpt(source: &str, span: &Range<usize>, room: usize) -> (String, Range<usize>) {
     let (before, rest) = source.split_at(span.start);
     let before = &before[before.rfind('\n').map_or(0, |newline| newline + 1)..];
     let rest = &rest[..rest.find(['\r', '\n']).unwrap_or(rest.len())];
     let (part, after) = rest.split_at(rest.floor_char_boundary(span.len()));
-    let mut from = before.len().saturating_sub(AROUND);
-    let mut to = after.len().min(AROUND);
-    if before.len() + rest.len() <= 2 * AROUND {
-        (from, to) = (0, after.len());
-    }
-    let (before, after) =
-        (&before[before.ceil_char_boundary(from)..], &after[..after.floor_char_boundary(to)]);
-    let part = &part[..part.floor_char_boundary(AROUND)];
     let [before, part, after] = [before, part, after].map(mark);
-    let span = before.len()..before.len() + part.len();
-    (format!("{before}{part}{after}"), span, from == 0)
+    let [left, middle, right] = [&before, &part, &after].map(|text| columns(text));
+    if left + middle + right <= room {
+        let span = before.len()..before.len() + part.len();
+        return (before + &part + &after, span);
+    }
+    // Each end that is cut is marked. What is before shows what the problem is in, and the problem's beginning what it is.
+    let room = room - 2;
+    let middle = middle.min(room - left.min(room / 4));
+    let left = left.min((room - middle) / 2).max(left.min((room - middle).saturating_sub(right)));
+    let (start, shown) = (end(&before, left), beginning(&part, middle));
+    let next = if shown.len() < part.len() { "" } else { beginning(&after, room - left - middle) };
+    let ellipsis = |is_cut: bool| if is_cut { "…" } else { "" };
+    let (is_cut, goes_on) = (start.len() < before.len(), shown.len() + next.len() < part.len() + after.len());
+    let text = [ellipsis(is_cut), start, shown, next, ellipsis(goes_on)].concat();
+    let at = ellipsis(is_cut).len() + start.len();
+    (text, at..at + shown.len())
+}
+
+/// How many columns a line takes as it is drawn, with tabs of four.
+fn columns(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+fn width(c: char) -> usize {
+    if c == '\t' { 4 } else { c.width().unwrap_or(0) }
+}
+
+/// As much of the beginning of a text as so many columns hold.
+fn beginning(text: &str, columns: usize) -> &str {
+    &text[..text.len() - beyond(text.chars(), columns)]
+}
+
+/// As much of its end.
+fn end(text: &str, columns: usize) -> &str {
+    &text[beyond(text.chars().rev(), columns)..]
+}
+
+/// How many bytes the characters have that follow those which so many columns hold.
+fn beyond(text: impl Iterator<Item = char>, columns: usize) -> usize {
+    let mut taken = 0;
+    let fits = |c: &char| {
+        taken += width(*c);
+        taken <= columns
+    };
+    text.skip_while(fits).map(char::len_utf8).sum()
 }
 
 impl fmt::Display for Problems {
@@ -354,6 +399,45 @@ mod tests {
         let problems = Problems::one(Path::new("x.toml"), source, Problem::at(two..two + 1, "bad"));
         assert_eq!(problems.place(&problems.problems[0]), Some((2, 8)));
         assert!(problems.to_string().contains("x.toml:2:8"), "{problems}");
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_problem_and_the_problem_is_pointed_at() {
+        // Letters, tabs, wide ones, an accent of its own, and what can't be shown.
+        let pieces = ["plain, ", "\ttab", "漢字ｗ", "e\u{301}é ", "\u{9b}\u{200b}x", "🌊 "];
+        for (columns, before, after) in
+            [(80, 0, 0), (80, 30, 0), (80, 0, 30), (40, 30, 30), (140, 90, 90), (10, 9, 9)]
+        {
+            for (nth, part) in pieces.iter().enumerate() {
+                let bad = format!("BAD{part}BAD");
+                let around = |count: usize| -> String { (0..count).map(|i| pieces[(i + nth) % 6]).collect() };
+                let source = format!("x = 1\n{}{bad}{}\n", around(before), around(after));
+                let start = source.find("BAD").unwrap();
+                let problem = Problem::at(start..start + bad.len(), "bad");
+                let shown =
+                    Problems::one(Path::new("x.toml"), &source, problem).render_within(false, columns);
+                let line =
+                    |start: &str| shown.lines().find_map(|line| line.strip_prefix(start)).unwrap().to_owned();
+                let (text, carets) = (line("2 | "), line("  | "));
+                let carets = carets.trim_end();
+                assert!(super::columns(&text) + 4 <= columns.max(LEAST_COLUMNS + 5), "{shown}");
+                let place = |what: &str| super::columns(&text[..text.find(what).unwrap()]);
+                let pointed = super::columns(&carets[..carets.find('^').unwrap()])..super::columns(carets);
+                assert_eq!(pointed.start, place("BAD"), "{shown}");
+                let end = text.rfind("BAD").map(|at| super::columns(&text[..at + 3])).unwrap();
+                assert_eq!(pointed.end, end, "{shown}");
+            }
+        }
+        // What is far from the margin.
+        let far = format!("{}\tBAD = 1", " ".repeat(60));
+        let problem = Problem::at(far.len() - 7..far.len() - 4, "bad");
+        let shown = Problems::one(Path::new("x"), &far, problem).render_within(false, 80);
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines[3].find("BAD"), lines[4].find("^^^"), "{shown}");
+        let long = format!("a = {}", "b".repeat(500));
+        let shown =
+            Problems::one(Path::new("x"), &long, Problem::at(4..long.len(), "bad")).render_within(false, 60);
+        assert!(shown.contains(" x:1:5\n  |\n1 | a = bbb") && shown.contains("bbb…\n  |     ^^^"), "{shown}");
     }
 
     #[test]
