@@ -62,9 +62,7 @@ fn forest(metric: &MetricAnalysis, compare: &Compare, plots: &mut Plots) -> Opti
             });
             let entries: Vec<Entry> = entries.collect();
             if !entries.is_empty() {
-                let label = combination.label();
-                let label = if label.is_empty() { "all trials".to_owned() } else { label };
-                rows.push(Row { label, entries });
+                rows.push(Row { label: combination.label(), entries });
             }
         }
         rows
@@ -146,8 +144,7 @@ fn points(metric: &MetricAnalysis, plots: &mut Plots) -> Option<Figure> {
             }
             table.rows.push(cells);
         }
-        let label = combination.label();
-        rows.push(Row { label: if label.is_empty() { "all trials".to_owned() } else { label }, entries });
+        rows.push(Row { label: combination.label(), entries });
     }
     let description = "Medians over trials with bootstrap intervals of the median, for looking at.";
     let caption = format!("{}: medians", metric.metric.name);
