@@ -204,7 +204,7 @@ pub(super) fn order(
             .margin(8)
             .margin_right(12)
             .x_label_area_size(40)
-            .y_label_area_size(66)
+            .y_label_area_size(beside(y))
             .build_cartesian_2d(x.0..x.1, floor..y.1)?;
         if strip > 0.0 {
             chart.draw_series([Rectangle::new([(x.0, floor), (x.1, y.0)], BAND.filled())])?;
@@ -240,7 +240,7 @@ pub(super) fn lines(about: About<'_>, series: &[Vec<(f64, f64)>], axes: (&str, &
             .margin(8)
             .margin_right(12)
             .x_label_area_size(40)
-            .y_label_area_size(66)
+            .y_label_area_size(beside((0.0, top)))
             .build_cartesian_2d(x.0..x.1, 0.0..top)?;
         mesh(&mut chart, axes.0, axes.1, 6, 4)?;
         for (index, points) in series.iter().enumerate() {
@@ -359,6 +359,12 @@ pub(super) fn timeline(about: About<'_>, lanes: &[Lane], end: f64) -> Option<Str
         }
         Ok(())
     })
+}
+
+/// How wide the numbers beside an axis and its name are together.
+fn beside((low, high): (f64, f64)) -> u32 {
+    let digits = [low, high].map(|value| significant(value).chars().count()).into_iter().max();
+    36 + 7 * u32::try_from(digits.unwrap_or(0)).unwrap_or(0).clamp(4, 10)
 }
 
 fn mesh(chart: &mut Chart<'_, '_>, x: &str, y: &str, x_labels: usize, y_labels: usize) -> Drawn {

@@ -13,7 +13,7 @@ use crate::limits::{REPORT_LOG_LIMIT, REPORT_TAIL_LIMIT};
 use crate::names::is_experiment_name;
 use crate::results::built::Source;
 use crate::results::results_json::planned;
-use crate::results::side_by_side::group_of;
+use crate::results::side_by_side::by_number;
 use crate::results::{files, logs};
 use crate::text::{sanitize_bytes, shorten};
 use crate::{CommandReport, MachineReport, Report, SetReport, TrialOutcome};
@@ -70,9 +70,7 @@ pub(super) fn failures(source: &Source<'_>, sets: &[&SetReport]) -> (Vec<Failure
         let error = set.error.as_deref().filter(|error| !is_a_part(error));
         failures.extend(error.map(|error| plain(what, error)));
     }
-    for check in analysis.checks.iter().filter(|check| check.holds == Some(true)) {
-        failures.push(plain("fail_if".to_owned(), &check.to_string()));
-    }
+    failures.extend(analysis.held().map(|held| plain("fail_if".to_owned(), &held)));
     // The run mostly says so itself.
     let why = report.swept.as_ref().and_then(|swept| swept.why.as_deref());
     let is_told = sets
@@ -194,7 +192,7 @@ struct Cause<'r> {
     why: String,
     count: usize,
     /// By their groups and numbers.
-    machines: BTreeSet<(&'r str, usize, &'r str)>,
+    machines: BTreeSet<(&'r str, Option<u32>, &'r str)>,
     /// Without what is a machine's own.
     commands: HashSet<String>,
     trials: Vec<String>,
@@ -223,7 +221,7 @@ impl<'r> Commands<'r> {
             });
             let cause = &mut causes[index];
             (cause.last, cause.count) = (command, cause.count + 1);
-            cause.machines.insert((group_of(name), name.len(), name));
+            cause.machines.insert(by_number(name));
             cause.commands.insert(text);
             told.insert(format!("{name}: stage {stage}: `{}`", shown(&command.command)), index);
         }
@@ -253,11 +251,18 @@ impl Cause<'_> {
             1 => format!(" after {}", span(last.took)),
             count => format!(", {count} times"),
         });
-        let names: Vec<String> = machines.into_iter().map(|(.., name)| name.to_owned()).collect();
+        let machines = Vec::from_iter(machines);
+        let ranges = machines
+            .chunk_by(|a, b| a.0 == b.0 && a.1.map(|number| number.wrapping_add(1)) == b.1 && b.1.is_some());
+        let names = ranges.flat_map(|range| match range {
+            [(.., first), _, .., (.., last)] => vec![format!("{first} to {last}")],
+            few => few.iter().map(|(.., name)| (*name).to_owned()).collect(),
+        });
+        let names: Vec<String> = names.collect();
         let mut place = format!("on {}", listed(&names));
         if !trials.is_empty() {
             let what = if trials.len() == 1 { "trial" } else { "trials" };
-            place.push_str(&format!("; it failed {what} {}", listed(&trials)));
+            place.push_str(&format!(", in {what} {}", listed(&trials)));
         }
         let link = has_log.then(|| link(&format!("logs/{machine}/{stage}.log")));
         Failure { place, link, command: Some(last.clone()), ..plain(what, &why) }
@@ -273,22 +278,34 @@ fn tail(path: &Path, command: &CommandReport) -> io::Result<Vec<String>> {
     let mut bytes = Vec::new();
     file.take(REPORT_LOG_LIMIT).read_to_end(&mut bytes)?;
     let end = logs::ending(command.exit.as_ref(), command.error.as_deref(), command.took);
-    let Some(at) = last_lines(&bytes, end.as_bytes()) else { return Ok(Vec::new()) };
-    let start = last_lines(&bytes[..at], logs::beginning(&command.command).as_bytes()).unwrap_or_default();
-    let own = &bytes[start..at + end.len()];
+    let beginning = logs::beginning(&command.command);
+    let Some(own) = own_part(&bytes, beginning.as_bytes(), end.as_bytes()) else { return Ok(Vec::new()) };
     let own = &own[own.len().saturating_sub(REPORT_TAIL_LIMIT)..];
     let lines: Vec<&[u8]> = own.trim_ascii_end().split(|byte| *byte == b'\n').collect();
     let shown = lines.iter().skip(lines.len().saturating_sub(TAIL_LINES));
     Ok(shown.map(|line| shorten(&sanitize_bytes(line), TAIL_LINE).into_owned()).collect())
 }
 
-/// Where whole lines stand for the last time.
-fn last_lines(bytes: &[u8], lines: &[u8]) -> Option<usize> {
-    let is_start = |at: &usize| *at == 0 || bytes[at - 1] == b'\n';
-    (0..(bytes.len() + 1).saturating_sub(lines.len()))
-        .rev()
-        .filter(is_start)
-        .find(|at| bytes[*at..].starts_with(lines))
+/// What stands from a command's beginning to its end, for the last time; its beginning may lie before what was read. What
+/// another command's end is in is not its own.
+fn own_part<'l>(log: &'l [u8], beginning: &[u8], end: &[u8]) -> Option<&'l [u8]> {
+    let find = |lines: &[u8], from: usize| {
+        let is_start = |at: &usize| *at == 0 || log[at - 1] == b'\n';
+        let mut places = (from..(log.len() + 1).saturating_sub(lines.len())).filter(is_start);
+        places.find(|at| log[*at..].starts_with(lines))
+    };
+    let mut starts = vec![(0, 0)];
+    while let Some(start) = find(beginning, starts[starts.len() - 1].1) {
+        starts.push((start, start + beginning.len()));
+    }
+    let is_end = |line: &[u8]| line.starts_with(b"# ") && line.ends_with(b" s");
+    let mut parts = starts.into_iter().rev().filter_map(|(start, from)| {
+        let at = find(end, from)?;
+        let lines: Vec<&[u8]> = log[from..at].split(|byte| *byte == b'\n').collect();
+        let is_own = !lines.windows(2).any(|two| is_end(two[0]) && two[1].starts_with(b"$ "));
+        is_own.then(|| &log[start..at + end.len()])
+    });
+    parts.next()
 }
 
 #[cfg(test)]
@@ -349,16 +366,11 @@ mod tests {
         let told: Vec<_> = failures.iter().map(|one| [&*one.what, &*one.why, &*one.place]).collect();
         let expected = [
             ["client-12, client-13, client-14", "client-12: no session\n  because: no route", ""],
-            [
-                "setup: join 127.0.0.11 client-11 …",
-                "status 100, 12 times",
-                "on client-0, client-1, client-2, client-3, client-4, client-5, client-6, client-7, client-8, client-9 and \
-                 2 more",
-            ],
+            ["setup: join 127.0.0.11 client-11 …", "status 100, 12 times", "on client-0 to client-11"],
             [
                 "load: load --n 2, one of 2 commands",
                 "status 100, 4 times",
-                "on client-0, client-1; it failed trials 1, 2",
+                "on client-0, client-1, in trials 1, 2",
             ],
         ];
         assert_eq!((&told[..], more), (&expected[..], 0));
@@ -369,7 +381,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("load.log");
         let log = "$ load 1\nfine\n# status 0 after 1.0 s\n$ load 1\nno $ load 1\n# status 2 after 1.5 s\n\
-                   $ load 1\nfine again\n# status 0 after 1.5 s\n";
+                   $ load 1\nfine again\n# status 0 after 1.5 s\n$ load 2\nno 2\n# status 2 after 1.5 s\n";
         fs::write(&path, log).unwrap();
         let mut command = CommandReport {
             machine: "client-0".to_owned(),

@@ -32,9 +32,23 @@ pub(super) fn metric_view(metric: &MetricAnalysis, source: &Source<'_>, plots: &
         None => "",
     };
     let step = if plan.step.is_empty() { String::new() } else { format!("step {}", plan.step) };
-    let about = [unit.unwrap_or_default(), better, &step];
+    let value = only_value(metric).unwrap_or_default();
+    let about = [&value, unit.unwrap_or_default(), better, &step];
     let about: Vec<&str> = about.into_iter().filter(|part| !part.is_empty()).collect();
     MetricView { name: plan.name.clone(), about: about.join(" · "), figures }
+}
+
+/// What all trials came to, where nothing tells them apart.
+fn only_value(metric: &MetricAnalysis) -> Option<String> {
+    let [Combination { variants, .. }] = &metric.combinations[..] else { return None };
+    let [VariantAnalysis { values, summary: Some(summary), .. }] = &variants[..] else { return None };
+    let median = significant(summary.median);
+    let interval =
+        summary.interval.map(|of| format!(" ({} to {})", significant(of.low), significant(of.high)));
+    Some(match values.len() {
+        1 => median,
+        trials => format!("median of {trials} trials: {median}{}", interval.unwrap_or_default()),
+    })
 }
 
 /// `rps (1/s)`.
