@@ -159,8 +159,8 @@ fn table(rows: &[Row]) -> Table {
     let heads = ["RUN", "EXPERIMENT", "PROVIDER", "UP", "STATE", "AGE", "LEFT"];
     // Where nothing costs anything, nothing is said of it.
     let has_price = rows.iter().any(|row| row.per_hour != Some(0.0));
-    let prices = ["$/HOUR", "SO FAR"].into_iter().filter(|_| has_price);
-    let mut table = Table::new(heads.into_iter().chain(prices)).dispensable(&[2, 5]);
+    let prices = ["$/HOUR", "COST $"].into_iter().filter(|_| has_price);
+    let mut table = Table::new(heads.into_iter().chain(prices)).dispensable(&[2, 5, 7]);
     for row in rows {
         let prices = [row.per_hour, row.cost].map(dollars).into_iter().filter(|_| has_price);
         let cells = [
@@ -297,6 +297,14 @@ mod tests {
         rows.push(row("spot", State::Kept, 8, 600, Some(2.176)));
         rows.push(row("unknown", State::Gone, 8, 600, None));
         insta::assert_snapshot!(table(&rows).text(Some(80)), @"
+        RUN                            EXPERIMENT        UP  STATE       LEFT     COST $
+        20261128-082330-x3pph4b3rq9vs  x                1/1  running     58m 20s    0.00
+        20261128-082330-x3pph4b3rq9vs  redis-        1/1000  controller  over       0.00
+                                       throughput-           gone
+                                       against-
+                                       memory
+        20261128-082330-x3pph4b3rq9vs  spot             1/8  kept        10m       0.045
+        20261128-082330-x3pph4b3rq9vs  unknown          1/8  gone        10m
         ");
     }
 

@@ -109,11 +109,10 @@ fn plain(what: String, why: &str) -> Failure {
 /// An error without how many others followed.
 fn first_of(error: &str) -> String {
     let (mut first, rest) = error.split_once('\n').unwrap_or((error, ""));
-    while let Some((before, last)) = first.rsplit_once("; ").filter(|(_, last)| last.ends_with(" followed")) {
-        let is_count = last.starts_with(|c: char| c.is_ascii_digit());
-        if !is_count {
-            break;
-        }
+    while let Some((before, last)) = first.rsplit_once("; ")
+        && last.starts_with(|c: char| c.is_ascii_digit())
+        && last.ends_with(" followed")
+    {
         first = before;
     }
     format!("{first}\n{rest}")
