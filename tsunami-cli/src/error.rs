@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,6 +49,16 @@ pub(crate) enum Error {
     Usage(String),
     #[error("cannot {action} {}", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
+    /// What a run has left could not be written to its end.
+    #[error("cannot write all results to {}", results.display())]
+    Unwritten {
+        results: PathBuf,
+        source: Box<dyn StdError + Send + Sync>,
+        /// Whether it is events and logs, of which the rest is made.
+        is_lost: bool,
+        /// Whether there are trials left to be resumed.
+        has_rest: bool,
+    },
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The provider could not even be asked.
@@ -86,7 +97,9 @@ impl Error {
     /// What a command that fails with it came to.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Experiment(_) | Self::Usage(_) | Self::File { .. } => Outcome::Misused,
+            Self::Experiment(_) | Self::Usage(_) | Self::File { .. } | Self::Unwritten { .. } => {
+                Outcome::Misused
+            }
             Self::TornDown(_) => Outcome::Interrupted,
             Self::Core(error) | Self::Run { error, .. } | Self::Exec(error) => Outcome::of(error),
             Self::Provider(error) => Outcome::of_launch(error.kind),
@@ -141,8 +154,19 @@ impl Error {
                 });
                 return told.message;
             }
-            Self::Usage(_) | Self::File { .. } | Self::TornDown(_) => {
+            Self::Usage(_) | Self::TornDown(_) => {
                 told.chain(self);
+                return told.message;
+            }
+            Self::File { .. } => {
+                told.chain(self);
+                told.help(is_full(self).then_some(OWN_DISK));
+                return told.message;
+            }
+            Self::Unwritten { results, is_lost, has_rest, .. } => {
+                told.chain(self);
+                told.unwritten(results, *is_lost, is_full(self));
+                told.rest(has_rest.then_some(results));
                 return told.message;
             }
             Self::Provider(error) => {
@@ -183,6 +207,23 @@ impl From<ResultsError> for Error {
             unusable => Self::Usage(unusable.to_string()),
         }
     }
+}
+
+/// What is full where people would rather think of a machine's.
+const OWN_DISK: &str = "that is a disk of this computer, not a machine's";
+
+/// Whether an error stems from a disk of this computer that takes no more.
+fn is_full(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if let Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem) = kind
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// What removes what may remain.
@@ -244,6 +285,24 @@ impl Told<'_> {
         if let Some(help) = help {
             self.entry(&[(Style::Help, "help"), (Style::Plain, ": ")], help);
         }
+    }
+
+    /// What is lost of results that could not be written, and what makes the rest.
+    fn unwritten(&mut self, results: &Path, is_lost: bool, is_full: bool) {
+        let (disk, then) = match is_full {
+            true => (format!("{OWN_DISK}. "), "Once there is room, "),
+            false => (String::new(), ""),
+        };
+        let lost = match is_lost {
+            true => {
+                "What commands wrote and what happened after that is not in the results; what is there stays. "
+            }
+            false => "All that was measured is in events.jsonl. ",
+        };
+        let results = results.to_string_lossy();
+        let quoted = shlex::try_quote(&results).unwrap_or(Cow::Borrowed(&results));
+        let made = "makes results.json, results.csv and report.html of it";
+        self.help(Some(&format!("{disk}{lost}{then}`tsunami report {quoted}` {made}")));
     }
 
     /// What does the trials that are left of the results in a directory.

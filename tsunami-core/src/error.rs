@@ -302,7 +302,12 @@ pub struct Failures {
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {} followed", self.first, number(self.others.len(), "failure"))
+        // Several machines fail in each of several trials: how many that were is said once.
+        let (mut first, mut others) = (&*self.first, self.others.len());
+        while let Error::Several(earlier) = first {
+            (first, others) = (&*earlier.first, others + earlier.others.len());
+        }
+        write!(f, "{first}; {} followed", number(others, "failure"))
     }
 }
 

@@ -30,6 +30,12 @@ pub fn sanitize(text: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
+/// [`sanitize`] for a text of several lines, which become one with a space between any two.
+#[cfg(feature = "experiment")]
+pub(crate) fn sanitize_lines(text: &str) -> String {
+    text.trim_end_matches(['\r', '\n']).lines().map(sanitize).collect::<Vec<_>>().join(" ")
+}
+
 /// [`sanitize`] for bytes. Those that aren't UTF-8 become U+FFFD, unless they are 8-bit control characters.
 pub fn sanitize_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());

@@ -9,6 +9,7 @@ use tsunami_core::registry::Registry;
 use tsunami_core::results::json as to_json;
 use tsunami_core::{Error as CoreError, MachineState, RunEntry, RunFilter, RunId, RunStore};
 
+use super::run::hourly;
 use super::{Context, Execute};
 use crate::args::CloudArgs;
 use crate::backend;
@@ -19,7 +20,7 @@ use crate::terminal::{one_line, print, say, saying, stdout_columns};
 /// The number of the form of what `--json` shows; docs/json.md describes it.
 const LS_SCHEMA: u32 = 1;
 
-/// One run, as `--json` shows it. Times in seconds.
+/// One run, as `--json` shows it. Times in seconds, prices in US dollars.
 #[derive(Serialize)]
 struct Row {
     schema: u32,
@@ -31,6 +32,12 @@ struct Row {
     machines: u32,
     age: u64,
     left: u64,
+    /// What an hour of the machines costs that are there; `None` if a price is not known.
+    per_hour: Option<f64>,
+    /// What they have cost since the run was recorded: an estimate. `None` also where none is there any more.
+    cost: Option<f64>,
+    /// The most that the run may cost in its whole life, as it looked when it was launched.
+    most: Option<f64>,
 }
 
 /// List the runs that are known here
@@ -150,9 +157,13 @@ async fn recorded(registry: &Registry, json: bool, state: &RunStore) -> Result<u
 /// All of it; on a terminal as much as there is room for.
 fn table(rows: &[Row]) -> Table {
     let heads = ["RUN", "EXPERIMENT", "PROVIDER", "UP", "STATE", "AGE", "LEFT"];
-    let mut table = Table::new(heads).dispensable(&[2, 5]);
+    // Where nothing costs anything, nothing is said of it.
+    let has_price = rows.iter().any(|row| row.per_hour != Some(0.0));
+    let prices = ["$/HOUR", "COST $"].into_iter().filter(|_| has_price);
+    let mut table = Table::new(heads.into_iter().chain(prices)).dispensable(&[2, 5, 7]);
     for row in rows {
-        table.row(vec![
+        let prices = [row.per_hour, row.cost].map(dollars).into_iter().filter(|_| has_price);
+        let cells = [
             row.run.to_string(),
             one_line(&row.experiment),
             one_line(&row.provider),
@@ -160,9 +171,19 @@ fn table(rows: &[Row]) -> Table {
             <&str>::from(row.state).to_owned(),
             short(row.age),
             if row.left == 0 { "over".to_owned() } else { short(row.left) },
-        ]);
+        ];
+        table.row(cells.into_iter().chain(prices).collect());
     }
     table
+}
+
+/// An amount in a column of them; nothing where it isn't known.
+fn dollars(amount: Option<f64>) -> String {
+    match amount {
+        Some(amount) if amount > 0.0 && amount < 0.1 => format!("{amount:.3}"),
+        Some(amount) => format!("{amount:.2}"),
+        None => String::new(),
+    }
 }
 
 /// Lists the runs that are found by tag, whoever launched them.
@@ -211,6 +232,11 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
     let now = SystemTime::now();
     let is_gone = listed.iter().all(|machine| machine.state == MachineState::Gone);
     let state = State::of(directory.is_controlled()?, record.kept, is_gone, deadline <= now);
+    let age = now.duration_since(record.created).unwrap_or_default();
+    let there = listed.iter().filter(|machine| machine.state != MachineState::Gone);
+    let per_hour = hourly(there.map(|machine| machine.price));
+    // One that was replaced counts as if it were there.
+    let all = hourly(listed.iter().map(|machine| machine.price)).filter(|_| !is_gone);
     Ok(Row {
         schema: LS_SCHEMA,
         run: record.run,
@@ -219,8 +245,11 @@ async fn row(registry: &Registry, directory: &RunEntry, state: &RunStore) -> Res
         state,
         machines_running,
         machines: record.groups.iter().fold(0, |all, group| all.saturating_add(group.count)),
-        age: now.duration_since(record.created).unwrap_or_default().as_secs(),
+        age: age.as_secs(),
         left: deadline.duration_since(now).unwrap_or_default().as_secs(),
+        per_hour,
+        cost: all.map(|all| all * age.as_secs_f64() / 3600.0),
+        most: record.max_cost,
     })
 }
 
@@ -236,7 +265,7 @@ mod tests {
 
     #[test]
     fn runs_fit_into_eighty_columns_and_are_told_whole_elsewhere() {
-        let row = |experiment: &str, state, machines, left| Row {
+        let row = |experiment: &str, state, machines, left, per_hour: Option<f64>| Row {
             schema: LS_SCHEMA,
             run: "20261128-082330-x3pph4b3rq9vs".parse().unwrap(),
             experiment: experiment.to_owned(),
@@ -246,10 +275,13 @@ mod tests {
             machines,
             age: 75,
             left,
+            per_hour,
+            cost: per_hour.map(|hour| hour / 48.0),
+            most: None,
         };
-        let rows = [
-            row("x", State::Running, 1, 3500),
-            row("redis-throughput-against-memory", State::ControllerGone, 1000, 0),
+        let mut rows = vec![
+            row("x", State::Running, 1, 3500, Some(0.0)),
+            row("redis-throughput-against-memory", State::ControllerGone, 1000, 0, Some(0.0)),
         ];
         insta::assert_snapshot!(table(&rows).text(None), @"
         RUN                            EXPERIMENT                       PROVIDER      UP  STATE               AGE  LEFT
@@ -261,6 +293,18 @@ mod tests {
         20261128-082330-x3pph4b3rq9vs  x                        1/1  running     58m 20s
         20261128-082330-x3pph4b3rq9vs  redis-throughput-     1/1000  controller  over
                                        against-memory                gone
+        ");
+        rows.push(row("spot", State::Kept, 8, 600, Some(2.176)));
+        rows.push(row("unknown", State::Gone, 8, 600, None));
+        insta::assert_snapshot!(table(&rows).text(Some(80)), @"
+        RUN                            EXPERIMENT        UP  STATE       LEFT     COST $
+        20261128-082330-x3pph4b3rq9vs  x                1/1  running     58m 20s    0.00
+        20261128-082330-x3pph4b3rq9vs  redis-        1/1000  controller  over       0.00
+                                       throughput-           gone
+                                       against-
+                                       memory
+        20261128-082330-x3pph4b3rq9vs  spot             1/8  kept        10m       0.045
+        20261128-082330-x3pph4b3rq9vs  unknown          1/8  gone        10m
         ");
     }
 

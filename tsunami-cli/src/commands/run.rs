@@ -249,12 +249,19 @@ impl Stage {
         let local = self.run.unwritten().await;
         let only_follows = |error: &Error| local.is_some() && OutputRefused::is_source_of(error);
         let error = error.filter(|error| error.status() == REMAINS || !only_follows(error));
-        let local = local.map(Error::file("write to", self.run.results().directory()));
+        let has_rest = error.is_none() && self.run.is_resumable();
+        let unwritten = |source, is_lost| {
+            let results = self.run.results().directory().to_owned();
+            Error::Unwritten { results, source, is_lost, has_rest }
+        };
+        let local = local.map(|error| unwritten(error.into(), true));
         let outcome = error.as_ref().or(local.as_ref()).map_or(Outcome::Success, Error::outcome);
         let (report, written) = match self.run.finish(outcome).await {
             Ok(report) => (Some(report), None),
-            Err(error) => (None, Some(Error::from(error))),
+            // Where events are lost, it is known why the rest isn't there.
+            Err(error) => (None, Some(unwritten(error.into(), false)).filter(|_| local.is_none())),
         };
+        self.run.results().remarks().iter().for_each(|remark| say(remark));
         if let Some(report) = report.as_ref().filter(|_| !self.quiet) {
             if !self.json {
                 say_markdown(&markdown(&report.analysis()));
@@ -346,7 +353,7 @@ impl Observer for Kept {
 }
 
 /// What machines cost in an hour, in US dollars; `None` if a price is not known.
-fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
+pub(super) fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
     prices.map(|price| price.dollars(1, Duration::from_secs(3600))).sum()
 }
 

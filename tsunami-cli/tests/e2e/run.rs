@@ -950,6 +950,39 @@ fn what_cannot_be_written_is_said_and_fails_the_command() {
     world.assert_clean();
 }
 
+/// Neither what stands beside the results nor a full disk under them changes what the experiment came to.
+#[test]
+fn what_of_the_results_cannot_be_written_is_said_with_what_is_lost() {
+    let world = World::new();
+    let talk = "i=0; while [ $i -lt 5000 ]; do echo line $i of so many; i=$((i + 1)); done";
+    let step = format!("[[step]]\nname = 'talk'\non = 'n'\nrun = '{talk}'\n");
+    world.write("x.toml", &format!("name = 'x'\n[group.n]\n{step}"));
+    fs::create_dir_all(world.path("work/results/x/index.csv")).unwrap();
+    let ran = world.tsunami(["run", "x.toml"]);
+    ran.assert_status(0).assert_says(&["results/x/index.csv does not list this run: it is no file"]);
+    let results = fs::canonicalize(world.path("work/results/x/latest")).unwrap();
+    assert_eq!(ran.stdout, format!("{}\n", results.display()));
+    world.assert_clean();
+
+    if !rustix::process::geteuid().is_root() {
+        // An ordinary user mounts nothing; these tests run as root too.
+        return;
+    }
+    let small = "mount -t tmpfs -o size=48k none results && exec \"$@\"";
+    let mut command =
+        world.shell(&format!("exec unshare --mount sh -c '{small}' sh \"$@\""), ["run", "x.toml"]);
+    let ended = Ended::from(command.output().unwrap());
+    ended.assert_status(2).assert_says(&[
+        "this computer could not take the command's output",
+        "error: cannot write all results to /",
+        "/logs/n-0/talk.log: No space left on device",
+        "help: that is a disk of this computer, not a machine's. What commands wrote and what happened after that is not in",
+        "Once there is room, `tsunami report /",
+    ]);
+    assert_eq!(ended.stderr.matches("error: ").count(), 1, "{}", ended.stderr);
+    world.assert_clean();
+}
+
 #[test]
 fn what_the_program_does_by_itself_is_no_part_of_the_story() {
     let world = World::new();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::statistics::{Warning, change, significant};
-use crate::text::sanitize;
+use crate::text::sanitize_lines;
 use crate::{Analysis, Compared};
 
 /// What the metrics of a run came to: a table of Markdown to paste anywhere, and below it what is to be said of it. Empty
@@ -124,7 +124,7 @@ pub(super) fn line(cells: &[String]) -> String {
 /// Text that is nothing but text in Markdown, as far as tables and markup go.
 fn cell(text: &str) -> String {
     let mut cell = String::with_capacity(text.len());
-    let mut rest = sanitize(text).into_owned();
+    let mut rest = sanitize_lines(text);
     rest.push(' ');
     for (c, next) in rest.chars().zip(rest.chars().skip(1)) {
         // What stands before a space begins no tag.
@@ -147,6 +147,7 @@ mod tests {
         assert_eq!(shown, ["0", "12346", "1234", "3", "0.01235", "1.000e-9", "2.500e15", "NaN"]);
         assert_eq!([0.0, -0.001, 3.456, -25.04].map(signed), ["0.00", "0.00", "+3.46", "−25.0"]);
         assert_eq!(cell("a|b <img src=x> [x](y)\u{1b}[2J"), "a\\|b \\<img src=x> \\[x](y)");
+        assert_eq!(cell("two\r\nlines\n"), "two lines");
         assert_eq!(cell("`rps < 0.95` holds"), "`rps < 0.95` holds");
     }
 }

@@ -178,6 +178,7 @@ pub struct Results {
     writer: Arc<Writer>,
     /// Keeps others from resuming the run, until it is over.
     in_use: Mutex<Option<File>>,
+    remarks: Mutex<Vec<String>>,
 }
 
 impl Results {
@@ -206,10 +207,13 @@ impl Results {
             inputs::write(experiment, &directory.join(INPUTS))?;
         }
         let in_use = json::lock_directory(&directory)?;
-        if output.is_none() {
-            runs::enter(&directory, &experiment.set);
-        }
-        Self::write_on(directory, Report::default(), in_use)
+        let remarks = match output {
+            None => runs::enter(&directory, &experiment.set),
+            Some(_) => Vec::new(),
+        };
+        let results = Self::write_on(directory, Report::default(), in_use)?;
+        lock(&results.remarks).extend(remarks);
+        Ok(results)
     }
 
     /// Takes up the directory of a run that is resumed. Returns what was told of it so far, too. It reads all that is
@@ -241,7 +245,8 @@ impl Results {
         let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
         let writer = Writer::start(files).map_err(ResultsError::file("write to", &directory))?;
         let report = Arc::new(Summary(Mutex::new(report)));
-        Ok(Self { directory, report, writer: Arc::new(writer), in_use: Mutex::new(Some(in_use)) })
+        let (writer, in_use) = (Arc::new(writer), Mutex::new(Some(in_use)));
+        Ok(Self { directory, report, writer, in_use, remarks: Mutex::default() })
     }
 
     /// What is known of the run by now.
@@ -343,10 +348,16 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
-        runs::settle(&self.directory, outcome);
+        lock(&self.remarks).extend(runs::settle(&self.directory, outcome));
         drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
+    }
+
+    /// What of `latest` and `index.csv` beside the directory could not be written by now, and why, in words. The results are
+    /// whole without them.
+    pub fn remarks(&self) -> Vec<String> {
+        lock(&self.remarks).clone()
     }
 
     /// Why events or logs were not written to their end, if they weren't. It blocks as [`finish`](Self::finish) does;

@@ -27,11 +27,13 @@ impl Repeated {
         Ok(Self { directory: directory.to_owned(), report: read_report(directory)? })
     }
 
-    /// Its id, which is that of its first set of machines; or what its directory is called, where it launched nothing.
+    /// What its directory is called, which people know, if that is an id: a run on another one's machines (`--on`) has
+    /// theirs in its events. Or else the id of its first set of machines.
     pub(crate) fn run(&self) -> Option<RunId> {
         let first = self.report.earlier_sets.first().map_or(&self.report.run, |set| &set.run);
-        let name = || self.directory.file_name()?.to_str()?.parse().ok();
-        first.clone().or_else(name)
+        let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
+        let name = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
+        name.or_else(|| first.clone())
     }
 
     /// The part of its trials that it did, if it was to do only that.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::built::Source;
 use super::results_json::planned;
-use crate::text::sanitize;
+use crate::text::sanitize_lines;
 use crate::{TrialOutcome, TrialReport};
 
 /// The columns before the parameters, and those behind them.
@@ -91,13 +91,13 @@ fn void(trial: &TrialReport) -> String {
     reason.unwrap_or_else(|| if trial.interrupted { "interrupted".to_owned() } else { String::new() })
 }
 
-/// Adds a row. A field is quoted where it must be; what a terminal would act on is taken out.
+/// Adds a row. A field is quoted where it must be; what a terminal would act on is taken out, and lines are joined.
 pub(super) fn row(text: &mut String, fields: impl IntoIterator<Item = String>) {
     for (index, field) in fields.into_iter().enumerate() {
         if index > 0 {
             text.push(',');
         }
-        let field = sanitize(&field);
+        let field = sanitize_lines(&field);
         if field.contains([',', '"']) || field.starts_with(' ') || field.ends_with(' ') {
             text.push('"');
             text.push_str(&field.replace('"', "\"\""));
@@ -126,6 +126,6 @@ mod tests {
     fn a_field_is_one_field_whatever_it_holds() {
         let mut text = String::new();
         super::row(&mut text, ["a,b", "say \"x\"", "two\nlines", " ", "plain\u{1b}[2J"].map(str::to_owned));
-        assert_eq!(text, "\"a,b\",\"say \"\"x\"\"\",twolines,\" \",plain\n");
+        assert_eq!(text, "\"a,b\",\"say \"\"x\"\"\",two lines,\" \",plain\n");
     }
 }

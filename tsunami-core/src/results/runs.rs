@@ -1,7 +1,7 @@
 //! What stands beside the results of an experiment's runs: `latest`, a link to the newest of them, and `index.csv`, which
 //! says what each of them was given and came to.
 //!
-//! Both are for people. What can't be written is left out: the results of each run are whole without it.
+//! Both are for people. What can't be written is told, and left out: the results of each run are whole without it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -28,20 +28,35 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
-/// Enters a run that begins, and has `latest` lead to it.
-pub(super) fn enter(results: &Path, values: &[(String, String)]) {
-    let Some((parent, run)) = &place(results) else { return };
-    let _ = point(parent, run);
+/// Enters a run that begins, and has `latest` lead to it. Returns what it could not, and why, a line each.
+pub(super) fn enter(results: &Path, values: &[(String, String)]) -> Vec<String> {
+    let Some((parent, run)) = &place(results) else { return Vec::new() };
+    let pointed = point(parent, run);
+    let pointed =
+        pointed.map_err(|error| format!("{} does not lead to this run: {error}", shown(results, LATEST)));
     let began = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let _ = change(parent, |index| index.enter(run, &began, values));
+    let entered = change(parent, |index| index.enter(run, &began, values));
+    let entered =
+        entered.map_err(|error| format!("{} does not list this run: {error}", shown(results, INDEX)));
+    [pointed.err(), entered.err()].into_iter().flatten().collect()
 }
 
-/// Enters what a run came to, if it is listed.
-pub(super) fn settle(results: &Path, outcome: Outcome) {
-    let Some((parent, run)) = &place(results) else { return };
-    if parent.join(INDEX).is_file() {
-        let _ = change(parent, |index| index.settle(run, outcome.words()));
-    }
+/// Enters what a run came to, if it is listed. Returns why it could not, if so.
+pub(super) fn settle(results: &Path, outcome: Outcome) -> Option<String> {
+    let (parent, run) = &place(results)?;
+    let path = parent.join(INDEX);
+    // What is no index of ours lists nobody.
+    let is_ours = files::open(&path).and_then(Index::read).is_ok_and(|index| index.has(run));
+    let settled = is_ours.then(|| change(parent, |index| index.settle(run, outcome.words())))?;
+    let index = shown(results, INDEX);
+    settled
+        .err()
+        .map(|error| format!("{index} does not say what this run came to ({}): {error}", outcome.words()))
+}
+
+/// What stands beside results, as they themselves are called.
+fn shown(results: &Path, name: &str) -> String {
+    results.with_file_name(name).display().to_string()
 }
 
 /// Where the index is, and what a run is called there, whatever link leads to its results.
@@ -54,7 +69,7 @@ fn place(results: &Path) -> Option<(PathBuf, String)> {
 fn point(parent: &Path, run: &str) -> io::Result<()> {
     let latest = parent.join(LATEST);
     if latest.symlink_metadata().is_ok_and(|known| !known.is_symlink()) {
-        return Ok(());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else, which stays"));
     }
     // Renamed into its place, so that it always leads somewhere.
     let aside = parent.join(format!(".{LATEST}-{run}"));
@@ -70,6 +85,9 @@ fn point(parent: &Path, run: &str) -> io::Result<()> {
 fn change(parent: &Path, change: impl FnOnce(&mut Index) -> bool) -> io::Result<()> {
     let _lock = lock(parent)?;
     let path = parent.join(INDEX);
+    if path.is_symlink() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a link"));
+    }
     let mut index = match files::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
         file => Index::read(file?)?,
@@ -87,7 +105,8 @@ fn lock(parent: &Path) -> io::Result<File> {
         match directory.try_lock() {
             Ok(()) => return Ok(directory),
             Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_TIMEOUT => thread::sleep(LOCK_POLL),
-            Err(error) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process is changing it")),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
     }
 }
@@ -106,7 +125,7 @@ impl Index {
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file.take(INDEX_LIMIT));
         let header = reader.headers().map_err(io::Error::from)?;
         if !header.iter().take(COLUMNS.len()).eq(COLUMNS) {
-            return Err(io::Error::other("it is no index of runs"));
+            return Err(io::Error::other("it is no index of runs, and stays"));
         }
         let names = header.iter().skip(COLUMNS.len()).map(str::to_owned).collect();
         let mut rows = Vec::new();
@@ -116,6 +135,10 @@ impl Index {
             rows.push(row);
         }
         Ok(Self { names, rows })
+    }
+
+    fn has(&self, run: &str) -> bool {
+        self.rows.iter().any(|row| row[0] == run)
     }
 
     fn enter(&mut self, run: &str, began: &str, values: &[(String, String)]) -> bool {
@@ -200,9 +223,28 @@ mod tests {
         fs::remove_file(home.path().join(LATEST)).unwrap();
         fs::create_dir(home.path().join(LATEST)).unwrap();
         fs::write(home.path().join(INDEX), "mine\n").unwrap();
-        enter(&run("c"), &[]);
+        let c = run("c");
+        let [latest, index] = &enter(&c, &[])[..] else { panic!("both are told") };
+        assert!(
+            latest.ends_with("/latest does not lead to this run: there is something else, which stays"),
+            "{latest}"
+        );
+        assert!(
+            index.ends_with("/index.csv does not list this run: it is no index of runs, and stays"),
+            "{index}"
+        );
+        assert_eq!(settle(&c, Outcome::Success), None, "it was told at the beginning");
         assert!(home.path().join(LATEST).symlink_metadata().unwrap().is_dir());
         assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), "mine\n");
+        let odd: [fn(&Path); 2] =
+            [|path| fs::create_dir(path).unwrap(), |path| symlink("mine", path).unwrap()];
+        for make in odd {
+            let _ = fs::remove_file(home.path().join(INDEX));
+            let _ = fs::remove_dir(home.path().join(INDEX));
+            make(&home.path().join(INDEX));
+            let told = enter(&c, &[]);
+            assert!(told[1].ends_with(": it is no file") || told[1].ends_with(": it is a link"), "{told:?}");
+        }
         let elsewhere = tempfile::tempdir().unwrap();
         settle(&elsewhere.path().join("out"), Outcome::Success);
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);

@@ -324,15 +324,16 @@ fn variables(source: &[u8]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Calls each run by its id. Runs on the same machines (`--on`) have it from those, and are told apart by their directories.
+/// Calls each run by what the directory of its results is called, whatever link leads there: its own id, unless somebody
+/// has given it a name. Runs on the same machines (`--on`) have one id in their events. Where two are called alike, all are
+/// called by their directories.
 fn name(runs: &mut [Side]) {
     let directory = |run: &Side| run.directory.to_string_lossy().into_owned();
-    let id = |run: &Side| run.run.as_ref().map_or_else(|| directory(run), ToString::to_string);
-    let last = |run: &Side| match run.directory.file_name() {
-        Some(name) => name.to_string_lossy().into_owned(),
-        None => directory(run),
+    let last = |run: &Side| {
+        let real = run.directory.canonicalize().unwrap_or_else(|_| run.directory.clone());
+        real.file_name().map_or_else(|| directory(run), |name| name.to_string_lossy().into_owned())
     };
-    let names: [&dyn Fn(&Side) -> String; 3] = [&id, &last, &directory];
+    let names: [&dyn Fn(&Side) -> String; 2] = [&last, &directory];
     for name in names {
         let all: Vec<String> = runs.iter().map(name).collect();
         let distinct: BTreeSet<&String> = all.iter().collect();
@@ -360,6 +361,13 @@ pub(super) fn kinds<'m>(
     groups
 }
 
+/// What sorts machines as people count them: by the group and the number that the name tells.
+pub(super) fn by_number(machine: &str) -> (&str, Option<u32>, &str) {
+    let group = group_of(machine);
+    let number = machine.get(group.len() + 1..).and_then(|number| number.parse().ok());
+    (group, number, machine)
+}
+
 /// The group that a machine's name tells.
 pub(super) fn group_of(machine: &str) -> &str {
     machine.rsplit_once('-').map_or(machine, |(group, _)| group)
@@ -370,27 +378,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_on_the_same_machines_are_told_apart_by_their_directories() {
-        let side = |directory: &str, run: Option<&str>| Side {
+    fn runs_are_called_by_their_directories() {
+        let home = tempfile::tempdir().unwrap();
+        let side = |directory: PathBuf| Side {
             name: String::new(),
-            directory: directory.into(),
+            directory,
             given: None,
             source: None,
-            run: run.map(|run| run.parse().unwrap()),
+            run: Some("20261128-082330-x3pph4b3rq9vs".parse().unwrap()),
             started: None,
             measured: BTreeMap::new(),
             groups: BTreeMap::new(),
         };
-        let (one, other) = (Some("20261128-082330-x3pph4b3rq9vs"), Some("20261128-082430-x3pph4b3rq9vs"));
-        for (runs, expected) in [
-            ([("x/1", one), ("x/2", other)], [one.unwrap(), other.unwrap()]),
-            ([("x/1", one), ("x/2", one)], ["1", "2"]),
-            ([("x/1", one), ("y/1", one)], ["x/1", "y/1"]),
-            ([("x/1", None), ("y/1", one)], ["x/1", one.unwrap()]),
-        ] {
-            let mut sides = runs.map(|(directory, run)| side(directory, run));
+        let make = |path: &str| {
+            let path = home.path().join(path);
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let latest = home.path().join("x/latest");
+        let (first, second, other) = (make("x/1"), make("x/2"), make("y/1"));
+        std::os::unix::fs::symlink("2", &latest).unwrap();
+        let called = |directories: [&PathBuf; 2]| {
+            let mut sides = directories.map(|directory| side(directory.clone()));
             name(&mut sides);
-            assert_eq!(sides.map(|side| side.name), expected);
-        }
+            sides.map(|side| side.name)
+        };
+        assert_eq!(called([&first, &second]), ["1", "2"]);
+        assert_eq!(called([&first, &latest]), ["1", "2"], "what a link leads to is named");
+        assert_eq!(
+            called([&first, &other]),
+            [&first, &other].map(|path| path.to_string_lossy().into_owned())
+        );
     }
 }

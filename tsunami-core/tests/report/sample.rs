@@ -296,7 +296,9 @@ fn attempt(
     story.add(EventKind::TrialFinished {
         trial: name(),
         ok,
-        error: (!ok).then(|| "step serve failed on server-0: signal 9 (SIGKILL)".to_owned()),
+        error: (!ok).then(|| {
+            "server-0: stage serve: `redis-server --io-threads 4` ended with signal 9 (SIGKILL)".to_owned()
+        }),
         took: Duration::from_millis(5400),
     });
 }

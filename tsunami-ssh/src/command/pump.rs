@@ -286,7 +286,7 @@ impl Pump {
     /// What all that was seen comes to.
     pub(super) async fn outcome(self, stopped: bool) -> Result<Ended, SessionError> {
         if let Some(error) = self.sink_failed {
-            return Err(local("the command's output could not be taken", error));
+            return Err(local("this computer could not take the command's output", error));
         }
         match self.killed {
             Some(true) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),

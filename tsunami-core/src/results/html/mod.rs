@@ -51,11 +51,14 @@ fn page(source: &Source<'_>, room: usize) -> io::Result<String> {
 /// The most characters of one text: of others, so much can be read.
 const TEXT: usize = 600;
 
-/// Takes out of all texts what would act on a terminal, or isn't seen, and the ends of what nobody would read. A plot is
-/// no text, and made of clean ones.
+/// Takes out of all texts what would act on a terminal, or isn't seen, and the ends of what nobody would read; lines stay
+/// lines. A plot is no text, and made of clean ones.
 fn clean(value: &mut Value) {
     match value {
-        Value::String(text) => *text = shorten(&sanitize(text), TEXT).into_owned(),
+        Value::String(text) => {
+            let lines: Vec<_> = text.trim_end().lines().map(sanitize).collect();
+            *text = shorten(&lines.join("\n"), TEXT).into_owned();
+        }
         Value::Array(values) => values.iter_mut().for_each(clean),
         Value::Object(fields) => {
             fields.iter_mut().filter(|(name, _)| *name != "svg").for_each(|(_, value)| clean(value));

@@ -99,16 +99,18 @@ pub(super) struct Entry {
     pub(super) interval: Option<(f64, f64)>,
 }
 
-/// Marks under one label.
+/// Marks under one label, or none where it is empty.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) label: String,
     pub(super) entries: Vec<Entry>,
 }
 
-/// Marks with intervals in rows, along one axis. What lies within `band` is shaded, with a line in its middle.
+/// Marks with intervals in rows, along one axis. What lies within `band` is shaded, with a line in its middle, beside the
+/// marks alone: it crosses no label.
 pub(super) fn rows(about: About<'_>, rows: &[Row], axis: &str, band: Option<(f64, f64)>) -> Option<String> {
     const HEAD: i32 = 22;
+    const GAP: i32 = 8;
     const LINE: i32 = 18;
     const FOOT: i32 = 44;
     let finite = |value: &f64| value.is_finite();
@@ -121,8 +123,10 @@ pub(super) fn rows(about: About<'_>, rows: &[Row], axis: &str, band: Option<(f64
     let ends = ends.map(|end| end.clamp(low - reach, high + reach));
     let ends: Vec<f64> = ends.chain(estimates).chain(band.into_iter().flat_map(|(a, b)| [a, b])).collect();
     let (low, high) = padded(bounds(&ends)?);
-    let lines: usize = rows.iter().map(|row| row.entries.len()).sum();
-    let inner = HEAD * i32::try_from(rows.len()).ok()? + LINE * i32::try_from(lines).ok()?;
+    let head = |row: &Row| if row.label.is_empty() { GAP } else { HEAD };
+    let lines = |row: &Row| i32::try_from(row.entries.len()).map(|lines| LINE * lines);
+    let heights = rows.iter().map(|row| Some(head(row) + lines(row).ok()?));
+    let inner: i32 = heights.sum::<Option<i32>>()?;
     let size = (WIDTH, u32::try_from(inner + FOOT + 8).ok()?);
     draw(about, size, |root| {
         let mut chart = ChartBuilder::on(root)
@@ -131,19 +135,18 @@ pub(super) fn rows(about: About<'_>, rows: &[Row], axis: &str, band: Option<(f64
             .margin_right(14)
             .x_label_area_size(FOOT - 4)
             .build_cartesian_2d(low..high, f64::from(inner)..0.0)?;
-        if let Some((from, to)) = band {
-            chart.draw_series([Rectangle::new([(from, 0.0), (to, f64::from(inner))], BAND.filled())])?;
-        }
         mesh(&mut chart, axis, "", if band.is_some() { 8 } else { 5 }, 0)?;
-        if let Some((from, to)) = band {
-            let middle = f64::midpoint(from, to);
-            chart.draw_series([PathElement::new([(middle, 0.0), (middle, f64::from(inner))], AXIS)])?;
-        }
         let mut y = 0;
         for row in rows {
             let label = shorten(&sanitize(&row.label), LABEL).into_owned();
             chart.draw_series([Text::new(label, (low, f64::from(y + HEAD / 2)), letters(HPos::Left))])?;
-            y += HEAD;
+            y += head(row);
+            if let Some((from, to)) = band {
+                let (top, foot, middle) =
+                    (f64::from(y - 4), f64::from(y + lines(row)? - 2), f64::midpoint(from, to));
+                chart.draw_series([Rectangle::new([(from, top), (to, foot)], BAND.filled())])?;
+                chart.draw_series([PathElement::new([(middle, top), (middle, foot)], AXIS)])?;
+            }
             for entry in row.entries.iter() {
                 let at = f64::from(y + LINE / 2 - 3);
                 if let Some((from, to)) = entry.interval {
@@ -201,7 +204,7 @@ pub(super) fn order(
             .margin(8)
             .margin_right(12)
             .x_label_area_size(40)
-            .y_label_area_size(66)
+            .y_label_area_size(beside(y))
             .build_cartesian_2d(x.0..x.1, floor..y.1)?;
         if strip > 0.0 {
             chart.draw_series([Rectangle::new([(x.0, floor), (x.1, y.0)], BAND.filled())])?;
@@ -237,7 +240,7 @@ pub(super) fn lines(about: About<'_>, series: &[Vec<(f64, f64)>], axes: (&str, &
             .margin(8)
             .margin_right(12)
             .x_label_area_size(40)
-            .y_label_area_size(66)
+            .y_label_area_size(beside((0.0, top)))
             .build_cartesian_2d(x.0..x.1, 0.0..top)?;
         mesh(&mut chart, axes.0, axes.1, 6, 4)?;
         for (index, points) in series.iter().enumerate() {
@@ -358,6 +361,12 @@ pub(super) fn timeline(about: About<'_>, lanes: &[Lane], end: f64) -> Option<Str
     })
 }
 
+/// How wide the numbers beside an axis and its name are together.
+fn beside((low, high): (f64, f64)) -> u32 {
+    let digits = [low, high].map(|value| significant(value).chars().count()).into_iter().max();
+    36 + 7 * u32::try_from(digits.unwrap_or(0)).unwrap_or(0).clamp(4, 10)
+}
+
 fn mesh(chart: &mut Chart<'_, '_>, x: &str, y: &str, x_labels: usize, y_labels: usize) -> Drawn {
     let style = TextStyle::from(("sans-serif", LETTERS)).color(&INK);
     let shown = |value: &f64| significant(if value.abs() < 1e-9 { 0.0 } else { *value });
@@ -451,7 +460,14 @@ mod tests {
             let entry = |estimate, interval| Entry { series: 2, estimate, interval };
             let entries = vec![entry(low, Some((low, high))), entry(1.0, Some((-1e200, 1e200)))];
             let of = [Row { label: "size=1".to_owned(), entries }];
-            rows(about, &of, "axis", Some((-3.0, 3.0))).unwrap();
+            let drawn = rows(about, &of, "axis", Some((-3.0, 3.0))).unwrap();
+            // What is shaded begins below the label, with the line in its middle.
+            let (_, band) = drawn
+                .split_once("fill=\"#E6E9EE\"")
+                .map(|(before, _)| before.rsplit_once("<rect").unwrap())
+                .unwrap();
+            let y: f64 = band.split_once(" y=\"").unwrap().1.split_once('"').unwrap().0.parse().unwrap();
+            assert!(y >= 18.0, "{drawn}");
             lines(about, &[vec![(low, 1.0), (high, 2.0)]], ("x", "y")).unwrap();
         }
         assert!(order(about, &[], &[], &[], ("x", "y")).is_none() && rows(about, &[], "x", None).is_none());

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::DataTable;
-use super::machines::remarks;
+use super::machines::{numbered, remarks};
+use crate::results::side_by_side::by_number;
 use crate::{Report, SetReport};
 
 /// What happened beside the experiment: void trials, disturbances, and what machines accounted for.
 pub(super) fn conditions(report: &Report, sets: &[&SetReport], limit: usize) -> Vec<DataTable> {
     let mut tables = Vec::new();
     let odd =
-        sets.iter().flat_map(|set| &set.machines).map(|(name, machine)| vec![name.clone(), remarks(machine)]);
+        sets.iter().flat_map(|set| numbered(set)).map(|(name, machine)| vec![name.clone(), remarks(machine)]);
     let mut odd: Vec<Vec<String>> = odd.filter(|row| !row[1].is_empty()).collect();
     if !odd.is_empty() {
         let more = odd.len().saturating_sub(limit);
@@ -76,7 +77,7 @@ pub(super) fn conditions(report: &Report, sets: &[&SetReport], limit: usize) -> 
 
 /// What machines accounted for over all trials.
 fn accounts(report: &Report, limit: usize) -> Option<DataTable> {
-    let mut sums: BTreeMap<&str, [Option<f64>; 8]> = BTreeMap::new();
+    let mut sums: BTreeMap<_, [Option<f64>; 8]> = BTreeMap::new();
     for account in report.trials.iter().flat_map(|trial| &trial.accounts) {
         let own = [
             Some(account.seconds),
@@ -88,7 +89,7 @@ fn accounts(report: &Report, limit: usize) -> Option<DataTable> {
             account.io_pressure,
             account.throttled,
         ];
-        let known = sums.entry(&account.machine).or_default();
+        let known = sums.entry(by_number(&account.machine)).or_default();
         for (sum, value) in known.iter_mut().zip(own) {
             *sum = value.map(|value| sum.unwrap_or_default() + value).or(*sum);
         }
@@ -104,7 +105,7 @@ fn accounts(report: &Report, limit: usize) -> Option<DataTable> {
         "for disks",
         "throttled",
     ];
-    let rows = sums.iter().take(limit).map(|(machine, sums)| {
+    let rows = sums.iter().take(limit).map(|((.., machine), sums)| {
         let shown = sums.map(|sum| sum.map(|sum| format!("{sum:.1}")).unwrap_or_default());
         std::iter::once((*machine).to_owned()).chain(shown).collect()
     });

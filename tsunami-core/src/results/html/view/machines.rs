@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{DataTable, SINGLE_MACHINES, TABLE_ROWS};
-use crate::results::side_by_side::group_of;
+use crate::results::side_by_side::{by_number, group_of};
 use crate::statistics::significant;
 use crate::text::shorten;
 use crate::{MachineReport, Price, SetReport};
@@ -59,12 +59,19 @@ fn hourly(price: Price) -> Option<f64> {
     price.dollars(1, Duration::from_secs(3600))
 }
 
+/// The machines of a set, as people count them.
+pub(super) fn numbered(set: &SetReport) -> Vec<(&String, &MachineReport)> {
+    let mut machines: Vec<_> = set.machines.iter().collect();
+    machines.sort_by(|a, b| by_number(a.0).cmp(&by_number(b.0)));
+    machines
+}
+
 /// The machines that are to be named: all, or if they are many those of which there is something to say.
 pub(super) fn machines(sets: &[&SetReport], limit: usize) -> Option<DataTable> {
     let total: usize = sets.iter().map(|set| set.machines.len()).sum();
     let mut rows = Vec::new();
     for set in sets {
-        for (name, machine) in &set.machines {
+        for (name, machine) in numbered(set) {
             let said = remarks(machine);
             if total > SINGLE_MACHINES && said.is_empty() {
                 continue;

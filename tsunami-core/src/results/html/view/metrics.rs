@@ -32,9 +32,23 @@ pub(super) fn metric_view(metric: &MetricAnalysis, source: &Source<'_>, plots: &
         None => "",
     };
     let step = if plan.step.is_empty() { String::new() } else { format!("step {}", plan.step) };
-    let about = [unit.unwrap_or_default(), better, &step];
+    let value = only_value(metric).unwrap_or_default();
+    let about = [&value, unit.unwrap_or_default(), better, &step];
     let about: Vec<&str> = about.into_iter().filter(|part| !part.is_empty()).collect();
     MetricView { name: plan.name.clone(), about: about.join(" · "), figures }
+}
+
+/// What all trials came to, where nothing tells them apart.
+fn only_value(metric: &MetricAnalysis) -> Option<String> {
+    let [Combination { variants, .. }] = &metric.combinations[..] else { return None };
+    let [VariantAnalysis { values, summary: Some(summary), .. }] = &variants[..] else { return None };
+    let median = significant(summary.median);
+    let interval =
+        summary.interval.map(|of| format!(" ({} to {})", significant(of.low), significant(of.high)));
+    Some(match values.len() {
+        1 => median,
+        trials => format!("median of {trials} trials: {median}{}", interval.unwrap_or_default()),
+    })
 }
 
 /// `rps (1/s)`.
@@ -62,9 +76,7 @@ fn forest(metric: &MetricAnalysis, compare: &Compare, plots: &mut Plots) -> Opti
             });
             let entries: Vec<Entry> = entries.collect();
             if !entries.is_empty() {
-                let label = combination.label();
-                let label = if label.is_empty() { "all trials".to_owned() } else { label };
-                rows.push(Row { label, entries });
+                rows.push(Row { label: combination.label(), entries });
             }
         }
         rows
@@ -146,8 +158,7 @@ fn points(metric: &MetricAnalysis, plots: &mut Plots) -> Option<Figure> {
             }
             table.rows.push(cells);
         }
-        let label = combination.label();
-        rows.push(Row { label: if label.is_empty() { "all trials".to_owned() } else { label }, entries });
+        rows.push(Row { label: combination.label(), entries });
     }
     let description = "Medians over trials with bootstrap intervals of the median, for looking at.";
     let caption = format!("{}: medians", metric.metric.name);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::machines::numbered;
 use super::traces::Busy;
 use super::{DataTable, Figure, Plots, SINGLE_MACHINES, span};
 use crate::results::built::Source;
@@ -97,7 +98,7 @@ fn timeline(
     };
     let is_single = set.machines.len() <= SINGLE_MACHINES;
     let mut lanes = Vec::new();
-    let mut named: Vec<_> = set.machines.iter().collect();
+    let mut named = numbered(set);
     if !is_single {
         for group in &set.groups {
             let members = set.machines.iter().filter(|(name, _)| group_of(name) == group.name);

@@ -1,6 +1,6 @@
 //! What machines were busy with.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
@@ -11,6 +11,7 @@ use crate::names::is_experiment_name;
 use crate::results::built::Source;
 use crate::results::files;
 use crate::results::html::plots::{self, SINCE_THE_BEGINNING};
+use crate::results::side_by_side::by_number;
 use crate::text::shorten;
 
 /// How many machines' traces are shown by themselves, and how many points each line has.
@@ -53,9 +54,9 @@ pub(super) fn traces(source: &Source<'_>, plots: &mut Plots) -> Vec<Figure> {
     let Source { directory, report, .. } = source;
     let first = report.earlier_sets.first().map_or(report.started, |set| set.started);
     let earlier = report.earlier_sets.iter().flat_map(|set| &set.machines);
-    let machines: BTreeMap<_, _> = earlier.chain(&report.machines).collect();
+    let machines: BTreeSet<_> = earlier.chain(&report.machines).map(|(name, _)| by_number(name)).collect();
     let mut figures = Vec::new();
-    let traced = machines.into_keys().filter_map(|name| Some((name, Busy::read(directory, name)?)));
+    let traced = machines.into_iter().filter_map(|(.., name)| Some((name, Busy::read(directory, name)?)));
     for (name, busy) in traced.take(TRACES) {
         let Some(first) = first else { continue };
         let points = busy.since(first, f64::INFINITY, TRACE_POINTS);
