@@ -1,15 +1,16 @@
 //! The commands for machines that are up.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::world::{Ended, Going, World};
+use crate::world::{Ended, Going, World, binary};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -514,6 +515,85 @@ fn files_to_begin_with_run_and_are_never_overwritten() {
     let page = fs::read_to_string(world.path("work/pages/tsunami-run.1")).unwrap();
     assert!(page.contains(".TH tsunami-run 1") && page.contains(".SH EXIT STATUS\n.nf"), "{page}");
     world.assert_clean();
+}
+
+#[test]
+fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged() {
+    let world = World::new();
+    let runs = world.path("state/tsunami/runs");
+    let record = |run: &str, experiment: &str| {
+        let directory = runs.join(run);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).unwrap();
+        let time = json!({ "secs_since_epoch": 0, "nanos_since_epoch": 0 });
+        let deadline = json!({ "at": time, "lifetime": { "secs": 60, "nanos": 0 } });
+        let record = json!({
+            "schema": 2, "run": run, "experiment": experiment, "provider": "local", "created": time,
+            "deadline": deadline, "groups": [], "results": null, "kept": false,
+        });
+        fs::write(directory.join("record.json"), record.to_string()).unwrap();
+        directory
+    };
+    let machine = |group: &str| {
+        json!({
+            "id": group, "run": "20260101-000000-aaaa", "group": group, "index": 0, "state": "running",
+            "addresses": { "public": null, "private": null }, "login": {}, "expires": null,
+        })
+    };
+    let machines = json!([machine("server"), machine("client")]).to_string();
+    fs::write(record("20260101-000000-aaaa", "redis").join("machines.json"), machines).unwrap();
+    record("20260101-000000-bbbb", "kafka");
+    record("20260101-000000-cccc", "kafka");
+    record("20260101-000000-dddd", "$(touch evil)");
+    fs::write(record("20260101-000000-eeee", "x").join("record.json"), "{").unwrap();
+    let kept = listing(&runs);
+
+    // Each shell is asked as it asks itself; zsh, whose own functions want a terminal, with others in their place.
+    let asks = [
+        (
+            "bash",
+            r#"COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}""#,
+        ),
+        ("fish", r#"complete -C "$(string join ' ' -- $argv)""#),
+        (
+            "zsh",
+            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }
+            words=("$0" "$@") CURRENT=$(($# + 1)); _tsunami"#,
+        ),
+    ];
+    let ids = ["aaaa", "bbbb", "cccc", "dddd", "eeee"].map(|end| format!("20260101-000000-{end}"));
+    for (shell, ask) in asks {
+        let script = format!("completions.{shell}");
+        world.write(&script, &world.tsunami(["completions", shell]).assert_status(0).stdout);
+        let complete = |line: &str| {
+            let compdef = if shell == "zsh" { "compdef() :; " } else { "" };
+            let mut command = world.program(shell.as_ref());
+            command.args(["-c", &format!("{compdef}source ./{script}; {ask}")]);
+            command.env("HOME", world.path("work")).arg(binary());
+            let ended = Ended::from(command.args(line.split(' ')).output().unwrap());
+            let names = ended.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned());
+            names.collect::<BTreeSet<String>>()
+        };
+        let all = ids.iter().cloned().chain(["redis".to_owned()]).collect();
+        assert_eq!(complete("exec "), all, "{shell}");
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        for (line, expected) in [
+            ("down 20260101-000000-b", &[ids[1].as_str()][..]),
+            ("run x.toml --on re", &["redis"]),
+            ("exec redis -g ", &["client", "server"]),
+            ("ssh 20260101-000000-aaaa s", &["server-0"]),
+            ("logs redis c", &["client", "client-0"]),
+        ] {
+            assert_eq!(complete(line), of(expected), "{shell}: {line}");
+        }
+        let copied = complete("cp redis ");
+        assert!(copied.is_superset(&of(&["client:", "client-0:", &script])), "{shell}: {copied:?}");
+    }
+    assert_eq!((listing(&runs), world.path("work/evil").exists()), (kept, false));
+    let mut nowhere = world.command(["completions", "bash", "--", "exec", ""]);
+    let nowhere = Ended::from(nowhere.env("XDG_STATE_HOME", "/dev/null").output().unwrap());
+    assert_eq!((nowhere.assert_status(0).stdout.as_str(), nowhere.stderr.as_str()), ("", ""));
+    // What looks after a test that failed has nothing to take down.
+    fs::remove_dir_all(runs).unwrap();
 }
 
 /// Two runs of one trial of each variant, as their events tell them.
