@@ -7,10 +7,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::world::{Ended, Going, World, binary};
+use crate::world::{Ended, Going, World, binary, eventually};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -91,7 +91,10 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     }
     world.tsunami(["cp", &run, "b-0:place/tree", "renamed"]).assert_status(0);
     assert_eq!(fs::read_to_string(world.path("work/renamed/sub/file")).unwrap(), "content");
-    world.tsunami(["cp", &run, "b-0:missing", "."]).assert_status(1).assert_says(&["there is no missing"]);
+    world
+        .tsunami(["cp", &run, "b-0:missing", "."])
+        .assert_status(1)
+        .assert_says(&["b-0: stage copy failed", "there is no missing"]);
     world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
 
     let logs = world.tsunami(["logs", &run]);
@@ -99,6 +102,18 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
     let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
     assert_eq!(by_group.assert_status(2).assert_says(&["no logs of b-1"]).stdout, logs.stdout);
+
+    world.tsunami(["cp", &run, "x.toml", "d:"]).assert_status(2).assert_says(&["group `d`; it has a-0, b-0"]);
+    // One that is lost keeps nothing from the others.
+    let sshd = world.processes().into_iter().find(|process| process.contains("/b-1/sshd_config")).unwrap();
+    let sshd = sshd.split(' ').next().unwrap().parse().ok().and_then(Pid::from_raw).unwrap();
+    kill_process(sshd, Signal::KILL).unwrap();
+    let lost = ["b-1", "is not running any more"];
+    world.tsunami(["cp", &run, "x.toml", "b:late"]).assert_status(4).assert_says(&lost);
+    world.tsunami(["cp", &run, "b:late", "late"]).assert_status(4).assert_says(&lost);
+    assert_eq!(fs::read(world.path("work/late/b-0/late")).unwrap(), fs::read(&file).unwrap());
+    world.tsunami(["exec", &run, "-g", "b", "--", "true"]).assert_status(255).assert_says(&lost);
+    world.tsunami(["forward", &run, "b-1", "0:80"]).assert_status(255).assert_says(&lost);
 
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
     world.tsunami(["down", &run]).assert_status(2).assert_says(&["no run"]);
@@ -149,6 +164,13 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
         assert!(!caught.assert_status(7).stdout.contains("closed"), "{}", caught.stdout);
         let steps = json!([["expect", "ready"], ["send", "\u{3}"]]);
         on_terminal(steps, &["ssh", &run, "a", "--", "echo ready; exec sleep 600"]).assert_status(130);
+    } else {
+        let steps = json!([
+            ["expect", "no terminal"],
+            ["send", "echo \"<$TSUNAMI_NAME>\"; exit 3\n"],
+            ["expect", "<long-1>"]
+        ]);
+        on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
     }
     let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
     assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
@@ -209,11 +231,37 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     server.end().assert_status(125);
 
     // Ctrl-C ends what runs there.
-    let steps =
-        json!([["expect", "long-2 |"], ["expect", "ready"], ["send", "\u{3}"], ["expect", "interrupted"]]);
+    let steps = json!([
+        ["expect", "long-2 |"],
+        ["expect", "ready"],
+        ["send", "\u{3}"],
+        ["expect", "ended on a-0, long-2"]
+    ]);
     let line = "echo ready; exec sleep 4711";
     on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
-    assert!(world.processes().iter().all(|process| !process.contains("sleep 4711")));
+    let runs_on = |line: &str| world.processes().iter().any(|process| process.contains(line));
+    assert!(!runs_on("sleep 4711"));
+    // So does the end of whoever wanted it, whatever ended that.
+    for (line, signals) in [
+        ("echo ready; exec sleep 4712", &[Signal::KILL][..]),
+        ("trap '' TERM; echo ready; sleep 4712", &[Signal::INT, Signal::INT]),
+    ] {
+        let mut exec = Going::of(world.command(["exec", &run, "-m", "long-2", "--", line]));
+        exec.wait_for(&["ready"]);
+        for signal in signals {
+            exec.signal(*signal);
+            // A second one that comes at once is taken for the first.
+            std::thread::sleep(std::time::Duration::from_millis(1200));
+        }
+        let ended = exec.end();
+        if let [_, _] = signals {
+            let says = ["may still be running on long-2", &format!("tsunami down {run}")];
+            ended.assert_status(125).assert_says(&says);
+        }
+        eventually("the command has ended", || {
+            if runs_on("sleep 4712") { Err(line.to_owned()) } else { Ok(()) }
+        });
+    }
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
 }
