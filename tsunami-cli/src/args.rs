@@ -135,7 +135,8 @@ fn statuses(command: &clap::Command) -> String {
                 _ => "\n  the highest of the machines', 128+N for signal N,",
             });
             text.push_str(if name == "exec" { "\n  124  after --timeout" } else { "" });
-            text.push_str("\n  125  if tsunami itself failed\n  255  if contact was lost");
+            let own = if name == "exec" { ", or was interrupted" } else { "" };
+            let _ = write!(text, "\n  125  if tsunami itself failed{own}\n  255  if contact was lost");
             return text;
         }
         "run" | "up" => &[0, 1, 2, 3, 4, 5, 6],

@@ -21,6 +21,8 @@ use crate::terminal::{self, Message, Style, clean_lines};
 pub(crate) const USAGE: u8 = Outcome::Misused.exit_status();
 /// No machines could be had.
 pub(crate) const LAUNCH: u8 = Outcome::NotLaunched.exit_status();
+/// A machine was lost.
+pub(crate) const LOST: u8 = Outcome::MachineLost.exit_status();
 /// The user interrupted it, and everything is torn down.
 pub(crate) const INTERRUPTED: u8 = Outcome::Interrupted.exit_status();
 /// Something may remain.

@@ -350,6 +350,8 @@ pub struct Command {
     pub env: Vec<(String, OsString)>,
     /// What it reads.
     pub stdin: Stdin,
+    /// Whether it is [ended with its connection](Self::ends_with_connection).
+    pub ends_with_connection: bool,
 }
 
 impl Command {
@@ -364,7 +366,7 @@ impl Command {
     }
 
     fn new(program: Program) -> Self {
-        Self { program, cwd: None, env: Vec::new(), stdin: Stdin::Null }
+        Self { program, cwd: None, env: Vec::new(), stdin: Stdin::Null, ends_with_connection: false }
     }
 
     /// Adds an argument. To a shell line it is a positional parameter: `$1`, `$2`, …
@@ -405,6 +407,14 @@ impl Command {
     /// Sets what it reads.
     pub fn stdin(mut self, stdin: Stdin) -> Self {
         self.stdin = stdin;
+        self
+    }
+
+    /// Has the machine end the command where its connection ends before it: TERM, five seconds, KILL for its process group,
+    /// however this program ended. A session that can't see to that, and one that runs it in a list or gives it something
+    /// to read, leaves it to the machine's deadline as any other.
+    pub fn ends_with_connection(mut self) -> Self {
+        self.ends_with_connection = true;
         self
     }
 }

@@ -142,7 +142,7 @@ pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]
 pub use registration::{HostsRegistration, LocalRegistration, registry};
-pub use terminal::terminal;
+pub use terminal::{lacks_terminals, terminal};
 pub use transport::TransportKind;
 
 /// What others may write, at random.

@@ -1,11 +1,13 @@
 //! A person's terminal on a machine: `ssh` itself, with the run's own settings.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::process::geteuid;
 use tsunami_core::{Machine, compact_script};
 
 use crate::connector::run_config;
@@ -21,6 +23,8 @@ const SCRIPT: &str = include_str!("terminal.sh");
 /// of processes. A variable for which a command line has no room is left out. Its status is the command's, 128 and more
 /// for a signal, 125 where the working directory can't be entered, and 255 where contact is lost.
 ///
+/// Where the machines [have no terminals](lacks_terminals), it reads lines as any script does.
+///
 /// # Errors
 ///
 /// If another user may have written the run's configuration, or a word has a zero byte.
@@ -35,7 +39,8 @@ pub fn terminal(
     let mut ssh = Command::new("ssh");
     // What a connection goes through is written for this shell, whatever the user's own is.
     ssh.env("SHELL", "/bin/sh").arg("-F").arg(config);
-    if io::stdin().is_terminal() && (words.is_empty() || io::stdout().is_terminal()) {
+    let is_at_terminal = io::stdin().is_terminal() && (words.is_empty() || io::stdout().is_terminal());
+    if is_at_terminal && !lacks_terminals(run_directory) {
         ssh.arg("-t");
         if !words.is_empty() {
             // It would say that the connection is closed.
@@ -44,6 +49,16 @@ pub fn terminal(
     }
     ssh.arg("--").arg(machine.name()).arg(line(machine, variables, words)?);
     Ok(ssh)
+}
+
+/// Whether nobody gets a terminal on the machines of a recorded run. They are this computer's, whose terminals are not of the
+/// group that sshd wants them to be, which as an ordinary user's it can't change: it ends the session of who asks for one.
+pub fn lacks_terminals(run_directory: &Path) -> bool {
+    let has_group = |mount: &str| mount.contains(" devpts ") && mount.contains("gid=");
+    let has_none = |mounts: String| !mounts.lines().any(has_group);
+    run_directory.join("local").is_dir()
+        && !geteuid().is_root()
+        && fs::read_to_string("/proc/self/mounts").is_ok_and(has_none)
 }
 
 /// The line for the login shell. As with commands, it holds nothing that a shell could read in its own way: all else is in

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::gravest;
 use tsunami_core::{Command, Download, Error as CoreError, Host, Machine, RunStore};
 
-use super::{Context, Execute};
+use super::{Context, Execute, Known};
 use crate::backend;
-use crate::error::{Error, INTERRUPTED};
+use crate::error::{Error, INTERRUPTED, LOST};
 use crate::reporter::{Verbosity, span};
 use crate::signals;
-use crate::terminal::{self, say, saying, waiting};
+use crate::terminal::{self, complain, say, saying, waiting};
 
 /// How often the line that changes does so, and how seldom at least there is another one where none can.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -92,34 +92,43 @@ impl Execute for Cp {
         }
         let state = RunStore::standard()?;
         let directory = state.find(&self.run)?;
+        let known = directory.machines()?;
+        let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
+        let is_known = |place: &str| known.iter().any(|machine| is_at(machine, place));
+        if let Some(unknown) = places.iter().find(|place| !is_known(place)) {
+            let has = Known(&known).in_words();
+            return Err(Error::Usage(format!("the run has no machine or group `{unknown}`; it has {has}")));
+        }
         let cancel = CancellationToken::new();
         let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
         signals::watch(cancel, "stopping", say, Arc::new(|| INTERRUPTED))?;
-        let is_at = |machine: &Machine, place: &str| machine.group == place || machine.name() == place;
-        let attach = engine.attach(&directory, |machine| places.iter().any(|place| is_at(machine, place)));
+        let is_wanted = |machine: &Machine| places.iter().any(|place| is_at(machine, place));
+        let attach = engine.attach(&directory, is_wanted);
         let running = saying(&format!("connecting to {}", places.join(", ")), attach).await?;
-        let hosts = running.cluster().hosts();
-        let at = |place: &str| -> Vec<&Host> {
-            hosts.iter().filter(|host| is_at(host.machine(), place)).collect()
+        let hosts: Vec<_> = running.cluster().hosts().iter().map(|host| host.stage("copy")).collect();
+        let gone = |machine: &&Machine| hosts.iter().all(|host| host.name() != machine.name());
+        let mut status = 0;
+        for machine in known.iter().filter(|machine| is_wanted(machine)).filter(gone) {
+            complain(&format!("{} ({}) is not running any more", machine.name(), machine.id));
+            status = LOST;
+        }
+        // Those that run, and whether there were several.
+        let at = |place: &str| -> (Vec<&Host>, bool) {
+            let running = hosts.iter().filter(|host| is_at(host.machine(), place)).collect();
+            (running, known.iter().filter(|machine| is_at(machine, place)).count() > 1)
         };
-        let missing = places.iter().find(|place| at(place).is_empty()).map(|place| (*place).to_owned());
-        let result = match missing {
-            Some(place) => {
-                Err(CoreError::other(format!("the run has no machine or group `{place}` that is running")))
-            }
-            None => {
-                let of = places.iter().map(|place| at(place).len()).sum();
-                let transfer = Transfer::new(hosts, matches!(destination, End::Remote(..)), of);
-                let several = sources.len() > 1;
-                let copies =
-                    sources.iter().map(|source| copy(source, &destination, &at, several, &transfer.done));
-                let copied = transfer.tell(join_all(copies), context.verbosity).await;
-                gravest(copied.into_iter().filter_map(Result::err).collect()).map_or(Ok(()), Err)
-            }
-        };
+        let of = places.iter().map(|place| at(place).0.len()).sum();
+        let transfer = Transfer::new(&hosts, matches!(destination, End::Remote(..)), of);
+        let several = sources.len() > 1;
+        let copies = sources.iter().map(|source| copy(source, &destination, &at, several, &transfer.done));
+        let copied = transfer.tell(join_all(copies), context.verbosity).await;
+        if let Some(error) = gravest(copied.into_iter().filter_map(Result::err).collect()) {
+            let error = Error::Core(error);
+            error.show();
+            status = status.max(error.status());
+        }
         running.detach().await;
-        result?;
-        Ok(0)
+        Ok(status)
     }
 }
 
@@ -201,7 +210,7 @@ fn bytes(count: f64) -> String {
 async fn copy<'a>(
     source: &End,
     destination: &End,
-    at: &impl Fn(&str) -> Vec<&'a Host>,
+    at: &impl Fn(&str) -> (Vec<&'a Host>, bool),
     several: bool,
     done: &AtomicUsize,
 ) -> Result<(), CoreError> {
@@ -212,15 +221,14 @@ async fn copy<'a>(
     let results = match (source, destination) {
         (End::Local(from), End::Remote(place, to)) => {
             // As `cp` does: into a directory if the destination is one, or if several go there.
-            let uploads = at(place).into_iter().map(async |host| {
+            let uploads = at(place).0.into_iter().map(async |host| {
                 let to = destination_on(host, to, from, several).await?;
                 count(host.upload(from, &to).await)
             });
             join_all(uploads).await
         }
         (End::Remote(place, path), End::Local(to)) => {
-            let hosts = at(place);
-            let apart = hosts.len() > 1;
+            let (hosts, apart) = at(place);
             let downloads = hosts.into_iter().map(async |host| {
                 let to = if apart { to.join(host.name()) } else { to.clone() };
                 count(fetch(host, path, &to, several || apart).await)

@@ -1,6 +1,6 @@
 //! `tsunami exec`: one command on many machines at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +29,9 @@ const SCHEMA: u32 = 1;
 ///
 /// The machine's facts are in its environment (`$TSUNAMI_NAME`, `$TSUNAMI_IP`, `$TSUNAMI_<GROUP>_IPS`, …). Each line that
 /// comes from several machines begins with the name of its own; a single machine's output is as it is. In the end those
-/// where it failed are named. The status is the highest of the command's own; 128 and more for a signal, 124 after
-/// `--timeout`, 125 for tsunami's own failure, 255 for lost contact.
+/// where it failed are named. Where this ends before the command, so does the command. The status is the highest of the
+/// command's own; 128 and more for a signal, 124 after `--timeout`, 125 for tsunami's own failure and after Ctrl-C, 255 for
+/// lost contact.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Exec {
@@ -72,7 +73,16 @@ impl Execute for Exec {
         let printer = Arc::new(Printer { printing, cancel: cancel.clone() });
         let engine = backend::engine(context.registry, &directory, &state).await?.cancel_on(cancel.clone());
         let engine = if sorted { engine } else { engine.observer(printer.clone()) };
-        signals::watch(cancel, "stopping the command", say, Arc::new(|| EXEC_FAILED))?;
+        let going = Arc::new(Mutex::new(BTreeSet::new()));
+        let (left, id) = (going.clone(), directory.id());
+        let give_up = move || {
+            if let Some(machines) = named_places(left.lock().unwrap_or_else(PoisonError::into_inner).iter()) {
+                let ends = format!("it ends with this connection, and by `tsunami down {id}` at the latest");
+                say(&format!("the command may still be running on {machines}: {ends}"));
+            }
+            EXEC_FAILED
+        };
+        signals::watch(cancel, "stopping the command", say, Arc::new(give_up))?;
         let known = directory.machines().map_err(Error::Exec)?;
         Known(&known).check(&groups, &machines)?;
         let all = groups.is_empty() && machines.is_empty();
@@ -80,7 +90,7 @@ impl Execute for Exec {
             all || groups.contains(&machine.group) || machines.contains(&machine.name())
         };
         let running = engine.attach(&directory, wanted).await.map_err(Error::Exec)?;
-        let hosts = running.cluster().hosts();
+        let hosts: Vec<_> = running.cluster().hosts().iter().map(|host| host.stage("exec")).collect();
         let named: Vec<&str> = hosts.iter().map(Host::name).collect();
         *printer.lock() = Printing::new(&named, json, context);
         let mut ends = Ends { of: hosts.len(), ..Ends::default() };
@@ -92,7 +102,8 @@ impl Execute for Exec {
                 ends.status = EXEC_LOST;
             }
         }
-        let (command, facts) = (command(words), Facts::of(&known));
+        going.lock().unwrap_or_else(PoisonError::into_inner).extend(hosts.iter().map(place));
+        let (command, facts) = (command(words).ends_with_connection(), Facts::of(&known));
         let outputs = hosts.iter().map(|host| {
             // Whoever saves something from a machine that is taken back does so here.
             let command = host.command(command.clone()).despite_interruption();
@@ -101,8 +112,12 @@ impl Execute for Exec {
             facts.fold(command, |command, (name, value)| command.env(name, value)).output()
         });
         let mut outputs = outputs
-            .zip(hosts)
-            .map(async |(output, host)| (host, output.await))
+            .zip(&hosts)
+            .map(async |(output, host)| {
+                let output = output.await;
+                going.lock().unwrap_or_else(PoisonError::into_inner).remove(&place(host));
+                (host, output)
+            })
             .collect::<FuturesOrdered<_>>();
         while let Some((host, output)) = outputs.next().await {
             if let (true, Ok(output)) = (sorted, &output) {
@@ -136,6 +151,16 @@ fn command(words: Vec<OsString>) -> Command {
     }
 }
 
+fn place(host: &Host) -> (String, u32) {
+    (host.group().to_owned(), host.index())
+}
+
+/// Machines by their groups and indices, if there are any.
+fn named_places<'a>(places: impl IntoIterator<Item = &'a (String, u32)>) -> Option<String> {
+    let names = names(places.into_iter().map(|(group, index)| (group.as_str(), *index)));
+    (!names.is_empty()).then_some(names)
+}
+
 /// How it ended on all machines.
 #[derive(Debug, Default)]
 struct Ends {
@@ -145,6 +170,8 @@ struct Ends {
     /// Where it did not succeed, by how it ended.
     failed: BTreeMap<(u8, String), Vec<(String, u32)>>,
     errors: Vec<CoreError>,
+    /// Where it was ended because the user wanted that.
+    interrupted: Vec<(String, u32)>,
 }
 
 impl Ends {
@@ -154,9 +181,10 @@ impl Ends {
                 self.status = self.status.max(output.exit.code());
                 if !output.exit.success() {
                     let alike = self.failed.entry((output.exit.code(), output.exit.to_string()));
-                    alike.or_default().push((host.group().to_owned(), host.index()));
+                    alike.or_default().push(place(host));
                 }
             }
+            Err(CoreError::Cancelled) => self.interrupted.push(place(host)),
             Err(error) => self.errors.push(error),
         }
     }
@@ -166,10 +194,12 @@ impl Ends {
         for error in &self.errors {
             self.status = self.status.max(Error::exec_status(error));
         }
-        let (interrupted, errors): (Vec<_>, Vec<_>) =
-            self.errors.drain(..).partition(|error| matches!(error, CoreError::Cancelled));
-        for error in gravest(errors).into_iter().chain(interrupted.into_iter().next()) {
+        if let Some(error) = gravest(std::mem::take(&mut self.errors)) {
             Error::Exec(error).show();
+        }
+        if let Some(machines) = named_places(&self.interrupted) {
+            self.status = self.status.max(EXEC_FAILED);
+            say(&format!("interrupted; the command was ended on {machines}"));
         }
         let count: usize = self.failed.values().map(Vec::len).sum();
         if count > 0 && self.of > 1 {
@@ -177,7 +207,7 @@ impl Ends {
             let what = format!(": it failed on {count} of {} machines", self.of);
             message.line(&[(Style::Error, "error"), (Style::Plain, &what)]);
             for ((_, exit), machines) in &self.failed {
-                let machines = names(machines.iter().map(|(group, index)| (group.as_str(), *index)));
+                let machines = named_places(machines).unwrap_or_default();
                 message.line(&[
                     (Style::Plain, "  "),
                     (Style::Bad, exit),

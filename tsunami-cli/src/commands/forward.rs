@@ -11,7 +11,7 @@ use super::{Context, Execute, Known};
 use crate::backend;
 use crate::error::{EXEC_FAILED, EXEC_LOST, Error};
 use crate::signals;
-use crate::terminal::{print, say};
+use crate::terminal::{complain, print, say};
 
 /// Bring ports of a machine to this computer, until Ctrl-C
 ///
@@ -53,9 +53,10 @@ impl Execute for Forward {
         signals::watch(cancel.clone(), "closing the ports", say, Arc::new(|| EXEC_FAILED))?;
         let running = engine.attach(&directory, |other| other.name() == machine).await;
         let running = running.map_err(Error::Exec)?;
-        let Some(host) = running.cluster().hosts().first() else {
+        let Some(host) = running.cluster().hosts().first().map(|host| host.stage("forward")) else {
             running.detach().await;
-            return Err(Error::Exec(CoreError::other(format!("{machine} is not running any more"))));
+            complain(&format!("{machine} is not running any more"));
+            return Ok(EXEC_LOST);
         };
         let mut forwards = Vec::new();
         for (here, there) in self.ports {

@@ -37,11 +37,15 @@ impl<'a> Known<'a> {
     }
 
     fn refused(self, why: &str) -> Error {
-        let names = match self.0 {
+        Error::Exec(CoreError::other(format!("{why}; the run has {}", self.in_words())))
+    }
+
+    /// Their names.
+    pub(crate) fn in_words(self) -> String {
+        match self.0 {
             [] => "no machines".to_owned(),
             machines => names(machines.iter().map(|machine| (machine.group.as_str(), machine.index))),
-        };
-        Error::Exec(CoreError::other(format!("{why}; the run has {names}")))
+        }
     }
 }
 

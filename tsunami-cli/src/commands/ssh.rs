@@ -1,6 +1,7 @@
 //! `tsunami ssh`: a shell on a machine, through the run's own keys.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 
 use tsunami_core::{Error as CoreError, RunStore};
@@ -32,6 +33,10 @@ Examples:
   tsunami ssh redis server-0
   tsunami ssh redis server-0 -- tail -n 3 /var/log/syslog";
 
+/// What is to be known by somebody at a terminal who gets none there.
+const NO_TERMINAL: &str = "this computer's sshd gives an ordinary user no terminal (/dev/pts is mounted without `gid=5`): \
+    lines are read as those of a script, without a prompt";
+
 impl Execute for Ssh {
     /// Becomes `ssh`. Returns only if that can't be done.
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
@@ -41,6 +46,9 @@ impl Execute for Ssh {
         let facts = Facts::of(&machines).of_machine(machine);
         let ssh = tsunami_ssh::terminal(directory.path(), machine, &facts, &self.command);
         let mut ssh = ssh.map_err(|error| Error::Exec(error.into()))?;
+        if std::io::stdin().is_terminal() && tsunami_ssh::lacks_terminals(directory.path()) {
+            terminal::say(NO_TERMINAL);
+        }
         terminal::finish();
         Err(Error::Exec(CoreError::other(format!("cannot run `ssh`: {}", ssh.exec()))))
     }

@@ -1,15 +1,16 @@
 //! The commands for machines that are up.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::world::{Ended, Going, World};
+use crate::world::{Ended, Going, World, binary, eventually};
 
 #[test]
 fn machines_that_are_up_can_be_used_and_taken_down() {
@@ -90,7 +91,10 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     }
     world.tsunami(["cp", &run, "b-0:place/tree", "renamed"]).assert_status(0);
     assert_eq!(fs::read_to_string(world.path("work/renamed/sub/file")).unwrap(), "content");
-    world.tsunami(["cp", &run, "b-0:missing", "."]).assert_status(1).assert_says(&["there is no missing"]);
+    world
+        .tsunami(["cp", &run, "b-0:missing", "."])
+        .assert_status(1)
+        .assert_says(&["b-0: stage copy failed", "there is no missing"]);
     world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
 
     let logs = world.tsunami(["logs", &run]);
@@ -98,6 +102,18 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
     let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
     assert_eq!(by_group.assert_status(2).assert_says(&["no logs of b-1"]).stdout, logs.stdout);
+
+    world.tsunami(["cp", &run, "x.toml", "d:"]).assert_status(2).assert_says(&["group `d`; it has a-0, b-0"]);
+    // One that is lost keeps nothing from the others.
+    let sshd = world.processes().into_iter().find(|process| process.contains("/b-1/sshd_config")).unwrap();
+    let sshd = sshd.split(' ').next().unwrap().parse().ok().and_then(Pid::from_raw).unwrap();
+    kill_process(sshd, Signal::KILL).unwrap();
+    let lost = ["b-1", "is not running any more"];
+    world.tsunami(["cp", &run, "x.toml", "b:late"]).assert_status(4).assert_says(&lost);
+    world.tsunami(["cp", &run, "b:late", "late"]).assert_status(4).assert_says(&lost);
+    assert_eq!(fs::read(world.path("work/late/b-0/late")).unwrap(), fs::read(&file).unwrap());
+    world.tsunami(["exec", &run, "-g", "b", "--", "true"]).assert_status(255).assert_says(&lost);
+    world.tsunami(["forward", &run, "b-1", "0:80"]).assert_status(255).assert_says(&lost);
 
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);
     world.tsunami(["down", &run]).assert_status(2).assert_says(&["no run"]);
@@ -148,6 +164,13 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
         assert!(!caught.assert_status(7).stdout.contains("closed"), "{}", caught.stdout);
         let steps = json!([["expect", "ready"], ["send", "\u{3}"]]);
         on_terminal(steps, &["ssh", &run, "a", "--", "echo ready; exec sleep 600"]).assert_status(130);
+    } else {
+        let steps = json!([
+            ["expect", "no terminal"],
+            ["send", "echo \"<$TSUNAMI_NAME>\"; exit 3\n"],
+            ["expect", "<long-1>"]
+        ]);
+        on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
     }
     let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
     assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
@@ -208,11 +231,37 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     server.end().assert_status(125);
 
     // Ctrl-C ends what runs there.
-    let steps =
-        json!([["expect", "long-2 |"], ["expect", "ready"], ["send", "\u{3}"], ["expect", "interrupted"]]);
+    let steps = json!([
+        ["expect", "long-2 |"],
+        ["expect", "ready"],
+        ["send", "\u{3}"],
+        ["expect", "ended on a-0, long-2"]
+    ]);
     let line = "echo ready; exec sleep 4711";
     on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
-    assert!(world.processes().iter().all(|process| !process.contains("sleep 4711")));
+    let runs_on = |line: &str| world.processes().iter().any(|process| process.contains(line));
+    assert!(!runs_on("sleep 4711"));
+    // So does the end of whoever wanted it, whatever ended that.
+    for (line, signals) in [
+        ("echo ready; exec sleep 4712", &[Signal::KILL][..]),
+        ("trap '' TERM; echo ready; sleep 4712", &[Signal::INT, Signal::INT]),
+    ] {
+        let mut exec = Going::of(world.command(["exec", &run, "-m", "long-2", "--", line]));
+        exec.wait_for(&["ready"]);
+        for signal in signals {
+            exec.signal(*signal);
+            // A second one that comes at once is taken for the first.
+            std::thread::sleep(std::time::Duration::from_millis(1200));
+        }
+        let ended = exec.end();
+        if let [_, _] = signals {
+            let says = ["may still be running on long-2", &format!("tsunami down {run}")];
+            ended.assert_status(125).assert_says(&says);
+        }
+        eventually("the command has ended", || {
+            if runs_on("sleep 4712") { Err(line.to_owned()) } else { Ok(()) }
+        });
+    }
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
 }
@@ -514,6 +563,85 @@ fn files_to_begin_with_run_and_are_never_overwritten() {
     let page = fs::read_to_string(world.path("work/pages/tsunami-run.1")).unwrap();
     assert!(page.contains(".TH tsunami-run 1") && page.contains(".SH EXIT STATUS\n.nf"), "{page}");
     world.assert_clean();
+}
+
+#[test]
+fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged() {
+    let world = World::new();
+    let runs = world.path("state/tsunami/runs");
+    let record = |run: &str, experiment: &str| {
+        let directory = runs.join(run);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).unwrap();
+        let time = json!({ "secs_since_epoch": 0, "nanos_since_epoch": 0 });
+        let deadline = json!({ "at": time, "lifetime": { "secs": 60, "nanos": 0 } });
+        let record = json!({
+            "schema": 2, "run": run, "experiment": experiment, "provider": "local", "created": time,
+            "deadline": deadline, "groups": [], "results": null, "kept": false,
+        });
+        fs::write(directory.join("record.json"), record.to_string()).unwrap();
+        directory
+    };
+    let machine = |group: &str| {
+        json!({
+            "id": group, "run": "20260101-000000-aaaa", "group": group, "index": 0, "state": "running",
+            "addresses": { "public": null, "private": null }, "login": {}, "expires": null,
+        })
+    };
+    let machines = json!([machine("server"), machine("client")]).to_string();
+    fs::write(record("20260101-000000-aaaa", "redis").join("machines.json"), machines).unwrap();
+    record("20260101-000000-bbbb", "kafka");
+    record("20260101-000000-cccc", "kafka");
+    record("20260101-000000-dddd", "$(touch evil)");
+    fs::write(record("20260101-000000-eeee", "x").join("record.json"), "{").unwrap();
+    let kept = listing(&runs);
+
+    // Each shell is asked as it asks itself; zsh, whose own functions want a terminal, with others in their place.
+    let asks = [
+        (
+            "bash",
+            r#"COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}""#,
+        ),
+        ("fish", r#"complete -C "$(string join ' ' -- $argv)""#),
+        (
+            "zsh",
+            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }
+            words=("$0" "$@") CURRENT=$(($# + 1)); _tsunami"#,
+        ),
+    ];
+    let ids = ["aaaa", "bbbb", "cccc", "dddd", "eeee"].map(|end| format!("20260101-000000-{end}"));
+    for (shell, ask) in asks {
+        let script = format!("completions.{shell}");
+        world.write(&script, &world.tsunami(["completions", shell]).assert_status(0).stdout);
+        let complete = |line: &str| {
+            let compdef = if shell == "zsh" { "compdef() :; " } else { "" };
+            let mut command = world.program(shell.as_ref());
+            command.args(["-c", &format!("{compdef}source ./{script}; {ask}")]);
+            command.env("HOME", world.path("work")).arg(binary());
+            let ended = Ended::from(command.args(line.split(' ')).output().unwrap());
+            let names = ended.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned());
+            names.collect::<BTreeSet<String>>()
+        };
+        let all = ids.iter().cloned().chain(["redis".to_owned()]).collect();
+        assert_eq!(complete("exec "), all, "{shell}");
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        for (line, expected) in [
+            ("down 20260101-000000-b", &[ids[1].as_str()][..]),
+            ("run x.toml --on re", &["redis"]),
+            ("exec redis -g ", &["client", "server"]),
+            ("ssh 20260101-000000-aaaa s", &["server-0"]),
+            ("logs redis c", &["client", "client-0"]),
+        ] {
+            assert_eq!(complete(line), of(expected), "{shell}: {line}");
+        }
+        let copied = complete("cp redis ");
+        assert!(copied.is_superset(&of(&["client:", "client-0:", &script])), "{shell}: {copied:?}");
+    }
+    assert_eq!((listing(&runs), world.path("work/evil").exists()), (kept, false));
+    let mut nowhere = world.command(["completions", "bash", "--", "exec", ""]);
+    let nowhere = Ended::from(nowhere.env("XDG_STATE_HOME", "/dev/null").output().unwrap());
+    assert_eq!((nowhere.assert_status(0).stdout.as_str(), nowhere.stderr.as_str()), ("", ""));
+    // What looks after a test that failed has nothing to take down.
+    fs::remove_dir_all(runs).unwrap();
 }
 
 /// Two runs of one trial of each variant, as their events tell them.

@@ -111,7 +111,8 @@ impl Commands {
     ) -> Result<Exit, SessionError> {
         let headers = vec![supervisor::header(command, self.base())?];
         let alone = Arc::new(Alone(output));
-        self.converse(headers, input, stdout, (alone, 0), cancel).await.map(|ended| ended.exit)
+        let tied = command.ends_with_connection && matches!(input, Input::Given(Stdin::Null));
+        self.converse(headers, (input, tied), stdout, (alone, 0), cancel).await.map(|ended| ended.exit)
     }
 
     /// Runs commands one after another until one does not succeed, as many as possible in one conversation.
@@ -125,7 +126,8 @@ impl Commands {
         while index < commands.len() {
             let together = self.together(&commands[index..]);
             let (headers, input) = together.inspect_err(|_| drop(observer.begins(index)))?;
-            let ended = self.converse(headers, input, None, (observer.clone(), index), cancel).await?;
+            let ended =
+                self.converse(headers, (input, false), None, (observer.clone(), index), cancel).await?;
             observer.ended(ended.index, ended.exit);
             if !ended.exit.success() {
                 break;
@@ -168,11 +170,12 @@ impl Commands {
     }
 
     /// Runs commands in a task of its own, which nobody drops, so that they are ended in good order when the caller goes
-    /// away. The observer's first has the place `index`. Returns which was the last that ran; those before it succeeded.
+    /// away; a single one that is tied also ends where its connection does. The observer's first has the place `index`.
+    /// Returns which was the last that ran; those before it succeeded.
     async fn converse(
         self: &Arc<Self>,
         headers: Vec<Vec<u8>>,
-        input: Input,
+        (input, tied): (Input, bool),
         stdout: Option<StdoutConsumer>,
         (observer, index): (Arc<dyn SequenceObserver>, usize),
         cancel: &CancellationToken,
@@ -182,7 +185,7 @@ impl Commands {
         let nonce = RandomState::new().hash_one(self.nonce.fetch_add(1, Ordering::Relaxed));
         let mark = supervisor::mark(nonce);
         let commands = self.clone();
-        let task = Supervised { commands, mark, headers, input, stdout, observer, index, stop };
+        let task = Supervised { commands, mark, headers, input, tied, stdout, observer, index, stop };
         match self.tasks.spawn(task.run()).await.map_err(JoinError::try_into_panic) {
             Ok(result) => result,
             Err(Ok(panic)) => resume_unwind(panic),
@@ -365,6 +368,7 @@ struct Supervised {
     mark: String,
     headers: Vec<Vec<u8>>,
     input: Input,
+    tied: bool,
     stdout: Option<StdoutConsumer>,
     observer: Arc<dyn SequenceObserver>,
     index: usize,
@@ -373,7 +377,7 @@ struct Supervised {
 
 impl Supervised {
     async fn run(self) -> Result<Ended, SessionError> {
-        let Self { commands, mark, mut headers, input, stdout, observer, index, stop } = self;
+        let Self { commands, mark, mut headers, input, tied, stdout, observer, index, stop } = self;
         let output = observer.begins(index);
         let (stdout, consumed) = stdout.map(|stdout| (stdout.pipe, stdout.done)).unzip();
         let cancelled = || SessionError::new(SessionErrorKind::Cancelled, "cancelled");
@@ -395,7 +399,10 @@ impl Supervised {
             headers.truncate(1);
         }
         let (run, base) = (commands.machine.run.as_str(), commands.base());
-        let opening = supervisor::opening(run, &mark, base, headers.len(), consumed.is_none())?;
+        let opening = supervisor::opening(run, &mark, base, headers.len(), consumed.is_none(), tied)?;
+        // While this is open, so is what the machine waits for the end of.
+        let _tie =
+            tied.then(|| feed.try_clone()).transpose().map_err(|error| local("cannot keep a pipe", error))?;
         let feeding = input.feed([opening, headers.concat()].concat(), feed)?;
         let first = (index, headers.len(), output);
         let mut pump = Pump::new(commands, slot, outputs, &mark, observer, first);

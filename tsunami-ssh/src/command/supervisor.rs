@@ -28,27 +28,36 @@ static KILL: LazyLock<String> = LazyLock::new(|| [PROCESSES_SCRIPT, include_str!
 const SEPARATOR: u8 = 0x1e;
 
 /// What our `sh` reads before the lines of the commands: the line that starts the supervisor, and the one that tells it
-/// how many they are. Standard output is marked as well, where a command's own ends, if `marks` says so.
+/// how many they are. Standard output is marked as well, where a command's own ends, if `marks` says so. A single command
+/// that is `tied` ends where standard input does.
 pub(super) fn opening(
     run: &str,
     mark: &str,
     base: Option<&str>,
     count: usize,
     marks: bool,
+    tied: bool,
 ) -> Result<Vec<u8>, SessionError> {
-    Ok([shell::supervisor_line(run, base, script_for(count))?, conversation(mark, count, marks)?].concat())
+    let script = shell::supervisor_line(run, base, script_for(count))?;
+    Ok([script, conversation(mark, count, marks, tied)?].concat())
 }
 
 fn script_for(count: usize) -> &'static str {
     if count > 1 { SUPERVISOR_OF_SEVERAL } else { SUPERVISOR }
 }
 
-/// The supervisor's first line. What it reads further is a single command's input, and several have none.
-fn conversation(mark: &str, count: usize, marks: bool) -> Result<Vec<u8>, SessionError> {
+/// The supervisor's first line. What it reads further is a single command's input; several have none, nor has one whose end
+/// that is.
+fn conversation(mark: &str, count: usize, marks: bool, tied: bool) -> Result<Vec<u8>, SessionError> {
     let mut line = [b"_mark=".as_slice(), &one_line(mark.as_bytes())?].concat();
-    let input = if count == 1 { "<&0" } else { "</dev/null" };
-    let marks = if marks { "1" } else { "" };
-    line.extend_from_slice(format!(" _left={count} _marks={marks} _stopped=; exec 4{input}\n").as_bytes());
+    let (input, tie) = match (count, tied) {
+        (1, false) => ("<&0", ""),
+        (1, true) => ("</dev/null", " 7<&0"),
+        _ => ("</dev/null", ""),
+    };
+    let [marks, tied] = [marks, !tie.is_empty()].map(|is| if is { "1" } else { "" });
+    let line_of_all = format!(" _left={count} _marks={marks} _tied={tied} _stopped=; exec 4{input}{tie}\n");
+    line.extend_from_slice(line_of_all.as_bytes());
     Ok(line)
 }
 
@@ -471,7 +480,7 @@ mod tests {
     fn supervise_once(shell: &[&str], commands: &[Command]) -> (Vec<u8>, Vec<u8>) {
         let headers = commands.iter().flat_map(|command| header(command, None).unwrap());
         let lines: Vec<u8> =
-            conversation(&mark(7), commands.len(), true).unwrap().into_iter().chain(headers).collect();
+            conversation(&mark(7), commands.len(), true, false).unwrap().into_iter().chain(headers).collect();
         let mut child = supervisor(shell, commands.len()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(&lines).unwrap();
         let output = child.wait_with_output().unwrap();
@@ -483,6 +492,27 @@ mod tests {
         child.args(&shell[1..]).args(["-c", script_for(count)]).env("TSUNAMI_RUN_ID", "mine");
         child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         child
+    }
+
+    #[test]
+    fn a_tied_command_ends_as_any_other_and_where_its_input_does() {
+        for shell in shells() {
+            for (line, is_cut, exit) in [
+                ("sleep 0.1; exit 3", false, Exit::Status(3)),
+                ("kill -9 $$", false, Exit::Signal(9)),
+                ("read -r line || sleep 1000 & wait", true, Exit::Signal(15)),
+            ] {
+                let mut child = supervisor(&shell, 1).spawn().unwrap();
+                let mut input = child.stdin.take();
+                let header = header(&Command::shell(line), None).unwrap();
+                let lines = [conversation(&mark(7), 1, true, true).unwrap(), header].concat();
+                input.as_mut().unwrap().write_all(&lines).unwrap();
+                input = input.filter(|_| !is_cut);
+                let said = child.wait_with_output().unwrap().stderr;
+                assert_eq!(exits(&said), [(exit, false)], "{shell:?}: {line}");
+                drop(input);
+            }
+        }
     }
 
     fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {
@@ -604,7 +634,7 @@ mod tests {
             let deaf = "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done";
             let mut child = supervisor(&shell, 2).spawn().unwrap();
             let mut stdin = child.stdin.take().unwrap();
-            stdin.write_all(&conversation(&mark(7), 2, true).unwrap()).unwrap();
+            stdin.write_all(&conversation(&mark(7), 2, true, false).unwrap()).unwrap();
             for line in [deaf, "echo unreached"] {
                 stdin.write_all(&header(&Command::shell(line), None).unwrap()).unwrap();
             }
@@ -685,7 +715,8 @@ mod tests {
             let beat =
                 "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
             let command = Command::shell(beat).env("FILE", file.path());
-            let lines = [conversation(&mark(7), 1, true).unwrap(), header(&command, None).unwrap()].concat();
+            let lines =
+                [conversation(&mark(7), 1, true, false).unwrap(), header(&command, None).unwrap()].concat();
             let mut child = supervisor(&shell, 1).process_group(0).spawn().unwrap();
             child.stdin.take().unwrap().write_all(&lines).unwrap();
             let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());

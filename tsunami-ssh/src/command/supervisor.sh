@@ -21,6 +21,7 @@
 # A command in the background reads nothing, in shells other than bash, unless its input comes by another descriptor.
 # Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
 # A command's line is read by the process that becomes the command, so that nothing of it reaches the next one.
+# Where the first line sets `_tied`, the descriptor 7 is standard input, and its end while the command runs is the command's.
 _n='
 '
 IFS= read -r _line || exit 125
@@ -53,14 +54,26 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
             printf '%sno %s\n' "$_mark" "$_directory" >&3
             exit 125
         fi
-        exec $_setsid "$@" <&4 2>&3 3>&- 4<&-
+        exec $_setsid "$@" <&4 2>&3 3>&- 4<&- 7<&-
     } &
     _pid=$!
     printf '%spid %s\n' "$_mark" "$_pid" >&3
+    _guard=
+    if [ -n "$_tied" ]; then
+        {
+            IFS= read -r _line <&7
+            kill -s TERM -- "-$_pid"
+            _tries=0
+            while kill -0 "-$_pid" && [ $((_tries += 1)) -le 50 ]; do sleep 0.1; done
+            kill -s KILL -- "-$_pid"
+        } >/dev/null 3>&- 4<&- &
+        _guard=$!
+    fi
     while wait "$_pid"; _first=$?; kill -0 "$_pid"; do sleep 0.1; done
     _jobs
     wait "$_pid"
     _second=$?
+    [ -z "$_guard" ] || kill -s KILL "$_guard"
     _then=last
     case $_first:$_second in
     0:* | *:0) [ "$_left" -gt 0 ] && ! kill -0 "-$_pid" && ! _is_held_after "$_pid" && _then=next ;;
