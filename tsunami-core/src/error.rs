@@ -114,9 +114,9 @@ pub enum Error {
         command: String,
         /// How it ended.
         exit: Exit,
-        /// The last lines it wrote to standard output.
+        /// The last lines it wrote to standard output, as [`FailedOutput`] has them.
         stdout: String,
-        /// The last lines it wrote to standard error.
+        /// The last lines it wrote to standard error, as [`FailedOutput`] has them.
         stderr: String,
     },
     /// A command, or a transfer, took longer than it may.
@@ -134,9 +134,9 @@ pub enum Error {
         after: Duration,
         /// Whether all of it is confirmed gone.
         gone: bool,
-        /// The last lines it wrote to standard output.
+        /// The last lines it wrote to standard output, as [`FailedOutput`] has them.
         stdout: String,
-        /// The last lines it wrote to standard error.
+        /// The last lines it wrote to standard error, as [`FailedOutput`] has them.
         stderr: String,
     },
     /// A command on this computer failed, before anything was launched.
@@ -147,7 +147,7 @@ pub enum Error {
         command: String,
         /// How it ended.
         exit: Exit,
-        /// The last lines it wrote.
+        /// The last lines it wrote to either output, as [`FailedOutput`] has them.
         output: String,
         /// Where all of them are.
         log: std::path::PathBuf,
@@ -276,6 +276,10 @@ impl fmt::Debug for Error {
 }
 
 /// What a command that failed had written by then, and how it ended: [`Error::output`].
+///
+/// The lines are the last ten at most, of the last 4 KiB, which may begin within a line. They are joined by `\n`, with none after
+/// the last; what isn't UTF-8 is replaced, and control characters are as they came. Who wants more has
+/// [`HostCommand::output`](crate::HostCommand::output) or [`HostCommand::lines`](crate::HostCommand::lines).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FailedOutput<'a> {
@@ -283,10 +287,9 @@ pub struct FailedOutput<'a> {
     pub exit: Option<Exit>,
     /// The time it was given, if that was over.
     pub timed_out: Option<Duration>,
-    /// The last lines of its standard output: ten at most, of 4 KiB. Who wants more has
-    /// [`HostCommand::output`](crate::HostCommand::output) or [`HostCommand::lines`](crate::HostCommand::lines).
+    /// The last lines of its standard output; none of a command on this computer.
     pub stdout: &'a str,
-    /// As many of its standard error.
+    /// The last lines of its standard error; of a command on this computer, those of both.
     pub stderr: &'a str,
 }
 

@@ -154,8 +154,7 @@ pub use provider::{
 };
 pub use record::{RECORD_SCHEMA, RunEntry, RunRecord, RunStore};
 pub use report::{
-    CommandReport, MachineReport, Repeats, Replaced, Report, SetReport, StepReport, SweepEnd, TrialReport,
-    Voided,
+    CommandReport, MachineReport, Repeats, Report, SetReport, StepReport, SweepEnd, TrialReport, Voided,
 };
 pub use session::{
     ByteStream, Command, Connector, ContentOffer, Download, Exit, OutputSink, PipedStdin, Program,

@@ -99,6 +99,10 @@ pub trait Provider: Debug + Send + Sync + 'static {
     /// again can't help, it is an error whose kind [is final](ProviderErrorKind::is_final), with what
     /// [remains](ProviderError::remains). A call without answer for three minutes goes on, and another is made
     /// beside it.
+    ///
+    /// A launch may be under way, of this process's or of another's, or come after it. What that creates is ended by this
+    /// call, or by one that comes once the launch has answered, for as long as [`list`](Self::list) has it: that nothing
+    /// was left of a run is no answer to the next call.
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError>;
 
     /// How long after a request its effect may be missing from a listing. Zero where listings are exact.

@@ -95,9 +95,9 @@ pub struct MachineReport {
     pub kind: MachineKind,
     /// What it costs.
     pub price: Price,
-    /// Those that it replaced.
+    /// Those that it replaced, the first first; each as it was, and none of them with others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub replaced: Vec<Replaced>,
+    pub replaced: Vec<MachineReport>,
     /// Why its provider took it, or one that it replaced, before its time.
     pub interrupted: Option<String>,
     /// When its group was asked for.
@@ -204,28 +204,6 @@ pub struct SetReport {
     pub ok: Option<bool>,
     /// Why it did not.
     pub error: Option<String>,
-}
-
-/// A machine that was interrupted and replaced.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Replaced {
-    /// The provider's id.
-    pub id: MachineId,
-    /// What it cost.
-    pub price: Price,
-    /// When it ran with an address.
-    #[serde(default, with = "seconds::optional")]
-    pub running: Option<Duration>,
-    /// What it was, by name.
-    #[serde(default, skip_serializing_if = "Facts::is_empty")]
-    pub facts: Facts,
-    /// In what it differed from the others of its group.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub differences: Vec<String>,
-    /// What it was measured to do by itself, each time.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub canaries: Vec<BTreeMap<String, f64>>,
 }
 
 /// The summary of one command.
@@ -353,20 +331,14 @@ impl Report {
             EventKind::Running { machine, id, address, description, kind, price } => {
                 let Self { last_set, ready_machines: Counter(ready), launches, .. } = self;
                 let machine = last_set.machines.entry(machine.clone()).or_default();
-                if let Some(earlier) = machine.id.replace(id.clone()).filter(|earlier| earlier != id) {
+                if machine.id.as_ref().is_some_and(|earlier| earlier != id) {
                     *ready = ready.saturating_sub(machine.ready.is_some().into());
-                    machine.replaced.push(Replaced {
-                        id: earlier,
-                        price: machine.price,
-                        running: machine.running,
-                        facts: std::mem::take(&mut machine.facts),
-                        differences: std::mem::take(&mut machine.differences),
-                        canaries: std::mem::take(&mut machine.canaries),
-                    });
-                    (machine.answered, machine.connected, machine.verified) = (None, None, None);
-                    (machine.ready, machine.gone) = (None, None);
-                    machine.error = None;
+                    let mut earlier = std::mem::take(machine);
+                    machine.interrupted.clone_from(&earlier.interrupted);
+                    machine.replaced = std::mem::take(&mut earlier.replaced);
+                    machine.replaced.push(earlier);
                 }
+                machine.id = Some(id.clone());
                 machine.address.clone_from(address);
                 machine.description.clone_from(description);
                 machine.kind.clone_from(kind);

@@ -217,7 +217,7 @@ async fn files_and_json_are_read_and_written() {
 async fn what_is_done_on_each_machine_is_so_many_at_a_time_and_ends_with_the_first_failure() {
     on(&cloud(), 5, |cluster| async move {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let names = cluster.for_each(2, |host| {
+        let names = cluster.hosts().for_each(2, |host| {
             let (now, most) = (now.clone(), most.clone());
             async move {
                 most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);

@@ -1467,7 +1467,7 @@ async fn a_list_returns_what_each_wrote_and_is_of_one_machine() {
     let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()).count(2));
     world
         .run(plan, async |cluster| {
-            let [host, other] = cluster.hosts() else { panic!() };
+            let [host, other] = &cluster.hosts()[..] else { panic!() };
             let lines = ["echo one", "echo two", "sleep 1"].map(|line| host.command(Command::shell(line)));
             let outputs = host.run_all(lines.clone()).await?;
             let said: Vec<_> = outputs.iter().map(|output| output.stdout().into_owned()).collect();

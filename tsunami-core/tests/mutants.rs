@@ -39,6 +39,7 @@ enum Wrong {
     OneTooFew,
     LaunchesAgain,
     ForgetsToTerminate,
+    TerminatesOnce,
     HidesInsteadOfEnding,
     TerminatesEverything,
     OnlyMovesFurther,
@@ -56,6 +57,7 @@ struct WrongProvider {
     runs: Mutex<BTreeSet<RunId>>,
     launches: Mutex<u32>,
     hidden: Mutex<BTreeSet<RunId>>,
+    terminated: Mutex<BTreeSet<RunId>>,
 }
 
 #[async_trait]
@@ -159,6 +161,9 @@ impl Provider for WrongProvider {
                 self.hidden.lock().unwrap().insert(run.clone());
                 return Ok(Vec::new());
             }
+            Wrong::TerminatesOnce if !self.terminated.lock().unwrap().insert(run.clone()) => {
+                return Ok(Vec::new());
+            }
             Wrong::TerminatesEverything => {
                 let runs = self.runs.lock().unwrap().clone();
                 for run in runs {
@@ -245,6 +250,7 @@ async fn every_wrong_provider_breaks_a_promise() {
                 runs: Mutex::default(),
                 launches: Mutex::default(),
                 hidden: Mutex::default(),
+                terminated: Mutex::default(),
             }
         };
         promises!(
@@ -253,6 +259,7 @@ async fn every_wrong_provider_breaks_a_promise() {
             launch_returns_as_many_machines_as_asked_for,
             launching_a_group_again_gives_the_same_machines,
             terminate_leaves_nothing_and_may_be_repeated,
+            what_is_launched_while_a_run_is_terminated_ends_too,
             what_is_gone_answers_no_more,
             terminating_one_run_leaves_the_other_alone,
             extend_moves_the_deadline,
@@ -286,6 +293,7 @@ async fn every_wrong_provider_breaks_a_promise() {
         (Wrong::OneTooFew, "launch_returns_as_many_machines_as_asked_for"),
         (Wrong::LaunchesAgain, "launching_a_group_again_gives_the_same_machines"),
         (Wrong::ForgetsToTerminate, "terminate_leaves_nothing_and_may_be_repeated"),
+        (Wrong::TerminatesOnce, "what_is_launched_while_a_run_is_terminated_ends_too"),
         (Wrong::HidesInsteadOfEnding, "what_is_gone_answers_no_more"),
         (Wrong::TerminatesEverything, "terminating_one_run_leaves_the_other_alone"),
         (Wrong::OnlyMovesFurther, "an_end_can_be_moved_nearer"),

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
-use tsunami_core::trial::{Collect, Ready, Trial};
+use tsunami_core::trial::{Collect, Ready, Trial, TrialHost};
 use tsunami_core::{
-    Command, Error, EventKind, Exit, Group, MachineSpec, Observer, Plan, Recorder, RunStore, Tsunami,
+    CancellationToken, Command, Error, EventKind, Exit, Group, MachineSpec, Observer, Plan, Recorder,
+    RunStore, Tsunami,
 };
 
 const FOREVER: Duration = Duration::from_secs(1_000_000);
@@ -201,10 +202,53 @@ async fn files_come_home_when_their_command_has_ended_however_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_command_in_a_trial_takes_all_that_others_take() {
+    let world = World::new();
+    world.cloud.on_command(|_, command| match command.to_string().as_str() {
+        "serve" => Some(Reply::status(0).after(FOREVER)),
+        "measure 3 4" => {
+            assert!(command.env.iter().any(|(name, value)| name == "SEED" && value == "7"));
+            assert!(command.env.iter().any(|(name, _)| name == "TSUNAMI_TRIAL"));
+            Some(Reply::stdout("{\"rps\": 5}").file("out.csv", "5"))
+        }
+        _ => None,
+    });
+    let home = world.directory.path().join("home");
+    let into = home.clone();
+    let ended = world.trial(async move |trial: Trial| {
+        let clients = trial.group("client");
+        let stop = CancellationToken::new();
+        let stopped = clients[0].shell("serve").cancel_on(stop.clone()).output();
+        let (stopped, ()) = tokio::join!(stopped, async { stop.cancel() });
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+        // The token is one more: the end of the trial still ends this.
+        clients[0].shell("serve").cancel_on(CancellationToken::new()).start();
+
+        let measure = |client: TrialHost| client.program("measure").args(["3", "4"]).envs([("SEED", "7")]);
+        let read =
+            clients.for_each(1, async |client| measure(client).json::<serde_json::Value>().await).await?;
+        assert_eq!(read, vec![serde_json::json!({ "rps": 5 }); 2]);
+
+        let collected = measure(clients[1].clone()).collect(Collect::into(&into).pattern("out.csv"));
+        let list = [clients[1].shell("echo first"), collected, clients[1].shell("echo last")];
+        let outputs = clients[1].run_all(list).await?;
+        assert_eq!(outputs.len(), 3);
+        let missing = clients[1].shell("true").collect(Collect::into(&into).pattern("missing"));
+        let failed = clients[1].run_all([missing, clients[1].shell("echo never")]).await.unwrap_err();
+        assert!(matches!(failed, Error::At { .. }), "{failed:?}");
+        Ok(())
+    });
+    ended.await.unwrap();
+    assert_eq!(std::fs::read_to_string(home.join("out.csv")).unwrap(), "5");
+    assert_eq!(world.ends_of("serve"), [Err("cancelled".to_owned()), Err("cancelled".to_owned())]);
+    assert!(world.ends_of("echo never").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_several_parts_that_fail_the_first_in_time_is_told_first() {
     let world = World::new();
     let error = world.trial(async |trial: Trial| {
-        let part = async |client: tsunami_core::trial::TrialHost| {
+        let part = async |client: TrialHost| {
             client.run(format!("sleep {}", 10 - client.index())).await?;
             client.run("false").await
         };

@@ -124,7 +124,7 @@ async fn unread_lines(host: &Host) -> Result<(), Error> {
 }
 
 async fn machines(cluster: &Cluster) -> Result<(), Error> {
-    let names = cluster.for_each(1, async |host| {
+    let names = cluster.hosts().for_each(1, async |host| {
         let output = host.run("echo \"$HOME\"").await?;
         Ok(output.stdout().trim().ends_with(&format!("{}/home", host.name())))
     });

@@ -140,7 +140,7 @@ async fn others_are_noticed_and_nobody_else_is() {
                     stranger(f64::from(trial % 3) / 10.0, 0.35);
                 }
                 let line = load(trial % 2 == 0);
-                let [client, server] = cluster.hosts() else { panic!("two machines") };
+                let [client, server] = &cluster.hosts()[..] else { panic!("two machines") };
                 tokio::try_join!(client.run(&line), server.run("sleep 0.3"))?;
                 accounts.extend(accounting.end().await);
                 if disturb {

@@ -5,6 +5,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use serde::de::DeserializeOwned;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -23,17 +24,39 @@ use crate::text::shorten;
 /// How long a session may take to confirm that a command is gone that was told to end: longer than its own limits.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A command that is about to run on a machine.
+/// A command that is about to run on a machine. In a trial, it is one [in a trial](crate::trial::TrialCommand).
+///
+/// It is prepared as `std::process::Command` is, and then ended in one of these ways, each of which waits, unless it says
+/// otherwise: [`run`](Self::run) (it must succeed), [`output`](Self::output) (whatever comes of it), [`json`](Self::json),
+/// [`lines`](Self::lines) (as they come) and [`start`](Self::start) (in the background, at once).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tsunami_core::{Error, Host};
+/// # async fn example(host: &Host) -> Result<(), Error> {
+/// let build = host.program("make").args(["-j", "8"]).env("CC", "clang").cwd("src").timeout(Duration::from_secs(300));
+/// println!("{}", build.run().await?.stdout());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a command does nothing until `run`, `output`, `json`, `lines` or `start` is called"]
-pub struct HostCommand {
+pub struct HostCommand<S = ()> {
     pub(super) host: Host,
     pub(super) command: Command,
+    settings: Settings,
+    /// What it is a part of.
+    scope: S,
+}
+
+/// How it runs, beside what it is.
+#[derive(Clone, Debug, Default)]
+struct Settings {
     /// What it is called in place of its command line.
     words: Option<String>,
     unobserved: bool,
     timeout: Option<Duration>,
-    cancel: Option<CancellationToken>,
+    /// Each of them ends it.
+    cancel: Vec<CancellationToken>,
     despite_interruption: bool,
     /// Who looks at its output, beside the observers.
     watcher: Option<Arc<dyn OutputWatcher>>,
@@ -41,16 +64,26 @@ pub struct HostCommand {
 
 impl HostCommand {
     pub(super) fn new(host: Host, command: Command) -> Self {
-        Self {
-            host,
-            command,
-            words: None,
-            unobserved: false,
-            timeout: None,
-            cancel: None,
-            despite_interruption: false,
-            watcher: None,
-        }
+        Self { host, command, settings: Settings::default(), scope: () }
+    }
+}
+
+impl<S> HostCommand<S> {
+    /// The same command as a part of something else.
+    pub(crate) fn within<T>(self, scope: T) -> HostCommand<T> {
+        let Self { host, command, settings, .. } = self;
+        HostCommand { host, command, settings, scope }
+    }
+
+    /// The command by itself, and what it was a part of.
+    pub(crate) fn split(self) -> (HostCommand, S) {
+        let Self { host, command, settings, scope } = self;
+        (HostCommand { host, command, settings, scope: () }, scope)
+    }
+
+    /// What it is a part of.
+    pub(crate) fn scope_mut(&mut self) -> &mut S {
+        &mut self.scope
     }
 
     /// Adds an argument, which reaches it byte for byte. To a shell line it is a positional parameter: `$1`, `$2`, …
@@ -86,48 +119,56 @@ impl HostCommand {
         self
     }
 
-    /// Sets what it reads.
+    /// Sets what it reads: nothing, unless this says otherwise.
     pub fn stdin(mut self, stdin: Stdin) -> Self {
         self.command = self.command.stdin(stdin);
         self
     }
 
-    /// Sets how long it may take. On time-out the command and its process group get TERM, five seconds, then
-    /// KILL.
+    /// Sets how long it may take; without limit, unless this says so. On time-out the command and its process group get
+    /// TERM, five seconds, then KILL, and the error is [`Error::Timeout`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.settings.timeout = Some(timeout);
         self
     }
 
-    /// Lets `token` end it, beside the end of the run itself.
+    /// Lets `token` end it, too, as a time-out would; the error is [`Error::Cancelled`]. What ends it anyway still does:
+    /// other tokens, the end of its trial and that of the run.
     pub fn cancel_on(mut self, token: CancellationToken) -> Self {
-        self.cancel = Some(token);
-        self
-    }
-
-    /// Lets it run although the machine is interrupted, for as long as there is one: to clean up, to save what it
-    /// has measured.
-    pub fn despite_interruption(mut self) -> Self {
-        self.despite_interruption = true;
+        self.settings.cancel.push(token);
         self
     }
 
     /// Lets events and errors call it by these words, where its command line is nobody's business: the program's own
     /// way to do something.
     pub fn called(mut self, words: impl Into<String>) -> Self {
-        self.words = Some(words.into());
+        self.settings.words = Some(words.into());
         self
     }
 
     /// Tells no observer of it or its output: it is none of the commands that the run is about.
     pub fn unobserved(mut self) -> Self {
-        self.unobserved = true;
+        self.settings.unobserved = true;
         self
     }
 
     /// Lets its output be watched.
     pub(crate) fn watched_by(mut self, watcher: Arc<dyn OutputWatcher>) -> Self {
-        self.watcher = Some(watcher);
+        self.settings.watcher = Some(watcher);
+        self
+    }
+
+    /// What events and errors call it.
+    pub(crate) fn line(&self) -> String {
+        self.settings.words.clone().unwrap_or_else(|| self.command.to_string())
+    }
+}
+
+impl HostCommand {
+    /// Lets it run although the machine is interrupted, for as long as there is one: to clean up, to save what it
+    /// has measured. In a trial, whose commands all end then, it takes a command of the [`Host`] itself.
+    pub fn despite_interruption(mut self) -> Self {
+        self.settings.despite_interruption = true;
         self
     }
 
@@ -135,12 +176,9 @@ impl HostCommand {
     pub(crate) fn alike(&self, mut other: Command) -> Self {
         other.env.extend(self.command.env.iter().cloned());
         other.cwd.clone_from(&self.command.cwd);
-        Self { cancel: self.cancel.clone(), ..self.host.command(other) }
-    }
-
-    /// What events and errors call it.
-    pub(crate) fn line(&self) -> String {
-        self.words.clone().unwrap_or_else(|| self.command.to_string())
+        let mut other = self.host.command(other);
+        other.settings.cancel.clone_from(&self.settings.cancel);
+        other
     }
 
     /// Runs it to its end, which must be status 0, and returns what it wrote. If the future is dropped, the command is
@@ -239,7 +277,7 @@ impl HostCommand {
     /// ```
     pub fn lines(self) -> OutputLines {
         let queue = Arc::new(LineQueue::default());
-        let process = self.watched_by(queue.clone()).spawn(HostCommand::run);
+        let process = self.watched_by(queue.clone()).spawn(<HostCommand>::run);
         OutputLines::new(process, queue)
     }
 
@@ -256,13 +294,13 @@ impl HostCommand {
     /// Tells that it begins.
     pub(super) fn begin(&self) -> Begun {
         let events = &self.host.inner.events;
-        let command_id = (!self.unobserved).then(|| events.next_command());
+        let command_id = (!self.settings.unobserved).then(|| events.next_command());
         if let Some(command_id) = command_id {
             let (machine, id) = (self.host.name().to_owned(), self.host.id());
             let (stage, command) = (self.host.stage.to_string(), self.line());
             events.emit(EventKind::CommandStarted { machine, id, stage, command_id, command });
         }
-        let (host, watcher) = (self.host.clone(), self.watcher.clone());
+        let (host, watcher) = (self.host.clone(), self.settings.watcher.clone());
         let capture = Arc::new(Capture::new(host, command_id, watcher));
         Begun { at: Instant::now(), capture }
     }
@@ -322,16 +360,16 @@ impl HostCommand {
     /// # Ok(()) }
     /// ```
     pub fn start(self) -> Process {
-        self.spawn(HostCommand::output)
+        self.spawn(<HostCommand>::output)
     }
 
-    fn spawn<F>(mut self, run: impl FnOnce(Self) -> F) -> Process
+    fn spawn<F>(self, run: impl FnOnce(Self) -> F) -> Process
     where
         F: Future<Output = Result<Output, Error>> + Send + 'static,
     {
         let pipe = if let Stdin::Piped(piped) = &self.command.stdin { piped.take_writer() } else { None };
         let stdin = ProcessStdin::new(self.host.clone(), self.line(), pipe);
-        let stop = self.cancel.take().unwrap_or_default().child_token();
+        let stop = CancellationToken::new();
         let task = tokio::spawn(run(self.cancel_on(stop.clone())));
         Process::new(stop, stdin, task)
     }
@@ -376,12 +414,12 @@ impl Host {
                 biased;
                 result = &mut running => break Some(result),
                 () = current.next.notified() => {}
-                () = self.leaving(command.despite_interruption) => return Err(self.lost(Some(&command.line()))),
-                () = passed(command.timeout.map(|timeout| turn.since + timeout)) => {
+                () = self.leaving(command.settings.despite_interruption) => return Err(self.lost(Some(&command.line()))),
+                () = passed(command.settings.timeout.map(|timeout| turn.since + timeout)) => {
                     timed_out = Some(turn.index);
                     break None;
                 }
-                () = cancelled(command.cancel.as_ref()) => break None,
+                () = cancelled(&command.settings.cancel) => break None,
                 () = self.inner.cancel.cancelled() => break None,
             }
         };
@@ -399,7 +437,7 @@ impl Host {
                     machine: self.name().to_owned(),
                     stage: commands[index].host.stage.to_string(),
                     command: commands[index].line(),
-                    after: commands[index].timeout.unwrap_or_default(),
+                    after: commands[index].settings.timeout.unwrap_or_default(),
                     gone: error.kind == SessionErrorKind::Cancelled,
                     stdout: String::new(),
                     stderr: String::new(),
@@ -429,12 +467,12 @@ async fn passed(time: Option<Instant>) {
     }
 }
 
-/// Resolves when the token fires; never without one, which takes no memory.
-async fn cancelled(token: Option<&CancellationToken>) {
-    match token {
-        Some(token) => Box::pin(token.cancelled()).await,
-        None => std::future::pending().await,
+/// Resolves when one of the tokens fires; never without one, which takes no memory.
+async fn cancelled(tokens: &[CancellationToken]) {
+    if tokens.is_empty() {
+        return std::future::pending().await;
     }
+    select_all(tokens.iter().map(|token| Box::pin(token.cancelled()))).await;
 }
 
 #[cfg(test)]

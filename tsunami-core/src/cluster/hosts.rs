@@ -9,11 +9,12 @@ use super::Host;
 use crate::error::Error;
 use crate::outcome::gravest;
 
-/// Some machines of a run, in order; a slice of them, too. Cheap to clone for what they are.
-#[derive(Clone, Debug, Default)]
-pub struct Hosts(Vec<Host>);
+/// Some machines of a run, in order; a slice of them, too. Cheap to clone for what they are. In a trial, they are
+/// [`TrialHost`](crate::trial::TrialHost)s.
+#[derive(Clone, Debug)]
+pub struct Hosts<H = Host>(Vec<H>);
 
-impl Hosts {
+impl<H: Clone> Hosts<H> {
     /// Does `part` on each of these machines, on so many at a time (0 counts as 1), or on all at once where `limit` is
     /// `None`. What the parts return is in the order of the machines.
     ///
@@ -39,9 +40,9 @@ impl Hosts {
         &self,
         limit: L,
         part: F,
-    ) -> impl Future<Output = Result<Vec<T>, Error>> + use<T, F, Fut, L>
+    ) -> impl Future<Output = Result<Vec<T>, Error>> + use<H, T, F, Fut, L>
     where
-        F: Fn(Host) -> Fut,
+        F: Fn(H) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
         L: Into<Option<usize>>,
     {
@@ -70,32 +71,32 @@ impl Hosts {
     }
 }
 
-impl Deref for Hosts {
-    type Target = [Host];
+impl<H> Deref for Hosts<H> {
+    type Target = [H];
 
-    fn deref(&self) -> &[Host] {
+    fn deref(&self) -> &[H] {
         &self.0
     }
 }
 
-impl FromIterator<Host> for Hosts {
-    fn from_iter<I: IntoIterator<Item = Host>>(hosts: I) -> Self {
+impl<H> FromIterator<H> for Hosts<H> {
+    fn from_iter<I: IntoIterator<Item = H>>(hosts: I) -> Self {
         Self(hosts.into_iter().collect())
     }
 }
 
-impl IntoIterator for Hosts {
-    type Item = Host;
-    type IntoIter = std::vec::IntoIter<Host>;
+impl<H> IntoIterator for Hosts<H> {
+    type Item = H;
+    type IntoIter = std::vec::IntoIter<H>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
     }
 }
 
-impl<'a> IntoIterator for &'a Hosts {
-    type Item = &'a Host;
-    type IntoIter = std::slice::Iter<'a, Host>;
+impl<'a, H> IntoIterator for &'a Hosts<H> {
+    type Item = &'a H;
+    type IntoIter = std::slice::Iter<'a, H>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()

@@ -136,31 +136,13 @@ impl Cluster {
     }
 
     /// All machines, by group in the plan's order, then by index.
-    pub fn hosts(&self) -> &[Host] {
+    pub fn hosts(&self) -> &Hosts {
         &self.inner.hosts
     }
 
     /// The machines of a group, by index; none if there is no such group.
     pub fn group(&self, name: &str) -> Hosts {
         self.inner.hosts.iter().filter(|host| host.group() == name).cloned().collect()
-    }
-
-    /// Does `part` on each machine; see [`Hosts::for_each`].
-    ///
-    /// # Errors
-    ///
-    /// What the parts return.
-    pub fn for_each<T, F, Fut, L>(
-        &self,
-        limit: L,
-        part: F,
-    ) -> impl Future<Output = Result<Vec<T>, Error>> + use<T, F, Fut, L>
-    where
-        F: Fn(Host) -> Fut,
-        Fut: Future<Output = Result<T, Error>>,
-        L: Into<Option<usize>>,
-    {
-        self.inner.hosts.for_each(limit, part)
     }
 
     /// A machine by its name, such as `client-0`.

@@ -11,6 +11,8 @@ use crate::limits::{OUTPUT_LIMIT, OUTPUT_TAIL_LIMIT};
 use crate::session::{Exit, OutputSink, Stream};
 
 /// What a command wrote, and how it ended.
+///
+/// Both outputs are as the command wrote them, byte for byte, a final line break included.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// How it ended.
@@ -36,7 +38,8 @@ impl Output {
         String::from_utf8_lossy(&self.stderr)
     }
 
-    /// The last ten lines of a stream, however much came before them.
+    /// The last lines of a stream, however much came before them: ten at most, of its last 4 KiB, joined by `\n` with none
+    /// after the last; what isn't UTF-8 is replaced.
     pub fn last_lines(&self, stream: Stream) -> String {
         self.tails[usize::from(stream == Stream::Stderr)].text()
     }

@@ -125,6 +125,7 @@ macro_rules! provider_conformance {
             machines_carry_the_run_the_group_and_the_deadline,
             an_unknown_run_has_nothing_and_is_terminated_at_once,
             terminate_leaves_nothing_and_may_be_repeated,
+            what_is_launched_while_a_run_is_terminated_ends_too,
             what_is_gone_answers_no_more,
             terminating_one_run_leaves_the_other_alone,
             extend_moves_the_deadline,
@@ -372,6 +373,17 @@ pub mod provider {
         let request = request(harness, 1, "node");
         harness.provider().launch(&request).await.expect("launch");
         terminate(harness, &request.run).await;
+        terminate(harness, &request.run).await;
+    }
+
+    /// Whoever terminates a run may meet a launch that another has begun, or that begins afterwards. That may fail.
+    pub async fn what_is_launched_while_a_run_is_terminated_ends_too(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        let meanwhile = harness.provider().terminate(&request.run);
+        let (_, meanwhile) = tokio::join!(harness.provider().launch(&request), meanwhile);
+        meanwhile.expect("terminate during a launch");
+        terminate(harness, &request.run).await;
+        let _ = harness.provider().launch(&request).await;
         terminate(harness, &request.run).await;
     }
 

@@ -1,124 +1,129 @@
 //! Commands in a trial, to their end or in the background.
 
-use std::ffi::OsString;
-use std::time::Duration;
-
 use serde::de::DeserializeOwned;
 
 use super::{Collect, Ready, TrialHost};
 use crate::cluster::{Host, HostCommand, Output, OutputLines, Process};
 use crate::error::Error;
-use crate::session::{Stdin, Stream};
+use crate::session::Stream;
 
-/// A command that is about to run on a machine in a trial.
+/// A command that is about to run on a machine in a trial. It is prepared as any [`HostCommand`] is, has the trial's
+/// [environment](super::MachineContext::variables), and ends with the trial at the latest.
+pub type TrialCommand = HostCommand<InTrial>;
+
+/// What a command has of the trial that it runs in.
 #[derive(Clone, Debug)]
-#[must_use = "a command does nothing until `run`, `output`, `start` or `start_until` is called"]
-pub struct TrialCommand {
+pub struct InTrial {
     pub(super) host: TrialHost,
-    pub(super) command: HostCommand,
     pub(super) collect: Option<Collect>,
 }
 
-impl TrialCommand {
-    pub(super) fn new(host: TrialHost, command: HostCommand) -> Self {
-        Self { host, command, collect: None }
-    }
-
-    /// Adds an argument; see [`HostCommand::arg`].
-    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
-        self.command = self.command.arg(arg);
-        self
-    }
-
-    /// Adds arguments, as [`arg`](Self::arg) does each.
-    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        self.command = self.command.args(args);
-        self
-    }
-
-    /// Adds a variable to its environment.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
-        self.command = self.command.env(name, value);
-        self
-    }
-
-    /// Sets the directory it runs in.
-    pub fn cwd(mut self, directory: impl Into<String>) -> Self {
-        self.command = self.command.cwd(directory);
-        self
-    }
-
-    /// Sets what it reads.
-    pub fn stdin(mut self, stdin: Stdin) -> Self {
-        self.command = self.command.stdin(stdin);
-        self
-    }
-
-    /// Sets how long it may take; see [`HostCommand::timeout`].
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.command = self.command.timeout(timeout);
-        self
-    }
-
-    /// Lets events and errors call it by these words.
-    pub fn called(mut self, words: impl Into<String>) -> Self {
-        self.command = self.command.called(words);
-        self
-    }
-
-    /// Brings these files home once it has ended or was stopped, whether or not it succeeded.
+/// In a trial.
+impl HostCommand<InTrial> {
+    /// Brings these files home once it has ended or was stopped, whether or not it succeeded. A pattern that must match
+    /// something and doesn't is an error of a command that has succeeded.
     pub fn collect(mut self, collect: Collect) -> Self {
-        self.collect = Some(collect);
+        self.scope_mut().collect = Some(collect);
         self
     }
 
-    /// Runs it to its end, which must be status 0, and returns what it wrote.
+    /// Runs it to its end, which must be status 0, brings its files home, and returns what it wrote. If the future is
+    /// dropped, the command is ended in the background, and nothing is brought home.
+    ///
+    /// # Errors
+    ///
+    /// As for [any command](HostCommand::run), and what could not be [collected](TrialHost::collect).
     pub async fn run(self) -> Result<Output, Error> {
-        let ran = self.command.run().await;
-        let collected = collected(&self.host, self.collect.as_ref()).await;
-        ran.and_then(|output| collected.map(|()| output))
+        self.and_collect(<HostCommand>::run).await
     }
 
-    /// Runs it to its end, whatever that is, and returns what it wrote.
+    /// Runs it to its end, whatever that is, brings its files home, and returns what it wrote. If the future is dropped, it
+    /// is as with `run`.
+    ///
+    /// # Errors
+    ///
+    /// As for any command's `output`, and what could not be [collected](TrialHost::collect).
     pub async fn output(self) -> Result<Output, Error> {
-        let ran = self.command.output().await;
-        let collected = collected(&self.host, self.collect.as_ref()).await;
-        ran.and_then(|output| collected.map(|()| output))
+        self.and_collect(<HostCommand>::output).await
     }
 
-    /// Runs it to its end, which must be status 0, and reads what it wrote as JSON; see [`HostCommand::json`].
+    /// Runs it to its end, which must be status 0, brings its files home, and reads what it wrote to standard output as
+    /// JSON. If the future is dropped, it is as with `run`.
+    ///
+    /// # Errors
+    ///
+    /// As for any command's `json`, and what could not be [collected](TrialHost::collect).
     pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
-        let read = self.command.json().await;
-        let collected = collected(&self.host, self.collect.as_ref()).await;
-        read.and_then(|value| collected.map(|()| value))
+        self.and_collect(<HostCommand>::json).await
     }
 
-    /// Starts it, and hands over its lines as they come; see [`HostCommand::lines`]. It ends with the trial at the latest.
-    /// Files are not brought home then: [`TrialHost::collect`] does that once it has ended.
+    async fn and_collect<T, F>(self, run: impl FnOnce(HostCommand) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (command, InTrial { host, collect }) = self.split();
+        let ran = run(command).await;
+        let collected = collected(&host, collect.as_ref()).await;
+        ran.and_then(|value| collected.map(|()| value))
+    }
+
+    /// Starts it, and hands over the lines of both of its outputs as they come, each at once, as for any command. It ends
+    /// with the trial at the latest. Files are not brought home then: [`TrialHost::collect`] does that once it has ended.
     pub fn lines(self) -> OutputLines {
-        self.command.lines()
+        self.split().0.lines()
     }
 
-    /// Starts it in the background, where it runs until the trial ends, or [`Service::stop`].
+    /// Starts it in the background, where it runs until the trial ends, or [`Service::stop`]. One that ends by itself
+    /// before that fails the trial unless its status is 0. Its files come home when it has ended.
     pub fn start(self) -> Service {
-        let line = self.command.line();
-        let process = self.command.start();
-        Background { host: self.host, line, collect: self.collect, process }.keep()
+        let (command, InTrial { host, collect }) = self.split();
+        let line = command.line();
+        Background { host, line, collect, process: command.start() }.keep()
     }
 
-    /// Starts it in the background and waits until it is ready. One that ends before that, or isn't ready in time, is
-    /// an error, and stopped when this returns.
+    /// Starts it in the background and waits until it is ready. If the future is dropped, it is ended in the background.
+    ///
+    /// # Errors
+    ///
+    /// That it has ended before it was ready, or was not ready in time. It is gone and its files are home when this returns.
     pub async fn start_until(self, ready: Ready) -> Result<Service, Error> {
-        let line = self.command.line();
-        let (command, waiting) = ready.prepare(&self.host, self.command).await?;
+        let (command, InTrial { host, collect }) = self.split();
+        let line = command.line();
+        let (command, waiting) = ready.prepare(&host, command).await?;
         let mut process = command.start();
         if let Err(error) = waiting.until_ready(&line, &mut process).await {
             // Its files tell why, more likely than not. What else goes wrong now only follows from that.
             let _ = process.stop().await;
-            let _ = collected(&self.host, self.collect.as_ref()).await;
+            let _ = collected(&host, collect.as_ref()).await;
             return Err(error);
         }
-        Ok(Background { host: self.host, line, collect: self.collect, process }.keep())
+        Ok(Background { host, line, collect, process }.keep())
+    }
+}
+
+impl TrialHost {
+    /// Runs commands of this machine one after another, each of which must succeed, as [`Host::run_all`] does; files come
+    /// home as each says. If the future is dropped, the one whose turn it is is ended in the background.
+    ///
+    /// # Errors
+    ///
+    /// Of the first that fails, what [`TrialCommand::run`](HostCommand::run) would return.
+    pub async fn run_all(
+        &self,
+        commands: impl IntoIterator<Item = TrialCommand>,
+    ) -> Result<Vec<Output>, Error> {
+        let (mut together, mut outputs) = (Vec::new(), Vec::new());
+        for command in commands {
+            let (command, InTrial { host, collect }) = command.split();
+            together.push(command);
+            if collect.is_some() {
+                let ran = Host::run_all(self, std::mem::take(&mut together)).await;
+                let collected = collected(&host, collect.as_ref()).await;
+                outputs.extend(ran.and_then(|ran| collected.map(|()| ran))?);
+            }
+        }
+        outputs.extend(Host::run_all(self, together).await?);
+        Ok(outputs)
     }
 }
 

@@ -50,7 +50,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, Host, Output};
+use crate::cluster::{Cluster, Host, Hosts, Output};
 use crate::compact_script;
 use crate::error::{Error, ErrorChain, in_time};
 use crate::event::UserEvent;
@@ -60,7 +60,7 @@ use crate::session::Command;
 use crate::statistics::Direction;
 
 pub use collect::{Collect, Uploaded};
-pub use command::{Service, TrialCommand};
+pub use command::{InTrial, Service, TrialCommand};
 pub use context::{MachineContext, Machines};
 pub use metrics::{Across, Measured, Metric, MetricPlan, Reduce, Source};
 #[cfg(feature = "experiment")]
@@ -259,12 +259,12 @@ impl Trial {
     }
 
     /// All machines, by group in the plan's order, then by index.
-    pub fn hosts(&self) -> Vec<TrialHost> {
+    pub fn hosts(&self) -> Hosts<TrialHost> {
         self.inner.cluster.hosts().iter().map(|host| self.take(host)).collect()
     }
 
     /// The machines of a group, by index; none if there is no such group.
-    pub fn group(&self, name: &str) -> Vec<TrialHost> {
+    pub fn group(&self, name: &str) -> Hosts<TrialHost> {
         self.inner.cluster.group(name).iter().map(|host| self.take(host)).collect()
     }
 
@@ -277,30 +277,26 @@ impl Trial {
     /// first in time with the others after it. If the future is dropped, the parts' commands are ended in the background, and
     /// no event tells the end of the step.
     ///
+    /// What may be done on a few machines at a time only is no step but [`Hosts::for_each`].
+    ///
     /// # Errors
     ///
     /// What the parts return.
-    pub async fn step<T, F, Fut>(&self, name: &str, hosts: Vec<TrialHost>, part: F) -> Result<Vec<T>, Error>
+    pub async fn step<T, F, Fut>(
+        &self,
+        name: &str,
+        hosts: impl IntoIterator<Item = TrialHost>,
+        part: F,
+    ) -> Result<Vec<T>, Error>
     where
         F: Fn(TrialHost) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        let begun = Instant::now();
+        let (begun, hosts) = (Instant::now(), hosts.into_iter().collect::<Hosts<_>>());
         self.tell_step(name, hosts.iter().map(|host| host.name().to_owned()).collect());
-        let parts = hosts.into_iter().enumerate().map(|(place, host)| {
-            let part = part(host.stage(name));
-            async move { (place, part.await) }
-        });
-        let (mut values, mut errors) = (Vec::new(), Vec::new());
-        for (place, done) in in_time(parts).await {
-            match done {
-                Ok(value) => values.push((place, value)),
-                Err(error) => errors.push(error),
-            }
-        }
-        self.tell_end_of_step(name, begun, errors.is_empty());
-        values.sort_by_key(|(place, _)| *place);
-        gravest(errors).map_or(Ok(values.into_iter().map(|(_, value)| value).collect()), Err)
+        let done = hosts.for_each(None, |host| part(host.stage(name))).await;
+        self.tell_end_of_step(name, begun, done.is_ok());
+        done
     }
 
     fn tell_step(&self, step: &str, machines: Vec<String>) {
@@ -409,7 +405,7 @@ impl TrialHost {
         for (name, value) in self.context().variables(trial.machines(), Some(trial.name())) {
             own = own.env(name, value);
         }
-        TrialCommand::new(self.clone(), own)
+        own.within(InTrial { host: self.clone(), collect: None })
     }
 
     /// Runs a shell line, which must succeed, and returns what it wrote.

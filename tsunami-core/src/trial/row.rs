@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
-use super::{TrialCommand, TrialHost, lock};
+use super::{InTrial, TrialCommand, TrialHost, lock};
 use crate::cluster::Turns;
 use crate::error::Error;
 
@@ -14,10 +14,10 @@ use crate::error::Error;
 ///
 /// If the future is dropped, the command whose turn it is is ended in the background, and no event tells the end of its step.
 pub(crate) async fn in_a_row(commands: Vec<TrialCommand>) -> (usize, Result<(), Error>) {
-    let Some(TrialCommand { host, collect, .. }) = commands.last().cloned() else { return (0, Ok(())) };
-    let steps = commands.iter().map(|command| command.host.clone()).collect();
+    let (commands, parts): (Vec<_>, Vec<_>) = commands.into_iter().map(TrialCommand::split).unzip();
+    let Some(InTrial { host, collect }) = parts.last().cloned() else { return (0, Ok(())) };
+    let steps = parts.into_iter().map(|part| part.host).collect();
     let row = Arc::new(Row { steps, collects: collect.is_some(), turn: Mutex::new((0, Instant::now())) });
-    let commands = commands.into_iter().map(|command| command.command).collect();
     let ran = host.run_in_turn(commands, false, row.clone()).await.map(drop);
     let (last, _) = *lock(&row.turn);
     match collect {

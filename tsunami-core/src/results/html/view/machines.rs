@@ -107,7 +107,8 @@ pub(super) fn machines(sets: &[&SetReport], limit: usize) -> Option<DataTable> {
 pub(super) fn remarks(machine: &MachineReport) -> String {
     let mut said = machine.differences.clone();
     said.extend(machine.interrupted.iter().map(|why| format!("interrupted: {why}")));
-    said.extend(machine.replaced.iter().map(|replaced| format!("took the place of {}", replaced.id)));
+    let replaced = machine.replaced.iter().filter_map(|replaced| replaced.id.as_ref());
+    said.extend(replaced.map(|id| format!("took the place of {id}")));
     said.extend(machine.gone.map(|_| "gone before the teardown".to_owned()));
     said.join("; ")
 }
