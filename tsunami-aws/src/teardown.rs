@@ -119,13 +119,13 @@ async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
     let entries = of_region(journal.legible().await.0, region);
     for Entry { request, asked, outcome } in entries.iter().filter(|entry| entry.is_open()) {
         if let Some(Outcome::Failed(code)) = outcome {
-            if asked.elapsed().is_ok_and(|age| age < LATE_EFFECT_TIMEOUT) {
+            if age(*asked) < LATE_EFFECT_TIMEOUT {
                 let what = format!("what the request {} may have created in {}", request.name(), region.name);
                 left.push(Left::new(what, format!("EC2 failed at it itself ({code})"), Stays::ForNow));
             }
             continue;
         }
-        if request.makes_instances() && asked.elapsed().is_ok_and(|age| age > TOKEN_TTL) {
+        if request.makes_instances() && age(*asked) > TOKEN_TTL {
             // EC2 may no longer know the token, and would launch the machines anew. By now the tags tell all.
             continue;
         }
@@ -140,6 +140,12 @@ async fn settle(region: &Region, journal: &Journal) -> Vec<Left> {
         }
     }
     left
+}
+
+/// How far from now something was made. By a clock that was set back a little since, that is soon: no reason to take it
+/// for old. By one that was far ahead it is long from now, and must not seem young until then.
+fn age(made: SystemTime) -> Duration {
+    made.elapsed().unwrap_or_else(|ahead| ahead.duration())
 }
 
 fn of_region(entries: Vec<Entry>, region: &Region) -> Vec<Entry> {
@@ -344,7 +350,7 @@ impl<'a> Machines<'a> {
 
 impl Known {
     fn is_young(&self) -> bool {
-        self.made.is_some_and(|made| made.elapsed().is_ok_and(|age| age < VISIBILITY_TIMEOUT))
+        self.made.is_some_and(|made| age(made) < VISIBILITY_TIMEOUT)
     }
 }
 

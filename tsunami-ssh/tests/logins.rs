@@ -157,9 +157,11 @@ async fn is_used_as_any_host(taken: Taken) {
     let odd = "it's\n\"odd\" $HOME !! `x` \\";
     let print = Command::program("printf").arg("%s|%s").arg(odd).arg("");
     assert_eq!(exec(&*session, print).await, (Exit::Status(0), format!("{odd}|"), String::new()));
-    let both = Command::shell("cat; echo said >&2; exit 3").env("ODD", odd);
-    let both = both.stdin(Stdin::Bytes(b"in\nput".as_slice().into()));
-    assert_eq!(exec(&*session, both).await, (Exit::Status(3), "in\nput".to_owned(), "said\n".to_owned()));
+    let all =
+        Command::shell("cat; printf '|%s|%s' \"$ODD\" \"${PWD##*/}\"; echo said >&2; exit 3").env("ODD", odd);
+    let all = all.stdin(Stdin::Bytes(b"in\nput".as_slice().into()));
+    let said = format!("in\nput|{odd}|{}", taken.run);
+    assert_eq!(exec(&*session, all).await, (Exit::Status(3), said, "said\n".to_owned()));
     let (exit, ..) = exec(&*session, Command::shell("kill -9 $$")).await;
     assert_eq!(exit, Exit::Signal(9));
     let file = taken.root.path().join("file");
@@ -214,7 +216,9 @@ async fn a_host_with_nothing_but_busybox_is_used_as_any_host(transport: Transpor
 }
 
 async fn a_host_that_greets_is_used_as_any_host(transport: TransportKind) {
+    // As an rc file may, it also sets what the command sets, and goes elsewhere.
     let noisy = "echo Welcome to a host that greets; echo 'cannot change locale' >&2\n\
+                 export ODD=greeting; mkdir -p ../../../../else; cd ../../../../else\n\
                  exec bash -c \"$SSH_ORIGINAL_COMMAND\"";
     is_used_as_any_host(Taken::with_login(transport, noisy).await).await;
 }

@@ -1,6 +1,8 @@
 //! What goes wrong on the way to EC2 and back: at every call of a launch, with a stated outcome.
 
-use serde_json::json;
+use std::fs;
+
+use serde_json::{Value, json};
 use tsunami_core::{Provider, ProviderErrorKind};
 
 use crate::world::{World, listed, plan, request, run_id, spec, terminate, terminate_within};
@@ -103,13 +105,24 @@ async fn a_lost_answer_is_learnt_by_whoever_tears_down() {
 async fn machines_that_cannot_be_seen_yet_are_not_forgotten() {
     let world = World::new();
     world.emulator.configure(json!({"invisible": 2.0, "invisible_to_changes": true}));
-    let (provider, run) = (world.provider().await, run_id(1));
-    provider.launch(&request(&run, 3, spec())).await.unwrap();
-    // At once, as when somebody presses Ctrl-C.
-    assert_eq!(listed(&provider, &run).await, []);
-    let left = provider.terminate(&run).await.unwrap();
-    assert_eq!(left.iter().filter(|left| left.what.starts_with("machine i-")).count(), 3, "{left:?}");
-    terminate(&provider, &run).await;
+    // The second time, the clock is set back just after the launch.
+    for (nth, set_back) in [(1, 0), (2, 60)] {
+        let (provider, run) = (world.provider().await, run_id(nth));
+        provider.launch(&request(&run, 3, spec())).await.unwrap();
+        for file in fs::read_dir(world.root.path().join(run.as_str()).join("aws")).unwrap() {
+            let file = file.unwrap().path();
+            let Ok(mut entry) = serde_json::from_slice::<Value>(&fs::read(&file).unwrap()) else { continue };
+            if let Some(Value::Number(asked)) = entry.pointer_mut("/asked/secs_since_epoch") {
+                *asked = (asked.as_u64().unwrap() + set_back).into();
+                fs::write(&file, entry.to_string()).unwrap();
+            }
+        }
+        // At once, as when somebody presses Ctrl-C.
+        assert_eq!(listed(&provider, &run).await, []);
+        let left = provider.terminate(&run).await.unwrap();
+        assert_eq!(left.iter().filter(|left| left.what.starts_with("machine i-")).count(), 3, "{left:?}");
+        terminate(&provider, &run).await;
+    }
     world.emulator.assert_empty();
 }
 

@@ -246,14 +246,15 @@ impl HostsProvider {
     }
 
     /// Ends what the run left on one host.
-    async fn leave(&self, machine: &Machine) -> Vec<Leftover> {
+    async fn leave(&self, machine: &Machine) -> Left {
         let host = machine.login.host.as_deref().unwrap_or_default();
         let directory = machine.login.directory.as_deref().unwrap_or_default();
         match self.reap(machine, directory).await {
-            Ok(said) => watchdog::leftovers(&said, host),
+            Ok(said) => Left { what: watchdog::leftovers(&said, host), is_final: false },
             Err(error) => {
                 let why = tsunami_core::ErrorChain(&error).to_string();
-                vec![Leftover::new(format!("processes of the run and ~/{directory} on {host}"), why)]
+                let what = format!("processes of the run and ~/{directory} on {host}");
+                Left { what: vec![Leftover::new(what, why)], is_final: error.kind.is_final() }
             }
         }
     }
@@ -264,8 +265,18 @@ impl HostsProvider {
             |error| ProviderError::new(ProviderErrorKind::Unavailable, "connect", "no session").source(error);
         let state = self.root.join(machine.run.as_str());
         self.connector.prepare(&machine.run, &state).await.map_err(unreached)?;
-        let session = self.connector.connect(machine, Instant::now() + LEAVE_TIMEOUT).await;
-        let session = session.map_err(unreached)?;
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        let session = self.connector.connect(machine, deadline).await.map_err(|error| {
+            // What may pass is waited out: whoever is turned away long before that would be again.
+            let is_refused = matches!(error.kind, SessionErrorKind::Connect | SessionErrorKind::HostKey)
+                && deadline - Instant::now() > LEAVE_TIMEOUT / 2;
+            match is_refused {
+                true => {
+                    ProviderError::new(ProviderErrorKind::Unauthorized, "connect", "no session").source(error)
+                }
+                false => unreached(error),
+            }
+        })?;
         let args = [directory.to_owned(), machine.run.to_string(), watchdog::script().to_owned()];
         let said = session.administer(REAP, &args).await;
         let _ = session.close().await;
@@ -378,16 +389,30 @@ impl Provider for HostsProvider {
     async fn terminate(&self, run: &RunId) -> Result<Vec<Leftover>, ProviderError> {
         let machines = self.taken(run).await.map_err(|error| unreadable("terminate", error))?;
         let touched = machines.iter().filter(|machine| self.was_touched(machine));
-        let left: Vec<_> = join_all(touched.map(|machine| self.leave(machine))).await.concat();
+        let left = join_all(touched.map(|machine| self.leave(machine))).await;
+        let of_some = left.iter().filter(|left| !left.what.is_empty());
+        let is_final = of_some.clone().all(|left| left.is_final);
+        let left: Vec<_> = of_some.flat_map(|left| left.what.clone()).collect();
         if left.is_empty() {
             let directory = self.directory(run);
             blocking(move || remove(&directory)).await.map_err(|error| {
                 ProviderError::new(ProviderErrorKind::Other, "terminate", "cannot forget the run's hosts")
                     .source(error)
             })?;
+        } else if is_final {
+            let message = "the hosts that are left let nobody in who shows what the run has";
+            let kind = ProviderErrorKind::Unauthorized;
+            return Err(ProviderError::new(kind, "terminate", message).remains(left));
         }
         Ok(left)
     }
+}
+
+/// What is still on a host.
+struct Left {
+    what: Vec<Leftover>,
+    /// Whether only a person can change that.
+    is_final: bool,
 }
 
 impl HostsProvider {
@@ -475,23 +500,76 @@ fn remove(directory: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use tokio::time::sleep_until;
     use tsunami_core::Deadline;
+
+    fn request(run: &RunId, hosts: &[&str]) -> LaunchRequest {
+        let lifetime = Duration::from_secs(60);
+        LaunchRequest::new(
+            run.clone(),
+            "node",
+            NonZeroU32::new(hosts.len() as u32).unwrap(),
+            MachineSpec::new(HostsSpec::new(hosts.iter().map(|host| host.parse().unwrap()))),
+            Deadline { at: SystemTime::now() + lifetime, lifetime },
+        )
+        .experiment("test")
+    }
+
+    /// Nobody gets in anywhere: one host says so at once, the others are waited for.
+    #[derive(Debug)]
+    struct TurnsAway(SessionErrorKind);
+
+    #[async_trait]
+    impl Connector for TurnsAway {
+        async fn prepare(&self, _: &RunId, _: &Path) -> Result<String, SessionError> {
+            Ok(String::new())
+        }
+
+        async fn connect(
+            &self,
+            machine: &Machine,
+            deadline: Instant,
+        ) -> Result<Box<dyn Session>, SessionError> {
+            if machine.login.host.as_deref() != Some("10.0.0.1") {
+                sleep_until(deadline - Duration::from_millis(500)).await;
+            }
+            Err(SessionError::new(self.0, "nobody gets in"))
+        }
+
+        async fn finish(&self, _: &RunId) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_turns_everybody_away_is_named_at_once_and_what_may_come_back_is_asked_again() {
+        let run: RunId = "20260101-000000-aaaa".parse().unwrap();
+        for (kind, hosts, is_final) in [
+            (SessionErrorKind::HostKey, &["10.0.0.1"][..], true),
+            (SessionErrorKind::Connect, &["10.0.0.1"], true),
+            (SessionErrorKind::Local, &["10.0.0.1"], false),
+            (SessionErrorKind::Connect, &["10.0.0.2"], false),
+            (SessionErrorKind::Connect, &["10.0.0.1", "10.0.0.2"], false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let provider = HostsProvider::new(root.path(), Arc::new(TurnsAway(kind)));
+            provider.launch(&request(&run, hosts)).await.unwrap();
+            for machine in provider.list(&RunFilter::Run(run.clone())).await.unwrap() {
+                provider.note_touched(&machine).await.unwrap();
+            }
+            let left = match provider.terminate(&run).await {
+                Ok(left) => (left, false),
+                Err(error) => (error.remains.clone(), error.kind.is_final()),
+            };
+            assert_eq!((left.0.len(), left.1), (hosts.len(), is_final), "{kind:?} {hosts:?}: {left:?}");
+            assert!(left.0[0].why.contains("nobody gets in"), "{left:?}");
+        }
+    }
 
     #[tokio::test]
     async fn hosts_that_cannot_be_read_or_are_another_runs_are_not_taken_for_none() {
         let root = tempfile::tempdir().unwrap();
         let provider = HostsProvider::new(root.path(), Arc::new(crate::SshConnector::default()));
         let run: RunId = "20260101-000000-aaaa".parse().unwrap();
-        let lifetime = Duration::from_secs(60);
-        let request = LaunchRequest::new(
-            run.clone(),
-            "node",
-            NonZeroU32::MIN,
-            MachineSpec::new(HostsSpec::new(["127.0.0.1".parse().unwrap()])),
-            Deadline { at: SystemTime::now() + lifetime, lifetime },
-        )
-        .experiment("test");
-        provider.launch(&request).await.unwrap();
+        provider.launch(&request(&run, &["127.0.0.1"])).await.unwrap();
         let (directory, file) = (provider.directory(&run), provider.directory(&run).join("node"));
         let text = fs::read_to_string(&file).unwrap();
         for spoiled in [
