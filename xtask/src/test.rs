@@ -64,6 +64,9 @@ impl Parts {
         let begun = Instant::now();
         let outcome = run()?;
         self.failed |= matches!(outcome, Outcome::Failed);
+        if let Outcome::LeftOut(_) = outcome {
+            eprintln!("xtask: {name} {outcome}");
+        }
         self.told.push(format!("{name} {outcome} ({} s)", begun.elapsed().as_secs()));
         Ok(())
     }
