@@ -264,14 +264,20 @@ fn read_sources(directory: &Path, sources: &mut String) {
 fn pages_made_from_the_program_are_up_to_date() {
     let registry = crate::registry();
     let mut wrong = Vec::new();
-    for (name, made) in [("keys.md", keys(&registry)), ("commands.md", commands(&registry))] {
-        let path = Path::new("../docs/guide/src").join(name);
+    let made = [
+        ("../docs/guide/src/keys.md", keys(&registry)),
+        ("../docs/guide/src/commands.md", commands(&registry)),
+        // Examples name it, and `cargo xtask test` has Taplo check them by it.
+        ("../examples/experiment.schema.json", schema(&registry)),
+    ];
+    for (path, made) in made {
+        let path = Path::new(path);
         // Without EC2 the program says less.
-        if cfg!(not(feature = "aws")) || fs::read_to_string(&path).unwrap_or_default() == made {
+        if cfg!(not(feature = "aws")) || fs::read_to_string(path).unwrap_or_default() == made {
             continue;
         }
         if std::env::var_os("TSUNAMI_UPDATE_DOCS").is_some() {
-            fs::write(&path, made).unwrap();
+            fs::write(path, made).unwrap();
         } else {
             wrong.push(format!("{} is out of date: `cargo xtask docs` makes it anew", path.display()));
         }
@@ -287,6 +293,11 @@ fn keys(registry: &Registry) -> String {
     let tables = reference.split_once('\n').map_or("", |(_, rest)| rest).trim_end();
     let prints = "`tsunami schema --reference` prints the same. A file must have the keys in bold.";
     format!("# All keys of the file\n\n{MADE} {prints}\n{tables}\n")
+}
+
+/// What `tsunami schema` prints.
+fn schema(registry: &Registry) -> String {
+    serde_json::to_string_pretty(&Experiment::schema(registry)).unwrap() + "\n"
 }
 
 /// What the program says of itself and of each command.

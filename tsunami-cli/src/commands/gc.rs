@@ -52,9 +52,9 @@ pub(crate) struct Gc {
 
 const EXAMPLES: &str = "\
 Examples:
-  tsunami gc --dry-run
-  tsunami gc --provider aws --region eu-west-1
-  tsunami gc --mine      # of this computer alone";
+  tsunami gc --mine --dry-run                     # of this computer's own runs
+  tsunami gc --dry-run                            # in the account, on EC2
+  tsunami gc --provider aws --region eu-west-1";
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
