@@ -140,6 +140,9 @@ impl Error {
             }
             Self::Usage(_) | Self::File { .. } | Self::TornDown(_) => {
                 told.chain(self);
+                if let Self::File { action: "make the results directory", .. } = self {
+                    told.help(Some("`-o DIR` has results go elsewhere"));
+                }
                 return told.message;
             }
             Self::Provider(error) => {
