@@ -62,14 +62,17 @@ const fn row(
     Row { codes, kind, advice, source }
 }
 
-const MORE_ROOM: Advice =
-    Say("give more types in `instance`, leave `zone` out, or add \"on-demand\" to `market`");
+const MORE_ROOM: Advice = Say(
+    "give more types in `instance`, leave `zone` out, add \"on-demand\" to `market`, or try another `region`",
+);
 const RENEW: Advice =
     Say("the credentials have expired: get new ones (`aws sso login`, or what you use), and see \
                            that this computer's clock is right");
 const WHOSE: Advice =
     Say("AWS does not accept the credentials in {region}: `aws sts get-caller-identity --region \
                            {region}` shows whose they are");
+const WAIT: Advice =
+    Say("the account makes more calls in {region} than AWS answers: try again in some minutes");
 const REMOVED: Advice = Say("something removed a part of the run while it was being launched");
 const WHO_ANSWERS: Advice =
     Say("see what it is that answers for AWS in {region} (a proxy, AWS_ENDPOINT_URL)");
@@ -154,11 +157,11 @@ const TABLE: &[Row] = &[
         ),
         &["AuthFailure.ServiceLinkedRoleCreationNotPermitted"],
     ),
-    row(Throttled, EC2, Nothing, &["RequestLimitExceeded", "Throttling", "RequestThrottled", "SlowDown"]),
+    row(Throttled, EC2, WAIT, &["RequestLimitExceeded", "Throttling", "RequestThrottled", "SlowDown"]),
     row(
         Throttled,
         COMMON,
-        Nothing,
+        WAIT,
         &[
             "ThrottlingException",
             "ThrottledException",

@@ -158,6 +158,9 @@ impl Error {
             }
             Self::Usage(_) | Self::TornDown(_) => {
                 told.chain(self);
+                if let Self::File { action: "make the results directory", .. } = self {
+                    told.help(Some("`-o DIR` has results go elsewhere"));
+                }
                 return told.message;
             }
             Self::File { .. } => {

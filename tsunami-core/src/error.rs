@@ -1,6 +1,7 @@
 //! Errors that say what happened where, and what may remain.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -396,6 +397,15 @@ impl Error {
             }
             Self::Remains { cause, .. } => cause.as_ref().map(|cause| (cause.help(), cause.remedy())),
             Self::At { source, .. } | Self::Other(source) => source.downcast_ref().map(of_provider),
+            // A full disk is no worse than another would be.
+            Self::Record { action: "find" | "write", source, .. }
+                if source.kind() != io::ErrorKind::StorageFull =>
+            {
+                Some((
+                    Some("set XDG_STATE_HOME to a directory, by its whole path, that you may write to"),
+                    None,
+                ))
+            }
             Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
             Self::Incomplete { .. } => Some((None, Some(Remedy::Resume))),
             Self::Plan { .. }

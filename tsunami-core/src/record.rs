@@ -125,11 +125,13 @@ impl RunStore {
 
     /// The user's own place: `$XDG_STATE_HOME/tsunami/runs`, or `~/.local/state/tsunami/runs`.
     pub fn standard() -> Result<Self, Error> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let state = absolute("XDG_STATE_HOME")
-            .or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))
+        // Another one would be elsewhere for each working directory, and runs be forgotten.
+        let absolute = |path: Option<PathBuf>| path.filter(|path| path.is_absolute());
+        let state = absolute(std::env::var_os("XDG_STATE_HOME").map(PathBuf::from))
+            .or_else(|| absolute(std::env::home_dir()).map(|home| home.join(".local/state")))
             .ok_or_else(|| {
-                let none = io::Error::new(io::ErrorKind::NotFound, "neither HOME nor XDG_STATE_HOME is set");
+                let none = "neither HOME nor XDG_STATE_HOME is the whole path of a directory";
+                let none = io::Error::new(io::ErrorKind::NotFound, none);
                 Error::Record { action: "find", path: PathBuf::new(), source: none }
             })?;
         Ok(Self::at(state.join("tsunami/runs")))
@@ -284,6 +286,13 @@ impl RunEntry {
     pub fn is_abandoned(&self) -> bool {
         self.is_controlled().is_ok_and(|controlled| !controlled)
             && self.record().is_ok_and(|record| !record.kept)
+    }
+
+    /// Why the record can't be read of a run that no process controls, so that nobody knows whether it was to be kept; `None`
+    /// if it can be, or the run is gone by now.
+    pub fn damage(&self) -> Option<Error> {
+        let error = self.record().err()?;
+        (self.is_controlled().is_ok_and(|controlled| !controlled) && self.path.exists()).then_some(error)
     }
 
     /// Replaces the record.

@@ -65,7 +65,8 @@ pub trait Session: Debug + Send + Sync + 'static {
     ///
     /// A status other than 0 is not an error here. When `cancel` fires, the command and all of its process
     /// group get TERM, five seconds, then KILL, and the answer is [`SessionErrorKind::Cancelled`] once they are
-    /// confirmed gone. Dropping the future does the same in the background; [`close`](Self::close) waits for it.
+    /// confirmed gone. One that had ended by itself by then may say how in place of that, which nobody can know but the
+    /// machine: what goes by a command that should have gone on depends on it. Dropping the future does the same in the background; [`close`](Self::close) waits for it.
     ///
     /// # Errors
     ///

@@ -15,9 +15,9 @@ use tsunami_core::registry::{
 };
 use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::{
-    Command, Connector, Download, Error, EventKind, Exit, Machine, MachineSpec, Observer, Origin, Outcome,
-    OutputSink, ProviderError, Recorder, RunId, RunRecord, RunStore, SequenceObserver, Session, SessionError,
-    SessionErrorKind, Stream, Tsunami,
+    Command, Connector, Download, Error, ErrorChain, EventKind, Exit, Machine, MachineSpec, Observer, Origin,
+    Outcome, OutputSink, ProviderError, Recorder, RunId, RunRecord, RunStore, SequenceObserver, Session,
+    SessionError, SessionErrorKind, Stream, Tsunami,
 };
 
 const FILE: &str = r#"name = "x"
@@ -64,6 +64,26 @@ fn load(directory: &Path, text: &str) -> Result<Experiment, Error> {
 
 fn run_json(results: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(results.join("run.json")).unwrap()).unwrap()
+}
+
+/// Whatever has been heard of it by then.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_has_ended_when_the_steps_have_fails_the_trial() {
+    for (exit, words) in [(0, "ended with status 0 before the trial did"), (3, "status 3")] {
+        let (cloud, directory) = (FakeCloud::new(1), tempfile::tempdir().unwrap());
+        cloud.on_command(move |_, command| match command.to_string().as_str() {
+            "serve" => Some(Reply::status(exit).after(Duration::from_secs(10))),
+            "load 7" => Some(Reply::stdout("").after(Duration::from_secs(10))),
+            _ => None,
+        });
+        let text = "name = 'x'\n[group.a]\n[[step]]\non = 'a'\nstart = 'serve'\n[[step]]\non = 'a'\nrun = 'load {{ n }}'\n";
+        let experiment = load(directory.path(), text).unwrap();
+        let options = RunOptions::default().results(directory.path().join("results"));
+        let error = experiment.run(&tsunami(&cloud, directory.path()), options).await.unwrap_err();
+        let told = ErrorChain(&error).to_string();
+        assert!(told.contains(words), "{told}");
+        assert!(cloud.is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]

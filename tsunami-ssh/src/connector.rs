@@ -122,15 +122,27 @@ impl SshConnector {
 
 pub(crate) async fn ask_defaults() -> Result<Arc<Resolved>, SessionError> {
     let mut ssh = Command::new("ssh");
-    Ok(Arc::new(resolver::ask(ssh.args(["-F", "none", "-G", "--", "localhost"])).await?.0))
+    // Changes nothing, but is refused by an ssh that is too old to read a run's ssh_config. Better now than when machines are
+    // up.
+    ssh.args(["-F", "none", "-o", "ProxyJump=none", "-G", "--", "localhost"]);
+    let (defaults, _) = resolver::ask(&mut ssh).await.map_err(|error| {
+        match error.message.contains("Bad configuration option") {
+            true => error.help("the OpenSSH client is too old: tsunami needs 7.3 or later"),
+            false => error,
+        }
+    })?;
+    Ok(Arc::new(defaults))
 }
 
 /// The key exchanges to offer, unless somebody said which, given those that ssh offers by itself.
 pub(crate) fn preferred_kex(defaults: &Resolved) -> Option<String> {
     let offered = defaults.get("kexalgorithms").unwrap_or_default();
     let wanted = ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"];
-    let wanted: Vec<_> = wanted.into_iter().filter(|kex| offered.split(',').any(|it| it == *kex)).collect();
-    (!wanted.is_empty()).then(|| format!("^{}", wanted.join(",")))
+    let is_wanted = |kex: &&str| wanted.contains(kex);
+    let first = wanted.into_iter().filter(|kex| offered.split(',').any(|it| it == *kex));
+    // `^` would say the same, but not to OpenSSH before 8.1.
+    let all: Vec<_> = first.chain(offered.split(',').filter(|kex| !is_wanted(kex))).collect();
+    offered.split(',').any(|kex| is_wanted(&kex)).then(|| all.join(","))
 }
 
 #[async_trait]
@@ -514,11 +526,14 @@ mod tests {
             (
                 "mlkem768x25519-sha256,sntrup761x25519-sha512,curve25519-sha256,curve25519-sha256@libssh.org,\
                  ecdh-sha2-nistp256",
-                Some("^mlkem768x25519-sha256,curve25519-sha256,curve25519-sha256@libssh.org"),
+                Some(
+                    "mlkem768x25519-sha256,curve25519-sha256,curve25519-sha256@libssh.org,\
+                      sntrup761x25519-sha512,ecdh-sha2-nistp256",
+                ),
             ),
             (
                 "sntrup761x25519-sha512@openssh.com,curve25519-sha256,curve25519-sha256@libssh.org",
-                Some("^curve25519-sha256,curve25519-sha256@libssh.org"),
+                Some("curve25519-sha256,curve25519-sha256@libssh.org,sntrup761x25519-sha512@openssh.com"),
             ),
             ("ecdh-sha2-nistp256", None),
         ] {

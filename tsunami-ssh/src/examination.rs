@@ -69,10 +69,13 @@ async fn program() -> Finding {
     }
     let version = version.split(',').next().unwrap_or_default();
     match ask_defaults().await {
-        Err(error) => Finding::failed("ssh", format!("{version}: {}", ErrorChain(&error))),
+        Err(error) => {
+            let finding = Finding::failed("ssh", format!("{version}: {}", ErrorChain(&error)));
+            error.help.iter().fold(finding, |finding, help| finding.fix(help))
+        }
         Ok(defaults) => {
             let kex = preferred_kex(&defaults);
-            let kex = kex.as_deref().map(|kex| kex.trim_start_matches('^').split(',').next().unwrap_or(kex));
+            let kex = kex.as_deref().map(|kex| kex.split(',').next().unwrap_or(kex));
             Finding::ok(
                 "ssh",
                 format!("{version}; keys are exchanged by {}", kex.unwrap_or("its own default")),

@@ -11,11 +11,12 @@ use aws_sdk_ec2::types::{
 };
 use aws_smithy_types::Blob;
 use tsunami_core::registry::Finding;
-use tsunami_core::{Deadline, LaunchRequest, MachineSpec, RunId};
+use tsunami_core::{Deadline, LaunchRequest, MachineSpec, RunFilter, RunId};
 
 use super::{ExaminedGroup, is_denied, listed};
 use crate::error::{AwsError, Result};
-use crate::tag;
+use crate::region::Region;
+use crate::{inventory, tag};
 
 /// A key that nobody has, for a request that is not carried out.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJhQ1mY0rN3Lk4T7m8O1x9vHb2cQnT6yZr0eWfXkUd5g";
@@ -47,10 +48,22 @@ pub(super) async fn examine(group: &ExaminedGroup<'_>) -> Vec<Finding> {
     if !allowed.is_empty() {
         findings.push(Finding::ok(check.clone(), format!("{} would be allowed", listed(&allowed))));
     }
+    findings.extend(unlisted(group.region).await);
     let untold =
         if untold.is_empty() { String::new() } else { format!("{} can't be tried; ", untold.join(", ")) };
     findings.push(Finding::not_checked(check, format!("{untold}{UNTOLD}")));
     findings
+}
+
+/// What the caller may not list: nobody would know whether it is gone when a run ends, and that of machines ends the run as
+/// soon as it has some.
+async fn unlisted(region: &Region) -> Vec<Finding> {
+    let nobodys = RunFilter::Run(RunId::generate(SystemTime::now(), fastrand::u64(..)));
+    let (machines, others) =
+        tokio::join!(inventory::instances(region, &nobodys), inventory::resources(region, &nobodys));
+    let failures = machines.err().into_iter().chain(others.into_iter().filter_map(|(_, found)| found.err()));
+    let refused = failures.filter(is_denied);
+    refused.map(|it| Finding::refused(format!("permission for {}", it.operation), &it.into())).collect()
 }
 
 /// The requests of a launch, tagged as those are, for permissions may depend on tags.

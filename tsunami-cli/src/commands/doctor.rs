@@ -1,11 +1,13 @@
 //! `tsunami doctor`: what would keep runs from being made, or from going well, and what mends it.
 
 use std::fmt::Write as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::statvfs;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -228,12 +230,14 @@ fn this_computer(state: Result<&RunStore, &CoreError>) -> Vec<Finding> {
 fn directory(check: &str, path: &Path, elsewhere: &str) -> Finding {
     let shown = path.display();
     let quoted = shell_word(path);
-    // What isn't there is made in what is.
-    let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
-    if let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
-        let found = format!("{} can't be written to: {error}", there.display());
-        return Finding::failed(check, found)
-            .fix(format!("chmod u+rwx {}  # or: {elsewhere}", shell_word(there)));
+    let there = nearest(path);
+    if let Err(error) = try_to_make(there) {
+        let here = shell_word(there);
+        return unwritable(check, there, &error).fix(match error.kind() {
+            io::ErrorKind::PermissionDenied => format!("chmod u+rwx {here}  # or: {elsewhere}"),
+            io::ErrorKind::NotADirectory => format!("mv {here} {here}.old  # or: {elsewhere}"),
+            _ => elsewhere.to_owned(),
+        });
     }
     if let Err(error) = private::check_directory(path)
         && path.exists()
@@ -257,12 +261,14 @@ fn directory(check: &str, path: &Path, elsewhere: &str) -> Finding {
 /// Where results go unless somebody says otherwise.
 fn results(path: &Path) -> Finding {
     let (check, place) = ("results", std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
-    let there = place.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&place);
-    let shown = place.display();
-    match (access(there, Access::WRITE_OK | Access::EXEC_OK), free_gib(there)) {
+    let (there, shown) = (nearest(&place), place.display());
+    match (try_to_make(there), free_gib(there)) {
+        (Err(error), _) if error.kind() == io::ErrorKind::NotADirectory => {
+            let here = shell_word(there);
+            unwritable(check, there, &error).fix(format!("mv {here} {here}.old  # or give `-o DIR`"))
+        }
         (Err(error), _) => {
-            Finding::failed(check, format!("{} can't be written to: {error}", there.display()))
-                .fix("cd  # to where you may write; or give `-o DIR`")
+            unwritable(check, there, &error).fix("cd  # to where you may write; or give `-o DIR`")
         }
         (Ok(()), Some(free)) if free < LITTLE_ROOM_GIB => {
             Finding::warning(check, format!("{shown} has less than {LITTLE_ROOM_GIB} GiB of room"))
@@ -270,6 +276,23 @@ fn results(path: &Path) -> Finding {
         }
         (Ok(()), _) => Finding::ok(check, format!("go to {shown}")),
     }
+}
+
+/// What there is of a path: what isn't is made in it.
+fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).unwrap_or(path)
+}
+
+/// Makes a directory in another and removes it: permissions don't tell whether that can be done. Root may write
+/// everywhere, but nobody makes anything in `/proc`, or where a file system is mounted read-only.
+fn try_to_make(directory: &Path) -> io::Result<()> {
+    let tried = directory.join(format!(".tsunami-doctor-{}", std::process::id()));
+    fs::create_dir(&tried)?;
+    fs::remove_dir(&tried)
+}
+
+fn unwritable(check: &str, place: &Path, error: &io::Error) -> Finding {
+    Finding::failed(check, format!("{} can't be written to: {error}", place.display()))
 }
 
 fn free_gib(path: &Path) -> Option<u64> {
@@ -317,6 +340,9 @@ fn runs(state: &RunStore) -> Vec<Finding> {
             findings.push(Finding::warning(check, format!("it is left alone: {}", ErrorChain(&error))));
         } else if run.is_abandoned() {
             let found = "it was abandoned by its controller, and something may be left of it";
+            findings.push(Finding::warning(check, found).fix(format!("tsunami down {id}")));
+        } else if let Some(error) = run.damage() {
+            let found = ErrorChain(&error).to_string();
             findings.push(Finding::warning(check, found).fix(format!("tsunami down {id}")));
         }
     }
@@ -449,7 +475,6 @@ fn within(budget: f64, most: Option<f64>) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -465,6 +490,15 @@ mod tests {
         let expected = format!("chmod go-w {}  # or: export XDG_STATE_HOME=x", made.display());
         assert_eq!((open.result, open.fix), (FindingResult::Failed, Some(expected)));
         assert_eq!(results(root.path()).result, FindingResult::Ok);
+        let file = root.path().join("results");
+        fs::write(&file, "").unwrap();
+        let taken = format!("mv {0} {0}.old  # or", file.display());
+        for found in [results(&file), results(&file.join("x")), directory("state", &file.join("x/y"), "x")] {
+            assert!(found.is_failed() && found.fix.clone().unwrap().starts_with(&taken), "{found:?}");
+        }
+        // Permissions let root write here.
+        let nowhere = directory("state", Path::new("/proc/nope/runs"), "export XDG_STATE_HOME=x");
+        assert!(nowhere.is_failed() && nowhere.fix.unwrap().ends_with("export XDG_STATE_HOME=x"));
 
         assert_eq!(open_files(Some(65_536)).result, FindingResult::Ok);
         let few = open_files(Some(256));

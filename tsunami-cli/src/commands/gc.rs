@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tsunami_core::registry::{Backend, Registry};
 use tsunami_core::results::json as to_json;
-use tsunami_core::{Error as CoreError, RunEntry, RunId, RunStore, Tsunami};
+use tsunami_core::{Error as CoreError, ErrorChain, RunEntry, RunId, RunStore, Tsunami};
 
 use super::{Context, Execute};
 use crate::args::CloudArgs;
@@ -93,13 +93,27 @@ impl Execute for Gc {
                     status = REMAINS;
                 } else if directory.is_abandoned() {
                     rows.push(own(registry, directory, &state, dry_run).await);
+                } else if let Some(error) = directory.damage() {
+                    let id = directory.id();
+                    say(&format!(
+                        "{id} may have been kept: {}; `tsunami down {id}` ends it",
+                        ErrorChain(&error)
+                    ));
+                    status = REMAINS;
                 }
             }
         }
         // Whoever asks for their own only has perhaps no account at all.
         if !mine || cloud.is_asked() {
             let survey = backend::survey(registry, &state, cloud, true);
-            for surveyed in saying("looking for runs by tag", survey).await? {
+            let surveyed = saying("looking for runs by tag", survey).await.map_err(|error| match error {
+                // Nobody asked for what this program lacks.
+                Error::Usage(why) if !cloud.is_asked() => Error::Usage(format!(
+                    "{why}; `tsunami gc --mine` removes what runs of this computer alone have left"
+                )),
+                error => error,
+            });
+            for surveyed in surveyed? {
                 status = status.max(surveyed.tell());
                 let Ok((Backend { provider, connector, .. }, survey)) = surveyed.found else { continue };
                 for failure in &survey.failures {

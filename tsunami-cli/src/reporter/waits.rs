@@ -158,10 +158,13 @@ impl Waits {
         match self.phase {
             Phase::Before => Some((false, BEFORE.to_owned())),
             Phase::Over => None,
+            Phase::Ending if self.launched == 0 => {
+                Some((false, "until what was made for them is gone".to_owned()))
+            }
             Phase::Ending => Some((false, format!("until {} gone", are(self.launched)))),
             Phase::Trials => {
                 let Some(step @ Step { name, running, ended, begun }) = &self.step else {
-                    return Some((false, "what goes before and after a trial's steps".to_owned()));
+                    return Some((false, "for what goes before and after a trial's steps".to_owned()));
                 };
                 let on = self.names(|name, _| running.values().any(|it| it == name));
                 Some(match (running.is_empty(), ended.is_empty(), self.sign(step)) {
@@ -326,5 +329,8 @@ mod tests {
         );
         assert_eq!(after(&at(5.0, TearingDown { reason: "done".into() })), "until 2 machines are gone");
         assert_eq!(after(&events[events.len() - 1]), "");
+        let mut waits = Waits::default();
+        waits.event(&at(0.0, TearingDown { reason: "no capacity".into() }));
+        assert_eq!(waits.words().unwrap().1, "until what was made for them is gone");
     }
 }

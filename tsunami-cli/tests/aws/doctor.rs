@@ -74,12 +74,14 @@ fn what_an_account_lacks_is_said_with_what_mends_it_and_nothing_is_made() {
     });
     assert!(changing.clone().count() >= 5 && changing.clone().all(|call| call.params["DryRun"] == "true"));
 
-    // A permission that a run needs, and one that it doesn't.
-    emulator
-        .post("permissions", &json!({"deny": ["ec2:CreateLaunchTemplate", "ec2:GetSpotPlacementScores"]}));
+    // Permissions that a run needs, to make and to find what it has made, and one that it doesn't.
+    let denied = ["ec2:CreateLaunchTemplate", "ec2:DescribeKeyPairs", "ec2:GetSpotPlacementScores"];
+    emulator.post("permissions", &json!({"deny": denied}));
     let all = found(doctor(&cloud, PLAIN, ""), 3);
-    let [result, _, fix] = of(&all, "permission for CreateLaunchTemplate");
-    assert!(result == "failed" && fix.contains("lack the permission ec2:CreateLaunchTemplate"), "{fix}");
+    for needed in ["CreateLaunchTemplate", "DescribeKeyPairs"] {
+        let [result, _, fix] = of(&all, &format!("permission for {needed}"));
+        assert!(result == "failed" && fix.contains(&format!("lack the permission ec2:{needed}")), "{fix}");
+    }
     let [result, found_, _] = of(&all, "spot capacity of a");
     assert!(result == "not checked" && found_.contains("which no run needs"), "{found_}");
     emulator.post("permissions", &json!({"deny": []}));

@@ -1,9 +1,10 @@
 //! Bad input: a clear error with its place, exit status 2, and nothing started.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use crate::world::{World, eventually};
+use crate::world::{Ended, World, checks, eventually, of};
 
 #[track_caller]
 fn refused(text: &str, says: &[&str]) {
@@ -60,7 +61,12 @@ fn a_group_without_machines_is_no_group() {
 #[test]
 fn what_is_not_built_in_says_so() {
     // Without EC2, that is all there is to say of such a file.
-    let of_ec2: &[&str] = match World::new().has_ec2() {
+    let world = World::new();
+    let has_ec2 = world.has_ec2();
+    if !has_ec2 {
+        world.tsunami(["gc", "--dry-run"]).assert_status(2).assert_says(&["tsunami gc --mine"]);
+    }
+    let of_ec2: &[&str] = match has_ec2 {
         true => &["x.toml:3:8", "no `instance`"],
         false => &["x.toml:2:12", "this tsunami was built without the provider \"aws\"; `cargo install"],
     };
@@ -85,6 +91,8 @@ fn results_go_to_a_new_directory_that_can_be_written() {
         .assert_says(&["/dev/null/x"]);
     fs::create_dir(world.path("work/full")).unwrap();
     world.write("full/file", "");
+    world.write("results", "in the way");
+    world.tsunami([&"run".into(), &file]).assert_status(2).assert_says(&["results", "`-o DIR`"]);
     world
         .tsunami([&"run".into(), &file, &"-o".into(), &"full".into()])
         .assert_status(2)
@@ -100,6 +108,18 @@ fn a_missing_tool_is_named_with_what_installs_it() {
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("not installed") && stderr.contains("apt-get install"), "{stderr}");
+    // An ssh that can't read what a run gives it, as OpenSSH 7.2 says it.
+    let old = "#!/bin/sh\n[ \"$1\" != -V ] || { echo OpenSSH_7.2p2 >&2; exit 0; }\n\
+               echo 'command-line: line 0: Bad configuration option: proxyjump' >&2\nexit 255\n";
+    let ssh = world.write("ssh", old);
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", world.path("work").display(), std::env::var("PATH").unwrap());
+    let ended = |command: &mut Command| Ended::from(command.env("PATH", &path).output().unwrap());
+    let run = ended(&mut world.command([&"run".into(), &file]));
+    run.assert_status(2).assert_says(&["needs 7.3 or later"]);
+    assert!(!run.stderr.contains("launching"), "{run:?}");
+    let all = checks(ended(&mut world.command(["doctor", "--json"])).assert_status(2));
+    assert!(of(&all, "ssh")[2].contains("needs 7.3 or later"), "{all:?}");
     world.assert_clean();
 }
 
@@ -108,7 +128,16 @@ fn a_state_directory_that_cannot_be_written_starts_nothing() {
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.a]\n");
     fs::write(world.path("state/tsunami"), "in the way").unwrap();
-    world.tsunami([&"run".into(), &file]).assert_status(2).assert_says(&["record", "tsunami"]);
+    world.tsunami([&"run".into(), &file]).assert_status(2).assert_says(&[
+        "record",
+        "tsunami",
+        "XDG_STATE_HOME",
+    ]);
+    // A path that is elsewhere for each working directory is none.
+    let mut run = world.command([&"run".into(), &file]);
+    let run = Ended::from(run.env_remove("XDG_STATE_HOME").env("HOME", "here").output().unwrap());
+    run.assert_status(2).assert_says(&["neither HOME nor XDG_STATE_HOME is the whole path"]);
+    assert!(!world.path("work/here").exists());
     world.assert_no_processes();
 }
 

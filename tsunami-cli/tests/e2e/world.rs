@@ -233,6 +233,16 @@ impl Ended {
         }
         self
     }
+
+    /// Looks at standard output, whose lines may break between any two words: where, depends on how long paths are.
+    #[track_caller]
+    pub(crate) fn assert_shows(&self, parts: &[&str]) -> &Self {
+        let words = self.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in parts {
+            assert!(words.contains(part), "no `{part}` in:\n{}", self.stdout);
+        }
+        self
+    }
 }
 
 /// The checks of an answer of `doctor`'s in JSON, which is all that standard output holds, by their names.

@@ -43,6 +43,8 @@ pub(super) struct FileTrials<'a> {
 
 impl FileTrials<'_> {
     fn steps(&self, trial: Trial, per: Per) -> Steps<'_> {
+        // What is measured without the server that it is about is no measurement, however that ended.
+        trial.services_go_on();
         let parameters = Arc::new(trial.parameters().clone());
         let (experiment, results, unread) = (self.experiment, self.results, Mutex::default());
         Steps { experiment, results, trial, per, parameters, unread }
@@ -84,12 +86,7 @@ impl Measure for FileTrials<'_> {
             steps.reset().await?;
         }
         steps.clean().await?;
-        steps.all().await?;
-        if steps.trial.has_ended() {
-            return Ok(());
-        }
-        // What is measured without the server that it is about is no measurement, however that ended.
-        steps.trial.ended_services(|error| steps.ended_too_soon(error)).await.map_or(Ok(()), Err)
+        steps.all().await
     }
 
     fn traces(&self) -> Option<PathBuf> {
@@ -119,18 +116,6 @@ impl Steps<'_> {
     /// The steps that are done now, in order.
     fn own(&self) -> impl Iterator<Item = &Step> {
         self.experiment.steps.iter().filter(|step| step.per == self.per)
-    }
-
-    /// What to do about a service that has ended well before the trial did.
-    fn ended_too_soon(&self, error: Error) -> Error {
-        let Error::Command { machine, stage, command, exit, .. } = &error else { return error };
-        match self.trial.host(machine) {
-            Ok(host) if exit.success() => host.stage(stage).error(format!(
-                "`{command}` ended with status 0 before the trial did, and a `start` goes on until then. If it may end by itself, \
-                 let something else go on: `…; sleep infinity`"
-            )),
-            _ => error,
-        }
     }
 
     /// Does what is done between trials.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -1218,11 +1219,15 @@ impl Session for FakeSession {
             }
             Ok(reply.exit)
         };
+        let mut done = pin!(self.cloud.session_call(Call::Exec, running, ended));
         let done = tokio::select! {
             biased;
-            () = cancel.cancelled() => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
+            // One that has ended by itself says how.
+            () = cancel.cancelled() => done.as_mut().now_or_never().unwrap_or_else(|| {
+                Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled"))
+            }),
             error = self.broken() => Err(error),
-            done = self.cloud.session_call(Call::Exec, running, ended) => done,
+            done = &mut done => done,
         };
         self.cloud.alive().await;
         done

@@ -1,5 +1,7 @@
 //! Commands in a trial, to their end or in the background.
 
+use std::sync::atomic::Ordering;
+
 use serde::de::DeserializeOwned;
 
 use super::{Collect, Ready, TrialHost};
@@ -192,19 +194,33 @@ impl Background {
         let ended = process.stop().await;
         // What else goes wrong now only follows from that.
         let _ = collected(&host, collect.as_ref()).await;
-        ended.map(|output| output.map(|output| ended_early(&host, line, &output))).unwrap_or_else(Some)
+        ended.map(|output| output.map(|output| ended_too_soon(&host, line, &output))).unwrap_or_else(Some)
     }
 
-    /// Ends it and brings its files home. One that failed before its time is an error.
+    /// Ends it and brings its files home. One that failed before its time is an error, and where services go on until the
+    /// trial ends, so is one that succeeded.
     pub(super) async fn stop(self) -> Result<(), Error> {
         let Self { host, line, collect, process } = self;
+        let trial = &host.trial.inner;
+        let goes_on = trial.services_go_on.load(Ordering::Relaxed) && !trial.over.is_cancelled();
         let ended = process.stop().await;
         let collected = collected(&host, collect.as_ref()).await;
         match ended? {
-            Some(output) if !output.exit.success() => Err(ended_early(&host, line, &output)),
+            Some(output) if goes_on || !output.exit.success() => Err(ended_too_soon(&host, line, &output)),
             _ => collected,
         }
     }
+}
+
+/// The error of a service that ended by itself before the trial did.
+fn ended_too_soon(host: &Host, line: String, output: &Output) -> Error {
+    if output.exit.success() {
+        return host.error(format!(
+            "`{line}` ended with status 0 before the trial did, and a `start` goes on until then. If it may end by itself, \
+             let something else go on: `…; sleep infinity`"
+        ));
+    }
+    ended_early(host, line, output)
 }
 
 /// The error of a background command that ended by itself while it was needed.

@@ -45,6 +45,7 @@ mod sweep;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -106,6 +107,8 @@ struct TrialInner {
     sweep: Option<Progress>,
     /// Ends all that the trial has begun.
     over: CancellationToken,
+    /// Whether a service that ends with status 0 before the trial does is an error.
+    services_go_on: AtomicBool,
     /// What goes on until the trial ends, by the number of its [`Service`].
     services: Mutex<Vec<Option<Background>>>,
     /// The machines that commands were begun on.
@@ -198,6 +201,7 @@ impl Trial {
                 cluster: cluster.clone(),
                 machines: cluster.hosts().iter().map(MachineContext::of).collect::<Vec<_>>().into(),
                 over: CancellationToken::new(),
+                services_go_on: AtomicBool::new(false),
                 services: Mutex::default(),
                 used: Mutex::default(),
                 kept: Kept::default(),
@@ -323,18 +327,24 @@ impl Trial {
         lock(&self.inner.services)
     }
 
-    /// Lets go of the services that have ended by themselves, and returns how they did, as one error of those that each is
-    /// told as.
-    pub(crate) async fn ended_services(&self, tell: impl Fn(Error) -> Error) -> Option<Error> {
+    /// Has services go on until the trial ends: one that ends before is an error, however it did.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn services_go_on(&self) {
+        self.inner.services_go_on.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets go of the services that have ended by themselves, and returns how they did, as one error.
+    async fn ended_services(&self) -> Option<Error> {
         let ended: Vec<Background> = {
             let mut services = self.services();
             services.iter_mut().filter_map(|service| service.take_if(|service| service.has_ended())).collect()
         };
         let errors = in_time(ended.into_iter().map(Background::ended)).await;
-        gravest(errors.into_iter().flatten().map(tell).collect())
+        gravest(errors.into_iter().flatten().collect())
     }
 
-    /// Ends what was started, all at once, and brings its files home.
+    /// Ends what was started, all at once, and brings its files home. The machine of each says whether it still ran: what
+    /// has been heard of it depends on how long that was under way.
     async fn stop_services(&self) -> Result<(), Error> {
         let services: Vec<Background> = std::mem::take(&mut *self.services()).into_iter().flatten().collect();
         let stopped = in_time(services.into_iter().map(Background::stop)).await;

@@ -856,7 +856,7 @@ fn is_own_disk(error: &Error) -> bool {
 
 /// How services ended that were to go on for all trials, if some did.
 async fn ended_services(prepared: Option<&Trial>) -> Option<Error> {
-    prepared?.ended_services(std::convert::identity).await
+    prepared?.ended_services().await
 }
 
 /// Why no other trial is done.

@@ -257,34 +257,45 @@ impl Commands {
         Err(no_shell(&self.machine, outputs.words().trim()))
     }
 
-    /// Ends a process group that a command of the run has made, and says whether it is gone. The supervisor of a list
-    /// begins no other command then.
-    async fn end(&self, group: u32, supervisor: Option<u32>) -> bool {
+    /// Ends a process group that a command of the run has made. The supervisor of a list begins no other command then.
+    async fn end(&self, group: u32, supervisor: Option<u32>) -> Killed {
         let ending = async {
             let line = supervisor::kill_line(self.machine.run.as_str(), group, supervisor).ok()?;
             if let Some(kept) = self.pool.take_attendant()
-                && let Some(gone) = self.told_to_end(kept, &line).await
+                && let Some(killed) = self.told_to_end(kept, &line).await
             {
-                return Some(gone);
+                return Some(killed);
             }
             // Another command is being ended by it, it runs a script, or the machine has lost it.
             self.told_to_end(Attendant::new(self.pool.shell_to_end().await.ok()?), &line).await
         };
         let connecting = if self.pool.has_one_channel() { ANSWER_TIMEOUT } else { Duration::ZERO };
-        timeout(END_TIMEOUT + connecting, ending).await.ok().flatten().unwrap_or(false)
+        timeout(END_TIMEOUT + connecting, ending).await.ok().flatten().unwrap_or(Killed::Left)
     }
 
-    /// Has an attendant end a process group, and says whether that is gone; `None` if it says nothing of it.
-    async fn told_to_end(&self, by: Attendant, line: &Line) -> Option<bool> {
+    /// Has an attendant end a process group; `None` if it says nothing of it.
+    async fn told_to_end(&self, by: Attendant, line: &Line) -> Option<Killed> {
         match self.asked(by, line).await {
             Ok(Answer::Ended { stdout, .. }) => match stdout.trim_ascii() {
-                b"gone" => Some(true),
-                b"left" => Some(false),
+                b"over" => Some(Killed::Over),
+                b"gone" => Some(Killed::Gone),
+                b"left" => Some(Killed::Left),
                 _ => None,
             },
             _ => None,
         }
     }
+}
+
+/// What became of a process group that was to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Killed {
+    /// Its command had ended by itself. Nothing of it runs.
+    Over,
+    /// Nothing of it runs any more.
+    Gone,
+    /// Some of it may still run.
+    Left,
 }
 
 /// What a command reads.
@@ -407,10 +418,11 @@ impl Supervised {
         let first = (index, headers.len(), output);
         let mut pump = Pump::new(commands, slot, outputs, &mark, observer, first);
         let stopped = pump.run(&stop).await;
-        if let (Some(consumed), false) = (consumed, stopped) {
+        let is_consumed = match consumed {
             // Closing the channel would cut off what is still on its way.
-            let _ = stop.run_until_cancelled(consumed).await;
-        }
+            Some(consumed) if !stopped => stop.run_until_cancelled(consumed).await.is_some(),
+            consumed => consumed.is_none(),
+        };
         // With the channel closed, whoever still feeds it finds out.
         drop(channel);
         let fed = match feeding {
@@ -425,7 +437,7 @@ impl Supervised {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 Err(local("cannot read what to send", error))
             }
-            _ => pump.outcome(stopped).await,
+            _ => pump.outcome(stopped, is_consumed).await,
         }
     }
 }
@@ -455,8 +467,11 @@ fn local(message: &str, error: io::Error) -> SessionError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::task::{Context, Poll};
     use std::time::SystemTime;
 
+    use tokio::time::sleep;
     use tsunami_core::{MachineId, MachineState, RunId, Stream};
 
     use super::*;
@@ -525,6 +540,51 @@ mod tests {
         let (command, cancel) = (Command::shell("exit 3"), CancellationToken::new());
         let exit = commands.run(&command, Input::Given(Stdin::Null), None, Arc::new(()), &cancel).await;
         assert_eq!(exit.unwrap(), Exit::Status(3));
+    }
+
+    /// Takes nothing yet, so that nothing is known here of how the command does.
+    struct Full;
+
+    impl OutputSink for Full {
+        fn write(&self, _: Stream, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn poll_ready(&self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_had_ended_by_itself_says_how_when_it_is_cancelled() {
+        let commands = commands_on(Fake::with(10, 1)).await;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("process");
+        for (rest, expected) in
+            [("exit 3", Some(Exit::Status(3))), ("exit 0", Some(Exit::Status(0))), ("echo lost", None)]
+        {
+            let command = Command::shell(format!("echo $$ >\"$1\"; {rest}")).arg(&file);
+            let cancel = CancellationToken::new();
+            let cancelling = async {
+                let process = loop {
+                    match std::fs::read_to_string(&file) {
+                        Ok(process) if process.ends_with('\n') => break process,
+                        _ => sleep(Duration::from_millis(10)).await,
+                    }
+                };
+                while Path::new("/proc").join(process.trim()).exists() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                std::fs::remove_file(&file).unwrap();
+                cancel.cancel();
+            };
+            let input = Input::Given(Stdin::Null);
+            let (ended, ()) =
+                tokio::join!(commands.run(&command, input, None, Arc::new(Full), &cancel), cancelling);
+            // What nobody has seen all of was cut off.
+            let expected = expected.ok_or(SessionErrorKind::Cancelled);
+            assert_eq!(ended.map_err(|error| error.kind), expected, "{rest}");
+        }
     }
 
     /// Counts the commands that had a turn.

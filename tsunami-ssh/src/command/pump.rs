@@ -15,7 +15,7 @@ use tsunami_core::{Exit, OutputSink, SequenceObserver, SessionError, SessionErro
 
 use super::conversation::Outputs;
 use super::supervisor::{Piece, Status, StatusDecoder};
-use super::{Commands, TRAILING_OUTPUT_TIMEOUT, local};
+use super::{Commands, Killed, TRAILING_OUTPUT_TIMEOUT, local};
 use crate::pool::Slot;
 use crate::shell::Preamble;
 use crate::transport::Output;
@@ -79,6 +79,8 @@ pub(super) struct Pump {
     output: Arc<dyn OutputSink>,
     /// Whether what comes is thrown away: the command is ended, and nobody takes it.
     discards: bool,
+    /// Whether some was.
+    has_discarded: bool,
     supervisor: Option<u32>,
     group: Option<u32>,
     exit: Option<Exit>,
@@ -90,7 +92,7 @@ pub(super) struct Pump {
     halted: bool,
     no_directory: Option<String>,
     sink_failed: Option<io::Error>,
-    killed: Option<bool>,
+    killed: Option<Killed>,
 }
 
 /// What a conversation came to.
@@ -120,6 +122,7 @@ impl Pump {
             left: count.saturating_sub(1),
             output,
             discards: false,
+            has_discarded: false,
             supervisor: None,
             group: None,
             exit: None,
@@ -153,9 +156,9 @@ impl Pump {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopping => stopping = true,
-                Some(gone) = OptionFuture::from(killing.as_mut()), if killing.is_some() => {
+                Some(killed) = OptionFuture::from(killing.as_mut()), if killing.is_some() => {
                     killing = None;
-                    self.killed = Some(gone && self.killed != Some(false));
+                    self.killed = self.killed.filter(|before| *before == Killed::Left).or(Some(killed));
                 }
                 // Before the reads, which may always be ready.
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => break,
@@ -185,6 +188,10 @@ impl Pump {
                         (told, alarm) = (Some(group), None);
                         killing = Some(Box::pin(async move { commands.end(group, supervisor).await }));
                     }
+                    // How it had ended is on its way.
+                    _ if self.was_over() && !(self.exit.is_some() && self.stdout_is_over()) => {
+                        within(BEGIN_TIMEOUT);
+                    }
                     _ if self.killed.is_some() && self.is_halted() => within(TRAILING_OUTPUT_TIMEOUT),
                     // The next command may have begun before the supervisor was told.
                     _ => within(BEGIN_TIMEOUT),
@@ -197,9 +204,14 @@ impl Pump {
             self.killed = Some(killing.await);
         }
         if !self.is_halted() {
-            self.killed = self.killed.map(|_| false);
+            self.killed = self.killed.map(|_| Killed::Left);
         }
         stopping
+    }
+
+    /// Whether the only command had ended by itself before it was ended. Of a list, the next one may have begun.
+    fn was_over(&self) -> bool {
+        self.killed == Some(Killed::Over) && self.supervisor.is_none()
     }
 
     /// Whether no other command begins in this conversation.
@@ -278,19 +290,25 @@ impl Pump {
     }
 
     fn hand_on(&mut self, stream: Stream, bytes: &[u8]) {
+        self.has_discarded |= self.discards;
         if self.sink_failed.is_none() && !self.discards {
             self.sink_failed = self.output.write(stream, bytes).err();
         }
     }
 
-    /// What all that was seen comes to.
-    pub(super) async fn outcome(self, stopped: bool) -> Result<Ended, SessionError> {
+    /// What all that was seen comes to. A command that was told to end when it had ended by itself counts as ended, if
+    /// whoever takes its output has all of it.
+    pub(super) async fn outcome(self, stopped: bool, is_consumed: bool) -> Result<Ended, SessionError> {
         if let Some(error) = self.sink_failed {
             return Err(local("this computer could not take the command's output", error));
         }
+        let is_whole = is_consumed && !self.has_discarded && self.exit.is_some() && self.stdout_is_over();
         match self.killed {
-            Some(true) => return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled")),
-            Some(false) => {
+            Some(Killed::Over) if is_whole && self.was_over() => {}
+            Some(Killed::Over | Killed::Gone) => {
+                return Err(SessionError::new(SessionErrorKind::Cancelled, "cancelled"));
+            }
+            Some(Killed::Left) => {
                 self.commands.pool.check_connection(&self.slot).await?;
                 let message = "cancelled, and the command may still be running";
                 return Err(SessionError::new(SessionErrorKind::CancelledUnconfirmed, message));
@@ -316,8 +334,10 @@ impl Pump {
             ));
         };
         // Somebody ended the supervisor, so nobody saw how the command ended, or whether.
-        let gone = self.commands.end(group, None).await;
-        let left = if gone { "is gone" } else { "may still be running" };
+        let left = match self.commands.end(group, None).await {
+            Killed::Left => "may still be running",
+            Killed::Over | Killed::Gone => "is gone",
+        };
         let message = format!("the command's supervisor was ended from outside; the command {left}");
         Err(SessionError::new(SessionErrorKind::Remote, message))
     }

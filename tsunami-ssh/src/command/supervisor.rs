@@ -436,6 +436,11 @@ mod tests {
             // All that held it have ended.
             assert_eq!(io::Read::read(&mut stdout, &mut [0]).unwrap(), 0, "{shell:?}");
             command.wait().unwrap();
+            // One that has ended by itself is told of, whatever it has left.
+            let mut command = start("sleep 1000 & echo", "mine");
+            io::Read::read_exact(&mut command.stdout.take().unwrap(), &mut [0]).unwrap();
+            command.wait().unwrap();
+            assert_eq!(kill(&shell, "mine", command.id(), ""), "over", "{shell:?}");
             // A group of somebody else's, with a process of the run's below.
             let mut theirs =
                 start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");
