@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -248,6 +248,12 @@ fn directory(check: &str, path: &Path, elsewhere: &str) -> Finding {
         return Finding::failed(check, found)
             .fix(format!("chmod go-w {}  # or: {elsewhere}", shell_word(place)));
     }
+    if is_noexec(there) {
+        let found = format!(
+            "{shown} is mounted noexec: local machines, which are kept there, run nothing that is uploaded"
+        );
+        return Finding::warning(check, found).fix(elsewhere);
+    }
     match free_gib(there) {
         Some(free) if free < LITTLE_ROOM_GIB => {
             Finding::warning(check, format!("{shown} has less than {LITTLE_ROOM_GIB} GiB of room"))
@@ -298,6 +304,10 @@ fn unwritable(check: &str, place: &Path, error: &io::Error) -> Finding {
 fn free_gib(path: &Path) -> Option<u64> {
     let room = statvfs(path).ok()?;
     Some(room.f_bavail.saturating_mul(room.f_frsize) >> 30)
+}
+
+fn is_noexec(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::NOEXEC))
 }
 
 fn shell_word(path: &Path) -> String {
@@ -489,6 +499,7 @@ mod tests {
         let open = directory("state", &made, "export XDG_STATE_HOME=x");
         let expected = format!("chmod go-w {}  # or: export XDG_STATE_HOME=x", made.display());
         assert_eq!((open.result, open.fix), (FindingResult::Failed, Some(expected)));
+        assert!(!is_noexec(Path::new("/bin/sh")));
         assert_eq!(results(root.path()).result, FindingResult::Ok);
         let file = root.path().join("results");
         fs::write(&file, "").unwrap();
@@ -511,7 +522,7 @@ mod tests {
         assert_eq!(within(2.0, Some(2.0)).result, FindingResult::Ok);
         assert_eq!(within(2.0, Some(2.001)).fix.as_deref(), Some("budget = 2.01"));
         assert!(within(2.0, None).is_failed());
-        assert_eq!(runs(&RunStore::at(root.path())).len(), 1);
+        assert_eq!(runs(&RunStore::at(root.path().join("none"))).len(), 1);
     }
 
     #[test]
