@@ -161,7 +161,7 @@ impl Waits {
             Phase::Ending => Some((false, format!("until {} gone", are(self.launched)))),
             Phase::Trials => {
                 let Some(step @ Step { name, running, ended, begun }) = &self.step else {
-                    return Some((false, "what goes before and after a trial's steps".to_owned()));
+                    return Some((false, "for what goes before and after a trial's steps".to_owned()));
                 };
                 let on = self.names(|name, _| running.values().any(|it| it == name));
                 Some(match (running.is_empty(), ended.is_empty(), self.sign(step)) {

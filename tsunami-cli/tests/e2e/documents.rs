@@ -92,7 +92,7 @@ fn follow(page: &Page) {
 /// A line of output without what other things on this computer have to do with; `None` if it is about nothing else.
 fn calm(line: &str) -> Option<String> {
     let line = line.split("; disturbed: ").next().unwrap_or_default();
-    (!["disturbed", "doesn't count", "waiting for"].iter().any(|word| line.contains(word)))
+    (!["disturbed", "doesn't count", "waiting for", "waiting until"].iter().any(|word| line.contains(word)))
         .then(|| line.to_owned())
 }
 
