@@ -62,10 +62,11 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
     if [ -n "$_tied" ]; then
         {
             IFS= read -r _line <&7
-            kill -s TERM -- "-$_pid"
+            # Where it has just begun, it may have no group yet.
+            kill -s TERM -- "-$_pid" || kill -s TERM "$_pid"
             _tries=0
-            while kill -0 "-$_pid" && [ $((_tries += 1)) -le 50 ]; do sleep 0.1; done
-            kill -s KILL -- "-$_pid"
+            while { kill -0 "-$_pid" || kill -0 "$_pid"; } && [ $((_tries += 1)) -le 50 ]; do sleep 0.1; done
+            kill -s KILL -- "-$_pid" || kill -s KILL "$_pid"
         } >/dev/null 3>&- 4<&- &
         _guard=$!
     fi
