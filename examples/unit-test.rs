@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tsunami_core::testing::{FakeCloud, MachineFault, Reply};
-use tsunami_core::{Error, RunStore, Tsunami};
+use tsunami_core::{Error, ErrorClass, Exit, RunStore, Tsunami};
 use tsunami_examples::{Measurement, measure, plan};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/demo");
@@ -46,5 +46,20 @@ async fn a_client_that_dies_fails_the_experiment_and_nothing_is_left() {
     cloud.machine_fault("client-1", MachineFault::Dies(Duration::from_secs(10)));
     let error = run(&cloud).await.unwrap_err();
     assert!(matches!(error, Error::Lost { machine, .. } if machine == "client-1"));
+    assert!(cloud.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_fails_says_how_and_what_it_wrote() {
+    let cloud = cloud();
+    // Asked before what all tests have in common.
+    cloud.on_command(|machine, command| {
+        let fails = machine == "client-2" && command.to_string().starts_with("bin/load");
+        fails.then(|| Reply::status(3).stderr("connecting\nno route to host\n"))
+    });
+    let error = run(&cloud).await.unwrap_err();
+    let output = error.output().unwrap();
+    assert_eq!((output.exit, output.stderr), (Some(Exit::Status(3)), "connecting\nno route to host"));
+    assert_eq!((error.place(), error.class()), (Some(("client-2", "load")), ErrorClass::Experiment));
     assert!(cloud.is_empty());
 }

@@ -76,6 +76,7 @@
 //! |---|---|
 //! | one command or many, in the background, with a time-out; files | [`Host`], [`HostCommand`], [`Process`] |
 //! | readiness, services, files to bring home, parameters, repetitions | [`trial`] |
+//! | what a sweep came to: compared, in sentences, as a table | [`Report::compare`], [`Report::analysis`], `results::markdown` (feature `experiment`) |
 //! | experiments from files, their results | `experiment`, `results` (feature `experiment`) |
 //! | a run's own token, observer, id or results | [`Tsunami::one_run`] |
 //! | machines that stay up, and coming back to them | [`Tsunami::up`], [`Keep`], [`Tsunami::attach`], [`Tsunami::extend`] |

@@ -378,7 +378,13 @@ pub enum MachineState {
     Gone,
 }
 
-/// Where a machine can be reached.
+/// Where a machine can be reached. Nothing is known by default.
+///
+/// ```
+/// # use tsunami_core::Addresses;
+/// let addresses = Addresses::default().private("10.0.0.7").network("vpc-1").public("198.51.100.7");
+/// assert_eq!((addresses.internal(), addresses.external()), (Some("10.0.0.7"), Some("198.51.100.7")));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Addresses {

@@ -224,7 +224,8 @@ struct Inner {
     machine_faults: Vec<(String, MachineFault)>,
     hooks: BTreeMap<u32, Hook>,
     call_hooks: BTreeMap<(Call, u32), Hook>,
-    on_command: Option<CommandHandler>,
+    /// The last one is asked first.
+    on_command: Vec<CommandHandler>,
     on_dial: Option<DialHandler>,
     /// By their machines and their absolute paths.
     files: BTreeMap<(MachineId, PathBuf), Vec<u8>>,
@@ -342,7 +343,7 @@ impl FakeCloud {
             machine_faults: Vec::new(),
             hooks: BTreeMap::new(),
             call_hooks: BTreeMap::new(),
-            on_command: None,
+            on_command: Vec::new(),
             on_dial: None,
             files: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -430,12 +431,13 @@ impl FakeCloud {
         self.befallen.send_replace(());
     }
 
-    /// Decides how commands end, given the machine's name. `None` leaves it to the fake's own shell.
+    /// Decides how commands end, given the machine's name. `None` leaves it to what was given here before, and in the end to
+    /// the fake's own shell: so a test adds what is its own to a cloud that several tests have in common.
     ///
     /// A command as text is what errors call it: a shell line without its arguments, a program with its own, unquoted. What
     /// the engine and [`Host::write`](crate::Host::write) run for themselves comes here, too.
     pub fn on_command(&self, handler: impl Fn(&str, &Command) -> Option<Reply> + Send + Sync + 'static) {
-        self.lock().on_command = Some(Arc::new(handler));
+        self.lock().on_command.push(Arc::new(handler));
     }
 
     /// Decides what listens on ports, given the name of the machine that connects, the host and the port: the other end of
@@ -1180,8 +1182,8 @@ impl Session for FakeSession {
         cancel: &CancellationToken,
     ) -> Result<Exit, SessionError> {
         self.cloud.lock().log.push((self.name.clone(), command.to_string()));
-        let handler = self.cloud.lock().on_command.clone();
-        let reply = match handler.and_then(|handler| handler(&self.name, command)) {
+        let handlers = self.cloud.lock().on_command.clone();
+        let reply = match handlers.iter().rev().find_map(|handler| handler(&self.name, command)) {
             Some(reply) => reply,
             None => self.shell(command)?,
         };
