@@ -346,18 +346,24 @@ impl RunEntry {
         }
     }
 
-    /// Forgets the run. Only for when everything it created is confirmed gone.
-    pub(crate) fn remove(&self) -> Result<(), Error> {
+    /// Forgets the run, and lets go of its lock, if this process has that. Only for when everything it created is
+    /// confirmed gone.
+    pub(crate) fn remove(&self, lock: Option<RunLock>) -> Result<(), Error> {
         match self.check() {
             Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
             checked => checked?,
         }
         // Moved away first, so that no run is ever seen without its record.
         let old = self.path.with_file_name(format!(".old-{}", self.id()));
-        match fs::rename(&self.path, &old).and_then(|()| fs::remove_dir_all(&old)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Record { action: "remove", path: self.path.clone(), source: error })
-            }
+        let failed = |path: &Path, source| Error::record("remove", path, source);
+        match fs::rename(&self.path, &old) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            moved => moved.map_err(|error| failed(&self.path, error))?,
+        }
+        // Over NFS and FUSE, what is open stays in its directory by another name, and keeps that.
+        drop(lock);
+        match fs::remove_dir_all(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&old, error)),
             _ => Ok(()),
         }
     }
@@ -458,7 +464,7 @@ mod tests {
         let written = fs::read_to_string(directory.path.join("record.json")).unwrap();
         assert!(written.starts_with(&format!("{{\n  \"schema\": {RECORD_SCHEMA},\n")), "{written}");
         drop(directory.lock().unwrap().unwrap());
-        directory.remove().unwrap();
+        directory.remove(None).unwrap();
         assert_eq!(state.runs().unwrap(), []);
     }
 
@@ -483,7 +489,7 @@ mod tests {
         refused("record", newer.record().map(drop));
         refused("machines", newer.machines().map(drop));
         refused("lock", newer.is_controlled().map(drop));
-        refused("removal", newer.remove());
+        refused("removal", newer.remove(None));
         assert_eq!(fs::read_to_string(newer.path.join("record.json")).unwrap(), later);
         assert!(!newer.path.join("lock").exists());
     }
@@ -533,7 +539,7 @@ mod tests {
             if path.extension().is_none() {
                 refused("machines", directory.machines().map(drop));
                 refused("lock", directory.is_controlled().map(drop));
-                refused("removal", directory.remove());
+                refused("removal", directory.remove(None));
             }
         };
         for (path, before) in

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,8 +31,19 @@ pub(crate) struct Janitor {
 }
 
 impl Janitor {
-    /// Starts a janitor with a private directory of a new name: `XXXXXX` at the end of a template is replaced.
+    /// Starts a janitor with a private directory of a new name: `XXXXXX` at the end of a template is replaced. It is
+    /// where sockets can be, or made by the last of the templates.
     pub(crate) fn start(templates: &[PathBuf]) -> io::Result<Self> {
+        let janitor = Self::start_in(templates)?;
+        let made_by = |template: &PathBuf| template.parent() == janitor.directory.parent();
+        let others = templates.iter().position(made_by).map(|at| &templates[at + 1..]);
+        match others.filter(|others| !others.is_empty()) {
+            Some(others) if takes_sockets(&janitor.directory).is_err() => Self::start(others),
+            _ => Ok(janitor),
+        }
+    }
+
+    fn start_in(templates: &[PathBuf]) -> io::Result<Self> {
         let mut child = Self::spawn(templates)?;
         let pipes = (child.stdout.take(), child.stderr.take());
         let mut janitor = Self { child, directory: PathBuf::new() };
@@ -62,6 +74,17 @@ impl Janitor {
     pub(crate) fn group(&self) -> i32 {
         self.child.id().cast_signed()
     }
+}
+
+/// Whether a socket can be had in a directory as a master of ssh's makes it: under another name, and then linked. Over FUSE
+/// nobody answers there.
+fn takes_sockets(directory: &Path) -> io::Result<()> {
+    let (made, linked) = (directory.join("made"), directory.join("linked"));
+    let _listener = UnixListener::bind(&made)?;
+    fs::hard_link(&made, &linked)?;
+    UnixStream::connect(&linked)?;
+    fs::remove_file(&made)?;
+    fs::remove_file(&linked)
 }
 
 impl Drop for Janitor {
@@ -104,6 +127,21 @@ mod tests {
         drop((child.stdin.take(), child.stdout.take(), child.stderr.take()));
         child.wait().unwrap();
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn where_no_socket_can_be_the_next_directory_is_taken() {
+        let home = tempfile::tempdir().unwrap();
+        // No socket has so long a path.
+        let long = home.path().join("long".repeat(30));
+        fs::create_dir(&long).unwrap();
+        let templates = [long.join("ctl-XXXXXX"), home.path().join("ctl-XXXXXX")];
+        let janitor = Janitor::start(&templates).unwrap();
+        assert_eq!(janitor.directory().parent(), Some(home.path()));
+        assert_eq!(fs::read_dir(janitor.directory()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&long).unwrap().count(), 0, "the first janitor has left nothing");
+        let last = Janitor::start(&templates[..1]).unwrap();
+        assert_eq!(last.directory().parent(), Some(&*long));
     }
 
     #[test]

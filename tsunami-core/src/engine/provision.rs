@@ -91,7 +91,7 @@ impl Tsunami {
             Err(error) => {
                 let finished = timeout(PREPARE_TIMEOUT, self.connector.finish(&record.run)).await;
                 tracing::debug!(?finished, "a run that was not prepared");
-                directory.remove()?;
+                directory.remove(Some(lock))?;
                 return Err(error);
             }
         };

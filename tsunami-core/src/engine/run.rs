@@ -159,7 +159,12 @@ impl Run {
         self.spreads.end().await;
         self.close_sessions().await;
         self.finish().await;
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(self.unlocked());
+    }
+
+    /// Takes the lock out of it: this process is in charge no more once that is dropped.
+    pub(super) fn unlocked(&self) -> Option<RunLock> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until the lifetime is over.

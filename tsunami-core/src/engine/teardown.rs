@@ -115,7 +115,7 @@ impl Run {
         }
         self.finish().await;
         if leftovers.is_empty()
-            && let Err(error) = self.directory.remove()
+            && let Err(error) = self.directory.remove(self.unlocked())
         {
             let what = format!("the record at {}", self.directory.path().display());
             leftovers.push(Leftover { what, why: ErrorChain(&error).to_string() });

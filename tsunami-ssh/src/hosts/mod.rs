@@ -508,7 +508,7 @@ mod tests {
         LaunchRequest::new(
             run.clone(),
             "node",
-            NonZeroU32::new(hosts.len() as u32).unwrap(),
+            NonZeroU32::new(u32::try_from(hosts.len()).unwrap()).unwrap(),
             MachineSpec::new(HostsSpec::new(hosts.iter().map(|host| host.parse().unwrap()))),
             Deadline { at: SystemTime::now() + lifetime, lifetime },
         )
