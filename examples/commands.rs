@@ -29,7 +29,7 @@ async fn main() -> Result<(), Error> {
 
 async fn experiment(cluster: Cluster) -> Result<(), Error> {
     // On two machines at a time; the answers are in the order of the machines.
-    let all = cluster.for_each(2, facts).await?;
+    let all = cluster.hosts().for_each(2, facts).await?;
     let processors: u32 = all.iter().map(|facts| facts.processors).sum();
     println!("{} and {} others have {processors} processors", all[0].name, all.len() - 1);
 
