@@ -76,10 +76,15 @@ async fn follow(forwards: &[Forwarded], cancel: &CancellationToken) -> Result<u8
     let mut told = String::new();
     loop {
         let failed = select_all(forwards.iter().map(|forward| forward.failed().boxed()));
-        let error = match cancel.run_until_cancelled(failed).await {
-            None | Some((Some(CoreError::Cancelled), ..)) => return Ok(0),
-            Some((None, ..)) => return Ok(EXEC_LOST),
-            Some((Some(error), ..)) => Error::Exec(error),
+        let error = tokio::select! {
+            // What failed before is told all the same.
+            biased;
+            (failed, ..) = failed => match failed {
+                Some(CoreError::Cancelled) => return Ok(0),
+                None => return Ok(EXEC_LOST),
+                Some(error) => Error::Exec(error),
+            },
+            () = cancel.cancelled() => return Ok(0),
         };
         if error.status() == EXEC_LOST {
             return Err(error);
