@@ -339,7 +339,10 @@ fn a_run_killed_at_any_moment_of_its_launch_leaves_nothing_that_down_does_not_fi
     let kills: u32 = std::env::var("TSUNAMI_KILLS").map_or(15, |kills| kills.parse().unwrap());
     let world = World::new();
     let file = world.write("x.toml", "name = 'x'\n[group.n]\ncount = 6\n");
-    let run = || world.command([&"run".into(), &file, &"-q".into()]).spawn().unwrap();
+    let run = || {
+        let mut run = world.command([&"run".into(), &file, &"-q".into()]);
+        run.stdout(Stdio::null()).spawn().unwrap()
+    };
     // What a run takes that nobody kills, here and now: its teardown is hit, too.
     let begun = Instant::now();
     assert!(run().wait().unwrap().success());
