@@ -57,6 +57,18 @@ impl RunId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it has the form of what [`generate`](Self::generate) makes. Any short word may be an id.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn is_of_a_moment(&self) -> bool {
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        match self.0.split('-').collect::<Vec<_>>()[..] {
+            [day, time, rest] => {
+                (day.len(), time.len(), rest.len()) == (8, 6, 13) && is_number(day) && is_number(time)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl std::str::FromStr for RunId {

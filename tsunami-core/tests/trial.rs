@@ -169,15 +169,24 @@ async fn a_text_in_its_output_tells_that_a_service_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interruption_ends_the_trial_and_is_its_error() {
-    let world = World::new();
-    world.cloud.machine_fault("client-0", MachineFault::Interrupted(Duration::from_secs(300)));
-    let error = world.trial(async |trial: Trial| {
-        // The other machine waits for it in vain.
-        trial.step("load", trial.group("client"), async |client| client.run("sleep 1000000").await).await
-    });
-    let error = error.await.unwrap_err();
-    assert!(matches!(&error, Error::Interrupted { machine, .. } if machine == "client-0"), "{error:?}");
+async fn the_end_of_a_machine_ends_the_trial_and_is_its_error() {
+    let early = Duration::from_secs(300);
+    for fault in [MachineFault::Interrupted(early), MachineFault::Dies(early)] {
+        let world = World::new();
+        world.cloud.machine_fault("client-0", fault);
+        let error = world.trial(async |trial: Trial| {
+            // The other machine waits for it in vain.
+            trial.step("load", trial.group("client"), async |client| client.run("sleep 1000000").await).await
+        });
+        let error = error.await.unwrap_err();
+        let machine = match &error {
+            Error::Interrupted { machine, .. } | Error::Lost { machine, .. } => machine,
+            _ => panic!("{error:?}"),
+        };
+        assert_eq!(machine, "client-0", "{error:?}");
+        let ends = world.ends_of("sleep");
+        assert!(ends.contains(&Err("cancelled".to_owned())), "{ends:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

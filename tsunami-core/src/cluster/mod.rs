@@ -113,6 +113,15 @@ impl Cluster {
         }
     }
 
+    /// Waits until a machine is interrupted or gone.
+    pub(crate) async fn leaving(&self) {
+        let waiting: Vec<_> = self.hosts().iter().map(|host| Box::pin(host.leaving(false))).collect();
+        match waiting.is_empty() {
+            true => std::future::pending().await,
+            false => drop(select_all(waiting).await),
+        }
+    }
+
     /// Replaces the machines that were interrupted and waits until their replacements are set up. The answer
     /// has those in place of the old ones, under the same names, and the other machines as they were.
     ///

@@ -32,8 +32,8 @@ impl Repeated {
     pub(crate) fn run(&self) -> Option<RunId> {
         let first = self.report.earlier_sets.first().map_or(&self.report.run, |set| &set.run);
         let directory = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
-        let name = directory.file_name().and_then(|name| name.to_str()?.parse().ok());
-        name.or_else(|| first.clone())
+        let name = directory.file_name().and_then(|name| name.to_str()?.parse::<RunId>().ok());
+        name.filter(RunId::is_of_a_moment).or_else(|| first.clone())
     }
 
     /// The part of its trials that it did, if it was to do only that.

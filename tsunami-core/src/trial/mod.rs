@@ -123,8 +123,8 @@ impl Cluster {
     /// When `body` has ended, so has all that it began: services get TERM, five seconds, then KILL, and so does
     /// whatever else the trial's commands have left running. A service that failed before its time fails the trial.
     ///
-    /// When a machine is interrupted, the trial's commands end, and the trial fails with that once `body` has returned:
-    /// what the others measure from then on is worth nothing, and they may wait for it in vain. What `body` awaits
+    /// When a machine is interrupted or gone, the trial's commands end, and the trial fails with that once `body` has
+    /// returned: what the others measure from then on is worth nothing, and they may wait for it in vain. What `body` awaits
     /// beside commands can be raced with [`Trial::ended`].
     ///
     /// If the future is dropped, the trial's commands and services are ended in the background, and what they have left
@@ -158,7 +158,7 @@ impl Cluster {
         let done = tokio::select! {
             biased;
             done = &mut doing => done,
-            _ = self.interrupted() => {
+            () = self.leaving() => {
                 trial.inner.over.cancel();
                 doing.await
             }
@@ -313,7 +313,7 @@ impl Trial {
         self.inner.cluster.emit(UserEvent::StepFinished { trial, step, ok, took });
     }
 
-    /// Waits until the trial is over before its time, because a machine was interrupted.
+    /// Waits until the trial is over before its time, because a machine was interrupted or is gone.
     pub async fn ended(&self) {
         self.inner.over.cancelled().await;
     }
