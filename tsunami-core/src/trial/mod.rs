@@ -45,7 +45,7 @@ mod sweep;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -330,7 +330,7 @@ impl Trial {
     /// Has services go on until the trial ends: one that ends before is an error, however it did.
     #[cfg(feature = "experiment")]
     pub(crate) fn services_go_on(&self) {
-        self.inner.services_go_on.store(true, Ordering::Relaxed);
+        self.inner.services_go_on.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Lets go of the services that have ended by themselves, and returns how they did, as one error.
