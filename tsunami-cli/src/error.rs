@@ -158,14 +158,13 @@ impl Error {
             }
             Self::Usage(_) | Self::TornDown(_) => {
                 told.chain(self);
-                if let Self::File { action: "make the results directory", .. } = self {
-                    told.help(Some("`-o DIR` has results go elsewhere"));
-                }
                 return told.message;
             }
-            Self::File { .. } => {
+            Self::File { action, .. } => {
                 told.chain(self);
                 told.help(is_full(self).then_some(OWN_DISK));
+                let is_made = *action == "make the results directory";
+                told.help(is_made.then_some("`-o DIR` has results go elsewhere"));
                 return told.message;
             }
             Self::Unwritten { results, is_lost, has_rest, .. } => {
