@@ -41,9 +41,10 @@ pub(crate) fn watch(
             }
         };
         let name = next().await;
-        token.cancel();
         terminal::hurry();
+        // Before what is cancelled may end the process.
         tell(&format!("{name}: {doing}; once more to give up waiting"));
+        token.cancel();
         // A shell, a terminal or `timeout` may send the same signal twice, or to the whole group: that is nobody
         // who has lost patience. A closed terminal never is.
         let patience = Instant::now() + DEBOUNCE;
