@@ -87,7 +87,9 @@ fn colour_of(choice: ColourChoice, stream: &impl IsTerminal) -> bool {
 
 /// The same where the words of the command line can't be read as a whole: help, and what is wrong with them.
 pub(crate) fn colour_asked(words: impl Iterator<Item = OsString>, stream: &impl IsTerminal) -> bool {
-    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    // What comes then is somebody else's.
+    let words: Vec<_> = words.take_while(|word| word != "--").collect();
     let beside = words.windows(2).filter(|pair| pair[0] == "--color").map(|pair| pair[1].as_str());
     let within = words.iter().filter_map(|word| word.strip_prefix("--color="));
     let choice = beside.chain(within).find_map(|when| ColourChoice::from_str(when, false).ok());

@@ -293,7 +293,11 @@ fn nearest(path: &Path) -> &Path {
 /// everywhere, but nobody makes anything in `/proc`, or where a file system is mounted read-only.
 fn try_to_make(directory: &Path) -> io::Result<()> {
     let tried = directory.join(format!(".tsunami-doctor-{}", std::process::id()));
-    fs::create_dir(&tried)?;
+    match fs::create_dir(&tried) {
+        // One that was killed has left it.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
     fs::remove_dir(&tried)
 }
 

@@ -354,7 +354,9 @@ impl Observer for Kept {
 
 /// What machines cost in an hour, in US dollars; `None` if a price is not known.
 pub(super) fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
-    prices.map(|price| price.dollars(1, Duration::from_secs(3600))).sum()
+    let each = prices.map(|price| price.dollars(1, Duration::from_secs(3600)));
+    // The sum of none is -0.0.
+    each.sum::<Option<f64>>().map(|sum| sum + 0.0)
 }
 
 /// The last words on machines that stay up.

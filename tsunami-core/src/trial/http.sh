@@ -32,6 +32,8 @@ request() {
     bash)
         # shellcheck disable=SC2016 # these are variables of the other shell
         become bash --norc -c '
+            # A server that resets connections while it comes up is asked again.
+            trap "" PIPE
             exec 3<>"/dev/tcp/$1/$2" || exit
             printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$4" "$3:$2" >&3
             read -r -t 5 line <&3
@@ -70,6 +72,8 @@ ask() {
         # The tool's last line may have no end.
         printf '\nended %s\n' "$?"
     } 2>/dev/null | while read -r word said _; do
+        # Some servers give no reason.
+        said=${said%"$return"}
         case $word:$said in
         process:*) process=$said ;;
         HTTP/*:1??) ;;
@@ -83,7 +87,7 @@ ask() {
     done
 }
 
-pauses='0.02 0.05 0.1 0.25' last=''
+pauses='0.02 0.05 0.1 0.25' last='' return=$(printf '\r')
 while :; do
     status=$(ask)
     case $status in

@@ -374,8 +374,10 @@ mod tests {
                     stream.read_exact(&mut byte).unwrap();
                     request.push(byte[0]);
                 }
+                // Not every server gives a reason.
+                let reason = if *status == 204 { "" } else { " Word" };
                 let answer = format!(
-                    "HTTP/1.1 {status} Word\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    "HTTP/1.1 {status}{reason}\r\nLocation: /elsewhere\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                 );
                 stream.write_all(answer.as_bytes()).unwrap();
                 let request = String::from_utf8(request).unwrap();

@@ -30,7 +30,22 @@ members() {
 
 [ -z "$supervisor" ] || ! is_the_runs "$supervisor" || kill -s USR1 "$supervisor" 2>/dev/null
 find_more
-case " $left " in *" $the_group "*) gone=gone ;; *) gone=over ;; esac
+case " $left " in
+*" $the_group "*) gone=gone ;;
+*)
+    gone=over
+    # Who runs and was not found would not be ended.
+    if look_at "$the_group" && [ "$group" = "$the_group" ]; then
+        case $state in
+        Z | X) ;;
+        *)
+            echo left
+            exit
+            ;;
+        esac
+    fi
+    ;;
+esac
 if [ "$the_group" -gt 1 ] && { [ -z "$left" ] || { is_the_runs $(members) && end_all; }; }; then
     echo $gone
 else

@@ -441,6 +441,15 @@ mod tests {
             io::Read::read_exact(&mut command.stdout.take().unwrap(), &mut [0]).unwrap();
             command.wait().unwrap();
             assert_eq!(kill(&shell, "mine", command.id(), ""), "over", "{shell:?}");
+            // Nobody has ended what a look at all processes did not find.
+            let mut command = start("echo; sleep 1000", "mine");
+            io::Read::read_exact(&mut command.stdout.take().unwrap(), &mut [0]).unwrap();
+            let blind = format!("cat() {{ :; }}\n{}", *KILL);
+            let mut ending = std::process::Command::new(shell[0]);
+            ending.args(&shell[1..]).args(["-c", &blind, "sh", "mine", &command.id().to_string()]);
+            assert_eq!(ending.output().unwrap().stdout, b"left\n", "{shell:?}");
+            command.kill().unwrap();
+            command.wait().unwrap();
             // A group of somebody else's, with a process of the run's below.
             let mut theirs =
                 start("TSUNAMI_RUN_ID=mine setsid sh -c 'echo; exec sleep 1000' & wait", "theirs");

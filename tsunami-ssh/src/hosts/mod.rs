@@ -249,12 +249,16 @@ impl HostsProvider {
     async fn leave(&self, machine: &Machine) -> Left {
         let host = machine.login.host.as_deref().unwrap_or_default();
         let directory = machine.login.directory.as_deref().unwrap_or_default();
+        let all =
+            |why: &str| vec![Leftover::new(format!("processes of the run and ~/{directory} on {host}"), why)];
         match self.reap(machine, directory).await {
-            Ok(said) => Left { what: watchdog::leftovers(&said, host), is_final: false },
+            Ok(said) => Left {
+                what: unreaped(&said, host).unwrap_or_else(|| all("it did not say why")),
+                is_final: false,
+            },
             Err(error) => {
                 let why = tsunami_core::ErrorChain(&error).to_string();
-                let what = format!("processes of the run and ~/{directory} on {host}");
-                Left { what: vec![Leftover::new(what, why)], is_final: error.kind.is_final() }
+                Left { what: all(&why), is_final: error.kind.is_final() }
             }
         }
     }
@@ -406,6 +410,13 @@ impl Provider for HostsProvider {
         }
         Ok(left)
     }
+}
+
+/// Reads what a host says of what is left there; `None` if something is, and it doesn't say what.
+fn unreaped(said: &str, host: &str) -> Option<Vec<Leftover>> {
+    let all = said.strip_suffix("reaped\n");
+    let left = watchdog::leftovers(all.unwrap_or(said), host);
+    (all.is_some() || !left.is_empty()).then_some(left)
 }
 
 /// What is still on a host.
@@ -561,6 +572,27 @@ mod tests {
             };
             assert_eq!((left.0.len(), left.1), (hosts.len(), is_final), "{kind:?} {hosts:?}: {left:?}");
             assert!(left.0[0].why.contains("nobody gets in"), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_host_leaves_is_told_in_its_words_and_silence_is_no_success() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path().to_str().unwrap();
+        for (home, script, left) in [
+            (home, "true", Some(vec![])),
+            (home, "printf 'directory d\\twho may: sudo\\n'; false", Some(vec!["directory d on host"])),
+            (home, "false", None),
+            ("/nonexistent", "true", Some(vec!["directory ~/d on host"])),
+        ] {
+            let mut reap = std::process::Command::new("sh");
+            let said = reap.args(["-c", REAP, "sh", "d", "run", script]).env("HOME", home).output().unwrap();
+            assert!(said.status.success(), "{said:?}");
+            let said = String::from_utf8(said.stdout).unwrap();
+            let told = unreaped(&said, "host");
+            let told =
+                told.as_ref().map(|left| left.iter().map(|left| left.what.as_str()).collect::<Vec<_>>());
+            assert_eq!(told, left, "{said}");
         }
     }
 
