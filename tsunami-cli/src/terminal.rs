@@ -544,8 +544,9 @@ pub(crate) fn clean_lines(bytes: &[u8]) -> String {
     bytes.split(|&byte| byte == b'\n').map(sanitize_bytes).collect::<Vec<_>>().join("\n")
 }
 
-/// A name that stays within its line, wherever it is put.
+/// A name that stays within its line, wherever it is put; or an error with its causes, which have lines of their own elsewhere.
 pub(crate) fn one_line(text: &str) -> String {
+    let text = text.replace("\n  because: ", " because: ");
     sanitize(&text.replace(['\n', '\u{2028}', '\u{2029}', '\u{85}'], " ")).into_owned()
 }
 
@@ -620,6 +621,7 @@ mod tests {
             "error: no\n    error: forged\n      because: forgedx\n  because: of\n      this"
         );
         assert_eq!(one_line("a\nb\u{1b}[1mc"), "a bc");
+        assert_eq!(one_line("a\n  because: b"), "a because: b");
     }
 
     #[test]

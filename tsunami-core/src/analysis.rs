@@ -557,10 +557,13 @@ impl Analysis {
     pub fn sentences(&self) -> Vec<String> {
         let compared = self.metrics.iter().flat_map(MetricAnalysis::sentences);
         let undecided = self.checks.iter().filter(|check| check.holds != Some(false));
-        let failed = self.counts.iter().filter_map(Counts::failures);
+        let failed = self.counts.iter().filter_map(|counts| {
+            let trials = if counts.planned == 1 { "trial" } else { "trials" };
+            Some(format!("{} {trials} failed", counts.failures()?))
+        });
         compared
             .chain(undecided.map(ToString::to_string))
-            .chain(failed.map(|failed| format!("{failed} trials failed")))
+            .chain(failed)
             .chain(self.warnings.iter().cloned())
             .collect()
     }
@@ -593,7 +596,9 @@ fn disturbed(report: &Report, plan: &SweepPlan) -> Option<String> {
 fn incomplete(report: &Report, counts: &[Counts]) -> Option<String> {
     let ended: u32 = counts.iter().map(|counts| counts.ok + counts.failed).sum();
     let planned: u32 = counts.iter().map(|counts| counts.planned).sum();
-    let why = report.swept.as_ref().and_then(|swept| swept.why.clone());
+    // A sentence is one line, also where it tells causes.
+    let why = report.swept.as_ref().and_then(|swept| swept.why.as_ref());
+    let why = why.map(|why| why.replace("\n  because: ", " because: "));
     let (done, of) = report.swept.as_ref().map_or((ended, planned), |swept| (swept.done, swept.of));
     match why {
         Some(why) if done < of => Some(format!("{done} of {of} trials: {why}")),
@@ -951,7 +956,7 @@ mod tests {
         });
         plan_of(&mut report).compare = None;
         report.trials.truncate(8);
-        let why = Some("the lifetime was over".to_owned());
+        let why = Some("a-0: lost\n  because: gone".to_owned());
         report.swept = Some(SweepEnd { done: 8, of: 12, why });
         let mut warmup = trial("w1", Some(1e9));
         warmup.set = 1;
@@ -965,7 +970,7 @@ mod tests {
         let summary = one.variants[0].summary.clone().unwrap();
         assert_eq!((summary.n, one.variants[0].compared.is_none()), (2, true));
         assert!(summary.max < 1000.0, "what warms up doesn't count");
-        assert_eq!(analysis.failure().unwrap(), "8 of 12 trials: the lifetime was over");
+        assert_eq!(analysis.failure().unwrap(), "8 of 12 trials: a-0: lost because: gone");
         assert!(analysis.sentences().is_empty());
     }
 }

@@ -38,21 +38,36 @@ enum Shell {
     Fish,
 }
 
-/// What clap's script for bash begins its work with. Names that end in a colon are `cp`'s, which takes files, too.
+/// What clap's script for bash begins with, whose own function goes by another name then. Names that end in a colon are
+/// `cp`'s, which takes files, too. Clap offers options where files may come: without a dash they are left out, so that bash
+/// offers files. Shells do not resolve the `~` of a program's path.
 const BASH: &str = r#"_tsunami() {
-    COMPREPLY=($("${COMP_WORDS[0]}" completions bash -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    COMPREPLY=($("${COMP_WORDS[0]/#\~\//$HOME/}" completions bash -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
     if [[ ${COMPREPLY[0]} == *: ]]; then
         local IFS=$'\n'
         COMPREPLY+=($(compgen -f -- "$2"))
         compopt -o nospace
     fi
     [[ ${#COMPREPLY[@]} -gt 0 ]] && return 0
+    _tsunami_of_clap "$@"
+    [[ $2 == -* ]] && return 0
+    local word words=("${COMPREPLY[@]}")
+    COMPREPLY=()
+    for word in "${words[@]}"; do
+        [[ $word == -* ]] || COMPREPLY+=("$word")
+    done
+    # A directory gets its slash.
+    [[ $COMP_CWORD -gt 1 ]] && compopt -o filenames 2>/dev/null
+    return 0
+}
+
+_tsunami_of_clap() {
 "#;
 
-/// The same for zsh.
+/// What clap's function for zsh begins its work with.
 const ZSH: &str = r#"_tsunami() {
     local -a names
-    names=(${(f)"$("${words[1]}" completions zsh -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    names=(${(f)"$(${~words[1]} completions zsh -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
     if [[ $names[1] == *: ]]; then
         compadd -S '' -a names
         _files
@@ -67,6 +82,7 @@ const ZSH: &str = r#"_tsunami() {
 const FISH: &str = r#"
 function __fish_tsunami_names
     set -l words (commandline -opc)
+    set words[1] (string replace -r '^~/' "$HOME/" -- $words[1])
     command $words[1] completions fish -- $words[2..-1] (commandline -ct) 2>/dev/null
 end
 complete -c tsunami -n '__fish_tsunami_names | string match -qv "*:"' -f

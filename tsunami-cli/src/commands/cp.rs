@@ -90,6 +90,13 @@ impl Execute for Cp {
                 }
             }
         }
+        for source in &sources {
+            if let End::Local(path) = source
+                && fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            {
+                return Err(Error::Usage(format!("there is no {}", path.display())));
+            }
+        }
         let state = RunStore::standard()?;
         let directory = state.find(&self.run)?;
         let known = directory.machines()?;

@@ -27,11 +27,11 @@ const SCHEMA: u32 = 1;
 
 /// Run a command on many machines of a run at once
 ///
-/// The machine's facts are in its environment (`$TSUNAMI_NAME`, `$TSUNAMI_IP`, `$TSUNAMI_<GROUP>_IPS`, …). Each line that
-/// comes from several machines begins with the name of its own; a single machine's output is as it is. In the end those
-/// where it failed are named. Where this ends before the command, so does the command. The status is the highest of the
-/// command's own; 128 and more for a signal, 124 after `--timeout`, 125 for tsunami's own failure and after Ctrl-C, 255 for
-/// lost contact.
+/// The machine's facts are in its environment (`$TSUNAMI_NAME`, `$TSUNAMI_IP`, `$TSUNAMI_<GROUP>_IPS`, …). Each line that comes
+/// from several machines begins with the name of its own; a single machine's output is as it is. In the end those where it
+/// failed are named. Where this ends before the command, so does the command. The commands read nothing: their standard input
+/// is empty; `tsunami ssh RUN MACHINE -- COMMAND` passes its own on. The status is the highest of the command's own; 128 and
+/// more for a signal, 124 after `--timeout`, 125 for tsunami's own failure and after Ctrl-C, 255 for lost contact.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Exec {

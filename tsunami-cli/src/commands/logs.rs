@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tsunami_core::text::Lines;
 use tsunami_core::{Error as CoreError, EventKind, RunEntry, RunStore, Stream, read_events};
 
-use super::{Context, Execute};
+use super::{Context, Execute, names};
 use crate::error::{Error, USAGE};
 use crate::terminal::{PassedOn, Style, one_line, say};
 
@@ -69,6 +69,7 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
         logs: Vec::new(),
         width: 0,
         failed: BTreeMap::new(),
+        machines: BTreeSet::new(),
     };
     let mut is_first = true;
     loop {
@@ -100,7 +101,11 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
     let is_missing = |name: &&String| !shown.logs.iter().any(|log| log.is_of(name));
     let missing: Vec<&str> = only.iter().filter(is_missing).map(String::as_str).collect();
     if !missing.is_empty() {
-        say(&format!("no logs of {}", missing.join(", ")));
+        let known = shown.machines.iter().filter_map(|machine| {
+            let (group, index) = machine.rsplit_once('-')?;
+            Some((group, index.parse().ok()?))
+        });
+        say(&format!("no logs of {}; there are those of {}", missing.join(", "), names(known)));
         return Ok(USAGE);
     }
     Ok(0)
@@ -224,6 +229,8 @@ struct Shown {
     width: usize,
     /// What failed, by machine.
     failed: BTreeMap<String, BTreeSet<String>>,
+    /// The machines that have logs.
+    machines: BTreeSet<String>,
 }
 
 impl Shown {
@@ -252,6 +259,7 @@ impl Shown {
         for (machine, path) in found {
             let stage = path.file_stem().map(|stage| one_line(&stage.to_string_lossy())).unwrap_or_default();
             let machine = one_line(&machine);
+            self.machines.insert(machine.clone());
             let log = Log { machine, stage, path, read: 0, lines: Lines::complete() };
             if only.is_empty() || only.iter().any(|name| log.is_of(name)) {
                 self.width = self.width.max(log.machine.len() + 2 + log.stage.len());
@@ -434,6 +442,7 @@ mod tests {
             logs: Vec::new(),
             width: 0,
             failed: BTreeMap::new(),
+            machines: BTreeSet::new(),
         };
         directories.iter().for_each(|it| shown.find(&it.join("logs"), &only).unwrap());
         shown.so_far(directories, false).unwrap();

@@ -504,7 +504,7 @@ impl State {
         };
         let left = self.deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(now).as_secs();
-            format!("  {} left", span(Duration::from_secs(left)))
+            format!("  lifetime ends in {}", span(Duration::from_secs(left)))
         });
         rows.push(row(
             self.colour,
@@ -632,7 +632,7 @@ mod tests {
         let contents = term.contents().replace(" 1s", " 0s");
         contents
             .lines()
-            .map(|line| line.split("  44m ").next().unwrap_or_default())
+            .map(|line| line.split("  lifetime ends in 44m ").next().unwrap_or_default())
             .collect::<Vec<_>>()
             .join("\n")
     }
@@ -725,7 +725,7 @@ mod tests {
         assert_eq!(names, ["client-7 ", "client ×2", "client ×97", "redis"].map(str::trim_end));
         live.event(&at(1.0, finished("client-7", "load", "load", Ok(Exit::Status(0)))));
         assert_eq!(rows().len(), 3);
-        assert!(rows()[2].starts_with("redis  launching  98/100 ready  4"), "{}", rows()[2]);
+        assert!(rows()[2].starts_with("redis  launching  98/100 ready  lifetime ends in 4"), "{}", rows()[2]);
         for i in 90..95 {
             let failed = EventKind::Failed {
                 machine: format!("client-{i}"),

@@ -325,7 +325,7 @@ impl Text {
                     let words = by.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default();
                     let known = self.sweep.cause.replace(words.to_owned());
                     let _ = match by.rsplit_once(": ").filter(|_| known.as_deref() == Some(words)) {
-                        Some((_, figures)) => write!(what, "; disturbed again: {figures}"),
+                        Some((_, figures)) => write!(what, "; disturbed likewise: {figures}"),
                         None => write!(what, "; disturbed: {by}"),
                     };
                 }
@@ -337,10 +337,12 @@ impl Text {
                     Quiet,
                     Style::Warning,
                     "",
-                    // What disturbed it was said when it ended.
+                    // What disturbed it was said when it ended, unless only what went wrong is.
                     match self.sweep.disturbed.take_if(|told| told == text) {
-                        Some(_) => format!("{trial} doesn't count, and is {attempt} from here on"),
-                        None => format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                        Some(_) if self.verbosity > Quiet => {
+                            format!("{trial} doesn't count, and is {attempt} from here on")
+                        }
+                        _ => format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
                     },
                 )
             }
@@ -818,7 +820,7 @@ pub(crate) mod tests {
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on: others used 40 %\n\
              trial 1 of 2 (variant=old) done after 1.5s; disturbed: others used 40 %: rustc 0.4\n\
              trial 1 of 2 (variant=old) doesn't count, and is 1.1 from here on\n\
-             trial 1 of 2 (variant=old) done after 1.5s; disturbed again: cc 0.5\n\
+             trial 1 of 2 (variant=old) done after 1.5s; disturbed likewise: cc 0.5\n\
              trial 1 of 2 (variant=old): rps can't be read: the text is empty\n\
              1 of 2 trials: its lifetime is over\n\
              all 2 trials are done\n\

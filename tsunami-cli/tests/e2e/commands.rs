@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -95,13 +95,17 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
         .tsunami(["cp", &run, "b-0:missing", "."])
         .assert_status(1)
         .assert_says(&["b-0: stage copy failed", "there is no missing"]);
+    world.tsunami(["cp", &run, "missing", "b:"]).assert_status(2).assert_says(&["there is no missing"]);
     world.tsunami(["cp", &run, "x.toml", "y.toml"]).assert_status(2).assert_says(&["MACHINE:path"]);
 
     let logs = world.tsunami(["logs", &run]);
     let expected = "a-0  setup | $ echo preparing\na-0  setup | preparing\na-0  setup | # status 0 after ";
     assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
     let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
-    assert_eq!(by_group.assert_status(2).assert_says(&["no logs of b-1"]).stdout, logs.stdout);
+    assert_eq!(
+        by_group.assert_status(2).assert_says(&["no logs of b-1; there are those of a-0"]).stdout,
+        logs.stdout
+    );
 
     world.tsunami(["cp", &run, "x.toml", "d:"]).assert_status(2).assert_says(&["group `d`; it has a-0, b-0"]);
     // One that is lost keeps nothing from the others.
@@ -614,6 +618,7 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
         ),
     ];
     let ids = ["aaaa", "bbbb", "cccc", "dddd", "eeee"].map(|end| format!("20260101-000000-{end}"));
+    symlink(binary(), world.path("work/tsunami")).unwrap();
     for (shell, ask) in asks {
         let script = format!("completions.{shell}");
         world.write(&script, &world.tsunami(["completions", shell]).assert_status(0).stdout);
@@ -621,7 +626,8 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
             let compdef = if shell == "zsh" { "compdef() :; " } else { "" };
             let mut command = world.program(shell.as_ref());
             command.args(["-c", &format!("{compdef}source ./{script}; {ask}")]);
-            command.env("HOME", world.path("work")).arg(binary());
+            // The program's path begins at `~`, as people write it.
+            command.env("HOME", world.path("work")).arg("~/tsunami");
             let ended = Ended::from(command.args(line.split(' ')).output().unwrap());
             let names = ended.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned());
             names.collect::<BTreeSet<String>>()
@@ -637,6 +643,15 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
             ("logs redis c", &["client", "client-0"]),
         ] {
             assert_eq!(complete(line), of(expected), "{shell}: {line}");
+        }
+        // Where a file may come, clap's script for bash would offer options. Bash itself offers files for want of words.
+        if shell == "bash" {
+            let none = of(&[""]);
+            for line in ["run ", "report ", "run --resume ", "logs results/"] {
+                assert_eq!(complete(line), none, "{line}");
+            }
+            assert!(complete("run --res").contains("--resume") && complete("").contains("report"));
+            assert!(!complete("").contains("--help") && complete("completions ").contains("fish"));
         }
         let copied = complete("cp redis ");
         assert!(copied.is_superset(&of(&["client:", "client-0:", &script])), "{shell}: {copied:?}");
@@ -687,7 +702,7 @@ fn runs_are_compared_by_their_directories_alone() {
     assert_eq!(table.assert_status(0).stdout, expected);
     // As `results/redis/*` names them.
     fs::write(world.path("work/index.csv"), "run\n").unwrap();
-    std::os::unix::fs::symlink("b", world.path("work/latest")).unwrap();
+    symlink("b", world.path("work/latest")).unwrap();
     let pattern = ["compare", "--unlike-machines", "a", "b", "index.csv", "latest"];
     assert_eq!(world.tsunami(pattern).assert_status(0).stdout, expected);
     world.tsunami(["report", "index.csv"]).assert_status(2).assert_says(&["no results directory"]);

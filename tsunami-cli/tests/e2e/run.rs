@@ -412,7 +412,7 @@ ready = { port = PORT, timeout = "2s" }
     let ended = world.tsunami([&"run".into(), &world.write("x.toml", &text.replace("PORT", &port))]);
     ended
         .assert_status(1)
-        .assert_says(&[&format!("what listens on port {port}, at 127.0.0.1, was not started")]);
+        .assert_says(&[&format!("what listens on port {port}, at 127.0.0.1, is this step's, but nobody")]);
     world.assert_clean();
 }
 

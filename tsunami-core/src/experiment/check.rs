@@ -10,7 +10,7 @@ use crate::names;
 
 use super::file::value::excerpt;
 use super::file::{Contents, Named, SetContents, TemplateRole, TemplateSite, Used};
-use super::problem::{NotedProblems, Problem};
+use super::problem::{NotedProblems, Problem, likely};
 use super::template::{Rendered, Scope, is_reserved};
 use super::{Group, machine_name};
 use crate::trial::{MachineContext, Machines, Parameter, Parameters};
@@ -312,6 +312,7 @@ fn set_values(
     let mut seen = HashSet::new();
     let mut problems = Vec::new();
     for (name, value) in set {
+        let mut help = None;
         let wrong = if !names::is_group_name(name) {
             format!("`{name}` is no name: {}", names::GROUP_NAME)
         } else if is_reserved(name) {
@@ -329,11 +330,16 @@ fn set_values(
         } else if used.is_some_and(|used| {
             !used.contains(name) && !contents.named.iter().any(|(known, ..)| known == name) && !is_meant(name)
         }) {
+            let known = contents.named.iter().filter(|(_, _, named)| *named == Named::Value);
+            let known = known.map(|(known, ..)| known).chain(used.into_iter().flatten());
+            let known =
+                known.filter(|known| !is_reserved(known) && groups.iter().all(|group| group.name != **known));
+            help = likely(name, known.map(|known| &**known));
             format!("no template uses `{name}`")
         } else {
             continue;
         };
-        problems.push(Problem::general(format!("{called} {name}: {wrong}")));
+        problems.push(Problem::general(format!("{called} {name}: {wrong}")).help(help));
     }
     problems
 }

@@ -22,7 +22,7 @@ pub(crate) mod keys;
 mod notes;
 mod plan;
 mod prepare;
-mod problem;
+pub(crate) mod problem;
 mod run;
 mod schema;
 mod script;

@@ -320,7 +320,7 @@ fn shown(text: &str) -> String {
 }
 
 /// The help for a word that is not among those known: the nearest of them, or else all.
-pub(super) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     let all =
         || (1..=MOST_LISTED).contains(&known.len()).then(|| format!("known here: {}", known.join(", ")));

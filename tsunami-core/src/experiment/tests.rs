@@ -372,6 +372,11 @@ fn set_values_must_be_of_use() {
             "--set 9x: `9x` is no name: use a lower-case letter, then lower-case letters, digits and `_`",
         ]
     );
+    let slip = step("run = \"{{ number }}\"");
+    assert!(
+        Dir::new().problems(&slip, &[("nmuber", "1"), ("number", "1")])[0]
+            .ends_with("(did you mean `number`?)")
+    );
     let long = "x".repeat(65 << 10);
     assert_eq!(
         Dir::new().problems(REDIS, &[("n", "a\u{1b}b"), ("o", &long)]),

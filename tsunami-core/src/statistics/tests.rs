@@ -256,6 +256,7 @@ fn thresholds_are_read_and_judged() {
     assert_eq!((threshold.op, threshold.to_string()), (Op::Below, "rps < 0.95".to_owned()));
     for (text, error) in [
         ("rps", "`rps` has neither `<` nor `>`; write it as `rps < 0.95`"),
+        ("rps =< 0.95", "`rps =< 0.95` has more than one sign; write it as `rps < 0.95`"),
         ("rps <= 0.95", "`rps <= 0.95` has more than one sign; write it as `rps < 0.95`"),
         ("< 0.95", "`< 0.95` names no metric; write it as `rps < 0.95`"),
         ("rps < 5 %", "`5 %` is no ratio to the baseline; write a number above 0, such as 0.95"),

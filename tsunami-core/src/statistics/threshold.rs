@@ -65,7 +65,7 @@ impl FromStr for Threshold {
         let (metric, rest) = text.split_at(at);
         let op = if rest.starts_with('<') { Op::Below } else { Op::Above };
         let (metric, ratio) = (metric.trim(), rest[1..].trim());
-        if ratio.contains(['<', '>', '=']) {
+        if ratio.contains(['<', '>', '=']) || metric.ends_with('=') {
             return Err(InvalidThreshold::Operator(text.to_owned()));
         }
         if metric.is_empty() {

@@ -1,7 +1,9 @@
 # Whether the server that a step has started has come up. Reads the kernel's tables: a connection would disturb a server
 # that takes only one.
 #
-#   list PORT        prints the addresses at which somebody listens on the port (in hexadecimal), as the kernel writes them
+#   list PORT ADDRESSES NAME TRIAL STEP
+#                    prints the addresses at which somebody listens on the port (in hexadecimal), as the kernel writes them,
+#                    each with who does: `step`, `stranger`, or `unknown` where nobody shows it
 #   wait PORT ADDRESSES NAME TRIAL STEP
 #                    says `looked` once it knows which sockets there are, then waits until a process of that step's
 #                    listens on it where others can reach it: of the loopback only ADDRESSES, as the kernel writes them,
@@ -74,7 +76,19 @@ found() {
 
 look
 if [ "$mode" = list ]; then
-    for socket in $sockets; do echo "${socket%:*}"; done
+    owned=" $(owners | tr '\n' ' ')"
+    for socket in $sockets; do
+        whose=unknown
+        for owner in $owned; do
+            [ "${owner%:*}" = "${socket##*:}" ] || continue
+            if is_the_steps "${owner#*:}"; then
+                whose=step
+                break
+            fi
+            shows_nobody "${owner#*:}" || whose=stranger
+        done
+        echo "${socket%:*} $whose"
+    done
     exit 0
 fi
 before=$sockets pauses='0.01 0.02 0.05'

@@ -88,7 +88,7 @@ const SWEEP: &str = concat!(include_str!("../processes.sh"), include_str!("sweep
 const STEP: &str = "TSUNAMI_STEP";
 
 /// What errors call that command.
-const SWEEPING: &str = "end of what the trial's commands left running";
+const SWEEPING: &str = "end what the trial had left";
 
 /// One trial: a name, the machines it runs on, and all that it has begun. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -358,7 +358,7 @@ impl Trial {
         let sweeps = hosts.map(|host| {
             let command = own_script("sweep", SWEEP).arg(self.name());
             // What goes on running there may disturb the next attempt.
-            let command = host.stage("sweep").command(command).called(SWEEPING).unobserved();
+            let command = host.stage("end of trial").command(command).called(SWEEPING).unobserved();
             command.despite_interruption().run()
         });
         let failed = in_time(sweeps).await.into_iter().filter_map(Result::err);

@@ -87,7 +87,7 @@ impl Metric {
                 });
                 return statistic(self.source.hdr().unwrap_or_default(), &merged(histograms)?);
             }
-            (values, Some(Across::Sum)) => values.iter().sum(),
+            (values, Some(Across::Sum)) => sum(values),
             (values, Some(Across::Mean)) => mean(values),
             (values, Some(Across::Median)) => median(values),
             (values, Some(Across::Max)) => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
@@ -122,7 +122,7 @@ impl Metric {
             }
             (values, Some(Reduce::Mean)) => mean(values),
             (values, Some(Reduce::Median)) => median(values),
-            (values, Some(Reduce::Sum)) => values.iter().sum(),
+            (values, Some(Reduce::Sum)) => sum(values),
             (values, Some(Reduce::Min)) => values.iter().copied().fold(f64::INFINITY, f64::min),
             (values, Some(Reduce::Max)) => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
             ([.., last], Some(Reduce::Last)) => *last,
@@ -394,6 +394,12 @@ fn number(text: &str) -> Result<f64, String> {
     finite(value)
 }
 
+/// Without the digits that come of adding in binary: `0.1 + 0.2` is `0.3`.
+fn sum(values: &[f64]) -> f64 {
+    let sum: f64 = values.iter().sum();
+    if sum.fract() == 0.0 { sum } else { format!("{sum:.14e}").parse().unwrap_or(sum) }
+}
+
 fn finite(value: f64) -> Result<f64, String> {
     if value.is_finite() { Ok(value) } else { Err(format!("{value} is no finite number")) }
 }
@@ -582,6 +588,8 @@ mod tests {
         let texts: [&[u8]; 3] = [b"v=4", b"v=1", b"v=3"];
         let across = |across| on(&Metric { across, ..matching("v=(.*)") }, &texts).pop().unwrap();
         assert_eq!(across(Some(Across::Sum)), Ok(8.0));
+        assert_eq!(sum(&[0.1, 0.2]), 0.3);
+        assert_eq!(sum(&[1e16, 2.0]), 1e16 + 2.0, "whole numbers stay as they are");
         assert_eq!(across(Some(Across::Median)), Ok(3.0));
         assert_eq!(across(Some(Across::Max)), Ok(4.0));
         assert_eq!(across(Some(Across::Min)), Ok(1.0));

@@ -178,10 +178,7 @@ impl Waiting {
 async fn missing(host: &TrialHost, sign: &Sign) -> String {
     match sign {
         Sign::Port(port) | Sign::Http { port, .. } => match listeners(host, *port).await {
-            Ok(places) if !places.is_empty() => format!(
-                "what listens on port {port}, at {}, was not started by this step, or nobody else can reach it",
-                Vec::from_iter(places.iter().map(|place| place.to_string())).join(" and ")
-            ),
+            Ok(places) if !places.is_empty() => listens_in_vain(*port, &places),
             _ => format!("nothing listens on port {port}"),
         },
         Sign::Command(line) => format!("`{line}` does not succeed"),
@@ -189,10 +186,24 @@ async fn missing(host: &TrialHost, sign: &Sign) -> String {
     }
 }
 
+/// Why who listens there does not make a step ready, by [`listeners`].
+fn listens_in_vain(port: u16, listeners: &BTreeSet<(IpAddr, Whose)>) -> String {
+    let why = |whose| match whose {
+        Whose::Steps => ", is this step's, but nobody else can reach it there: bind it to `{{ ip }}`",
+        Whose::Unknown => {
+            ", was not started by this step, or nobody else can reach it there: bind it to `{{ ip }}`"
+        }
+        Whose::Stranger => ", was not started by this step",
+    };
+    let told = listeners.iter().map(|(_, whose)| *whose).min().unwrap_or(Whose::Stranger);
+    let places = listeners.iter().filter(|(_, whose)| *whose == told).map(|(place, _)| place.to_string());
+    let places: BTreeSet<String> = places.collect();
+    format!("what listens on port {port}, at {}{}", Vec::from_iter(places).join(" and "), why(told))
+}
+
 /// Has the machine wait for a listener of the host's stage, beside those that are there when this returns.
 async fn watch_for_listener(host: &TrialHost, port: u16) -> Result<Process, Error> {
-    let script = listening("wait", port).arg(own_addresses(host));
-    let script = script.arg(host.name()).arg(host.trial.name()).arg(host.stage_name());
+    let script = of_step(listening("wait", port), host);
     let (watcher, looked) = LogWatcher::new(LOOKED);
     let mut waiting = host.host.command(script).called(CHECKING).unobserved().watched_by(watcher).start();
     if looked.await.is_err() {
@@ -209,11 +220,41 @@ async fn has_succeeded(host: &Host, check: &mut Process) -> Result<Output, Error
     }
 }
 
-/// The addresses at which somebody listens on a port.
-async fn listeners(host: &TrialHost, port: u16) -> Result<BTreeSet<IpAddr>, Error> {
-    let command = host.host.command(listening("list", port)).called(CHECKING).unobserved();
-    let output = command.run().await?;
-    Ok(output.stdout().lines().filter_map(address_of).map(|address| address.to_canonical()).collect())
+/// Who has something that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// A process of the step.
+    Steps,
+    /// Nobody shows it.
+    Unknown,
+    /// Another process.
+    Stranger,
+}
+
+/// Where somebody listens on the port, and who.
+async fn listeners(host: &TrialHost, port: u16) -> Result<BTreeSet<(IpAddr, Whose)>, Error> {
+    let script = of_step(listening("list", port), host);
+    let output = host.host.command(script).called(CHECKING).unobserved().run().await?;
+    Ok(listeners_of(&output.stdout()))
+}
+
+fn listeners_of(said: &str) -> BTreeSet<(IpAddr, Whose)> {
+    let listener = |line: &str| {
+        let (address, whose) = line.split_once(' ')?;
+        let whose = match whose {
+            "step" => Whose::Steps,
+            "stranger" => Whose::Stranger,
+            _ => Whose::Unknown,
+        };
+        Some((address_of(address)?.to_canonical(), whose))
+    };
+    said.lines().filter_map(listener).collect()
+}
+
+/// The script with what tells it the host's step.
+fn of_step(script: Command, host: &TrialHost) -> Command {
+    let script = script.arg(own_addresses(host));
+    script.arg(host.name()).arg(host.trial.name()).arg(host.stage_name())
 }
 
 /// The script that looks for listeners, with its first two arguments.
@@ -341,6 +382,17 @@ mod tests {
 
     use super::super::STEP;
     use super::*;
+
+    #[test]
+    fn who_listens_in_vain_is_a_stranger_or_hidden() {
+        let told = |said: &str| listens_in_vain(80, &listeners_of(said));
+        let [loopback, other] = ["127.0.0.1", "127.0.0.2"].map(|address| hexadecimal(address).unwrap());
+        let stranger = "what listens on port 80, at 127.0.0.1 and 127.0.0.2, was not started by this step";
+        assert_eq!(told(&format!("{loopback} stranger\n{other} stranger\n")), stranger);
+        let hidden = told(&format!("{loopback} step\n{other} stranger\n"));
+        assert!(hidden.contains("at 127.0.0.1, is this step's, but nobody else"), "{hidden}");
+        assert!(told(&format!("{loopback} unknown\n")).contains("by this step, or nobody else"));
+    }
 
     #[test]
     fn addresses_are_written_as_the_kernel_does() {

@@ -20,13 +20,14 @@ use crate::cluster::{Cluster, Host, OutputRefused};
 use crate::condition::{Accounting, Facts, Traces, canary, fingerprint, odd};
 use crate::error::{Error, ErrorChain, Failures};
 use crate::event::UserEvent;
+#[cfg(feature = "experiment")]
+use crate::experiment::problem::suggest;
 use crate::machine::MachineId;
 use crate::outcome::gravest;
 #[cfg(feature = "experiment")]
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
-#[cfg(feature = "experiment")]
 use crate::text::{number, quoted};
 
 /// How often a trial is begun at most: done again twice.
@@ -736,7 +737,9 @@ impl Sweep {
         for (name, value) in &only {
             let Some(parameter) = self.plan.parameters.iter().find(|parameter| parameter.name == *name)
             else {
-                return Err(format!("there is no parameter {name}"));
+                let known = self.plan.parameters.iter().map(|parameter| parameter.name.as_str());
+                let help = suggest(name, known).map(|help| format!(" ({help})")).unwrap_or_default();
+                return Err(format!("there is no parameter {name}{help}"));
             };
             if !parameter.values.iter().any(|known| known.is_written(value)) {
                 let known = parameter.values.iter().take(VALUES_SHOWN);

@@ -247,6 +247,8 @@ impl Cause<'_> {
         };
         let what = format!("{stage}: {}{more}{like}", shorten(first, 120));
         why.push_str(&match count {
+            // It says after which time already.
+            1 if why.contains(" timed out after ") => String::new(),
             1 => format!(" after {}", span(last.took)),
             count => format!(", {count} times"),
         });
