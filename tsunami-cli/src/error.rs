@@ -541,7 +541,8 @@ mod tests {
             secrets: Secrets::default(),
             is_attached: false,
         };
-        let incomplete = CoreError::Incomplete { done: 1, of: 2, why: "no time".to_owned() };
+        let why = "no time".to_owned();
+        let incomplete = CoreError::Incomplete { done: 1, of: 2, why, is_resumable: true };
         for error in [CoreError::Cancelled, incomplete] {
             let text = run(error).text(&Removal::Down);
             assert!(

@@ -228,6 +228,8 @@ pub enum Error {
         of: u32,
         /// Why not all.
         why: String,
+        /// Whether the rest can be done by resuming it, as it can't be where a lifetime is too short for a trial.
+        is_resumable: bool,
     },
     /// A run's end can't be moved that far. Nothing was changed.
     #[error("the lifetime would be {}, longer than {}", crate::text::span(*lifetime),
@@ -407,11 +409,12 @@ impl Error {
                 ))
             }
             Self::Several(failures) => Some((failures.first.help(), failures.first.remedy())),
-            Self::Incomplete { .. } => Some((None, Some(Remedy::Resume))),
+            Self::Incomplete { is_resumable: true, .. } => Some((None, Some(Remedy::Resume))),
             Self::Plan { .. }
             | Self::Lost { .. }
             | Self::Interrupted { .. }
             | Self::Budget { .. }
+            | Self::Incomplete { is_resumable: false, .. }
             | Self::Command { .. }
             | Self::Timeout { .. }
             | Self::Local { .. }

@@ -379,7 +379,7 @@ mod tests {
             (Error::AmbiguousRun { name: text(), runs: Vec::new() }, Invalid, 2),
             (Error::Cancelled, Cancelled, 5),
             (Error::LifetimeOver(second), Expired, 4),
-            (Error::Incomplete { done: 1, of: 2, why: text() }, Experiment, 1),
+            (Error::Incomplete { done: 1, of: 2, why: text(), is_resumable: true }, Experiment, 1),
             // An end that is asked for and can't be is no failed experiment.
             (Error::LifetimeTooLong { lifetime: second, limit: second }, Invalid, 2),
             (remains(None), Remains, 6),

@@ -16,8 +16,8 @@ use tsunami_core::testing::{Call, FakeCloud, MachineFault, Reply};
 use tsunami_core::trial::VoidReason;
 use tsunami_core::{
     Choice, Choices, Error, Event, EventKind, Keep, LaunchRequest, Leftover, Machine, MachineId, MachineSpec,
-    Observer, Outcome, Price, Provider, ProviderError, Quote, Report, RunFilter, RunId, RunStore, Tsunami,
-    read_events,
+    Observer, Outcome, Price, Provider, ProviderError, Quote, Remedy, Report, RunFilter, RunId, RunStore,
+    Tsunami, read_events,
 };
 
 const FILE: &str = r#"name = "x"
@@ -303,9 +303,16 @@ async fn the_lifetime_of_one_set_ends_no_other() {
             assert!(matches!(error, Error::Incomplete { done: 4, of: 8, .. }), "{error:?}");
             assert_eq!(Outcome::of(&error), Outcome::Failed);
             assert!(error.to_string().contains("lifetime"), "{error}");
-            assert_eq!(report.swept.unwrap().done, 4);
+            assert_eq!((report.swept.unwrap().done, error.remedy()), (4, Some(Remedy::Resume)));
         }
     }
+    // No time for a second round on new machines either.
+    let world = World::new(&two_sets().replace("3h", "3m"));
+    for error in [world.run().await.unwrap_err(), world.resume(RunOptions::default()).await.unwrap_err()] {
+        assert!(error.to_string().ends_with("begin anew with a longer `lifetime`"), "{error}");
+        assert_eq!(error.remedy(), None);
+    }
+    assert!(world.cloud.is_empty());
 }
 
 /// The fake cloud, for a dollar a machine and hour. It may have one kind of machine to choose for each group.

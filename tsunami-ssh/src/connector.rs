@@ -104,6 +104,14 @@ pub fn run_config(run_directory: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// The text of [`run_config`] for other programs: what they forward (`ssh -L`, `-R`, `-D`) is forwarded. Blocks, and fails
+/// as that does, or where it can't be read.
+pub fn run_config_for_others(run_directory: &Path) -> io::Result<String> {
+    // The line clears what the command line asks for, too. No other configuration is read, and what is taken over from the
+    // user's has no forwards.
+    Ok(std::fs::read_to_string(run_config(run_directory)?)?.replace("  ClearAllForwardings yes\n", ""))
+}
+
 impl SshConnector {
     /// Connects with these options.
     pub fn new(options: SshOptions) -> Self {
@@ -554,6 +562,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (_first, directory) = prepared(SshOptions::default(), &root).await;
         let config = run_config(&directory).unwrap();
+        let for_others = directory.join("for-others");
+        fs::write(&for_others, run_config_for_others(&directory).unwrap()).unwrap();
+        for (config, forwards) in [(&config, false), (&for_others, true)] {
+            let mut ssh = Command::new("ssh");
+            let ask = ssh.arg("-F").arg(config).args(["-L", "1234:localhost:80", "-G", "a-0"]);
+            let (resolved, _) = resolver::ask(ask).await.unwrap();
+            assert_eq!(resolved.get("localforward").is_some(), forwards, "{config:?}");
+        }
         let state =
             |path: &Path| fs::metadata(path).map(|it| (it.ino(), it.mtime(), it.mtime_nsec())).unwrap();
         let (before, text) = (state(&config), fs::read_to_string(&config).unwrap());

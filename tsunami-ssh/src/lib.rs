@@ -137,7 +137,7 @@ mod transport;
 mod watchdog;
 
 pub use config::SshOptions;
-pub use connector::{SshConnector, run_config};
+pub use connector::{SshConnector, run_config, run_config_for_others};
 pub use hosts::{HostAddress, HostsProvider, HostsSpec, InvalidHost};
 pub use local::LocalProvider;
 #[cfg(feature = "experiment")]

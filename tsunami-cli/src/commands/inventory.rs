@@ -71,7 +71,7 @@ impl Execute for Inventory {
         let config = tsunami_ssh::run_config(directory.path()).map_err(CoreError::from)?;
         let text = match if self.json { Format::Json } else { self.format } {
             Format::SshConfig => {
-                let read = std::fs::read_to_string(&config);
+                let read = tsunami_ssh::run_config_for_others(directory.path());
                 read.map_err(|error| Error::file("read", &config)(error))?
             }
             Format::Ansible => ansible(&machines, &config)?,

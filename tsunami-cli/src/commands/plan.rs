@@ -360,7 +360,7 @@ fn some(all: &[String]) -> String {
     names
 }
 
-fn pairs(parameters: &Parameters) -> String {
+pub(super) fn pairs(parameters: &Parameters) -> String {
     parameters
         .iter()
         .map(|(name, value)| format!("{name} = {}", quoted(&value.to_string())))

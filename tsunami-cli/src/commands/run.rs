@@ -16,6 +16,7 @@ use tsunami_core::{
     RunId, RunStore, Tsunami,
 };
 
+use super::plan::pairs;
 use super::{Context, Execute, load, load_again, words_of_repeated};
 use crate::args::{FileArgs, assignment};
 use crate::backend;
@@ -134,6 +135,8 @@ pub(super) struct Stage {
     quiet: bool,
     /// Whether the machines are another run's, and stay.
     is_attached: bool,
+    /// The first set of machines and how many there are, in words, if they depend on parameters.
+    first_set: Option<String>,
 }
 
 impl Stage {
@@ -191,6 +194,9 @@ impl Stage {
             let connections = connections.clone();
             async move { connections.of(&experiment).await.map_err(CoreError::other) }
         });
+        let first_set = experiment.sets.first().filter(|_| experiment.set_count() > 1);
+        let first_set =
+            first_set.map(|set| format!("set 1 of {} ({})", experiment.set_count(), pairs(&set.parameters)));
         let crowded = crate::too_few_open_files(experiment.machines().count());
         let notes = experiment.notes();
         let run = match (resume, is_repeated) {
@@ -202,6 +208,9 @@ impl Stage {
             say(&words_of_repeated(&repeated, run.part()));
         }
         run.secrets().warnings().chain(notes).chain(crowded).for_each(|warning| say(&warning));
+        if resume && run.is_done() && verbosity != Verbosity::Quiet {
+            say("nothing is left to do: all trials are done");
+        }
         if run.prepares() && verbosity != Verbosity::Quiet {
             say("preparing on this computer first");
         }
@@ -218,7 +227,14 @@ impl Stage {
         signals::watch(cancel, doing, tell, give_up)?;
         let quiet = verbosity == Verbosity::Quiet;
         let (is_attached, json, file) = (on.is_some(), *json, file.file.clone());
-        Ok(Self { run, tails, reporter, elsewhere, kept, file, quiet, is_attached, json })
+        Ok(Self { run, tails, reporter, elsewhere, kept, file, quiet, is_attached, first_set, json })
+    }
+
+    /// Says which machines are brought up alone, where they depend on parameters.
+    pub(super) fn tell_first_set(&self) {
+        if let Some(set) = self.first_set.as_ref().filter(|_| !self.quiet) {
+            say(&format!("only {set} is launched: `tsunami run` launches each set, one after another"));
+        }
     }
 
     /// Tears down what a process that was killed has left of the run that is resumed.
@@ -266,7 +282,8 @@ impl Stage {
             if !self.json {
                 say_markdown(&markdown(&report.analysis()));
             }
-            self.kept.tell(report, &self.file);
+            // Machines that depend on parameters can't be those of another run.
+            self.kept.tell(report, self.first_set.is_none().then_some(&*self.file));
         }
         let told = self.tell_results(answer).err();
         let events = if self.json { Events::finish().err() } else { None };
@@ -324,16 +341,16 @@ struct KeptRuns {
 }
 
 impl Kept {
-    /// Says what is up, until when, what that costs, and what can be done with it.
-    fn tell(&self, report: &Report, file: &Path) {
+    /// Says what is up, until when, what that costs, and what can be done with it: also to run a file there, if one can be.
+    fn tell(&self, report: &Report, file: Option<&Path>) {
         let KeptRuns { kept, .. } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (run, until) in kept {
             let set = report.sets().find(|set| set.run.as_ref() == Some(run));
             let machines = set.map(|set| &set.machines);
             let names: Vec<_> = machines.into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
             let prices = machines.into_iter().flat_map(BTreeMap::values).map(|machine| machine.price);
-            let file = file.to_string_lossy();
-            let text = up(run, &names, hourly(prices), *until, SystemTime::now(), &file);
+            let file = file.map(Path::to_string_lossy);
+            let text = up(run, &names, hourly(prices), *until, SystemTime::now(), file.as_deref());
             let (what, commands) = text.split_once('\n').unwrap_or_default();
             say_words(what);
             say_lines(commands);
@@ -366,7 +383,7 @@ fn up(
     hourly: Option<f64>,
     until: SystemTime,
     now: SystemTime,
-    file: &str,
+    file: Option<&str>,
 ) -> String {
     let left = Duration::from_secs(until.duration_since(now).unwrap_or_default().as_secs());
     let costs = match hourly {
@@ -378,13 +395,13 @@ fn up(
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let shown = one_line(&names[..names.len().min(NAMED)].join(", "));
     let first = one_line(names.first().copied().unwrap_or("MACHINE"));
-    let file = one_line(&shlex::try_quote(file).unwrap_or_default());
+    let file = file.map(|file| one_line(&shlex::try_quote(file).unwrap_or_default()));
+    let once_more = file.map(|file| format!("tsunami run {file} --on {run}\n  ")).unwrap_or_default();
     format!(
         "{} up for {} more, until {}, {costs}: {shown}{more}\n  \
          tsunami ssh {run} {first}\n  \
          tsunami exec {run} -- uptime\n  \
-         tsunami run {file} --on {run}\n  \
-         tsunami down {run}\n",
+         {once_more}tsunami down {run}\n",
         number(names.len(), "machine"),
         span(left),
         clock(until),
@@ -483,7 +500,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let until = now + Duration::from_secs(5400);
         let price = [Price::PerHour(0.25), Price::PerHour(0.5)];
-        let text = up(&run, &["client-0", "server-0"], hourly(price.into_iter()), until, now, "a b.toml");
+        let text =
+            up(&run, &["client-0", "server-0"], hourly(price.into_iter()), until, now, Some("a b.toml"));
         assert_eq!(
             text,
             "2 machines up for 1h 30m more, until 2023-11-14 23:43:20 UTC, $0.75 an hour: client-0, server-0\n  \
@@ -494,7 +512,11 @@ mod tests {
         );
         let names: Vec<_> = (0..60).map(|n| format!("n-{n}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let text = up(&run, &names, hourly([Price::Unknown].into_iter()), until, now, "x.toml");
+        let text = up(&run, &names, hourly([Price::Unknown].into_iter()), until, now, None);
         assert!(text.contains("not known: n-0, ") && text.contains("n-7 and 52 more\n"), "{text}");
+        assert!(
+            !text.contains("tsunami run") && text.ends_with(&format!("  tsunami down {run}\n")),
+            "{text}"
+        );
     }
 }

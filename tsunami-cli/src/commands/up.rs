@@ -25,6 +25,7 @@ impl Execute for Up {
         let stage =
             Stage::prepare(&self.stage, context, None, Keep::Never, RunStore::standard()?, Part::default())
                 .await?;
+        stage.tell_first_set();
         let outcome = match stage.run.up().await {
             Ok(running) => running.keep().await,
             Err(error) => Err(error),

@@ -349,8 +349,13 @@ fn nothing_is_called_gone_of_a_run_that_nothing_tells_of() {
 #[test]
 fn a_run_with_a_broken_record_is_named_and_can_be_removed() {
     let world = World::new();
-    let file = world.write("x.toml", "name = 'x'\n[group.a]\ncount = 2\n");
-    let run = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let group = "[group.a]\ncount = '{{ n }}'\n[matrix]\nn = [2, 1]\n";
+    let file =
+        world.write("x.toml", &format!("name = 'x'\n{group}[[step]]\nname = 's'\non = 'a'\nrun = 'true'\n"));
+    let up = world.tsunami([&"up".into(), &file]);
+    up.assert_status(0).assert_says(&["only set 1 of 2 (n = 2) is launched", "2 machines up"]);
+    assert!(!up.stderr.contains("--on"), "its machines can't be another run's: {}", up.stderr);
+    let run = up.stdout.trim().to_owned();
     fs::write(world.path("state/tsunami/runs").join(&run).join("record.json"), "{").unwrap();
     world.tsunami(["ls"]).assert_says(&[&run, "cannot read the record"]);
     world.tsunami(["down", &run]).assert_status(0).assert_says(&["everything is gone"]);

@@ -69,6 +69,11 @@ fn a_sweep_that_was_killed_is_resumed_and_ends_with_the_same_table() {
         resumed.assert_status(1).assert_says(&["of 8 trials are done", "--resume"]);
         resumed = world.tsunami(["run".as_ref(), "--resume".as_ref(), results.as_os_str()]);
     }
+    if resumed.status == Some(0) {
+        let again = world.tsunami(["run", "--resume", "results/x/latest"]);
+        let place = format!("results: {}\n", fs::canonicalize(&results).unwrap().display());
+        again.assert_status(0).assert_says(&["nothing is left to do", &place]);
+    }
     let after = report(&results);
     assert_eq!(after.sweep, Some(planned.clone()));
     assert_eq!(fs::read(results.join("trials/index.csv")).unwrap(), index);

@@ -66,6 +66,11 @@ impl Cluster {
         self.inner.deadline.read().at.duration_since(self.inner.events.now()).unwrap_or_default()
     }
 
+    /// Whether the machines were launched for this run of ours, and are not attached to.
+    pub(crate) fn is_of_this_run(&self) -> bool {
+        self.inner.provisioner.is_some()
+    }
+
     /// Whether any machine may be [replaced](Self::repair).
     pub(crate) fn may_be_repaired(&self) -> bool {
         let groups = self.inner.provisioner.as_ref().map(|provisioner| &*provisioner.plan.groups);

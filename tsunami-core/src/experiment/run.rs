@@ -442,9 +442,16 @@ impl ExperimentRun {
     }
 
     /// Whether there are trials left that [`resume`](Self::resume) would do: the first had begun, and not all are done. Of a
-    /// single one that measures nothing there is no rest, although it can be resumed, too.
+    /// single one that measures nothing there is no rest, although it can be resumed, too. Nor is there any that the lifetime
+    /// of new machines has no time for.
     pub fn is_resumable(&self) -> bool {
-        self.results.report().sweep.is_some_and(|plan| !plan.is_plain()) && self.sweep.is_given_up()
+        let is_sweep = self.results.report().sweep.is_some_and(|plan| !plan.is_plain());
+        is_sweep && self.sweep.is_given_up() && !self.sweep.is_too_short()
+    }
+
+    /// Whether all trials are done that are to be, as those of a finished run are when it is resumed.
+    pub fn is_done(&self) -> bool {
+        !self.sweep.is_given_up()
     }
 
     /// Does what is to be done on this computer first, and then writes down what machines will be given.

@@ -195,6 +195,19 @@ fn templated(template: &Template, values: &Parameters) -> String {
 /// given nothing may be any. What an earlier version didn't write down isn't known.
 pub(super) fn otherwise(ours: &Path, theirs: &Path) -> io::Result<Option<String>> {
     let (Some(now), Some(then)) = (Source::read(ours)?, Source::read(theirs)?) else { return Ok(None) };
+    if let Some(first) = other_contents(ours, theirs)?.into_iter().next() {
+        return Ok(Some(first));
+    }
+    let (Some(now), Some(then)) = (now.given_sha256, then.given_sha256) else { return Ok(None) };
+    let mut given = now.into_iter();
+    let other = given.find(|(what, digests)| !then.get(what).is_some_and(|then| then.is_superset(digests)));
+    Ok(other.map(|(what, _)| what))
+}
+
+/// The files among the inputs of a run that those of another have not, or not with this content: uploads, scripts and user data.
+/// None where an earlier version didn't write them down.
+pub(super) fn other_contents(ours: &Path, theirs: &Path) -> io::Result<Vec<String>> {
+    let (Some(now), Some(then)) = (Source::read(ours)?, Source::read(theirs)?) else { return Ok(Vec::new()) };
     let uploads = |inputs: &Path| -> io::Result<Vec<Digested>> {
         match fs::read(inputs.join(UPLOADS)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -202,20 +215,16 @@ pub(super) fn otherwise(ours: &Path, theirs: &Path) -> io::Result<Option<String>
         }
     };
     let (uploaded, before) = (uploads(ours)?, uploads(theirs)?);
-    for Digested { group, from, to, files } in &uploaded {
-        let is_same = |before: &Digested| (&before.group, &before.to, &before.files) == (group, to, files);
-        if !before.iter().any(is_same) {
-            return Ok(Some(format!("{from}, an upload of group {group},")));
-        }
-    }
+    let is_known = |upload: &Digested| {
+        let Digested { group, to, files, .. } = upload;
+        before.iter().any(|before| (&before.group, &before.to, &before.files) == (group, to, files))
+    };
+    let uploaded = uploaded.iter().filter(|upload| !is_known(upload));
+    let uploaded =
+        uploaded.map(|Digested { group, from, .. }| format!("{from}, an upload of group {group},"));
     let is_other = |(name, sha256): &(&String, &String)| then.kept_sha256.get(*name) != Some(*sha256);
-    if let Some((name, _)) = now.kept_sha256.iter().find(is_other) {
-        return Ok(Some(format!("inputs/{name}")));
-    }
-    let (Some(now), Some(then)) = (now.given_sha256, then.given_sha256) else { return Ok(None) };
-    let mut given = now.into_iter();
-    let other = given.find(|(what, digests)| !then.get(what).is_some_and(|then| then.is_superset(digests)));
-    Ok(other.map(|(what, _)| what))
+    let kept = now.kept_sha256.iter().filter(is_other).map(|(name, _)| format!("inputs/{name}"));
+    Ok(uploaded.chain(kept).collect())
 }
 
 /// Compares what an experiment would be given now with what its run was given.

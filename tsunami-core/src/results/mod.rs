@@ -45,7 +45,8 @@ pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};
 pub use side_by_side::SideBySide;
 
-use writer::Writer;
+use runs::Beginning;
+use writer::{Files, Writer};
 
 /// The forms in which a run is written down. The error of the first that has one is told. The last one is made of what the
 /// others have written.
@@ -178,12 +179,15 @@ pub struct Results {
     writer: Arc<Writer>,
     /// Keeps others from resuming the run, until it is over.
     in_use: Mutex<Option<File>>,
-    remarks: Mutex<Vec<String>>,
+    /// Of `latest` and `index.csv`, unless the directory is one that was asked for, or the run is resumed.
+    beginning: Option<Arc<Beginning>>,
+    /// Why `index.csv` does not say what the run came to, if so.
+    unsettled: Mutex<Option<String>>,
 }
 
 impl Results {
     /// Makes the directory, new or empty, and writes what is known beforehand. Unless `output` says where it is, `latest`
-    /// beside it leads to it, and `index.csv` lists it. It reads all that is uploaded, however
+    /// beside it leads to it, and `index.csv` lists it, from when the first machine is asked for. It reads all that is uploaded, however
     /// long that takes: on a thread that may block.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
@@ -207,13 +211,8 @@ impl Results {
             inputs::write(experiment, &directory.join(INPUTS))?;
         }
         let in_use = json::lock_directory(&directory)?;
-        let remarks = match output {
-            None => runs::enter(&directory, &experiment.set),
-            Some(_) => Vec::new(),
-        };
-        let results = Self::write_on(directory, Report::default(), in_use)?;
-        lock(&results.remarks).extend(remarks);
-        Ok(results)
+        let beginning = output.is_none().then(|| Arc::new(Beginning::new(&directory, &experiment.set)));
+        Self::write_on(directory, Report::default(), in_use, beginning)
     }
 
     /// Takes up the directory of a run that is resumed. Returns what was told of it so far, too. It reads all that is
@@ -233,20 +232,28 @@ impl Results {
         if !is_results(&directory)? {
             return Err(ResultsError::NotResults(directory));
         }
+        // `latest` may lead elsewhere soon.
+        let directory = fs::canonicalize(&directory).map_err(ResultsError::file("use", &directory))?;
         built::check_forms(&directory)?;
         check_inputs(experiment, &directory)?;
         let in_use = json::lock_directory(&directory)?;
         let events = json::read(&directory)?;
         let report = events.iter().collect();
-        Ok((Self::write_on(directory, report, in_use)?, events))
+        Ok((Self::write_on(directory, report, in_use, None)?, events))
     }
 
-    fn write_on(directory: PathBuf, report: Report, in_use: File) -> Result<Self, ResultsError> {
-        let files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
+    fn write_on(
+        directory: PathBuf,
+        report: Report,
+        in_use: File,
+        beginning: Option<Arc<Beginning>>,
+    ) -> Result<Self, ResultsError> {
+        let mut files: Files = FORMATS.iter().map(|create| create(&directory)).collect::<Result<_, _>>()?;
+        files.extend(beginning.clone().map(|beginning| beginning as Arc<dyn ResultsFile>));
         let writer = Writer::start(files).map_err(ResultsError::file("write to", &directory))?;
         let report = Arc::new(Summary(Mutex::new(report)));
         let (writer, in_use) = (Arc::new(writer), Mutex::new(Some(in_use)));
-        Ok(Self { directory, report, writer, in_use, remarks: Mutex::default() })
+        Ok(Self { directory, report, writer, in_use, beginning, unsettled: Mutex::default() })
     }
 
     /// What is known of the run by now.
@@ -348,7 +355,7 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
-        lock(&self.remarks).extend(runs::settle(&self.directory, outcome));
+        *lock(&self.unsettled) = runs::settle(&self.directory, outcome);
         drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)
@@ -357,7 +364,8 @@ impl Results {
     /// What of `latest` and `index.csv` beside the directory could not be written by now, and why, in words. The results are
     /// whole without them.
     pub fn remarks(&self) -> Vec<String> {
-        lock(&self.remarks).clone()
+        let beginning = self.beginning.iter().flat_map(|beginning| beginning.remarks());
+        beginning.chain(lock(&self.unsettled).clone()).collect()
     }
 
     /// Why events or logs were not written to their end, if they weren't. It blocks as [`finish`](Self::finish) does;

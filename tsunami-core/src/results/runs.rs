@@ -7,11 +7,12 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::files;
-use crate::Outcome;
+use super::{ResultsFile, files, lock};
+use crate::{Event, EventKind, Observer, Outcome};
 
 const LATEST: &str = "latest";
 const INDEX: &str = "index.csv";
@@ -28,8 +29,38 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
+/// Enters a run when its first machine is asked for, or its trials begin on those of another one: what was refused before is
+/// nothing to lead to.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    results: PathBuf,
+    values: Vec<(String, String)>,
+    /// What [`enter`] could not, once it was tried.
+    remarks: Mutex<Option<Vec<String>>>,
+}
+
+impl Beginning {
+    pub(super) fn new(results: &Path, values: &[(String, String)]) -> Self {
+        Self { results: results.to_owned(), values: values.to_owned(), remarks: Mutex::default() }
+    }
+
+    pub(super) fn remarks(&self) -> Vec<String> {
+        lock(&self.remarks).clone().unwrap_or_default()
+    }
+}
+
+impl Observer for Beginning {
+    fn event(&self, event: &Event) {
+        if matches!(event.kind, EventKind::Launching { .. } | EventKind::SetStarted { .. }) {
+            lock(&self.remarks).get_or_insert_with(|| enter(&self.results, &self.values));
+        }
+    }
+}
+
+impl ResultsFile for Beginning {}
+
 /// Enters a run that begins, and has `latest` lead to it. Returns what it could not, and why, a line each.
-pub(super) fn enter(results: &Path, values: &[(String, String)]) -> Vec<String> {
+fn enter(results: &Path, values: &[(String, String)]) -> Vec<String> {
     let Some((parent, run)) = &place(results) else { return Vec::new() };
     let pointed = point(parent, run);
     let pointed =
@@ -83,7 +114,7 @@ fn point(parent: &Path, run: &str) -> io::Result<()> {
 
 /// Changes the index, one process after another. A file of that name that is no index of ours stays as it is.
 fn change(parent: &Path, change: impl FnOnce(&mut Index) -> bool) -> io::Result<()> {
-    let _lock = lock(parent)?;
+    let _lock = lock_directory(parent)?;
     let path = parent.join(INDEX);
     if path.is_symlink() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a link"));
@@ -99,7 +130,7 @@ fn change(parent: &Path, change: impl FnOnce(&mut Index) -> bool) -> io::Result<
     }
 }
 
-fn lock(parent: &Path) -> io::Result<File> {
+fn lock_directory(parent: &Path) -> io::Result<File> {
     let (directory, begun) = (File::open(parent)?, Instant::now());
     loop {
         match directory.try_lock() {
@@ -174,6 +205,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::tests::at;
 
     #[test]
     fn the_index_says_what_runs_were_given_and_came_to_and_latest_leads_to_the_newest() {
@@ -194,8 +226,14 @@ mod tests {
             text.lines().map(without_time).collect::<Vec<_>>()
         };
         let (a, b) = (run("a"), run("b"));
+        let beginning = Beginning::new(&b, &[value("word", "x y")]);
+        let event = |kind| beginning.event(&at(0.0, kind));
+        event(EventKind::Chosen { group: "n".into(), asked: "any".into(), chosen: Vec::new() });
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "nothing is asked for yet");
         enter(&a, &[value("n", "1"), value("n", "2")]);
-        enter(&b, &[value("word", "x y")]);
+        for group in ["n", "m"] {
+            event(EventKind::Launching { group: group.into(), count: 1 });
+        }
         settle(&a, Outcome::Failed);
         assert_eq!(index(), ["run,outcome,n,word", "a,failed,2,", "b,,,x y"]);
         assert_eq!(fs::read_link(home.path().join(LATEST)).unwrap(), Path::new("b"));

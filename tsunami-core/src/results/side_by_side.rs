@@ -5,17 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::built::read_report;
+use super::inputs::other_contents;
 use super::markdown::line;
 use super::results_csv::row;
-use super::{Given, ResultsError};
+use super::{Given, INPUTS, ResultsError};
 use crate::condition::{Facts, OTHERS, differences, unlike};
-use crate::statistics::{Summary, signed, significant};
-use crate::text::quoted;
+use crate::statistics::{Summary, significant, times};
+use crate::text::{quoted, shorten};
 use crate::trial::Parameters;
 use crate::{MachineReport, Report, RunId};
 
 /// How many differences between machines are told.
 const DIFFERENCES: usize = 10;
+
+/// How many characters of a line of a file are shown.
+const LINE: usize = 60;
 
 /// The number of the form of [`SideBySide::json`].
 const COMPARE_SCHEMA: u32 = 1;
@@ -116,8 +120,8 @@ impl SideBySide {
         told
     }
 
-    /// In what the runs were given something else than the first, a line each: values, experiment files, and units
-    /// of what they measured.
+    /// In what the runs were given something else than the first, a line each: values, experiment files, what was uploaded
+    /// and scripts, and units of what they measured. Blocks.
     pub fn changed(&self) -> Vec<String> {
         let Some((first, others)) = self.runs.split_first() else { return Vec::new() };
         let mut told = Vec::new();
@@ -131,8 +135,20 @@ impl SideBySide {
                     }
                 }
             }
-            if first.source.is_some() && run.source.is_some() && first.source != run.source {
-                told.push(format!("{}: its experiment file differs from that of {}", run.name, first.name));
+            if let (Some(then), Some(now)) = (&first.source, &run.source)
+                && then != now
+            {
+                let line = first_difference(now, then);
+                let file = format!("its experiment file differs from that of {}", first.name);
+                told.push(format!("{}: {file}{line}", run.name));
+            }
+            if first.given.is_some() && run.given.is_some() {
+                // What can't be read tells of no difference.
+                let [now, then] = [run, first].map(|side| side.directory.join(INPUTS));
+                let others = other_contents(&now, &then).unwrap_or_default();
+                told.extend(
+                    others.iter().map(|what| format!("{}: {what} is not as in {}", run.name, first.name)),
+                );
             }
             let mut units = BTreeSet::new();
             for (key, then) in
@@ -208,9 +224,7 @@ impl SideBySide {
                 cells.push(measured.map(shown).unwrap_or_default());
                 if index > 0 {
                     let ratio = measured.and_then(|measured| ratio(measured, first));
-                    cells.push(
-                        ratio.map(|ratio| format!("{} %", signed(100.0 * (ratio - 1.0)))).unwrap_or_default(),
-                    );
+                    cells.push(ratio.map(times).unwrap_or_default());
                 }
             }
             text.push_str(&line(&cells));
@@ -309,6 +323,27 @@ impl Side {
         let name = String::new();
         (Self { name, directory: directory.to_owned(), given, source, run, started, measured, groups }, keys)
     }
+}
+
+/// The first line in which two texts differ, to be told behind that they do.
+fn first_difference(now: &[u8], then: &[u8]) -> String {
+    let [now, then] = [now, then].map(String::from_utf8_lossy);
+    let (mut now, mut then) = (now.lines(), then.lines());
+    let shown = |line: Option<&str>| match line {
+        Some(line) => format!("`{}`", shorten(line.trim(), LINE)),
+        None => "nothing".to_owned(),
+    };
+    for number in 1.. {
+        match (now.next(), then.next()) {
+            (None, None) => break,
+            (now, then) if now == then => {}
+            (now, then) => {
+                return format!(", first in line {number}: {} and not {}", shown(now), shown(then));
+            }
+        }
+    }
+    // Only in how lines end.
+    String::new()
 }
 
 /// The values that an experiment file has for its variables, as `--set` would give them.

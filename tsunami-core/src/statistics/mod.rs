@@ -52,7 +52,7 @@ pub use threshold::{InvalidThreshold, Judgement, Op, Threshold};
 pub use verdict::{Direction, MOST_MORE_REPEATS, MoreRepeats, Verdict, verdict};
 pub use words::Words;
 pub(crate) use words::change;
-#[cfg(feature = "experiment")]
-pub(crate) use words::signed;
 #[doc(hidden)]
 pub use words::significant;
+#[cfg(feature = "experiment")]
+pub(crate) use words::times;

@@ -37,6 +37,27 @@ fn near(ours: f64, theirs: &Value, tolerance: f64, what: &str) {
 }
 
 #[test]
+fn differences_have_few_digits_and_huge_ones_are_factors() {
+    let signed = [0.0, -0.001, 3.456, -25.04].map(words::signed);
+    assert_eq!(signed, ["0.00", "0.00", "+3.46", "−25.0"]);
+    let wild = [(1.0, 3.0), (1.0, 4e4), (1.0, 5e7)];
+    let (estimate, interval) = change(&compared(&rounds(&wild)));
+    assert!(
+        estimate.starts_with('×') && interval.starts_with("×") && interval.contains(" to ×"),
+        "{interval}"
+    );
+    assert!(
+        estimate.len() + interval.len() < 35 && said(&wild).contains(&format!("({interval})")),
+        "{interval}"
+    );
+    let clear = said(&[(1.0, 400.0), (1.0, 420.0), (1.0, 410.0)]);
+    assert!(
+        clear.starts_with("p99 of new is 385.") && clear.ends_with(" times that of old (worse)"),
+        "{clear}"
+    );
+}
+
+#[test]
 fn scipy_has_the_same_figures() {
     let reference: Value = serde_json::from_str(REFERENCE).unwrap();
     for sample in reference["samples"].as_array().unwrap() {

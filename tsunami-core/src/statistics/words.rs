@@ -6,6 +6,9 @@ use super::verdict::{MOST_MORE_REPEATS, Verdict};
 /// From this ratio on, it reads better than a percentage.
 const TIMES: f64 = 3.0;
 
+/// Where an interval reaches this ratio, percentages are too long to be read.
+const FACTORS: f64 = 100.0;
+
 /// More decimals than this aren't shown.
 const MOST_DECIMALS: usize = 12;
 
@@ -41,7 +44,8 @@ impl Words<'_> {
             Some(unit) => format!("{number} {unit}"),
             None => number,
         };
-        let range = with_unit(shown.signed_range(low, high));
+        let range = factors(comparison).map(|(_, range)| range);
+        let range = range.unwrap_or_else(|| with_unit(shown.signed_range(low, high)));
         match verdict {
             Verdict::Differs { higher, better } => {
                 let better = match better {
@@ -49,9 +53,14 @@ impl Words<'_> {
                     Some(false) => " (worse)",
                     None => "",
                 };
-                if comparison.scale == Scale::Ratio && interval.low >= TIMES {
-                    let times =
-                        Shown::new(interval.low, interval.high, 0.0).range(interval.low, interval.high);
+                let is_long = comparison.scale == Scale::Ratio && interval.high >= FACTORS;
+                if comparison.scale == Scale::Ratio && (interval.low >= TIMES || is_long) {
+                    let times = match is_long {
+                        true => format!("{} to {}", factor(interval.low), factor(interval.high)),
+                        false => {
+                            Shown::new(interval.low, interval.high, 0.0).range(interval.low, interval.high)
+                        }
+                    };
                     return format!("{metric} of {variant} is {times} times that of {baseline}{better}");
                 }
                 let (way, near, far) = if *higher { ("higher", low, high) } else { ("lower", -high, -low) };
@@ -144,6 +153,9 @@ impl Shown {
 
 /// How much a variant differs, and the interval of that.
 pub(crate) fn change(comparison: &Comparison) -> (String, String) {
+    if let Some(factors) = factors(comparison) {
+        return factors;
+    }
     let (low, high) = (comparison.interval.low, comparison.interval.high);
     match comparison.scale {
         Scale::Ratio => {
@@ -157,8 +169,28 @@ pub(crate) fn change(comparison: &Comparison) -> (String, String) {
     }
 }
 
+/// The same as factors, where percentages would be too long.
+fn factors(comparison: &Comparison) -> Option<(String, String)> {
+    let (low, high) = (comparison.interval.low, comparison.interval.high);
+    let is_long = comparison.scale == Scale::Ratio && high >= FACTORS;
+    is_long.then(|| {
+        (format!("×{}", factor(comparison.estimate)), format!("×{} to ×{}", factor(low), factor(high)))
+    })
+}
+
+/// A ratio as how much more that is, or as a factor where that would be too long.
+#[cfg(feature = "experiment")]
+pub(crate) fn times(ratio: f64) -> String {
+    if ratio >= FACTORS { format!("×{}", factor(ratio)) } else { format!("{} %", signed(percent(ratio))) }
+}
+
+/// A ratio with three or four digits that count.
+fn factor(ratio: f64) -> String {
+    if (1e-3..1e5).contains(&ratio) { significant(ratio) } else { format!("{ratio:.2e}") }
+}
+
 /// A number with its sign and two decimals at most.
-pub(crate) fn signed(value: f64) -> String {
+pub(super) fn signed(value: f64) -> String {
     let text = match value.abs() {
         size @ 0.0..10.0 => format!("{size:.2}"),
         size @ ..1e4 => format!("{size:.1}"),

@@ -194,6 +194,12 @@ struct State {
     errors: Vec<Error>,
     /// Why the first set stopped that did before its time.
     stopped: Option<String>,
+    /// How long the machines of the set that is under way had for trials when these began. `None`: it is not known, or they
+    /// were made for something else before.
+    room: Option<Duration>,
+    /// Whether that was too short for a trial, as it would be once more on new machines.
+    #[cfg_attr(not(feature = "experiment"), expect(dead_code, reason = "only files resume sweeps"))]
+    is_too_short: bool,
     is_planned: bool,
     /// Whether the last successful trial counts although it was disturbed each time.
     is_noisy: bool,
@@ -269,6 +275,8 @@ impl Sweep {
             odd: BTreeMap::new(),
             errors: Vec::new(),
             stopped: None,
+            room: None,
+            is_too_short: false,
             is_planned: false,
             is_noisy: false,
         };
@@ -305,6 +313,12 @@ impl Sweep {
     pub(crate) fn is_done(&self, set: u32) -> bool {
         let state = self.state();
         !self.left(&state).any(|planned| planned.set == set)
+    }
+
+    /// Whether new machines have no time for what is left either.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn is_too_short(&self) -> bool {
+        self.state().is_too_short
     }
 
     /// Whether a trial that was to be done is not.
@@ -356,6 +370,7 @@ impl Sweep {
             cluster.emit(UserEvent::SweepPlanned { plan: (*self.plan).clone() });
         }
         cluster.emit(UserEvent::SetStarted { set: number, run: cluster.run_id().clone() });
+        self.state().room = None;
         // Whoever drops this has nobody else to tell it.
         let mut ending = Ending { sweep: self, cluster: cluster.clone(), is_over: false };
         let ended = loop {
@@ -467,6 +482,9 @@ impl Sweep {
         prepared: Option<&Trial>,
     ) -> Result<Option<String>, Error> {
         let mut is_first = true;
+        if cluster.is_of_this_run() {
+            self.state().room.get_or_insert_with(|| cluster.time_left());
+        }
         let of_set = |planned: &&PlannedTrial| planned.set == set && self.is_wanted(planned);
         let indexed = self.plan.trials.iter().enumerate().filter(|(_, planned)| of_set(planned));
         let (warmups, counted): (Vec<_>, Vec<_>) = indexed.partition(|(_, planned)| planned.warmup);
@@ -684,13 +702,18 @@ impl Sweep {
     /// Why these trials are not begun: they can't be expected to end before the lifetime is over. Where nothing is known
     /// of such trials, they may.
     fn too_late(&self, cluster: &Cluster, trials: Range<usize>) -> Option<String> {
-        let needed: Duration = {
-            let state = self.state();
-            let each = self.plan.trials[trials].iter().map(|planned| median(state.took.get(&kind(planned))?));
-            each.flatten().map(|median| median.mul_f64(1.5)).sum()
-        };
-        let is_late = !needed.is_zero() && cluster.time_left() < needed + TEARDOWN_RESERVE;
-        is_late.then(|| "the lifetime of the machines leaves no time for another".to_owned())
+        let mut state = self.state();
+        let each = self.plan.trials[trials].iter().map(|planned| median(state.took.get(&kind(planned))?));
+        let needed: Duration = each.flatten().map(|median| median.mul_f64(1.5)).sum();
+        if needed.is_zero() || cluster.time_left() >= needed + TEARDOWN_RESERVE {
+            return None;
+        }
+        let late = "the lifetime of the machines leaves no time for another";
+        if state.room.is_none_or(|room| room >= needed + TEARDOWN_RESERVE) {
+            return Some(late.to_owned());
+        }
+        state.is_too_short = true;
+        Some(format!("{late}, nor would that of new ones: begin anew with a longer `lifetime`"))
     }
 }
 
@@ -780,7 +803,7 @@ impl Sweep {
         let mut errors = mem::take(&mut self.state().errors);
         if self.is_given_up() {
             let why = self.why_not_all();
-            errors.push(Error::Incomplete { done, of, why });
+            errors.push(Error::Incomplete { done, of, why, is_resumable: !self.is_too_short() });
         } else if errors.is_empty() && self.state().trials.iter().any(|trial| trial.counted == Some(false)) {
             errors.push(Error::other("trials failed before the sweep was resumed"));
         }

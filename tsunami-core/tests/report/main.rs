@@ -364,6 +364,20 @@ fn runs_stand_side_by_side_if_their_machines_are_alike() {
     }
     let changed = SideBySide::read(&paths).unwrap().changed();
     assert!(changed.len() == 1 && changed[0].contains("its experiment file differs"), "{changed:?}");
+    assert!(changed[0].ends_with(", first in line 3: `n = '1'` and not `n = '100'`"), "{changed:?}");
+    for (path, sha256) in [(paths[0], "aa"), (paths[1], "bb")] {
+        let source =
+            format!(r#"{{"directory": "/x", "kept_sha256": {{"a/it.sh": "{sha256}", "a/b": "0"}}}}"#);
+        fs::write(path.join("inputs/source.json"), source).unwrap();
+        let files = format!(r#"[{{"path": "", "size": 1, "sha256": "{sha256}"}}]"#);
+        let upload = format!(r#"[{{"group": "a", "from": "/x/app", "to": "app", "files": {files}}}]"#);
+        fs::write(path.join("inputs/uploads.json"), upload).unwrap();
+    }
+    let changed = SideBySide::read(&paths).unwrap().changed();
+    assert_eq!(changed.len(), 3, "{changed:?}");
+    for what in ["/x/app, an upload of group a, is not as in ", "inputs/a/it.sh is not as in "] {
+        assert!(changed.iter().any(|line| line.contains(what)), "{changed:?}");
+    }
     let empty = tempfile::tempdir().unwrap();
     fs::write(empty.path().join("events.jsonl"), "").unwrap();
     let runs = SideBySide::read(&[paths[0], empty.path()]).unwrap();

@@ -65,12 +65,13 @@ pub(super) fn failures(source: &Source<'_>, sets: &[&SetReport]) -> (Vec<Failure
         commands.of(error).is_some()
             || machines.iter().chain(&trials).any(|known| first_of(&known.why) == first)
     };
+    let held = analysis.held();
     for set in sets {
         let what = if sets.len() > 1 { format!("The run of set {}", set.set) } else { "The run".to_owned() };
-        let error = set.error.as_deref().filter(|error| !is_a_part(error));
+        let error = set.error.as_deref().filter(|error| !is_a_part(error) && held.as_deref() != Some(*error));
         failures.extend(error.map(|error| plain(what, error)));
     }
-    failures.extend(analysis.held().map(|held| plain("fail_if".to_owned(), &held)));
+    failures.extend(held.map(|held| plain("fail_if".to_owned(), &held)));
     // The run mostly says so itself.
     let why = report.swept.as_ref().and_then(|swept| swept.why.as_deref());
     let is_told = sets
