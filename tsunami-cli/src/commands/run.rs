@@ -238,6 +238,7 @@ impl Stage {
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let rest = self.run.is_resumable().then(|| self.run.results().directory().to_owned());
+        let lost: Vec<String> = outcome.as_ref().err().map(lost).unwrap_or_default();
         let error = outcome.err().map(|error| match error {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
                 Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached }
@@ -266,7 +267,7 @@ impl Stage {
             if !self.json {
                 say_markdown(&markdown(&report.analysis()));
             }
-            self.kept.tell(report, &self.file);
+            self.kept.tell(report, &self.file, &lost);
         }
         let told = self.tell_results(answer).err();
         let events = if self.json { Events::finish().err() } else { None };
@@ -325,15 +326,23 @@ struct KeptRuns {
 
 impl Kept {
     /// Says what is up, until when, what that costs, and what can be done with it.
-    fn tell(&self, report: &Report, file: &Path) {
+    fn tell(&self, report: &Report, file: &Path, lost: &[String]) {
         let KeptRuns { kept, .. } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (run, until) in kept {
             let set = report.sets().find(|set| set.run.as_ref() == Some(run));
             let machines = set.map(|set| &set.machines);
-            let names: Vec<_> = machines.into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
-            let prices = machines.into_iter().flat_map(BTreeMap::values).map(|machine| machine.price);
+            let is_ready = machines.into_iter().flatten().all(|(_, machine)| machine.ready.is_some());
+            let there = machines.into_iter().flatten().filter(|(_, machine)| machine.gone.is_none());
+            let (names, prices): (Vec<_>, Vec<_>) =
+                there.map(|(name, machine)| (name.as_str(), machine.price)).unzip();
+            let (unsure, names): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| lost.iter().any(|lost| lost == name));
+            // One that is gone, or never was set up, is none to run on.
+            let is_whole = is_ready && Some(names.len()) == machines.map(BTreeMap::len);
             let file = file.to_string_lossy();
-            let text = up(run, &names, hourly(prices), *until, SystemTime::now(), &file);
+            let file = is_whole.then_some(&*file);
+            let hourly = hourly(prices.into_iter());
+            let text = up(run, &names, &unsure, hourly, *until, SystemTime::now(), file);
             let (what, commands) = text.split_once('\n').unwrap_or_default();
             say_words(what);
             say_lines(commands);
@@ -357,14 +366,26 @@ pub(super) fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
     prices.map(|price| price.dollars(1, Duration::from_secs(3600))).sum()
 }
 
-/// The last words on machines that stay up.
+/// The machines that contact was lost to, in the errors of a run.
+fn lost(error: &CoreError) -> Vec<String> {
+    match error {
+        CoreError::Lost { machine, .. } => vec![machine.clone()],
+        CoreError::Several(failures) => {
+            [&*failures.first].into_iter().chain(&failures.others).flat_map(lost).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The last words on machines that stay up, and can be run on if there is a `file`. Of some it is `unsure` whether they do.
 fn up(
     run: &RunId,
     names: &[&str],
+    unsure: &[&str],
     hourly: Option<f64>,
     until: SystemTime,
     now: SystemTime,
-    file: &str,
+    file: Option<&str>,
 ) -> String {
     let left = Duration::from_secs(until.duration_since(now).unwrap_or_default().as_secs());
     let costs = match hourly {
@@ -375,13 +396,18 @@ fn up(
     let more = names.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let shown = one_line(&names[..names.len().min(NAMED)].join(", "));
+    let unsure = match unsure {
+        [] => String::new(),
+        unsure => format!("; may be up as well, but can't be reached: {}", one_line(&unsure.join(", "))),
+    };
     let first = one_line(names.first().copied().unwrap_or("MACHINE"));
-    let file = one_line(&shlex::try_quote(file).unwrap_or_default());
+    let file = file.map(|file| one_line(&shlex::try_quote(file).unwrap_or_default()));
+    let run_on = file.map_or_else(String::new, |file| format!("  tsunami run {file} --on {run}\n"));
     format!(
-        "{} up for {} more, until {}, {costs}: {shown}{more}\n  \
+        "{} up for {} more, until {}, {costs}: {shown}{more}{unsure}\n  \
          tsunami ssh {run} {first}\n  \
-         tsunami exec {run} -- uptime\n  \
-         tsunami run {file} --on {run}\n  \
+         tsunami exec {run} -- uptime\n\
+         {run_on}  \
          tsunami down {run}\n",
         number(names.len(), "machine"),
         span(left),
@@ -481,7 +507,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let until = now + Duration::from_secs(5400);
         let price = [Price::PerHour(0.25), Price::PerHour(0.5)];
-        let text = up(&run, &["client-0", "server-0"], hourly(price.into_iter()), until, now, "a b.toml");
+        let text =
+            up(&run, &["client-0", "server-0"], &[], hourly(price.into_iter()), until, now, Some("a b.toml"));
         assert_eq!(
             text,
             "2 machines up for 1h 30m more, until 2023-11-14 23:43:20 UTC, $0.75 an hour: client-0, server-0\n  \
@@ -492,7 +519,12 @@ mod tests {
         );
         let names: Vec<_> = (0..60).map(|n| format!("n-{n}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let text = up(&run, &names, hourly([Price::Unknown].into_iter()), until, now, "x.toml");
-        assert!(text.contains("not known: n-0, ") && text.contains("n-7 and 52 more\n"), "{text}");
+        let text = up(&run, &names, &["x-0"], hourly([Price::Unknown].into_iter()), until, now, None);
+        assert!(!text.contains("--on"), "{text}");
+        assert!(
+            text.contains("not known: n-0, ")
+                && text.contains("n-7 and 52 more; may be up as well, but can't be reached: x-0\n"),
+            "{text}"
+        );
     }
 }
