@@ -4,7 +4,9 @@
 //! <root>/                     0700
 //!   <run-id>/                 0700, owned by the run
 //!     record.json             written and synced before the run's first request
-//!     machines.json           what is known of its machines; a hint, never the truth
+//!     machines.json           what is known of its machines, once all are set up or some failed to be; where they are and
+//!                             whether they run is a hint, never the truth
+//!     unready.json            which of those are not set up, if any
 //!     ending                  there once a teardown has begun, for whoever would launch more
 //!     lock                    locked for as long as a controller lives
 //!     machines.lock           locked for as long as another run does its trials on the machines
@@ -13,6 +15,7 @@
 //!
 //! What another user may have written is named, and neither read nor touched: see [`private`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -24,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::event::NewerSchema;
-use crate::machine::{Deadline, Machine, RunId};
+use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::private;
 
 /// The number of the form in which runs are recorded. The first had no number.
@@ -218,6 +221,16 @@ impl RunStore {
     }
 }
 
+/// What the set-up of a machine came to that is not set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SetUp {
+    Failed,
+    /// Something else ended it, or nobody was left to see its end.
+    #[serde(other)]
+    Unended,
+}
+
 /// The directory in which a run keeps its record and its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEntry {
@@ -302,6 +315,36 @@ impl RunEntry {
 
     pub(crate) fn write_machines(&self, machines: &[&Machine]) -> Result<(), Error> {
         self.write("machines.json", machines)
+    }
+
+    /// Notes which machines are not set up, before they are written down beside those that are.
+    pub(crate) fn write_unready(&self, unready: &BTreeMap<MachineId, SetUp>) -> Result<(), Error> {
+        self.write("unready.json", unready)
+    }
+
+    /// All machines that are written down are set up.
+    pub(crate) fn clear_unready(&self) {
+        // Where it stays, machines count as less than they are.
+        let _ = fs::remove_file(self.path.join("unready.json"));
+    }
+
+    /// Which of these machines are not set up, and what their set-up came to. One that is not written down was on its way
+    /// when the process ended that had launched it.
+    #[cfg(feature = "experiment")]
+    pub(crate) fn unready<'a>(
+        &self,
+        machines: impl IntoIterator<Item = &'a Machine>,
+    ) -> Result<Vec<(&'a Machine, SetUp)>, Error> {
+        let unready: BTreeMap<MachineId, SetUp> = match self.read("unready.json") {
+            Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            other => other?,
+        };
+        let known: BTreeSet<MachineId> = self.machines()?.into_iter().map(|machine| machine.id).collect();
+        let of = |machine: &Machine| match unready.get(&machine.id) {
+            Some(came_to) => Some(*came_to),
+            None => (!known.contains(&machine.id)).then_some(SetUp::Unended),
+        };
+        Ok(machines.into_iter().filter_map(|machine| of(machine).map(|came_to| (machine, came_to))).collect())
     }
 
     /// Says to all processes that the run is being torn down.
@@ -459,6 +502,8 @@ mod tests {
         assert_eq!((record.provider.as_str(), record.groups.len(), record.max_cost), ("aws", 2, Some(1.25)));
         let machines = directory.machines().unwrap();
         assert_eq!(machines.iter().map(Machine::name).collect::<Vec<_>>(), ["server-0", "client-0"]);
+        #[cfg(feature = "experiment")]
+        assert_eq!(directory.unready(&machines).unwrap(), [], "all were set up that it wrote down");
         directory.write_record(&RunRecord { kept: true, ..record.clone() }).unwrap();
         assert_eq!(directory.record().unwrap(), RunRecord { kept: true, ..record });
         let written = fs::read_to_string(directory.path.join("record.json")).unwrap();
@@ -466,6 +511,31 @@ mod tests {
         drop(directory.lock().unwrap().unwrap());
         directory.remove(None).unwrap();
         assert_eq!(state.runs().unwrap(), []);
+    }
+
+    #[cfg(feature = "experiment")]
+    #[test]
+    fn only_machines_that_are_written_down_and_not_as_unready_are_set_up() {
+        let root = tempfile::tempdir().unwrap();
+        let state = RunStore::at(root.path());
+        let (directory, _lock) = state.create(&record("20260101-aaaa", "redis")).unwrap();
+        let machine = |index: u32| {
+            let id = MachineId::new(format!("i-{index}"));
+            Machine::new(id, directory.id(), "node", index, crate::MachineState::Running)
+        };
+        let machines = [machine(0), machine(1), machine(2)];
+        let unready = || -> Vec<_> {
+            let unready = directory.unready(&machines).unwrap();
+            unready.into_iter().map(|(machine, came_to)| (machine.index, came_to)).collect()
+        };
+        use SetUp::{Failed, Unended};
+        assert_eq!(unready(), [(0, Unended), (1, Unended), (2, Unended)]);
+        directory.write_unready(&[(machines[1].id.clone(), Failed)].into()).unwrap();
+        directory.write_machines(&[&machines[0], &machines[1]]).unwrap();
+        assert_eq!(unready(), [(1, Failed), (2, Unended)]);
+        directory.write_machines(&[&machines[0], &machines[1], &machines[2]]).unwrap();
+        directory.clear_unready();
+        assert_eq!(unready(), []);
     }
 
     #[test]

@@ -254,6 +254,7 @@ impl Stage {
         let logs = self.run.results().logs();
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let rest = self.run.is_resumable().then(|| self.run.results().directory().to_owned());
+        let lost: Vec<String> = outcome.as_ref().err().map(lost).unwrap_or_default();
         let error = outcome.err().map(|error| match error {
             error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
                 Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached }
@@ -283,7 +284,7 @@ impl Stage {
                 say_markdown(&markdown(&report.analysis()));
             }
             // Machines that depend on parameters can't be those of another run.
-            self.kept.tell(report, self.first_set.is_none().then_some(&*self.file));
+            self.kept.tell(report, self.first_set.is_none().then_some(&*self.file), &lost);
         }
         let told = self.tell_results(answer).err();
         let events = if self.json { Events::finish().err() } else { None };
@@ -342,15 +343,22 @@ struct KeptRuns {
 
 impl Kept {
     /// Says what is up, until when, what that costs, and what can be done with it: also to run a file there, if one can be.
-    fn tell(&self, report: &Report, file: Option<&Path>) {
+    fn tell(&self, report: &Report, file: Option<&Path>, lost: &[String]) {
         let KeptRuns { kept, .. } = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (run, until) in kept {
             let set = report.sets().find(|set| set.run.as_ref() == Some(run));
             let machines = set.map(|set| &set.machines);
-            let names: Vec<_> = machines.into_iter().flat_map(BTreeMap::keys).map(String::as_str).collect();
-            let prices = machines.into_iter().flat_map(BTreeMap::values).map(|machine| machine.price);
-            let file = file.map(Path::to_string_lossy);
-            let text = up(run, &names, hourly(prices), *until, SystemTime::now(), file.as_deref());
+            let is_ready = machines.into_iter().flatten().all(|(_, machine)| machine.ready.is_some());
+            let there = machines.into_iter().flatten().filter(|(_, machine)| machine.gone.is_none());
+            let (names, prices): (Vec<_>, Vec<_>) =
+                there.map(|(name, machine)| (name.as_str(), machine.price)).unzip();
+            let (unsure, names): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| lost.iter().any(|lost| lost == name));
+            // One that is gone, or never was set up, is none to run on.
+            let is_whole = is_ready && Some(names.len()) == machines.map(BTreeMap::len);
+            let file = file.filter(|_| is_whole).map(Path::to_string_lossy);
+            let hourly = hourly(prices.into_iter());
+            let text = up(run, &names, &unsure, hourly, *until, SystemTime::now(), file.as_deref());
             let (what, commands) = text.split_once('\n').unwrap_or_default();
             say_words(what);
             say_lines(commands);
@@ -376,10 +384,22 @@ pub(super) fn hourly(prices: impl Iterator<Item = Price>) -> Option<f64> {
     each.sum::<Option<f64>>().map(|sum| sum + 0.0)
 }
 
-/// The last words on machines that stay up.
+/// The machines that contact was lost to, in the errors of a run.
+fn lost(error: &CoreError) -> Vec<String> {
+    match error {
+        CoreError::Lost { machine, .. } => vec![machine.clone()],
+        CoreError::Several(failures) => {
+            [&*failures.first].into_iter().chain(&failures.others).flat_map(lost).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The last words on machines that stay up, and can be run on if there is a `file`. Of some it is `unsure` whether they do.
 fn up(
     run: &RunId,
     names: &[&str],
+    unsure: &[&str],
     hourly: Option<f64>,
     until: SystemTime,
     now: SystemTime,
@@ -394,14 +414,19 @@ fn up(
     let more = names.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let shown = one_line(&names[..names.len().min(NAMED)].join(", "));
+    let unsure = match unsure {
+        [] => String::new(),
+        unsure => format!("; may be up as well, but can't be reached: {}", one_line(&unsure.join(", "))),
+    };
     let first = one_line(names.first().copied().unwrap_or("MACHINE"));
     let file = file.map(|file| one_line(&shlex::try_quote(file).unwrap_or_default()));
-    let once_more = file.map(|file| format!("tsunami run {file} --on {run}\n  ")).unwrap_or_default();
+    let run_on = file.map_or_else(String::new, |file| format!("  tsunami run {file} --on {run}\n"));
     format!(
-        "{} up for {} more, until {}, {costs}: {shown}{more}\n  \
+        "{} up for {} more, until {}, {costs}: {shown}{more}{unsure}\n  \
          tsunami ssh {run} {first}\n  \
-         tsunami exec {run} -- uptime\n  \
-         {once_more}tsunami down {run}\n",
+         tsunami exec {run} -- uptime\n\
+         {run_on}  \
+         tsunami down {run}\n",
         number(names.len(), "machine"),
         span(left),
         clock(until),
@@ -501,7 +526,7 @@ mod tests {
         let until = now + Duration::from_secs(5400);
         let price = [Price::PerHour(0.25), Price::PerHour(0.5)];
         let text =
-            up(&run, &["client-0", "server-0"], hourly(price.into_iter()), until, now, Some("a b.toml"));
+            up(&run, &["client-0", "server-0"], &[], hourly(price.into_iter()), until, now, Some("a b.toml"));
         assert_eq!(
             text,
             "2 machines up for 1h 30m more, until 2023-11-14 23:43:20 UTC, $0.75 an hour: client-0, server-0\n  \
@@ -512,10 +537,11 @@ mod tests {
         );
         let names: Vec<_> = (0..60).map(|n| format!("n-{n}")).collect();
         let names: Vec<_> = names.iter().map(String::as_str).collect();
-        let text = up(&run, &names, hourly([Price::Unknown].into_iter()), until, now, None);
-        assert!(text.contains("not known: n-0, ") && text.contains("n-7 and 52 more\n"), "{text}");
+        let text = up(&run, &names, &["x-0"], hourly([Price::Unknown].into_iter()), until, now, None);
+        assert!(!text.contains("--on"), "{text}");
         assert!(
-            !text.contains("tsunami run") && text.ends_with(&format!("  tsunami down {run}\n")),
+            text.contains("not known: n-0, ")
+                && text.contains("n-7 and 52 more; may be up as well, but can't be reached: x-0\n"),
             "{text}"
         );
     }

@@ -1,5 +1,6 @@
 //! Whatever ends a run, nothing is left behind.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -109,10 +110,13 @@ fn a_hang_up_during_a_step_leaves_nothing() {
 
 #[test]
 fn a_machine_that_is_lost_during_a_step_is_named_and_leaves_nothing() {
-    for text in over_each_transport(&FILE.replace("count = 2", "")) {
+    let texts = over_each_transport(&FILE.replace("count = 2", ""));
+    for (text, keep) in texts.into_iter().zip([true, false]) {
         let world = World::new();
         let file = world.write("x.toml", &text);
-        let mut run = world.start(&file);
+        let mut command = world.command([OsStr::new("run"), OsStr::new("--json"), file.as_os_str()]);
+        command.args(keep.then_some("--keep-on-failure"));
+        let mut run = Going::of(command);
         run.wait_for(&["\"command_started\"", "\"work\"", "client-0"]);
         // Its sshd, and what that has made of itself for each connection.
         let end = |of: i32| {
@@ -127,7 +131,15 @@ fn a_machine_that_is_lost_during_a_step_is_named_and_leaves_nothing() {
             |process: &&String| process.contains("/client-0/") && process.contains("sshd_config");
         let sshd = processes.iter().find(of_the_machine).unwrap();
         end(sshd.split(' ').next().unwrap().parse().unwrap());
-        run.end().assert_status(4).assert_says(&["client-0", "work", "torn down: "]);
+        let ended = run.end();
+        ended.assert_status(4).assert_says(&["client-0", "work"]);
+        if keep {
+            ended.assert_says(&["1 machine up for", "costs nothing: server-0", "tsunami exec "]);
+            assert!(!ended.stderr.contains("--on"), "{ended:?}");
+            world.tsunami(["down", "x"]).assert_status(0);
+        } else {
+            ended.assert_says(&["torn down: "]);
+        }
         world.assert_clean();
     }
 }
@@ -258,22 +270,70 @@ fn what_outlives_its_deadline_is_named() {
 
 #[test]
 fn down_ends_a_run_that_is_still_going() {
+    for keep in [None, Some("--keep")] {
+        let world = World::new();
+        let file = world.write("x.toml", FILE);
+        let mut command = world.command([OsStr::new("run"), OsStr::new("--json"), file.as_os_str()]);
+        command.args(keep);
+        let mut run = Going::of(command);
+        run.wait_for(&["\"command_started\"", "\"work\""]);
+        let (one, two) = (world.runs()[0].clone(), world.runs()[0].clone());
+        std::thread::scope(|scope| {
+            let both = [one, two].map(|run| scope.spawn(|| world.tsunami(["down".to_owned(), run])));
+            for down in both {
+                // Whoever comes second may find the record gone already.
+                let ended = down.join().unwrap();
+                assert!(ended.status == Some(0) || ended.stderr.contains("no run"), "{ended:?}");
+            }
+        });
+        let ended = run.end();
+        ended.assert_status(5).assert_says(&["was torn down by another process"]);
+        let says = |what: &str| ended.stderr.contains(what);
+        assert!(!says("error: client") && !says(" up for "), "{ended:?}");
+        world.assert_clean();
+    }
+}
+
+/// What a trial of a killed process has left would hold the port of the next one's server. What set-up has started stays.
+#[test]
+fn after_kill_9_the_next_trials_on_the_machines_begin_without_those_of_the_killed_ones() {
     let world = World::new();
-    let file = world.write("x.toml", FILE);
-    let mut run = world.start(&file);
-    run.wait_for(&["\"command_started\"", "\"work\""]);
-    let (one, two) = (world.runs()[0].clone(), world.runs()[0].clone());
-    std::thread::scope(|scope| {
-        let both = [one, two].map(|run| scope.spawn(|| world.tsunami(["down".to_owned(), run])));
-        for down in both {
-            // Whoever comes second may find the record gone already.
-            let ended = down.join().unwrap();
-            assert!(ended.status == Some(0) || ended.stderr.contains("no run"), "{ended:?}");
-        }
-    });
-    let ended = run.end();
-    ended.assert_status(5).assert_says(&["was torn down by another process"]);
-    assert!(!ended.stderr.contains("error: client"), "{ended:?}");
+    let text = "name = 'x'\n[group.n]\nsetup = 'setsid sleep 1023 </dev/null >/dev/null 2>&1 &'\n\
+                [[step]]\non = 'n'\nstart = 'exec sleep 1021'\n\
+                [[step]]\nname = 'work'\non = 'n'\nrun = 'exec sleep 1022'\n";
+    let file = world.write("x.toml", text);
+    let up = world.tsunami([&"up".into(), &file]).assert_status(0).stdout.trim().to_owned();
+    let run = || {
+        let args = ["run".as_ref(), "--json".as_ref(), "--on".as_ref(), up.as_ref(), file.as_os_str()];
+        let mut run = Going::of(world.command(args));
+        run.wait_for(&["\"command_started\"", "\"work\""]);
+        run
+    };
+    let of = |line: &str| -> Vec<String> {
+        let processes = world.processes().into_iter();
+        let processes = processes.filter_map(|process| {
+            let (pid, command) = process.split_once(' ')?;
+            (command.trim() == line).then(|| pid.to_owned())
+        });
+        processes.collect()
+    };
+    let begun = |line: &str| {
+        eventually(
+            "it has begun",
+            || if of(line).len() == 1 { Ok(()) } else { Err(format!("{:?}", of(line))) },
+        );
+        of(line)
+    };
+    let killed = run();
+    let (server, of_set_up) = (begun("sleep 1021"), begun("sleep 1023"));
+    killed.signal(Signal::KILL);
+    killed.end();
+    let next = run();
+    let new = begun("sleep 1021");
+    assert!(new != server && of("sleep 1023") == of_set_up, "{new:?} {server:?} {of_set_up:?}");
+    next.signal(Signal::INT);
+    next.end().assert_status(5);
+    world.tsunami(["down", &up]).assert_status(0);
     world.assert_clean();
 }
 

@@ -794,9 +794,13 @@ fn a_hundred_machines_need_no_tuning() {
 #[test]
 fn machines_are_kept_when_that_is_asked_for() {
     let world = World::new();
-    let file = world.write("x.toml", "name = 'x'\n[group.node]\nsetup = 'exit 7'\n");
-    world.tsunami([&"run".into(), &file, &"--keep-on-failure".into()]).assert_status(1);
-    world.tsunami(["exec", "x", "--", "echo", "still here"]).assert_status(0);
+    let text = "name = 'x'\n[group.node]\ncount = 2\nsetup = 'exit {{ index }}'\n[[step]]\non = 'all'\nrun = 'true'\n";
+    let file = world.write("x.toml", text);
+    let kept = world.tsunami([&"run".into(), &file, &"--keep-on-failure".into()]);
+    assert!(!kept.assert_status(1).assert_says(&["2 machines up for"]).stderr.contains("--on"), "{kept:?}");
+    world.tsunami(["exec", "x", "-m", "node-1", "--", "echo", "still here"]).assert_status(0);
+    let on = world.tsunami([&"run".into(), &file, &"--on".into(), &"x".into()]);
+    on.assert_status(2).assert_says(&["the set-up of node-1 failed in run", "isn't done again"]);
     world.tsunami(["down", "x"]).assert_status(0);
     world.assert_clean();
 

@@ -171,7 +171,7 @@ impl Watch {
     }
 
     /// What is known of a machine.
-    fn machine(&self, id: &MachineId) -> Option<Arc<Machine>> {
+    pub(super) fn machine(&self, id: &MachineId) -> Option<Arc<Machine>> {
         self.known().get(id)?.machine.clone()
     }
 

@@ -25,7 +25,7 @@ use crate::machine::{Deadline, Machine, MachineId, RunId};
 use crate::outcome::gravest;
 use crate::plan::Plan;
 use crate::provider::{Choice, LaunchRequest, ProgressSink, ProviderError, ProviderErrorKind};
-use crate::record::{RunRecord, RunStore};
+use crate::record::{RunRecord, RunStore, SetUp};
 
 /// How often a create is repeated when the service is throttling or unavailable.
 const LAUNCH_ATTEMPTS: u32 = 8;
@@ -172,6 +172,7 @@ impl Provisioner {
         // It makes other processes faster; what there is they ask the provider.
         let machines: Vec<&Machine> = hosts.values().map(Host::machine).collect();
         self.run.directory.write_machines(&machines).map_err(BodyOutcome::from)?;
+        self.run.directory.clear_unready();
         self.watch.calm_down();
         let (hosts, events) = (hosts.into_values().collect(), self.run.events.clone());
         let deadline = self.run.deadline.clone();
@@ -302,9 +303,38 @@ impl Gathering<'_> {
             Some(panic) => return Err(panic),
             None => {}
         }
+        if !self.failures.is_empty() && !self.provisioner.run.cancel.is_cancelled() {
+            self.note_unready();
+        }
         match gravest(self.failures) {
             Some(error) => Err(error.into()),
             None => Ok(self.hosts),
+        }
+    }
+
+    /// Writes down what machines there are, for whoever looks at them if they are kept, and which of them are not set up.
+    fn note_unready(&self) {
+        let Provisioner { run, plan, watch, .. } = self.provisioner;
+        let (mut machines, mut unready) = (Vec::new(), BTreeMap::new());
+        for (place @ (group, index), id) in &self.begun {
+            let Some(machine) = watch.machine(id) else { continue };
+            let group = plan.groups[*group].name.clone();
+            let machine = Machine { group, index: *index, ..(*machine).clone() };
+            if !self.hosts.contains_key(place) {
+                let name = machine.name();
+                let mut failed = self.failures.iter().filter_map(Error::place);
+                let is_failed = failed.any(|(machine, _)| machine == name);
+                unready.insert(id.clone(), if is_failed { SetUp::Failed } else { SetUp::Unended });
+            }
+            machines.push(machine);
+        }
+        let directory = &run.directory;
+        // Machines that are written down count as set up, but for these.
+        let noted = directory.write_unready(&unready);
+        if let Err(error) =
+            noted.and_then(|()| directory.write_machines(&machines.iter().collect::<Vec<_>>()))
+        {
+            tracing::debug!(%error, "machines that are not set up are not written down");
         }
     }
 

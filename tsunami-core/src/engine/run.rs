@@ -284,6 +284,9 @@ impl OwnedMachines {
         if !self.run.release() {
             return Err(Error::Cancelled);
         }
+        if self.run.directory.is_ending() {
+            return Err(Error::other("another process tears the run down"));
+        }
         let record = RunRecord { kept: true, ..self.run.directory.record()? };
         self.run.directory.write_record(&record).map(|()| record)
     }

@@ -1,6 +1,6 @@
 //! Running an experiment: its results, its sets of machines, and its trials on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,14 @@ use crate::event::{EventCounts, Observer};
 use crate::machine::RunId;
 use crate::outcome::Outcome;
 use crate::plan::Problem;
-use crate::record::RunEntry;
+use crate::record::{RunEntry, SetUp};
 use crate::registry::Backend;
 use crate::report::Report;
 use crate::results::{Redacted, Repeated, Results, ResultsError, Secrets, check_inputs, lies_in};
 use crate::trial::{Sweep, new_seed};
+
+/// How many machines are named that are not set up.
+const UNREADY_SHOWN: usize = 8;
 
 /// What can be said of a run beside its file.
 #[derive(Clone, Default)]
@@ -339,6 +342,10 @@ impl ExperimentRun {
             let is_last = nth + 1 == count;
             if let Some((again, attached)) = kept.take() {
                 let trials = self.trials(experiment, number, again, is_last);
+                let trials = async |cluster: Cluster| {
+                    cluster.end_earlier_trials().await?;
+                    trials(cluster).await
+                };
                 if attached.run(trials).await? {
                     continue;
                 }
@@ -393,7 +400,8 @@ impl ExperimentRun {
     /// # Errors
     ///
     /// As [`Tsunami::attach`] has them, those of the steps, a machine that the experiment has and the run doesn't,
-    /// machines that another run's trials are done on, and uploads, set-up or an environment other than they were given.
+    /// machines that another run's trials are done on or that are not set up, and uploads, set-up or an environment other
+    /// than they were given.
     pub async fn run_on(&self, directory: &RunEntry) -> Result<(), Error> {
         if self.experiment.set_count() > 1 {
             let message = "its machines depend on parameters: they can't be those of another run".to_owned();
@@ -409,11 +417,18 @@ impl ExperimentRun {
         self.make_ready().await?;
         self.check_set_up(directory).await?;
         let attached = self.tsunami.attach(directory, |_| true).await?;
-        let usable = self.experiment.check_machines(attached.cluster().hosts());
+        let hosts = attached.cluster().hosts();
+        let usable = self.experiment.check_machines(hosts);
+        let usable = usable.and_then(|()| self.experiment.check_ready(directory, hosts));
         self.write_index().await?;
         let trials = self.trials(self.experiment.clone(), 1, 1, true);
         let attached = attached.experiment(&self.experiment.name);
-        attached.run(async |cluster| usable.map(|()| trials(cluster))?.await).await.map(drop)
+        let trials = async |cluster: Cluster| {
+            usable?;
+            cluster.end_earlier_trials().await?;
+            trials(cluster).await
+        };
+        attached.run(trials).await.map(drop)
     }
 
     /// Waits until all that happened by now is written, and says why it isn't, if so: [`Results::error`], without
@@ -590,7 +605,8 @@ impl ExperimentRun {
             differences(&before.facts, &now).is_empty().then_some(())
         };
         let are_as_they_were = join_all(hosts.iter().map(is_as_it_was)).await.iter().all(Option::is_some);
-        if !are_as_they_were || experiment.check_machines(hosts).is_err() {
+        let checked = experiment.check_machines(hosts).and_then(|()| experiment.check_ready(&last, hosts));
+        if !are_as_they_were || checked.is_err() {
             attached.detach().await;
             return None;
         }
@@ -662,5 +678,32 @@ impl Experiment {
             return Ok(());
         }
         Err(Error::other(format!("the run has no machine {}", missing.join(", "))))
+    }
+
+    /// Whether all machines of the experiment that a run has are set up.
+    fn check_ready(&self, directory: &RunEntry, hosts: &[Host]) -> Result<(), Error> {
+        let ours: BTreeSet<String> = self.machines().map(|(name, ..)| name).collect();
+        let ours = hosts.iter().map(Host::machine).filter(|machine| ours.contains(&machine.name()));
+        let unready = directory.unready(ours)?;
+        let of = |came_to, what: &str| {
+            let names =
+                unready.iter().filter(|(_, other)| *other == came_to).map(|(machine, _)| machine.name());
+            let names: Vec<_> = names.collect();
+            let shown = names[..names.len().min(UNREADY_SHOWN)].join(", ");
+            let more = names.len().saturating_sub(UNREADY_SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            (!names.is_empty()).then(|| format!("the set-up of {shown}{more} {what}"))
+        };
+        let came_to = [of(SetUp::Failed, "failed"), of(SetUp::Unended, "never ended")];
+        let came_to: Vec<_> = came_to.into_iter().flatten().collect();
+        if came_to.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "{} in run {}, and isn't done again: look at what there is (`exec`), then tear it down (`down`) and begin anew",
+            came_to.join(", "),
+            directory.id()
+        );
+        Err(Error::Plan { problems: vec![Problem { about: "machines".to_owned(), message }] })
     }
 }

@@ -142,6 +142,13 @@ impl Cluster {
         self.attempt(Trial::new(self, name.into(), Parameters::new(), None)?, true, body).await
     }
 
+    /// Ends what the trials of a process that was killed have left on the machines: a new server would find its port taken,
+    /// and what is left there would pass for it. Nobody else's trials may be under way there.
+    #[cfg(feature = "experiment")]
+    pub(crate) async fn end_earlier_trials(&self) -> Result<(), Error> {
+        end_left(self.hosts().iter(), "").await
+    }
+
     /// Runs a trial, of which events tell if it is `told`.
     async fn attempt<T, F, Fut>(&self, trial: Trial, told: bool, body: F) -> Result<T, Error>
     where
@@ -354,16 +361,20 @@ impl Trial {
     /// Ends what the trial's commands have left in the background.
     async fn sweep(&self) -> Result<(), Error> {
         let used = self.used();
-        let hosts = used.iter().filter_map(|name| self.inner.cluster.host(name));
-        let sweeps = hosts.map(|host| {
-            let command = own_script("sweep", SWEEP).arg(self.name());
-            // What goes on running there may disturb the next attempt.
-            let command = host.stage("end of trial").command(command).called(SWEEPING).unobserved();
-            command.despite_interruption().run()
-        });
-        let failed = in_time(sweeps).await.into_iter().filter_map(Result::err);
-        gravest(failed.collect()).map_or(Ok(()), Err)
+        end_left(used.iter().filter_map(|name| self.inner.cluster.host(name)), self.name()).await
     }
+}
+
+/// Ends what a trial's commands have left on machines; those of all trials if it has no name.
+async fn end_left(hosts: impl Iterator<Item = &Host>, trial: &str) -> Result<(), Error> {
+    let sweeps = hosts.map(|host| {
+        let command = own_script("sweep", SWEEP).arg(trial);
+        // What goes on running there may disturb the next attempt.
+        let command = host.stage("end of trial").command(command).called(SWEEPING).unobserved();
+        command.despite_interruption().run()
+    });
+    let failed = in_time(sweeps).await.into_iter().filter_map(Result::err);
+    gravest(failed.collect()).map_or(Ok(()), Err)
 }
 
 /// A machine in a trial. What it runs has the trial's environment and mark, and ends with the trial. Cheap to clone.
