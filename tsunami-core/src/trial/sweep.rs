@@ -198,7 +198,6 @@ struct State {
     /// were made for something else before.
     room: Option<Duration>,
     /// Whether that was too short for a trial, as it would be once more on new machines.
-    #[cfg_attr(not(feature = "experiment"), expect(dead_code, reason = "only files resume sweeps"))]
     is_too_short: bool,
     is_planned: bool,
     /// Whether the last successful trial counts although it was disturbed each time.
