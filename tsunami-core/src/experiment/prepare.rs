@@ -1,6 +1,6 @@
 //! What is done on this computer before anything is launched.
 
-use std::io::{self, PipeWriter, Write as _};
+use std::io::{self, PipeWriter};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -26,8 +26,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How much of what a command wrote may not be read yet when it has ended, in bytes: what a pipe of Linux's holds.
 const PIPE: usize = 64 << 10;
 
-/// The shells that a command may have, each with its options: the first that is there.
-const SHELLS: [(&str, &[&str]); 2] = [("bash", &["-eo", "pipefail", "-c"]), ("sh", &["-e", "-c"])];
+/// Tells the guard, at standard input, which process this is, and becomes the first shell that is there.
+const BEGIN: &str = "echo $$ >&0; exec </dev/null; ! command -v bash >/dev/null 2>&1 || exec bash -eo pipefail -c \"$1\"; \
+                     exec sh -e -c \"$1\"";
 
 /// Kills the process group that it is told, once whoever started it is gone: killed with signal 9, or with its session.
 const GUARD: &str = "trap '' HUP INT TERM; read -r group && { read -r _ || kill -KILL \"-$group\"; }";
@@ -85,7 +86,7 @@ async fn run(
         log.line("# cancelled").await?;
         return Err(Error::Cancelled);
     };
-    group.0 = None;
+    group.leader = None;
     let exit = exit_of(status);
     log.line(&format!("# {exit} after {:.1} s", begun.elapsed().as_secs_f64())).await?;
     if exit.success() {
@@ -97,27 +98,17 @@ async fn run(
 
 /// Starts a command in a process group of its own, and hands out what it writes.
 fn start(command: &str, directory: &Path) -> io::Result<(Child, Group, Receiver)> {
-    let mut missing = io::Error::from(io::ErrorKind::NotFound);
     // The directory is looked at first: that it is missing would look like a missing shell.
     std::fs::metadata(directory)?;
     let guard = Guard::start()?;
-    for (shell, options) in SHELLS {
-        let (reader, writer) = io::pipe()?;
-        let mut process = Command::new(shell);
-        process.args(options).arg(command).current_dir(directory).stdin(Stdio::null());
-        process.stdout(writer.try_clone()?).stderr(writer).process_group(0).kill_on_drop(true);
-        match process.spawn() {
-            Ok(child) => {
-                let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-                let group = Group(group, guard);
-                group.tell_guard()?;
-                return Ok((child, group, Receiver::from_owned_fd(reader.into())?));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing = error,
-            Err(error) => return Err(error),
-        }
-    }
-    Err(missing)
+    let (reader, writer) = io::pipe()?;
+    let mut process = Command::new("sh");
+    // It tells the guard itself: this process may be gone by then.
+    process.args(["-c", BEGIN, "sh", command]).current_dir(directory).stdin(guard.input.try_clone()?);
+    process.stdout(writer.try_clone()?).stderr(writer).process_group(0).kill_on_drop(true);
+    let child = process.spawn()?;
+    let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    Ok((child, Group { leader, _guard: guard }, Receiver::from_owned_fd(reader.into())?))
 }
 
 /// A process that kills a group when this process is gone, and does nothing when this is dropped.
@@ -139,16 +130,15 @@ impl Guard {
 }
 
 /// The process group of a command that runs, which is killed when this is dropped, or when this process is.
-struct Group(Option<Pid>, Guard);
+struct Group {
+    /// `None` once it has ended.
+    leader: Option<Pid>,
+    _guard: Guard,
+}
 
 impl Group {
-    fn tell_guard(&self) -> io::Result<()> {
-        let Some(group) = self.0 else { return Ok(()) };
-        writeln!(&self.1.input, "{}", group.as_raw_nonzero())
-    }
-
     fn signal(&self, signal: Signal) {
-        if let Some(group) = self.0 {
+        if let Some(group) = self.leader {
             // It may be gone.
             let _ = kill_process_group(group, signal);
         }
@@ -160,7 +150,7 @@ impl Group {
         let _ = timeout(GRACE, child.wait()).await;
         self.signal(Signal::KILL);
         let _ = child.wait().await;
-        self.0 = None;
+        self.leader = None;
     }
 }
 
