@@ -15,7 +15,7 @@
 //!
 //! What another user may have written is named, and neither read nor touched: see [`private`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -339,7 +339,8 @@ impl RunEntry {
             Err(Error::Record { source, .. }) if source.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             other => other?,
         };
-        let known: BTreeSet<MachineId> = self.machines()?.into_iter().map(|machine| machine.id).collect();
+        let known: std::collections::BTreeSet<MachineId> =
+            self.machines()?.into_iter().map(|machine| machine.id).collect();
         let of = |machine: &Machine| match unready.get(&machine.id) {
             Some(came_to) => Some(*came_to),
             None => (!known.contains(&machine.id)).then_some(SetUp::Unended),

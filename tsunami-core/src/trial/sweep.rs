@@ -28,6 +28,7 @@ use crate::outcome::gravest;
 use crate::report::TrialReport;
 use crate::report::{MachineReport, Report};
 use crate::statistics::Direction;
+#[cfg(feature = "experiment")]
 use crate::text::{number, quoted};
 
 /// How often a trial is begun at most: done again twice.

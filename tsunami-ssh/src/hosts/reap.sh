@@ -4,8 +4,8 @@ directory=$1 run=$2 script=$3
 case $directory in
 /*) ;;
 *)
-    # Without its home, a login is elsewhere, where the directory is not.
-    cd || printf 'directory ~/%s\tthe home %s can not be entered\n' "$directory" "$HOME"
+    # Without its home, a login is elsewhere, where the directory is not. With it, it may have gone elsewhere by itself.
+    (cd) 2>/dev/null || printf 'directory ~/%s\tthe home %s can not be entered\n' "$directory" "$HOME"
     directory=$PWD/$directory
     ;;
 esac
