@@ -83,12 +83,19 @@ impl Parts {
 pub(crate) struct Failures {
     names: Vec<String>,
     output: Vec<String>,
+    /// The first lines of each panic, which say the most.
+    panics: Vec<String>,
+    /// How many lines of a panic are still to come.
+    of_panic: usize,
     /// Whether what is read stands below the heading of failures.
     below: bool,
 }
 
 /// So much of what a program's failed tests printed is told again.
 const TOLD_AGAIN_LINES: usize = 150;
+
+/// So much of a panic is told last of all.
+const PANIC_LINES: usize = 5;
 
 impl Failures {
     /// Runs tests where their output can be seen. Returns whether they passed.
@@ -101,11 +108,24 @@ impl Failures {
             // Once before what they printed, and once before the list of their names.
             "failures:" => self.below = !self.below,
             _ if line.starts_with("running ") => self.below = false,
-            _ if self.below => self.output.push(line.to_owned()),
+            _ if self.below => self.read_output(line),
             _ => {}
         }
         if let Some(name) = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... FAILED")) {
             self.names.push(name.to_owned());
+        }
+    }
+
+    fn read_output(&mut self, line: &str) {
+        self.output.push(line.to_owned());
+        if line.contains(" panicked at ") {
+            self.of_panic = PANIC_LINES;
+        } else if line.starts_with("stack backtrace:") || line.starts_with("note: ") {
+            self.of_panic = 0;
+        }
+        if self.of_panic > 0 {
+            self.of_panic -= 1;
+            self.panics.push(line.to_owned());
         }
     }
 
@@ -120,6 +140,7 @@ impl Failures {
             eprintln!("xtask: … and {} lines more", self.output.len() - shown);
         }
         eprintln!("xtask: these tests failed: {}", self.names.join(", "));
+        self.panics.iter().for_each(|line| eprintln!("xtask:   {line}"));
     }
 }
 
@@ -492,9 +513,11 @@ mod tests {
     fn what_failed_tests_have_printed_is_told_again() {
         let mut failures = Failures::default();
         let printed = "running 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nfine\n\
-            \nfailures:\n\n---- m::b stdout ----\nboom\n\nfailures:\n    m::b\n\ntest result: FAILED.\n\nrunning 1 test\ntest c ... ok";
+            \nfailures:\n\n---- m::b stdout ----\nthread 'm::b' panicked at b.rs:1:2:\nboom\nstack backtrace:\n 0: x\n\nfailures:\n    m::b\n\ntest result: FAILED.\n\nrunning 1 test\ntest c ... ok";
         printed.lines().for_each(|line| failures.read(line));
         assert_eq!(failures.names, ["m::b"]);
-        assert_eq!(failures.output.join("\n").trim(), "---- m::b stdout ----\nboom");
+        let output = failures.output.join("\n");
+        assert!(output.contains("---- m::b stdout ----\n") && !output.contains("fine"), "{output}");
+        assert_eq!(failures.panics, ["thread 'm::b' panicked at b.rs:1:2:", "boom"]);
     }
 }

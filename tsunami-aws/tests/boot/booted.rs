@@ -27,7 +27,7 @@ const WAIT_FOR_CLOUD_INIT: &str = include_str!("../../src/cloud_init.sh");
 const BOOT: Duration = Duration::from_secs(1200);
 
 /// How long a machine takes to end once it has begun to.
-const END: Duration = Duration::from_secs(30);
+const END: Duration = Duration::from_secs(60);
 
 const HOUR: u64 = 3600;
 
@@ -133,9 +133,10 @@ fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it(image: &str) {
 fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back(image: &str) {
     let machine = Boot::of(image).begin();
     let boot = machine.wait_for_login("");
+    let extended = Instant::now();
     let (_, lived) = machine.beat();
     let more = 2 * boot + Duration::from_secs(50);
-    let (ends, extended) = (lived + more.as_secs(), Instant::now());
+    let ends = lived + more.as_secs();
     machine.run(&format!("sudo tsunami-deadline extend {} {ends}", now() + 365 * 24 * HOUR));
     machine.run(
         "sudo sh -c 'fallocate -l $(df --output=avail -B1 / | tail -n 1) /fill; cat /dev/zero >/fill2; \
@@ -154,15 +155,16 @@ fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back
     assert!(machine.run(STATUS).ends_with(&format!(" {ends}")));
     let (uptime, counted) = machine.beat();
     assert!(counted >= uptime + lived, "{counted} s, {uptime} s of them in this boot, and {lived} before");
-    // What it took to go down and up again is no life, of which the firmware and the kernel take a while.
-    machine.wait_for_off(extended + more + boot + END);
-    assert!(extended.elapsed() + Duration::from_secs(5) >= more, "off after {:?}", extended.elapsed());
+    // What it took to go down and up again is no life, and takes long beside others. What was read had been noted a
+    // while before.
+    machine.wait_for_off(extended + more + BOOT);
+    assert!(extended.elapsed() + END >= more, "off after {:?}", extended.elapsed());
 }
 
 fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot(image: &str) {
     let machine = Boot::of(image).begin();
     let boot = machine.wait_for_login("").as_secs();
-    let (first, at) = (now() + boot + 15, now() + 2 * boot + 40);
+    let (first, at) = (now() + boot + 15, now() + 3 * boot + 60);
     machine.run(&format!("sudo tsunami-deadline extend {first} {HOUR}"));
     machine.run(&format!("sudo tsunami-deadline extend {at} {HOUR}"));
     machine.fails("sudo tsunami-deadline extend 0 soon");
