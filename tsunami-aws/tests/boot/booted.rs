@@ -117,7 +117,7 @@ fn a_machine_is_armed_and_known_by_its_pinned_key_whatever_the_users_part_does(i
 
 fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it(image: &str) {
     // Debian 13 takes longer to boot, much longer beside others.
-    let life = if image == "trixie" { 300 } else { 150 };
+    let life = if image == "trixie" { 400 } else { 240 };
     let at = now() + life;
     let machine = Boot { at, life, ..Boot::of(image) }.begin();
     machine.wait_for_login("");
@@ -132,12 +132,10 @@ fn at_its_deadline_a_machine_powers_off_whatever_runs_on_it(image: &str) {
 
 fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back(image: &str) {
     let machine = Boot::of(image).begin();
-    let boot = machine.wait_for_login("");
-    let extended = Instant::now();
+    machine.wait_for_login("");
     let (_, lived) = machine.beat();
-    let more = 2 * boot + Duration::from_secs(50);
-    let ends = lived + more.as_secs();
-    machine.run(&format!("sudo tsunami-deadline extend {} {ends}", now() + 365 * 24 * HOUR));
+    let (at, ends) = (now() + 365 * 24 * HOUR, lived + HOUR);
+    machine.run(&format!("sudo tsunami-deadline extend {at} {ends}"));
     machine.run(
         "sudo sh -c 'fallocate -l $(df --output=avail -B1 / | tail -n 1) /fill; cat /dev/zero >/fill2; \
          date -s \"1 year ago\" && hwclock --systohc --noadjfile --utc'",
@@ -155,16 +153,20 @@ fn lived_time_counts_on_over_a_reboot_with_a_full_disk_and_the_clock_a_year_back
     assert!(machine.run(STATUS).ends_with(&format!(" {ends}")));
     let (uptime, counted) = machine.beat();
     assert!(counted >= uptime + lived, "{counted} s, {uptime} s of them in this boot, and {lived} before");
-    // What it took to go down and up again is no life, and takes long beside others. What was read had been noted a
-    // while before.
-    machine.wait_for_off(extended + more + BOOT);
-    assert!(extended.elapsed() + END >= more, "off after {:?}", extended.elapsed());
+
+    // Nobody knows how long a machine takes to boot beside others: how much life is left is said only now.
+    let told = Instant::now();
+    let left = "read -r _ lived </run/tsunami/beat; sudo rm /fill2; sudo tsunami-deadline extend";
+    machine.run(&format!("{left} {at} $((lived + 30))"));
+    machine.wait_for_off(Instant::now() + Duration::from_secs(30) + END);
+    // The beat is some seconds old.
+    assert!(told.elapsed() >= Duration::from_secs(15), "off after {:?}", told.elapsed());
 }
 
 fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot(image: &str) {
     let machine = Boot::of(image).begin();
     let boot = machine.wait_for_login("").as_secs();
-    let (first, at) = (now() + boot + 15, now() + 3 * boot + 60);
+    let (first, at) = (now() + boot + 15, now() + HOUR);
     machine.run(&format!("sudo tsunami-deadline extend {first} {HOUR}"));
     machine.run(&format!("sudo tsunami-deadline extend {at} {HOUR}"));
     machine.fails("sudo tsunami-deadline extend 0 soon");
@@ -182,8 +184,7 @@ fn a_moved_deadline_holds_over_a_killed_watch_and_a_reboot(image: &str) {
     machine.wait_for_login(&before);
     sleep(Duration::from_secs((first + 5).saturating_sub(now())));
     assert_eq!(machine.run(STATUS), moved);
-    machine.wait_for_off(deadline(at) + END);
-    assert!(now() >= at, "it was off {} s before its time", at - now());
+    machine.ends_when_told();
 }
 
 fn a_deadline_ends_a_shutdown_that_hangs(image: &str) {
