@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tsunami_core::Report;
-use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild};
+use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild, summary};
 
 use browser::Browser;
 
@@ -98,6 +98,18 @@ fn a_sweep_is_told_in_rows_in_values_and_in_words() {
 }
 
 #[test]
+fn few_trials_have_no_interval_and_are_told_why() {
+    for (rounds, is_told) in [(4, true), (5, false)] {
+        let story = sample::sweep(&sample::plan(rounds, &[1]), 2, false);
+        let (_, told) = analysed(&story);
+        let why = "a median of fewer than 5 trials has no interval: ";
+        assert_eq!(told.contains(&format!("\n- {why}`repeat`")), is_told, "{told}");
+        let page = read(built(&story).path(), "report.html");
+        assert_eq!(page.contains(&format!("<li>{why}<code>repeat</code>")), is_told);
+    }
+}
+
+#[test]
 fn events_that_have_lost_something_overwrite_nothing() {
     let directory = built(&sample::sweep(&sample::plan(2, &[1]), 2, false));
     let (events, results) = (read(directory.path(), "events.jsonl"), read(directory.path(), "results.json"));
@@ -158,6 +170,10 @@ fn what_earlier_versions_saved_is_reported() {
             (table.is_empty(), failure.is_none()),
             (form == "events-1.jsonl", form == "events-1.jsonl")
         );
+        let told = summary(&report);
+        let row = "| trial | outcome | seconds |\n| --- | --- | --- |\n| 1 | void (interrupted) | 150 |";
+        let measures = "- nothing was measured: the key `metrics` of a step says what is\n";
+        assert_eq!(told.starts_with(row) && told.contains(measures), table.is_empty(), "{told}");
         let page = read(directory.path(), "report.html");
         assert!(page.contains("What ran where") && page.ends_with("</html>\n"), "{form}");
     }
