@@ -56,7 +56,9 @@ fn trials(report: &Report, analysis: &Analysis) -> String {
         said.push("nothing was measured: the key `metrics` of a step says what is".to_owned());
     }
     said.extend(notes(analysis));
-    said.iter().for_each(|note| drop(writeln!(text, "- {}", cell(note))));
+    for note in said {
+        let _ = writeln!(text, "- {}", cell(&note));
+    }
     text
 }
 
