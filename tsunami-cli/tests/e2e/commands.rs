@@ -715,6 +715,7 @@ fn runs_are_compared_by_their_directories_alone() {
         world.tsunami(["compare", "--unlike-machines", "--json", "a", "b"]).assert_status(0).stdout.clone();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["schema"], &json["rows"][1]["values"][1]["ratio"]), (&1.into(), &1.1.into()));
+    crate::json::assert_fields("tsunami compare DIR DIR… --json", &json);
     // A third one, whose unit is another, and whose machines were the same as those of the second.
     let changed = fs::read_to_string(world.path("work/b/events.jsonl")).unwrap().replace("1/s", "k/s");
     fs::create_dir_all(world.path("work/c/inputs")).unwrap();

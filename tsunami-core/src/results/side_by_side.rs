@@ -172,7 +172,7 @@ impl SideBySide {
         told
     }
 
-    /// All of it as a value that docs/json.md describes.
+    /// All of it as a value that the guide (`json.md`) describes.
     pub fn json(&self) -> serde_json::Value {
         let runs = self.runs.iter().map(|run| {
             serde_json::json!({

@@ -1,16 +1,20 @@
 //! Results and reports that are made from a run's directory.
 
 mod browser;
+mod fields;
 mod sample;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use tsunami_core::Report;
-use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild, summary};
+use tsunami_core::experiment::Experiment;
+use tsunami_core::results::{ColdStarts, Results, SideBySide, markdown, read_report, rebuild, summary};
+use tsunami_core::statistics::Warning;
+use tsunami_core::{Event, EventKind, MachineId, Outcome, Price, Report, read_events};
 
 use browser::Browser;
 
@@ -107,6 +111,60 @@ fn few_trials_have_no_interval_and_are_told_why() {
         let page = read(built(&story).path(), "report.html");
         assert_eq!(page.contains(&format!("<li>{why}<code>repeat</code>")), is_told);
     }
+}
+
+/// Finishes a run that such events tell of, and checks each file that it leaves.
+fn check_fields(page: &fields::Page, events: &[Event], wrong: &mut BTreeSet<String>) {
+    let home = tempfile::tempdir().unwrap();
+    let (file, directory) = (home.path().join("x.toml"), home.path().join("results"));
+    fs::write(&file, "name = 'x'\n[group.a]\n").unwrap();
+    let mut experiment = Experiment::load(&file).unwrap();
+    experiment.set.push(("n".to_owned(), "2".to_owned()));
+    let results = Results::create(&experiment, &sample::run(), Some(&directory)).unwrap();
+    let observers = results.observers();
+    events.iter().for_each(|event| observers.iter().for_each(|observer| observer.event(event)));
+    results.finish(&experiment, Outcome::Failed).unwrap();
+    for name in ["results.json", "run.json", "manifest.json"] {
+        let written: Value = serde_json::from_str(&read(&directory, name)).unwrap();
+        page.check(&name.replace('.', ""), name, &written, wrong);
+    }
+}
+
+#[test]
+fn every_field_of_the_results_is_in_the_guide_and_nothing_else() {
+    let page = fields::Page::read(include_str!("../../../docs/guide/src/fields.md"));
+    let mut wrong = BTreeSet::new();
+    // Comparisons that tell and that don't, hostile leftovers, and several sets of machines.
+    for (rounds, hostile) in [(2, true), (10, false)] {
+        let mut plan = sample::plan(rounds, &[1, 4, 16]);
+        plan.only = vec![("clients".to_owned(), "1".to_owned())];
+        let events = sample::sweep(&plan, 2, hostile).events;
+        check_fields(&page, &[&*events, &*events].concat(), &mut wrong);
+    }
+    // Every kind of event, and a machine that took another one's place.
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events-2.jsonl");
+    let mut events = read_events(&fs::read(fixture).unwrap()[..]).unwrap();
+    let is_running = |event: &&Event| matches!(event.kind, EventKind::Running { .. });
+    let mut another = events.iter().find(is_running).unwrap().clone();
+    if let EventKind::Running { id, price, .. } = &mut another.kind {
+        (*id, *price) = (MachineId::new("fake-2"), Price::Free);
+    }
+    events.push(another);
+    check_fields(&page, &events, &mut wrong);
+    check_fields(&page, &[], &mut wrong);
+    let warnings = [
+        Warning::FewRounds { rounds: 2 },
+        Warning::PlaceMatters { change: 0.1, adjusted: true },
+        Warning::Outliers { rounds: 1 },
+        Warning::Drift { change: 0.1 },
+        Warning::Correlated { correlation: 0.5 },
+        Warning::LeftOut { rounds: 1 },
+    ];
+    for warning in warnings {
+        page.check("warning", "warnings[]", &serde_json::to_value(warning).unwrap(), &mut wrong);
+    }
+    page.check_all_met(&mut wrong);
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
