@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tsunami_core::experiment::Experiment;
 use tsunami_core::results::{ColdStarts, Results, SideBySide, markdown, read_report, rebuild, summary};
-use tsunami_core::statistics::Warning;
+use tsunami_core::statistics::{Threshold, Warning};
 use tsunami_core::{Event, EventKind, MachineId, Outcome, Price, Report, read_events};
 
 use browser::Browser;
@@ -429,6 +429,26 @@ fn runs_stand_side_by_side_if_their_machines_are_alike() {
     let heads = "time,run,directory,rps[clients=1 variant=old],rps[clients=1 variant=new],\
                  p99[clients=1 variant=old],p99[clients=1 variant=new]\n2026-09-21T14:13:20Z,20260921-141320-abcd,";
     assert!(csv.starts_with(heads) && csv.lines().count() == 3, "{csv}");
+
+    // A ratio is judged by all that both intervals allow, and not without them.
+    let faster = built(&sample::sweep_on(1, 1.2, &plan, 2, false));
+    let few = built(&sample::sweep(&sample::plan(4, &[1]), 2, false));
+    let [fails, passes, within] =
+        ["rps > 1.05", "rps < 0.95", "rps > 1.2"].map(|line| line.parse::<Threshold>().unwrap());
+    let judged = |other: &tempfile::TempDir, line: &Threshold| {
+        let runs = SideBySide::read(&[paths[0], other.path()]).unwrap();
+        let checks = runs.checks(std::slice::from_ref(line));
+        assert_eq!(checks.len(), 2, "of old and new");
+        (checks[1].holds, checks[1].to_string())
+    };
+    let name = faster.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(
+        judged(&faster, &fails),
+        (Some(true), format!("`rps > 1.05` holds for {name} where clients=1, variant=new"))
+    );
+    assert_eq!((judged(&faster, &passes).0, judged(&faster, &within).0), (Some(false), None));
+    let (holds, told) = judged(&few, &fails);
+    assert!(holds.is_none() && told.ends_with(" has fewer than 5 trials"), "{told}");
 
     // What the one was given by `--set` is what the other has in its file.
     for (path, text, set) in [(paths[0], "n = '100'\n", "{}"), (paths[1], "n = '1'\n", r#"{"n": "100"}"#)] {
