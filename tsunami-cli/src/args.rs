@@ -148,6 +148,7 @@ fn statuses(command: &clap::Command) -> String {
         "doctor" => &[0, 2, 3, 5],
         "ls" | "gc" => &[0, 2, 3, 6],
         "down" => &[0, 2, 6],
+        "compare" => &[0, 1, 2],
         _ => &[0, 2],
     };
     for status in possible {

@@ -19,6 +19,9 @@ pub const CONFIDENCE: f64 = 0.95;
 /// From this difference on between the numbers of lost trials of two variants, what is left may be a selection.
 const SELECTED_FROM: u32 = 2;
 
+/// Why a threshold can't be judged where values are not as ratios need them.
+pub(crate) const NO_RATIO: &str = "values are not above zero, so there is no ratio";
+
 /// What the numbers of a run say.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -630,9 +633,7 @@ fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
                     let judged =
                         variant.compared.as_ref().map(|compared| threshold.judge(&compared.comparison));
                     let unjudged = match judged {
-                        Some(Judgement::NoRatio) => {
-                            Some("values are not above zero, so there is no ratio".to_owned())
-                        }
+                        Some(Judgement::NoRatio) => Some(NO_RATIO.to_owned()),
                         Some(_) => None,
                         None => without
                             .map(|name| format!("{name} has no value"))
@@ -643,11 +644,7 @@ fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
                         metric: known.metric.name.clone(),
                         parameters: combination.parameters.clone(),
                         variant: value,
-                        holds: match judged {
-                            Some(Judgement::Holds) => Some(true),
-                            Some(Judgement::Not) => Some(false),
-                            Some(Judgement::Undecided | Judgement::NoRatio) | None => None,
-                        },
+                        holds: judged.and_then(Judgement::holds),
                         unjudged,
                     });
                 }

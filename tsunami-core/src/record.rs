@@ -155,9 +155,14 @@ impl RunStore {
         // Made under another name, so that no run is ever seen without its record and its lock.
         let new = RunEntry { path: self.root.join(format!(".new-{}", record.run)) };
         DirBuilder::new().mode(0o700).create(&new.path).map_err(failed)?;
-        let lock = new.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
-        new.write_record(record)?;
-        fs::rename(&new.path, &directory.path).map_err(failed)?;
+        let fill = || {
+            let lock = new.lock()?.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
+            new.write_record(record)?;
+            fs::rename(&new.path, &directory.path).map_err(failed)?;
+            Ok(lock)
+        };
+        // What is left of a run that is never begun, as where the disk is full, is nobody's.
+        let lock = fill().inspect_err(|_: &Error| drop(fs::remove_dir_all(&new.path)))?;
         private::sync(&self.root).map_err(failed)?;
         Ok((directory, lock))
     }
@@ -476,6 +481,10 @@ mod tests {
             fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".new-20260101-cccc", "20260102-dddd"]);
+        // What can't be made is removed at once.
+        state.create(&record("20260102-dddd", "redis")).unwrap_err();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+        assert!(state.find("20260102-dddd").unwrap().record().is_ok(), "the other one stays");
     }
 
     /// A run as the first version recorded it.

@@ -56,6 +56,8 @@ const SOCKET_PATH_BYTES: usize = 88;
 #[derive(Debug, Default)]
 pub struct SshConnector {
     options: SshOptions,
+    /// Whether a port that refuses is an answer: else it may be that of a machine that boots.
+    believes_refusals: bool,
     runs: Mutex<HashMap<RunId, Arc<RunSsh>>>,
     /// One run is prepared once, whoever asks for it at the same time.
     preparing: tokio::sync::Mutex<()>,
@@ -116,6 +118,12 @@ impl SshConnector {
     /// Connects with these options.
     pub fn new(options: SshOptions) -> Self {
         Self { options, ..Self::default() }
+    }
+
+    /// The same, where a port that refuses is not waited for.
+    pub(crate) fn believing_refusals(mut self) -> Self {
+        self.believes_refusals = true;
+        self
     }
 
     fn prepared(&self, run: &RunId) -> Option<Arc<RunSsh>> {
@@ -269,6 +277,13 @@ impl SshConnector {
             return Ok(SshSession::resume(ssh, machine, parked));
         }
         let route = ssh.route(machine).await?;
+        if self.believes_refusals
+            && let Some((host, port)) = &route
+            && probe::is_refused(host, *port).await
+        {
+            let seen = format!("{host} port {port}: the connection is refused: no sshd listens there");
+            return Err(SessionError::new(SessionErrorKind::Connect, seen));
+        }
         let transport = ssh.transport(machine);
         let (mut probe, cheap) = if transport.is_cheap() { (None, route) } else { (route, None) };
         let answering = async |probe: &mut Option<(String, u16)>| match probe.take() {

@@ -178,15 +178,12 @@ pub(crate) async fn try_local(
 
 /// Logs in to hosts, arms their deadlines, looks at them, and leaves them as they were.
 pub(crate) async fn try_hosts(
-    backend: Result<Backend, ProviderError>,
+    backend: Backend,
     hosts: Vec<HostAddress>,
     state: &RunStore,
     cancel: &CancellationToken,
 ) -> Vec<Finding> {
-    let tsunami = match backend {
-        Ok(backend) => engine(backend, state, cancel),
-        Err(error) => return vec![Finding::refused("hosts", &error)],
-    };
+    let tsunami = engine(backend, state, cancel);
     let tried = stream::iter(hosts).map(async |host| {
         let seen = tsunami.run(trial(MachineSpec::new(HostsSpec::new([host.clone()]))), look).await;
         of_host(&host, &seen)

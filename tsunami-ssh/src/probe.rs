@@ -1,5 +1,6 @@
 //! Whether sshd answers yet: one TCP connection and a few bytes, instead of an ssh process.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -57,6 +58,12 @@ async fn patiently(host: &str, port: u16, deadline: Instant) -> Result<(), Strin
         tracing::trace!(host, port, seen, "probed");
         sleep(pause).await;
     }
+}
+
+/// Whether a connection is refused at once: the computer is there, and nothing listens.
+pub(crate) async fn is_refused(host: &str, port: u16) -> bool {
+    let connected = timeout(HASTY_BANNER_TIMEOUT, TcpStream::connect((host, port))).await;
+    matches!(connected, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Waits until something that speaks SSH begins to answer, in haste, and returns when it was last seen not to. It waits

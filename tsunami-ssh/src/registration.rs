@@ -211,13 +211,22 @@ impl Registration for LocalRegistration {
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         let provider = Arc::new(LocalProvider::new(request.state.root()));
-        let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
+        let connector = Arc::new(connector(request));
         Ok(Backend::new(provider, connector))
     }
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
         self.connect(request).await
     }
+}
+
+fn connector(request: &ConnectRequest<'_>) -> SshConnector {
+    SshConnector::new(options(&request.connection, request.trust_new_hosts))
+}
+
+fn hosts_by(request: &ConnectRequest<'_>, connector: SshConnector) -> Backend {
+    let connector = Arc::new(connector);
+    Backend::new(Arc::new(HostsProvider::new(request.state.root(), connector.clone())), connector)
 }
 
 /// Registers [`HostsProvider`] as `hosts`.
@@ -255,14 +264,15 @@ impl Registration for HostsRegistration {
         let hosts: Vec<_> = hosts.flat_map(|spec| spec.hosts.clone()).collect();
         match hosts.is_empty() {
             true => Vec::new(),
-            false => examination::try_hosts(self.connect(request).await, hosts, request.state, cancel).await,
+            false => {
+                let backend = hosts_by(request, connector(request).believing_refusals());
+                examination::try_hosts(backend, hosts, request.state, cancel).await
+            }
         }
     }
 
     async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {
-        let connector = Arc::new(SshConnector::new(options(&request.connection, request.trust_new_hosts)));
-        let provider = Arc::new(HostsProvider::new(request.state.root(), connector.clone()));
-        Ok(Backend::new(provider, connector))
+        Ok(hosts_by(request, connector(request)))
     }
 
     async fn reconnect(&self, _: &RunRecord, request: &ConnectRequest<'_>) -> Result<Backend, ProviderError> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
 use tsunami_core::results::{SideBySide, json as to_json};
+use tsunami_core::statistics::Threshold;
 
 use super::{Context, Execute, results_directories};
 use crate::error::Error;
@@ -24,6 +25,9 @@ pub(crate) struct Compare {
     /// Print one JSON object
     #[arg(long, conflicts_with = "csv")]
     json: bool,
+    /// End with 1 if a run is certainly beyond this ratio to the first, as `rps < 0.95` (may be repeated)
+    #[arg(long, value_name = "CHECK")]
+    fail_if: Vec<Threshold>,
     /// Compare them although their machines differ
     #[arg(long)]
     unlike_machines: bool,
@@ -32,6 +36,7 @@ pub(crate) struct Compare {
 const EXAMPLES: &str = "\
 Examples:
   tsunami compare results/redis/20260101-* results/redis/latest
+  tsunami compare --fail-if 'rps < 0.95' results/base results/new
   tsunami compare --csv results/redis/2026*";
 
 impl Execute for Compare {
@@ -40,7 +45,7 @@ impl Execute for Compare {
     }
 
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
-        let Self { directories, csv, json, unlike_machines } = self;
+        let Self { directories, csv, json, fail_if, unlike_machines } = self;
         let directories = results_directories(directories)?;
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
@@ -67,17 +72,33 @@ impl Execute for Compare {
         }
         unlike.iter().for_each(|line| say(&format!("unlike machines: {line}")));
         runs.changed().iter().for_each(|line| say(&format!("not the same: {line}")));
+        let checks = runs.checks(&fail_if);
+        let is_known = |line: &&Threshold| checks.iter().any(|check| check.metric == line.metric);
+        if let Some(line) = fail_if.iter().find(|line| !is_known(line)) {
+            return Err(Error::Usage(format!("`{line}`: these runs have no metric {}", line.metric)));
+        }
         if csv {
-            return print(&runs.csv()).map(|()| 0);
+            print(&runs.csv())?;
+        } else if json {
+            let mut json = runs.json();
+            json["checks"] = serde_json::to_value(&checks).map_err(CoreError::other)?;
+            print(&to_json(&json).map_err(CoreError::from)?)?;
+        } else {
+            print_markdown(&runs.markdown())?;
+            say(
+                "each interval is of that run's own median: what changed between the runs beside the experiment is not \
+                 taken out",
+            );
         }
-        if json {
-            return print(&to_json(&runs.json()).map_err(CoreError::from)?).map(|()| 0);
+        let (held, rest): (Vec<_>, Vec<_>) = checks
+            .iter()
+            .filter(|check| check.holds != Some(false))
+            .partition(|check| check.holds == Some(true));
+        rest.iter().for_each(|check| say(&check.to_string()));
+        let held: Vec<String> = held.iter().map(ToString::to_string).collect();
+        match held.is_empty() {
+            true => Ok(0),
+            false => Err(CoreError::other(held.join("; ")).into()),
         }
-        print_markdown(&runs.markdown())?;
-        say(
-            "each interval is of that run's own median: what changed between the runs beside the experiment is not \
-             taken out",
-        );
-        Ok(0)
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, LAUNCH, REMAINS};
 use crate::table::Table;
 use crate::terminal::{one_line, print, say, saying, stdout_columns};
 
-/// The number of the form of what `--json` shows; docs/json.md describes it.
+/// The number of the form of what `--json` shows; the guide (`json.md`) describes it.
 const LS_SCHEMA: u32 = 1;
 
 /// One run, as `--json` shows it. Times in seconds, prices in US dollars.

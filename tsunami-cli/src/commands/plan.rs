@@ -90,7 +90,7 @@ impl Execute for Plan {
     }
 }
 
-/// The number of the form of what `--json` prints; docs/json.md describes it.
+/// The number of the form of what `--json` prints; the guide (`json.md`) describes it.
 const PLAN_SCHEMA: u32 = 1;
 
 /// The plan for programs: machines, trials, and what it may cost. Times in seconds, prices in US dollars.

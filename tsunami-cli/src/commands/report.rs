@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
-use tsunami_core::results::{ColdStarts, ResultsError, json as to_json, markdown, rebuild};
+use tsunami_core::results::{ColdStarts, ResultsError, json as to_json, rebuild, summary};
 
 use super::{Context, Execute, results_directories};
 use crate::error::Error;
@@ -60,7 +60,7 @@ impl Execute for Report {
         for directory in directories {
             let built = spawn_blocking(move || {
                 let (report, built) = rebuild(&directory)?;
-                Ok::<_, ResultsError>((markdown(&report.analysis()), built))
+                Ok::<_, ResultsError>((summary(&report), built))
             });
             let (table, built) = match built.await.map_err(CoreError::other)? {
                 Ok(built) => built,

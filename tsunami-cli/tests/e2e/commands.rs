@@ -673,14 +673,16 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
 #[test]
 fn runs_are_compared_by_their_directories_alone() {
     let world = World::new();
-    let trial = |name: &str, variant: &str| json!({ "name": name, "set": 1, "round": 1, "place": 0, "parameters": { "variant": variant } });
+    let trial = |round: u32, variant: &str| json!({ "name": format!("{round}-{variant}"), "set": 1, "round": round, "place": 0, "parameters": { "variant": variant } });
     let parameter = json!({ "name": "variant", "values": ["old", "new"] });
     let metric = json!({ "name": "rps", "step": "load", "unit": "1/s" });
-    let plan = json!({
-        "seed": 1, "order": "balanced", "repeat": 1, "parameters": [parameter], "metrics": [metric],
-        "trials": [trial("1", "old"), trial("2", "new")],
-    });
-    for (run, rps) in [("a", 100.0), ("b", 110.0)] {
+    for (run, rps, rounds) in [("a", 100.0, 1), ("b", 110.0, 1), ("base", 100.0, 5), ("slow", 50.0, 5)] {
+        let trials: Vec<_> =
+            (1..=rounds).flat_map(|round| ["old", "new"].map(|variant| trial(round, variant))).collect();
+        let plan = json!({
+            "seed": 1, "order": "balanced", "repeat": rounds, "parameters": [parameter], "metrics": [metric],
+            "trials": trials,
+        });
         let mut lines = vec![json!({ "schema": 2 })];
         let mut tell = |event: &str, fields: serde_json::Value| {
             let mut line = json!({ "at": 1.7e9, "elapsed": lines.len(), "event": event });
@@ -688,7 +690,9 @@ fn runs_are_compared_by_their_directories_alone() {
             lines.push(line);
         };
         tell("sweep_planned", json!({ "plan": plan }));
-        for (trial, value) in [("1", rps), ("2", 2.0 * rps)] {
+        for trial in &trials {
+            let value = if trial["parameters"]["variant"] == "new" { 2.0 * rps } else { rps };
+            let trial = &trial["name"];
             tell("trial_started", json!({ "trial": trial }));
             tell("measured", json!({ "trial": trial, "step": "load", "metric": "rps", "value": value }));
             tell("trial_finished", json!({ "trial": trial, "ok": true, "seconds": 1.0 }));
@@ -711,10 +715,26 @@ fn runs_are_compared_by_their_directories_alone() {
     let pattern = ["compare", "--unlike-machines", "a", "b", "index.csv", "latest"];
     assert_eq!(world.tsunami(pattern).assert_status(0).stdout, expected);
     world.tsunami(["report", "index.csv"]).assert_status(2).assert_says(&["no results directory"]);
+    let against = |line: &str, directories: [&str; 2]| {
+        world.tsunami(["compare", "--unlike-machines", "--fail-if", line].into_iter().chain(directories))
+    };
+    let slower = against("rps < 0.95", ["base", "slow"]);
+    slower
+        .assert_status(1)
+        .assert_says(&["`rps < 0.95` holds for slow where variant=old; `rps < 0.95` holds"]);
+    assert!(slower.stdout.contains("| −50.0 % |"), "{}", slower.stdout);
+    against("rps > 1.05", ["base", "slow"]).assert_status(0);
+    let few = against("rps < 0.95", ["a", "b"]);
+    few.assert_status(0).assert_says(&["`rps < 0.95` can't be judged for b", "a has fewer than 5 trials"]);
+    against("p99 > 1.1", ["a", "b"])
+        .assert_status(2)
+        .assert_says(&["`p99 > 1.1`: these runs have no metric p99"]);
+    against("rps", ["a", "b"]).assert_status(2).assert_says(&["write it as `rps < 0.95`"]);
     let json =
         world.tsunami(["compare", "--unlike-machines", "--json", "a", "b"]).assert_status(0).stdout.clone();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["schema"], &json["rows"][1]["values"][1]["ratio"]), (&1.into(), &1.1.into()));
+    crate::json::assert_fields("tsunami compare DIR DIR… --json", &json);
     // A third one, whose unit is another, and whose machines were the same as those of the second.
     let changed = fs::read_to_string(world.path("work/b/events.jsonl")).unwrap().replace("1/s", "k/s");
     fs::create_dir_all(world.path("work/c/inputs")).unwrap();

@@ -1,6 +1,7 @@
 //! `tsunami doctor`: what would fail, and the fix.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -102,11 +103,15 @@ fn without_sshd(world: &World) -> Option<impl Fn() -> Command> {
 fn hosts_are_tried_and_left_as_they_were_and_each_says_what_keeps_it() {
     let existing = Existing::new(2);
     let known = fs::read_to_string(&existing.known_hosts).unwrap();
-    // Of two hosts one is known, and nobody listens at a third.
+    // Of two hosts one is known, nobody listens at a third, and a fourth is silent, so that it is waited for.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap();
     let known = existing.world.write("known", known.lines().next().unwrap());
     let file = existing.file(known.to_str().unwrap(), "");
     let (good, unknown) = (&existing.hosts[0], &existing.hosts[1]);
-    let text = fs::read_to_string(&file).unwrap().replace("hosts = [", "hosts = [\"127.0.0.1:1\", ");
+    let text = fs::read_to_string(&file)
+        .unwrap()
+        .replace("hosts = [", &format!("hosts = ['127.0.0.1:1', '{silent}', "));
     fs::write(&file, text).unwrap();
     let tried = existing.world.tsunami([&"doctor".into(), &file, &"--json".into()]);
     let all = checks(tried.assert_status(3).assert_says(&["asking hosts about 1 group"]));
@@ -118,7 +123,12 @@ fn hosts_are_tried_and_left_as_they_were_and_each_says_what_keeps_it() {
         assert!(fix.contains(part), "no {part} in {fix}");
     }
     let [result, found, _] = of(&all, "host 127.0.0.1:1");
-    assert!(result == "failed" && found.contains("refused"), "{found}");
+    assert_eq!(
+        (result, found),
+        ("failed", "127.0.0.1 port 1: the connection is refused: no sshd listens there")
+    );
+    let [result, found, _] = of(&all, &format!("host {silent}"));
+    assert!(result == "failed" && !found.contains("refused"), "{found}");
     assert_eq!(existing.world.runs().len(), 1, "that of the hosts themselves");
     existing.assert_left_as_found();
 }

@@ -1,11 +1,13 @@
-//! What `--json` says, beside what `docs/json.md` says of it.
+//! What `--json` says, beside what the guide says of it.
+
+use std::collections::BTreeSet;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::world::{Ended, World};
 
-const DOCUMENTED: &str = include_str!("../../../docs/json.md");
+const DOCUMENTED: &str = include_str!("../../../docs/guide/src/json.md");
 
 /// The lines of JSON below a command's heading.
 fn documented(command: &str) -> Vec<Value> {
@@ -14,6 +16,18 @@ fn documented(command: &str) -> Vec<Value> {
     let (_, rest) = rest.split_once("```json\n").unwrap();
     let (lines, _) = rest.split_once("```").unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// An object has the fields that the table below a command's heading has, and `schema`.
+#[track_caller]
+pub(crate) fn assert_fields(command: &str, said: &Value) {
+    let (_, rest) = DOCUMENTED.split_once(&format!("## `{command}`\n")).unwrap();
+    let (section, _) = rest.split_once("\n## ").unwrap_or((rest, ""));
+    let heads = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let known: BTreeSet<&str> =
+        heads.flat_map(|head| head.split(", ")).map(|name| name.trim_matches('`')).collect();
+    let said: BTreeSet<&str> = said.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(said, known.into_iter().chain(["schema"]).collect());
 }
 
 /// Both have the same keys, at every depth; lists and tables of machines count by their first element.
@@ -56,6 +70,11 @@ fn what_programs_are_told_is_documented() {
         assert_alike(said.unwrap_or_else(|| panic!("nothing is said like {known}")), &known);
     }
     let run = events[1]["run"].as_str().unwrap();
+
+    let plan = world.tsunami([&"plan".into(), &file, &"--json".into()]);
+    assert_fields("tsunami plan FILE --json", &serde_json::from_str(&plan.assert_status(0).stdout).unwrap());
+    let listed = world.tsunami(["ls", "--json"]);
+    assert_fields("tsunami ls --json", &serde_json::from_str(&listed.assert_status(0).stdout).unwrap());
 
     let other = world.write("y.toml", "name = 'y'\n[group.a]\ncount = 2\n[group.b]\n");
     let refused = world.tsunami([&"run".into(), &other, &"--on".into(), &"x".into()]);

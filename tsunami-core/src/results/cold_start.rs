@@ -109,7 +109,7 @@ impl ColdStarts {
         text
     }
 
-    /// The same as a value that docs/json.md describes.
+    /// The same as a value that the guide (`json.md`) describes.
     pub fn json(&self) -> serde_json::Value {
         let mut rows = Vec::new();
         self.each(|cells, times| {

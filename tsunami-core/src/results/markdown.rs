@@ -2,9 +2,65 @@
 
 use std::fmt::Write as _;
 
-use crate::statistics::{Warning, change, significant};
-use crate::text::sanitize_lines;
-use crate::{Analysis, Compared};
+use super::results_csv::{outcome, seconds, void};
+use super::results_json::planned;
+use crate::analysis::label;
+use crate::statistics::{FEWEST_FOR_MEDIAN, Warning, change, significant};
+use crate::text::{number, sanitize_lines};
+use crate::{Analysis, Compared, Report};
+
+/// How many trials are shown one by one.
+const TRIALS: usize = 100;
+
+/// What a run came to: its metrics, as [`markdown`] has them, or where nothing was measured a table of Markdown of its
+/// trials, with what measures them.
+///
+/// Nothing of it acts on a terminal.
+pub fn summary(report: &Report) -> String {
+    let analysis = report.analysis();
+    let metrics = markdown(&analysis);
+    if metrics.is_empty() { trials(report, &analysis) } else { metrics }
+}
+
+fn trials(report: &Report, analysis: &Analysis) -> String {
+    let planned = planned(report.sweep.as_ref());
+    let parameters = |name: &str| planned.get(name).map(|plan| label(&plan.parameters)).unwrap_or_default();
+    let has_parameters = planned.values().any(|plan| !plan.parameters.is_empty());
+    let row = |[trial, parameters, outcome, took]: [&str; 4]| {
+        let cells = [Some(trial), has_parameters.then_some(parameters), Some(outcome), Some(took)];
+        line(&cells.into_iter().flatten().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let mut text = String::new();
+    if !report.trials.is_empty() {
+        text.push_str(&row(["trial", "parameters", "outcome", "seconds"]));
+        text.push_str(&row(["---"; 4]));
+    }
+    for trial in report.trials.iter().take(TRIALS) {
+        let why = void(trial);
+        let outcome =
+            if why.is_empty() { outcome(trial).to_owned() } else { format!("{} ({why})", outcome(trial)) };
+        let took = trial.took.map(|took| seconds(took).to_string()).unwrap_or_default();
+        text.push_str(&row([&trial.name, &parameters(trial.planned_name()), &outcome, &took]));
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    let mut said = Vec::new();
+    if report.trials.is_empty() {
+        said.push("no trial began".to_owned());
+    }
+    if report.trials.len() > TRIALS {
+        said.push(format!("{} more; results.csv has all", number(report.trials.len() - TRIALS, "trial")));
+    }
+    if analysis.metrics.is_empty() {
+        said.push("nothing was measured: the key `metrics` of a step says what is".to_owned());
+    }
+    said.extend(notes(analysis));
+    for note in said {
+        let _ = writeln!(text, "- {}", cell(&note));
+    }
+    text
+}
 
 /// What the metrics of a run came to: a table of Markdown to paste anywhere, and below it what is to be said of it. Empty
 /// if nothing was measured.
@@ -99,6 +155,14 @@ pub(super) fn notes(analysis: &Analysis) -> Vec<String> {
     notes
         .extend(counted.into_iter().map(|(text, count)| format!("{text} (in {count} of {all} comparisons)")));
     notes.extend(analysis.incomplete.clone());
+    let variants =
+        analysis.metrics.iter().flat_map(|metric| &metric.combinations).flat_map(|one| &one.variants);
+    let mut summaries = variants.filter_map(|variant| variant.summary.as_ref());
+    if summaries.any(|summary| summary.interval.is_none() && summary.n < FEWEST_FOR_MEDIAN) {
+        notes.push(format!(
+            "a median of fewer than {FEWEST_FOR_MEDIAN} trials has no interval: `repeat` in the experiment file makes more"
+        ));
+    }
     if !compared.is_empty() {
         // As many as the confidence is corrected for, whether or not all of them could be made.
         let combinations = analysis.metrics.iter().flat_map(|metric| &metric.combinations);

@@ -39,7 +39,7 @@ pub use cold_start::ColdStarts;
 pub(crate) use inputs::{Given, INPUTS, take_kept};
 pub use json::{Json, json};
 pub use logs::Logs;
-pub use markdown::markdown;
+pub use markdown::{markdown, summary};
 pub(crate) use repeated::Repeated;
 pub(crate) use secrets::Redacting;
 pub use secrets::{Redacted, Secrets};

@@ -85,7 +85,7 @@ pub(super) fn outcome(trial: &TrialReport) -> &'static str {
 }
 
 /// Why a trial doesn't count, in a word.
-fn void(trial: &TrialReport) -> String {
+pub(super) fn void(trial: &TrialReport) -> String {
     let reason = trial.voided.as_ref().and_then(|voided| serde_json::to_value(voided.reason).ok());
     let reason = reason.and_then(|reason| reason.as_str().map(str::to_owned));
     reason.unwrap_or_else(|| if trial.interrupted { "interrupted".to_owned() } else { String::new() })

@@ -20,7 +20,8 @@ const INDEX: &str = "index.csv";
 /// The first columns of the index. A column for each value that any run was given comes behind them.
 const COLUMNS: [&str; 3] = ["run", "began", "outcome"];
 
-/// No index of ours has more bytes.
+/// The most bytes of an index: it is held in memory, and written anew by each run. One that would be longer is neither read
+/// nor written, so that nothing of it is lost.
 const INDEX_LIMIT: u64 = 16 << 20;
 
 /// How long another process may take to change the index.
@@ -153,7 +154,13 @@ struct Index {
 
 impl Index {
     fn read(file: File) -> io::Result<Self> {
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file.take(INDEX_LIMIT));
+        let length = file.metadata()?.len();
+        check_length(length)?;
+        // As a full disk or an editor may leave it.
+        if length == 0 {
+            return Ok(Self::default());
+        }
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file.take(length));
         let header = reader.headers().map_err(io::Error::from)?;
         if !header.iter().take(COLUMNS.len()).eq(COLUMNS) {
             return Err(io::Error::other("it is no index of runs, and stays"));
@@ -198,7 +205,19 @@ impl Index {
             let missing = (COLUMNS.len() + self.names.len()).saturating_sub(row.len());
             writer.write_record(row.iter().map(String::as_str).chain(std::iter::repeat_n("", missing)))?;
         }
-        writer.into_inner().map_err(|error| error.into_error())
+        let text = writer.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        check_length(text.len() as u64)?;
+        Ok(text)
+    }
+}
+
+fn check_length(length: u64) -> io::Result<()> {
+    match length {
+        ..=INDEX_LIMIT => Ok(()),
+        _ => Err(io::Error::other(format!(
+            "it may have {} MiB at most; a new one begins once it is moved away",
+            INDEX_LIMIT >> 20
+        ))),
     }
 }
 
@@ -274,6 +293,20 @@ mod tests {
         assert_eq!(settle(&c, Outcome::Success), None, "it was told at the beginning");
         assert!(home.path().join(LATEST).symlink_metadata().unwrap().is_dir());
         assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), "mine\n");
+        // Nothing is cut off an index that is too long, or would be.
+        for length in [16 << 20, (16 << 20) - 30] {
+            let long = format!("run,began,outcome,n\nb,,,{}\n", "x".repeat(length));
+            fs::write(home.path().join(INDEX), &long).unwrap();
+            let told = enter(&c, &[]);
+            assert!(told[1].contains("it may have 16 MiB at most; a new one begins once"), "{told:?}");
+            assert_eq!(settle(&c, Outcome::Success), None);
+            assert!(fs::read_to_string(home.path().join(INDEX)).unwrap() == long, "it stays");
+        }
+        fs::write(home.path().join(INDEX), "").unwrap();
+        enter(&c, &[]);
+        settle(&c, Outcome::Success);
+        let begun = fs::read_to_string(home.path().join(INDEX)).unwrap();
+        assert!(begun.starts_with("run,began,outcome\nc,") && begun.ends_with(",success\n"), "{begun}");
         let odd: [fn(&Path); 2] =
             [|path| fs::create_dir(path).unwrap(), |path| symlink("mine", path).unwrap()];
         for make in odd {

@@ -9,11 +9,12 @@ use super::inputs::other_contents;
 use super::markdown::line;
 use super::results_csv::row;
 use super::{Given, INPUTS, ResultsError};
+use crate::analysis::NO_RATIO;
 use crate::condition::{Facts, OTHERS, differences, unlike};
-use crate::statistics::{Summary, significant, times};
+use crate::statistics::{FEWEST_FOR_MEDIAN, Interval, Summary, Threshold, significant, times};
 use crate::text::{quoted, shorten};
 use crate::trial::Parameters;
-use crate::{MachineReport, Report, RunId};
+use crate::{Check, MachineReport, Report, RunId};
 
 /// How many differences between machines are told.
 const DIFFERENCES: usize = 10;
@@ -172,7 +173,35 @@ impl SideBySide {
         told
     }
 
-    /// All of it as a value that docs/json.md describes.
+    /// What becomes of lines of `fail_if`, for each run beside the first and each combination of parameters: the variant is
+    /// the run. The ratio is that of the medians, and its interval has whatever both intervals of medians allow, so that it
+    /// is wide. Without these, and where values are not above zero, nothing is decided.
+    pub fn checks(&self, fail_if: &[Threshold]) -> Vec<Check> {
+        let Some((first, others)) = self.runs.split_first() else { return Vec::new() };
+        let mut checks = Vec::new();
+        for threshold in fail_if {
+            for key in self.rows.iter().filter(|key| key.metric == threshold.metric) {
+                for run in others {
+                    let judged = ratios(first, run, key)
+                        .map(|interval| threshold.judge_interval(interval, threshold.ratio).holds());
+                    let parameters = key.parameters.iter();
+                    checks.push(Check {
+                        fail_if: threshold.to_string(),
+                        metric: key.metric.clone(),
+                        parameters: parameters
+                            .map(|(name, value)| (name.clone(), value.clone().into()))
+                            .collect(),
+                        variant: run.name.clone().into(),
+                        holds: judged.as_ref().ok().copied().flatten(),
+                        unjudged: judged.err(),
+                    });
+                }
+            }
+        }
+        checks
+    }
+
+    /// All of it as a value that the guide (`json.md`) describes.
     pub fn json(&self) -> serde_json::Value {
         let runs = self.runs.iter().map(|run| {
             serde_json::json!({
@@ -254,6 +283,20 @@ impl SideBySide {
             row(&mut text, before.into_iter().chain(values));
         }
         text
+    }
+}
+
+/// The ratios that the intervals of both medians allow, or why there are none.
+fn ratios(first: &Side, run: &Side, key: &Key) -> Result<Interval, String> {
+    let interval = |side: &Side| {
+        let summary = side.measured.get(key).ok_or_else(|| format!("{} has no value", side.name))?;
+        let too_few = || format!("{} has fewer than {FEWEST_FOR_MEDIAN} trials", side.name);
+        summary.interval.ok_or_else(too_few)
+    };
+    let (first, run) = (interval(first)?, interval(run)?);
+    match first.low > 0.0 && run.low > 0.0 {
+        true => Ok(Interval { low: run.low / first.high, high: run.high / first.low }),
+        false => Err(NO_RATIO.to_owned()),
     }
 }
 

@@ -44,6 +44,8 @@ mod words;
 
 pub use compare::{Comparison, Placed, Round, SETS_NEEDED, Scale, TooFew, across_sets, bonferroni, compare};
 pub use condition::Warning;
+#[cfg(feature = "experiment")]
+pub(crate) use sample::FEWEST_FOR_MEDIAN;
 pub use sample::{
     Interval, Mean, SignedRank, Summary, bootstrap, mad, median, quantile, summary, t_interval,
     wilcoxon_signed_rank,

@@ -7,7 +7,7 @@ use statrs::distribution::{ContinuousCDF, FisherSnedecor, Normal, StudentsT};
 const RESAMPLES: usize = 2000;
 
 /// Fewer values than this have no interval of their median: it would span all of them, and still promise too much.
-const FEWEST_FOR_MEDIAN: usize = 5;
+pub(crate) const FEWEST_FOR_MEDIAN: usize = 5;
 
 /// No interval is surer than this.
 const SUREST: f64 = 1.0 - 1e-12;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Interval;
 use super::compare::{Comparison, Scale};
 
 /// `rps < 0.95`: holds if the metric's ratio to the baseline lies beyond.
@@ -57,6 +58,17 @@ pub enum InvalidThreshold {
     Ratio(String),
 }
 
+impl Judgement {
+    /// Whether it holds; `None` if that is not decided.
+    pub(crate) fn holds(self) -> Option<bool> {
+        match self {
+            Self::Holds => Some(true),
+            Self::Not => Some(false),
+            Self::Undecided | Self::NoRatio => None,
+        }
+    }
+}
+
 impl FromStr for Threshold {
     type Err = InvalidThreshold;
 
@@ -102,7 +114,11 @@ impl Threshold {
             }
             Scale::Difference => return Judgement::NoRatio,
         };
-        let interval = comparison.interval;
+        self.judge_interval(comparison.interval, threshold)
+    }
+
+    /// Whether a whole interval lies beyond `threshold`, which stands for the ratio.
+    pub(crate) fn judge_interval(&self, interval: Interval, threshold: f64) -> Judgement {
         match self.op {
             Op::Below if interval.high < threshold => Judgement::Holds,
             Op::Above if interval.low > threshold => Judgement::Holds,

@@ -1,16 +1,20 @@
 //! Results and reports that are made from a run's directory.
 
 mod browser;
+mod fields;
 mod sample;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use tsunami_core::Report;
-use tsunami_core::results::{ColdStarts, SideBySide, markdown, read_report, rebuild};
+use tsunami_core::experiment::Experiment;
+use tsunami_core::results::{ColdStarts, Results, SideBySide, markdown, read_report, rebuild, summary};
+use tsunami_core::statistics::{Threshold, Warning};
+use tsunami_core::{Event, EventKind, MachineId, Outcome, Price, Report, read_events};
 
 use browser::Browser;
 
@@ -98,6 +102,72 @@ fn a_sweep_is_told_in_rows_in_values_and_in_words() {
 }
 
 #[test]
+fn few_trials_have_no_interval_and_are_told_why() {
+    for (rounds, is_told) in [(4, true), (5, false)] {
+        let story = sample::sweep(&sample::plan(rounds, &[1]), 2, false);
+        let (_, told) = analysed(&story);
+        let why = "a median of fewer than 5 trials has no interval: ";
+        assert_eq!(told.contains(&format!("\n- {why}`repeat`")), is_told, "{told}");
+        let page = read(built(&story).path(), "report.html");
+        assert_eq!(page.contains(&format!("<li>{why}<code>repeat</code>")), is_told);
+    }
+}
+
+/// Finishes a run that such events tell of, and checks each file that it leaves.
+fn check_fields(page: &fields::Page, events: &[Event], wrong: &mut BTreeSet<String>) {
+    let home = tempfile::tempdir().unwrap();
+    let (file, directory) = (home.path().join("x.toml"), home.path().join("results"));
+    fs::write(&file, "name = 'x'\n[group.a]\n").unwrap();
+    let mut experiment = Experiment::load(&file).unwrap();
+    experiment.set.push(("n".to_owned(), "2".to_owned()));
+    let results = Results::create(&experiment, &sample::run(), Some(&directory)).unwrap();
+    let observers = results.observers();
+    events.iter().for_each(|event| observers.iter().for_each(|observer| observer.event(event)));
+    results.finish(&experiment, Outcome::Failed).unwrap();
+    for name in ["results.json", "run.json", "manifest.json"] {
+        let written: Value = serde_json::from_str(&read(&directory, name)).unwrap();
+        page.check(&name.replace('.', ""), name, &written, wrong);
+    }
+}
+
+#[test]
+fn every_field_of_the_results_is_in_the_guide_and_nothing_else() {
+    let page = fields::Page::read(include_str!("../../../docs/guide/src/fields.md"));
+    let mut wrong = BTreeSet::new();
+    // Comparisons that tell and that don't, hostile leftovers, and several sets of machines.
+    for (rounds, hostile) in [(2, true), (10, false)] {
+        let mut plan = sample::plan(rounds, &[1, 4, 16]);
+        plan.only = vec![("clients".to_owned(), "1".to_owned())];
+        let events = sample::sweep(&plan, 2, hostile).events;
+        check_fields(&page, &[&*events, &*events].concat(), &mut wrong);
+    }
+    // Every kind of event, and a machine that took another one's place.
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/events-2.jsonl");
+    let mut events = read_events(&fs::read(fixture).unwrap()[..]).unwrap();
+    let is_running = |event: &&Event| matches!(event.kind, EventKind::Running { .. });
+    let mut another = events.iter().find(is_running).unwrap().clone();
+    if let EventKind::Running { id, price, .. } = &mut another.kind {
+        (*id, *price) = (MachineId::new("fake-2"), Price::Free);
+    }
+    events.push(another);
+    check_fields(&page, &events, &mut wrong);
+    check_fields(&page, &[], &mut wrong);
+    let warnings = [
+        Warning::FewRounds { rounds: 2 },
+        Warning::PlaceMatters { change: 0.1, adjusted: true },
+        Warning::Outliers { rounds: 1 },
+        Warning::Drift { change: 0.1 },
+        Warning::Correlated { correlation: 0.5 },
+        Warning::LeftOut { rounds: 1 },
+    ];
+    for warning in warnings {
+        page.check("warning", "warnings[]", &serde_json::to_value(warning).unwrap(), &mut wrong);
+    }
+    page.check_all_met(&mut wrong);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn events_that_have_lost_something_overwrite_nothing() {
     let directory = built(&sample::sweep(&sample::plan(2, &[1]), 2, false));
     let (events, results) = (read(directory.path(), "events.jsonl"), read(directory.path(), "results.json"));
@@ -158,6 +228,10 @@ fn what_earlier_versions_saved_is_reported() {
             (table.is_empty(), failure.is_none()),
             (form == "events-1.jsonl", form == "events-1.jsonl")
         );
+        let told = summary(&report);
+        let row = "| trial | outcome | seconds |\n| --- | --- | --- |\n| 1 | void (interrupted) | 150 |";
+        let measures = "- nothing was measured: the key `metrics` of a step says what is\n";
+        assert_eq!(told.starts_with(row) && told.contains(measures), table.is_empty(), "{told}");
         let page = read(directory.path(), "report.html");
         assert!(page.contains("What ran where") && page.ends_with("</html>\n"), "{form}");
     }
@@ -355,6 +429,26 @@ fn runs_stand_side_by_side_if_their_machines_are_alike() {
     let heads = "time,run,directory,rps[clients=1 variant=old],rps[clients=1 variant=new],\
                  p99[clients=1 variant=old],p99[clients=1 variant=new]\n2026-09-21T14:13:20Z,20260921-141320-abcd,";
     assert!(csv.starts_with(heads) && csv.lines().count() == 3, "{csv}");
+
+    // A ratio is judged by all that both intervals allow, and not without them.
+    let faster = built(&sample::sweep_on(1, 1.2, &plan, 2, false));
+    let few = built(&sample::sweep(&sample::plan(4, &[1]), 2, false));
+    let [fails, passes, within] =
+        ["rps > 1.05", "rps < 0.95", "rps > 1.2"].map(|line| line.parse::<Threshold>().unwrap());
+    let judged = |other: &tempfile::TempDir, line: &Threshold| {
+        let runs = SideBySide::read(&[paths[0], other.path()]).unwrap();
+        let checks = runs.checks(std::slice::from_ref(line));
+        assert_eq!(checks.len(), 2, "of old and new");
+        (checks[1].holds, checks[1].to_string())
+    };
+    let name = faster.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(
+        judged(&faster, &fails),
+        (Some(true), format!("`rps > 1.05` holds for {name} where clients=1, variant=new"))
+    );
+    assert_eq!((judged(&faster, &passes).0, judged(&faster, &within).0), (Some(false), None));
+    let (holds, told) = judged(&few, &fails);
+    assert!(holds.is_none() && told.ends_with(" has fewer than 5 trials"), "{told}");
 
     // What the one was given by `--set` is what the other has in its file.
     for (path, text, set) in [(paths[0], "n = '100'\n", "{}"), (paths[1], "n = '1'\n", r#"{"n": "100"}"#)] {

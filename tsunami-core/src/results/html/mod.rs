@@ -8,9 +8,9 @@ mod view;
 
 use std::io;
 
-use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
+use minijinja::{Environment, HtmlEscape};
 use serde_json::Value;
 
 use super::built::Source;
@@ -43,9 +43,23 @@ fn page(source: &Source<'_>, room: usize) -> io::Result<String> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(io::Error::other)?);
+    environment.add_filter("words", words);
     environment.add_template(TEMPLATE_NAME, TEMPLATE).map_err(io::Error::other)?;
     let template = environment.get_template(TEMPLATE_NAME).map_err(io::Error::other)?;
     Ok(template.render(Serde(view)).map_err(io::Error::other)? + "\n")
+}
+
+/// A sentence as HTML: what it has in backticks is code there.
+fn words(text: &str) -> minijinja::Value {
+    let mut html = String::new();
+    let mut rest = text;
+    while let Some((before, (code, after))) =
+        rest.split_once('`').and_then(|(before, rest)| Some((before, rest.split_once('`')?)))
+    {
+        html += &format!("{}<code>{}</code>", HtmlEscape(before), HtmlEscape(code));
+        rest = after;
+    }
+    minijinja::Value::from_safe_string(html + &HtmlEscape(rest).to_string())
 }
 
 /// The most characters of one text: of others, so much can be read.
@@ -64,5 +78,19 @@ fn clean(value: &mut Value) {
             fields.iter_mut().filter(|(name, _)| *name != "svg").for_each(|(_, value)| clean(value));
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn code_is_code_and_all_else_is_text() {
+        let told = ["`p99 > 1.02` holds for `<b>`", "one ` <b>", "none"].map(|text| words(text).to_string());
+        assert_eq!(
+            told,
+            ["<code>p99 &gt; 1.02</code> holds for <code>&lt;b&gt;</code>", "one ` &lt;b&gt;", "none"]
+        );
     }
 }
