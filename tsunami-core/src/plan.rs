@@ -86,7 +86,7 @@ impl Plan {
         self
     }
 
-    /// Sets how long the machines may live, from their birth. Default: one hour.
+    /// Sets how long the machines may live, from their birth: a year ([`DURATION_LIMIT`]) at most. Default: one hour.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self
@@ -116,7 +116,11 @@ impl Plan {
         groups.map(dollars).sum()
     }
 
-    /// Checks the plan by itself. The error lists all problems.
+    /// Checks the plan by itself. What runs it does so first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] with all that is wrong.
     pub fn validate(&self) -> Result<(), Error> {
         let mut problems = Vec::new();
         let mut problem = |about: &str, message: String| {
@@ -192,7 +196,7 @@ impl Group {
         Self { name: name.into(), spec, count: 1, replace_interrupted: false, setup: None }
     }
 
-    /// Sets how many machines the group has.
+    /// Sets how many machines the group has: one at least, and all of a plan together [`MACHINE_LIMIT`] at most. Default: one.
     pub fn count(mut self, count: u32) -> Self {
         self.count = count;
         self

@@ -331,7 +331,11 @@ impl OnError {
 }
 
 impl Experiment {
-    /// Reads and checks the file at `path`. [`Loader`] can be told more, and says how long it may take.
+    /// Reads and checks the file at `path`. [`Loader`] can be told more. It blocks, as [`Loader::load`] says.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, each with its place.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
         Loader::new().load(path)
     }
@@ -380,6 +384,13 @@ impl Experiment {
 }
 
 /// Loads experiment files.
+///
+/// ```no_run
+/// # use tsunami_core::experiment::{Loader, Problems};
+/// let experiment = Loader::new().set("clients", "16").load("redis.toml")?;
+/// println!("{} machines", experiment.machines().count());
+/// # Ok::<(), Problems>(())
+/// ```
 pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,

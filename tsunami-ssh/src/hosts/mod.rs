@@ -37,6 +37,23 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
+/// ```no_run
+/// use std::sync::Arc;
+/// use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
+/// use tsunami_ssh::{HostsProvider, HostsSpec, SshConnector, SshOptions};
+///
+/// # async fn example() -> Result<(), Error> {
+/// let ssh = Arc::new(SshConnector::new(SshOptions::default().jump("me@bastion.example")));
+/// let provider = HostsProvider::new(RunStore::standard()?.root(), ssh.clone());
+/// let hosts = ["admin@10.0.0.5", "admin@10.0.0.6"].map(|host| host.parse().map_err(Error::other));
+/// let spec = HostsSpec::new(hosts.into_iter().collect::<Result<Vec<_>, _>>()?);
+/// // One machine of the group for each host.
+/// let plan = Plan::new("hello").group(Group::new("node", MachineSpec::new(spec)).count(2));
+/// let uptime = async |cluster: tsunami_core::Cluster| cluster.hosts()[1].run("uptime").await;
+/// println!("{}", Tsunami::new(Arc::new(provider), ssh).run(plan, uptime).await?.stdout());
+/// # Ok(()) }
+/// ```
+///
 /// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's processes
 /// are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands changed elsewhere stays.
 /// Host keys are checked against the user's known hosts.
