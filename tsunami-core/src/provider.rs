@@ -505,13 +505,18 @@ pub struct ProviderError {
     pub source: Option<BoxError>,
     /// What may still exist, where a call to [`terminate`](Provider::terminate) is what failed.
     pub remains: Vec<Leftover>,
+    /// The key by which a file says what is refused, of a group or of all: `instance`.
+    pub key: Option<&'static str>,
+    /// Where it stands, as `redis.toml:7:12`. The engine adds that to what is refused of a plan that was made from a file.
+    pub place: Option<Box<str>>,
 }
 
 impl ProviderError {
     /// An error of `kind` in `operation`.
     pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
         let (operation, message) = (operation.into(), message.into());
-        Self { kind, operation, message, help: None, remedy: None, source: None, remains: Vec::new() }
+        let (help, remedy, source, remains) = (None, None, None, Vec::new());
+        Self { kind, operation, message, help, remedy, source, remains, key: None, place: None }
     }
 
     /// Adds what the user can do about it.
@@ -529,6 +534,12 @@ impl ProviderError {
     /// Adds the error underneath. It is not repeated in the message.
     pub fn source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Adds the key by which a file says what is refused: whoever wrote the file is shown where it stands.
+    pub fn key(mut self, key: &'static str) -> Self {
+        self.key = Some(key);
         self
     }
 

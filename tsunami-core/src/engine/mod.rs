@@ -322,7 +322,9 @@ impl Tsunami {
         for (group, quote) in plan.groups.iter().zip(join_all(quotes).await) {
             match quote {
                 Ok(quote) => quoted.push(quote),
-                Err(error) => failures.push(QuoteFailure { group: group.name.clone(), error }),
+                Err(error) => {
+                    failures.push(QuoteFailure { group: group.name.clone(), error: group.placed(error) });
+                }
             }
         }
         if failures.is_empty() { Ok(quoted) } else { Err(Error::Quote { failures }) }
@@ -342,7 +344,7 @@ impl Tsunami {
             "the provider ends such machines in {left}, before their lifetime of {} is over",
             humantime::format_duration(lifetime)
         );
-        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message);
+        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message).key("lifetime");
         Err(error.help("give a shorter `lifetime`, or let them be had elsewhere"))
     }
 

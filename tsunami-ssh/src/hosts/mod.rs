@@ -446,15 +446,14 @@ struct Left {
 impl HostsProvider {
     /// The address that other machines reach a host by.
     async fn resolve(&self, host: &HostAddress) -> Result<String, ProviderError> {
-        let name = self.connector.resolve(&host.login()).await.map_err(|error| {
-            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", format!("cannot resolve {host}"))
-                .source(error)
-        })?;
+        let refused = |message, error: BoxError| {
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", message).key("hosts").source(error)
+        };
+        let resolved = self.connector.resolve(&host.login()).await;
+        let name = resolved.map_err(|error| refused(format!("cannot resolve {host}"), error.into()))?;
         // Whatever an ssh_config makes of it.
-        Word::host(&name).map_err(|error| {
-            let message = format!("{host} leads to no address or name");
-            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", message).source(error)
-        })?;
+        let word = Word::host(&name);
+        word.map_err(|error| refused(format!("{host} leads to no address or name"), error.into()))?;
         // A name that only a jump host knows stays a name.
         let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();
         Ok(address.map_or(name, |address| address.ip().to_string()))
