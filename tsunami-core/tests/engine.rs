@@ -805,6 +805,28 @@ async fn commands_of_another_process_end_too_when_their_machine_is_interrupted_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_machine_is_kept_of_a_run_that_was_cancelled_or_whose_lifetime_is_over() {
+    for (keep, is_cancelled) in
+        [Keep::Always, Keep::OnFailure].into_iter().flat_map(|keep| [(keep, true), (keep, false)])
+    {
+        let world = World::new();
+        let (tsunami, cancel) = (world.tsunami().keep(keep), world.cancel.clone());
+        let run = tsunami.run(server_and_clients(), async move |_| {
+            if is_cancelled {
+                cancel.cancel();
+            }
+            sleep(Duration::from_secs(3 * 3600)).await;
+            Ok(())
+        });
+        match run.await.unwrap_err() {
+            Error::Cancelled => assert!(is_cancelled),
+            error => assert!(matches!(error, Error::LifetimeOver(_)) && !is_cancelled, "{error}"),
+        }
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
     let world = World::new();
     let tsunami = world.tsunami();
