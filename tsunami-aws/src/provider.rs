@@ -167,7 +167,7 @@ impl Ec2Provider {
                 "{wanted} is not among this provider's regions: {}",
                 self.settings.regions.join(", ")
             );
-            ProviderError::new(ProviderErrorKind::InvalidSpec, "region", message)
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "region", message).key("region")
         })
     }
 

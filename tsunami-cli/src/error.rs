@@ -70,7 +70,7 @@ pub(crate) enum Error {
     #[error("the run failed")]
     Run {
         #[source]
-        error: CoreError,
+        error: Box<CoreError>,
         logs: PathBuf,
         /// Its results, if there are trials left to be resumed.
         rest: Option<PathBuf>,
@@ -103,7 +103,8 @@ impl Error {
                 Outcome::Misused
             }
             Self::TornDown(_) => Outcome::Interrupted,
-            Self::Core(error) | Self::Run { error, .. } | Self::Exec(error) => Outcome::of(error),
+            Self::Core(error) | Self::Exec(error) => Outcome::of(error),
+            Self::Run { error, .. } => Outcome::of(error),
             Self::Provider(error) => Outcome::of_launch(error.kind),
         }
     }
@@ -183,7 +184,7 @@ impl Error {
                 told.entry(&[(Style::Plain, who)], "interrupted");
                 return told.message;
             }
-            Self::Run { error: CoreError::Cancelled, rest, is_attached, .. } => {
+            Self::Run { error, rest, is_attached, .. } if matches!(**error, CoreError::Cancelled) => {
                 told.line(match is_attached {
                     true => "interrupted; the machines stay up",
                     false => "interrupted; everything is torn down",
@@ -285,6 +286,13 @@ impl Told<'_> {
         self.entry(&[], text);
     }
 
+    /// Where the file says what is refused.
+    fn place(&mut self, place: Option<&str>) {
+        if let Some(place) = place {
+            self.entry(&[(Style::Plain, "  --> ")], place);
+        }
+    }
+
     fn help(&mut self, help: Option<&str>) {
         if let Some(help) = help {
             self.entry(&[(Style::Help, "help"), (Style::Plain, ": ")], help);
@@ -384,10 +392,14 @@ impl Told<'_> {
                         &[(Style::Plain, "  group "), (Style::Plain, group), (Style::Plain, ": ")],
                         &error.to_string(),
                     );
+                    self.place(error.place.as_deref());
                 }
             }
             CoreError::Several(failures) => self.chain(&*failures.first),
             _ => self.chain(error),
+        }
+        if !matches!(error, CoreError::Quote { .. }) {
+            self.place(error.place_in_file());
         }
         if let CoreError::Plan { problems } = error {
             for problem in problems {
@@ -532,9 +544,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_provider_refuses_is_shown_with_its_place_in_the_file() {
+        let refused = |group: &str| {
+            let mut error = ProviderError::new(ProviderErrorKind::InvalidSpec, "quote", "no").help("mend it");
+            error.place = Some(format!("{group}.toml:7:12").into());
+            error
+        };
+        let failures = ["a", "b"].map(|group| QuoteFailure::new(group, refused(group))).into();
+        let both =
+            "  group a: quote: no\n  --> a.toml:7:12\n  group b: quote: no\n  --> b.toml:7:12\nhelp: mend it";
+        let launch = CoreError::Launch { group: "a".to_owned(), source: refused("a") };
+        let one = "  because: quote: no\n  --> a.toml:7:12\nhelp: mend it";
+        for (error, expected) in [(CoreError::Quote { failures }, both), (launch, one)] {
+            let text = Error::Core(error).text(&Removal::Down);
+            assert!(text.trim_end().ends_with(expected), "{text}");
+        }
+    }
+
+    #[test]
     fn what_does_the_trials_that_are_left_is_named_with_its_directory() {
         let run = |error| Error::Run {
-            error,
+            error: Box::new(error),
             logs: PathBuf::from("/a b/logs"),
             rest: Some(PathBuf::from("/a b")),
             tails: Arc::default(),

@@ -235,9 +235,20 @@ impl Report {
     /// Compares the values of a parameter by one metric. The baseline is the plan's if that compares by this parameter,
     /// else the parameter's first value.
     ///
+    /// ```
+    /// # use tsunami_core::{AnalysisError, Report};
+    /// # fn example(report: &Report) -> Result<(), AnalysisError> {
+    /// for combination in &report.compare("variant", "rps")?.combinations {
+    ///     for compared in combination.variants.iter().filter_map(|variant| variant.compared.as_ref()) {
+    ///         println!("{}", compared.sentence);
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// If the plan has no such parameter, or no such metric was measured.
+    /// If there were no trials, the plan has no such parameter, or no such metric was measured.
     pub fn compare(&self, by: &str, metric: &str) -> Result<MetricAnalysis, AnalysisError> {
         let plan = self.sweep.as_ref().ok_or(AnalysisError::NoTrials)?;
         let parameter = plan.parameters.iter().find(|parameter| parameter.name == by);

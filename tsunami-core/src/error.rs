@@ -262,6 +262,9 @@ pub enum Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", ErrorChain(self))?;
+        if let Some(place) = self.place_in_file() {
+            write!(f, "\n  --> {place}")?;
+        }
         for line in self.written().iter().flat_map(|written| written.lines()) {
             write!(f, "\n  | {line}")?;
         }
@@ -383,6 +386,18 @@ impl Error {
     /// What the user can do about it by the program at hand, beside what [`help`](Self::help) says.
     pub fn remedy(&self) -> Option<Remedy> {
         self.advice().1
+    }
+
+    /// Where a file says what a provider refuses, as `redis.toml:7:12`, if the plan was made from one. Of several that are
+    /// refused, it is that of the first.
+    pub fn place_in_file(&self) -> Option<&str> {
+        match self {
+            Self::Quote { failures } => failures.iter().find_map(|failure| failure.error.place.as_deref()),
+            Self::Launch { source, .. } => source.place.as_deref(),
+            Self::Remains { cause, .. } => cause.as_ref().and_then(|cause| cause.place_in_file()),
+            Self::Several(failures) => failures.first.place_in_file(),
+            _ => None,
+        }
     }
 
     fn advice(&self) -> (Option<&str>, Option<Remedy>) {

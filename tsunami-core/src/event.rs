@@ -46,7 +46,19 @@ impl Default for EventsHeader {
 /// Reads a saved stream of events, of this or an earlier form. What is of a kind that this version does not know is left
 /// out, so that a new kind makes no new form; and so is a last line without an end: whoever wrote it was killed.
 ///
-/// The error of a stream of a later form is a [`NewerSchema`].
+/// ```
+/// use tsunami_core::{Report, read_events};
+///
+/// # fn example() -> std::io::Result<()> {
+/// let saved = std::fs::File::open("results/redis/latest/events.jsonl")?;
+/// let report: Report = read_events(std::io::BufReader::new(saved))?.iter().collect();
+/// println!("{:?} came to {:?}", report.experiment, report.ok);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// What can't be read, and a whole line that is no event. The error of a stream of a later form has a [`NewerSchema`] in it.
 pub fn read_events(mut stream: impl BufRead) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut line = Vec::new();
@@ -487,13 +499,34 @@ impl GroupSize {
     }
 }
 
-/// Watches a run. Both methods are called from within the engine and must not block for long. One that panics is
-/// left out from then on; the run goes on without it.
+/// Watches a run. Both methods are called where things happen, from any thread and several at once, and must not block for
+/// long: whatever happens there waits for them. One that panics is left out from then on; the run goes on without it.
+///
+/// ```
+/// use tsunami_core::{Event, EventKind, Observer};
+///
+/// /// Says when machines are ready.
+/// #[derive(Debug)]
+/// struct Ready;
+///
+/// impl Observer for Ready {
+///     fn event(&self, event: &Event) {
+///         if let EventKind::Ready { machine, .. } = &event.kind {
+///             println!("{machine} is ready after {:.1} s", event.elapsed.as_secs_f64());
+///         }
+///     }
+/// }
+/// ```
 pub trait Observer: Debug + Send + Sync + 'static {
     /// Something happened.
     fn event(&self, event: &Event);
 
-    /// A command wrote something. The bytes are as they came, cut anywhere.
+    /// A command wrote something. The bytes are as they came, cut anywhere. Of one output they come in their order.
+    ///
+    /// # Errors
+    ///
+    /// That it takes no more. The command ends as if it were cancelled, and its error has an
+    /// [`OutputRefused`](crate::OutputRefused) with this one.
     fn output(&self, origin: &Origin<'_>, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
         let _ = (origin, stream, bytes);
         Ok(())
@@ -526,7 +559,7 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Keeps all events in memory. Useful in tests.
+/// Keeps all events in memory, without bound, and no output. Useful in tests.
 #[derive(Debug, Default)]
 pub struct Recorder(Mutex<Vec<Event>>);
 

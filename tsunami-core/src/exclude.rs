@@ -7,8 +7,15 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 /// What is left out of a directory that is uploaded, in the words of a `.gitignore`: `target` and `*.o` wherever they are,
 /// `/target` and `doc/*.html` from the directory on, `build/` only where that is a directory, `**` for any directories. Nothing
-/// is let in again by `!`.
-/// Nothing by default. Cheap to clone.
+/// is let in again by `!`. Nothing by default. Cheap to clone.
+///
+/// ```
+/// # use tsunami_core::Exclude;
+/// let exclude = Exclude::new(["/target", "*.o", "build/"])?;
+/// assert!(exclude.matches("src/main.o", false) && exclude.matches("a/build", true));
+/// assert!(!exclude.matches("src/target", true));
+/// # Ok::<(), tsunami_core::InvalidExclude>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Exclude {
     patterns: Vec<String>,

@@ -11,7 +11,7 @@ use crate::cluster::Host;
 use crate::error::Error;
 use crate::limits::{DURATION_LIMIT, GROUP_LIMIT, MACHINE_LIMIT, NAME_LIMIT};
 use crate::names;
-use crate::provider::{MachineSpec, Quote};
+use crate::provider::{MachineSpec, ProviderError, ProviderErrorKind, Quote};
 
 /// The lifetime of machines whose plan says nothing else.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -86,7 +86,7 @@ impl Plan {
         self
     }
 
-    /// Sets how long the machines may live, from their birth. Default: one hour.
+    /// Sets how long the machines may live, from their birth: a year ([`DURATION_LIMIT`]) at most. Default: one hour.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self
@@ -116,7 +116,11 @@ impl Plan {
         groups.map(dollars).sum()
     }
 
-    /// Checks the plan by itself. The error lists all problems.
+    /// Checks the plan by itself. What runs it does so first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] with all that is wrong.
     pub fn validate(&self) -> Result<(), Error> {
         let mut problems = Vec::new();
         let mut problem = |about: &str, message: String| {
@@ -181,18 +185,21 @@ pub struct Group {
     /// Whether a machine that its provider takes back before its time gets a replacement, once.
     pub replace_interrupted: bool,
     pub(crate) setup: Option<Setup>,
+    /// Where a file says something of it, by its key, or where the group itself stands.
+    pub(crate) place: Option<PlaceOf>,
 }
 
+pub(crate) type PlaceOf = Arc<dyn Fn(Option<&str>) -> Option<Box<str>> + Send + Sync>;
 pub(crate) type Setup = Arc<dyn Fn(Host) -> SetupFuture + Send + Sync>;
 pub(crate) type SetupFuture = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
 impl Group {
     /// A group of one machine without set-up.
     pub fn new(name: impl Into<String>, spec: MachineSpec) -> Self {
-        Self { name: name.into(), spec, count: 1, replace_interrupted: false, setup: None }
+        Self { name: name.into(), spec, count: 1, replace_interrupted: false, setup: None, place: None }
     }
 
-    /// Sets how many machines the group has.
+    /// Sets how many machines the group has: one at least, and all of a plan together [`MACHINE_LIMIT`] at most. Default: one.
     pub fn count(mut self, count: u32) -> Self {
         self.count = count;
         self
@@ -229,6 +236,13 @@ impl Group {
             Box::pin(async move { setup.await.map(drop) })
         }));
         self
+    }
+
+    /// A provider's error, with the place of what it refuses. Of what isn't the description's fault there is none.
+    pub(crate) fn placed(&self, error: ProviderError) -> ProviderError {
+        let is_refused = error.key.is_some() || error.kind == ProviderErrorKind::InvalidSpec;
+        let place_of = self.place.as_ref().filter(|_| is_refused);
+        ProviderError { place: place_of.and_then(|place_of| place_of(error.key)), ..error }
     }
 
     /// The number of machines, once the plan is validated.

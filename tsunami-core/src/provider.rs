@@ -23,6 +23,9 @@ use crate::session::Session;
 /// The engine never drops a call to `launch`, `extend` or `terminate` that it has begun; it does drop the others, when
 /// the run is cancelled or an answer is overdue. Retries and timing are the engine's: an implementation makes its
 /// requests and reports the [kind](ProviderErrorKind) of what went wrong.
+///
+/// A whole one is in tsunami's repository, `examples/own-provider`; `testing::conformance` (feature `testing`) has a test of
+/// each of these promises.
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Provider: Debug + Send + Sync + 'static {
@@ -304,7 +307,8 @@ pub struct LaunchRequest {
     pub count: NonZeroU32,
     /// What kind of machine.
     pub spec: MachineSpec,
-    /// When they must end themselves. Armed before anyone can log in.
+    /// When they must end themselves. Armed before anyone can log in; on a machine that was there before, before
+    /// anything of the run's is.
     pub deadline: Deadline,
     /// The public key that may log in, as OpenSSH writes it.
     pub authorized_key: String,
@@ -474,6 +478,14 @@ impl fmt::Display for Leftover {
 }
 
 /// What a provider could not do.
+///
+/// ```
+/// use tsunami_core::{ProviderError, ProviderErrorKind};
+///
+/// let error = ProviderError::new(ProviderErrorKind::Capacity, "launch", "rack 3 is full").help("take another rack");
+/// assert_eq!(error.to_string(), "launch: rack 3 is full");
+/// assert!(!error.kind.is_transient() && !error.kind.is_final());
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {message}")]
 #[non_exhaustive]
@@ -493,13 +505,18 @@ pub struct ProviderError {
     pub source: Option<BoxError>,
     /// What may still exist, where a call to [`terminate`](Provider::terminate) is what failed.
     pub remains: Vec<Leftover>,
+    /// The key by which a file says what is refused, of a group or of all: `instance`.
+    pub key: Option<&'static str>,
+    /// Where it stands, as `redis.toml:7:12`. The engine adds that to what is refused of a plan that was made from a file.
+    pub place: Option<Box<str>>,
 }
 
 impl ProviderError {
     /// An error of `kind` in `operation`.
     pub fn new(kind: ProviderErrorKind, operation: impl Into<String>, message: impl Into<String>) -> Self {
         let (operation, message) = (operation.into(), message.into());
-        Self { kind, operation, message, help: None, remedy: None, source: None, remains: Vec::new() }
+        let (help, remedy, source, remains) = (None, None, None, Vec::new());
+        Self { kind, operation, message, help, remedy, source, remains, key: None, place: None }
     }
 
     /// Adds what the user can do about it.
@@ -517,6 +534,12 @@ impl ProviderError {
     /// Adds the error underneath. It is not repeated in the message.
     pub fn source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Adds the key by which a file says what is refused: whoever wrote the file is shown where it stands.
+    pub fn key(mut self, key: &'static str) -> Self {
+        self.key = Some(key);
         self
     }
 

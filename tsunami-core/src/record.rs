@@ -36,7 +36,19 @@ pub const RECORD_SCHEMA: u32 = 2;
 /// Nobody takes this long to make or remove a record.
 const HALF_MADE: Duration = Duration::from_secs(600);
 
-/// Where runs are recorded.
+/// Where runs are recorded. Its methods read small files, and so may wait for a disk.
+///
+/// ```no_run
+/// # use tsunami_core::{Error, RunStore, Tsunami};
+/// # async fn example(tsunami: &Tsunami) -> Result<(), Error> {
+/// // What processes have left that were killed, of runs of this engine's provider:
+/// for run in RunStore::standard()?.runs()? {
+///     if run.is_abandoned() {
+///         tsunami.down(&run).await?;
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunStore {
     root: PathBuf,
@@ -126,7 +138,12 @@ impl RunStore {
         Self { root: root.into() }
     }
 
-    /// The user's own place: `$XDG_STATE_HOME/tsunami/runs`, or `~/.local/state/tsunami/runs`.
+    /// The user's own place: `$XDG_STATE_HOME/tsunami/runs`, or `~/.local/state/tsunami/runs`, as the
+    /// [XDG Base Directory Specification](https://specifications.freedesktop.org/basedir-spec/latest/) has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Record`] if neither variable is the whole path of a directory.
     pub fn standard() -> Result<Self, Error> {
         // Another one would be elsewhere for each working directory, and runs be forgotten.
         let absolute = |path: Option<PathBuf>| path.filter(|path| path.is_absolute());
@@ -181,6 +198,10 @@ impl RunStore {
 
     /// All runs known here, oldest first. They are known by name only: whether one can be believed, and is not of a
     /// later version's making, shows when it is [checked](RunEntry::check) or read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Record`] if the directory is there and can't be read.
     pub fn runs(&self) -> Result<Vec<RunEntry>, Error> {
         let failed = |source| Error::record("read", &self.root, source);
         let entries = match fs::read_dir(&self.root) {
@@ -201,6 +222,10 @@ impl RunStore {
 
     /// The run that `name` means: a run id, a prefix that fits one run only, or the name of an experiment
     /// with one recorded run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownRun`], [`Error::AmbiguousRun`], and those of [`runs`](Self::runs).
     pub fn find(&self, name: &str) -> Result<RunEntry, Error> {
         let runs = self.runs()?;
         if name.is_empty() {
@@ -274,6 +299,10 @@ impl RunEntry {
     }
 
     /// What was recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Record`] if it can't be read, or is another run's, and those of [`check`](Self::check).
     pub fn record(&self) -> Result<RunRecord, Error> {
         let record: RunRecord = self.read("record.json")?;
         if record.run != self.id() {

@@ -19,6 +19,19 @@ use crate::trial::{Measured, SweepPlan, VoidReason};
 ///
 /// Times are since the run began. As JSON they are numbers of seconds; how long something `took` is called `seconds`
 /// there.
+///
+/// ```
+/// use tsunami_core::{Recorder, Report};
+///
+/// # let recorder = Recorder::default();
+/// // After a run that `recorder` has observed:
+/// let report: Report = recorder.events().iter().collect();
+/// for (name, machine) in &report.machines {
+///     println!("{name} was ready after {:?}", machine.ready);
+/// }
+/// ```
+///
+/// [`read_events`](crate::read_events) has those of a run of another day.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {

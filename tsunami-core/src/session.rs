@@ -18,7 +18,7 @@ use crate::error::{BoxError, Remedy};
 use crate::exclude::Exclude;
 use crate::machine::{Login, Machine, RunId};
 
-/// What makes [`Session`]s.
+/// What makes [`Session`]s. One serves any number of runs at once.
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Connector: Debug + Send + Sync + 'static {
@@ -57,7 +57,11 @@ pub trait Connector: Debug + Send + Sync + 'static {
 
 /// A connection to one machine, on which any number of commands may run at once.
 ///
-/// A session goes on working however many commands it is given: what the other side cannot take at once waits.
+/// A session goes on working however many commands it is given: what the other side cannot take at once waits. Commands
+/// begin in its directory, and paths on the machine are relative to it: the login's home, or what
+/// [`Login::directory`](crate::Login::directory) names below that.
+///
+/// `testing::conformance` (feature `testing`) has a test of each of these promises for a session of one's own.
 #[cfg_attr(feature = "testing", mockall::automock)]
 #[async_trait]
 pub trait Session: Debug + Send + Sync + 'static {
@@ -388,7 +392,7 @@ impl Command {
         args.into_iter().fold(self, Self::arg)
     }
 
-    /// Sets the directory.
+    /// Sets the directory it runs in, relative to the session's own. It must be there.
     pub fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.cwd = Some(directory.into());
         self
@@ -463,6 +467,14 @@ pub enum Program {
 
 /// What a command reads. A session answers a kind that it doesn't know with an error of the kind
 /// [`Local`](SessionErrorKind::Local).
+///
+/// ```
+/// use tsunami_core::{Command, Stdin};
+///
+/// let load = Command::shell("psql -q bench").stdin(Stdin::File("rows.sql".into()));
+/// let count = Command::program("wc").arg("-l").stdin(Stdin::Bytes(b"one\ntwo\n".as_slice().into()));
+/// # let _ = (load, count);
+/// ```
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub enum Stdin {
@@ -471,7 +483,7 @@ pub enum Stdin {
     Null,
     /// These bytes.
     Bytes(Arc<[u8]>),
-    /// A local file, read as it is needed.
+    /// A file of this computer's, read as it is needed; relative to this process's working directory.
     File(PathBuf),
     /// What is written while the command runs: [`Stdin::piped`].
     Piped(PipedStdin),
@@ -545,6 +557,15 @@ impl Debug for Stdin {
 }
 
 /// Which files to bring home, and where to.
+///
+/// ```
+/// # use tsunami_core::{Download, Error, Host};
+/// # async fn example(host: &Host) -> Result<(), Error> {
+/// let logs = Download::new(["*.log", "profile"], "results/server").cwd("run");
+/// let matches = host.download(&logs).await?;
+/// println!("{} logs, {} profiles", matches[0], matches[1]);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Download {
@@ -571,6 +592,12 @@ impl Download {
 }
 
 /// How a command ended. There is no third way.
+///
+/// ```
+/// # use tsunami_core::Exit;
+/// assert!(Exit::Status(0).success());
+/// assert_eq!((Exit::Signal(9).code(), Exit::Signal(9).to_string()), (137, "signal 9 (SIGKILL)".to_owned()));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
@@ -673,6 +700,14 @@ impl OutputSink for () {
 }
 
 /// What a connector or session could not do.
+///
+/// ```
+/// use tsunami_core::{SessionError, SessionErrorKind};
+///
+/// let error = SessionError::new(SessionErrorKind::Connect, "10.0.0.7 answers nobody on port 22")
+///     .help("let this computer in");
+/// assert_eq!(error.help.as_deref(), Some("let this computer in"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]

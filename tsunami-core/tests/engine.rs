@@ -805,6 +805,28 @@ async fn commands_of_another_process_end_too_when_their_machine_is_interrupted_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_machine_is_kept_of_a_run_that_was_cancelled_or_whose_lifetime_is_over() {
+    for (keep, is_cancelled) in
+        [Keep::Always, Keep::OnFailure].into_iter().flat_map(|keep| [(keep, true), (keep, false)])
+    {
+        let world = World::new();
+        let (tsunami, cancel) = (world.tsunami().keep(keep), world.cancel.clone());
+        let run = tsunami.run(server_and_clients(), async move |_| {
+            if is_cancelled {
+                cancel.cancel();
+            }
+            sleep(Duration::from_secs(3 * 3600)).await;
+            Ok(())
+        });
+        match run.await.unwrap_err() {
+            Error::Cancelled => assert!(is_cancelled),
+            error => assert!(matches!(error, Error::LifetimeOver(_)) && !is_cancelled, "{error}"),
+        }
+        world.assert_clear();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn machines_that_nobody_keeps_are_torn_down_when_dropped() {
     let world = World::new();
     let tsunami = world.tsunami();
@@ -1115,7 +1137,7 @@ async fn a_run_is_torn_down_although_no_connection_could_be_prepared() {
     world.assert_clear();
 }
 
-/// The fake, of whose machines something else is seen.
+/// The fake, of whose machines something else is seen. An hour of one costs a dollar.
 struct Seen {
     cloud: FakeCloud,
     see: Box<dyn Fn(&mut Machine) + Send + Sync>,
@@ -1142,7 +1164,7 @@ impl Provider for Seen {
         self.cloud.name()
     }
     async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
-        self.cloud.quote(spec, count).await
+        Ok(Quote::new(self.cloud.quote(spec, count).await?.offers, Price::PerHour(1.0)))
     }
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
         self.cloud.launch(request).await
@@ -1311,6 +1333,31 @@ async fn an_end_that_is_too_far_away_moves_nothing() {
         assert_eq!((directory.record().unwrap(), world.cloud.calls(Call::Extend)), (before.clone(), 0));
     }
     world.tsunami().extend(&directory, before.created + DURATION_LIMIT).await.unwrap();
+    running.down().await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_costs_more_than_the_budget_moves_nothing() {
+    let world = World::new();
+    let tsunami = Seen::tsunami(&world, |_| ());
+    let plan = Plan::new("test").group(Group::new("node", MachineSpec::default()).count(2));
+    let running = tsunami.up(plan.lifetime(Duration::from_secs(3600)).budget(3.0)).await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let created = directory.record().unwrap().created;
+    let extend = |minutes: u64| tsunami.extend(&directory, created + Duration::from_secs(minutes * 60));
+    for (nth, moved) in (1..).zip([60, 80, 89]) {
+        let before = directory.record().unwrap();
+        let refused = extend(91).await;
+        assert!(
+            matches!(refused, Err(Error::Budget { max_cost: Some(most), .. }) if most > 3.0),
+            "{refused:?}"
+        );
+        assert_eq!((directory.record().unwrap(), world.cloud.calls(Call::Extend)), (before, nth - 1));
+        extend(moved).await.unwrap();
+        let cost = directory.record().unwrap().max_cost.unwrap();
+        assert!((cost - moved as f64 / 30.0).abs() < 1e-9, "{cost}");
+    }
     running.down().await.unwrap();
     world.assert_clear();
 }

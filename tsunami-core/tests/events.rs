@@ -281,8 +281,7 @@ async fn what_ended_a_command_is_told_without_words() {
     let told: Vec<_> = events.events().into_iter().filter_map(|event| cancelled(event.kind)).collect();
     let expected = [("echo lost", false), ("false", false), ("sleep 1000", true)];
     assert_eq!(told, expected.map(|(command, cancelled)| (command.to_owned(), cancelled)));
-    let lines: Vec<_> =
-        events.events().iter().map(|event| tsunami_core::results::json(event).unwrap()).collect();
+    let lines: Vec<_> = events.events().iter().map(|event| serde_json::to_string(event).unwrap()).collect();
     let line = |command: &str| lines.iter().rfind(|line| line.contains(command)).unwrap();
     assert!(line("sleep 1000").contains("\"cancelled\":true") && !line("echo lost").contains("cancelled"));
 }

@@ -17,7 +17,7 @@ use tsunami_core::testing::conformance::{self, ProviderHarness};
 use tsunami_core::testing::{FakeCloud, MachineFault};
 use tsunami_core::{
     ByteStream, Command, Connector, Deadline, Download, Exclude, Exit, LaunchRequest, Leftover, Machine,
-    MachineId, MachineSpec, OutputSink, PipedStdin, Provider, ProviderError, Quote, RunFilter, RunId,
+    MachineId, MachineSpec, OutputSink, PipedStdin, Price, Provider, ProviderError, Quote, RunFilter, RunId,
     SequenceObserver, Session, SessionError, Stdin,
 };
 
@@ -25,6 +25,8 @@ use tsunami_core::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Wrong {
     Nothing,
+    LaunchesWhenAsked,
+    CostsMoreThanQuoted,
     DeadlineNeverEnforced,
     ExtendDoesNothing,
     ExtendOnlySaysSo,
@@ -67,7 +69,17 @@ impl Provider for WrongProvider {
     }
 
     async fn quote(&self, spec: &MachineSpec, count: NonZeroU32) -> Result<Quote, ProviderError> {
-        self.cloud.quote(spec, count).await
+        let quote = self.cloud.quote(spec, count).await?;
+        match self.wrong {
+            Wrong::LaunchesWhenAsked => {
+                let (run, lifetime) = (RunId::generate(SystemTime::UNIX_EPOCH, 77), Duration::from_secs(60));
+                let deadline = Deadline { at: SystemTime::now() + lifetime, lifetime };
+                self.cloud.launch(&LaunchRequest::new(run, "probe", count, spec.clone(), deadline)).await?;
+            }
+            Wrong::CostsMoreThanQuoted => return Ok(Quote::new(quote.offers, Price::PerHour(1.0))),
+            _ => {}
+        }
+        Ok(quote)
     }
 
     async fn launch(&self, request: &LaunchRequest) -> Result<Vec<MachineId>, ProviderError> {
@@ -111,6 +123,9 @@ impl Provider for WrongProvider {
         match self.wrong {
             Wrong::AllIsEmpty if *filter == RunFilter::All => machines.clear(),
             Wrong::NoHostKey => machines.iter_mut().for_each(|machine| machine.login.host_key = None),
+            Wrong::CostsMoreThanQuoted => {
+                machines.iter_mut().for_each(|machine| machine.price = Price::PerHour(1.5));
+            }
             Wrong::IndexAlwaysZero => machines.iter_mut().for_each(|machine| machine.index = 0),
             Wrong::ExtendOnlySaysSo => machines.iter_mut().for_each(|machine| {
                 machine.expires = machine.expires.map(|_| SystemTime::now() + Duration::from_secs(900));
@@ -256,6 +271,8 @@ async fn every_wrong_provider_breaks_a_promise() {
         promises!(
             provider,
             &harness(),
+            a_quote_creates_nothing,
+            a_machine_costs_no_more_than_was_quoted,
             launch_returns_as_many_machines_as_asked_for,
             launching_a_group_again_gives_the_same_machines,
             terminate_leaves_nothing_and_may_be_repeated,
@@ -279,6 +296,8 @@ async fn every_wrong_provider_breaks_a_promise() {
     };
     assert_eq!(broken_by(Wrong::Nothing).await, [""; 0]);
     for (wrong, promise) in [
+        (Wrong::LaunchesWhenAsked, "a_quote_creates_nothing"),
+        (Wrong::CostsMoreThanQuoted, "a_machine_costs_no_more_than_was_quoted"),
         (Wrong::DeadlineNeverEnforced, "a_machine_ends_at_its_deadline"),
         (Wrong::ExtendDoesNothing, "extend_moves_the_deadline"),
         (Wrong::ExtendOnlySaysSo, "an_extended_machine_ends_at_its_new_deadline"),

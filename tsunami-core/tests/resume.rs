@@ -517,6 +517,16 @@ async fn a_part_is_done_alone_and_then_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_several_sets_of_machines_only_the_last_is_kept() {
+    let world = World::new(&two_sets());
+    let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let kept = world.tsunami(world.cloud.clone()).keep(Keep::Always);
+    let report = experiment.run(&kept, RunOptions::default().results(world.results())).await.unwrap();
+    let last = report.machines.values().filter_map(|machine| machine.id.clone()).collect::<Vec<_>>();
+    assert_eq!((last.len(), world.cloud.ids()), (3, last));
+}
+
+#[tokio::test(start_paused = true)]
 async fn machines_that_were_kept_are_used_again_and_stay() {
     let world = World::new(FILE);
     let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();

@@ -51,8 +51,9 @@ pub struct SshOptions {
     pub known_hosts: Option<PathBuf>,
     /// Accept, for this run, the keys of hosts that are not known at all.
     pub accept_new_hosts: bool,
-    /// The pause between two signs of life on an idle connection. After three without an answer it counts as
-    /// lost.
+    /// The pause between two signs of life on an idle connection, in whole seconds, as ssh counts it
+    /// (`ServerAliveInterval` of ssh_config(5)): the rest is dropped, and less than one is one. After three without an answer
+    /// it counts as lost.
     pub keepalive: Duration,
     /// The key exchanges to use, as ssh_config's `KexAlgorithms` takes them. By default mlkem768x25519 stands
     /// first where ssh has it (since OpenSSH 9.9), then curve25519: the default of older OpenSSH,

@@ -53,6 +53,14 @@ const SOCKET_PATH_BYTES: usize = 88;
 ///
 /// One connector serves any number of runs at once. [`finish`](Connector::finish) lets go of one; what is dropped without
 /// that ends with the connector.
+///
+/// ```
+/// use tsunami_ssh::{SshConnector, SshOptions, TransportKind};
+///
+/// let options = SshOptions::default().user("ubuntu").transport(TransportKind::InProcess);
+/// let connector = SshConnector::new(options);
+/// # let _ = connector;
+/// ```
 #[derive(Debug, Default)]
 pub struct SshConnector {
     options: SshOptions,

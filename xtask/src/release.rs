@@ -75,17 +75,22 @@ fn checked() -> PathBuf {
 }
 
 fn features() -> Result<Outcome> {
-    let Some(mut hack) = installed("cargo-hack", "0.6.46")? else { return Ok(Outcome::Failed) };
     // It takes the dependencies of tests out of manifests while it works.
     let directory = copy()?;
-    hack.args(["hack", "check", "--feature-powerset", "--no-dev-deps", "--exclude-features", "aws,default"]);
-    hack.args(WITHOUT_AWS).current_dir(directory.path());
+    let powerset = |tests| -> Result<_> {
+        let Some(mut hack) = installed("cargo-hack", "0.6.46")? else { return Ok(None) };
+        hack.args(["hack", "check", "--feature-powerset", tests, "--exclude-features", "aws,default"]);
+        hack.args(WITHOUT_AWS).current_dir(directory.path());
+        Ok(Some(hack))
+    };
+    let Some(mut hack) = powerset("--no-dev-deps")? else { return Ok(Outcome::Failed) };
+    let Some(mut with_tests) = powerset("--tests")? else { return Ok(Outcome::Failed) };
     // `tsunami-aws` without and with its feature. Beside `tsunami-ssh`, as in the program, dependencies of the AWS SDK have the
     // same features both times.
     let mut without = cargo(["check", "--locked", "--package", "tsunami-ssh", "--package", "tsunami-aws"]);
     let mut with = cargo(["check", "--locked", "--package", "tsunami-cli"]);
     let mut all = true;
-    for command in [&mut hack, &mut without, &mut with] {
+    for command in [&mut hack, &mut with_tests, &mut without, &mut with] {
         all &= succeeds(command.env("CARGO_TARGET_DIR", checked()))?;
     }
     Ok(all.into())

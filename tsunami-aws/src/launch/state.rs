@@ -61,7 +61,8 @@ impl LaunchState {
         let message = format!(
             "machines have {family} addresses there, and {whose}, from which SSH is let in, is {from}"
         );
-        Err(region.invalid(message).help(format!("say by which blocks of {family} to connect: `ssh_from`")))
+        let help = format!("say by which blocks of {family} to connect: `ssh_from`");
+        Err(region.invalid(message).key("ssh_from").help(help))
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
     match &spec.shape {
         Some(shape) => {
             if let Some(message) = shape.wrong() {
-                return Err(region.invalid(message));
+                return Err(region.invalid(message).key("instance"));
             }
         }
         None if spec.instances.is_empty() => return wrong("no instance type is given"),
@@ -47,21 +47,21 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
                 "the tag `{}` is too long: a key has 1 to {longest_key} characters, a value up to {longest}",
                 text::line(key)
             );
-            return Err(region.invalid(message));
+            return Err(region.invalid(message).key("tags"));
         }
         if let Some(wrong) = tag::wrong_key(key) {
-            return Err(region.invalid(wrong));
+            return Err(region.invalid(wrong).key("tags"));
         }
     }
     if spec.tags.len() > MAX_TAGS {
-        return Err(region
-            .invalid(format!("a machine can have at most {MAX_TAGS} tags beside those that tsunami sets")));
+        let message = format!("a machine can have at most {MAX_TAGS} tags beside those that tsunami sets");
+        return Err(region.invalid(message).key("tags"));
     }
     if let Some(profile) = &spec.iam_profile
         && !is_instance_profile(profile)
     {
         let message = format!("iam_profile `{profile}` is no instance profile");
-        return Err(region.invalid(message).help(
+        return Err(region.invalid(message).key("iam_profile").help(
             "give its name, or its ARN (`arn:aws:iam::ACCOUNT:instance-profile/NAME`); a role is not one, but \
              mostly has one of its own name",
         ));
@@ -71,6 +71,7 @@ pub(crate) fn check(spec: &Ec2Spec, region: &Region) -> Result<(), ProviderError
             let message = format!("ssh_from `{cidr}` is no block of addresses");
             return Err(region
                 .invalid(message)
+                .key("ssh_from")
                 .help("write it as 203.0.113.7/32 or 2001:db8::/56, or 0.0.0.0/0 for the whole world"));
         }
     }

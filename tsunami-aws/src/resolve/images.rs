@@ -75,14 +75,14 @@ pub(super) async fn image(
         None if key.image.starts_with("ami-") => key.image.clone(),
         None => {
             let message = format!("`{}` names no image", key.image);
-            return Err(region.invalid(message)
+            return Err(region.invalid(message).key("image")
                 .help("use an alias such as \"ubuntu-24.04\", \"debian-12\" or \"al2023\", an \"ami-…\", or \"ssm:/path\""));
         }
     };
     let request = region.ec2.describe_images().image_ids(&id);
     let answer = region.call("DescribeImages", || request.clone().send()).await?;
     let Some(image) = answer.images().first() else {
-        return Err(region.invalid(format!("there is no image {id} in {}", region.name)));
+        return Err(region.invalid(format!("there is no image {id} in {}", region.name)).key("image"));
     };
     let name = image.name().unwrap_or_default().to_owned();
     let of_image = image.architecture().map_or("", |architecture| architecture.as_str());
@@ -91,14 +91,15 @@ pub(super) async fn image(
             "image {id} ({name}) is for {of_image}, and {} for {architecture}",
             key.instances.join(", ")
         );
-        return Err(region.invalid(message).help("choose an image of the same architecture, or an alias"));
+        let help = "choose an image of the same architecture, or an alias";
+        return Err(region.invalid(message).key("image").help(help));
     }
     // The API says "windows", whatever its model has.
     let platform = image.platform().map_or("", |platform| platform.as_str());
     if platform.eq_ignore_ascii_case("windows") {
         let message =
             format!("image {id} ({name}) is of Windows: nothing in it would end the machine in time");
-        return Err(region.invalid(message).help("choose an image of Linux with cloud-init"));
+        return Err(region.invalid(message).key("image").help("choose an image of Linux with cloud-init"));
     }
     let root_device = image.root_device_name().unwrap_or("/dev/xvda").to_owned();
     let root = image.block_device_mappings().iter().find(|device| device.device_name() == Some(&root_device));
@@ -133,6 +134,7 @@ pub(super) async fn image(
     let Some(user) = user else {
         return Err(region
             .invalid(format!("who logs in to image {id} ({name}) is not known"))
+            .key("image")
             .help("say so with `user = \"...\"`"));
     };
     let user = user.to_owned();
@@ -152,15 +154,16 @@ async fn parameter_value(region: &Region, name: &str, image: &str) -> Result<Str
             match value.starts_with("ami-") {
                 true => Ok(value),
                 false => {
-                    Err(region
-                        .invalid(format!("the parameter {name} holds `{value}`, not the id of an image")))
+                    let message = format!("the parameter {name} holds `{value}`, not the id of an image");
+                    Err(region.invalid(message).key("image"))
                 }
             }
         }
         Err(failure) if failure.code == "ParameterNotFound" => {
             let message =
                 format!("there is no image `{image}` in {}: no public parameter {name}", region.name);
-            Err(region.invalid(message).help("see that the alias or path is right, or give an \"ami-…\""))
+            let help = "see that the alias or path is right, or give an \"ami-…\"";
+            Err(region.invalid(message).key("image").help(help))
         }
         Err(failure) => Err(failure.into()),
     }

@@ -252,10 +252,10 @@ impl ResolvedSpec {
                     image.id,
                     image.gib
                 );
-                return Err(region.invalid(message));
+                return Err(region.invalid(message).key("disk"));
             }
             if let Some(message) = disk.beyond_limits(disk.gib.unwrap_or(image.gib)) {
-                return Err(region.invalid(message));
+                return Err(region.invalid(message).key("disk"));
             }
             if !disk.is_plain() {
                 notes.push(format!("what such a disk of type {} costs is not known here", disk.kind));

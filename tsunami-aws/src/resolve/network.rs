@@ -56,7 +56,7 @@ pub(super) async fn network(
     if subnets.is_empty() {
         let zone = key.zone.as_deref().unwrap_or_default();
         let message = format!("zone {zone} is not among those that can be used: {}", all.join(", "));
-        return Err(region.invalid(message));
+        return Err(region.invalid(message).key("zone"));
     }
     let (mut unpriced, mut blocks, mut notes) = (None, Vec::new(), Vec::new());
     // The default network is never a dedicated one.
@@ -117,7 +117,7 @@ pub(crate) async fn without_way(
                 "the subnet {subnet} has no route to an internet gateway: public addresses there can't be reached"
             );
             let help = "give another `subnet`, or `reach = \"private\"`";
-            Err(region.invalid(message).help(help))
+            Err(region.invalid(message).key("subnet").help(help))
         }
     }
 }

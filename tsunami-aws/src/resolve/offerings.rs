@@ -51,7 +51,9 @@ pub(super) async fn types(key: &ResolveKey, region: &Region) -> Result<Types, Pr
     let unknown: Vec<_> =
         key.instances.iter().filter(|name| !known.contains(name.as_str())).cloned().collect();
     if !unknown.is_empty() {
-        return Err(region.invalid(format!("there is no instance type {}", unknown.join(", "))));
+        return Err(region
+            .invalid(format!("there is no instance type {}", unknown.join(", ")))
+            .key("instance"));
     }
     let mut architectures = by_architecture.into_iter();
     match (architectures.next(), architectures.next()) {
@@ -64,12 +66,15 @@ pub(super) async fn types(key: &ResolveKey, region: &Region) -> Result<Types, Pr
                 all.filter_map(|info| Some((info.instance_type()?.as_str().to_owned(), processors(info)?)));
             Ok(Types { architecture, surplus, processors: each.collect() })
         }
-        (Some((a, of_a)), Some((b, of_b))) => Err(region.invalid(format!(
-            "one image can't serve both {} ({a}) and {} ({b}): machines of a group are of one architecture",
-            of_a.join(", "),
-            of_b.join(", ")
-        ))),
-        _ => Err(region.invalid("the instance types are neither x86_64 nor arm64".to_owned())),
+        (Some((a, of_a)), Some((b, of_b))) => {
+            let message = format!(
+                "one image can't serve both {} ({a}) and {} ({b}): machines of a group are of one architecture",
+                of_a.join(", "),
+                of_b.join(", ")
+            );
+            Err(region.invalid(message).key("instance"))
+        }
+        _ => Err(region.invalid("the instance types are neither x86_64 nor arm64").key("instance")),
     }
 }
 
@@ -125,5 +130,6 @@ pub(super) fn not_offered(
             key.instances.join(" or "),
             has.join("; ")
         ))
+        .key("instance")
         .help("choose another `zone` (or none), `subnet`, `instance` or `region`")
 }

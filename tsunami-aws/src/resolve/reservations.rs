@@ -85,7 +85,7 @@ pub(super) async fn reservations(
         if is_wrong {
             let why = if others.is_empty() { "there is none".to_owned() } else { others.join("; ") };
             let message = format!("{wanted} can't be used: {why}");
-            return Err(region.invalid(message).help(format!(
+            return Err(region.invalid(message).key("reservation").help(format!(
                 "`aws ec2 describe-capacity-reservations --region {}` shows the reservations",
                 region.name
             )));

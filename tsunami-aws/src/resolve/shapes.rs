@@ -46,7 +46,8 @@ pub(super) async fn choose(
     if key.instances.is_empty() {
         let zones: Vec<&str> = network.subnets.keys().map(String::as_str).collect();
         let message = format!("{} has none of the {count} instance types with {shape}", zones.join(", "));
-        return Err(region.invalid(message).help("choose another `zone` (or none), `subnet` or `region`"));
+        let help = "choose another `zone` (or none), `subnet` or `region`";
+        return Err(region.invalid(message).key("instance").help(help));
     }
     let mut priced: BTreeMap<String, f64> = BTreeMap::new();
     if key.markets.first().is_some_and(|market| market.is_spot()) {
@@ -126,7 +127,7 @@ async fn nothing_matches(shape: &Shape, region: &Region) -> Result<ProviderError
         [] => "no single part of it leaves out all others: loosen more than one".to_owned(),
         without => format!("there would be {}", without.join(", ")),
     };
-    Ok(region.invalid(format!("no instance type there has {shape}")).help(help))
+    Ok(region.invalid(format!("no instance type there has {shape}")).key("instance").help(help))
 }
 
 /// The virtual processors of each type, and its memory in MiB.

@@ -256,11 +256,23 @@ impl Stage {
         let rest = self.run.is_resumable().then(|| self.run.results().directory().to_owned());
         let lost: Vec<String> = outcome.as_ref().err().map(lost).unwrap_or_default();
         let error = outcome.err().map(|error| match error {
-            error @ (CoreError::Cancelled | CoreError::Remains { .. }) => {
-                Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached }
-            }
+            error @ (CoreError::Cancelled | CoreError::Remains { .. }) => Error::Run {
+                error: Box::new(error),
+                logs,
+                rest,
+                tails,
+                secrets,
+                is_attached: self.is_attached,
+            },
             _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of()),
-            error => Error::Run { error, logs, rest, tails, secrets, is_attached: self.is_attached },
+            error => Error::Run {
+                error: Box::new(error),
+                logs,
+                rest,
+                tails,
+                secrets,
+                is_attached: self.is_attached,
+            },
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
         let local = self.run.unwritten().await;

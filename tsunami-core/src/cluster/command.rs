@@ -113,7 +113,7 @@ impl<S> HostCommand<S> {
         self
     }
 
-    /// Sets the directory it runs in.
+    /// Sets the directory it runs in, relative to the session's own. It must be there.
     pub fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.command = self.command.cwd(directory);
         self
@@ -349,7 +349,12 @@ impl HostCommand {
         text.strip_prefix(&own).unwrap_or(&text).to_owned()
     }
 
-    /// Starts it in the background, where it runs until [`Process::stop`], or until the process is dropped.
+    /// Starts it in the background at once, where it runs until [`Process::stop`], or until the process is dropped. What goes
+    /// wrong, also with its beginning, is what waiting for it tells.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, as [`lines`](Self::lines) does.
     ///
     /// ```
     /// # use tsunami_core::{Command, Error, Host};

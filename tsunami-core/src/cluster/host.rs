@@ -16,6 +16,20 @@ use crate::session::{Command, Session, SessionError};
 use crate::spread::Spreads;
 
 /// One running machine. Cheap to clone.
+///
+/// What runs on it ends with the run, and so does what waits for it: with [`Error::Cancelled`], or with
+/// [`Error::Interrupted`] or [`Error::Lost`] if it is the machine that ends. Dropping a `Host` ends nothing.
+///
+/// ```
+/// # use tsunami_core::{Error, Host};
+/// # async fn example(server: &Host, client: &Host) -> Result<(), Error> {
+/// server.upload("bin/server", "bin/").await?;
+/// let serving = server.program("bin/server").arg("--port").arg("7000").start();
+/// let line = format!("curl -sf --retry 9 --retry-connrefused http://{}:7000/", client.ip_of(server)?);
+/// println!("{} got {}", client.name(), client.run(line).await?.stdout());
+/// serving.stop().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Host {
     pub(super) inner: Arc<HostInner>,

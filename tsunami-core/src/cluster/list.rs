@@ -15,7 +15,8 @@ impl Host {
     /// first that does not ends the list, with the error that it would have by itself.
     ///
     /// All is as if each were [run](HostCommand::run) when the one before has ended: its events, its settings and its
-    /// output are its own. But over a network they are sent at once, so that no time goes by between them.
+    /// output are its own. But over a network they are sent at once, so that no time goes by between them. If the future is
+    /// dropped, the one that runs is ended in the background, and none of those after it begins.
     ///
     /// ```
     /// # use tsunami_core::{Command, Error, Host};
@@ -24,6 +25,11 @@ impl Host {
     /// host.run_all(build.map(|line| host.command(Command::shell(line)))).await?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Of the first that fails, what [`HostCommand::run`] would return; [`Error::At`], with nothing run, if one is another
+    /// machine's.
     pub async fn run_all(
         &self,
         commands: impl IntoIterator<Item = HostCommand>,

@@ -34,7 +34,19 @@ pub(crate) use output::Tail;
 pub use output::{Output, OutputRefused};
 pub use process::{Process, ProcessStdin};
 
-/// All machines of a run. Cheap to clone.
+/// All machines of a run. Cheap to clone. Dropping it ends nothing: the run does.
+///
+/// ```
+/// # use tsunami_core::{Cluster, Error};
+/// # async fn example(cluster: &Cluster) -> Result<(), Error> {
+/// let server = cluster.host("server-0").ok_or("there is no server")?;
+/// let clients = cluster.group("client");
+/// let rates = clients.for_each(None, async |client| {
+///     client.program("bin/load").arg(client.ip_of(server)?).json::<f64>().await
+/// });
+/// println!("{} requests a second", rates.await?.iter().sum::<f64>());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Cluster {
     inner: Arc<ClusterInner>,
@@ -130,10 +142,17 @@ impl Cluster {
     /// Replaces the machines that were interrupted and waits until their replacements are set up. The answer
     /// has those in place of the old ones, under the same names, and the other machines as they were.
     ///
-    /// Fails if a machine was interrupted that may not be replaced: because its
-    /// [group](crate::Group::replace_interrupted) does not say so, because it is a replacement itself, or
-    /// because this process did not launch it. May be dropped at any await; what was launched by then is torn
-    /// down with the run.
+    /// Machines that are lost without a word of their provider's are not replaced. Where no interruption is known yet, it
+    /// waits a quarter of a minute for one. May be dropped at any await; what was
+    /// launched by then is torn down with the run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`] of a machine that may not be replaced: because its
+    /// [group](crate::Group::replace_interrupted) does not say so, because it is a replacement itself, or because this
+    /// process did not launch it. And why a replacement can't be had, connected to or set up, as [`Tsunami::run`] has it.
+    ///
+    /// [`Tsunami::run`]: crate::Tsunami::run
     pub async fn repair(&self) -> Result<Cluster, Error> {
         match &self.inner.provisioner {
             Some(provisioner) => provisioner.repair(self).await,

@@ -13,6 +13,17 @@ use crate::session::{Exit, OutputSink, Stream};
 /// What a command wrote, and how it ended.
 ///
 /// Both outputs are as the command wrote them, byte for byte, a final line break included.
+///
+/// ```
+/// # use tsunami_core::{Error, Host};
+/// # async fn example(host: &Host) -> Result<(), Error> {
+/// let found = host.shell("grep -c error server.log").output().await?;
+/// match found.exit.code() {
+///     0 | 1 => println!("{} errors", found.stdout().trim()),
+///     _ => println!("it ended with {}: {}", found.exit, found.stderr()),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Output {
     /// How it ended.

@@ -16,6 +16,19 @@ use crate::error::Error;
 /// A command that runs in the background.
 ///
 /// Dropping it begins to stop the command and returns at once; [`stop`](Self::stop) waits until it is gone.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tsunami_core::{Error, Host};
+/// # async fn example(host: &Host) -> Result<(), Error> {
+/// let mut capture = host.shell("tcpdump -w trace.pcap").start();
+/// tokio::time::sleep(Duration::from_secs(10)).await;
+/// match capture.try_wait()? {
+///     Some(early) => println!("it ended by itself, with {}", early.exit),
+///     None => drop(capture.stop().await?),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Process {
     stop: CancellationToken,
@@ -106,7 +119,12 @@ impl Process {
     }
 
     /// Ends the command: TERM, five seconds, then KILL. Returns once it is confirmed gone, with how it ended if
-    /// that happened before, and without an error that [`wait`](Self::wait) has told already.
+    /// that happened before, and without an error that [`wait`](Self::wait) has told already. If the future is dropped, the
+    /// command is ended in the background.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait) has them, and [`Error::Session`] if it can't be confirmed gone.
     pub async fn stop(mut self) -> Result<Option<Output>, Error> {
         self.stop.cancel();
         if matches!(self.state, ProcessState::Failed) {
@@ -128,7 +146,8 @@ impl Drop for Process {
 
 /// What a running command reads. Dropping or [closing](Self::close) it is the end of it.
 ///
-/// Some 200 KiB that the command hasn't read yet are held on the way; then writing waits.
+/// What the command hasn't read yet is held on the way, then writing waits: 64 KiB here, and beyond that what the session
+/// takes, which over SSH is some 2 MiB.
 #[derive(Debug)]
 pub struct ProcessStdin {
     host: Host,

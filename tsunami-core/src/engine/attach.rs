@@ -82,6 +82,10 @@ impl AttachedRun {
     }
 
     /// Runs `body` on the machines, then lets go of them. For the rest it is like [`Tsunami::run`].
+    ///
+    /// # Errors
+    ///
+    /// What `body` returns, [`Error::Cancelled`] and [`Error::LifetimeOver`].
     pub async fn run<T, F, Fut>(self, body: F) -> Result<T, Error>
     where
         F: FnOnce(Cluster) -> Fut,
@@ -113,6 +117,16 @@ impl Tsunami {
     /// machine that is interrupted or gone end as they do in the process that launched it; nothing is replaced.
     ///
     /// If the future is dropped, the connections are let go of in the background.
+    ///
+    /// ```no_run
+    /// # use tsunami_core::{Error, RunStore, Tsunami};
+    /// # async fn example(tsunami: &Tsunami) -> Result<(), Error> {
+    /// let run = RunStore::standard()?.find("redis")?;
+    /// let servers = tsunami.attach(&run, |machine| machine.group == "server").await?;
+    /// println!("{}", servers.cluster().hosts()[0].run("uptime").await?.stdout());
+    /// servers.detach().await;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///

@@ -67,7 +67,8 @@ pub use run::RunHandle;
 /// ```
 ///
 /// One is enough for a program, however many runs there are at once: a clone is the same engine, and cheap. What is set on
-/// an engine holds for all of its runs; [`one_run`](Self::one_run) is for what is one run's own.
+/// an engine holds for all of its runs; [`one_run`](Self::one_run) is for what is one run's own. It runs on tokio: what
+/// waits is awaited in a runtime with its clock and its input and output enabled, and panics elsewhere.
 ///
 /// # Before the runtime ends
 ///
@@ -321,7 +322,9 @@ impl Tsunami {
         for (group, quote) in plan.groups.iter().zip(join_all(quotes).await) {
             match quote {
                 Ok(quote) => quoted.push(quote),
-                Err(error) => failures.push(QuoteFailure { group: group.name.clone(), error }),
+                Err(error) => {
+                    failures.push(QuoteFailure { group: group.name.clone(), error: group.placed(error) });
+                }
             }
         }
         if failures.is_empty() { Ok(quoted) } else { Err(Error::Quote { failures }) }
@@ -341,7 +344,7 @@ impl Tsunami {
             "the provider ends such machines in {left}, before their lifetime of {} is over",
             humantime::format_duration(lifetime)
         );
-        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message);
+        let error = ProviderError::new(ProviderErrorKind::InvalidSpec, "lifetime", message).key("lifetime");
         Err(error.help("give a shorter `lifetime`, or let them be had elsewhere"))
     }
 
@@ -350,6 +353,14 @@ impl Tsunami {
     ///
     /// If `body` or a set-up closure panics, the panic goes on after the teardown. `body` is dropped where it
     /// stands when the run is cancelled or its lifetime is over.
+    ///
+    /// # Errors
+    ///
+    /// With nothing launched: [`Error::Plan`], [`Error::Quote`], [`Error::Budget`], [`Error::Record`],
+    /// [`Error::Untrusted`] or [`Error::Prepare`]. Of machines: [`Error::Launch`], [`Error::Connect`], [`Error::Unfit`],
+    /// what set-up closures return, and [`Error::Lost`] or [`Error::Interrupted`] while they are set up. Then what `body`
+    /// returns; [`Error::Cancelled`] and [`Error::LifetimeOver`]. Of several the first in time, in an [`Error::Several`].
+    /// Whatever it was, it is the cause in an [`Error::Remains`] if something may have been left behind.
     ///
     /// # When the future is dropped
     ///
@@ -394,7 +405,19 @@ impl Tsunami {
 
     /// Launches and sets up the plan's machines and leaves them to the caller.
     ///
-    /// If anything fails, or the future is dropped, everything is torn down.
+    /// ```
+    /// # use tsunami_core::{Error, Plan, Tsunami};
+    /// # async fn example(tsunami: &Tsunami, plan: Plan) -> Result<(), Error> {
+    /// let run = tsunami.up(plan).await?;
+    /// let measured = run.cluster().hosts()[0].run("./measure").await;
+    /// run.down().await?;
+    /// println!("{}", measured?.stdout());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run) has them, with everything torn down. If the future is dropped, that happens in the background.
     pub async fn up(&self, plan: Plan) -> Result<RunHandle, Error> {
         self.up_as(self.next_run_id(), plan).await
     }

@@ -254,7 +254,8 @@ impl Provisioner {
             created
         });
         let launched = create.await.map_err(Error::other)?;
-        let ids = launched.map_err(|source| Error::Launch { group: group.name.clone(), source })?;
+        let refused = |error| Error::Launch { group: group.name.clone(), source: group.placed(error) };
+        let ids = launched.map_err(refused)?;
         run.events.emit(EventKind::Launched { group: group.name.clone(), machines: ids.clone() });
         Ok(TaskResult::Launched { group: group_place, ids })
     }

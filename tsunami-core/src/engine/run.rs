@@ -351,6 +351,11 @@ impl RunHandle {
 
     /// Runs `body` on the machines, then tears them down or keeps them, as [`Tsunami::keep`] says. For the rest it
     /// is like [`Tsunami::run`].
+    ///
+    /// # Errors
+    ///
+    /// What `body` returns, [`Error::Cancelled`], [`Error::LifetimeOver`], [`Error::Remains`], and why machines could not be
+    /// kept that were to be, which are torn down then.
     pub async fn run<T, F, Fut>(self, body: F) -> Result<T, Error>
     where
         F: FnOnce(Cluster) -> Fut,
@@ -361,11 +366,20 @@ impl RunHandle {
     }
 
     /// Tears everything down.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Remains`].
     pub async fn down(self) -> Result<(), Error> {
         self.machines.tear_down(BodyOutcome::Result(Ok(()))).await
     }
 
     /// Leaves the machines up, until their lifetime is over or somebody tears them down, and disconnects.
+    ///
+    /// # Errors
+    ///
+    /// Why they can't be kept, above all that it can't be recorded, or that somebody tears them down. They are torn down
+    /// then.
     pub async fn keep(self) -> Result<(), Error> {
         match self.machines.record_kept() {
             Ok(record) => self.machines.leave(&record).await,

@@ -50,6 +50,10 @@ impl Tsunami {
     ///
     /// The token of [`cancel_on`](Self::cancel_on) does not stop it, but ends its patience: what cannot be
     /// removed by then is not tried again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Remains`], and with nothing done what [a record](RunEntry::record) is refused for.
     pub async fn down(&self, directory: &RunEntry) -> Result<(), Error> {
         let record = directory.record()?;
         let mut run = self.open(&record, directory.clone(), None, CancellationToken::new(), String::new());
@@ -68,7 +72,12 @@ impl Tsunami {
     }
 
     /// Tears down a run of which nothing is known but its id: what the provider finds by tag. For runs that were
-    /// recorded elsewhere; see [`down`](Self::down) for those that are known here.
+    /// recorded elsewhere; see [`down`](Self::down) for those that are known here. If the future is dropped, what was asked for
+    /// goes on, and nothing more is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Remains`], also where the provider could not be asked.
     pub async fn terminate_by_id(&self, run: &RunId) -> Result<(), Error> {
         let started_at = self.started_at.unwrap_or_else(SystemTime::now);
         let events = Events::new(&self.observers, started_at, self.counts.clone().unwrap_or_default());

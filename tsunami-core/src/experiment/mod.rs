@@ -48,6 +48,8 @@ use crate::machine::machine_name;
 use crate::provider::MachineSpec;
 use crate::registry::{Connection, Registry, Settings};
 use crate::trial::{Metric, Parameters, Trials};
+use toml::Spanned;
+use toml::de::DeTable;
 
 pub use self::problem::{Problem, Problems};
 pub use self::run::{ExperimentRun, RunOptions};
@@ -79,6 +81,8 @@ pub struct Experiment {
     pub directory: PathBuf,
     /// Where the file is; where it was, if it is what a run has kept of it.
     pub(crate) file: PathBuf,
+    /// What it was read from, as whoever reads it calls that.
+    read_from: PathBuf,
     /// The values given beside the file.
     pub set: Vec<(String, String)>,
     /// What templates know by name in every trial: the file's values, or those given beside it, and the parameters that
@@ -331,7 +335,11 @@ impl OnError {
 }
 
 impl Experiment {
-    /// Reads and checks the file at `path`. [`Loader`] can be told more, and says how long it may take.
+    /// Reads and checks the file at `path`. [`Loader`] can be told more. It blocks, as [`Loader::load`] says.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the file, each with its place.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
         Loader::new().load(path)
     }
@@ -377,9 +385,29 @@ impl Experiment {
     pub fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|group| group.name == name)
     }
+
+    /// Where the file says something of a group, by its key: in the group, or for all of them. Else where the group begins.
+    fn place_of(&self, group: &str, key: Option<&str>) -> Option<Box<str>> {
+        let root = DeTable::parse(&self.source).ok()?;
+        let root = root.get_ref();
+        let (begins, own) = file::value::key(root.get("group")?.get_ref().as_table()?, group)?;
+        let of_all = root.get(self.provider.as_str()).and_then(|value| value.get_ref().as_table());
+        let mut tables = own.get_ref().as_table().into_iter().chain(of_all).chain([root]);
+        let said = key.and_then(|key| tables.find_map(|table| table.get(key)));
+        let start = said.map_or(begins, Spanned::span).start;
+        let (line, column) = problem::place_of(&self.source, start)?;
+        Some(format!("{}:{line}:{column}", self.read_from.display()).into())
+    }
 }
 
 /// Loads experiment files.
+///
+/// ```no_run
+/// # use tsunami_core::experiment::{Loader, Problems};
+/// let experiment = Loader::new().set("clients", "16").load("redis.toml")?;
+/// println!("{} machines", experiment.machines().count());
+/// # Ok::<(), Problems>(())
+/// ```
 pub struct Loader<'a> {
     registry: Registry,
     set: Vec<(String, String)>,
@@ -512,7 +540,7 @@ impl<'a> Loader<'a> {
             Some(contents) if notes.is_empty() => {
                 let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
                 let file = self.kept.and_then(|(file, _)| file).unwrap_or_else(|| absolute(path));
-                Ok(Self::experiment(contents, self.set, source, absolute(dir), file))
+                Ok(Self::experiment(contents, self.set, source, absolute(dir), (file, path.to_owned())))
             }
             _ => Err(Problems::new(path, &text, notes)),
         }
@@ -523,7 +551,7 @@ impl<'a> Loader<'a> {
         set: Vec<(String, String)>,
         source: String,
         directory: PathBuf,
-        file: PathBuf,
+        (file, read_from): (PathBuf, PathBuf),
     ) -> Experiment {
         let mut sets: Vec<_> = contents.sets.into_iter().map(|set| set.machines).collect();
         let mut experiment = Experiment {
@@ -540,6 +568,7 @@ impl<'a> Loader<'a> {
             source,
             directory,
             file,
+            read_from,
             prepare: contents.prepare,
             trials: contents.trials,
             resets: Vec::new(),

@@ -24,13 +24,15 @@ impl Experiment {
             plan = plan.connect_timeout(timeout);
         }
         for (index, group) in self.groups.iter().enumerate() {
-            let experiment = experiment.clone();
+            let of = experiment.clone();
             let setup = move |host: Host| {
-                let experiment = experiment.clone();
+                let experiment = of.clone();
                 async move { set_up(&host, &experiment.groups[index], &experiment.values).await }
             };
-            let planned =
+            let mut planned =
                 PlanGroup::new(&group.name, group.spec.clone()).count(group.count.get()).setup(setup);
+            let (of, name) = (experiment.clone(), group.name.clone());
+            planned.place = Some(Arc::new(move |key| of.place_of(&name, key)));
             plan = plan.group(planned.replace_interrupted(group.replace_interrupted));
         }
         plan

@@ -238,7 +238,7 @@ impl Problems {
 }
 
 /// The line and column of a place in a text, both counted from one, the column in characters.
-fn place_of(source: &str, start: usize) -> Option<(usize, usize)> {
+pub(super) fn place_of(source: &str, start: usize) -> Option<(usize, usize)> {
     let before = source.get(..start)?;
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))

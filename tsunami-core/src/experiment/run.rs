@@ -101,6 +101,21 @@ impl Experiment {
     ///
     /// For the rest it is like [`Tsunami::run`]. A run with a token of its own is handed what
     /// [`Tsunami::one_run`] returns.
+    ///
+    /// ```no_run
+    /// # use tsunami_core::experiment::{Experiment, RunOptions};
+    /// # use tsunami_core::{CancellationToken, Error, Tsunami};
+    /// # async fn example(tsunami: &Tsunami, stop: CancellationToken) -> Result<(), Error> {
+    /// let experiment = Experiment::load("redis.toml")?;
+    /// let options = RunOptions::default().results("results/tonight");
+    /// let report = experiment.run(&tsunami.one_run().cancel_on(stop), options).await?;
+    /// println!("{} trials", report.trials.len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`ExperimentRun::prepare`] and [`ExperimentRun::run`] have them, and what could not be written.
     pub async fn run(&self, tsunami: &Tsunami, options: RunOptions) -> Result<Report, Error> {
         ExperimentRun::prepare(Arc::new(self.clone()), tsunami.clone(), options).await?.run_and_finish().await
     }

@@ -12,8 +12,12 @@ use crate::registry::{
     TableReader, Values,
 };
 use crate::statistics::Direction;
+use crate::testing::{Call, FakeCloud, Fault};
 use crate::trial::{Across, Compare, OddMachines, Order, Parameter, Reduce, Source};
-use crate::{Connector, ProviderError, RunRecord};
+use crate::{
+    Connector, Error, MockConnector, MockProvider, ProviderError, ProviderErrorKind, RunRecord, RunStore,
+    Tsunami,
+};
 
 const CLOUD_KEYS: &[Key] = &[
     Key::new("size", Form::Text, "how large its machines are"),
@@ -606,6 +610,43 @@ docker ps {{.Names}}
        |
        = help: to write a literal `{{`, write `{{ '{{' }}`
     "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_provider_refuses_has_a_place() {
+    let text = "name = \"x\"\nprovider = \"cloud\"\nlifetime = \"2h\"\n[cloud]\nsize = \"large\"\n[group.a]\n\
+                [group.b]\nsize = \"huge\"\n";
+    let directory = Dir::new();
+    let plan = directory.load(text, &[]).unwrap().plan();
+    let file = format!("{}:", directory.0.path().join("x.toml").display());
+    let place = |error: &Error| error.place_in_file().map(|place| place.replace(&file, ""));
+    for (key, expected) in [("size", ["5:8", "8:8"]), ("lifetime", ["3:12"; 2]), ("zone", ["6:8", "7:8"])] {
+        let mut provider = MockProvider::new();
+        provider.expect_choose().returning(|_, _| Ok(None));
+        provider.expect_quote().returning(move |_, _| {
+            Err(ProviderError::new(ProviderErrorKind::Unsupported, "quote", "there is none").key(key))
+        });
+        let tsunami = Tsunami::new(Arc::new(provider), Arc::new(MockConnector::new()));
+        let Err(Error::Quote { mut failures }) = tsunami.quote(&plan).await else { panic!("it is refused") };
+        for expected in expected {
+            let error = Error::Quote { failures: vec![failures.remove(0)] };
+            assert_eq!(place(&error).as_deref(), Some(expected), "{key}");
+            assert!(format!("{error:?}").ends_with(&format!("\n  --> {file}{expected}")), "{error:?}");
+        }
+    }
+    // What is no fault of the file's has none.
+    for (kind, expected) in
+        [(ProviderErrorKind::InvalidSpec, Some("6:8")), (ProviderErrorKind::Capacity, None)]
+    {
+        let cloud = Arc::new(FakeCloud::new(1));
+        cloud.fault(Call::Launch, 1, Fault::Error(kind));
+        let tsunami = Tsunami::new(cloud.clone(), cloud).state(RunStore::at(directory.0.path().join("runs")));
+        let mut plan = plan.clone();
+        plan.groups.truncate(1);
+        let error = tsunami.run(plan, async |_| Ok(())).await.unwrap_err();
+        assert!(matches!(error, Error::Launch { .. }), "{error:?}");
+        assert_eq!(place(&error).as_deref(), expected);
+    }
 }
 
 #[test]

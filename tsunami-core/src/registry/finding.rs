@@ -76,10 +76,10 @@ impl Finding {
         Self::new(check, FindingResult::NotChecked, why)
     }
 
-    /// A provider's refusal, with all that it stems from, and its help as the fix.
+    /// A provider's refusal, with where the file says what is refused, all that it stems from, and its help as the fix.
     pub fn refused(check: impl Into<String>, error: &ProviderError) -> Self {
-        let fix = error.help.clone();
-        Self { fix, ..Self::failed(check, ErrorChain(error).to_string()) }
+        let place = error.place.as_ref().map_or(String::new(), |place| format!("{place}: "));
+        Self { fix: error.help.clone(), ..Self::failed(check, format!("{place}{}", ErrorChain(error))) }
     }
 
     /// Sets what mends it.

@@ -186,9 +186,14 @@ pub struct Results {
 }
 
 impl Results {
-    /// Makes the directory, new or empty, and writes what is known beforehand. Unless `output` says where it is, `latest`
-    /// beside it leads to it, and `index.csv` lists it, from when the first machine is asked for. It reads all that is uploaded, however
-    /// long that takes: on a thread that may block.
+    /// Makes the directory, new or empty, and writes what is known beforehand. Unless `output` says where it is, it is
+    /// `results/<experiment>/<run>` in the working directory, `latest` beside it leads to it, and `index.csv` lists it, from
+    /// when the first machine is asked for. It reads all that is uploaded, however long that takes: on a thread that may
+    /// block.
+    ///
+    /// # Errors
+    ///
+    /// Why the directory can't be used: above all, that there is something in it, or that it can't be written to.
     pub fn create(experiment: &Experiment, run: &RunId, output: Option<&Path>) -> Result<Self, ResultsError> {
         let default = || Path::new("results").join(&experiment.name).join(run.as_str());
         let directory = output.map_or_else(default, Path::to_owned);

@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Command, Connector, Deadline, Download, Exclude, Exit, LaunchRequest, Machine, MachineSpec, MachineState,
-    OutputSink, Provider, ProviderError, RunFilter, RunId, SequenceObserver, Session, SessionError,
+    OutputSink, Price, Provider, ProviderError, RunFilter, RunId, SequenceObserver, Session, SessionError,
     SessionErrorKind, SharedContent, Stdin, Stream,
 };
 
@@ -119,6 +119,8 @@ macro_rules! provider_conformance {
     ($(#[$attribute:meta])+, $harness:expr) => {
         $crate::conformance_tests!(
             provider, [$(#[$attribute])+], $harness,
+            a_quote_creates_nothing,
+            a_machine_costs_no_more_than_was_quoted,
             launch_returns_as_many_machines_as_asked_for,
             launched_machines_run_with_addresses_of_their_own,
             launching_a_group_again_gives_the_same_machines,
@@ -313,6 +315,32 @@ pub mod provider {
             sleep(Duration::from_millis(200)).await;
         }
         assert_eq!(listed(harness, run).await, []);
+    }
+
+    /// Whoever asks what something would cost has not bought it.
+    pub async fn a_quote_creates_nothing(harness: &dyn ProviderHarness) {
+        let provider = harness.provider();
+        let all = async || {
+            let listed = provider.list(&RunFilter::All).await.expect("list all");
+            listed.into_iter().map(|machine| machine.id).collect::<BTreeSet<_>>()
+        };
+        let before = all().await;
+        provider.quote(&harness.spec(harness.count()), harness.count()).await.expect("quote");
+        assert_eq!(all().await, before);
+    }
+
+    /// Budgets rest on the most that was quoted. What isn't known is told so, and fits no budget.
+    pub async fn a_machine_costs_no_more_than_was_quoted(harness: &dyn ProviderHarness) {
+        let request = request(harness, 1, "node");
+        let quote = harness.provider().quote(&request.spec, request.count).await.expect("quote");
+        harness.provider().launch(&request).await.expect("launch");
+        let dollars = |price: Price| price.dollars(1, Duration::from_secs(3600));
+        for machine in running(harness, &request.run).await {
+            if let (Some(cost), Some(most)) = (dollars(machine.price), dollars(quote.max_price)) {
+                assert!(cost <= most, "{machine:?} costs more than {:?}", quote.max_price);
+            }
+        }
+        terminate(harness, &request.run).await;
     }
 
     /// The answer has one id for each machine, all different.

@@ -151,7 +151,11 @@ impl Service {
     }
 
     /// Ends it before the trial ends: TERM, five seconds, then KILL. It is confirmed gone, and its files are home, once
-    /// this returns. One that failed before that is an error.
+    /// this returns. If the future is dropped, it is ended in the background, and nothing is brought home.
+    ///
+    /// # Errors
+    ///
+    /// That it failed before that, can't be confirmed gone, or what could not be [collected](TrialHost::collect).
     pub async fn stop(self) -> Result<(), Error> {
         let service = self.host.trial.services().get_mut(self.number).and_then(Option::take);
         match service {

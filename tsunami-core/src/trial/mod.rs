@@ -241,7 +241,8 @@ impl Trial {
         value.ok_or_else(|| Error::other(format!("trial {} has no parameter {name}", self.name())))
     }
 
-    /// Notes what was measured, and which direction is better: once a trial and metric.
+    /// Notes what was measured, in whatever unit, and which direction is better. Of several of a trial and metric, the
+    /// last counts. What is not a finite number is told, and counts as missing in comparisons.
     pub fn metric(&self, name: &str, better: Direction, value: f64) {
         if let Some(sweep) = &self.inner.sweep {
             sweep.add_metric(&self.inner.cluster, name, better);
@@ -262,6 +263,10 @@ impl Trial {
     }
 
     /// A machine by its name, such as `client-0`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such machine.
     pub fn host(&self, name: &str) -> Result<TrialHost, Error> {
         match self.inner.cluster.host(name) {
             Some(host) => Ok(self.take(host)),
@@ -429,7 +434,12 @@ impl TrialHost {
         own.within(InTrial { host: self.clone(), collect: None })
     }
 
-    /// Runs a shell line, which must succeed, and returns what it wrote.
+    /// Runs a shell line, which must succeed, and returns what it wrote. If the future is dropped, the command is ended in
+    /// the background.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrialCommand::run`](crate::HostCommand::run) has them.
     pub async fn run(&self, line: impl Into<String>) -> Result<Output, Error> {
         self.command(Command::shell(line)).run().await
     }

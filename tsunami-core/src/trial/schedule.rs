@@ -165,7 +165,7 @@ pub struct Trials {
     pub parameters: Vec<Parameter>,
     /// How often each combination is measured.
     pub repeat: u32,
-    /// How often each value of the compared parameter is tried on each set of machines before that counts.
+    /// How often each combination is tried on each set of machines before that counts.
     pub warmup: u32,
     /// In which order.
     pub order: Order,

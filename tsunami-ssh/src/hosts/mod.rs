@@ -37,6 +37,23 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes machines that exist already, in place of launching them.
 ///
+/// ```no_run
+/// use std::sync::Arc;
+/// use tsunami_core::{Error, Group, MachineSpec, Plan, RunStore, Tsunami};
+/// use tsunami_ssh::{HostsProvider, HostsSpec, SshConnector, SshOptions};
+///
+/// # async fn example() -> Result<(), Error> {
+/// let ssh = Arc::new(SshConnector::new(SshOptions::default().jump("me@bastion.example")));
+/// let provider = HostsProvider::new(RunStore::standard()?.root(), ssh.clone());
+/// let hosts = ["admin@10.0.0.5", "admin@10.0.0.6"].map(|host| host.parse().map_err(Error::other));
+/// let spec = HostsSpec::new(hosts.into_iter().collect::<Result<Vec<_>, _>>()?);
+/// // One machine of the group for each host.
+/// let plan = Plan::new("hello").group(Group::new("node", MachineSpec::new(spec)).count(2));
+/// let uptime = async |cluster: tsunami_core::Cluster| cluster.hosts()[1].run("uptime").await;
+/// println!("{}", Tsunami::new(Arc::new(provider), ssh).run(plan, uptime).await?.stdout());
+/// # Ok(()) }
+/// ```
+///
 /// Everything a run puts on such a machine lives in `~/.tsunami/<run-id>` and is removed at the end; the run's processes
 /// are ended at teardown, and at the deadline by a watchdog of the machine's own. What commands changed elsewhere stays.
 /// Host keys are checked against the user's known hosts.
@@ -429,15 +446,14 @@ struct Left {
 impl HostsProvider {
     /// The address that other machines reach a host by.
     async fn resolve(&self, host: &HostAddress) -> Result<String, ProviderError> {
-        let name = self.connector.resolve(&host.login()).await.map_err(|error| {
-            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", format!("cannot resolve {host}"))
-                .source(error)
-        })?;
+        let refused = |message, error: BoxError| {
+            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", message).key("hosts").source(error)
+        };
+        let resolved = self.connector.resolve(&host.login()).await;
+        let name = resolved.map_err(|error| refused(format!("cannot resolve {host}"), error.into()))?;
         // Whatever an ssh_config makes of it.
-        Word::host(&name).map_err(|error| {
-            let message = format!("{host} leads to no address or name");
-            ProviderError::new(ProviderErrorKind::InvalidSpec, "launch", message).source(error)
-        })?;
+        let word = Word::host(&name);
+        word.map_err(|error| refused(format!("{host} leads to no address or name"), error.into()))?;
         // A name that only a jump host knows stays a name.
         let address = lookup_host((name.as_str(), 22)).await.into_iter().flatten().next();
         Ok(address.map_or(name, |address| address.ip().to_string()))

@@ -34,7 +34,7 @@ use tree::private_directory;
 /// Every machine is a real `sshd` on a loopback address of its own, with its own host key and its own home
 /// directory. Nothing else is isolated: commands run as the user who runs tsunami, on the same system. At
 /// teardown, and at the deadline even if tsunami was killed, every process of the run is ended and every home
-/// removed. It works as root and as an ordinary user.
+/// removed. It works as root and as an ordinary user, who needs `sshd` to be installed. Dropping it ends nothing.
 #[derive(Debug)]
 pub struct LocalProvider {
     root: PathBuf,
