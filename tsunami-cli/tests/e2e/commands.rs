@@ -248,6 +248,7 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     // So does the end of whoever wanted it, whatever ended that.
     for (line, signals) in [
         ("echo ready; exec sleep 4712", &[Signal::KILL][..]),
+        ("echo ready; setsid -w sleep 4712", &[Signal::KILL]),
         ("trap '' TERM; echo ready; sleep 4712", &[Signal::INT, Signal::INT]),
     ] {
         let mut exec = Going::of(world.command(["exec", &run, "-m", "long-2", "--", line]));
@@ -266,6 +267,18 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
             if runs_on("sleep 4712") { Err(line.to_owned()) } else { Ok(()) }
         });
     }
+    // Where contact is lost, nobody knows.
+    let mut exec =
+        Going::of(world.command(["exec", &run, "-m", "long-2", "--", "echo ready; exec sleep 4713"]));
+    exec.wait_for(&["ready"]);
+    let processes = world.processes();
+    let mut sshd = processes.iter().filter(|process| process.contains("/long-2/sshd_config"));
+    let sshd: i32 = sshd.next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    let children = fs::read_to_string(format!("/proc/{sshd}/task/{sshd}/children")).unwrap();
+    for pid in children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([sshd]) {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+    exec.end().assert_status(255).assert_says(&["may still be running on long-2; it ends once"]);
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
 }
