@@ -626,12 +626,12 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
     let asks = [
         (
             "bash",
-            r#"COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}""#,
+            r#"compopt() { :; }; set -u; COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}" "${@: -2:1}"; printf '%s\n' "${COMPREPLY[@]}""#,
         ),
         ("fish", r#"complete -C "$(string join ' ' -- $argv)""#),
         (
             "zsh",
-            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }
+            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }; _arguments() { :; }
             words=("$0" "$@") CURRENT=$(($# + 1)); _tsunami"#,
         ),
     ];
@@ -640,16 +640,19 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
     for (shell, ask) in asks {
         let script = format!("completions.{shell}");
         world.write(&script, &world.tsunami(["completions", shell]).assert_status(0).stdout);
-        let complete = |line: &str| {
+        let complete_of = |program: &str, line: &str| {
             let compdef = if shell == "zsh" { "compdef() :; " } else { "" };
             let mut command = world.program(shell.as_ref());
             command.args(["-c", &format!("{compdef}source ./{script}; {ask}")]);
             // The program's path begins at `~`, as people write it.
-            command.env("HOME", world.path("work")).arg("~/tsunami");
+            command.env("HOME", world.path("work")).arg(program);
             let ended = Ended::from(command.args(line.split(' ')).output().unwrap());
+            assert_eq!(ended.stderr, "", "{shell}: {line}");
             let names = ended.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned());
             names.collect::<BTreeSet<String>>()
         };
+        let complete = |line: &str| complete_of("~/tsunami", line);
+        complete_of("tsunami", "exec ");
         let all = ids.iter().cloned().chain(["redis".to_owned()]).collect();
         assert_eq!(complete("exec "), all, "{shell}");
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
