@@ -302,17 +302,18 @@ impl Printer {
         }
     }
 
-    /// Prints the lines of a machine that have no end, and how the command ended there.
+    /// Prints what of a machine's output has no end, and how the command ended there.
     fn finish(&self, machine: &str, output: &Result<Output, CoreError>) {
         let printing = &mut *self.lock();
         for stream in [Stream::Stdout, Stream::Stderr] {
             if let Some(mut lines) = printing.lines.remove(&(machine.to_owned(), stream == Stream::Stderr)) {
                 let mut printed = Ok(());
                 lines.finish(|line| printed = printing.put(machine, stream, line));
-                let printed = printed.and_then(|()| printing.flush());
                 printing.note(machine, printed);
             }
         }
+        let printed = printing.flush();
+        printing.note(machine, printed);
         let error = output.as_ref().err().map(|error| tsunami_core::ErrorChain(error).to_string());
         let status = match output {
             Ok(output) => output.exit.code(),
@@ -362,7 +363,7 @@ impl Printing {
 
     fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         if self.names.is_empty() && !self.json {
-            return pass_on(stream, bytes);
+            return self.outs[usize::from(stream == Stream::Stderr)].piece(bytes);
         }
         let key = (machine.to_owned(), stream == Stream::Stderr);
         let mut lines = self.lines.remove(&key).unwrap_or_else(Lines::complete);
