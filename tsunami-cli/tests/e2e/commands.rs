@@ -101,6 +101,8 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     let logs = world.tsunami(["logs", &run]);
     let expected = "a-0  setup | $ echo preparing\na-0  setup | preparing\na-0  setup | # status 0 after ";
     assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
+    let followed = world.tsunami(["logs", &run, "-f"]);
+    assert_eq!(followed.assert_status(0).assert_says(&["nothing is going on there"]).stdout, logs.stdout);
     let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
     assert_eq!(
         by_group.assert_status(2).assert_says(&["no logs of b-1; there are those of a-0"]).stdout,
@@ -175,6 +177,8 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
             ["expect", "<long-1>"]
         ]);
         on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
+        let steps = json!([["expect", "the command runs without one"]]);
+        on_terminal(steps, &["ssh", &run, "long-1", "--", "true"]).assert_status(0);
     }
     let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
     assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
@@ -241,6 +245,10 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
         ["send", "\u{3}"],
         ["expect", "ended on a-0, long-2"]
     ]);
+    // Its characters may come in pieces.
+    let line = "printf 'caf\\303'; sleep 0.5; printf '\\251\\n'";
+    let whole = json!([["expect", "caf\u{e9}"]]);
+    on_terminal(whole, &["exec", &run, "-m", "a-0", "--", line]).assert_status(0);
     let line = "echo ready; exec sleep 4711";
     on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
     let runs_on = |line: &str| world.processes().iter().any(|process| process.contains(line));
@@ -291,7 +299,7 @@ fn a_plan_shows_what_would_be_and_touches_nothing() {
         "name = 'x'\nlifetime = '5m'\n[group.a]\n[group.b]\ncount = 20\n[[step]]\non = 'b'\nrun = 'true'\n",
     );
     let plan = world.tsunami([&"plan".into(), &file]);
-    plan.assert_status(0).assert_shows(&["21 machines", "5m", "20 x", "costs nothing", "step 1"]);
+    plan.assert_status(0).assert_shows(&["21 machines", "5m", "20 ×", "costs nothing", "step 1"]);
     let json = world.tsunami([&"plan".into(), &file, &"--json".into()]).assert_status(0).stdout.clone();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["schema"], &json["most"], &json["trials"]), (&1.into(), &0.0.into(), &1.into()));
