@@ -801,6 +801,9 @@ fn machines_are_kept_when_that_is_asked_for() {
     world.tsunami(["exec", "x", "-m", "node-1", "--", "echo", "still here"]).assert_status(0);
     let on = world.tsunami([&"run".into(), &file, &"--on".into(), &"x".into()]);
     on.assert_status(2).assert_says(&["the set-up of node-1 failed in run", "isn't done again"]);
+    // What was refused leaves no results: those of the first run are the only ones.
+    assert!(on.stdout.is_empty() && !on.stderr.contains("results: "), "{on:?}");
+    world.results();
     world.tsunami(["down", "x"]).assert_status(0);
     world.assert_clean();
 
