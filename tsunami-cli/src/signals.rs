@@ -48,7 +48,18 @@ pub(crate) fn watch(
         // A shell, a terminal or `timeout` may send the same signal twice, or to the whole group: that is nobody
         // who has lost patience. A closed terminal never is.
         let patience = Instant::now() + DEBOUNCE;
-        while next().await == "SIGHUP" || Instant::now() < patience {}
+        let mut is_told = false;
+        loop {
+            let name = next().await;
+            if name != "SIGHUP" && Instant::now() >= patience {
+                break;
+            }
+            if name != "SIGHUP" && !std::mem::replace(&mut is_told, true) {
+                tell(&format!(
+                    "{name}: within a second of the first it counts as the same; once more to give up waiting"
+                ));
+            }
+        }
         let status = give_up();
         terminal::finish();
         std::process::exit(status.into());

@@ -418,19 +418,22 @@ fn outlet(stream: Stream) -> &'static Outlet {
     }
 }
 
-/// Lines that somebody else wrote, behind names of ours: as they are, or cleaned if they go to a terminal. They appear
-/// when they are [flushed](Self::flush), or are many.
+/// What somebody else wrote: as it is, or cleaned if it goes to a terminal. Lines behind names of ours appear when they are
+/// [flushed](Self::flush), or are many.
 #[derive(Debug)]
 pub(crate) struct PassedOn {
     stream: Stream,
     colour: bool,
     is_terminal: bool,
     buffer: Vec<u8>,
+    /// The beginning of a character whose rest hasn't come.
+    torn: Vec<u8>,
 }
 
 impl PassedOn {
     pub(crate) fn new(stream: Stream, colour: bool) -> Self {
-        Self { stream, colour, is_terminal: is_terminal(stream), buffer: Vec::new() }
+        let is_terminal = is_terminal(stream);
+        Self { stream, colour, is_terminal, buffer: Vec::new(), torn: Vec::new() }
     }
 
     #[cfg(test)]
@@ -453,13 +456,32 @@ impl PassedOn {
         if self.buffer.len() > PASSED_ON { self.flush() } else { Ok(()) }
     }
 
+    /// Passes on bytes that are cut anywhere. Waits for whoever reads them.
+    pub(crate) fn piece(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.is_terminal {
+            return pass_on(self.stream, bytes);
+        }
+        let mut whole = std::mem::take(&mut self.torn);
+        whole.extend_from_slice(bytes);
+        self.torn = tear_off(&mut whole);
+        pass_on(self.stream, &whole)
+    }
+
     /// Brings out what was added. Waits for whoever reads it.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.buffer.extend(sanitize_bytes(&std::mem::take(&mut self.torn)).bytes());
         match std::mem::take(&mut self.buffer) {
             lines if lines.is_empty() => Ok(()),
             lines => write(outlet(self.stream), &lines),
         }
     }
+}
+
+/// Takes off the beginning of a last character whose rest is not there.
+fn tear_off(bytes: &mut Vec<u8>) -> Vec<u8> {
+    let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let is_torn = std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none());
+    bytes.split_off(bytes.len() - if is_torn { last.len() } else { 0 })
 }
 
 /// What goes on, on standard error: clean lines, which are left out if nobody reads them.
@@ -638,6 +660,25 @@ mod tests {
              \u{1b}[31merror\u{1b}[0m: a bad\n    problem\n\
              \u{1b}[1m6 | x = [1, 2, 3, 4]\u{1b}[0m\n  \u{1b}[34m= \u{1b}[1mhelp\u{1b}[0m: do\n    this or\u{1b}[1mthat\u{1b}[0m\n"
         );
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_last_character_waits_for_its_rest() {
+        for (bytes, torn) in [
+            (&b""[..], 0),
+            (b"ab\n", 0),
+            ("a\u{e9}".as_bytes(), 0),
+            (b"\xffa\xc3", 1),
+            (b"a\xe2\x82", 2),
+            (b"a\xf0\x9f\x98", 3),
+            (b"a\xff", 0),
+            (b"a\xe2\x82\xff", 0),
+            (b"a\x82", 0),
+        ] {
+            let mut whole = bytes.to_vec();
+            let rest = tear_off(&mut whole);
+            assert_eq!((rest.len(), [whole, rest].concat().as_slice()), (torn, bytes));
+        }
     }
 
     #[test]

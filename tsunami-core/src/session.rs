@@ -415,9 +415,10 @@ impl Command {
         self
     }
 
-    /// Has the machine end the command where its connection ends before it: TERM, five seconds, KILL for its process group,
-    /// however this program ended. A session that can't see to that, and one that runs it in a list or gives it something
-    /// to read, leaves it to the machine's deadline as any other.
+    /// Has the machine end the command where its connection ends before it, however this program ended: TERM, five seconds,
+    /// KILL for its process group and what descends from it, as where it is cancelled. A machine may not notice for long that
+    /// the network to it was cut. A session that can't see to that, and one that runs it in a list or gives it something to
+    /// read, leaves it to the machine's deadline as any other.
     pub fn ends_with_connection(mut self) -> Self {
         self.ends_with_connection = true;
         self

@@ -43,7 +43,7 @@ enum Shell {
 /// offers files. Shells do not resolve the `~` of a program's path.
 const BASH: &str = r#"_tsunami() {
     COMPREPLY=($("${COMP_WORDS[0]/#\~\//$HOME/}" completions bash -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
-    if [[ ${COMPREPLY[0]} == *: ]]; then
+    if [[ ${COMPREPLY[0]-} == *: ]]; then
         local IFS=$'\n'
         COMPREPLY+=($(compgen -f -- "$2"))
         compopt -o nospace
@@ -83,6 +83,7 @@ const FISH: &str = r#"
 function __fish_tsunami_names
     set -l words (commandline -opc)
     set words[1] (string replace -r '^~/' "$HOME/" -- $words[1])
+    command -q $words[1]; or return
     command $words[1] completions fish -- $words[2..-1] (commandline -ct) 2>/dev/null
 end
 complete -c tsunami -n '__fish_tsunami_names | string match -qv "*:"' -f

@@ -446,7 +446,7 @@ async fn planned(set: &Experiment, connections: &Connections) -> Result<(Vec<Fin
     let quotes = Tsunami::new(provider, connector).quote(&plan).await?;
     let offered = set.groups.iter().zip(&quotes).map(|(group, quote)| {
         let offer = quote.offers.first().map(|offer| {
-            format!("{} x {}, {}", group.count, one_line(&offer.description), price(offer.price))
+            format!("{} × {}, {}", group.count, one_line(&offer.description), price(offer.price))
         });
         Finding::ok(format!("group {}", group.name), offer.unwrap_or_else(|| "offered".to_owned()))
     });

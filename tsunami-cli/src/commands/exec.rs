@@ -29,9 +29,10 @@ const SCHEMA: u32 = 1;
 ///
 /// The machine's facts are in its environment (`$TSUNAMI_NAME`, `$TSUNAMI_IP`, `$TSUNAMI_<GROUP>_IPS`, …). Each line that comes
 /// from several machines begins with the name of its own; a single machine's output is as it is. In the end those where it
-/// failed are named. Where this ends before the command, so does the command. The commands read nothing: their standard input
-/// is empty; `tsunami ssh RUN MACHINE -- COMMAND` passes its own on. The status is the highest of the command's own; 128 and
-/// more for a signal, 124 after `--timeout`, 125 for tsunami's own failure and after Ctrl-C, 255 for lost contact.
+/// failed are named. Where this ends before the command, the machine ends the command and all that descends from it; where the
+/// network to it is cut, it may notice only at its deadline. The commands read nothing: their standard input is empty;
+/// `tsunami ssh RUN MACHINE -- COMMAND` passes its own on. The status is the highest of the command's own; 128 and more for a
+/// signal, 124 after `--timeout`, 125 for tsunami's own failure and after Ctrl-C, 255 for lost contact.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Exec {
@@ -75,11 +76,15 @@ impl Execute for Exec {
         let engine = if sorted { engine } else { engine.observer(printer.clone()) };
         let going = Arc::new(Mutex::new(BTreeSet::new()));
         let (left, id) = (going.clone(), directory.id());
+        let tell_left = move |machines: &str| {
+            let ends =
+                format!("ends once the connection does there, and by `tsunami down {id}` at the latest");
+            say(&format!("the command may still be running on {machines}; it {ends}"));
+        };
+        let tell = tell_left.clone();
         let give_up = move || {
-            if let Some(machines) = named_places(left.lock().unwrap_or_else(PoisonError::into_inner).iter()) {
-                let ends = format!("it ends with this connection, and by `tsunami down {id}` at the latest");
-                say(&format!("the command may still be running on {machines}: {ends}"));
-            }
+            let left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            named_places(left.iter()).iter().for_each(|machines| tell(machines));
             EXEC_FAILED
         };
         signals::watch(cancel, "stopping the command", say, Arc::new(give_up))?;
@@ -131,11 +136,13 @@ impl Execute for Exec {
             let printing = printer.lock();
             (printing.unread, printing.unwritten)
         };
+        let lost = named_places(&ends.lost);
         let status = match ends {
             _ if unread => UNREAD,
             ends if unwritten => ends.tell().max(EXEC_FAILED),
             ends => ends.tell(),
         };
+        lost.iter().for_each(|machines| tell_left(machines));
         running.detach().await;
         Ok(status)
     }
@@ -172,6 +179,8 @@ struct Ends {
     errors: Vec<CoreError>,
     /// Where it was ended because the user wanted that.
     interrupted: Vec<(String, u32)>,
+    /// Where contact was lost before it ended.
+    lost: Vec<(String, u32)>,
 }
 
 impl Ends {
@@ -185,7 +194,10 @@ impl Ends {
                 }
             }
             Err(CoreError::Cancelled) => self.interrupted.push(place(host)),
-            Err(error) => self.errors.push(error),
+            Err(error) => {
+                self.lost.extend(matches!(error, CoreError::Lost { .. }).then(|| place(host)));
+                self.errors.push(error);
+            }
         }
     }
 
@@ -290,17 +302,18 @@ impl Printer {
         }
     }
 
-    /// Prints the lines of a machine that have no end, and how the command ended there.
+    /// Prints what of a machine's output has no end, and how the command ended there.
     fn finish(&self, machine: &str, output: &Result<Output, CoreError>) {
         let printing = &mut *self.lock();
         for stream in [Stream::Stdout, Stream::Stderr] {
             if let Some(mut lines) = printing.lines.remove(&(machine.to_owned(), stream == Stream::Stderr)) {
                 let mut printed = Ok(());
                 lines.finish(|line| printed = printing.put(machine, stream, line));
-                let printed = printed.and_then(|()| printing.flush());
                 printing.note(machine, printed);
             }
         }
+        let printed = printing.flush();
+        printing.note(machine, printed);
         let error = output.as_ref().err().map(|error| tsunami_core::ErrorChain(error).to_string());
         let status = match output {
             Ok(output) => output.exit.code(),
@@ -350,7 +363,7 @@ impl Printing {
 
     fn print(&mut self, machine: &str, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         if self.names.is_empty() && !self.json {
-            return pass_on(stream, bytes);
+            return self.outs[usize::from(stream == Stream::Stderr)].piece(bytes);
         }
         let key = (machine.to_owned(), stream == Stream::Stderr);
         let mut lines = self.lines.remove(&key).unwrap_or_else(Lines::complete);

@@ -1,6 +1,6 @@
 //! `tsunami logs`: what set-up and steps printed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tsunami_core::text::Lines;
-use tsunami_core::{Error as CoreError, EventKind, RunEntry, RunStore, Stream, read_events};
+use tsunami_core::{Error as CoreError, Event, EventKind, RunEntry, RunStore, Stream, read_events};
 
 use super::{Context, Execute, names};
 use crate::error::{Error, USAGE};
@@ -64,26 +64,23 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
         *follow
             && (recorded.as_ref().is_some_and(is_controlled) || directories.iter().any(|it| is_written(it)))
     };
-    let mut shown = Shown {
-        out: PassedOn::new(Stream::Stdout, colour),
-        logs: Vec::new(),
-        width: 0,
-        failed: BTreeMap::new(),
-        machines: BTreeSet::new(),
-    };
+    let mut shown = Shown::of(&directories, colour);
     let mut is_first = true;
     loop {
         // Asked before reading, so that what was written last is seen.
         let going = is_going();
+        let is_idle = *follow && is_first && !going;
         for directory in &directories {
             shown.find(&directory.join("logs"), only).map_err(Error::file("read", directory))?;
         }
-        let done =
-            if std::mem::take(&mut is_first) { shown.so_far(&directories, going) } else { shown.more() };
+        let done = if std::mem::take(&mut is_first) { shown.so_far(going) } else { shown.more() };
         match done.and_then(|()| shown.out.flush()) {
             // Whoever read it has seen enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(0),
             done => done.map_err(Error::file("show", "the logs"))?,
+        }
+        if is_idle {
+            say("nothing is going on there that could be followed");
         }
         if !going {
             break;
@@ -192,6 +189,8 @@ fn is_written(results: &Path) -> bool {
 struct Log {
     machine: String,
     stage: String,
+    /// What its lines begin with beside the machine: the stage, and the trial that it is in, if there are many.
+    label: String,
     path: PathBuf,
     /// How much of it has been shown.
     read: u64,
@@ -202,14 +201,33 @@ impl Log {
     fn is_of(&self, name: &str) -> bool {
         self.machine == name || self.machine.rsplit_once('-').is_some_and(|(group, _)| group == name)
     }
+
+    fn key(&self) -> Key {
+        (self.path.clone(), self.machine.clone(), self.stage.clone())
+    }
 }
 
 /// When a command began, how its log shows that, and whether it failed.
 struct Begun {
+    id: u64,
     at: SystemTime,
     line: String,
     failed: bool,
+    /// In which of many trials.
+    trial: Option<String>,
 }
+
+impl Begun {
+    fn is_shown_by(&self, line: &[u8]) -> bool {
+        line == self.line.as_bytes()
+    }
+}
+
+/// A log by its path, its machine and its stage.
+type Key = (PathBuf, String, String);
+
+/// The commands whose beginning no log has shown yet, in their order, by the log that each is in.
+type Commands = HashMap<Key, VecDeque<Begun>>;
 
 /// A part of a log: what one command printed.
 struct Part {
@@ -218,10 +236,15 @@ struct Part {
     from: u64,
     to: u64,
     failed: bool,
+    trial: Option<String>,
 }
 
 /// What has been shown.
 struct Shown {
+    stories: Vec<Story>,
+    commands: Commands,
+    /// Whether lines are new.
+    follows: bool,
     out: PassedOn,
     /// In the order in which machines are listed.
     logs: Vec<Log>,
@@ -234,6 +257,19 @@ struct Shown {
 }
 
 impl Shown {
+    fn of(directories: &[PathBuf], colour: bool) -> Self {
+        Self {
+            stories: directories.iter().map(|directory| Story::of(directory)).collect(),
+            commands: Commands::new(),
+            follows: false,
+            out: PassedOn::new(Stream::Stdout, colour),
+            logs: Vec::new(),
+            width: 0,
+            failed: BTreeMap::new(),
+            machines: BTreeSet::new(),
+        }
+    }
+
     /// Finds logs that are new.
     fn find(&mut self, logs: &Path, only: &[String]) -> io::Result<()> {
         let mut found = Vec::new();
@@ -260,28 +296,32 @@ impl Shown {
             let stage = path.file_stem().map(|stage| one_line(&stage.to_string_lossy())).unwrap_or_default();
             let machine = one_line(&machine);
             self.machines.insert(machine.clone());
-            let log = Log { machine, stage, path, read: 0, lines: Lines::complete() };
+            let label = stage.clone();
+            let log = Log { machine, stage, label, path, read: 0, lines: Lines::complete() };
             if only.is_empty() || only.iter().any(|name| log.is_of(name)) {
-                self.width = self.width.max(log.machine.len() + 2 + log.stage.len());
                 self.logs.push(log);
+                self.call(self.logs.len() - 1, None);
             }
         }
         Ok(())
     }
 
     /// Shows all that there is by now, command by command in the order in which they began, where that is known.
-    fn so_far(&mut self, directories: &[PathBuf], goes_on: bool) -> io::Result<()> {
-        let mut begun = HashMap::new();
-        directories.iter().for_each(|directory| read_commands(directory, &mut begun));
+    fn so_far(&mut self, goes_on: bool) -> io::Result<()> {
+        // A command's beginning stands in its log before the event that tells of it is written.
+        let sizes = self.logs.iter().map(|log| Ok(fs::metadata(&log.path)?.len()));
+        let sizes = sizes.collect::<io::Result<Vec<_>>>()?;
+        self.hear();
         let mut parts = Vec::new();
-        for (nth, log) in self.logs.iter().enumerate() {
-            let key = (log.path.clone(), log.machine.clone(), log.stage.clone());
-            let known = begun.remove(&(key.0, key.1, key.2)).unwrap_or_default();
-            parts.extend(split(nth, log, known)?);
+        for (nth, (log, size)) in self.logs.iter().zip(sizes).enumerate() {
+            parts.extend(split(nth, log, size, self.commands.entry(log.key()).or_default())?);
         }
+        // Names before lines are as wide as each other.
+        parts.iter().for_each(|part| self.call(part.log, part.trial.as_deref()));
         // What no event tells of is shown first: what was done on this computer, or by an earlier version.
         parts.sort_by_key(|part| part.at);
         for part in parts {
+            self.call(part.log, part.trial.as_deref());
             self.show(part.log, part.from, Some(part.to), part.failed)?;
             // A line that has no end yet may go on.
             if !goes_on {
@@ -293,7 +333,40 @@ impl Shown {
 
     /// Shows what the logs have now beyond what was shown.
     fn more(&mut self) -> io::Result<()> {
+        self.follows = true;
         (0..self.logs.len()).try_for_each(|nth| self.show(nth, self.logs[nth].read, None, false))
+    }
+
+    /// Hears what the events tell by now.
+    fn hear(&mut self) {
+        self.stories.iter_mut().for_each(|story| story.go_on(&mut self.commands));
+    }
+
+    /// Has the lines of a log that come next begin with the trial that they are of.
+    fn call(&mut self, nth: usize, trial: Option<&str>) {
+        let Log { machine, stage, label, .. } = &mut self.logs[nth];
+        *label = trial.map_or_else(|| stage.clone(), |trial| format!("trial {}: {stage}", one_line(trial)));
+        self.width = self.width.max(machine.len() + 2 + label.len());
+    }
+
+    /// Finds out which trial a command is of that begins with a new line. Where its event isn't written yet, no later one
+    /// is either.
+    fn begins(&mut self, nth: usize, line: &[u8]) {
+        let key = self.logs[nth].key();
+        let is_known = |commands: &Commands| {
+            commands.get(&key).and_then(VecDeque::front).is_some_and(|begun| begun.is_shown_by(line))
+        };
+        if !is_known(&self.commands) {
+            self.hear();
+        }
+        let known = is_known(&self.commands).then(|| self.commands.get_mut(&key)?.pop_front()).flatten();
+        let trial = match known {
+            Some(begun) => begun.trial,
+            None => {
+                self.stories.iter().find(|story| key.0.starts_with(&story.results)).and_then(Story::of_many)
+            }
+        };
+        self.call(nth, trial.as_deref());
     }
 
     /// Shows a log from an offset on.
@@ -327,7 +400,10 @@ impl Shown {
     }
 
     fn line(&mut self, nth: usize, line: &[u8], failed: bool) -> io::Result<()> {
-        let Log { machine, stage, .. } = &self.logs[nth];
+        if self.follows && line.starts_with(b"$ ") {
+            self.begins(nth, line);
+        }
+        let Log { machine, stage, label, .. } = &self.logs[nth];
         // A command's own output may look like this, too: then it has another colour, and no more.
         let is_end = line.starts_with(b"# ") && line.ends_with(b" s");
         let is_bad = is_end && !line.starts_with(b"# status 0 after") && !line.starts_with(b"# cancelled")
@@ -343,8 +419,8 @@ impl Shown {
             () => Style::Plain,
         };
         let who = if failed || is_bad { Style::Bad } else { Style::of_machine(machine) };
-        let pad = self.width.saturating_sub(machine.len() + 2 + stage.len());
-        let start = format!("{machine}  {stage}{:pad$} | ", "");
+        let pad = self.width.saturating_sub(machine.len() + 2 + label.len());
+        let start = format!("{machine}  {label}{:pad$} | ", "");
         self.out.line((who, &start), style, line)
     }
 
@@ -363,28 +439,70 @@ impl Shown {
     }
 }
 
-type Commands = HashMap<(PathBuf, String, String), Vec<Begun>>;
+/// What the events of a run tell, as far as they are written. What can't be read is not known.
+struct Story {
+    results: PathBuf,
+    /// How much of it was heard.
+    heard: u64,
+    has_many: bool,
+    /// The trial that goes on.
+    trial: Option<String>,
+}
 
-/// Reads when the commands of a run began, by the log that each is in. What can't be read is not known.
-fn read_commands(results: &Path, commands: &mut Commands) {
-    let Ok(file) = File::open(results.join("events.jsonl")) else { return };
-    let mut places = HashMap::new();
-    for event in read_events(BufReader::new(file)).unwrap_or_default() {
+impl Story {
+    fn of(results: &Path) -> Self {
+        Self { results: results.to_owned(), heard: 0, has_many: false, trial: None }
+    }
+
+    /// The trial that goes on, if it is one of many.
+    fn of_many(&self) -> Option<String> {
+        self.trial.clone().filter(|_| self.has_many)
+    }
+
+    /// Hears what is new, and adds the commands that have begun.
+    fn go_on(&mut self, commands: &mut Commands) {
+        let mut new = Vec::new();
+        let read = File::open(self.results.join("events.jsonl")).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.heard))?;
+            file.read_to_end(&mut new)
+        });
+        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if read.is_err() || whole == 0 {
+            return;
+        }
+        self.heard += whole as u64;
+        for event in read_events(&new[..whole]).unwrap_or_default() {
+            self.hear(event, commands);
+        }
+    }
+
+    fn hear(&mut self, event: Event, commands: &mut Commands) {
+        let key = |machine: String, stage: String| {
+            let path = self.results.join("logs").join(&machine).join(format!("{stage}.log"));
+            (path, machine, stage)
+        };
         match event.kind {
             EventKind::CommandStarted { machine, stage, command_id, command, .. } => {
-                let path = results.join("logs").join(&machine).join(format!("{stage}.log"));
-                let key = (path, machine, stage);
-                let begun = commands.entry(key.clone()).or_default();
                 let first = command.trim_end().lines().next().unwrap_or_default();
-                begun.push(Begun { at: event.at, line: format!("$ {first}"), failed: false });
-                places.insert(command_id, (key, begun.len() - 1));
+                let (line, trial) = (format!("$ {first}"), self.of_many());
+                let begun = Begun { id: command_id, at: event.at, line, failed: false, trial };
+                commands.entry(key(machine, stage)).or_default().push_back(begun);
             }
-            EventKind::CommandFinished { command_id, exit, cancelled, .. } => {
-                let place = places.remove(&command_id);
-                let begun = place.and_then(|(key, nth)| commands.get_mut(&key)?.get_mut(nth));
+            EventKind::CommandFinished { machine, stage, command_id, exit, cancelled, .. } => {
+                let begun = commands.get_mut(&key(machine, stage));
+                let begun = begun.and_then(|all| all.iter_mut().rev().find(|begun| begun.id == command_id));
                 if let Some(begun) = begun {
                     begun.failed = !cancelled && !exit.is_some_and(|exit| exit.success());
                 }
+            }
+            EventKind::SweepPlanned { plan } => self.has_many = plan.trials.len() > 1,
+            EventKind::TrialStarted { trial } => self.trial = Some(trial),
+            EventKind::TrialFinished { .. } => self.trial = None,
+            EventKind::TrialVoided { trial, attempt, .. } => {
+                let ours = commands.iter_mut().filter(|((path, ..), _)| path.starts_with(&self.results));
+                let its =
+                    ours.flat_map(|(_, begun)| begun).filter(|begun| begun.trial.as_ref() == Some(&trial));
+                its.for_each(|begun| begun.trial = Some(attempt.clone()));
             }
             _ => {}
         }
@@ -392,11 +510,10 @@ fn read_commands(results: &Path, commands: &mut Commands) {
 }
 
 /// Where in a log each of the commands begins that are known to be in it.
-fn split(nth: usize, log: &Log, known: Vec<Begun>) -> io::Result<Vec<Part>> {
-    let mut file = BufReader::new(File::open(&log.path)?);
-    let mut known = known.into_iter().peekable();
+fn split(nth: usize, log: &Log, size: u64, known: &mut VecDeque<Begun>) -> io::Result<Vec<Part>> {
+    let mut file = BufReader::new(File::open(&log.path)?.take(size));
     let (mut at, mut line, mut is_start) = (0, Vec::new(), true);
-    let mut parts = vec![Part { log: nth, at: None, from: 0, to: 0, failed: false }];
+    let mut parts = vec![Part { log: nth, at: None, from: 0, to: 0, failed: false, trial: None }];
     loop {
         line.clear();
         // A line without an end is read in pieces.
@@ -404,9 +521,11 @@ fn split(nth: usize, log: &Log, known: Vec<Begun>) -> io::Result<Vec<Part>> {
         if read == 0 {
             break;
         }
-        let begins = |begun: &Begun| is_start && line.strip_suffix(b"\n") == Some(begun.line.as_bytes());
-        if let Some(begun) = known.next_if(begins) {
-            parts.push(Part { log: nth, at: Some(begun.at), from: at, to: at, failed: begun.failed });
+        let begins = |begun: &mut Begun| {
+            is_start && line.strip_suffix(b"\n").is_some_and(|line| begun.is_shown_by(line))
+        };
+        if let Some(Begun { at: began, failed, trial, .. }) = known.pop_front_if(begins) {
+            parts.push(Part { log: nth, at: Some(began), from: at, to: at, failed, trial });
         }
         is_start = line.ends_with(b"\n");
         at += read;
@@ -420,6 +539,8 @@ fn split(nth: usize, log: &Log, known: Vec<Begun>) -> io::Result<Vec<Part>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn results(of: &Path, id: &str, events: &[&str]) -> PathBuf {
@@ -437,15 +558,9 @@ mod tests {
 
     fn told(directories: &[PathBuf], only: &[&str]) -> (String, BTreeMap<String, BTreeSet<String>>) {
         let only: Vec<String> = only.iter().map(|&name| name.to_owned()).collect();
-        let mut shown = Shown {
-            out: PassedOn::new(Stream::Stdout, false),
-            logs: Vec::new(),
-            width: 0,
-            failed: BTreeMap::new(),
-            machines: BTreeSet::new(),
-        };
+        let mut shown = Shown::of(directories, false);
         directories.iter().for_each(|it| shown.find(&it.join("logs"), &only).unwrap());
-        shown.so_far(directories, false).unwrap();
+        shown.so_far(false).unwrap();
         (shown.out.text(), shown.failed)
     }
 
@@ -492,6 +607,64 @@ mod tests {
         ");
         assert_eq!(failed["b-10"].iter().collect::<Vec<_>>(), ["load: status 3"]);
         assert!(told(&[directory], &["a-0"]).0.starts_with("a-0  setup | not me"));
+    }
+
+    #[test]
+    fn lines_of_many_trials_say_of_which_they_are_also_where_they_are_followed() {
+        let all = tempfile::tempdir().unwrap();
+        let trial = |name: &str| {
+            format!(r#"{{"name":"{name}","set":1,"round":1,"place":0,"parameters":{{"n":"{name}"}}}}"#)
+        };
+        let plan = format!(
+            r#"{{"seed":1,"order":"balanced","repeat":1,"parameters":[],"metrics":[],"trials":[{},{}]}}"#,
+            trial("1"),
+            trial("2")
+        );
+        let event = |kind: &str, rest: &str| format!(r#"{{"elapsed":1.0,"event":"{kind}",{rest}}}"#);
+        let begun = |stage: &str, number: u32| {
+            let rest = format!(
+                r#""at":{number}.0,"machine":"b-0","stage":"{stage}","command_id":{number},"command":"go""#
+            );
+            event("command_started", &rest)
+        };
+        let started = |trial: u32| event("trial_started", &format!(r#""at":1.0,"trial":"{trial}""#));
+        let finished = |trial: u32| {
+            event(
+                "trial_finished",
+                &format!(r#""at":1.0,"trial":"{trial}","ok":true,"error":null,"seconds":1.0"#),
+            )
+        };
+        let voided = event(
+            "trial_voided",
+            r#""at":1.0,"trial":"1","attempt":"1.1","reason":"disturbed","text":"others","machines":[]"#,
+        );
+        let (plan, setup) =
+            (event("sweep_planned", &format!(r#""at":1.0,"plan":{plan}"#)), begun("setup", 1));
+        let first =
+            [plan, setup, started(1), begun("load", 2), finished(1), voided, started(1), begun("load", 3)];
+        let lines: Vec<&str> = first.iter().map(String::as_str).collect();
+        let directory = results(all.path(), "20261128-082330-x3pph4b3rq9vs", &lines);
+        log(&directory, "b-0", "setup", "$ go\n");
+        log(&directory, "b-0", "load", "$ go\nvoid\n$ go\none\n");
+        let mut shown = Shown::of(std::slice::from_ref(&directory), false);
+        shown.find(&directory.join("logs"), &[]).unwrap();
+        shown.so_far(true).unwrap();
+        let later = [finished(1), started(2)].map(|line| line + "\n").concat();
+        let mut events = File::options().append(true).open(directory.join("events.jsonl")).unwrap();
+        events.write_all(later.as_bytes()).unwrap();
+        let mut load = File::options().append(true).open(directory.join("logs/b-0/load.log")).unwrap();
+        load.write_all(b"more\n$ go\ntwo\n").unwrap();
+        shown.more().unwrap();
+        insta::assert_snapshot!(shown.out.text(), @"
+        b-0  setup           | $ go
+        b-0  trial 1.1: load | $ go
+        b-0  trial 1.1: load | void
+        b-0  trial 1: load   | $ go
+        b-0  trial 1: load   | one
+        b-0  trial 1: load   | more
+        b-0  trial 2: load   | $ go
+        b-0  trial 2: load   | two
+        ");
     }
 
     #[test]

@@ -223,7 +223,7 @@ fn offers(text: &mut String, Set { experiment, quotes, .. }: &Set) {
         for offer in &quote.offers {
             let count = if title.is_empty() { "or".to_owned() } else { group.count.to_string() };
             let (what, price) = (one_line(&offer.description), price(offer.price));
-            let _ = writeln!(text, "  {title:<width$} {count:>5} x {what}, {price}");
+            let _ = writeln!(text, "  {title:<width$} {count:>5} × {what}, {price}");
             title = "";
         }
     }
@@ -485,8 +485,8 @@ run = "flush"
     fn a_sweep_says_what_it_does_and_costs() {
         insta::assert_snapshot!(plan_of(SWEEP), @r"
         sweep: 31 machines, for at most 1h
-          server     1 x a machine, $0.5000/h each
-          client    30 x a machine, $0.5000/h each
+          server     1 × a machine, $0.5000/h each
+          client    30 × a machine, $0.5000/h each
           first, on this computer: cargo build --release
           step 1           on server-0, once for all trials
           step load        on client-0 to client-29
@@ -521,11 +521,11 @@ run = "flush"
         insta::assert_snapshot!(sets.join("\n"), @r"
         sweep: 2 sets of machines, one after another, each for at most 1h
         set 1: 2 machines, clients = 1
-          server     1 x a machine, $0.5000/h each
-          client     1 x a machine, $0.5000/h each
+          server     1 × a machine, $0.5000/h each
+          client     1 × a machine, $0.5000/h each
         set 2: 5 machines, clients = 4
-          server     1 x a machine, $0.5000/h each
-          client     4 x a machine, $0.5000/h each
+          server     1 × a machine, $0.5000/h each
+          client     4 × a machine, $0.5000/h each
         ");
         for part in [
             "  step load        on client-0 to client-3 at most\n",

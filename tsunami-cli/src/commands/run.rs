@@ -310,7 +310,12 @@ impl Stage {
 
     /// Says where the results are: to whoever watches, and to whatever reads standard output.
     fn tell_results(&self, answer: Answer) -> Result<(), Error> {
-        let directory = self.run.results().directory().to_string_lossy();
+        let directory = self.run.results().directory();
+        if !directory.is_dir() {
+            // It was refused before there was any.
+            return Ok(());
+        }
+        let directory = directory.to_string_lossy();
         if !self.quiet {
             say(&format!("results: {directory}"));
         }

@@ -34,8 +34,8 @@ Examples:
   tsunami ssh redis server-0 -- tail -n 3 /var/log/syslog";
 
 /// What is to be known by somebody at a terminal who gets none there.
-const NO_TERMINAL: &str = "this computer's sshd gives an ordinary user no terminal (/dev/pts is mounted without `gid=5`): \
-    lines are read as those of a script, without a prompt";
+const NO_TERMINAL: &str =
+    "this computer's sshd gives an ordinary user no terminal (/dev/pts is mounted without `gid=5`): ";
 
 impl Execute for Ssh {
     /// Becomes `ssh`. Returns only if that can't be done.
@@ -47,7 +47,11 @@ impl Execute for Ssh {
         let ssh = tsunami_ssh::terminal(directory.path(), machine, &facts, &self.command);
         let mut ssh = ssh.map_err(|error| Error::Exec(error.into()))?;
         if std::io::stdin().is_terminal() && tsunami_ssh::lacks_terminals(directory.path()) {
-            terminal::say(NO_TERMINAL);
+            let instead = match self.command.is_empty() {
+                true => "lines are read as those of a script, without a prompt",
+                false => "the command runs without one, and Ctrl-C ends the connection, not the command",
+            };
+            terminal::say(&format!("{NO_TERMINAL}{instead}"));
         }
         terminal::finish();
         Err(Error::Exec(CoreError::other(format!("cannot run `ssh`: {}", ssh.exec()))))

@@ -1,5 +1,6 @@
 //! The words for what happens, the same in plain lines and above the live ones.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -211,7 +212,10 @@ impl Text {
             },
             EventKind::Failed { machine, stage, error, .. } => {
                 let error = error.strip_prefix(&format!("{machine}: stage {stage}: ")).unwrap_or(error);
-                let is_told = self.failed.get(machine).is_some_and(|how| error.ends_with(how));
+                let is_told = self
+                    .failed
+                    .get(machine)
+                    .is_some_and(|how| error.ends_with(how.as_str()) || error.contains(&format!("{how}\n")));
                 let why = if is_told { String::new() } else { format!(": {error}") };
                 (Quiet, Style::Bad, machine.as_str(), format!("{stage} failed{why}"))
             }
@@ -240,7 +244,9 @@ impl Text {
                         // Where that was, and what, stands there already.
                         let error = error.strip_prefix(&format!("{machine}: ")).unwrap_or(error);
                         let place = format!(" in stage {stage} while running `");
-                        let error = error.split_once(&place).map_or(error, |(error, _)| error);
+                        let error = one_line(error.split_once(&place).map_or(error, |(error, _)| error));
+                        // As errors say it that stem from it.
+                        self.failed.insert(machine.clone(), format!("{command} failed"));
                         (Quiet, Style::Bad, format!("failed after {after}: {error}"))
                     }
                 };
@@ -333,6 +339,7 @@ impl Text {
             }
             EventKind::TrialVoided { trial, text, attempt, .. } => {
                 let trial = self.sweep.called(trial);
+                let why = self.unless_told(text);
                 (
                     Quiet,
                     Style::Warning,
@@ -342,7 +349,7 @@ impl Text {
                         Some(_) if self.verbosity > Quiet => {
                             format!("{trial} doesn't count, and is {attempt} from here on")
                         }
-                        _ => format!("{trial} doesn't count, and is {attempt} from here on: {text}"),
+                        _ => format!("{trial} doesn't count, and is {attempt} from here on: {why}"),
                     },
                 )
             }
@@ -375,14 +382,9 @@ impl Text {
             }
             EventKind::TearingDown { reason } => {
                 // That all is done says nothing new.
-                let is_told = |(machine, how): &(&String, &String)| {
-                    let rest = reason.strip_prefix(machine.as_str()).and_then(|rest| rest.strip_prefix(": "));
-                    rest.is_some_and(|rest| rest.contains(how.as_str()))
-                };
-                let why = match self.failed.iter().find(is_told) {
-                    _ if reason == "done" => String::new(),
-                    Some((machine, _)) => format!(": a command failed on {machine}"),
-                    None => format!(": {reason}"),
+                let why = match reason.as_str() {
+                    "done" => String::new(),
+                    reason => format!(": {}", self.unless_told(reason)),
                 };
                 (Normal, Style::Plain, "", format!("tearing down{why}"))
             }
@@ -425,6 +427,18 @@ impl Text {
         };
         if level <= self.verbosity {
             self.lines(event.elapsed, who, style, &what, out);
+        }
+    }
+
+    /// Why something happened; of what was told of a command only where it failed.
+    fn unless_told<'a>(&self, reason: &'a str) -> Cow<'a, str> {
+        let is_told = |(machine, how): &(&String, &String)| {
+            let rest = reason.strip_prefix(machine.as_str()).and_then(|rest| rest.strip_prefix(": "));
+            rest.is_some_and(|rest| rest.contains(how.as_str()))
+        };
+        match self.failed.iter().find(is_told) {
+            Some((machine, _)) => Cow::Owned(format!("a command failed on {machine}")),
+            None => Cow::Borrowed(reason),
         }
     }
 

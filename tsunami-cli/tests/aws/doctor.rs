@@ -61,7 +61,7 @@ fn what_an_account_lacks_is_said_with_what_mends_it_and_nothing_is_made() {
             "permissions in eu-west-1",
             "CreateLaunchTemplate, CreateSecurityGroup, ImportKeyPair, RunInstances would be",
         ),
-        ("group a", "2 x c"),
+        ("group a", "2 × c"),
     ] {
         let [result, found, _] = of(&all, check);
         assert!(result == "ok" && found.contains(part), "{check}: {result}: {found}");

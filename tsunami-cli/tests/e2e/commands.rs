@@ -101,6 +101,8 @@ fn machines_that_are_up_can_be_used_and_taken_down() {
     let logs = world.tsunami(["logs", &run]);
     let expected = "a-0  setup | $ echo preparing\na-0  setup | preparing\na-0  setup | # status 0 after ";
     assert!(logs.assert_status(0).stdout.starts_with(expected), "{}", logs.stdout);
+    let followed = world.tsunami(["logs", &run, "-f"]);
+    assert_eq!(followed.assert_status(0).assert_says(&["nothing is going on there"]).stdout, logs.stdout);
     let by_group = world.tsunami(["logs", &run, "a", "b-1"]);
     assert_eq!(
         by_group.assert_status(2).assert_says(&["no logs of b-1; there are those of a-0"]).stdout,
@@ -175,6 +177,8 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
             ["expect", "<long-1>"]
         ]);
         on_terminal(steps, &["ssh", &run, "long-1"]).assert_status(3);
+        let steps = json!([["expect", "the command runs without one"]]);
+        on_terminal(steps, &["ssh", &run, "long-1", "--", "true"]).assert_status(0);
     }
     let words = ["ssh", &run, "a", "--", "sh", "-c", "echo $TSUNAMI_GROUP $TSUNAMI_A_IPS"];
     assert!(world.tsunami(words).assert_status(0).stdout.starts_with("a 127."));
@@ -241,6 +245,10 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
         ["send", "\u{3}"],
         ["expect", "ended on a-0, long-2"]
     ]);
+    // Its characters may come in pieces.
+    let line = "printf 'caf\\303'; sleep 0.5; printf '\\251\\n'";
+    let whole = json!([["expect", "caf\u{e9}"]]);
+    on_terminal(whole, &["exec", &run, "-m", "a-0", "--", line]).assert_status(0);
     let line = "echo ready; exec sleep 4711";
     on_terminal(steps, &["exec", &run, "-m", "long-2", "-g", "a", "--", line]).assert_status(125);
     let runs_on = |line: &str| world.processes().iter().any(|process| process.contains(line));
@@ -248,6 +256,7 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     // So does the end of whoever wanted it, whatever ended that.
     for (line, signals) in [
         ("echo ready; exec sleep 4712", &[Signal::KILL][..]),
+        ("echo ready; setsid -w sleep 4712", &[Signal::KILL]),
         ("trap '' TERM; echo ready; sleep 4712", &[Signal::INT, Signal::INT]),
     ] {
         let mut exec = Going::of(world.command(["exec", &run, "-m", "long-2", "--", line]));
@@ -266,6 +275,18 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
             if runs_on("sleep 4712") { Err(line.to_owned()) } else { Ok(()) }
         });
     }
+    // Where contact is lost, nobody knows.
+    let mut exec =
+        Going::of(world.command(["exec", &run, "-m", "long-2", "--", "echo ready; exec sleep 4713"]));
+    exec.wait_for(&["ready"]);
+    let processes = world.processes();
+    let mut sshd = processes.iter().filter(|process| process.contains("/long-2/sshd_config"));
+    let sshd: i32 = sshd.next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    let children = fs::read_to_string(format!("/proc/{sshd}/task/{sshd}/children")).unwrap();
+    for pid in children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([sshd]) {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+    exec.end().assert_status(255).assert_says(&["may still be running on long-2; it ends once"]);
     world.tsunami(["down", &run]).assert_status(0);
     world.assert_clean();
 }
@@ -278,7 +299,7 @@ fn a_plan_shows_what_would_be_and_touches_nothing() {
         "name = 'x'\nlifetime = '5m'\n[group.a]\n[group.b]\ncount = 20\n[[step]]\non = 'b'\nrun = 'true'\n",
     );
     let plan = world.tsunami([&"plan".into(), &file]);
-    plan.assert_status(0).assert_shows(&["21 machines", "5m", "20 x", "costs nothing", "step 1"]);
+    plan.assert_status(0).assert_shows(&["21 machines", "5m", "20 ×", "costs nothing", "step 1"]);
     let json = world.tsunami([&"plan".into(), &file, &"--json".into()]).assert_status(0).stdout.clone();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["schema"], &json["most"], &json["trials"]), (&1.into(), &0.0.into(), &1.into()));
@@ -613,12 +634,12 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
     let asks = [
         (
             "bash",
-            r#"COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}""#,
+            r#"compopt() { :; }; set -u; COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _tsunami "$0" "${@: -1}" "${@: -2:1}"; printf '%s\n' "${COMPREPLY[@]}""#,
         ),
         ("fish", r#"complete -C "$(string join ' ' -- $argv)""#),
         (
             "zsh",
-            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }
+            r#"_describe() { print -l ${names%%:*}; }; compadd() { print -l $names; }; _files() { print -l *; }; _arguments() { :; }
             words=("$0" "$@") CURRENT=$(($# + 1)); _tsunami"#,
         ),
     ];
@@ -627,16 +648,19 @@ fn shells_complete_the_names_of_runs_and_machines_and_pass_over_what_is_damaged(
     for (shell, ask) in asks {
         let script = format!("completions.{shell}");
         world.write(&script, &world.tsunami(["completions", shell]).assert_status(0).stdout);
-        let complete = |line: &str| {
+        let complete_of = |program: &str, line: &str| {
             let compdef = if shell == "zsh" { "compdef() :; " } else { "" };
             let mut command = world.program(shell.as_ref());
             command.args(["-c", &format!("{compdef}source ./{script}; {ask}")]);
             // The program's path begins at `~`, as people write it.
-            command.env("HOME", world.path("work")).arg("~/tsunami");
+            command.env("HOME", world.path("work")).arg(program);
             let ended = Ended::from(command.args(line.split(' ')).output().unwrap());
+            assert_eq!(ended.stderr, "", "{shell}: {line}");
             let names = ended.stdout.lines().map(|line| line.split('\t').next().unwrap().to_owned());
             names.collect::<BTreeSet<String>>()
         };
+        let complete = |line: &str| complete_of("~/tsunami", line);
+        complete_of("tsunami", "exec ");
         let all = ids.iter().cloned().chain(["redis".to_owned()]).collect();
         assert_eq!(complete("exec "), all, "{shell}");
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();

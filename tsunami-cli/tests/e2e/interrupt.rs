@@ -175,6 +175,7 @@ fn a_second_interrupt_gives_the_terminal_back_and_names_what_remains() {
     run.signal(Signal::INT);
     let ended = run.end();
     ended.assert_status(6).assert_says(&["may remain", "n-0", "`tsunami down"]);
+    ended.assert_says(&["SIGINT: within a second of the first it counts as the same"]);
     assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
     let run = world.runs().pop().unwrap();
     world.tsunami(["down", &run]).assert_status(0);

@@ -807,6 +807,9 @@ fn machines_are_kept_when_that_is_asked_for() {
     world.tsunami(["exec", "x", "-m", "node-1", "--", "echo", "still here"]).assert_status(0);
     let on = world.tsunami([&"run".into(), &file, &"--on".into(), &"x".into()]);
     on.assert_status(2).assert_says(&["the set-up of node-1 failed in run", "isn't done again"]);
+    // What was refused leaves no results: those of the first run are the only ones.
+    assert!(on.stdout.is_empty() && !on.stderr.contains("results: "), "{on:?}");
+    world.results();
     world.tsunami(["down", "x"]).assert_status(0);
     world.assert_clean();
 
@@ -987,13 +990,16 @@ fn what_of_the_results_cannot_be_written_is_said_with_what_is_lost() {
         world.shell(&format!("exec unshare --mount sh -c '{small}' sh \"$@\""), ["run", "x.toml"]);
     let ended = Ended::from(command.output().unwrap());
     ended.assert_status(2).assert_says(&[
-        "this computer could not take the command's output",
+        "s: this computer could not take the command's output because: cannot write /",
         "error: cannot write all results to /",
         "/logs/n-0/talk.log: No space left on device",
         "help: that is a disk of this computer, not a machine's. What commands wrote and what happened after that is not in",
         "Once there is room, `tsunami report /",
     ]);
-    assert_eq!(ended.stderr.matches("error: ").count(), 1, "{}", ended.stderr);
+    // What follows from it doesn't tell it once more.
+    for (once, times) in [("error: ", 1), ("could not take", 1), ("talk.log: No space left", 2)] {
+        assert_eq!(ended.stderr.matches(once).count(), times, "{once}: {}", ended.stderr);
+    }
     world.assert_clean();
 }
 

@@ -15,7 +15,7 @@ use super::lines::{LineQueue, OutputLines};
 use super::list::CurrentTurn;
 use super::output::{Capture, Kept, Output, OutputWatcher};
 use super::{Host, Process, ProcessStdin};
-use crate::error::{BoxError, Error, shown};
+use crate::error::{BoxError, Error, ErrorChain, shown};
 use crate::event::{EventKind, cut};
 use crate::limits::{OUTPUT_LIMIT, SHOWN_MESSAGE_LIMIT};
 use crate::session::{Command, Exit, SessionError, SessionErrorKind, Stdin, Stream};
@@ -308,6 +308,15 @@ impl HostCommand {
     /// Tells how it has ended, and returns what it wrote.
     pub(super) fn settle(&self, begun: Begun, result: Result<Exit, Error>) -> Result<Output, Error> {
         let Begun { at, capture } = begun;
+        let Kept { stdout, stderr, truncated, tails, refused } = capture.take();
+        let result = result.map_err(|error| match error {
+            Error::Session { machine, stage, action, source } => {
+                let refused = refused.filter(|_| source.kind == SessionErrorKind::Local);
+                let source = refused.into_iter().fold(source, SessionError::source);
+                Error::Session { machine, stage, action, source }
+            }
+            error => error,
+        });
         if let Some(command_id) = capture.command_id {
             let (exit, error) = match &result {
                 Ok(exit) => (Some(*exit), None),
@@ -326,17 +335,11 @@ impl HostCommand {
                 took: cut(at.elapsed()),
             });
         }
-        let Kept { stdout, stderr, truncated, tails, refused } = capture.take();
         match result {
             Ok(exit) => Ok(Output { exit, stdout, stderr, truncated, tails }),
             Err(Error::Timeout { machine, stage, command, after, gone, .. }) => {
                 let [stdout, stderr] = tails.map(|tail| tail.text());
                 Err(Error::Timeout { machine, stage, command, after, gone, stdout, stderr })
-            }
-            Err(Error::Session { machine, stage, action, source }) => {
-                let refused = refused.filter(|_| source.kind == SessionErrorKind::Local);
-                let source = refused.into_iter().fold(source, SessionError::source);
-                Err(Error::Session { machine, stage, action, source })
             }
             Err(error) => Err(error),
         }
@@ -344,6 +347,9 @@ impl HostCommand {
 
     /// An error of the command's, without what its event says beside it.
     fn words_of(&self, error: &Error) -> String {
+        if let Error::Session { source, .. } = error {
+            return ErrorChain(source).to_string();
+        }
         let text = error.to_string();
         let own = format!("{}: stage {}: `{}` ", self.host.name(), self.host.stage, shown(&self.line()));
         text.strip_prefix(&own).unwrap_or(&text).to_owned()

@@ -565,7 +565,13 @@ mod tests {
             let told = differs(&text.replace(was, is)).unwrap();
             assert!(told.ends_with(what), "{told}");
         }
+        let more = text.replace("'in' }", "'in' }, { from = 'data', to = 'more' }");
+        fs::write(&file, &more).unwrap();
+        fs::remove_dir_all(&theirs).unwrap();
+        write(&Experiment::load(&file).unwrap(), &theirs).unwrap();
+        assert_eq!(differs(text).unwrap(), "uploads of group g");
+        assert_eq!(differs(&more), None);
         fs::write(&data, "2").unwrap();
-        assert!(differs(text).unwrap().ends_with("/data, an upload of group g,"));
+        assert!(differs(&more).unwrap().ends_with("/data, an upload of group g,"));
     }
 }

@@ -348,7 +348,8 @@ impl Results {
     }
 
     /// Writes what can be said only now that the run is over, as `run.json`, and returns what of it comes from the
-    /// events. It blocks until what was observed is written, however slow the disk is: on a thread that may, as
+    /// events. Of a run that was refused before a machine was asked for, or used, and before anything was prepared for it,
+    /// there is nothing to write down: the directory is removed, unless it was asked for. It blocks until what was observed is written, however slow the disk is: on a thread that may, as
     /// [`ExperimentRun::finish`](crate::experiment::ExperimentRun::finish) has it.
     ///
     /// # Errors
@@ -357,6 +358,13 @@ impl Results {
     pub fn finish(&self, experiment: &Experiment, outcome: Outcome) -> Result<Report, ResultsError> {
         self.writer.settle(None);
         let report = lock(&self.report.0).clone();
+        let is_refused = matches!(outcome, Outcome::Misused | Outcome::NotLaunched | Outcome::Interrupted)
+            && self.beginning.as_ref().is_some_and(|beginning| !beginning.has_begun());
+        if is_refused && !self.logs().exists() {
+            drop(lock(&self.in_use).take());
+            let removed = fs::remove_dir_all(&self.directory);
+            return removed.map(|()| report).map_err(ResultsError::file("remove", &self.directory));
+        }
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();

@@ -45,6 +45,11 @@ impl Beginning {
         Self { results: results.to_owned(), values: values.to_owned(), remarks: Mutex::default() }
     }
 
+    /// Whether it was entered.
+    pub(super) fn has_begun(&self) -> bool {
+        lock(&self.remarks).is_some()
+    }
+
     pub(super) fn remarks(&self) -> Vec<String> {
         lock(&self.remarks).clone().unwrap_or_default()
     }

@@ -9,7 +9,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::LazyLock;
 
-use tsunami_core::{Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind, names};
+use tsunami_core::{
+    Command, Exit, PROCESSES_SCRIPT, Program, SessionError, SessionErrorKind, compact_script, names,
+};
 
 use crate::attendant::Line;
 use crate::limits::{NOTE_LIMIT, PROCESS_LIMIT};
@@ -50,14 +52,14 @@ fn script_for(count: usize) -> &'static str {
 /// that is.
 fn conversation(mark: &str, count: usize, marks: bool, tied: bool) -> Result<Vec<u8>, SessionError> {
     let mut line = [b"_mark=".as_slice(), &one_line(mark.as_bytes())?].concat();
-    let (input, tie) = match (count, tied) {
-        (1, false) => ("<&0", ""),
-        (1, true) => ("</dev/null", " 7<&0"),
-        _ => ("</dev/null", ""),
+    let (input, ending) = match (count, tied) {
+        (1, false) => ("<&0", None),
+        (1, true) => ("</dev/null 7<&0", Some(one_line(compact_script(&KILL).as_bytes())?)),
+        _ => ("</dev/null", None),
     };
-    let [marks, tied] = [marks, !tie.is_empty()].map(|is| if is { "1" } else { "" });
-    let line_of_all = format!(" _left={count} _marks={marks} _tied={tied} _stopped=; exec 4{input}{tie}\n");
-    line.extend_from_slice(line_of_all.as_bytes());
+    let marks = if marks { "1" } else { "" };
+    let all = format!(" _left={count} _marks={marks} _stopped=; exec 4{input}\n");
+    push(&mut line, &[b" _tied=", &ending.unwrap_or_default(), all.as_bytes()]);
     Ok(line)
 }
 
@@ -509,24 +511,34 @@ mod tests {
     }
 
     #[test]
-    fn a_tied_command_ends_as_any_other_and_where_its_input_does() {
-        for shell in shells() {
+    fn a_tied_command_ends_as_any_other_and_where_its_input_does_with_all_that_descends_from_it() {
+        let deaf = "trap '' TERM; echo up; sleep 30; echo outlived";
+        let away = format!("setsid env -u TSUNAMI_RUN_ID sh -c \"{deaf}\" & wait");
+        let ends_well = |shell: &[&str]| {
             for (line, is_cut, exit) in [
-                ("sleep 0.1; exit 3", false, Exit::Status(3)),
-                ("kill -9 $$", false, Exit::Signal(9)),
-                ("read -r line || sleep 1000 & wait", true, Exit::Signal(15)),
+                ("echo up; sleep 0.1; exit 3", false, Exit::Status(3)),
+                ("echo up; kill -9 $$", false, Exit::Signal(9)),
+                ("echo up; read -r line || sleep 1000 & wait", true, Exit::Signal(15)),
+                (&away, true, Exit::Signal(15)),
             ] {
-                let mut child = supervisor(&shell, 1).spawn().unwrap();
+                let mut child = supervisor(shell, 1).spawn().unwrap();
                 let mut input = child.stdin.take();
                 let header = header(&Command::shell(line), None).unwrap();
                 let lines = [conversation(&mark(7), 1, true, true).unwrap(), header].concat();
                 input.as_mut().unwrap().write_all(&lines).unwrap();
+                io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
                 input = input.filter(|_| !is_cut);
-                let said = child.wait_with_output().unwrap().stderr;
-                assert_eq!(exits(&said), [(exit, false)], "{shell:?}: {line}");
+                let said = child.wait_with_output().unwrap();
+                assert_eq!(exits(&said.stderr), [(exit, false)], "{shell:?}: {line}");
+                assert_eq!(between(&said.stdout, is_over), ["", ""], "{shell:?}: {line}");
                 drop(input);
             }
-        }
+        };
+        std::thread::scope(|scope| {
+            for shell in shells() {
+                scope.spawn(move || ends_well(&shell));
+            }
+        });
     }
 
     fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {

@@ -21,7 +21,8 @@
 # A command in the background reads nothing, in shells other than bash, unless its input comes by another descriptor.
 # Where bash runs it, job control gives the command a process group of its own and leaves its interrupts alone.
 # A command's line is read by the process that becomes the command, so that nothing of it reaches the next one.
-# Where the first line sets `_tied`, the descriptor 7 is standard input, and its end while the command runs is the command's.
+# Where the first line sets `_tied`, the descriptor 7 is standard input, and where that ends while the command runs, `_tied`
+# is the script that ends the command: the one by which the controller has commands ended.
 _n='
 '
 IFS= read -r _line || exit 125
@@ -33,7 +34,8 @@ _own_language='unset LC_ALL'
 LC_ALL=C
 _jobs() {
     printf '%sjobs ' "$_mark"
-    jobs
+    # Not of the guard, which comes second.
+    jobs ${_tied:+%1}
     printf '%ssaid\n' "$_mark"
 } >&3
 _setsid=setsid
@@ -62,11 +64,11 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
     if [ -n "$_tied" ]; then
         {
             IFS= read -r _line <&7
-            # Where it has just begun, it may have no group yet.
-            kill -s TERM -- "-$_pid" || kill -s TERM "$_pid"
-            _tries=0
-            while { kill -0 "-$_pid" || kill -0 "$_pid"; } && [ $((_tries += 1)) -le 50 ]; do sleep 0.1; done
-            kill -s KILL -- "-$_pid" || kill -s KILL "$_pid"
+            # From now on it goes on, however early the command itself ends.
+            trap '' TERM
+            # Where the command has just begun, it may have no group yet.
+            while kill -0 "$_pid" && ! kill -0 "-$_pid"; do sleep 0.1; done
+            exec sh -c "$_tied" sh "$TSUNAMI_RUN_ID" "$_pid" 7<&-
         } >/dev/null 3>&- 4<&- &
         _guard=$!
     fi
@@ -74,7 +76,7 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
     _jobs
     wait "$_pid"
     _second=$?
-    [ -z "$_guard" ] || kill -s KILL "$_guard"
+    [ -z "$_guard" ] || kill -s TERM "$_guard"
     _then=last
     case $_first:$_second in
     0:* | *:0) [ "$_left" -gt 0 ] && ! kill -0 "-$_pid" && ! _is_held_after "$_pid" && _then=next ;;
