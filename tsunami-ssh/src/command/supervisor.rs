@@ -739,7 +739,7 @@ mod tests {
         for shell in shells() {
             let file = tempfile::NamedTempFile::new().unwrap();
             let beat =
-                "nohup sh -c 'while echo beat && echo beat >&2; do date +%s%N >\"$FILE\"; sleep 0.1; done' &";
+                "nohup sh -c 'while echo beat && echo beat >&2; do echo >>\"$FILE\"; sleep 0.1; done' &";
             let command = Command::shell(beat).env("FILE", file.path());
             let lines =
                 [conversation(&mark(7), 1, true, false).unwrap(), header(&command, None).unwrap()].concat();
@@ -761,11 +761,14 @@ mod tests {
             }
             assert_eq!(over, [Piece::Status(Status::Over)], "{shell:?}");
             drop((stdout, stderr));
-            let read = || std::fs::read_to_string(file.path()).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            let before = read();
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            assert_ne!(before, read(), "{shell:?}: it has ended");
+            let length = || file.as_file().metadata().unwrap().len();
+            // What was still on its way when nobody read any more is one turn at most.
+            let enough = length() + 3;
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while length() < enough {
+                assert!(std::time::Instant::now() < until, "{shell:?}: it has ended");
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
             let Piece::Status(Status::Started(group)) = found[0] else { panic!("{found:?}") };
             let group = rustix::process::Pid::from_raw(group.cast_signed()).unwrap();
             rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
