@@ -129,6 +129,7 @@ impl SshConnector {
     }
 
     /// The same, where a port that refuses is not waited for.
+    #[cfg(feature = "experiment")]
     pub(crate) fn believing_refusals(mut self) -> Self {
         self.believes_refusals = true;
         self

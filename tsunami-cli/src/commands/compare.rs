@@ -25,7 +25,7 @@ pub(crate) struct Compare {
     /// Print one JSON object
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// End with 1 if a run is certainly beyond this ratio to the first, as `rps < 0.95` (may be repeated)
+    /// End with 1 if a run is beyond this ratio to the first by both their intervals, as `rps < 0.95` (may be repeated)
     #[arg(long, value_name = "CHECK")]
     fail_if: Vec<Threshold>,
     /// Compare them although their machines differ
