@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tsunami_core::limits::DURATION_LIMIT;
 use tsunami_core::testing::{Call, FakeCloud, Fault, MachineFault, Reply};
 use tsunami_core::{
-    Addresses, Cluster, Command, Download, Error, Event, EventKind, Exit, Group, Keep, LaunchRequest,
-    Leftover, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider, Observer, Plan,
-    Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter, RunId, RunStore,
-    Session, SessionError, SessionErrorKind, Tsunami,
+    Addresses, Cluster, Command, Download, Error, ErrorClass, Event, EventKind, Exit, Group, Keep,
+    LaunchRequest, Leftover, Machine, MachineId, MachineSpec, MachineState, MockConnector, MockProvider,
+    Observer, Plan, Price, Provider, ProviderError, ProviderErrorKind, Quote, Recorder, Report, RunFilter,
+    RunId, RunStore, Session, SessionError, SessionErrorKind, Tsunami,
 };
 
 /// A fake cloud, an engine on it, and a place for records.
@@ -1333,6 +1333,22 @@ async fn an_end_that_is_too_far_away_moves_nothing() {
         assert_eq!((directory.record().unwrap(), world.cloud.calls(Call::Extend)), (before.clone(), 0));
     }
     world.tsunami().extend(&directory, before.created + DURATION_LIMIT).await.unwrap();
+    running.down().await.unwrap();
+    world.assert_clear();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_provider_does_not_move_is_not_recorded_and_can_be_moved_again() {
+    let world = World::new();
+    let running = world.tsunami().up(server_and_clients()).await.unwrap();
+    let directory = world.state.find("test").unwrap();
+    let before = directory.record().unwrap();
+    let until = before.deadline.at + Duration::from_secs(3600);
+    world.cloud.fault(Call::Extend, 1, Fault::Error(ProviderErrorKind::Unauthorized));
+    let refused = world.tsunami().extend(&directory, until).await.unwrap_err();
+    assert_eq!((refused.class(), directory.record().unwrap()), (ErrorClass::Credentials, before));
+    world.tsunami().extend(&directory, until).await.unwrap();
+    assert_eq!(directory.record().unwrap().deadline.at, until);
     running.down().await.unwrap();
     world.assert_clear();
 }

@@ -75,7 +75,7 @@ fn checked() -> PathBuf {
 }
 
 fn features() -> Result<Outcome> {
-    // It takes the dependencies of tests out of manifests while it works.
+    // Without those of tests, it takes dependencies out of manifests while it works.
     let directory = copy()?;
     let powerset = |tests| -> Result<_> {
         let Some(mut hack) = installed("cargo-hack", "0.6.46")? else { return Ok(None) };
