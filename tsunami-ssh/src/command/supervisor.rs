@@ -420,6 +420,12 @@ mod tests {
         }
     }
 
+    /// Kills all that is in a command's group, which may have ended itself.
+    fn end_group(command: &std::process::Child) {
+        let group = rustix::process::Pid::from_child(command);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    }
+
     #[test]
     fn what_descends_from_a_group_ends_with_it_and_nothing_above() {
         use std::os::unix::process::CommandExt;
@@ -443,6 +449,7 @@ mod tests {
             io::Read::read_exact(&mut command.stdout.take().unwrap(), &mut [0]).unwrap();
             command.wait().unwrap();
             assert_eq!(kill(&shell, "mine", command.id(), ""), "over", "{shell:?}");
+            end_group(&command);
             // Nobody has ended what a look at all processes did not find.
             let mut command = start("echo; sleep 1000", "mine");
             io::Read::read_exact(&mut command.stdout.take().unwrap(), &mut [0]).unwrap();
@@ -450,7 +457,7 @@ mod tests {
             let mut ending = std::process::Command::new(shell[0]);
             ending.args(&shell[1..]).args(["-c", &blind, "sh", "mine", &command.id().to_string()]);
             assert_eq!(ending.output().unwrap().stdout, b"left\n", "{shell:?}");
-            command.kill().unwrap();
+            end_group(&command);
             command.wait().unwrap();
             // A group of somebody else's, with a process of the run's below.
             let mut theirs =
