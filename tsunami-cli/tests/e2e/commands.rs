@@ -256,7 +256,7 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
     // So does the end of whoever wanted it, whatever ended that.
     for (line, signals) in [
         ("echo ready; exec sleep 4712", &[Signal::KILL][..]),
-        ("echo ready; setsid -w sleep 4712", &[Signal::KILL]),
+        ("setsid -w sh -c 'echo ready; exec sleep 4712'", &[Signal::KILL]),
         ("trap '' TERM; echo ready; sleep 4712", &[Signal::INT, Signal::INT]),
     ] {
         let mut exec = Going::of(world.command(["exec", &run, "-m", "long-2", "--", line]));
