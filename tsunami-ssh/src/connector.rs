@@ -69,6 +69,8 @@ pub struct SshConnector {
     runs: Mutex<HashMap<RunId, Arc<RunSsh>>>,
     /// One run is prepared once, whoever asks for it at the same time.
     preparing: tokio::sync::Mutex<()>,
+    /// Held by whatever makes files of a run, which goes on where whoever prepares it gives up.
+    making: Arc<tokio::sync::Mutex<()>>,
     defaults: OnceCell<Arc<Resolved>>,
     resolver: Arc<Resolver>,
 }
@@ -187,7 +189,9 @@ impl Connector for SshConnector {
         let _one_at_a_time = self.preparing.lock().await;
         let files = Files::in_directory(&directory);
         let (place, key, comment) = (directory.clone(), files.key.clone(), format!("tsunami-{run}"));
+        let making = self.making.clone().lock_owned().await;
         let make = move || {
+            let _making = making;
             let run_directory = place.parent().unwrap_or(Path::new("/"));
             DirBuilder::new().recursive(true).mode(0o700).create(run_directory)?;
             private::check_run(run_directory)?;
@@ -220,7 +224,9 @@ impl Connector for SshConnector {
         let main = config::main_config(&options, &files, kex.as_deref()).map_err(unfit)?;
         let proxy = options.proxy.as_deref().map(proxy::script);
         let (write, sockets) = (files.clone(), directory.clone());
+        let making = self.making.clone().lock_owned().await;
         let write = move || {
+            let _making = making;
             replace(&write.config, |_| main)?;
             proxy.map_or(Ok(()), |script| replace(&write.proxy, |_| script))?;
             let files = [&write.hosts, &write.known_hosts];
@@ -230,7 +236,12 @@ impl Connector for SshConnector {
             })
         };
         blocking(write).await.map_err(failed)?;
-        let janitor = blocking(move || Janitor::start(&socket_directories(&sockets))).await;
+        let making = self.making.clone().lock_owned().await;
+        let start = move || {
+            let _making = making;
+            Janitor::start(&socket_directories(&sockets))
+        };
+        let janitor = blocking(start).await;
         let janitor = janitor.map_err(|error| local("cannot make a directory for control sockets", error))?;
         let ssh = RunSsh {
             files,
@@ -276,6 +287,8 @@ impl Connector for SshConnector {
             // It waits for a process. Where no thread is to be had, the janitor ends all the same.
             let _ = spawn_blocking(move || drop(janitor)).await;
         }
+        // Who removes the run's directory next must not find it made again.
+        drop(self.making.lock().await);
     }
 }
 
@@ -579,6 +592,27 @@ mod tests {
         let directory = root.path().join(run().as_str());
         connector.prepare(&run(), &directory).await.unwrap();
         (connector, directory)
+    }
+
+    #[tokio::test]
+    async fn what_a_dropped_preparation_still_makes_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join(run().as_str());
+        private::make_directory(&directory).unwrap();
+        private::make_directory(&directory.join("ssh")).unwrap();
+        let held = lock(&directory.join("ssh")).unwrap();
+        let connector = SshConnector::default();
+        let moment = Duration::from_millis(300);
+        assert!(tokio::time::timeout(moment, connector.prepare(&run(), &directory)).await.is_err());
+        let run = run();
+        let mut finished = pin!(connector.finish(&run));
+        assert!(tokio::time::timeout(moment, &mut finished).await.is_err());
+        drop(held);
+        finished.await;
+        assert!(directory.join("ssh/id_ed25519.pub").exists() || directory.join("ssh/id_ed25519").exists());
+        fs::remove_dir_all(&directory).unwrap();
+        tokio::time::sleep(moment).await;
+        assert!(!directory.exists());
     }
 
     #[tokio::test]

@@ -191,6 +191,8 @@ struct Log {
     stage: String,
     /// What its lines begin with beside the machine: the stage, and the trial that it is in, if there are many.
     label: String,
+    /// Whether the last line showed the end of a command, or none was shown yet.
+    has_ended: bool,
     path: PathBuf,
     /// How much of it has been shown.
     read: u64,
@@ -297,7 +299,7 @@ impl Shown {
             let machine = one_line(&machine);
             self.machines.insert(machine.clone());
             let label = stage.clone();
-            let log = Log { machine, stage, label, path, read: 0, lines: Lines::complete() };
+            let log = Log { machine, stage, label, has_ended: true, path, read: 0, lines: Lines::complete() };
             if only.is_empty() || only.iter().any(|name| log.is_of(name)) {
                 self.logs.push(log);
                 self.call(self.logs.len() - 1, None);
@@ -322,6 +324,7 @@ impl Shown {
         parts.sort_by_key(|part| part.at);
         for part in parts {
             self.call(part.log, part.trial.as_deref());
+            self.logs[part.log].has_ended = part.at.is_none();
             self.show(part.log, part.from, Some(part.to), part.failed)?;
             // A line that has no end yet may go on.
             if !goes_on {
@@ -349,8 +352,8 @@ impl Shown {
         self.width = self.width.max(machine.len() + 2 + label.len());
     }
 
-    /// Finds out which trial a command is of that begins with a new line. Where its event isn't written yet, no later one
-    /// is either.
+    /// Finds out which trial a command is of that begins with a new line. What only looks like the beginning of one stays with
+    /// the command that wrote it, unless that has ended: then its event isn't written yet, and no later one is either.
     fn begins(&mut self, nth: usize, line: &[u8]) {
         let key = self.logs[nth].key();
         let is_known = |commands: &Commands| {
@@ -362,10 +365,12 @@ impl Shown {
         let known = is_known(&self.commands).then(|| self.commands.get_mut(&key)?.pop_front()).flatten();
         let trial = match known {
             Some(begun) => begun.trial,
+            None if !self.logs[nth].has_ended => return,
             None => {
                 self.stories.iter().find(|story| key.0.starts_with(&story.results)).and_then(Story::of_many)
             }
         };
+        self.logs[nth].has_ended = false;
         self.call(nth, trial.as_deref());
     }
 
@@ -403,9 +408,10 @@ impl Shown {
         if self.follows && line.starts_with(b"$ ") {
             self.begins(nth, line);
         }
-        let Log { machine, stage, label, .. } = &self.logs[nth];
         // A command's own output may look like this, too: then it has another colour, and no more.
         let is_end = line.starts_with(b"# ") && line.ends_with(b" s");
+        self.logs[nth].has_ended |= is_end;
+        let Log { machine, stage, label, .. } = &self.logs[nth];
         let is_bad = is_end && !line.starts_with(b"# status 0 after") && !line.starts_with(b"# cancelled")
             || failed && is_end;
         if is_bad {
@@ -497,8 +503,14 @@ impl Story {
             }
             EventKind::SweepPlanned { plan } => self.has_many = plan.trials.len() > 1,
             EventKind::TrialStarted { trial } => self.trial = Some(trial),
-            EventKind::TrialFinished { .. } => self.trial = None,
+            // A run that was killed in a trial goes on with another set of machines.
+            EventKind::TrialFinished { .. }
+            | EventKind::RunStarted { .. }
+            | EventKind::TearingDown { .. } => {
+                self.trial = None;
+            }
             EventKind::TrialVoided { trial, attempt, .. } => {
+                self.trial.take_if(|ours| *ours == trial);
                 let ours = commands.iter_mut().filter(|((path, ..), _)| path.starts_with(&self.results));
                 let its =
                     ours.flat_map(|(_, begun)| begun).filter(|begun| begun.trial.as_ref() == Some(&trial));
@@ -645,25 +657,37 @@ mod tests {
         let lines: Vec<&str> = first.iter().map(String::as_str).collect();
         let directory = results(all.path(), "20261128-082330-x3pph4b3rq9vs", &lines);
         log(&directory, "b-0", "setup", "$ go\n");
-        log(&directory, "b-0", "load", "$ go\nvoid\n$ go\none\n");
+        let load = "$ go\nvoid\n# status 0 after 1.0 s\n$ go\none\n";
+        log(&directory, "b-0", "load", load);
         let mut shown = Shown::of(std::slice::from_ref(&directory), false);
         shown.find(&directory.join("logs"), &[]).unwrap();
         shown.so_far(true).unwrap();
-        let later = [finished(1), started(2)].map(|line| line + "\n").concat();
+        let again = event(
+            "run_started",
+            r#""at":1.0,"run":"20261128-082330-x3pph4b3rq9vs","experiment":"x","deadline":9.0,"groups":[]"#,
+        );
+        let later = [started(1), again, begun("setup", 4), started(2)].map(|line| line + "\n").concat();
         let mut events = File::options().append(true).open(directory.join("events.jsonl")).unwrap();
         events.write_all(later.as_bytes()).unwrap();
         let mut load = File::options().append(true).open(directory.join("logs/b-0/load.log")).unwrap();
-        load.write_all(b"more\n$ go\ntwo\n").unwrap();
+        load.write_all(b"more\n$ own\n# status 0 after 1.0 s\n$ go\ntwo\n").unwrap();
+        let mut setup = File::options().append(true).open(directory.join("logs/b-0/setup.log")).unwrap();
+        setup.write_all(b"# status 0 after 1.0 s\n$ go\n").unwrap();
         shown.more().unwrap();
         insta::assert_snapshot!(shown.out.text(), @"
         b-0  setup           | $ go
         b-0  trial 1.1: load | $ go
         b-0  trial 1.1: load | void
+        b-0  trial 1.1: load | # status 0 after 1.0 s
         b-0  trial 1: load   | $ go
         b-0  trial 1: load   | one
         b-0  trial 1: load   | more
+        b-0  trial 1: load   | $ own
+        b-0  trial 1: load   | # status 0 after 1.0 s
         b-0  trial 2: load   | $ go
         b-0  trial 2: load   | two
+        b-0  setup           | # status 0 after 1.0 s
+        b-0  setup           | $ go
         ");
     }
 
