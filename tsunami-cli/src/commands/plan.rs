@@ -306,7 +306,8 @@ fn order(text: &mut String, trials: &Trials, plan: &SweepPlan) {
         let _ = writeln!(text, "    {:>width$}", "…");
     }
     let needed = trials.rows_needed();
-    if !trials.repeat.is_multiple_of(needed) && (trials.repeat > 1 || trials.compare.is_some()) {
+    // Where nothing is compared, there are no variants.
+    if trials.compare.is_some() && !trials.repeat.is_multiple_of(needed) {
         let text_of = format!(
             "  take a multiple of {needed} repeats, so that each variant is equally often in each place; these are {}",
             trials.repeat
@@ -480,6 +481,13 @@ rps = { file = "out.csv", csv = "rps", across = "sum", better = "higher", unit =
 on = "server"
 run = "flush"
 "#;
+
+    #[test]
+    fn only_what_is_compared_is_to_be_balanced() {
+        let compared = "\n[compare]\nby = \"variant\"\nmargin = \"0.1%\"\nfail_if = [\"rps < 0.95\"]\n";
+        assert!(SWEEP.contains(compared) && plan_of(SWEEP).contains("take a multiple of 6"));
+        assert!(!plan_of(&SWEEP.replace(compared, "\n")).contains("multiple"));
+    }
 
     #[test]
     fn a_sweep_says_what_it_does_and_costs() {
