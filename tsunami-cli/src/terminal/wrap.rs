@@ -6,7 +6,8 @@ use std::ops::Range;
 use unicode_width::UnicodeWidthStr;
 
 /// Where the lines of a text begin and end that is shown in so many columns, all but the first set in by `hang`, which is less. A word
-/// stays whole, and so does what stands in backquotes, such as a command to copy, where it fits into a line at all.
+/// stays whole, and so does what stands in backquotes where it fits into a line at all, and a command of our own to copy even
+/// where it doesn't: what a terminal breaks by itself is copied without the break.
 pub(super) fn wrap(text: &str, width: usize, hang: usize) -> Vec<Range<usize>> {
     let columns = |range: Range<usize>| text[range].width();
     let is_wide = text.len() > width && columns(0..text.len()) > width;
@@ -29,7 +30,7 @@ pub(super) fn wrap(text: &str, width: usize, hang: usize) -> Vec<Range<usize>> {
     lines
 }
 
-/// The words of a text, that in backquotes being one if it has at most so many columns.
+/// The words of a text, that in backquotes being one if it has at most so many columns, or is a command of our own.
 fn words(text: &str, most: usize) -> Vec<Range<usize>> {
     let mut words: Vec<Range<usize>> = Vec::new();
     let mut quoted_to = 0;
@@ -37,7 +38,8 @@ fn words(text: &str, most: usize) -> Vec<Range<usize>> {
     for (at, c) in text.char_indices() {
         if c == '`' && at >= quoted_to {
             let end = text[at + 1..].find('`').map(|end| at + 1 + end + 1);
-            quoted_to = end.filter(|end| text[at..*end].width() <= most).unwrap_or(at + 1);
+            let is_ours = text[at + 1..].starts_with("tsunami ");
+            quoted_to = end.filter(|end| is_ours || text[at..*end].width() <= most).unwrap_or(at + 1);
         }
         match start {
             Some(from) if c == ' ' && at >= quoted_to => {
@@ -63,6 +65,7 @@ mod tests {
             ("one two three four", 9, &["one two", "three", "four"]),
             ("run x; `a b c` removes it", 13, &["run x;", "`a b c`", "removes it"]),
             ("`a b c d e f g h`", 10, &["`a b c d e", "f g h`"]),
+            ("then `tsunami down x y z` so", 12, &["then `tsunami down x y z`", "so"]),
             ("results: /a/path/that/is/long so", 12, &["results: /a/path/that/is/long", "so"]),
             ("é é é é é é é", 7, &["é é é é", "é é é"]),
             ("漢字 漢字 漢字", 9, &["漢字 漢字", "漢字"]),
