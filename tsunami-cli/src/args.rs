@@ -136,6 +136,7 @@ fn statuses(command: &clap::Command) -> String {
                 "forward" => "\n  0    after Ctrl-C",
                 _ => "\n  the highest of the machines', 128+N for signal N,",
             });
+            text.push_str("\n  2    if the command line was at fault");
             text.push_str(if name == "exec" { "\n  124  after --timeout" } else { "" });
             let own = if name == "exec" { ", or was interrupted" } else { "" };
             let _ = write!(text, "\n  125  if tsunami itself failed{own}\n  255  if contact was lost");
@@ -212,6 +213,14 @@ fn corrected(mut error: clap::Error, command: &mut clap::Command, words: &[OsStr
             }
             error
         }
+        (ErrorKind::UnknownArgument, _) if is_of(words, "ssh") => {
+            let word = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+            if !word.starts_with('-') {
+                let hint = format!("a command comes after `--`: `tsunami ssh RUN MACHINE -- {word}`").into();
+                error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+            }
+            error
+        }
         (ErrorKind::UnknownArgument, _) if is_shortened(words) => {
             let why = "the end of machines can only be put off: `tsunami down RUN` ends them now";
             let extend = command.find_subcommand_mut("extend");
@@ -219,6 +228,12 @@ fn corrected(mut error: clap::Error, command: &mut clap::Command, words: &[OsStr
         }
         _ => error,
     }
+}
+
+/// Whether the words, of which the program's name is the first, are for this command.
+fn is_of(words: &[OsString], command: &str) -> bool {
+    let mut words = words.iter().skip(1);
+    words.find(|word| !word.as_encoded_bytes().starts_with(b"-")).is_some_and(|word| word == command)
 }
 
 /// Whether somebody wants an end to come earlier: `extend RUN -5m`.
@@ -338,6 +353,9 @@ mod tests {
             ("tsunami list", "'ls'"),
             ("tsunami extend x -5m", "can only be put off: `tsunami down RUN`"),
             ("tsunami run x.toml --kep", "'--keep'"),
+            ("tsunami exec x --tiemout 3s -- ls", "unexpected argument '--tiemout'"),
+            ("tsunami exec x --tiemout 3s -- ls", "'--timeout'"),
+            ("tsunami ssh x n-0 ls -l", "a command comes after `--`: `tsunami ssh RUN MACHINE -- ls`"),
         ] {
             assert!(refused(words).contains(says), "{}", refused(words));
         }

@@ -214,6 +214,15 @@ impl From<ResultsError> for Error {
     }
 }
 
+/// What `tsunami report` does for results whose run could not.
+pub(crate) const REPORT_MAKES: &str = "makes results.json, results.csv and report.html of it";
+
+/// A path as a word of a shell's command line.
+pub(crate) fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    shlex::try_quote(&path).map_or_else(|_| path.to_string(), Cow::into_owned)
+}
+
 /// What is full where people would rather think of a machine's.
 const OWN_DISK: &str = "that is a disk of this computer, not a machine's";
 
@@ -311,18 +320,13 @@ impl Told<'_> {
             }
             false => "All that was measured is in events.jsonl. ",
         };
-        let results = results.to_string_lossy();
-        let quoted = shlex::try_quote(&results).unwrap_or(Cow::Borrowed(&results));
-        let made = "makes results.json, results.csv and report.html of it";
-        self.help(Some(&format!("{disk}{lost}{then}`tsunami report {quoted}` {made}")));
+        self.help(Some(&format!("{disk}{lost}{then}`tsunami report {}` {REPORT_MAKES}", quoted(results))));
     }
 
     /// What does the trials that are left of the results in a directory.
     fn rest(&mut self, results: Option<&Path>) {
         if let Some(results) = results {
-            let results = results.to_string_lossy();
-            let quoted = shlex::try_quote(&results).unwrap_or(Cow::Borrowed(&results));
-            self.help(Some(&format!("`tsunami run --resume {quoted}` does the rest")));
+            self.help(Some(&format!("`tsunami run --resume {}` does the rest", quoted(results))));
         }
     }
 

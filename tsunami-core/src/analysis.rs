@@ -597,12 +597,14 @@ fn disturbed(report: &Report, plan: &SweepPlan) -> Option<String> {
         }
     }
     let (name, by) = first?;
-    let (count, were) =
-        (if all == 1 { "counts" } else { "count" }, if disturbed == 1 { "was" } else { "were" });
+    let which = match (disturbed, all) {
+        (_, 1) => "the trial that counts was".to_owned(),
+        (1, _) => format!("1 of {all} trials that count was"),
+        _ => format!("{disturbed} of {all} trials that count were"),
+    };
     Some(format!(
-        "{disturbed} of {} that {count} {were} disturbed by other processes (trial {name}: {by}): other things keep \
-         their machines busy, so trust small differences less",
-        number(all, "trial")
+        "{which} disturbed by other processes (trial {name}: {by}): other things keep their machines busy, so trust \
+         small differences less"
     ))
 }
 
@@ -616,6 +618,7 @@ fn incomplete(report: &Report, counts: &[Counts]) -> Option<String> {
     let (done, of) = report.swept.as_ref().map_or((ended, planned), |swept| (swept.done, swept.of));
     match why {
         Some(why) if done < of => Some(format!("{done} of {of} trials: {why}")),
+        _ if done < of && of == 1 => Some("the trial was not done".to_owned()),
         _ if done < of => Some(format!("{done} of {of} trials were done")),
         _ => None,
     }
@@ -929,7 +932,7 @@ mod tests {
                     small differences less";
         assert_eq!(told(&report), format!("1 of 2 trials that count was {rest}"));
         report.trials[1].ok = None;
-        assert_eq!(told(&report), format!("1 of 1 trial that counts was {rest}"));
+        assert_eq!(told(&report), format!("the trial that counts was {rest}"));
         report.trials[0].ok = None;
         assert_eq!(told(&report), "");
     }

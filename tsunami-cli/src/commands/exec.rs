@@ -54,7 +54,7 @@ pub(crate) struct Exec {
     #[arg(long, conflicts_with = "sorted")]
     json: bool,
     /// The command: one word is a line for the shell, several are a program and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    #[arg(trailing_var_arg = true, required = true)]
     command: Vec<OsString>,
 }
 

@@ -20,7 +20,7 @@ use super::plan::pairs;
 use super::{Context, Execute, load, load_again, words_of_repeated};
 use crate::args::{FileArgs, assignment};
 use crate::backend;
-use crate::error::{Error, REMAINS};
+use crate::error::{Error, REMAINS, REPORT_MAKES, quoted};
 use crate::reporter::{self, Reporter, Verbosity};
 use crate::signals;
 use crate::table::say_markdown;
@@ -218,10 +218,17 @@ impl Stage {
         let tell = move |line: &str| telling.say(line);
         let (shown, whose, attached) = (reporter.clone(), elsewhere.clone(), on.is_some());
         let results = run.results().clone();
+        let is_quiet = verbosity == Verbosity::Quiet;
         let give_up = Arc::new(move || {
             shown.finish();
             results.settle(LAST_WRITES_TIMEOUT);
-            progress.give_up(&whose.machines_of(), attached)
+            let status = progress.give_up(&whose.machines_of(), attached);
+            // Nobody is left to make a report of what was measured.
+            if results.directory().is_dir() && !is_quiet {
+                say(&format!("results: {}", results.directory().to_string_lossy()));
+                say(&format!("`tsunami report {}` {REPORT_MAKES}", quoted(results.directory())));
+            }
+            status
         });
         let doing = if on.is_some() { "stopping" } else { "stopping and tearing down" };
         signals::watch(cancel, doing, tell, give_up)?;

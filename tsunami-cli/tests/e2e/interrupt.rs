@@ -176,6 +176,11 @@ fn a_second_interrupt_gives_the_terminal_back_and_names_what_remains() {
     let ended = run.end();
     ended.assert_status(6).assert_says(&["may remain", "n-0", "`tsunami down"]);
     ended.assert_says(&["SIGINT: within a second of the first it counts as the same"]);
+    ended.assert_says(&[
+        "results: ",
+        "`tsunami report ",
+        "makes results.json, results.csv and report.html of it",
+    ]);
     assert!(second.elapsed() < Duration::from_secs(2), "{:?}", second.elapsed());
     let run = world.runs().pop().unwrap();
     world.tsunami(["down", &run]).assert_status(0);

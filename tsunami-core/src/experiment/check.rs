@@ -320,6 +320,9 @@ fn set_values(
         } else if groups.iter().any(|group| group.name == *name) {
             format!("`{name}` is a group")
         } else if contents.trials.parameters.iter().any(|parameter| parameter.name == *name) {
+            help = Some(format!(
+                "`--only {name}=VALUE` does the trials with one of its values; the file's `[matrix]` lists them"
+            ));
             format!("`{name}` is a parameter")
         } else if !seen.insert(name) {
             format!("`{name}` is given twice")

@@ -908,7 +908,7 @@ run = "{{ d }} {{ e }} {{ c }}"
         Dir::new().problems(text, &[("n", "1")]),
         [
             "4:1 no template uses `m` (so all of its trials are the same; if they are to be, name it in a command's comment)",
-            "--set n: `n` is a parameter",
+            "--set n: `n` is a parameter (`--only n=VALUE` does the trials with one of its values; the file's `[matrix]` lists them)",
         ]
     );
 }

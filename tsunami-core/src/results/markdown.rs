@@ -152,8 +152,10 @@ pub(super) fn notes(analysis: &Analysis) -> Vec<String> {
         }
     }
     let all = compared.len();
-    notes
-        .extend(counted.into_iter().map(|(text, count)| format!("{text} (in {count} of {all} comparisons)")));
+    notes.extend(counted.into_iter().map(|(text, count)| match all {
+        1 => text,
+        _ => format!("{text} (in {count} of {all} comparisons)"),
+    }));
     notes.extend(analysis.incomplete.clone());
     let variants =
         analysis.metrics.iter().flat_map(|metric| &metric.combinations).flat_map(|one| &one.variants);
@@ -167,11 +169,17 @@ pub(super) fn notes(analysis: &Analysis) -> Vec<String> {
         // As many as the confidence is corrected for, whether or not all of them could be made.
         let combinations = analysis.metrics.iter().flat_map(|metric| &metric.combinations);
         let all: usize = combinations.map(|one| one.variants.len().saturating_sub(1)).sum();
-        notes.push(format!(
-            "intervals are over rounds and hold for these machines; each has {:.2} % confidence, so that all {all} hold \
-             together with 95 %",
-            100.0 * analysis.confidence
-        ));
+        notes.push(match all {
+            1 => format!(
+                "the interval is over rounds and holds for these machines, with {:.0} % confidence",
+                100.0 * analysis.confidence
+            ),
+            _ => format!(
+                "intervals are over rounds and hold for these machines; each has {:.2} % confidence, so that all {all} \
+                 hold together with 95 %",
+                100.0 * analysis.confidence
+            ),
+        });
     }
     notes
 }
