@@ -517,6 +517,21 @@ async fn a_part_is_done_alone_and_then_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn other_machines_are_warmed_up_again_which_is_no_round() {
+    let world = World::new(&FILE.replace("repeat = 2", "repeat = 2\nwarmup = 1"));
+    let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();
+    let options = RunOptions::default().results(world.results()).only("size", "2");
+    experiment.run(&world.tsunami(world.cloud.clone()), options).await.unwrap();
+    let report = world.resume(RunOptions::default()).await.unwrap();
+    let again: Vec<_> = report.trials.iter().filter_map(|trial| trial.voided.as_ref()).collect();
+    assert!(!again.is_empty());
+    for voided in again {
+        let told = (&voided.trial[..1], voided.text.as_str());
+        assert_eq!(told, ("w", "the machines are warmed up again"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_several_sets_of_machines_only_the_last_is_kept() {
     let world = World::new(&two_sets());
     let experiment = Loader::new().load(world.home.path().join("x.toml")).unwrap();

@@ -10,7 +10,7 @@ use tsunami_core::statistics::Threshold;
 use super::{Context, Execute, results_directories};
 use crate::error::Error;
 use crate::table::print_markdown;
-use crate::terminal::{print, say};
+use crate::terminal::{one_line, print, say};
 
 /// Set what runs measured side by side
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,7 @@ impl Execute for Compare {
     async fn execute(self, _: &Context<'_>) -> Result<u8, Error> {
         let Self { directories, csv, json, fail_if, unlike_machines } = self;
         let directories = results_directories(directories)?;
+        let alone = (directories.len() == 1).then(|| directories[0].clone());
         let read = spawn_blocking(move || SideBySide::read(&directories));
         let runs = read.await.map_err(CoreError::other)??;
         if !runs.is_comparable() {
@@ -63,6 +64,13 @@ impl Execute for Compare {
                 "these runs have no metric in common, of the same parameters{why}"
             )));
         }
+        // A history may begin with one run.
+        if let Some(alone) = alone.filter(|_| !csv || !fail_if.is_empty()) {
+            let alone = one_line(&alone.to_string_lossy());
+            return Err(Error::Usage(format!(
+                "only one run is named, {alone}: there is nothing to compare it with"
+            )));
+        }
         let unlike = runs.unlike();
         if !unlike.is_empty() && !unlike_machines {
             let each: String = unlike.iter().map(|line| format!("\n  {line}")).collect();
@@ -76,6 +84,11 @@ impl Execute for Compare {
         let is_known = |line: &&Threshold| checks.iter().any(|check| check.metric == line.metric);
         if let Some(line) = fail_if.iter().find(|line| !is_known(line)) {
             return Err(Error::Usage(format!("`{line}`: these runs have no metric {}", line.metric)));
+        }
+        for line in &fail_if {
+            if let Some(why) = runs.other_unit(&line.metric) {
+                return Err(Error::Usage(format!("`{line}` can't be judged: {why}")));
+            }
         }
         if csv {
             print(&runs.csv())?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::task::spawn_blocking;
 use tsunami_core::Error as CoreError;
-use tsunami_core::results::{ColdStarts, ResultsError, json as to_json, rebuild, summary};
+use tsunami_core::results::{ColdStarts, ResultsError, goes_on, json as to_json, rebuild, summary};
 
 use super::{Context, Execute, results_directories};
 use crate::error::Error;
@@ -58,6 +58,10 @@ impl Execute for Report {
         }
         let mut failed = None;
         for directory in directories {
+            if goes_on(&directory) {
+                let run = one_line(&directory.to_string_lossy());
+                say(&format!("{run}: the run goes on, so this is of what it has done by now"));
+            }
             let built = spawn_blocking(move || {
                 let (report, built) = rebuild(&directory)?;
                 Ok::<_, ResultsError>((summary(&report), built))

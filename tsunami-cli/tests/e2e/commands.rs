@@ -769,6 +769,45 @@ fn runs_are_compared_by_their_directories_alone() {
     fs::write(world.path("work/b/inputs/set.json"), "{}").unwrap();
     let differs = ["c: n is 2, and not set in b", "c: rps is in k/s, and in 1/s in b"];
     world.tsunami(["compare", "--unlike-machines", "b", "c"]).assert_status(2).assert_says(&differs);
+    // With another metric that all have.
+    for (run, rps) in [("d", "1/s"), ("e", "k/s")] {
+        let events = fs::read_to_string(world.path("work/a/events.jsonl")).unwrap();
+        let metrics =
+            json!([{ "name": "n", "step": "load" }, { "name": "rps", "step": "load", "unit": rps }]);
+        let mut lines = Vec::new();
+        for line in events.lines() {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            if line["event"] == "sweep_planned" {
+                line["plan"]["metrics"] = metrics.clone();
+            }
+            lines.push(line.to_string());
+            if line["event"] == "measured" {
+                line["metric"] = "n".into();
+                lines.push(line.to_string());
+            }
+        }
+        fs::create_dir(world.path("work").join(run)).unwrap();
+        let text = lines.join("\n").replace("\"old\"", "1").replace("\"new\"", "2") + "\n";
+        fs::write(world.path("work").join(run).join("events.jsonl"), text).unwrap();
+    }
+    against("rps < 0.95", ["d", "e"])
+        .assert_status(2)
+        .assert_says(&["`rps < 0.95` can't be judged: rps is in 1/s in one run, and in k/s in another"]);
+    against("n < 0.95", ["d", "e"]).assert_status(0);
+    let numbers =
+        world.tsunami(["compare", "--unlike-machines", "--json", "--fail-if", "n < 0.95", "d", "e"]);
+    let numbers: serde_json::Value = serde_json::from_str(&numbers.assert_status(0).stdout).unwrap();
+    for of in ["rows", "checks"] {
+        assert_eq!(numbers[of][0]["parameters"]["variant"], 1, "{numbers}");
+    }
+    // One run alone, however often and by whatever name: but it may begin a history.
+    let alone = ["compare", "--unlike-machines", "b", "index.csv", "latest"];
+    world
+        .tsunami(alone)
+        .assert_status(2)
+        .assert_says(&["only one run is named, b: there is nothing to compare it with"]);
+    against("rps < 0.95", ["b", "latest"]).assert_status(2).assert_says(&["only one run is named"]);
+    world.tsunami(alone.into_iter().chain(["--csv"])).assert_status(0);
     fs::remove_dir_all(world.path("work/b/inputs")).unwrap();
     let csv =
         world.tsunami(["compare", "--unlike-machines", "--csv", "a", "b"]).assert_status(0).stdout.clone();

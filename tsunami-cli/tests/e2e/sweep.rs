@@ -54,9 +54,15 @@ fn a_sweep_that_was_killed_is_resumed_and_ends_with_the_same_table() {
     run.wait_for(&["\"trial_finished\""]);
     run.wait_for(&["\"trial_finished\""]);
     run.wait_for(&["\"command_started\"", "\"work\""]);
+    let early = world.tsunami(["report", "results/x/latest"]);
+    early
+        .assert_status(0)
+        .assert_says(&["results/x/latest: the run goes on, so this is of what it has done by now"]);
     run.signal(Signal::KILL);
     assert_eq!(run.end().status, None);
     let results = world.results();
+    let page = fs::read_to_string(results.join("report.html")).unwrap();
+    assert!(page.contains("it went on when this was made") && !page.contains("its end was not recorded"));
     let (index, before) = (fs::read(results.join("trials/index.csv")).unwrap(), report(&results));
     let planned = before.sweep.clone().unwrap();
     // Whoever else uses this computer may disturb any trial, also thrice: then there is something left to resume.
@@ -77,6 +83,11 @@ fn a_sweep_that_was_killed_is_resumed_and_ends_with_the_same_table() {
     let after = report(&results);
     assert_eq!(after.sweep, Some(planned.clone()));
     assert_eq!(fs::read(results.join("trials/index.csv")).unwrap(), index);
+    // It is the run that began, everywhere.
+    let history = world.tsunami(["compare", "--csv", "results/x/latest", "results/x/latest"]);
+    let began = humantime::format_rfc3339_seconds(before.started.unwrap());
+    let row = format!("\n{began},{},results/x/latest,", before.run.as_ref().unwrap());
+    assert!(history.assert_status(0).stdout.contains(&row), "{} has no {row}", history.stdout);
     let table = table(&after);
     for (name, (parameters, measured)) in &table {
         let trial = planned.trial(name).unwrap();

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{ResultsError, files};
 use crate::exclude::Exclude;
 use crate::experiment::{EnvValue, Experiment, Group, Setup, Template, Upload};
+use crate::text::number;
 use crate::trial::Parameters;
 
 /// What was uploaded, for those who want to repeat the run. Names are shown as far as they are text.
@@ -265,7 +266,19 @@ pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), Res
             (&before.group, &before.to, &before.files) == (&now.group, &now.to, &now.files)
         };
         if !before.iter().any(is_same) {
-            return Err(changed(&upload.from));
+            let mut there =
+                before.iter().filter(|before| (&before.group, &before.to) == (&now.group, &now.to));
+            let others =
+                there.next().map(|before| other_files(&before.files, &now.files)).unwrap_or_default();
+            // Of a file that is uploaded by itself, or a directory that was uploaded nowhere, its own name says it.
+            return Err(match others.split_first() {
+                Some((first, [])) if !first.is_empty() => changed(&upload.from.join(first)),
+                Some((first, more)) if !first.is_empty() => {
+                    let more = number(more.len(), "other file");
+                    differs(format!("{} (and {more} there)", upload.from.join(first).display()))
+                }
+                _ => changed(&upload.from),
+            });
         }
     }
     for group in groups(experiment) {
@@ -288,6 +301,16 @@ pub(super) fn check(experiment: &Experiment, directory: &Path) -> Result<(), Res
         }
     }
     Ok(())
+}
+
+/// The paths of files of which one side has no such file, or one with another content.
+fn other_files<'f>(before: &'f [DigestedFile], now: &'f [DigestedFile]) -> Vec<&'f str> {
+    let [then, now] = [before, now].map(|files| {
+        let each = files.iter().map(|file| (file.path.as_str(), file.sha256.as_str()));
+        each.collect::<BTreeSet<_>>()
+    });
+    let others: BTreeSet<_> = then.symmetric_difference(&now).map(|(path, _)| *path).collect();
+    others.into_iter().collect()
 }
 
 fn digest_of(file: &Path) -> Result<Vec<DigestedFile>, ResultsError> {
@@ -492,12 +515,15 @@ mod tests {
         );
         fs::write(tree.join("target/x"), "2").unwrap();
         check(&Experiment::load(&file).unwrap(), &inputs).unwrap();
+        let told = || check(&Experiment::load(&file).unwrap(), &inputs).unwrap_err().to_string();
         for changed in ["tree/kept", "conf"] {
             let before = fs::read(directory.path().join(changed)).unwrap();
             fs::write(directory.path().join(changed), "2").unwrap();
-            assert!(check(&Experiment::load(&file).unwrap(), &inputs).is_err(), "{changed}");
+            assert!(told().contains(&format!("/{changed} is not as it was")), "{}", told());
             fs::write(directory.path().join(changed), before).unwrap();
         }
+        fs::rename(tree.join("kept"), tree.join("new")).unwrap();
+        assert!(told().contains("/tree/kept (and 1 other file there) is not as it was"), "{}", told());
     }
 
     #[test]

@@ -122,6 +122,12 @@ pub(super) fn lock_directory(directory: &Path) -> Result<File, ResultsError> {
     }
 }
 
+/// Whether a process writes down the run: then it goes on. Blocks no longer than it takes to ask.
+pub fn goes_on(directory: &Path) -> bool {
+    let events = files::open(&directory.join(EVENTS));
+    events.is_ok_and(|events| matches!(events.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 /// Reads the events of a run that is resumed. A last line that was cut is removed, so that the next begins a line.
 pub(super) fn read(directory: &Path) -> Result<Vec<Event>, ResultsError> {
     let path = directory.join(EVENTS);

@@ -37,7 +37,7 @@ use crate::{Event, Observer, Origin, Outcome, Report, RunId, RunStore, private};
 pub use built::{read_report, rebuild};
 pub use cold_start::ColdStarts;
 pub(crate) use inputs::{Given, INPUTS, take_kept};
-pub use json::{Json, json};
+pub use json::{Json, goes_on, json};
 pub use logs::Logs;
 pub use markdown::{markdown, summary};
 pub(crate) use repeated::Repeated;

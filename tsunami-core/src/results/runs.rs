@@ -165,17 +165,26 @@ impl Index {
         if length == 0 {
             return Ok(Self::default());
         }
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file.take(length));
-        let header = reader.headers().map_err(io::Error::from)?;
+        let mut text = Vec::new();
+        file.take(length).read_to_end(&mut text)?;
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_slice());
+        let header = reader.headers().map_err(io::Error::from)?.clone();
         if !header.iter().take(COLUMNS.len()).eq(COLUMNS) {
             return Err(io::Error::other("it is no index of runs, and stays"));
+        }
+        // The reader takes a quote without its other one as the beginning of a value that holds all lines behind it.
+        if text.iter().filter(|byte| **byte == b'"').count() % 2 == 1 {
+            return Err(io::Error::other("it is damaged, and stays: a quote has no other one"));
         }
         let names = header.iter().skip(COLUMNS.len()).map(str::to_owned).collect();
         let mut rows = Vec::new();
         for row in reader.records() {
-            let mut row: Vec<_> = row.map_err(io::Error::from)?.iter().map(str::to_owned).collect();
-            row.resize(row.len().max(COLUMNS.len()), String::new());
-            rows.push(row);
+            let row = row.map_err(io::Error::from)?;
+            if row.len() != header.len() || humantime::parse_rfc3339(&row[1]).is_err() {
+                let line = row.position().map_or(0, csv::Position::line);
+                return Err(io::Error::other(format!("it is damaged, and stays: line {line} is of no run")));
+            }
+            rows.push(row.iter().map(str::to_owned).collect());
         }
         Ok(Self { names, rows })
     }
@@ -298,9 +307,28 @@ mod tests {
         assert_eq!(settle(&c, Outcome::Success), None, "it was told at the beginning");
         assert!(home.path().join(LATEST).symlink_metadata().unwrap().is_dir());
         assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), "mine\n");
+        // Of a damaged one nothing goes, although what is gone is not listed.
+        let head = "run,began,outcome,n\n";
+        let row = "gone,2026-01-01T00:00:00Z,success,1\n";
+        let stray = format!("{head}\"{row}{row}");
+        let last = format!("{head}{row}gone,2026-01-01T00:00:00Z,success,\"1\n{row}");
+        let noted = format!("{head}{row}my own note\n");
+        for (text, why) in [
+            (stray, "a quote has no other one"),
+            (last, "a quote has no other one"),
+            (format!("{head}gone,2026-01\n{row}"), "line 2 is of no run"),
+            (format!("{head}{row}gone,2026-01-01T00:00:00Z,succ"), "line 3 is of no run"),
+            (noted, "line 3 is of no run"),
+        ] {
+            fs::write(home.path().join(INDEX), &text).unwrap();
+            let told = enter(&c, &[]);
+            let expected = format!("/index.csv does not list this run: it is damaged, and stays: {why}");
+            assert!(told[1].ends_with(&expected), "{told:?}");
+            assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), text);
+        }
         // Nothing is cut off an index that is too long, or would be.
-        for length in [16 << 20, (16 << 20) - 30] {
-            let long = format!("run,began,outcome,n\nb,,,{}\n", "x".repeat(length));
+        for length in [16 << 20, (16 << 20) - 50] {
+            let long = format!("{head}b,2026-01-01T00:00:00Z,,{}\n", "x".repeat(length));
             fs::write(home.path().join(INDEX), &long).unwrap();
             let told = enter(&c, &[]);
             assert!(told[1].contains("it may have 16 MiB at most; a new one begins once"), "{told:?}");

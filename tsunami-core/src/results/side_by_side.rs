@@ -34,6 +34,8 @@ pub struct SideBySide {
     runs: Vec<Side>,
     /// In the order of the first run that has them.
     rows: Vec<Key>,
+    /// The parameters of each row, as the first run that has it tells them.
+    parameters: BTreeMap<Key, Parameters>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,15 +71,21 @@ impl SideBySide {
     /// What can't be read.
     pub fn read(directories: &[impl AsRef<Path>]) -> Result<Self, ResultsError> {
         let mut rows = Vec::new();
+        let mut parameters = BTreeMap::new();
         let mut runs = Vec::new();
         for directory in directories {
             let directory = directory.as_ref();
             let (side, keys) = Side::new(directory, &read_report(directory)?);
-            rows.extend(keys.into_iter().filter(|key| !rows.contains(key)).collect::<Vec<_>>());
+            for (key, own) in keys {
+                parameters.entry(key.clone()).or_insert_with(|| {
+                    rows.push(key);
+                    own
+                });
+            }
             runs.push(side);
         }
         name(&mut runs);
-        Ok(Self { runs, rows })
+        Ok(Self { runs, rows, parameters })
     }
 
     /// Whether all runs have a metric in common, of the same parameters.
@@ -155,13 +163,8 @@ impl SideBySide {
             for (key, then) in
                 run.measured.keys().flat_map(|key| first.measured.keys().map(move |then| (key, then)))
             {
-                let is_same =
-                    (&key.step, &key.metric, &key.parameters) == (&then.step, &then.metric, &then.parameters);
-                if is_same && key.unit != then.unit {
-                    let [now, then] = [key, then].map(|key| match key.unit.as_str() {
-                        "" => "without a unit".to_owned(),
-                        unit => format!("in {unit}"),
-                    });
+                if key.differs_in_unit(then) {
+                    let [now, then] = [key, then].map(Key::in_unit);
                     units.insert(format!(
                         "{}: {} is {now}, and {then} in {}",
                         run.name, key.metric, first.name
@@ -171,6 +174,14 @@ impl SideBySide {
             told.extend(units);
         }
         told
+    }
+
+    /// That a metric's unit is not the same in all runs, in words, if so: no check can judge it.
+    pub fn other_unit(&self, metric: &str) -> Option<String> {
+        let rows = || self.rows.iter().filter(|key| key.metric == metric);
+        let (first, other) = rows()
+            .find_map(|key| rows().find(|other| key.differs_in_unit(other)).map(|other| (key, other)))?;
+        Some(format!("{metric} is {} in one run, and {} in another", first.in_unit(), other.in_unit()))
     }
 
     /// What becomes of lines of `fail_if`, for each run beside the first and each combination of parameters: the variant is
@@ -184,13 +195,10 @@ impl SideBySide {
                 for run in others {
                     let judged = ratios(first, run, key)
                         .map(|interval| threshold.judge_interval(interval, threshold.ratio).holds());
-                    let parameters = key.parameters.iter();
                     checks.push(Check {
                         fail_if: threshold.to_string(),
                         metric: key.metric.clone(),
-                        parameters: parameters
-                            .map(|(name, value)| (name.clone(), value.clone().into()))
-                            .collect(),
+                        parameters: self.parameters.get(key).cloned().unwrap_or_default(),
                         variant: run.name.clone().into(),
                         holds: judged.as_ref().ok().copied().flatten(),
                         unjudged: judged.err(),
@@ -223,7 +231,7 @@ impl SideBySide {
             });
             serde_json::json!({
                 "step": key.step, "metric": key.metric, "unit": (!key.unit.is_empty()).then_some(&key.unit),
-                "parameters": key.parameters, "values": values.collect::<Vec<_>>(),
+                "parameters": self.parameters.get(key), "values": values.collect::<Vec<_>>(),
             })
         });
         serde_json::json!({
@@ -316,6 +324,19 @@ fn shown(summary: &Summary) -> String {
 }
 
 impl Key {
+    /// Whether this is the same, measured in another unit.
+    fn differs_in_unit(&self, other: &Self) -> bool {
+        let of = |key: &Self| (key.step.clone(), key.metric.clone(), key.parameters.clone());
+        self.unit != other.unit && of(self) == of(other)
+    }
+
+    fn in_unit(&self) -> String {
+        match self.unit.as_str() {
+            "" => "without a unit".to_owned(),
+            unit => format!("in {unit}"),
+        }
+    }
+
     fn label(&self, between: &str) -> String {
         let pair = |(name, value): (&String, &String)| format!("{name}={}", quoted(value));
         self.parameters.iter().map(pair).collect::<Vec<_>>().join(between)
@@ -330,7 +351,7 @@ impl Key {
 
 impl Side {
     /// What a run measured, and that in its order.
-    fn new(directory: &Path, report: &Report) -> (Self, Vec<Key>) {
+    fn new(directory: &Path, report: &Report) -> (Self, Vec<(Key, Parameters)>) {
         let mut measured = BTreeMap::new();
         let mut keys = Vec::new();
         let analysis = report.analysis();
@@ -350,13 +371,15 @@ impl Side {
                             .map(|(name, value)| (name.clone(), value.to_string()))
                             .collect(),
                     };
-                    keys.push(key.clone());
-                    measured.insert(key, summary.clone());
+                    measured.insert(key.clone(), summary.clone());
+                    keys.push((key, parameters));
                 }
             }
         }
         let groups = kinds(report.sets().flat_map(|set| &set.machines));
-        let (run, started) = (report.run.clone(), report.started);
+        // Of its first set, as everything else calls a run that was resumed, or whose machines depend on a parameter.
+        let first = report.sets().next();
+        let (run, started) = first.map_or((None, None), |set| (set.run.clone(), set.started));
         let source = std::fs::read(directory.join("experiment.toml")).ok();
         let given = Given::read(directory).ok().map(|given| {
             let mut values = source.as_deref().map(variables).unwrap_or_default();

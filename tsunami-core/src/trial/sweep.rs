@@ -554,6 +554,9 @@ impl Sweep {
                 (trial.counted.take(), mem::take(&mut trial.is_cut))
             };
             let voided = match counted {
+                Some(_) if self.plan.trials[at].warmup => {
+                    Some((VoidReason::Round, "the machines are warmed up again"))
+                }
                 Some(_) => Some((VoidReason::Round, "the round is done again whole")),
                 None => is_cut.then_some((VoidReason::Cut, CUT)),
             };

@@ -26,8 +26,8 @@ use self::trials::trials;
 use super::plots::{self, About};
 use crate::limits::REPORT_LIMIT;
 use crate::results::built::Source;
-use crate::results::files;
 use crate::results::results_json::planned;
+use crate::results::{files, goes_on};
 use crate::text::number;
 use crate::{Report, SetReport, TrialOutcome, TrialReport};
 
@@ -210,7 +210,7 @@ impl View {
                 .started
                 .map(|at| humantime::format_rfc3339_seconds(at).to_string())
                 .unwrap_or_default(),
-            outcome: said_outcome(report, &run_json),
+            outcome: said_outcome(directory, report, &run_json),
             ok: report.ok,
             facts: facts(report, &run_json, analysis.metrics.len()),
             failures,
@@ -241,11 +241,12 @@ fn run_json(directory: &Path) -> RunJson {
     file.and_then(|file| serde_json::from_reader(BufReader::new(file)).ok()).unwrap_or_default()
 }
 
-fn said_outcome(report: &Report, run: &RunJson) -> String {
+fn said_outcome(directory: &Path, report: &Report, run: &RunJson) -> String {
     match (report.ok, run.outcome.as_str()) {
         (_, outcome) if !outcome.is_empty() => outcome.to_owned(),
         (Some(true), _) => "success".to_owned(),
         (Some(false), _) => "failed".to_owned(),
+        (None, _) if goes_on(directory) => "it went on when this was made".to_owned(),
         (None, _) => "its end was not recorded".to_owned(),
     }
 }
