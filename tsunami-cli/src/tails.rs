@@ -62,6 +62,15 @@ impl Tails {
         let then = lock(&self.1).as_ref().and_then(|failed| failed.lines.get(&place).cloned());
         then.or_else(|| lock(&self.0).get(&place).map(Stage::lines)).unwrap_or_default()
     }
+
+    /// The trial whose failure is told of, if what [`of`](Self::of) gives is from it.
+    pub(crate) fn trial_of(&self, machine: &str, stage: &str) -> Option<String> {
+        let place = (machine.to_owned(), stage.to_owned());
+        lock(&self.1)
+            .as_ref()
+            .filter(|failed| failed.lines.contains_key(&place))
+            .map(|failed| failed.trial.clone())
+    }
 }
 
 impl Stage {
@@ -187,6 +196,7 @@ mod tests {
         trial("4444", false);
         trial("55555", true);
         assert_eq!(tails.of("a", "b"), ["333"]);
+        assert_eq!((tails.trial_of("a", "b").as_deref(), tails.trial_of("a", "c")), (Some("333"), None));
     }
 
     #[test]

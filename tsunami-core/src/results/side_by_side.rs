@@ -186,6 +186,7 @@ impl SideBySide {
                         .map(|interval| threshold.judge_interval(interval, threshold.ratio).holds());
                     let parameters = key.parameters.iter();
                     checks.push(Check {
+                        measured: None,
                         fail_if: threshold.to_string(),
                         metric: key.metric.clone(),
                         parameters: parameters
