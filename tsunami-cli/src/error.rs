@@ -410,6 +410,9 @@ impl Told<'_> {
                 self.entry(&[(Style::Plain, "  ")], &problem.to_string());
             }
         }
+        if let Some(trial) = run.and_then(|(_, tails)| tails.trial_of(error)) {
+            self.entry(&[(Style::Plain, "  in: ")], &trial);
+        }
         let place = error.place();
         let tail = run.zip(place).map(|((_, tails), (machine, stage))| tails.of(machine, stage));
         let written = || error.written().iter().flat_map(|text| text.lines()).map(str::to_owned).collect();

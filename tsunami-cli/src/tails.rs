@@ -5,9 +5,9 @@ use std::io;
 use std::sync::Mutex;
 
 use tsunami_core::text::{Lines, sanitize_bytes};
-use tsunami_core::{Event, EventKind, Observer, Origin, Stream};
+use tsunami_core::{Error as CoreError, ErrorChain, Event, EventKind, Observer, Origin, Stream};
 
-use crate::reporter::lock;
+use crate::reporter::{Sweep, lock};
 
 /// How many lines of each output are told.
 const LINES: usize = 10;
@@ -22,12 +22,15 @@ type Place = (String, String);
 /// Keeps the end of both outputs of each command that goes on, and of the last that ended, by machine and stage. Of many
 /// trials, the first one that failed is what is told of: what later ones write is no part of that.
 #[derive(Debug, Default)]
-pub(crate) struct Tails(Mutex<HashMap<Place, Stage>>, Mutex<Option<FailedTrial>>);
+pub(crate) struct Tails(Mutex<HashMap<Place, Stage>>, Mutex<Option<FailedTrial>>, Mutex<Sweep>);
 
 /// A trial that failed, and the last lines as they were then.
 #[derive(Debug)]
 struct FailedTrial {
     trial: String,
+    /// Which of many it was, in words.
+    called: Option<String>,
+    why: Option<String>,
     lines: HashMap<Place, Vec<String>>,
 }
 
@@ -61,6 +64,19 @@ impl Tails {
         let place = (machine.to_owned(), stage.to_owned());
         let then = lock(&self.1).as_ref().and_then(|failed| failed.lines.get(&place).cloned());
         then.or_else(|| lock(&self.0).get(&place).map(Stage::lines)).unwrap_or_default()
+    }
+
+    /// Which of many trials first failed, if this is why it did.
+    pub(crate) fn trial_of(&self, error: &CoreError) -> Option<String> {
+        let failed = lock(&self.1);
+        let failed = failed.as_ref()?;
+        let why = failed.why.as_ref()?;
+        // The first of several trials' errors is that of the first, which may be one of several machines' itself.
+        let mut errors = std::iter::successors(Some(error), |error| match error {
+            CoreError::Several(failures) => Some(&*failures.first),
+            _ => None,
+        });
+        errors.any(|error| ErrorChain(error).to_string() == *why).then(|| failed.called.clone()).flatten()
     }
 }
 
@@ -137,10 +153,18 @@ impl Observer for Tails {
                 let commands = stage.into_iter().flat_map(|stage| &mut stage.commands);
                 commands.filter(|tail| tail.command_id == *command_id).for_each(|tail| tail.goes_on = false);
             }
-            EventKind::TrialFinished { trial, ok: false, .. } => {
+            EventKind::SweepPlanned { plan } => *lock(&self.2) = Sweep::of(plan),
+            // That a warm-up failed is told by nobody either.
+            EventKind::TrialFinished { trial, ok: false, error, .. } if trial.parse::<u32>().is_ok() => {
                 let tails = lock(&self.0);
                 let lines = || tails.iter().map(|(place, stage)| (place.clone(), stage.lines())).collect();
-                lock(&self.1).get_or_insert_with(|| FailedTrial { trial: trial.clone(), lines: lines() });
+                let sweep = lock(&self.2);
+                lock(&self.1).get_or_insert_with(|| FailedTrial {
+                    trial: trial.clone(),
+                    called: sweep.has_many().then(|| sweep.called(trial)),
+                    why: error.clone(),
+                    lines: lines(),
+                });
             }
             // It is done again, and its failure told by nobody.
             EventKind::TrialVoided { trial, .. } => {

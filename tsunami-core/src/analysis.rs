@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::report::{Report, TrialReport};
 use crate::statistics::{
-    Comparison, Judgement, Placed, Round, Summary, Threshold, Verdict, Words, across_sets, bonferroni,
-    change, compare, summary, verdict,
+    Comparison, Judgement, Placed, Round, Scale, Summary, Threshold, Verdict, Words, across_sets, bonferroni,
+    change, compare, significant, summary, verdict,
 };
 use crate::text::{number, quoted};
 use crate::trial::{Compare, MetricPlan, ParameterValue, Parameters, PlannedTrial, SweepPlan, VoidReason};
@@ -155,6 +155,9 @@ pub struct Check {
     pub holds: Option<bool>,
     /// Why it can't be judged at all, if so.
     pub unjudged: Option<String>,
+    /// The ratio that it was judged by, in words, if there is one.
+    #[serde(skip)]
+    pub(crate) measured: Option<String>,
 }
 
 /// Why something can't be compared.
@@ -446,12 +449,8 @@ impl<'a> Table<'a> {
         let rounds = rounds(cells, metric, false);
         let comparison = compare(&rounds, baseline, variant, confidence).map_err(|few| few.to_string())?;
         let verdict = verdict(&comparison, with.margin, metric.better);
-        // A number by itself would not say what it is of.
-        let name = |index: usize| match self.variants[index] {
-            Some(ParameterValue::Text(text)) => text.clone(),
-            Some(value) => format!("{}={value}", with.by),
-            None => String::new(),
-        };
+        let name =
+            |index: usize| self.variants[index].map(|value| called(value, &with.by)).unwrap_or_default();
         let (baseline_name, variant_name) = (name(baseline), name(variant));
         let words = Words {
             metric: &metric.name,
@@ -624,6 +623,14 @@ fn incomplete(report: &Report, counts: &[Counts]) -> Option<String> {
     }
 }
 
+/// What a variant is called in a sentence: a number by itself would not say what it is of.
+fn called(value: &ParameterValue, by: &str) -> String {
+    match value {
+        ParameterValue::Text(text) => text.clone(),
+        value => format!("{by}={value}"),
+    }
+}
+
 /// What becomes of each line of `fail_if`. Those that can't be read were refused with the plan.
 fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
     let baseline_of = |combination: &'_ Combination| {
@@ -653,7 +660,17 @@ fn checks(compare: &Compare, metrics: &[MetricAnalysis]) -> Vec<Check> {
                             .map(|name| format!("{name} has no value"))
                             .or_else(|| variant.not_compared.clone()),
                     };
+                    let compared = variant.compared.as_ref().map(|compared| &compared.comparison);
+                    let compared = compared.filter(|comparison| comparison.scale == Scale::Ratio);
+                    let measured = compared.map(|Comparison { interval, .. }| {
+                        let (low, high) = (significant(interval.low), significant(interval.high));
+                        let range = if low == high { low } else { format!("{low} to {high}") };
+                        let (own, baseline) =
+                            (called(&value, &compare.by), called(&compare.baseline, &compare.by));
+                        format!("{} of {own} is {range} times that of {baseline}", known.metric.name)
+                    });
                     checks.push(Check {
+                        measured,
                         fail_if: threshold.to_string(),
                         metric: known.metric.name.clone(),
                         parameters: combination.parameters.clone(),
@@ -735,16 +752,17 @@ pub(crate) fn label(parameters: &Parameters) -> String {
 
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fail_if, variant, .. } = self;
+        let Self { fail_if, variant, measured, .. } = self;
+        let measured = measured.as_ref().map(|measured| format!(": {measured}")).unwrap_or_default();
         let place = label(&self.parameters);
         let place = if place.is_empty() { place } else { format!(" where {place}") };
         if let Some(why) = &self.unjudged {
             return write!(f, "`{fail_if}` can't be judged for {variant}{place}: {why}");
         }
         match self.holds {
-            Some(true) => write!(f, "`{fail_if}` holds for {variant}{place}"),
-            Some(false) => write!(f, "`{fail_if}` does not hold for {variant}{place}"),
-            None => write!(f, "undecided: `{fail_if}` for {variant}{place}"),
+            Some(true) => write!(f, "`{fail_if}` holds for {variant}{place}{measured}"),
+            Some(false) => write!(f, "`{fail_if}` does not hold for {variant}{place}{measured}"),
+            None => write!(f, "undecided: `{fail_if}` for {variant}{place}{measured}"),
         }
     }
 }
@@ -853,9 +871,18 @@ mod tests {
         let holds: Vec<_> = analysis.checks.iter().map(|check| check.holds).collect();
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(holds, [yes, no, no, no, None, yes]);
-        let held = format!("`rps > 1.2` holds for new where size=4; `{middle}` holds for new where size=1");
-        assert_eq!((analysis.held(), analysis.failure()), (Some(held.clone()), Some(held)));
-        assert!(analysis.sentences().contains(&format!("undecided: `{middle}` for new where size=4")));
+        let held = analysis.held().unwrap();
+        let (first, second) = held.split_once("; ").unwrap();
+        let starts = |text: &str, start: &str, low: &str| {
+            assert!(text.starts_with(&format!("{start}: rps of new is {low}")), "{text}");
+            assert!(text.contains(" to ") && text.ends_with(" times that of old"), "{text}");
+        };
+        starts(first, "`rps > 1.2` holds for new where size=4", "1.2");
+        starts(second, &format!("`{middle}` holds for new where size=1"), "1 to 1.0");
+        assert_eq!(analysis.failure(), Some(held.clone()));
+        let sentences = analysis.sentences();
+        let undecided = sentences.iter().find(|line| line.starts_with("undecided")).unwrap();
+        starts(undecided, &format!("undecided: `{middle}` for new where size=4"), "1.2");
 
         let other = report.compare("size", "rps").unwrap();
         assert_eq!(other.combinations.len(), 2);

@@ -15,7 +15,7 @@ use live::Live;
 pub(crate) use plain::Plain;
 #[cfg(test)]
 pub(crate) use text::tests::{Shared, at, finished, little_run, numbered, started};
-pub(crate) use text::{in_rows as machines, span};
+pub(crate) use text::{Sweep, in_rows as machines, span};
 pub(crate) use waits::{Signs, signs};
 
 /// Shows people a run while it goes on.

@@ -34,7 +34,7 @@ pub(super) struct Text {
 
 /// What is known of the trials of a run that has many.
 #[derive(Debug, Default)]
-struct Sweep {
+pub(crate) struct Sweep {
     /// How many of them count.
     trials: usize,
     /// The parameters of each, in words.
@@ -49,7 +49,7 @@ struct Sweep {
 }
 
 impl Sweep {
-    fn of(plan: &SweepPlan) -> Self {
+    pub(crate) fn of(plan: &SweepPlan) -> Self {
         let order = |trial: &PlannedTrial| {
             let part =
                 |name: &String| Some(format!("{name}={}", quoted(&trial.parameters.get(name)?.to_string())));
@@ -66,12 +66,12 @@ impl Sweep {
         }
     }
 
-    fn has_many(&self) -> bool {
+    pub(crate) fn has_many(&self) -> bool {
         self.parameters.len() > 1
     }
 
     /// The trial as people see which of many it is.
-    fn called(&self, trial: &str) -> String {
+    pub(crate) fn called(&self, trial: &str) -> String {
         let parameters = self.parameters.get(trial).filter(|parameters| !parameters.is_empty());
         let parameters = parameters.map(|parameters| format!(" ({parameters})")).unwrap_or_default();
         match trial.parse::<u32>() {

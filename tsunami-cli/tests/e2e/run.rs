@@ -717,6 +717,7 @@ fn no_trial_brings_home_what_was_there_before() {
     let file = world.write(
         "x.toml",
         r#"name = "x"
+        trials = { repeat = 2 }
         [group.node]
         setup = "echo stale > out.csv"
         [[step]]
@@ -726,7 +727,8 @@ fn no_trial_brings_home_what_was_there_before() {
         collect = ["*.csv"]
         "#,
     );
-    world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&["nothing matches `*.csv`"]);
+    let says = ["nothing matches `*.csv`", "\n  in: trial 1 of 2\n"];
+    world.tsunami([&"run".into(), &file]).assert_status(1).assert_says(&says);
     world.assert_clean();
 }
 

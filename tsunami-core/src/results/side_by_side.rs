@@ -196,6 +196,7 @@ impl SideBySide {
                     let judged = ratios(first, run, key)
                         .map(|interval| threshold.judge_interval(interval, threshold.ratio).holds());
                     checks.push(Check {
+                        measured: None,
                         fail_if: threshold.to_string(),
                         metric: key.metric.clone(),
                         parameters: self.parameters.get(key).cloned().unwrap_or_default(),
