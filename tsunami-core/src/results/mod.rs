@@ -368,7 +368,9 @@ impl Results {
         let ending = Ending { experiment, outcome, report: &report };
         // One that can't be written keeps no other from being so.
         let finished: Vec<_> = self.writer.files().iter().map(|file| file.finish(&ending)).collect();
-        *lock(&self.unsettled) = runs::settle(&self.directory, outcome);
+        // Whoever could not be listed was told so.
+        let is_unlisted = self.beginning.as_ref().is_some_and(|beginning| beginning.is_unlisted());
+        *lock(&self.unsettled) = if is_unlisted { None } else { runs::settle(&self.directory, outcome) };
         drop(lock(&self.in_use).take());
         finished.into_iter().collect::<Result<(), _>>()?;
         Ok(report)

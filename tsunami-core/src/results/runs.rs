@@ -50,6 +50,12 @@ impl Beginning {
         lock(&self.remarks).is_some()
     }
 
+    /// Whether it was to be listed, and could not be.
+    pub(super) fn is_unlisted(&self) -> bool {
+        let index = shown(&self.results, INDEX);
+        self.remarks().iter().any(|remark| remark.starts_with(&index))
+    }
+
     pub(super) fn remarks(&self) -> Vec<String> {
         lock(&self.remarks).clone().unwrap_or_default()
     }
@@ -82,9 +88,12 @@ fn enter(results: &Path, values: &[(String, String)]) -> Vec<String> {
 pub(super) fn settle(results: &Path, outcome: Outcome) -> Option<String> {
     let (parent, run) = &place(results)?;
     let path = parent.join(INDEX);
-    // What is no index of ours lists nobody.
-    let is_ours = files::open(&path).and_then(Index::read).is_ok_and(|index| index.has(run));
-    let settled = is_ours.then(|| change(parent, |index| index.settle(run, outcome.words())))?;
+    let settled = match files::open(&path).and_then(Index::read) {
+        Ok(index) if index.has(run) => change(parent, |index| index.settle(run, outcome.words())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error),
+        // What is no index of ours lists nobody.
+        _ => return None,
+    };
     let index = shown(results, INDEX);
     settled
         .err()
@@ -174,15 +183,15 @@ impl Index {
         }
         // The reader takes a quote without its other one as the beginning of a value that holds all lines behind it.
         if text.iter().filter(|byte| **byte == b'"').count() % 2 == 1 {
-            return Err(io::Error::other("it is damaged, and stays: a quote has no other one"));
+            return Err(damaged("a quote has no other one"));
         }
         let names = header.iter().skip(COLUMNS.len()).map(str::to_owned).collect();
         let mut rows = Vec::new();
         for row in reader.records() {
-            let row = row.map_err(io::Error::from)?;
+            let row = row.map_err(damaged)?;
             if row.len() != header.len() || humantime::parse_rfc3339(&row[1]).is_err() {
                 let line = row.position().map_or(0, csv::Position::line);
-                return Err(io::Error::other(format!("it is damaged, and stays: line {line} is of no run")));
+                return Err(damaged(format!("line {line} is of no run")));
             }
             rows.push(row.iter().map(str::to_owned).collect());
         }
@@ -223,6 +232,10 @@ impl Index {
         check_length(text.len() as u64)?;
         Ok(text)
     }
+}
+
+fn damaged(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("it is damaged, and stays: {why}"))
 }
 
 fn check_length(length: u64) -> io::Result<()> {
@@ -294,6 +307,9 @@ mod tests {
         fs::remove_file(home.path().join(LATEST)).unwrap();
         fs::create_dir(home.path().join(LATEST)).unwrap();
         fs::write(home.path().join(INDEX), "mine\n").unwrap();
+        let begun = Beginning::new(&b, &[]);
+        begun.event(&at(0.0, EventKind::Launching { group: "n".into(), count: 1 }));
+        assert!(begun.is_unlisted() && !beginning.is_unlisted());
         let c = run("c");
         let [latest, index] = &enter(&c, &[])[..] else { panic!("both are told") };
         assert!(
@@ -324,6 +340,8 @@ mod tests {
             let told = enter(&c, &[]);
             let expected = format!("/index.csv does not list this run: it is damaged, and stays: {why}");
             assert!(told[1].ends_with(&expected), "{told:?}");
+            let told = settle(&c, Outcome::Success).unwrap();
+            assert!(told.ends_with(&format!("(success): it is damaged, and stays: {why}")), "{told}");
             assert_eq!(fs::read_to_string(home.path().join(INDEX)).unwrap(), text);
         }
         // Nothing is cut off an index that is too long, or would be.
