@@ -427,6 +427,7 @@ impl Told<'_> {
         }
         self.others(error);
         self.help(error.help());
+        self.help(is_full(error).then_some(OWN_DISK));
         self.help(error.remedy().and_then(option_for));
         if let CoreError::Remains { run, leftovers, .. } = error {
             for leftover in leftovers {
@@ -566,6 +567,19 @@ mod tests {
             let text = Error::Core(error).text(&Removal::Down);
             assert!(text.trim_end().ends_with(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_is_this_computers() {
+        let source = io::Error::from(ErrorKind::StorageFull);
+        let error = CoreError::Session {
+            machine: "a-0".to_owned(),
+            stage: "load".to_owned(),
+            action: "download of out.bin".to_owned(),
+            source: SessionError::new(SessionErrorKind::Local, "cannot write /r/out.bin").source(source),
+        };
+        let text = Error::Core(error).text(&Removal::Down);
+        assert!(text.trim_end().ends_with(&format!("\nhelp: {OWN_DISK}")), "{text}");
     }
 
     #[test]

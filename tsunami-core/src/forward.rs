@@ -91,7 +91,7 @@ impl Host {
     /// As [`forward`](Self::forward) has them. A port that is taken here is one of the kind
     /// [`Local`](SessionErrorKind::Local).
     pub async fn forward_from(&self, local: u16, port: u16) -> Result<Forward, Error> {
-        let action = action(port);
+        let action = format!("listening for port {port}");
         let listening = async {
             if !self.session().dials() {
                 return Err(SessionError::new(

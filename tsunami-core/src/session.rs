@@ -416,8 +416,9 @@ impl Command {
     }
 
     /// Has the machine end the command where its connection ends before it, however this program ended: TERM, five seconds,
-    /// KILL for its process group and what descends from it, as where it is cancelled. A machine may not notice for long that
-    /// the network to it was cut. A session that can't see to that, and one that runs it in a list or gives it something to
+    /// KILL for its process group and what descends from it, as where it is cancelled. A process that has left group and
+    /// session, and whose parent has ended (`(setsid … &)`), ends with the run. A machine may not notice for long that the
+    /// network to it was cut. A session that can't see to that, and one that runs it in a list or gives it something to
     /// read, leaves it to the machine's deadline as any other.
     pub fn ends_with_connection(mut self) -> Self {
         self.ends_with_connection = true;

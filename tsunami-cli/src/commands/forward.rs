@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::select_all;
 use tokio_util::sync::CancellationToken;
-use tsunami_core::{Error as CoreError, Forward as Forwarded, RunStore};
+use tsunami_core::{Error as CoreError, Forward as Forwarded, RunStore, SessionErrorKind};
 
 use super::{Context, Execute, Known};
 use crate::backend;
@@ -60,7 +60,8 @@ impl Execute for Forward {
         };
         let mut forwards = Vec::new();
         for (here, there) in self.ports {
-            let forward = host.forward_from(here, there).await.map_err(Error::Exec)?;
+            let unheard = |error| Error::Exec(with_another_port(error, there));
+            let forward = host.forward_from(here, there).await.map_err(unheard)?;
             print(&format!("http://{}", forward.local_address()))?;
             forwards.push(forward);
         }
@@ -69,6 +70,17 @@ impl Execute for Forward {
         running.detach().await;
         ended
     }
+}
+
+/// Names what may be chosen where this computer can't listen on a port.
+fn with_another_port(mut error: CoreError, there: u16) -> CoreError {
+    if let CoreError::Session { source, .. } = &mut error
+        && source.kind == SessionErrorKind::Local
+        && source.source.is_some()
+    {
+        source.help.get_or_insert_with(|| format!("`0:{there}` takes any port here that is free"));
+    }
+    error
 }
 
 /// Tells of connections that could not be made, until there are no more.

@@ -227,10 +227,11 @@ fn terminals_ports_and_many_machines_are_as_if_they_were_here() {
         assert_eq!(get(&nothing), "");
     }
     let taken = format!("{}:80", page.rsplit_once(':').unwrap().1);
-    world
-        .tsunami(["forward", &run, "a", &taken])
-        .assert_status(125)
-        .assert_says(&["can't listen on 127.0.0.1:"]);
+    world.tsunami(["forward", &run, "a", &taken]).assert_status(125).assert_says(&[
+        "listening for port 80",
+        "can't listen on 127.0.0.1:",
+        "help: `0:80` takes any",
+    ]);
     forward.signal(Signal::INT);
     let ended = forward.end();
     ended.assert_status(0).assert_says(&["SIGINT: closing the ports", "a-0: ", "port 1", "nothing"]);

@@ -999,9 +999,23 @@ fn what_of_the_results_cannot_be_written_is_said_with_what_is_lost() {
         "Once there is room, `tsunami report /",
     ]);
     // What follows from it doesn't tell it once more.
-    for (once, times) in [("error: ", 1), ("could not take", 1), ("talk.log: No space left", 2)] {
+    for (once, times) in
+        [("error: ", 1), ("could not take", 1), ("talk.log: No space left", 2), ("a disk of this", 1)]
+    {
         assert_eq!(ended.stderr.matches(once).count(), times, "{once}: {}", ended.stderr);
     }
+    world.assert_clean();
+
+    let step = "[[step]]\nname = 'w'\non = 'n'\nrun = 'seq 20000 >out.bin'\ncollect = ['out.bin']\n";
+    world.write("y.toml", &format!("name = 'y'\n[group.n]\n{step}"));
+    let mut command =
+        world.shell(&format!("exec unshare --mount sh -c '{small}' sh \"$@\""), ["run", "y.toml"]);
+    let ended = Ended::from(command.output().unwrap());
+    ended.assert_says(&[
+        "cannot write /",
+        "/out.bin",
+        "help: that is a disk of this computer, not a machine's",
+    ]);
     world.assert_clean();
 }
 

@@ -284,6 +284,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
     use std::process::Stdio;
     use std::slice;
 
@@ -546,6 +548,53 @@ mod tests {
                 scope.spawn(move || ends_well(&shell));
             }
         });
+    }
+
+    fn runs(process: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    /// How many of a process's children run.
+    fn children(parent: u32) -> usize {
+        let all = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+        all.split_whitespace().filter(|child| runs(child)).count()
+    }
+
+    #[test]
+    fn a_guard_ends_nothing_once_the_command_has_ended_though_nobody_reads_that() {
+        for shell in shells() {
+            let place = tempfile::tempdir().unwrap();
+            let mut child = supervisor(&shell, 1).current_dir(place.path()).spawn().unwrap();
+            let leave = "sleep 1000 >/dev/null 2>&1 & echo $! >left";
+            let line = format!("until [ -e go ]; do sleep 0.01; done; {leave}; exit 3");
+            let header = header(&Command::shell(&line), None).unwrap();
+            let lines = [conversation(&mark(7), 1, true, true).unwrap(), header].concat();
+            let mut input = child.stdin.take().unwrap();
+            input.write_all(&lines).unwrap();
+            let wait_for = |count| {
+                let is_so = |_: &u32| {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    children(child.id()) == count
+                };
+                (0..3000).find(is_so).unwrap_or_else(|| panic!("{shell:?}: never {count} children"));
+            };
+            wait_for(2);
+            let stderr = format!("/proc/self/fd/{}", child.stderr.as_ref().unwrap().as_raw_fd());
+            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+            let mut pipe = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(stderr).unwrap();
+            while pipe.write(&[b'x'; 4096]).is_ok() {}
+            drop(pipe);
+            std::fs::write(place.path().join("go"), "").unwrap();
+            wait_for(1);
+            drop(input);
+            wait_for(0);
+            let left = std::fs::read_to_string(place.path().join("left")).unwrap();
+            assert!(runs(left.trim()), "{shell:?}: the guard has ended what the command left");
+            std::process::Command::new("kill").arg(left.trim()).status().unwrap();
+            let said = child.wait_with_output().unwrap();
+            assert_eq!(exits(&said.stderr), [(Exit::Status(3), false)], "{shell:?}");
+        }
     }
 
     fn supervise(shell: &[&str], command: &Command) -> (Vec<Status>, Vec<u8>) {

@@ -66,6 +66,9 @@ while [ "$_left" -gt 0 ] && IFS= read -r _line; do
             IFS= read -r _line <&7
             # From now on it goes on, however early the command itself ends.
             trap '' TERM
+            # Once the end of the command was seen, another may have its number, and the supervisor may still wait for
+            # somebody to read of that end.
+            case $(cat "/proc/$_pid/status") in *PPid:?"$$$_n"*) ;; *) exit ;; esac
             # Where the command has just begun, it may have no group yet.
             while kill -0 "$_pid" && ! kill -0 "-$_pid"; do sleep 0.1; done
             exec sh -c "$_tied" sh "$TSUNAMI_RUN_ID" "$_pid" 7<&-

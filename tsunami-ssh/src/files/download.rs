@@ -162,12 +162,12 @@ mod tests {
         let path = std::env::var("PATH").unwrap();
         for path in [path.clone(), format!("{}:{path}", tools.display())] {
             for shell in shells.iter().filter(|shell| runs(shell[0])) {
-                for stripes in ["", "stripes"] {
+                for stripes in ["", ".tsunami-stripes-0123456789abcdef"] {
                     let mut command = Process::new(shell[0]);
                     command.args(&shell[1..]).args(["-c", PACK, "sh", stripes]).args(&patterns);
-                    command.current_dir(&there).env("PATH", &path).env("HOME", place.path());
+                    command.current_dir(&there).env("PATH", &path).env("HOME", &there);
                     let output = command.output().unwrap();
-                    assert!(!place.path().join("stripes").exists());
+                    assert!(stripes.is_empty() || !there.join(stripes).exists());
                     let home = tempfile::tempdir().unwrap();
                     let unpacked = match stripes {
                         "" => unpack(output.stdout.as_slice(), home.path(), &patterns, || false),
@@ -189,6 +189,8 @@ mod tests {
                         (".config/x".into(), ".profile".into())
                     );
                     assert!(!home.path().join("other").exists());
+                    // What the transfer itself made, where `.*` finds it, stays there.
+                    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 3, "{shell:?} {path}");
                 }
             }
         }

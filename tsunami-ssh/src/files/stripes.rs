@@ -11,8 +11,10 @@
 //! SSH itself sees to it that what a channel brings is what was sent. Whether it has brought all of it, its status
 //! says: a transfer is done when all that took part have succeeded.
 
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,8 +81,17 @@ pub(super) fn stripes() -> (Stripes, Sides) {
     (stripes, Sides { directory, begin, ready })
 }
 
+const DIRECTORY_PREFIX: &str = ".tsunami-stripes-";
+
 fn unique_directory() -> String {
-    format!(".tsunami-stripes-{:016x}", RandomState::new().hash_one(0))
+    format!("{DIRECTORY_PREFIX}{:016x}", RandomState::new().hash_one(0))
+}
+
+/// Whether this is called like the directory of a transfer's named pipes, which is made where people's files may be.
+pub(super) fn is_own_directory(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str);
+    let digits = name.and_then(|name| name.strip_prefix(DIRECTORY_PREFIX));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 impl Stripes {

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use tsunami_core::text::shorten;
 
 use super::archive::{Archive, Entry, EntryKind, Piece};
+use super::stripes::is_own_directory;
 use super::tree::{Leads, Name, Tree};
 use crate::limits::{ARCHIVE_LINKS_LIMIT, LEFT_OUT_SHOWN_LIMIT, PATH_BYTES_LIMIT, SHOWN_NAME_LIMIT};
 
@@ -122,11 +123,11 @@ pub(super) fn unpack(
     given_up: impl Fn() -> bool,
 ) -> Unpacked {
     let mut unpacked = Unpacked::default();
-    let tree = Tree::open(into).map_err(|error| BrokenOff::here("cannot write to", into, error));
+    let tree = Tree::open(into).map_err(|error| BrokenOff::here("cannot write to", into, "", error));
     let result = tree.and_then(|tree| {
         let asked = Asked::new(patterns);
         let mut unpacking = Unpacking { tree, asked, links: Links::default(), left_out: LeftOut::default() };
-        let result = unpacking.entries(&mut Archive::new(BufReader::with_capacity(BUFFER, from)));
+        let result = unpacking.entries(&mut Archive::new(BufReader::with_capacity(BUFFER, from)), into);
         unpacking.make_links(given_up);
         unpacked.left_out = unpacking.left_out;
         result
@@ -153,13 +154,15 @@ struct Links {
 }
 
 impl BrokenOff {
-    fn here(action: &str, path: &Path, error: io::Error) -> Self {
-        Self::Here(format!("{action} {}", shown(path.as_os_str().as_bytes())), error)
+    /// Of a name in a directory here, or of the directory itself.
+    fn here(action: &str, into: &Path, name: &str, error: io::Error) -> Self {
+        let path = if name.is_empty() { into.to_owned() } else { into.join(name) };
+        Self::Here(format!("{action} {}", path.display()), error)
     }
 }
 
 impl Unpacking {
-    fn entries<R: Read>(&mut self, archive: &mut Archive<R>) -> Result<(), BrokenOff> {
+    fn entries<R: Read>(&mut self, archive: &mut Archive<R>, into: &Path) -> Result<(), BrokenOff> {
         while let Some(entry) = archive.next().map_err(BrokenOff::There)? {
             let name = match Name::new(&entry.name) {
                 Ok(name) if self.asked.covers(name.path()) => name,
@@ -174,6 +177,7 @@ impl Unpacking {
             };
             let made = match &entry.kind {
                 EntryKind::File { size, pieces } => self.file(archive, &name, &entry, *size, pieces)?,
+                EntryKind::Directory if is_own_directory(name.path()) => continue,
                 EntryKind::Directory => self.tree.directory(&name, entry.mode),
                 EntryKind::HardLink(target) => self.hard_link(&name, target),
                 EntryKind::Symlink(target) => self.link(&name, Path::new(OsStr::from_bytes(target))),
@@ -182,7 +186,12 @@ impl Unpacking {
             };
             match made {
                 Err(error) if is_lasting(&error) => {
-                    return Err(BrokenOff::here("cannot write", name.path(), error));
+                    return Err(BrokenOff::here(
+                        "cannot write",
+                        into,
+                        &shown(name.path().as_os_str().as_bytes()),
+                        error,
+                    ));
                 }
                 Err(error) => self.left_out.add(&entry.name, error),
                 // The last one of several with the same name counts, as when tar unpacks.
