@@ -262,24 +262,13 @@ impl Stage {
         let (tails, secrets) = (self.tails.clone(), self.run.secrets().clone());
         let rest = self.run.is_resumable().then(|| self.run.results().directory().to_owned());
         let lost: Vec<String> = outcome.as_ref().err().map(lost).unwrap_or_default();
-        let error = outcome.err().map(|error| match error {
-            error @ (CoreError::Cancelled | CoreError::Remains { .. }) => Error::Run {
-                error: Box::new(error),
-                logs,
-                rest,
-                tails,
-                secrets,
-                is_attached: self.is_attached,
-            },
-            _ if self.elsewhere.has_torn_down() => Error::TornDown(self.elsewhere.machines_of()),
-            error => Error::Run {
-                error: Box::new(error),
-                logs,
-                rest,
-                tails,
-                secrets,
-                is_attached: self.is_attached,
-            },
+        let error = outcome.err().map(|error| {
+            let is_own = matches!(error, CoreError::Cancelled | CoreError::Remains { .. });
+            if !is_own && self.elsewhere.has_torn_down() {
+                return Error::TornDown(self.elsewhere.machines_of());
+            }
+            let (error, is_attached) = (Box::new(error), self.is_attached);
+            Error::Run { error, logs, rest, tails, secrets, is_attached }
         });
         // A command whose output can't be written down fails for nothing that its machine has done.
         let local = self.run.unwritten().await;
