@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
+use tsunami_core::results::goes_on;
 use tsunami_core::text::Lines;
 use tsunami_core::{Error as CoreError, Event, EventKind, RunEntry, RunStore, Stream, read_events};
 
@@ -61,8 +62,7 @@ fn logs(Logs { run, only, follow }: &Logs, colour: bool) -> Result<u8, Error> {
     let (recorded, directories) = find(&state, run)?;
     let is_going = || {
         let is_controlled = |run: &RunEntry| run.is_controlled().unwrap_or(false);
-        *follow
-            && (recorded.as_ref().is_some_and(is_controlled) || directories.iter().any(|it| is_written(it)))
+        *follow && (recorded.as_ref().is_some_and(is_controlled) || directories.iter().any(|it| goes_on(it)))
     };
     let mut shown = Shown::of(&directories, colour);
     let mut is_first = true;
@@ -177,12 +177,6 @@ fn machines_of(results: &Path) -> Option<String> {
         EventKind::RunStarted { run, .. } => Some(run.to_string()),
         _ => None,
     })
-}
-
-/// Whether a process writes to these results: it holds a lock on the events.
-fn is_written(results: &Path) -> bool {
-    let events = File::open(results.join("events.jsonl"));
-    events.is_ok_and(|events| matches!(events.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// What one machine printed in one stage.
@@ -712,9 +706,9 @@ mod tests {
         log(&both[1], "b-0", "setup", "two\n");
         assert_eq!(find_results(all.path(), "x").as_ref(), Some(&both[1]));
         assert_eq!(machines_of(&both[1]).as_deref(), Some(ids[0]));
-        assert!(!is_written(&both[0]));
+        assert!(!goes_on(&both[0]));
         let lock = File::open(both[0].join("events.jsonl")).unwrap();
         lock.lock().unwrap();
-        assert!(is_written(&both[0]));
+        assert!(goes_on(&both[0]));
     }
 }
